@@ -1,0 +1,52 @@
+PYTHON ?= python3
+VENV ?= .venv
+# What `make test` runs, and how.
+TESTS ?= tests
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PACKAGE := setup.cfg pyproject.toml
+FORMATTED := . bin/taskclient
+TYPED := $(wildcard taskd twisted/plugins tests bench deploy)
+
+.PHONY: run test lint format bench clean
+
+run: $(VENV)/.run
+	$(BIN)/twistd -n --pidfile= taskserver
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -ra $(PYTEST_ARGS) $(TESTS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff format --check $(FORMATTED)
+	$(BIN)/ruff check $(FORMATTED)
+	$(BIN)/mypy $(TYPED)
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix $(FORMATTED)
+	$(BIN)/ruff format $(FORMATTED)
+
+bench: $(VENV)/.test
+	$(BIN)/python -m bench.throughput --tasks 20000 --clients 2
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -f twisted/plugins/dropin.cache
+
+# The stamps lie inside the environment: they say when it was made and last installed into, and go with it.
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "taskd needs Python 3.10 or newer; choose one with: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	    { echo "no virtual environment could be made; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.made $(PACKAGE)
+	$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.made $(PACKAGE)
+	$(PIP) install --editable '.[test]'
+	@touch $@ $(VENV)/.run

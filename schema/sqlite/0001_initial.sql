@@ -1,0 +1,66 @@
+-- The first schema: users, their sessions, tasks, and the outbox between the store and the broker.
+-- Every time is in microseconds since 1970-01-01 UTC.
+
+-- Accounts. A user owns tasks and sees no others.
+CREATE TABLE users (
+    id           INTEGER PRIMARY KEY AUTOINCREMENT, -- never used again for another user
+    username     TEXT NOT NULL,                     -- as the user wrote it, in Unicode normal form KC
+    username_key TEXT NOT NULL UNIQUE,              -- the username case folded: what it is found by and unique under
+    password     TEXT NOT NULL,                     -- a bcrypt hash
+    created_at   INTEGER NOT NULL                   -- when the user registered
+);
+
+-- Logins that outlive their connection.
+CREATE TABLE sessions (
+    token_hash BLOB PRIMARY KEY,                    -- a hash of the token, so that a copy of this table logs nobody in
+    user_id    INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE, -- whose session it is
+    created_at INTEGER NOT NULL,                    -- when the user logged in
+    expires_at INTEGER NOT NULL                     -- from when on the token is worth nothing
+) WITHOUT ROWID;
+CREATE INDEX sessions_user ON sessions (user_id);
+
+-- Every task and how far it is: the truth, of which broker messages are only hints.
+CREATE TABLE tasks (
+    id            INTEGER PRIMARY KEY AUTOINCREMENT, -- grows with time; a list is sorted by it
+    user_id       INTEGER NOT NULL REFERENCES users (id), -- the owner
+    task          TEXT NOT NULL,                    -- what it is, in the words of its owner
+    kind          TEXT NOT NULL DEFAULT 'simulate', -- which handler runs it
+    queue         TEXT NOT NULL DEFAULT 'tasks',    -- which queue of the broker it goes through
+    payload       TEXT NOT NULL DEFAULT '{}',       -- the arguments of the handler, a JSON object, kept as it came
+    state         TEXT NOT NULL DEFAULT 'waiting'   -- queued is handed to the broker, running is claimed
+        CHECK (state IN ('waiting', 'queued', 'running', 'completed', 'failed', 'cancelled')),
+    status        TEXT NOT NULL GENERATED ALWAYS AS ( -- the state in the original vocabulary
+        CASE state WHEN 'completed' THEN 'Completada' WHEN 'failed' THEN 'Fallida' WHEN 'cancelled' THEN 'Cancelada'
+        ELSE 'Procesando' END) STORED,
+    attempt       INTEGER NOT NULL DEFAULT 0,       -- the current or last attempt, 0 until first claimed; a fence
+    max_attempts  INTEGER NOT NULL DEFAULT 3,       -- when this many attempts have failed, the task has failed
+    dispatch      INTEGER NOT NULL DEFAULT 0,       -- how often it was handed to the broker; another number claims nothing
+    version       INTEGER NOT NULL DEFAULT 1,       -- grows by one with every change of state
+    worker        TEXT,                             -- the worker that has it, or had it last
+    lease_until   INTEGER,                          -- while running: from then on the worker counts as dead
+    created_at    INTEGER NOT NULL,                 -- when the owner submitted it
+    run_at        INTEGER NOT NULL,                 -- not to be handed to the broker before this moment
+    dispatched_at INTEGER,                          -- when it was last handed to the broker; NULL while waiting
+    started_at    INTEGER,                          -- when the current or last attempt began; NULL while waiting or queued
+    finished_at   INTEGER,                          -- when it became completed, failed or cancelled; set once
+    result        TEXT,                             -- what the handler returned, any JSON value
+    error         TEXT,                             -- why it failed, one line
+    CHECK ((finished_at IS NOT NULL) = (state IN ('completed', 'failed', 'cancelled')))
+);
+
+-- Lists of a user, newest first.
+CREATE INDEX tasks_list ON tasks (user_id, status, id);
+
+-- Waiting tasks in the order in which they are dispatched.
+CREATE INDEX tasks_backlog ON tasks (queue, user_id, run_at, id) WHERE dispatched_at IS NULL AND finished_at IS NULL;
+
+-- Queued and running tasks: as many as the window and the workers hold, however long the backlog.
+CREATE INDEX tasks_in_flight ON tasks (queue, dispatched_at) WHERE dispatched_at IS NOT NULL AND finished_at IS NULL;
+
+-- One row for each batch of tasks until all its messages are confirmed by the broker.
+CREATE TABLE outbox (
+    id           TEXT PRIMARY KEY, -- chosen by the publisher beforehand: storing the same batch again is refused
+    task_ids     TEXT NOT NULL,    -- a JSON list of all tasks of the batch in their order, those that wait included
+    created_at   INTEGER NOT NULL, -- when the batch was stored
+    published_at INTEGER           -- NULL while its first publisher has it; when it was taken over
+) WITHOUT ROWID;

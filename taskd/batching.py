@@ -1,0 +1,130 @@
+"""Group commit: many callers, one transaction.
+
+A batch goes out at once when none is under way; while one is, callers gather, and the next goes out when it has
+ended, or when the first of them has waited ``delay`` seconds and fewer than ``concurrency`` batches are under way.
+The idea is the commit delay of databases (DeWitt et al., "Implementation techniques for main memory database
+systems", 1984, section 5.2); the bound keeps a slow batch from holding up the next callers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.python.failure import Failure
+
+from taskd.errors import Unavailable
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Batcher(Generic[T, R]):
+    """Gathers items and flushes them together.
+
+    ``flush`` gets a list of items and answers with as many results in the same order; it either commits all of them
+    or raises and commits none. When it raises anything but Unavailable the batch is split until the item at fault
+    fails alone. ``weigh`` says how much of ``max_weight`` an item takes.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        flush: Callable[[list[T]], Awaitable[Sequence[R]]],
+        *,
+        max_weight: int = 500,
+        delay: float = 0.002,
+        concurrency: int = 2,
+        weigh: Callable[[T], int] | None = None,
+    ) -> None:
+        self._clock = clock
+        self._flush = flush
+        self._max_weight = max_weight
+        self._delay = delay
+        self._concurrency = concurrency
+        self._weigh = weigh
+        self._pending: deque[tuple[T, Deferred[R]]] = deque()
+        self._under_way = 0
+        self._timer: IDelayedCall | None = None
+        self._timer_is_short = False
+        self._idle: list[Deferred[None]] = []
+
+    def submit(self, item: T) -> Deferred[R]:
+        """Add an item to the next batch. Fires with its result once that batch has committed."""
+        done: Deferred[R] = Deferred()
+        self._pending.append((item, done))
+        if self._timer is None:
+            self._arm()
+        return done
+
+    def drained(self) -> Deferred[None]:
+        """Fires when nothing is pending or under way."""
+        done: Deferred[None] = Deferred()
+        if self._pending or self._under_way:
+            self._idle.append(done)
+        else:
+            done.callback(None)
+        return done
+
+    def _arm(self) -> None:
+        # Not at once even when idle: everything that one read of the socket brought goes into the same batch.
+        self._timer_is_short = self._under_way == 0
+        self._timer = self._clock.callLater(0 if self._timer_is_short else self._delay, self._go)
+
+    def _go(self) -> None:
+        self._timer = None
+        if not self._pending or self._under_way >= self._concurrency:
+            return
+        batch = self._take()
+        self._under_way += 1
+        Deferred.fromCoroutine(self._run(batch)).addBoth(self._ended)
+        if self._pending:
+            self._arm()
+
+    def _ended(self, _: object) -> None:
+        self._under_way -= 1
+        if self._pending:
+            if self._timer is not None and not self._timer_is_short:
+                self._timer.cancel()
+                self._timer = None
+            if self._timer is None:
+                self._timer_is_short = True
+                self._timer = self._clock.callLater(0, self._go)
+        elif not self._under_way:
+            waiting, self._idle = self._idle, []
+            for done in waiting:
+                done.callback(None)
+
+    def _take(self) -> list[tuple[T, Deferred[R]]]:
+        pending, weigh = self._pending, self._weigh
+        if weigh is None and len(pending) <= self._max_weight:
+            batch = list(pending)
+            pending.clear()
+            return batch
+        batch, weight = [], 0
+        while pending:
+            weight += weigh(pending[0][0]) if weigh else 1
+            if batch and weight > self._max_weight:
+                break
+            batch.append(pending.popleft())
+        return batch
+
+    async def _run(self, batch: list[tuple[T, Deferred[R]]]) -> None:
+        try:
+            results = await self._flush([item for item, _ in batch])
+            if len(results) != len(batch):
+                raise RuntimeError(f"a batch of {len(batch)} was answered with {len(results)} results")
+        except Exception as e:
+            if len(batch) == 1 or isinstance(e, Unavailable):
+                for _, done in batch:
+                    done.errback(Failure())
+            else:
+                middle = len(batch) // 2
+                await self._run(batch[:middle])
+                await self._run(batch[middle:])
+            return
+        for (_, done), result in zip(batch, results, strict=True):
+            done.callback(result)

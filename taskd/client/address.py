@@ -1,0 +1,49 @@
+"""Where the server is: ``HOST:PORT``, or any client endpoint string of Twisted."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from twisted.internet.interfaces import IStreamClientEndpoint
+
+from taskd.client.errors import UsageError
+
+DEFAULT_PORT = 5000
+DEFAULT_SERVER = f"127.0.0.1:{DEFAULT_PORT}"
+
+_V6 = re.compile(r"\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\](?::(\d{1,5}))?")
+_HOST = re.compile(r"([^\s:/\[\]]+)(?::(\d{1,5}))?")
+_V4 = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}")
+
+
+def normalized(server: str) -> str:
+    """The address with its port, under which its session is kept. Raises UsageError."""
+    server = server.strip()
+    for pattern, shape in ((_V6, "[{}]:{}"), (_HOST, "{}:{}")):
+        found = pattern.fullmatch(server)
+        if found:
+            port = int(found[2] or DEFAULT_PORT)
+            if not 1 <= port <= 65535:
+                raise UsageError("bad_server", server=server, why=f"port {port}")
+            return shape.format(found[1].lower(), port)
+    if ":" not in server:
+        raise UsageError("bad_server", server=server, why="?")
+    return server
+
+
+def endpoint(reactor: Any, server: str) -> IStreamClientEndpoint:
+    """The endpoint for a normalized address. Raises UsageError for one that makes no sense to Twisted."""
+    from twisted.internet import endpoints
+
+    # An address that is a number already needs no resolver and no thread
+    if found := _V6.fullmatch(server):
+        return endpoints.TCP6ClientEndpoint(reactor, found[1], int(found[2]))
+    if found := _HOST.fullmatch(server):
+        if _V4.fullmatch(found[1]):
+            return endpoints.TCP4ClientEndpoint(reactor, found[1], int(found[2]))
+        return endpoints.HostnameEndpoint(reactor, found[1], int(found[2]))
+    try:
+        return endpoints.clientFromString(reactor, server)
+    except Exception as e:  # each kind of endpoint has errors of its own for a bad string or a missing file
+        raise UsageError("bad_server", server=server, why=str(e) or type(e).__name__) from None

@@ -1,0 +1,250 @@
+"""One connection to a taskd: requests matched to their replies by id, events to a callback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import Raw, Struct
+from twisted.internet import error
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint, ITCPTransport
+from twisted.internet.protocol import Factory
+from twisted.protocols.basic import LineReceiver
+from twisted.python.failure import Failure
+
+from taskd.client.errors import ClientError, ConnectionTrouble, Refused
+from taskd.wire.limits import MAX_LINE_BYTES, MAX_REPLY_BYTES
+
+CONNECT_SECONDS = 10.0
+REPLY_SECONDS = 60.0
+"""How long an answer may take; bcrypt on a busy server takes the longest."""
+
+
+class Message(Struct):
+    """What a reply or an event may hold. Tasks stay as they came, to be shown or passed on."""
+
+    id: Any = None
+    ok: bool | None = None
+    event: str | None = None
+    status: str = ""
+    code: str | None = None
+    message: str = ""
+    retry_after: float | None = None
+    token: str = ""
+    user_id: int = 0
+    username: str = ""
+    expires_in: float = 0.0
+    task_id: int = 0
+    task_ids: list[int] = []
+    task: Raw = Raw(b"null")
+    tasks: list[Raw] = []
+    cursor: str | None = None
+    done: bool = False
+
+
+class Received(NamedTuple):
+    """One line of the server, without its end, and what it says."""
+
+    line: bytes
+    body: Message
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Message).decode
+
+
+class _Pending(NamedTuple):
+    answer: Deferred[Received]
+    timer: IDelayedCall
+
+
+class LineClient(LineReceiver):
+    """The client's end. ``server`` is its address as the user knows it, for error messages.
+
+    ``on_event`` gets each event; what it raises ends the connection and comes out of :meth:`gone`.
+    """
+
+    transport: Any
+    delimiter = b"\n"
+    MAX_LENGTH = MAX_REPLY_BYTES
+
+    def __init__(self, clock: IReactorTime, server: str) -> None:
+        self._clock = clock
+        self._server = server
+        self._pending: dict[int, _Pending] = {}
+        self._last_id = 0
+        self._spoken = False
+        self._closing = False
+        self._mourners: list[Deferred[None]] = []
+        self.lost: Exception | None = None
+        self.on_event: Callable[[LineClient, Received], None] = lambda client, received: None
+
+    def connectionMade(self) -> None:
+        if ITCPTransport.providedBy(self.transport):
+            self.transport.setTcpNoDelay(True)
+            self.transport.setTcpKeepAlive(True)
+
+    def request(self, action: str, /, patience: float = REPLY_SECONDS, **fields: Any) -> Deferred[Received]:
+        """Send one request; several may be under way. ``patience`` is in seconds.
+
+        The Deferred fails with Refused, or with another ClientError when there is no answer.
+        """
+        line = _encode({"action": action, "id": self._last_id + 1, **fields})
+        if len(line) > MAX_LINE_BYTES:
+            raise ClientError("line_too_large", code="too_large", limit=MAX_LINE_BYTES)
+        if self.lost is not None:
+            return fail(self.lost)
+        self._last_id = request_id = self._last_id + 1
+        answer: Deferred[Received] = Deferred(lambda _: self._give_up(request_id))
+        timer = self._clock.callLater(patience, self._expired)
+        self._pending[request_id] = _Pending(answer, timer)
+        self.transport.write(line + b"\n")
+        return answer
+
+    def close(self) -> None:
+        """End the connection; what is not answered yet never will be."""
+        self._closing = True
+        self.transport.loseConnection()
+
+    def gone(self) -> Deferred[None]:
+        """Fails with the reason once the connection is lost; never fires when :meth:`close` ended it."""
+        if self.lost is not None:
+            return fail(self.lost)
+        gone: Deferred[None] = Deferred(self._mourners.remove)
+        self._mourners.append(gone)
+        return gone
+
+    def abandon(self, why: Exception) -> None:
+        """End the connection for a reason that all who wait for it shall hear."""
+        self._fail(why)
+        self.transport.abortConnection()
+
+    def failed(self, failure: Failure) -> None:
+        """The same as an errback."""
+        self.abandon(failure.value if isinstance(failure.value, Exception) else RuntimeError(str(failure)))
+
+    def lineReceived(self, line: bytes) -> None:
+        if self.lost is not None:
+            return
+        try:
+            body = _decode(line)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            self._not_taskd()
+            return
+        received = Received(line.rstrip(b"\r"), body)
+        if body.event is not None:
+            self._event(received)
+        elif body.ok is None:
+            self._not_taskd()
+        else:
+            self._spoken = True
+            self._answered(received)
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        self._not_taskd()
+
+    def connectionLost(self, reason: Failure = Failure(error.ConnectionDone())) -> None:  # noqa: B008 (the base's signature)
+        self._fail(self.lost or _why_lost(reason, self._server, self._spoken))
+
+    def _answered(self, received: Received) -> None:
+        request_id = received.body.id
+        if request_id is None and not received.body.ok:
+            # The server could not tell which request it was, so none of them has a sure answer
+            for request_id in tuple(self._pending):
+                self._forget(request_id).errback(Refused(received))
+            return
+        if not isinstance(request_id, int) or request_id not in self._pending:
+            return  # an answer to a request that was given up
+        answer = self._forget(request_id)
+        if received.body.ok:
+            answer.callback(received)
+        else:
+            answer.errback(Refused(received))
+
+    def _forget(self, request_id: int) -> Deferred[Received]:
+        answer, timer = self._pending.pop(request_id)
+        if timer.active():
+            timer.cancel()
+        return answer
+
+    def _give_up(self, request_id: int) -> None:
+        self._forget(request_id)
+
+    def _expired(self) -> None:
+        self.abandon(ConnectionTrouble("no_answer", server=self._server))
+
+    def _event(self, received: Received) -> None:
+        try:
+            self.on_event(self, received)
+        except Exception as e:
+            self.abandon(e)
+
+    def _not_taskd(self) -> None:
+        self.abandon(ConnectionTrouble("not_taskd", transient=False, server=self._server))
+
+    def _fail(self, why: Exception) -> None:
+        if self.lost is not None:
+            return
+        self.lost = why
+        for request_id in tuple(self._pending):
+            if request_id in self._pending:
+                self._forget(request_id).errback(why)
+        mourners, self._mourners = self._mourners, []
+        if not self._closing:
+            for gone in mourners:
+                gone.errback(why)
+
+
+async def connect(endpoint: IStreamClientEndpoint, clock: IReactorTime, server: str) -> LineClient:
+    """Open a connection. Raises ConnectionTrouble."""
+    factory = Factory.forProtocol(lambda: LineClient(clock, server))
+    factory.noisy = False
+    attempt = endpoint.connect(factory)
+    attempt.addTimeout(CONNECT_SECONDS, clock, lambda result, seconds: _timed_out(result))
+    try:
+        protocol = await attempt
+    except error.DNSLookupError:
+        raise ConnectionTrouble("dns_failed", server=server) from None
+    except (error.ConnectionRefusedError, ConnectionRefusedError):
+        raise ConnectionTrouble("refused_connection", server=server) from None
+    except (error.TimeoutError, TimeoutError):
+        raise ConnectionTrouble("connect_timeout", server=server, seconds=f"{CONNECT_SECONDS:g}") from None
+    except (OSError, ValueError, error.ConnectError) as e:
+        raise ConnectionTrouble("unreachable", server=server, why=_os_reason(e)) from None
+    assert isinstance(protocol, LineClient)
+    return protocol
+
+
+def _timed_out(result: Any) -> Any:
+    if isinstance(result, Failure):
+        raise error.TimeoutError()
+    return result
+
+
+def _os_reason(e: Exception) -> str:
+    inner = getattr(e, "osError", None)
+    if isinstance(inner, OSError) and inner.strerror:
+        return inner.strerror
+    if isinstance(e, OSError) and e.strerror:
+        return e.strerror
+    return str(e) or type(e).__name__
+
+
+def _why_lost(reason: Failure, server: str, spoken: bool) -> ClientError:
+    # By name, not by type: pyOpenSSL and service_identity are not to be imported for a plain connection
+    if reason.type is not None and reason.type.__module__.partition(".")[0] in (
+        "OpenSSL",
+        "service_identity",
+    ):
+        return ConnectionTrouble("tls_failed", transient=spoken, server=server, why=_tls_reason(reason.value))
+    return ConnectionTrouble("lost" if spoken else "closed_early", server=server)
+
+
+def _tls_reason(e: BaseException | None) -> str:
+    # An OpenSSL error is a list of (library, function, reason)
+    records = e.args[0] if e is not None and e.args else None
+    if isinstance(records, list) and records and isinstance(records[-1], tuple):
+        return str(records[-1][-1])
+    return str(e) if isinstance(records, str) and records else type(e).__name__

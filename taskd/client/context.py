@@ -1,0 +1,196 @@
+"""What every command has at hand: the server, the session, the terminal and the language."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.internet.task import deferLater
+
+from taskd.client.connection import LineClient, Received, connect
+from taskd.client.errors import ClientError, EndOfInput, NotLoggedIn, Refused, UsageError
+from taskd.client.rendering import Renderer, ShownTask, read_view, visible
+from taskd.client.sessions import SessionFile
+from taskd.client.terminal import Output, Source
+from taskd.client.texts import Texts
+from taskd.errors import BadRequest, TooLarge
+from taskd.model import check_new_password, normalize_username
+
+Request = tuple[str, dict[str, Any]]
+"""An action and its fields."""
+
+
+@dataclass
+class Context:
+    """``server`` is the normalized address; ``server_given`` whether hints must repeat it."""
+
+    clock: IReactorTime
+    endpoint: IStreamClientEndpoint
+    server: str
+    server_given: bool
+    env: Mapping[str, str]
+    texts: Texts
+    out: Output
+    source: Source
+    renderer: Renderer
+    sessions: SessionFile
+    json: bool = False
+
+    async def connect(self) -> LineClient:
+        """A new connection. Raises ConnectionTrouble."""
+        return await connect(self.endpoint, self.clock, self.server)
+
+    async def logged_in(
+        self, *requests: Request, on_event: Callable[[LineClient, Received], None] | None = None
+    ) -> tuple[LineClient, list[Deferred[Received]]]:
+        """A connection logged in with the kept session, and the answers to requests sent with the login.
+
+        The server handles nothing before the login is through, so they save a round trip. Raises NotLoggedIn,
+        after forgetting a session that the server does not know any more.
+        """
+        session = self.sessions.load()
+        if session is None:
+            raise NotLoggedIn("not_logged_in", server=self.server, command=self.command("login"))
+        client = await self.connect()
+        if on_event is not None:
+            client.on_event = on_event
+        login = client.request("login", token=session.token)
+        answers = []
+        try:
+            answers = [client.request(action, **fields) for action, fields in requests]
+            await login
+        except Refused as e:
+            _ignore(answers)
+            client.close()
+            if e.code != "auth_required":
+                raise
+            self.sessions.remove()
+            raise NotLoggedIn("session_gone", server=self.server, command=self.command("login")) from None
+        except BaseException:
+            _ignore([login, *answers])
+            client.close()
+            raise
+        return client, answers
+
+    async def ask(self, action: str, **fields: Any) -> Received:
+        """One request of a logged-in user, on a connection of its own."""
+        client, (answer,) = await self.logged_in((action, fields))
+        try:
+            return await answer
+        finally:
+            client.close()
+
+    def command(self, *words: str) -> str:
+        """A command line to recommend."""
+        server = ["--server", self.server] if self.server_given else []
+        return shlex.join(["taskclient", *server, *words])
+
+    def show(self, received: Received, *lines: str) -> None:
+        """Print a reply: as it came with ``--json``, else as these lines for people."""
+        if self.json:
+            self.out.raw((received.line,))
+        else:
+            self.out.lines(lines)
+
+    def report(self, e: ClientError) -> None:
+        """Print an error: on standard output with ``--json``, else as a line on standard error."""
+        if self.json:
+            self.out.raw((error_line(e, self.texts),))
+        else:
+            self.out.note(f"taskclient: {explain(e, self.texts)}")
+
+    def view(self, raw: msgspec.Raw) -> ShownTask:
+        """A task as the server sent it."""
+        return read_view(raw, self.server)
+
+    def now(self) -> datetime:
+        """The time, aware."""
+        return datetime.fromtimestamp(self.clock.seconds(), timezone.utc)
+
+    def sleep(self, seconds: float) -> Awaitable[None]:
+        """Wait without blocking."""
+        return deferLater(self.clock, seconds)
+
+    async def prompt(self, key: str, hidden: bool = False) -> str:
+        """Ask at the terminal. Raises EndOfInput."""
+        self.out.prompt(self.texts(key))
+        if not hidden:
+            return await self.source.line()
+        with self.source.hidden():
+            try:
+                return await self.source.line()
+            finally:
+                self.out.prompt("\n")
+
+    async def username(self, given: str | None) -> str:
+        """The username from the command line, else asked for. Raises UsageError where nobody can be asked."""
+        if given is not None:
+            return given
+        if not self.source.tty:
+            raise UsageError("username_missing")
+        return await self.prompt("username")
+
+    async def password(self, twice: bool = False) -> str:
+        """The password from TASKD_PASSWORD, the first line of the input, or asked for without echo."""
+        given = self.env.get("TASKD_PASSWORD")
+        if given:
+            return given
+        if not self.source.tty:
+            try:
+                line = await self.source.line()
+            except EndOfInput:
+                line = ""
+            if not line:
+                raise UsageError("password_missing")
+            return line
+        return await self.new_password() if twice else await self.prompt("password", hidden=True)
+
+    async def new_password(self) -> str:
+        """Asked for twice. Raises ClientError when it cannot be one, or differs the second time."""
+        password = await self.prompt("password", hidden=True)
+        check_password(password)
+        if await self.prompt("password_again", hidden=True) != password:
+            raise ClientError("passwords_differ")
+        return password
+
+
+def _ignore(answers: list[Deferred[Received]]) -> None:
+    for answer in answers:
+        answer.addErrback(lambda _: None)
+
+
+def check_username(username: str) -> None:
+    """Say in the user's language what the server would refuse."""
+    try:
+        normalize_username(username)
+    except BadRequest:
+        raise ClientError("bad_username") from None
+
+
+def check_password(password: str) -> None:
+    """Say in the user's language what the server would refuse."""
+    try:
+        check_new_password(password)
+    except (BadRequest, TooLarge):
+        raise ClientError("bad_password") from None
+
+
+def explain(e: ClientError, texts: Texts) -> str:
+    """The one line that tells a user about an error."""
+    if e.key == "refused":
+        key = e.fields["status"] if e.fields["status"] in texts else f"code.{e.code}"
+        return texts(key if key in texts else "code.other", message=visible(e.fields["message"]))
+    return texts(e.key, **{k: visible(v) if isinstance(v, str) else v for k, v in e.fields.items()})
+
+
+def error_line(e: ClientError, texts: Texts) -> bytes:
+    """The same for ``--json``: the server's reply, or one of the same shape."""
+    if isinstance(e, Refused):
+        return e.received.line
+    return msgspec.json.encode({"ok": False, "status": "error", "code": e.code, "message": explain(e, texts)})

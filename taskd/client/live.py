@@ -1,0 +1,245 @@
+"""``watch``, ``wait`` and ``add --wait``: following changes, across lost connections."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from argparse import Namespace
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from taskd.client.connection import REPLY_SECONDS, LineClient, Received
+from taskd.client.context import Context, Request
+from taskd.client.errors import OK, TASK_FAILED, TIMED_OUT, ClientError
+from taskd.client.rendering import ShownTask
+from taskd.model import State
+from taskd.wire.limits import MAX_BATCH, MAX_WAIT_SECONDS
+
+WATCH_COLUMNS = ("id", "status", "state", "age", "text")
+FIRST_RETRY = 0.5
+LAST_RETRY = 10.0
+REMEMBERED = 10_000
+"""Tasks of which the version last shown is known, so that a snapshot shows only what is new."""
+
+ENDED = frozenset({State.COMPLETED.value, State.FAILED.value, State.CANCELLED.value})
+
+
+class Persistence:
+    """Makes an attempt anew when its connection is lost, with growing pauses, and says so.
+
+    The first connection has to work: until :meth:`connected` is called, every error is raised. The pauses
+    double, with jitter, so that many clients do not come back at once.
+    """
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._pause = FIRST_RETRY
+        self._was_connected = False
+        self._told = False
+
+    def connected(self) -> None:
+        """The attempt has got through to the server."""
+        self._was_connected = True
+        self._pause = FIRST_RETRY
+        if self._told:
+            self._told = False
+            self._ctx.out.note(self._ctx.texts("reconnected"))
+
+    async def run(self, attempt: Callable[[], Awaitable[int]]) -> int:
+        """What the attempt returns in the end. Raises ClientError when trying again would not help."""
+        while True:
+            try:
+                return await attempt()
+            except ClientError as e:
+                if not (self._was_connected and e.transient):
+                    raise
+            if not self._told:
+                self._told = True
+                self._ctx.out.note(self._ctx.texts("reconnecting"))
+            await self._ctx.sleep(random.uniform(self._pause / 2, self._pause))
+            self._pause = min(self._pause * 2, LAST_RETRY)
+
+
+class _Changes:
+    """Prints changes of tasks, each version once: replies and events may tell of the same one."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._versions: dict[int, int] = {}
+
+    def note(self, task: ShownTask) -> bool:
+        """Whether this version was not known yet; from now on it is."""
+        known = self._versions.pop(task.id, 0)
+        self._versions[task.id] = max(known, task.version)
+        if len(self._versions) > REMEMBERED:
+            del self._versions[next(iter(self._versions))]
+        return task.version > known
+
+    def show(self, tasks: Iterable[ShownTask]) -> None:
+        ctx, now = self._ctx, self._ctx.now()
+        lines = [ctx.renderer.change(task, now) for task in tasks if self.note(task)]
+        if lines and not ctx.json:
+            ctx.out.lines(lines)
+
+
+class Watcher:
+    """Shows every change of the user's tasks until it is interrupted."""
+
+    def __init__(self, ctx: Context, limit: int) -> None:
+        self._ctx = ctx
+        self._limit = limit
+        self._changes = _Changes(ctx)
+        self._persistence = Persistence(ctx)
+        self._first = True
+
+    async def run(self) -> int:
+        """Raises ClientError when the server cannot be reached at first, or refuses."""
+        return await self._persistence.run(self._attempt)
+
+    async def _attempt(self) -> int:
+        client, (answer,) = await self._ctx.logged_in(("watch", {"limit": self._limit}), on_event=self._event)
+        try:
+            self._snapshot(await answer)
+            self._persistence.connected()
+            await client.gone()
+        finally:
+            client.close()
+        return OK
+
+    def _event(self, client: LineClient, received: Received) -> None:
+        if self._ctx.json:
+            self._ctx.out.raw((received.line,))
+        if received.body.event == "task":
+            self._changes.show([self._ctx.view(received.body.task)])
+        elif received.body.event == "gap":
+            again = client.request("watch", limit=self._limit)
+            again.addCallback(self._snapshot).addErrback(client.failed)
+
+    def _snapshot(self, reply: Received) -> None:
+        ctx, tasks = self._ctx, [self._ctx.view(raw) for raw in reply.body.tasks]
+        if ctx.json:
+            ctx.out.raw((reply.line,))
+        elif self._first:
+            for task in reversed(tasks):
+                self._changes.note(task)
+            if tasks:
+                ctx.out.lines(ctx.renderer.table(WATCH_COLUMNS).rows(tasks, ctx.now()))
+            if ctx.out.tty:
+                ctx.out.note(ctx.texts("watching"))
+        else:
+            self._changes.show(reversed(tasks))
+        self._first = False
+
+
+class Follower:
+    """Waits for tasks to end, and with ``live`` shows their changes meanwhile. ``timeout`` is in seconds.
+
+    Events are for showing only and may come before the tasks' numbers are known: those are held until then.
+    What decides is the reply to ``wait``.
+    """
+
+    def __init__(self, ctx: Context, timeout: float | None, live: bool = True) -> None:
+        self._ctx = ctx
+        self._live = live
+        self._deadline = math.inf if timeout is None else ctx.clock.seconds() + timeout
+        self._changes = _Changes(ctx)
+        self._persistence = Persistence(ctx)
+        self._ids: frozenset[int] | None = None
+        self._open: dict[int, None] = {}
+        self._held: list[tuple[LineClient, Received]] = []
+        self._ends: set[str] = set()
+        self._client: LineClient | None = None
+
+    async def follow(self, ids: Iterable[int], client: LineClient | None = None) -> int:
+        """The exit status once all have ended or time is up. ``client`` is a connection that watches."""
+        self._open = dict.fromkeys(ids)
+        self._ids = frozenset(self._open)
+        self._client = client
+        held, self._held = self._held, []
+        for event in held:
+            self.event(*event)
+        return await self._persistence.run(self._attempt)
+
+    def event(self, client: LineClient, received: Received) -> None:
+        """Hear of an event of the connection."""
+        if received.body.event == "gap":
+            client.request("watch", limit=1).addErrback(_ignore)
+        elif received.body.event == "task":
+            if self._ids is None:
+                self._held.append((client, received))
+                return
+            task = self._ctx.view(received.body.task)
+            if task.id in self._ids:
+                if self._ctx.json:
+                    self._ctx.out.raw((received.line,))
+                self._changes.show([task])
+
+    async def _attempt(self) -> int:
+        client, waiting = await self._begin()
+        try:
+            self._persistence.connected()
+            while True:
+                reply = await waiting
+                late = not reply.body.done and self._left() <= 0
+                if self._ctx.json and (reply.body.done or late):
+                    self._ctx.out.raw((reply.line,))
+                self._settle([self._ctx.view(raw) for raw in reply.body.tasks])
+                if late or not self._open:
+                    return self._status()
+                waiting = client.request("wait", **self._wait())
+        finally:
+            client.close()
+
+    async def _begin(self) -> tuple[LineClient, Deferred[Received]]:
+        client, self._client = self._client, None
+        if client is not None:
+            return client, client.request("wait", **self._wait())
+        requests: list[Request] = [("watch", {"limit": 1})] if self._live else []
+        client, (*watch, waiting) = await self._ctx.logged_in(
+            *requests, ("wait", self._wait()), on_event=self.event
+        )
+        for answer in watch:
+            answer.addErrback(_ignore)
+        return client, waiting
+
+    def _wait(self) -> dict[str, Any]:
+        seconds = max(0.0, min(self._left(), MAX_WAIT_SECONDS))
+        ids = list(itertools.islice(self._open, MAX_BATCH))
+        return {"task_ids": ids, "timeout": seconds, "patience": seconds + REPLY_SECONDS}
+
+    def _left(self) -> float:
+        return self._deadline - self._ctx.clock.seconds()
+
+    def _settle(self, tasks: list[ShownTask]) -> None:
+        ended = [task for task in tasks if task.state in ENDED]
+        self._changes.show(ended)
+        for task in ended:
+            self._open.pop(task.id, None)
+            self._ends.add(task.state)
+
+    def _status(self) -> int:
+        if self._open and not self._ctx.json:
+            ids = ", ".join(map(str, itertools.islice(self._open, 10)))
+            more = ", ..." if len(self._open) > 10 else ""
+            self._ctx.out.note(self._ctx.texts("timed_out", n=len(self._open), ids=ids + more))
+        if State.FAILED.value in self._ends:
+            return TASK_FAILED
+        return TIMED_OUT if self._open or State.CANCELLED.value in self._ends else OK
+
+
+def _ignore(failure: Failure) -> None:
+    """The answer to a repeated or accompanying ``watch`` decides nothing."""
+
+
+async def watch(ctx: Context, options: Namespace) -> int:
+    """Show changes until Ctrl-C."""
+    return await Watcher(ctx, options.limit).run()
+
+
+async def wait(ctx: Context, options: Namespace) -> int:
+    """Wait for tasks; for people, with their changes meanwhile."""
+    return await Follower(ctx, options.timeout, live=not ctx.json).follow(options.task_ids)

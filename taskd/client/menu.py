@@ -1,0 +1,190 @@
+"""The menu that ``taskclient`` shows on a terminal: register, log in, see and create tasks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from twisted.python.failure import Failure
+
+from taskd.client.connection import LineClient, Received
+from taskd.client.context import Context, check_username, explain
+from taskd.client.errors import OK, ClientError, ConnectionTrouble, EndOfInput
+from taskd.client.rendering import visible
+from taskd.errors import BadRequest, TooLarge
+from taskd.model import check_task_text
+
+SHOWN = 50
+COLUMNS = ("id", "status", "age", "text")
+
+
+class _SessionOver(Exception):
+    """The server does not know this login any more."""
+
+
+class Menu:
+    """One user at one terminal. Who is logged in has a token, which serves again after a lost connection."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._client: LineClient | None = None
+        self._token: str | None = None
+        self._username = ""
+        self._asking = ""
+
+    async def run(self) -> int:
+        """Until the user leaves, which is never an error."""
+        try:
+            await self._top()
+        except EndOfInput:
+            self._ctx.out.line("")
+            with contextlib.suppress(ClientError):
+                await self._back()
+        finally:
+            if self._client is not None:
+                self._client.close()
+        return OK
+
+    async def _top(self) -> None:
+        while True:
+            title = self._ctx.texts("menu.server", server=visible(self._ctx.server))
+            choice = await self._choose(title, ("menu.register", "menu.login", "menu.leave"))
+            if choice == 3:
+                return
+            await self._guarded((self._register, self._login)[choice - 1])
+            if self._token is not None:
+                await self._inside()
+
+    async def _inside(self) -> None:
+        while self._token is not None:
+            title = self._ctx.texts(
+                "menu.user", username=visible(self._username), server=visible(self._ctx.server)
+            )
+            choice = await self._choose(title, ("menu.tasks", "menu.create", "menu.back"))
+            await self._guarded((self._see, self._create, self._back)[choice - 1])
+
+    async def _guarded(self, action: Callable[[], Awaitable[None]]) -> None:
+        """Do something; what goes wrong is one line, and the menu goes on."""
+        try:
+            await action()
+        except ClientError as e:
+            self._say(explain(e, self._ctx.texts))
+        except _SessionOver:
+            self._token = None
+            self._say(self._ctx.texts("menu.session_gone"))
+
+    async def _register(self) -> None:
+        await self._connection()
+        username = await self._ask("username")
+        if not username.strip():
+            self._say(self._ctx.texts("menu.nothing"))
+            return
+        check_username(username)
+        password = await self._ctx.new_password()
+        client = await self._connection()
+        await client.request("register", username=username, password=password)
+        self._say(self._ctx.texts("menu.registered"))
+
+    async def _login(self) -> None:
+        await self._connection()
+        username = await self._ask("username")
+        if not username.strip():
+            self._say(self._ctx.texts("menu.nothing"))
+            return
+        password = await self._ctx.prompt("password", hidden=True)
+        client = await self._connection()
+        reply = await client.request("login", username=username, password=password)
+        self._token = reply.body.token
+        self._username = reply.body.username or username
+        self._say(self._ctx.texts("logged_in", username=visible(self._username)))
+
+    async def _see(self) -> None:
+        page = (await self._request("get_tasks", limit=SHOWN)).body
+        ctx = self._ctx
+        if not page.tasks:
+            self._say(ctx.texts("no_tasks"))
+            return
+        ctx.out.line("")
+        ctx.out.lines(ctx.renderer.table(COLUMNS).rows([ctx.view(raw) for raw in page.tasks], ctx.now()))
+        if page.cursor is not None:
+            ctx.out.line(ctx.texts("more_menu", n=len(page.tasks), command=ctx.command("list", "--all")))
+
+    async def _create(self) -> None:
+        await self._connection()
+        text = await self._ask("menu.task")
+        if not text.strip():
+            self._say(self._ctx.texts("menu.nothing"))
+            return
+        try:
+            check_task_text(text)
+        except (BadRequest, TooLarge):
+            raise ClientError("bad_task", where="") from None
+        try:
+            reply = await self._request("new_task", task=text)
+        except ConnectionTrouble as e:
+            if e.key in ("lost", "no_answer"):
+                raise ConnectionTrouble(
+                    "lost_unconfirmed", server=self._ctx.server, command=self._ctx.texts("menu.tasks")
+                ) from None
+            raise
+        self._say(self._ctx.texts("created", id=reply.body.task_id))
+
+    async def _back(self) -> None:
+        self._token = None
+        if self._client is not None and self._client.lost is None:
+            await self._client.request("logout")
+
+    async def _request(self, action: str, **fields: Any) -> Received:
+        client = await self._connection()
+        try:
+            return await client.request(action, **fields)
+        except ClientError as e:
+            if e.code == "auth_required":
+                raise _SessionOver from None
+            raise
+
+    async def _connection(self) -> LineClient:
+        """The connection, or a new one, logged in again where somebody was."""
+        if self._client is not None and self._client.lost is None:
+            return self._client
+        client = await self._ctx.connect()
+        if self._token is not None:
+            try:
+                await client.request("login", token=self._token)
+            except ClientError as e:
+                client.close()
+                if e.code == "auth_required":
+                    raise _SessionOver from None
+                raise
+        self._client = client
+        client.gone().addErrback(self._lost)
+        return client
+
+    def _lost(self, reason: Failure) -> None:
+        # While an action is under way it fails and says so itself
+        if self._asking:
+            self._ctx.out.line("\n" + self._ctx.texts("menu.lost"))
+            self._ctx.out.prompt(self._asking)
+
+    async def _choose(self, title: str, options: tuple[str, ...]) -> int:
+        ctx = self._ctx
+        ctx.out.lines(["", title, *(f"{n}. {ctx.texts(key)}" for n, key in enumerate(options, 1))])
+        while True:
+            answer = (await self._ask("menu.choose")).strip()
+            if answer in ("1", "2", "3")[: len(options)]:
+                return int(answer)
+            self._say(ctx.texts("menu.wrong", n=len(options)))
+
+    async def _ask(self, key: str) -> str:
+        self._asking = self._ctx.texts(key)
+        try:
+            return await self._ctx.prompt(key)
+        except ClientError as e:  # such as a line that is not UTF-8
+            self._say(explain(e, self._ctx.texts))
+            return ""
+        finally:
+            self._asking = ""
+
+    def _say(self, line: str) -> None:
+        self._ctx.out.line(line)

@@ -1,0 +1,137 @@
+"""The command line: which commands there are and what they take, with help in the user's language."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+from taskd.client import help as texts_of_help
+from taskd.client.texts import Texts
+from taskd.model import SHOWN_STATES, STATUSES
+from taskd.wire.limits import MAX_PAGE
+
+Parser = argparse.ArgumentParser
+
+
+def parser(texts: Texts) -> Parser:
+    """The parser for ``taskclient``. It exits with status 2 on a command line that it does not understand."""
+    return _Builder(texts).build()
+
+
+class _Builder:
+    def __init__(self, texts: Texts) -> None:
+        self._texts = texts
+        # argparse looks its own words up here, and offers no other way than a compiled gettext catalogue
+        vars(argparse)["_"] = texts.argparse
+
+    def build(self) -> Parser:
+        main = Parser(
+            prog="taskclient",
+            description=self._summary("main"),
+            epilog=self._epilog("main") + "\n\n" + self._help("exit").replace("%%", "%"),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self._common(main, top=True)
+        commands = main.add_subparsers(
+            title=self._help("commands"), dest="command", metavar=self._help("command")
+        )
+        self._accounts(commands)
+        self._tasks(commands)
+        return main
+
+    def _accounts(self, commands: argparse._SubParsersAction[Parser]) -> None:
+        for name in ("register", "login"):
+            command = self._command(commands, name, self._help("password"))
+            command.add_argument("username", nargs="?", help=self._help("username"))
+        self._command(commands, "logout")
+        self._command(commands, "whoami")
+
+    def _tasks(self, commands: argparse._SubParsersAction[Parser]) -> None:
+        seconds, number = self._seconds, self._positive
+
+        add = self._command(commands, "add")
+        add.add_argument("text", nargs="*", metavar="TEXT", help=self._help("text"))
+        add.add_argument("--stdin", action="store_true", help=self._help("stdin"))
+        add.add_argument("--kind", metavar="K", help=self._help("kind"))
+        add.add_argument("--payload", metavar="JSON", help=self._help("payload"))
+        name_value = "NOMBRE=VALOR" if self._texts.lang == "es" else "NAME=VALUE"
+        add.add_argument("--field", metavar=name_value, action="append", default=[], help=self._help("field"))
+        add.add_argument("--queue", metavar="Q", help=self._help("queue"))
+        add.add_argument("--max-attempts", metavar="N", type=number, help=self._help("max_attempts"))
+        add.add_argument("--wait", action="store_true", help=self._help("wait"))
+        add.add_argument("--timeout", metavar="S", type=seconds, help=self._help("timeout"))
+
+        tasks = self._command(commands, "list")
+        tasks.add_argument("--status", choices=STATUSES, metavar="STATUS", help=self._help("status"))
+        tasks.add_argument("--state", choices=SHOWN_STATES, metavar="STATE", help=self._help("state"))
+        tasks.add_argument("--kind", metavar="K", help=self._help("kind_filter"))
+        amount = tasks.add_mutually_exclusive_group()
+        amount.add_argument("--limit", metavar="N", type=number, help=self._help("limit"))
+        amount.add_argument("--all", action="store_true", help=self._help("all"))
+
+        show = self._command(commands, "show")
+        show.add_argument("task_id", metavar="ID", type=number, help=self._help("task_id"))
+
+        watch = self._command(commands, "watch")
+        watch.add_argument(
+            "--limit", metavar="N", type=self._page, default=10, help=self._help("watch_limit")
+        )
+
+        wait = self._command(commands, "wait")
+        wait.add_argument("task_ids", metavar="ID", nargs="+", type=number, help=self._help("task_id"))
+        wait.add_argument("--timeout", metavar="S", type=seconds, help=self._help("timeout"))
+
+        cancel = self._command(commands, "cancel")
+        cancel.add_argument("task_ids", metavar="ID", nargs="+", type=number, help=self._help("task_id"))
+
+    def _command(self, commands: argparse._SubParsersAction[Parser], name: str, more: str = "") -> Parser:
+        summary = self._summary(name)
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary} {more}".strip(),
+            epilog=self._epilog(name),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self._common(command, top=False)
+        return command
+
+    def _common(self, command: Parser, top: bool) -> None:
+        # A command repeats them without a default of its own, so that they may stand before it or behind it
+        given = None if top else argparse.SUPPRESS
+        command.add_argument("--server", metavar="ADDR", default=given, help=self._help("server"))
+        command.add_argument(
+            "--json",
+            action="store_true",
+            default=False if top else argparse.SUPPRESS,
+            help=self._help("json"),
+        )
+
+    def _summary(self, name: str) -> str:
+        return texts_of_help.summary(name, self._texts.lang).replace("%", "%%")
+
+    def _help(self, name: str) -> str:
+        return texts_of_help.option(name, self._texts.lang)
+
+    def _epilog(self, name: str) -> str:
+        examples = texts_of_help.EXAMPLES.get(name)
+        return f"{self._help('examples')}\n{examples}".replace("%", "%%") if examples else ""
+
+    def _positive(self, text: str) -> int:
+        if text.isascii() and text.isdecimal() and len(text) < 20 and 1 <= int(text) < 2**63:
+            return int(text)
+        raise argparse.ArgumentTypeError(self._texts("bad_number", given=text))
+
+    def _page(self, text: str) -> int:
+        return min(self._positive(text), MAX_PAGE)
+
+    def _seconds(self, text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if value >= 0 and math.isfinite(value):
+            return value
+        raise argparse.ArgumentTypeError(self._texts("bad_seconds", given=text))

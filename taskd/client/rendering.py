@@ -1,0 +1,243 @@
+"""Tasks as text for people: escaped, aligned by display cells, coloured where that is wanted."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+from msgspec import Raw, Struct
+
+from taskd.client.errors import ConnectionTrouble
+from taskd.client.texts import Texts
+
+JOINERS = "\u200c\u200d"
+"""Invisible, but they only shape the letters and emoji beside them."""
+
+_COLOURS = {
+    "Completada": "32",
+    "Fallida": "31",
+    "Cancelada": "33",
+    "completed": "32",
+    "failed": "31",
+    "cancelled": "33",
+    "running": "36",
+}
+NULL = Raw(b"null")
+
+
+class ShownTask(Struct):
+    """What is shown of a :class:`~taskd.wire.messages.TaskView`.
+
+    Not that class itself: msgspec reads nothing but null into its ``Raw | None``.
+    """
+
+    id: int
+    task: str
+    kind: str
+    queue: str
+    status: str
+    state: str
+    attempt: int
+    max_attempts: int
+    version: int
+    created_at: datetime
+    run_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    result: Raw = NULL
+    error: str | None = None
+    payload: Raw = NULL
+    result_omitted: bool = False
+
+
+_decode_view = msgspec.json.Decoder(ShownTask).decode
+
+
+def read_view(raw: Raw, server: str) -> ShownTask:
+    """A task as the server sent it. Raises ConnectionTrouble when it is none."""
+    try:
+        return _decode_view(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise ConnectionTrouble("not_taskd", transient=False, server=server) from None
+
+
+def visible(text: str) -> str:
+    """The text with everything that could drive a terminal, or hide, written as an escape."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c in JOINERS or unicodedata.category(c) not in _DRIVING else _escape(c) for c in text)
+
+
+_DRIVING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
+
+
+def _escape(c: str) -> str:
+    code = ord(c)
+    if c in _SHORT:
+        return _SHORT[c]
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def width(text: str) -> int:
+    """Terminal cells that a visible text takes (Unicode Standard Annex 11)."""
+    return len(text) if text.isascii() else sum(map(_cells, text))
+
+
+def _cells(c: str) -> int:
+    if unicodedata.category(c) in ("Mn", "Me") or c in JOINERS or "\u1160" <= c <= "\u11ff":
+        return 0
+    return 2 if unicodedata.east_asian_width(c) in "WF" else 1
+
+
+def cut(text: str, cells: int) -> str:
+    """The text, or as much of it as leaves room for an ellipsis in that many cells."""
+    if width(text) <= cells:
+        return text
+    taken, kept = 0, 0
+    for c in text:
+        taken += _cells(c)
+        if taken >= cells:
+            break
+        kept += 1
+    return text[:kept] + "…" if cells > 0 else ""
+
+
+def pad(text: str, cells: int) -> str:
+    """The text with blanks up to that width."""
+    return text + " " * max(0, cells - width(text))
+
+
+def age(since: datetime, now: datetime) -> str:
+    """How long ago, in one unit."""
+    seconds = max(0, int((now - since).total_seconds()))
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
+
+
+class Renderer:
+    """Texts for tasks. ``columns`` is the width to cut at, if any; ``colour`` allows ANSI codes."""
+
+    def __init__(self, texts: Texts, columns: int | None, colour: bool) -> None:
+        self._texts = texts
+        self._columns = columns
+        self._colour = colour
+
+    def paint(self, text: str, word: str) -> str:
+        """The text in the colour of a status or state."""
+        colour = _COLOURS.get(word) if self._colour else None
+        return f"\x1b[{colour}m{text}\x1b[0m" if colour else text
+
+    def table(self, columns: Sequence[str], header: bool = True) -> Table:
+        """An empty table of ``id status state kind age text``; the last column takes what room is left."""
+        return Table(self, self._texts, self._columns, columns, header)
+
+    def change(self, task: ShownTask, now: datetime) -> str:
+        """One line for a task that has just changed."""
+        at = task.finished_at or (task.started_at if task.state == "running" else None) or now
+        words = [at.astimezone().strftime("%H:%M:%S"), f"{task.id}"]
+        state = pad(self._texts.state(task.state), 12)
+        extra = visible(task.task)
+        if task.state == "running" and task.attempt > 1:
+            extra += f" ({self._texts('attempt', n=task.attempt, max=task.max_attempts)})"
+        if task.error:
+            extra += f": {visible(task.error)}"
+        elif task.result != NULL:
+            extra += f": {compact(task.result)}"
+        head = "  ".join(words)
+        if self._columns is not None:
+            extra = cut(extra, max(10, self._columns - width(head) - width(state) - 4))
+        return f"{head}  {self.paint(state, task.state)}  {extra}".rstrip()
+
+    def details(self, task: ShownTask) -> list[str]:
+        """Everything about one task, a line each."""
+        t = self._texts
+        status = self.paint(visible(task.status), task.status)
+        rows: list[tuple[str, str]] = [
+            ("id", str(task.id)),
+            ("text", visible(task.task)),
+            ("status", f"{status} ({visible(t.state(task.state))})"),
+            ("kind", visible(task.kind)),
+            ("queue", visible(task.queue)),
+            ("attempt", t("show.of", n=task.attempt, max=task.max_attempts)),
+            ("created", moment(task.created_at)),
+        ]
+        if task.state == "scheduled":
+            rows.append(("run_at", moment(task.run_at)))
+        rows += [
+            (key, moment(at))
+            for key, at in (("started", task.started_at), ("finished", task.finished_at))
+            if at
+        ]
+        if task.payload != NULL:
+            rows.append(("payload", compact(task.payload)))
+        if task.result != NULL:
+            rows.append(("result", compact(task.result)))
+        if task.error:
+            rows.append(("error", visible(task.error)))
+        labels = [t(f"show.{key}") for key, _ in rows]
+        room = max(map(width, labels)) + 2
+        return [pad(f"{label}:", room) + value for label, (_, value) in zip(labels, rows, strict=True)]
+
+
+class Table:
+    """Rows aligned under their headings. Later pages keep the widths, so that a long list can flow."""
+
+    def __init__(
+        self, renderer: Renderer, texts: Texts, columns: int | None, names: Sequence[str], header: bool
+    ) -> None:
+        self._renderer = renderer
+        self._texts = texts
+        self._columns = columns
+        self._names = names
+        self._header = header
+        self._widths = [0] * len(names)
+
+    def rows(self, tasks: Sequence[ShownTask], now: datetime) -> list[str]:
+        """The lines for some tasks; the first time with the headings."""
+        cells = [[self._cell(name, task, now) for name in self._names] for task in tasks]
+        headings = [self._texts(f"col.{name}") for name in self._names]
+        every = [headings, *cells] if self._header else cells
+        for row in every:
+            self._widths = [max(w, width(cell)) for w, cell in zip(self._widths, row, strict=True)]
+        lines = [self._line(headings, None)] if self._header else []
+        self._header = False
+        return lines + [self._line(row, task) for row, task in zip(cells, tasks, strict=True)]
+
+    def _line(self, row: Sequence[str], task: ShownTask | None) -> str:
+        words = []
+        for name, cell, room in zip(self._names[:-1], row, self._widths, strict=False):
+            padded = " " * (room - width(cell)) + cell if name == "id" else pad(cell, room)
+            if task is not None and name in ("status", "state"):
+                padded = self._renderer.paint(padded, task.status if name == "status" else task.state)
+            words.append(padded)
+        last = row[-1]
+        if self._columns is not None:
+            last = cut(last, max(10, self._columns - sum(self._widths[:-1]) - 2 * len(words)))
+        return "  ".join([*words, last])
+
+    def _cell(self, name: str, task: ShownTask, now: datetime) -> str:
+        if name == "age":
+            return age(task.created_at, now)
+        if name == "state":
+            return visible(self._texts.state(task.state))
+        if name == "text":
+            return visible(task.task)
+        return visible(str(getattr(task, name)))
+
+
+def moment(at: datetime) -> str:
+    """A time of day here, with its date and offset from UTC."""
+    return at.astimezone().isoformat(" ", "seconds")
+
+
+def compact(raw: Raw) -> str:
+    """JSON as one visible line."""
+    try:
+        return visible(msgspec.json.encode(msgspec.json.decode(raw)).decode())
+    except (msgspec.MsgspecError, RecursionError):
+        return visible(bytes(raw).decode(errors="replace"))

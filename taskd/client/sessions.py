@@ -1,0 +1,94 @@
+"""The session tokens that ``login`` keeps, one file for each server, readable by their owner alone."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from taskd.client.errors import ClientError
+
+
+class Session(Struct):
+    """Who is logged in at a server, and the token that proves it."""
+
+    server: str
+    username: str
+    token: str
+
+
+_decode = msgspec.json.Decoder(Session).decode
+
+
+def state_folder(env: Mapping[str, str]) -> Path:
+    """``taskd`` under XDG_STATE_HOME, which counts only if absolute (XDG Base Directory Specification)."""
+    home = env.get("XDG_STATE_HOME", "")
+    if not os.path.isabs(home):
+        home = os.path.join(env.get("HOME") or os.path.expanduser("~"), ".local", "state")
+    return Path(home, "taskd")
+
+
+class SessionFile:
+    """The session for one server address."""
+
+    def __init__(self, folder: Path, server: str) -> None:
+        self.path = folder / f"session-{_file_name(server)}.json"
+        self._server = server
+
+    def load(self) -> Session | None:
+        """The session, or None where there is none. Raises ClientError when it cannot be read."""
+        try:
+            return _decode(self.path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as e:
+            raise ClientError(
+                "state_unreadable", path=self.path, why=e.strerror or e, code="internal"
+            ) from None
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            raise ClientError("state_broken", path=self.path, code="internal") from None
+
+    def save(self, session: Session) -> None:
+        """Keep the session; a reader sees the old file or the new one. Raises ClientError."""
+        folder = self.path.parent
+        draft = folder / f".{self.path.name}.{os.getpid()}"
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.chmod(0o700)
+            draft.unlink(missing_ok=True)
+            fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            try:
+                with os.fdopen(fd, "wb") as file:
+                    file.write(msgspec.json.encode(session) + b"\n")
+                draft.replace(self.path)
+            except BaseException:
+                draft.unlink(missing_ok=True)
+                raise
+        except OSError as e:
+            raise ClientError(
+                "state_unwritable", path=self.path, why=e.strerror or e, code="internal"
+            ) from None
+
+    def remove(self) -> None:
+        """Forget the session, if there is one. Raises ClientError."""
+        try:
+            self.path.unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as e:
+            raise ClientError(
+                "state_unwritable", path=self.path, why=e.strerror or e, code="internal"
+            ) from None
+
+
+def _file_name(server: str) -> str:
+    name = re.sub(r"[^A-Za-z0-9.-]", lambda found: f"_{ord(found[0]):x}_", server)
+    if len(name) <= 150:
+        return name
+    import hashlib  # only for an endpoint string too long for a file name
+
+    return f"{name[:80]}-{hashlib.sha256(server.encode()).hexdigest()}"

@@ -1,0 +1,197 @@
+"""The terminal, or what stands in its place: lines in without blocking the reactor, and lines out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import IO, Any, Protocol, TextIO
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from taskd.client.errors import ClientError, EndOfInput, OutputClosed
+
+MAX_LINE = 1024 * 1024
+"""Bytes in one line of input, beyond which it cannot be meant."""
+
+
+class Source(Protocol):
+    """Where lines come from. Raises EndOfInput after the last one."""
+
+    tty: bool
+
+    async def line(self) -> str:
+        """The next line, without its end."""
+
+    async def lines(self) -> list[str]:
+        """All the lines that are there now, at least one; waits for it."""
+
+    def hidden(self) -> contextlib.AbstractContextManager[None]:
+        """While it lasts, what is typed is not shown."""
+
+
+@implementer(IReadDescriptor)
+class Input:
+    """Lines from a file descriptor, which is read only while somebody waits for one.
+
+    It stays in blocking mode, which it shares with standard output and with the shell; a terminal in its line
+    mode is readable when a whole line, or the end, is there.
+    """
+
+    def __init__(self, reactor: Any, stream: IO[Any] | None) -> None:
+        self._reactor = reactor
+        self._fd = -1 if stream is None or stream.closed else stream.fileno()
+        self._buffer = b""
+        self._waiting: Deferred[bytes] | None = None
+        self.tty = self._fd >= 0 and os.isatty(self._fd)
+
+    async def line(self) -> str:
+        """The next line, without its end. Raises EndOfInput, or ClientError for one that is no text."""
+        while b"\n" not in self._buffer:
+            if not await self._more():
+                if not self._buffer:
+                    raise EndOfInput
+                self._buffer += b"\n"
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return _text(line)
+
+    async def lines(self) -> list[str]:
+        """All the lines that are there now, at least one; waits for it. Raises like :meth:`line`."""
+        first = await self.line()
+        whole, end, rest = self._buffer.rpartition(b"\n")
+        if not end:
+            return [first]
+        self._buffer = rest
+        return [first, *map(_text, whole.split(b"\n"))]
+
+    @contextlib.contextmanager
+    def hidden(self) -> Iterator[None]:
+        """While it lasts, the terminal does not echo what is typed."""
+        if not self.tty:
+            yield
+            return
+        import termios
+
+        before = termios.tcgetattr(self._fd)
+        silent = list(before)
+        silent[3] = before[3] & ~termios.ECHO
+        termios.tcsetattr(self._fd, termios.TCSADRAIN, silent)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(termios.error):  # it may have been hung up
+                termios.tcsetattr(self._fd, termios.TCSADRAIN, before)
+
+    async def _more(self) -> bool:
+        if self._fd < 0:
+            return False
+        if len(self._buffer) > MAX_LINE:
+            raise ClientError("input_too_long", code="too_large")
+        self._waiting = Deferred(lambda _: self._reactor.removeReader(self))
+        self._reactor.addReader(self)
+        data = await self._waiting
+        self._buffer += data
+        return bool(data)
+
+    def fileno(self) -> int:
+        """The descriptor for the reactor."""
+        return self._fd
+
+    def doRead(self) -> None:
+        """The reactor says that a read will not block."""
+        self._reactor.removeReader(self)
+        try:
+            data = os.read(self._fd, 65536)
+        except OSError:  # a terminal that has been hung up
+            data = b""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and not waiting.called:
+            waiting.callback(data)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor gave the descriptor up: the same as its end."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and not waiting.called:
+            waiting.callback(b"")
+
+    def logPrefix(self) -> str:
+        """The name in logs."""
+        return "input"
+
+
+def _text(line: bytes) -> str:
+    try:
+        return line.rstrip(b"\r").decode()
+    except UnicodeDecodeError:
+        raise ClientError("not_utf8") from None
+
+
+class Output:
+    """Standard output and error. Every write is flushed; a reader that went away raises OutputClosed."""
+
+    def __init__(self, stdout: TextIO | None, stderr: TextIO | None) -> None:
+        self._stdout = stdout
+        self._stderr = stderr
+        for stream in (stdout, stderr):
+            # A letter that the locale cannot write is shown as an escape, rather than ending the program
+            if stream is not None and hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+        self.tty = stdout is not None and stdout.isatty()
+
+    def lines(self, lines: Iterable[str]) -> None:
+        """Lines for people or scripts."""
+        self._write(self._stdout, "".join(f"{line}\n" for line in lines))
+
+    def line(self, line: str) -> None:
+        """One line."""
+        self.lines((line,))
+
+    def raw(self, lines: Iterable[bytes]) -> None:
+        """Lines as they came over the wire: UTF-8, whatever the locale."""
+        data = b"".join(b"%b\n" % line for line in lines)
+        buffer = getattr(self._stdout, "buffer", None)
+        if buffer is None:
+            self._write(self._stdout, data.decode())
+        else:
+            self._write(buffer, data)
+
+    def prompt(self, text: str) -> None:
+        """A question, without a line end; not on an output that is read by a program."""
+        self._write(self._stdout if self.tty else self._stderr, text)
+
+    def note(self, line: str) -> None:
+        """A line about what goes on, on standard error."""
+        with contextlib.suppress(OutputClosed, ClientError):
+            self._write(self._stderr, f"{line}\n")
+
+    def _write(self, stream: Any, data: str | bytes) -> None:
+        if stream is None:
+            return
+        try:
+            stream.write(data)
+            stream.flush()
+        except BrokenPipeError:
+            raise OutputClosed from None
+        except (OSError, ValueError) as e:
+            raise ClientError(
+                "output_failed", code="internal", why=getattr(e, "strerror", None) or e
+            ) from None
+
+
+def colour_wanted(env: Mapping[str, str], tty: bool) -> bool:
+    """Whether to use colours: on a terminal that has them, unless NO_COLOR is set (no-color.org)."""
+    return tty and not env.get("NO_COLOR") and env.get("TERM") not in (None, "", "dumb")
+
+
+def discard_output() -> None:
+    """Let the interpreter's last flush of a broken standard output go nowhere, silently."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                os.dup2(null, stream.fileno())
+        os.close(null)

@@ -1,0 +1,167 @@
+"""Settings: environment, ``.env`` file and options become one frozen Settings.
+
+The real environment wins over the ``.env`` file, an option wins over both. A malformed value raises SettingsError with
+one line that names the variable.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from dotenv import dotenv_values
+
+from taskd.errors import SettingsError
+
+T = TypeVar("T")
+
+DEFAULT_LISTEN = "tcp:5000:interface=127.0.0.1"
+
+
+class Postgres(msgspec.Struct, frozen=True):
+    """Where PostgreSQL is."""
+
+    host: str
+    port: int
+    user: str
+    password: str
+    database: str
+
+    def dsn(self) -> dict[str, str | int]:
+        """Keywords for psycopg2."""
+        return {
+            "host": self.host,
+            "port": self.port,
+            "user": self.user,
+            "password": self.password,
+            "dbname": self.database,
+        }
+
+
+class RabbitMQ(msgspec.Struct, frozen=True):
+    """Where RabbitMQ is."""
+
+    host: str
+    port: int
+    user: str
+    password: str
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """Everything that can be set. ``postgres`` and ``rabbitmq`` are both there (distributed) or both None (embedded)."""
+
+    postgres: Postgres | None
+    rabbitmq: RabbitMQ | None
+    queues: tuple[str, ...]
+    """The first is the default queue; servers accept tasks for all of them."""
+    listen: tuple[str, ...]
+    data: Path
+    slots: int | None
+    """Tasks at a time in a worker; None leaves the choice to the daemon."""
+    window: int
+    """Tasks of one queue in the broker at most; the rest waits in the store."""
+    lease: float
+    """Seconds a worker may be silent before its tasks are taken back."""
+    bcrypt_rounds: int
+    session_days: int
+
+    @property
+    def embedded(self) -> bool:
+        """Whether everything runs in this one process."""
+        return self.postgres is None
+
+
+def read_settings(env_file: str | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the environment and the ``.env`` file (default ``./.env``, if it is there). Raises SettingsError."""
+    values = _Values(_merged(env_file, environ))
+    postgres = rabbitmq = None
+    postgres_host, rabbitmq_host = values.text("POSTGRES_HOST", ""), values.text("RABBITMQ_HOST", "")
+    if bool(postgres_host) != bool(rabbitmq_host):
+        there, missing = ("POSTGRES_HOST", "RABBITMQ_HOST") if postgres_host else ("RABBITMQ_HOST", "POSTGRES_HOST")
+        raise SettingsError(
+            f"{there} is set but {missing} is not: set both to run distributed, or neither to run embedded"
+        )
+    port, queue = values.number("RABBITMQ_PORT", 5672, 1, 65535), values.queue_name("RABBITMQ_QUEUE", "tasks")
+    postgres_port = values.number("POSTGRES_PORT", 5432, 1, 65535)
+    if postgres_host:
+        postgres = Postgres(
+            postgres_host,
+            postgres_port,
+            values.text("POSTGRES_USER", "taskd"),
+            values.text("POSTGRES_PASSWORD", ""),
+            values.text("POSTGRES_DB", "taskd"),
+        )
+        rabbitmq = RabbitMQ(
+            rabbitmq_host, port, values.text("RABBITMQ_USER", "guest"), values.text("RABBITMQ_PASSWORD", "guest")
+        )
+    return Settings(
+        postgres=postgres,
+        rabbitmq=rabbitmq,
+        queues=values.queue_names("TASKD_QUEUES", queue),
+        listen=tuple(values.text("TASKD_LISTEN", DEFAULT_LISTEN).split()),
+        data=Path(values.text("TASKD_DATA", "./taskd-data")),
+        slots=values.number("TASKD_SLOTS", 0, 0, 100_000) or None,
+        window=values.number("TASKD_WINDOW", 2000, 1, 1_000_000),
+        lease=values.seconds("TASKD_LEASE", 30.0, 1.0, 3600.0),
+        bcrypt_rounds=values.number("TASKD_BCRYPT_ROUNDS", 12, 4, 18),
+        session_days=values.number("TASKD_SESSION_DAYS", 30, 1, 3650),
+    )
+
+
+def _merged(env_file: str | None, environ: Mapping[str, str]) -> dict[str, str]:
+    path = Path(env_file or ".env")
+    if env_file is not None and not path.is_file():
+        raise SettingsError(f"--env-file {env_file}: there is no such file")
+    try:
+        found = dotenv_values(path) if path.is_file() else {}
+    except (OSError, UnicodeDecodeError) as e:
+        raise SettingsError(f"{path}: cannot be read: {e}") from None
+    return {k: v for k, v in found.items() if v is not None} | dict(environ)
+
+
+class _Values:
+    """Typed reading of variables; an empty one counts as not set."""
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self._values = values
+
+    def text(self, name: str, default: str) -> str:
+        value = self._values.get(name, "").strip() or default
+        if not value.isprintable():
+            raise SettingsError(f"{name} contains a control character")
+        return value
+
+    def number(self, name: str, default: int, low: int, high: int) -> int:
+        return self._bounded(name, default, low, high, int, "a whole number")
+
+    def seconds(self, name: str, default: float, low: float, high: float) -> float:
+        return self._bounded(name, default, low, high, float, "a number of seconds")
+
+    def _bounded(self, name: str, default: T, low: Any, high: Any, kind: Callable[[str], T], what: str) -> T:
+        text = self.text(name, "")
+        if not text:
+            return default
+        try:
+            value = kind(text)
+            if low <= value <= high:
+                return value
+        except ValueError:
+            pass
+        raise SettingsError(f"{name} must be {what} from {low} to {high}, not {text!r}")
+
+    def queue_name(self, name: str, default: str) -> str:
+        return check_queue(self.text(name, default), name)
+
+    def queue_names(self, name: str, default: str) -> tuple[str, ...]:
+        others = [check_queue(q.strip(), name) for q in self.text(name, "").split(",") if q.strip()]
+        return tuple(dict.fromkeys([default, *others]))
+
+
+def check_queue(queue: str, name: str) -> str:
+    """A queue's name, unchanged. Raises SettingsError unless RabbitMQ takes it; ``name`` is who said it."""
+    if not 1 <= len(queue.encode()) <= 200 or not queue.isprintable() or queue.startswith("amq."):
+        raise SettingsError(f"{name}: a queue's name has 1 to 200 bytes and does not begin with amq., not {queue!r}")
+    return queue

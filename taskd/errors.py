@@ -1,0 +1,133 @@
+"""Domain errors. Each carries the stable code that clients see on the wire.
+
+``message`` says what to do, in English; ``status`` is ``error`` except where the original vocabulary has a word
+of its own (``in_use``, ``no_user``, ``wrong_credentials``).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class TaskdError(Exception):
+    """A refusal that a client may see. Subclasses fix the wire code.
+
+    ``field`` names the request's field that is at fault; ``retry_after`` is in seconds.
+    """
+
+    code: ClassVar[str] = "internal"
+    status: ClassVar[str] = "error"
+
+    def __init__(self, message: str, *, field: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.retry_after = retry_after
+
+
+class BadJson(TaskdError):
+    """The line is not one JSON object in UTF-8."""
+
+    code = "bad_json"
+
+
+class BadRequest(TaskdError):
+    """A field is missing, of the wrong type or out of its range."""
+
+    code = "bad_request"
+
+
+class UnknownAction(TaskdError):
+    """No action of that name is registered."""
+
+    code = "unknown_action"
+
+
+class AuthRequired(TaskdError):
+    """The connection is not logged in, or its session token is unknown or expired."""
+
+    code = "auth_required"
+
+
+class Forbidden(TaskdError):
+    """The user is known but may not do this."""
+
+    code = "forbidden"
+
+
+class NotFound(TaskdError):
+    """No such task of this user. A foreign id gets the same answer as a missing one."""
+
+    code = "not_found"
+
+
+class Conflict(TaskdError):
+    """The request contradicts what is stored, such as cancelling a finished task."""
+
+    code = "conflict"
+
+
+class TooLarge(TaskdError):
+    """A line, a list or a value exceeds its limit."""
+
+    code = "too_large"
+
+
+class RateLimited(TaskdError):
+    """Too much at once; ``retry_after`` says when to come back."""
+
+    code = "rate_limited"
+
+
+class QuotaExceeded(TaskdError):
+    """The user's share is used up."""
+
+    code = "quota_exceeded"
+
+
+class Draining(TaskdError):
+    """This server is stopping; connect again and land on another one."""
+
+    code = "draining"
+
+
+class Unavailable(TaskdError):
+    """The store cannot be reached now. Nothing was confirmed."""
+
+    code = "unavailable"
+
+
+class Internal(TaskdError):
+    """A defect of ours; the server's log has the details under the same request."""
+
+    code = "internal"
+
+
+class UsernameInUse(Conflict):
+    """Somebody has this username already, be it in other letter case."""
+
+    status = "in_use"
+
+
+class NoUser(NotFound):
+    """Nobody is registered under this username."""
+
+    status = "no_user"
+
+
+class WrongCredentials(Forbidden):
+    """The password does not belong to the username."""
+
+    status = "wrong_credentials"
+
+
+class SettingsError(Exception):
+    """A setting is missing or malformed. The message is one line that names the variable or option."""
+
+
+class SchemaTooNew(Exception):
+    """The database was migrated by a newer taskd than this one."""
+
+
+class BrokerUnavailable(Exception):
+    """The broker cannot take a message now, or lost it before confirming. Publish again later."""

@@ -1,0 +1,273 @@
+"""The map of what can be swapped: the interfaces between taskd and the world, and the values that cross them.
+
+Every implementation of a port passes the port's suite in ``tests/conformance``. Methods that return an Awaitable
+may be ``async def`` or return a Deferred; the caller awaits them and never blocks.
+
+Errors: a store raises :class:`taskd.errors.Unavailable` when it cannot be reached (nothing was confirmed) and domain
+errors for refusals; a broker raises :class:`taskd.errors.BrokerUnavailable`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import msgspec
+from zope.interface import Attribute, Interface
+
+from taskd.model import NewTask, State, Task, User
+
+# -- values ------------------------------------------------------------------------------------------------------
+
+
+class Account(msgspec.Struct, frozen=True):
+    """A user with its bcrypt hash, for the accounts room only."""
+
+    user: User
+    password: str
+
+
+class NewRow(msgspec.Struct, frozen=True):
+    """One task to insert; ``state`` is QUEUED where the window has room, else WAITING."""
+
+    user_id: int
+    spec: NewTask
+    state: State
+
+
+class Dispatch(NamedTuple):
+    """What a broker message says: which task, and the number of the dispatch it belongs to."""
+
+    task_id: int
+    dispatch: int
+
+
+class OutboxBatch(msgspec.Struct, frozen=True):
+    """An outbox row that outlived its publisher: what of it still waits for a worker, by queue."""
+
+    id: str
+    messages: Mapping[str, Sequence[Dispatch]]
+
+
+class Dispatched(msgspec.Struct, frozen=True):
+    """One turn of the dispatcher.
+
+    ``last_user`` is where the next turn goes on in the round of users, None when the round is complete and begins
+    anew. ``more`` says that the turn was cut short by its limit, so that another one would find more.
+    """
+
+    tasks: Sequence[Task]
+    last_user: int | None
+    more: bool
+
+
+class Claim(NamedTuple):
+    """A delivery that a worker wants to run."""
+
+    task_id: int
+    dispatch: int
+    redelivered: bool
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """How an attempt ended: COMPLETED with a ``result`` (JSON text) or FAILED with an ``error`` (one line)."""
+
+    task_id: int
+    dispatch: int
+    attempt: int
+    state: State
+    result: str | None = None
+    error: str | None = None
+
+
+class Finished(NamedTuple):
+    """What the store made of an outcome that was not fenced."""
+
+    version: int
+    finished_at: datetime
+
+
+class TaskQuery(msgspec.Struct, frozen=True):
+    """A page of one user's tasks, newest first.
+
+    ``state`` is one of :data:`taskd.model.SHOWN_STATES`, ``status`` one of :data:`taskd.model.STATUSES`; ``before`` is
+    the task id below which the page begins; ``limit`` is 1 to 500.
+    """
+
+    limit: int
+    before: int | None = None
+    status: str | None = None
+    state: str | None = None
+    kind: str | None = None
+
+
+class Page(msgspec.Struct, frozen=True):
+    """``before`` for the next page, None on the last. With a filter a page may be short, even empty, and not the last."""
+
+    tasks: Sequence[Task]
+    before: int | None
+
+
+# -- the store ---------------------------------------------------------------------------------------------------
+
+
+class ITaskStore(Interface):
+    """The truth: users, sessions, tasks and every change of state. What a method confirms has been flushed."""
+
+    ready: bool = Attribute("True while the store can be reached and its schema is the code's")
+
+    def start() -> Awaitable[None]:
+        """Connect and migrate. Keeps trying while the database is away. Raises SchemaTooNew."""
+
+    def stop() -> Awaitable[None]:
+        """Close every connection; calls under way fail with Unavailable."""
+
+    # accounts
+
+    def create_user(username: str, key: str, password: str) -> Awaitable[User]:
+        """Store a user under its unique ``key``. Raises UsernameInUse."""
+
+    def find_user(key: str) -> Awaitable[Account | None]:
+        """The account under this key."""
+
+    def open_session(user_id: int, token_hash: bytes, seconds: int) -> Awaitable[None]:
+        """Remember a session token's hash for this long; drops the user's expired ones."""
+
+    def find_session(token_hash: bytes) -> Awaitable[User | None]:
+        """Whose unexpired session this is."""
+
+    def close_session(token_hash: bytes) -> Awaitable[None]:
+        """Forget a session, if it is there."""
+
+    # a task's life: see the state table in docs/architecture.md
+
+    def create_tasks(batch: str, rows: Sequence[NewRow], settled: Sequence[str] = ()) -> Awaitable[Sequence[Task]]:
+        """Insert all rows or none, in order, and one outbox row ``batch`` (a UUID) that names them; delete the
+        ``settled`` outbox rows. Running the same batch again creates nothing and returns the same tasks.
+
+        A QUEUED row has dispatch number 1, a WAITING one 0.
+        """
+
+    def dispatch(batch: str, queue: str, limit: int, after_user: int | None) -> Awaitable[Dispatched]:
+        """Move up to ``limit`` due tasks of a queue from waiting to queued under an outbox row ``batch``: round-robin
+        over the users behind ``after_user``, oldest first within a user. Safe to run on several servers at once."""
+
+    def settle(batches: Sequence[str]) -> Awaitable[None]:
+        """Delete outbox rows whose messages were all confirmed."""
+
+    def take_over(older_than: float, limit: int) -> Awaitable[Sequence[OutboxBatch]]:
+        """Outbox rows not published for ``older_than`` seconds, now this caller's to publish; at most one caller
+        gets each. Only messages whose task is still queued under that dispatch number are named."""
+
+    def claim(worker: str, lease: float, claims: Sequence[Claim]) -> Awaitable[Sequence[Task]]:
+        """queued -> running under the next attempt, for ``lease`` seconds. Returns the tasks that are this worker's
+        now. A redelivered message also takes a running task over; claiming what this worker already holds changes
+        nothing and returns it."""
+
+    def finish(worker: str, outcomes: Sequence[Outcome], again: bool = False) -> Awaitable[Mapping[int, Finished]]:
+        """running -> completed or failed, where dispatch, attempt and worker still match. A task id missing from the
+        answer was fenced. With ``again`` (the batch may have been committed before) what is so finished already
+        counts as finished by this call."""
+
+    def release(worker: str, held: Sequence[Claim]) -> Awaitable[Sequence[Task]]:
+        """Give running tasks back: running -> waiting, the attempt unspent."""
+
+    def renew(worker: str, lease: float) -> Awaitable[frozenset[int]]:
+        """Renew all leases of a worker in one statement; the ids it still holds."""
+
+    def cancel(user_id: int, task_id: int) -> Awaitable[Task]:
+        """waiting or queued -> cancelled. Cancelling a cancelled task changes nothing. Raises NotFound, Conflict."""
+
+    # repair
+
+    def expire_leases(limit: int) -> Awaitable[Sequence[Task]]:
+        """Take running tasks whose lease has expired back to waiting, or to failed when attempts are spent."""
+
+    def requeue_lost(queue: str, older_than: float, limit: int) -> Awaitable[Sequence[Task]]:
+        """queued for more than ``older_than`` seconds -> waiting: their messages are lost."""
+
+    def reset_in_flight() -> Awaitable[int]:
+        """Take all queued and running tasks back as if every lease had expired, and empty the outbox: for the start of
+        a server that has the store to itself. Returns how many."""
+
+    def count_queued() -> Awaitable[Mapping[str, int]]:
+        """Tasks in state queued, by queue. Costs no more than the window is large."""
+
+    # reading
+
+    def get_tasks(user_id: int, ids: Sequence[int]) -> Awaitable[Sequence[Task]]:
+        """Those of the ids that are this user's, in no particular order."""
+
+    def list_tasks(user_id: int, query: TaskQuery) -> Awaitable[Page]:
+        """A page, newest first. Its cost does not grow with the length of the list."""
+
+
+# -- the broker --------------------------------------------------------------------------------------------------
+
+
+class Delivery(msgspec.Struct, eq=False):
+    """A message in a consumer's hands until it is acked. ``tag`` is the adapter's own."""
+
+    task_id: int
+    dispatch: int
+    redelivered: bool
+    tag: Any
+
+
+class IConsumer(Interface):
+    """One subscription to a work queue. It survives reconnects; deliveries of a lost channel do not."""
+
+    ready: bool = Attribute("True while messages can arrive")
+
+    def ack(deliveries: Sequence[Delivery]) -> None:
+        """Settle deliveries for good. Those of a lost channel are ignored: the broker redelivers them."""
+
+    def requeue(deliveries: Sequence[Delivery]) -> None:
+        """Give deliveries back unworked, for any consumer."""
+
+    def stop() -> Awaitable[None]:
+        """Take no more deliveries; those taken can still be acked."""
+
+
+class IBroker(Interface):
+    """Distributes task ids to workers, and news of changes to all servers. Promises nothing but speed: the store is
+    the truth, so a message may come late, twice or never."""
+
+    ready: bool = Attribute("True while messages can be published")
+
+    def start() -> Awaitable[None]:
+        """Begin connecting; returns at once and keeps trying. Readiness is in ``ready``."""
+
+    def stop() -> Awaitable[None]:
+        """Close the connections; unacked deliveries go back to their queues."""
+
+    def publish(queue: str, messages: Sequence[Dispatch]) -> Awaitable[None]:
+        """Hand messages over; done when each is confirmed and routed. Raises BrokerUnavailable."""
+
+    def consume(
+        queue: str, prefetch: int, on_deliveries: Callable[[Sequence[Delivery]], None], on_lost: Callable[[], None]
+    ) -> IConsumer:
+        """Deliver messages in lists of up to ``prefetch`` unacked ones. ``on_lost`` tells that every delivery so far is
+        void, as the channel is gone."""
+
+    def depth(queue: str) -> Awaitable[int]:
+        """Messages ready in the queue. Raises BrokerUnavailable."""
+
+    def announce(news: bytes) -> None:
+        """Send news to every subscriber, this process's own included. Dropped when the broker is away."""
+
+    def subscribe(on_news: Callable[[bytes], None], on_gap: Callable[[], None]) -> None:
+        """Hear all news from now on. ``on_gap`` tells that some may have been missed, each time it may be so."""
+
+
+# -- what a worker runs ------------------------------------------------------------------------------------------
+
+
+class ITaskHandler(Interface):
+    """Runs the tasks of one kind."""
+
+    kind: str = Attribute("the kind of task it serves")
+
+    def run(task: Task, payload: Mapping[str, Any]) -> Awaitable[Any]:
+        """Do the work; the answer is the result, any JSON value. Raising fails the attempt. Must not block."""

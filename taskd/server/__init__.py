@@ -1,0 +1,1 @@
+"""The task server: line connections, actions, accounts, submission, dispatcher and event hub."""

@@ -1,0 +1,162 @@
+"""The event hub: who wants to hear of which changes.
+
+Watches hear of all changes of one user's tasks. Waits hear of the end of some tasks. Both register *before* they read
+the store, so that what changes meanwhile is not missed; versions tell what the reader has seen already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from twisted.internet.defer import Deferred
+
+from taskd.model import TERMINAL, Task
+from taskd.wire.changes import Change
+
+GAP = b'{"event":"gap"}\n'
+DRAINING = b'{"event":"draining"}\n'
+_BEFORE, _AFTER = b'{"event":"task","task":', b"}\n"
+
+MAX_SEEN = 4096
+"""Versions a watch remembers; the oldest are forgotten first, and matter least."""
+
+
+class Watch:
+    """One reader's live view of one user's tasks. ``send`` gets encoded event lines, several at once."""
+
+    def __init__(self, hub: Hub, user_id: int, send: Callable[[bytes], None]) -> None:
+        self._hub = hub
+        self._send = send
+        self._seen: dict[int, int] = {}
+        self._early: list[Change] | None = []
+        self._missed = False
+        self.user_id = user_id
+
+    def open(self, snapshot: Iterable[Task]) -> None:
+        """The snapshot has been sent: send what came since it was asked for, then everything as it comes."""
+        self._seen = {task.id: task.version for task in snapshot}
+        early, self._early = self._early, None
+        if self._missed:
+            self.gap()
+        elif early:
+            self.deliver(early)
+
+    def close(self) -> None:
+        """Hear no more."""
+        self._hub.forget_watch(self)
+
+    def deliver(self, changes: Sequence[Change]) -> None:
+        """Changes of this user's tasks, in the order in which they arrived."""
+        if self._early is not None:
+            self._early.extend(changes)
+            return
+        seen, lines = self._seen, []
+        for change in changes:
+            if seen.get(change.task_id, 0) < change.version:
+                seen[change.task_id] = change.version
+                lines.append(_BEFORE + bytes(change.view) + _AFTER)
+        while len(seen) > MAX_SEEN:
+            del seen[next(iter(seen))]
+        if lines:
+            self._send(b"".join(lines))
+
+    def gap(self) -> None:
+        """Changes may have been missed: the reader must watch again."""
+        if self._early is not None:
+            self._missed = True  # the snapshot is still to come, and the gap goes behind it
+            return
+        self.close()
+        self._send(GAP)
+
+
+class Wait:
+    """Fires ``changed`` when none of the ids remains, or when news may have been missed and the store must be asked."""
+
+    def __init__(self, hub: Hub, ids: Iterable[int]) -> None:
+        self._hub = hub
+        self.remaining = set(ids)
+        self.changed: Deferred[None] = Deferred()
+
+    def ended(self, ids: Iterable[int]) -> None:
+        """These tasks have reached a terminal state."""
+        for task_id in ids:
+            self.remaining.discard(task_id)
+            self._hub.forget_wait(self, task_id)
+        if not self.remaining:
+            self.wake()
+
+    def wake(self) -> None:
+        """Let the waiter look again."""
+        if not self.changed.called:
+            self.changed.callback(None)
+
+    def rearm(self) -> None:
+        """Wait on after a look at the store."""
+        self.changed = Deferred()
+
+    def close(self) -> None:
+        """Wait no more."""
+        for task_id in self.remaining:
+            self._hub.forget_wait(self, task_id)
+
+
+class Hub:
+    """Passes changes on to the watches and waits of this server."""
+
+    def __init__(self) -> None:
+        self._watches: dict[int, set[Watch]] = {}
+        self._waits: dict[int, set[Wait]] = {}
+
+    def watch(self, user_id: int, send: Callable[[bytes], None]) -> Watch:
+        """A new watch; it gathers changes from now on and sends them once it is opened."""
+        watch = Watch(self, user_id, send)
+        self._watches.setdefault(user_id, set()).add(watch)
+        return watch
+
+    def wait(self, ids: Iterable[int]) -> Wait:
+        """A new wait for the end of these tasks."""
+        wait = Wait(self, ids)
+        for task_id in wait.remaining:
+            self._waits.setdefault(task_id, set()).add(wait)
+        return wait
+
+    def publish(self, changes: Sequence[Change]) -> None:
+        """Tell whom it may concern."""
+        if self._watches:
+            mine: dict[int, list[Change]] = {}
+            for change in changes:
+                if change.user_id in self._watches:
+                    mine.setdefault(change.user_id, []).append(change)
+            for user_id, theirs in mine.items():
+                for watch in tuple(self._watches.get(user_id, ())):
+                    watch.deliver(theirs)
+        if self._waits:
+            for change in changes:
+                if change.task_id in self._waits and change.state in TERMINAL:
+                    for wait in tuple(self._waits[change.task_id]):
+                        wait.ended([change.task_id])
+
+    def gap(self) -> None:
+        """News may have been missed: watchers watch again, waiters look into the store."""
+        for watches in tuple(self._watches.values()):
+            for watch in tuple(watches):
+                watch.gap()
+        for waits in tuple(self._waits.values()):
+            for wait in tuple(waits):
+                wait.wake()
+
+    def forget_watch(self, watch: Watch) -> None:
+        """Drop a watch, if it is there."""
+        _drop(self._watches, watch.user_id, watch)
+
+    def forget_wait(self, wait: Wait, task_id: int) -> None:
+        """Drop a wait for one task, if it is there."""
+        _drop(self._waits, task_id, wait)
+
+
+def _drop(registry: dict[int, set], key: int, value: object) -> None:  # type: ignore[type-arg]
+    found = registry.get(key)
+    if found is not None:
+        found.discard(value)
+        if not found:
+            del registry[key]

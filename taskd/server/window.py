@@ -1,0 +1,89 @@
+"""The window: how much of each queue this server believes to be in the broker, and who has a backlog behind it.
+
+The figures follow the news of all servers and workers and are corrected from the store once a second; being a little
+wrong costs a slightly larger or smaller window, never a task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from taskd.model import State
+from taskd.wire.changes import Change
+
+
+class Window:
+    """One queue's window of ``limit`` tasks."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._queued = 0
+        self._backlog: set[int] = set()
+        self._known = False
+
+    @property
+    def room(self) -> int:
+        """How many more tasks may go to the broker now."""
+        return max(0, self.limit - self._queued)
+
+    @property
+    def has_backlog(self) -> bool:
+        """Whether tasks may be waiting in the store."""
+        return bool(self._backlog) or not self._known
+
+    def admit(self, user_id: int) -> bool:
+        """Take a place for a new task that goes straight to the broker; False if it must wait behind others."""
+        if not self._known or self._queued >= self.limit or user_id in self._backlog:
+            return False
+        self._queued += 1
+        return True
+
+    def suspect(self, user_id: int) -> None:
+        """This user has something waiting in the store."""
+        self._backlog.add(user_id)
+
+    def take(self, places: int) -> None:
+        """These many were handed over by the dispatcher (negative: given back)."""
+        self._queued = max(0, self._queued + places)
+
+    def suspects(self) -> frozenset[int]:
+        """Users with a backlog as far as known, to be given to :meth:`cleared` after a round that found no more."""
+        return frozenset(self._backlog)
+
+    def cleared(self, suspects: Iterable[int]) -> None:
+        """A whole round of the dispatcher found nothing left of these users."""
+        self._backlog.difference_update(suspects)
+        self._known = True
+
+    def heard(self, change: Change) -> None:
+        """Somebody else changed a task of this queue."""
+        if change.state is State.QUEUED:
+            self._queued += 1
+        elif change.state is State.RUNNING:
+            self._queued = max(0, self._queued - 1)
+        elif change.state is State.WAITING:
+            self.suspect(change.user_id)
+
+    def correct(self, queued: int) -> None:
+        """What the store says."""
+        self._queued = queued
+
+
+class Windows:
+    """The windows of all queues."""
+
+    def __init__(self, queues: Iterable[str], limit: int) -> None:
+        self.by_queue = {queue: Window(limit) for queue in queues}
+
+    def heard(self, changes: Iterable[Change]) -> None:
+        """Follow the changes that others announced."""
+        by_queue = self.by_queue
+        for change in changes:
+            window = by_queue.get(change.queue)
+            if window is not None:
+                window.heard(change)
+
+    def correct(self, counts: Mapping[str, int]) -> None:
+        """Take over the store's counts."""
+        for queue, window in self.by_queue.items():
+            window.correct(counts.get(queue, 0))

@@ -1,0 +1,1 @@
+"""The truth: PostgreSQL or SQLite behind one interface, :class:`taskd.ports.ITaskStore`."""

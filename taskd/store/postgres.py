@@ -1,0 +1,379 @@
+"""The store of many servers: PostgreSQL.
+
+Every batch is one statement in a transaction of its own. When the connection is lost under it, whether it was
+committed is unknown; it then runs again on a fresh connection, for a bounded time, and is written so that
+this is harmless. All times are the database's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import psycopg2
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from taskd.errors import BadRequest, Conflict, NotFound, Unavailable, UsernameInUse
+from taskd.model import State, Task, User
+from taskd.ports import (
+    Account,
+    Claim,
+    Dispatch,
+    Dispatched,
+    Finished,
+    ITaskStore,
+    NewRow,
+    OutboxBatch,
+    Outcome,
+    Page,
+    TaskQuery,
+)
+from taskd.store import migrations
+from taskd.store import postgres_statements as sql
+from taskd.store.common import LOOK_AT, STATES, Filter, check_storable, in_turns, storable_error
+from taskd.store.pool import MAX_DELAY, MIN_DELAY, Lost, Pool, reason
+from taskd.store.postgres_arrays import flags, ids, numbers, texts
+from taskd.store.postgres_connection import PostgresConnection, is_dead
+
+RETRY_SECONDS = 10.0
+"""How long a batch whose fate is unknown is tried again."""
+
+MIGRATION_SECONDS = 600
+"""The longest that a server waits for its own migrations or for another server's."""
+
+_MIGRATION_LOCK = 7_461_735_642
+_LAST = 2**63 - 1
+
+Rows = list[tuple[Any, ...]]
+
+
+def _task(row: Sequence[Any]) -> Task:
+    fields = list(row)
+    fields[5] = STATES[row[5]]
+    return Task(*fields)
+
+
+def _tasks(rows: Rows) -> list[Task]:
+    return [_task(row) for row in rows]
+
+
+@implementer(ITaskStore)
+class PostgresStore:
+    """ITaskStore on PostgreSQL. ``dsn`` has user, password, dbname, host and port as libpq knows them."""
+
+    log = Logger()
+
+    def __init__(self, dsn: Mapping[str, str | int], reactor: Any, size: int = 6) -> None:
+        self._dsn = dsn
+        self._reactor = reactor
+        self._name = f"PostgreSQL at {dsn.get('host', 'localhost')}:{dsn.get('port', 5432)}"
+        self._migrated = False
+        self._stopped = False
+        self._starting: PostgresConnection | None = None
+        self._pool = Pool(
+            reactor,
+            lambda: PostgresConnection(dsn, reactor, sql.PREPARED),
+            is_dead,
+            name=self._name,
+            size=size,
+        )
+
+    @property
+    def ready(self) -> bool:
+        """True while a connection is open."""
+        return self._migrated and self._pool.live > 0
+
+    # -- start and stop ----------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        delay = MIN_DELAY
+        told = False
+        while not self._migrated:
+            connection = self._starting = PostgresConnection(
+                self._dsn, self._reactor, {}, patience=MIGRATION_SECONDS
+            )
+            try:
+                await connection.open(lambda e: None)
+                await _migrate(connection)
+                self._migrated = True
+            except Exception as e:
+                if not is_dead(e):
+                    raise
+                if not told:
+                    told = True
+                    text = "{name}: cannot connect, trying on: {reason}"
+                    self.log.warn(text, name=self._name, reason=reason(e))
+            finally:
+                connection.close()
+                self._starting = None
+            if self._stopped:
+                raise Unavailable("the store is closed")
+            if not self._migrated:
+                await deferLater(self._reactor, delay)
+                delay = min(MAX_DELAY, delay * 2)
+        self._pool.start()
+        await self._call("find_user", "")
+
+    async def stop(self) -> None:
+        self._stopped = True
+        self._pool.stop()
+        if self._starting is not None:
+            self._starting.close()
+
+    # -- running statements ------------------------------------------------------------------------
+
+    async def _run(self, work: Callable[[bool, PostgresConnection], Any], repeat: bool = True) -> Any:
+        """Do ``work(again, connection)`` until its outcome is known; ``again``: it may have been done."""
+        again = False
+        deadline = 0.0
+        while True:
+            try:
+                return await self._pool.run(partial(work, again))
+            except (Lost, Unavailable, psycopg2.extensions.TransactionRollbackError) as e:
+                now = self._reactor.seconds()
+                if not again:
+                    if isinstance(e, Unavailable):
+                        raise
+                    again, deadline = True, now + RETRY_SECONDS
+                if not repeat or self._stopped or now >= deadline:
+                    raise Unavailable(
+                        f"the database connection was lost: {reason(e)}", retry_after=MAX_DELAY
+                    ) from e
+            except psycopg2.Error as e:
+                raise _translated(e) from e
+            except UnicodeEncodeError as e:
+                raise BadRequest("text must be valid Unicode") from e
+            await deferLater(self._reactor, MIN_DELAY)
+
+    async def _call(self, name: str, *args: Any, repeat: bool = True) -> Rows:
+        rows: Rows = await self._run(lambda again, connection: connection.call(name, *args), repeat)
+        return rows
+
+    # -- accounts ----------------------------------------------------------------------------------
+
+    async def create_user(self, username: str, key: str, password: str) -> User:
+        args = check_storable(username), check_storable(key), password
+        if rows := await self._call("create_user", *args):
+            return User(rows[0][0], username)
+        account = await self.find_user(key)
+        if account is None or account.password != password:
+            raise UsernameInUse(f"the username {username} is taken; choose another", field="username")
+        return account.user
+
+    async def find_user(self, key: str) -> Account | None:
+        rows = await self._call("find_user", check_storable(key))
+        return Account(User(*rows[0][:2]), rows[0][2]) if rows else None
+
+    async def open_session(self, user_id: int, token_hash: bytes, seconds: int) -> None:
+        await self._call("open_session", user_id, token_hash, seconds)
+
+    async def find_session(self, token_hash: bytes) -> User | None:
+        rows = await self._call("find_session", token_hash)
+        return User(*rows[0]) if rows else None
+
+    async def close_session(self, token_hash: bytes) -> None:
+        await self._call("close_session", token_hash)
+
+    # -- a task's life -----------------------------------------------------------------------------
+
+    async def _batch(self, name: str, batch: str, *args: Any) -> tuple[bool, Rows]:
+        """Rows of a statement that notes ``batch`` in the outbox; (True, its tasks) if an earlier run did."""
+
+        async def work(again: bool, connection: PostgresConnection) -> tuple[bool, Rows]:
+            try:
+                return False, await connection.call(name, *args, again)
+            except psycopg2.errors.UniqueViolation as e:
+                if e.diag.constraint_name != "outbox_pkey":
+                    raise
+            return True, await connection.call("batch", batch)
+
+        known: tuple[bool, Rows] = await self._run(work)
+        return known
+
+    async def create_tasks(
+        self, batch: str, rows: Sequence[NewRow], settled: Sequence[str] = ()
+    ) -> Sequence[Task]:
+        specs = [row.spec for row in rows]
+        known, answer = await self._batch(
+            "create_tasks",
+            batch,
+            numbers([row.user_id for row in rows]),
+            texts([spec.task for spec in specs]),
+            texts([spec.kind for spec in specs]),
+            texts([spec.queue for spec in specs]),
+            texts([spec.payload for spec in specs]),
+            numbers([spec.max_attempts for spec in specs]),
+            flags([row.state is State.QUEUED for row in rows]),
+            ids(settled),
+            batch,
+        )
+        if known:
+            return _tasks(answer)
+        created, now = answer[0]
+        return [
+            Task(
+                task_id,
+                row.user_id,
+                spec.task,
+                spec.kind,
+                spec.queue,
+                row.state,
+                now,
+                now,
+                spec.payload,
+                max_attempts=spec.max_attempts,
+                dispatch=1 if row.state is State.QUEUED else 0,
+            )
+            for task_id, row, spec in zip(created, rows, specs, strict=True)
+        ]
+
+    async def dispatch(self, batch: str, queue: str, limit: int, after_user: int | None) -> Dispatched:
+        known, rows = await self._batch("dispatch", batch, batch, queue, limit, after_user or 0)
+        if known:
+            tasks = _tasks(rows)
+            return Dispatched(tasks, max((t.user_id for t in tasks), default=None), True)
+        walked, last, first, last_served, second = rows[0][:5]
+        cut = walked == limit
+        if first == limit:
+            # a full turn ends with the last user it served
+            last, cut = last_served, True
+        moved = [_task(row[5:]) for row in rows if row[5] is not None]
+        tasks = in_turns((t.user_id, t) for t in moved)
+        return Dispatched(tasks, last if cut else None, cut or second > 0)
+
+    async def settle(self, batches: Sequence[str]) -> None:
+        await self._call("settle", ids(batches))
+
+    async def take_over(self, older_than: float, limit: int) -> Sequence[OutboxBatch]:
+        rows = await self._call("take_over", older_than, limit, repeat=False)
+        batches: dict[str, dict[str, list[Dispatch]]] = {}
+        for batch, queue, task_id, number in rows:
+            messages = batches.setdefault(batch, {})
+            if task_id is not None:
+                messages.setdefault(queue, []).append(Dispatch(task_id, number))
+        return [OutboxBatch(batch, messages) for batch, messages in batches.items()]
+
+    async def claim(self, worker: str, lease: float, claims: Sequence[Claim]) -> Sequence[Task]:
+        claims = sorted(claims)
+        args = (
+            numbers([c.task_id for c in claims]),
+            numbers([c.dispatch for c in claims]),
+            flags([c.redelivered for c in claims]),
+        )
+        return _tasks(await self._call("claim", worker, lease, *args))
+
+    async def finish(
+        self, worker: str, outcomes: Sequence[Outcome], again: bool = False
+    ) -> Mapping[int, Finished]:
+        # In one order everywhere, so that two batches never wait for each other's rows.
+        outcomes = sorted(outcomes, key=lambda o: o.task_id)
+        key = (
+            worker,
+            numbers([o.task_id for o in outcomes]),
+            numbers([o.dispatch for o in outcomes]),
+            numbers([o.attempt for o in outcomes]),
+            texts([o.state.value for o in outcomes]),
+        )
+        results = texts([o.result or "" for o in outcomes])
+        errors = texts([storable_error(o.error) or "" for o in outcomes])
+
+        async def work(repeated: bool, connection: PostgresConnection) -> Rows:
+            rows = await connection.call("finish", *key, results, errors)
+            if (again or repeated) and len(rows) < len(outcomes):
+                rows += await connection.call("finished_so", *key)
+            return rows
+
+        rows: Rows = await self._run(work)
+        return {task_id: Finished(version, when) for task_id, version, when in rows}
+
+    async def release(self, worker: str, held: Sequence[Claim]) -> Sequence[Task]:
+        held = sorted(held)
+        args = numbers([c.task_id for c in held]), numbers([c.dispatch for c in held])
+        return _tasks(await self._call("release", worker, *args))
+
+    async def renew(self, worker: str, lease: float) -> frozenset[int]:
+        return frozenset(task_id for (task_id,) in await self._call("renew", worker, lease))
+
+    async def cancel(self, user_id: int, task_id: int) -> Task:
+        if rows := await self._call("cancel", user_id, task_id):
+            return _task(rows[0])
+        found = await self.get_tasks(user_id, [task_id])
+        if not found:
+            raise NotFound(f"you have no task {task_id}", field="task_id")
+        if found[0].state is not State.CANCELLED:
+            state = found[0].state.value
+            raise Conflict(f"task {task_id} is {state}: too late to cancel it", field="task_id")
+        return found[0]
+
+    # -- repair ------------------------------------------------------------------------------------
+    # What changes nothing when repeated but would not be told again is not repeated: the caller learns by
+    # Unavailable that something may have changed unseen, and its next turn finds what is left.
+
+    async def expire_leases(self, limit: int) -> Sequence[Task]:
+        return _tasks(await self._call("expire_leases", limit, repeat=False))
+
+    async def requeue_lost(self, queue: str, older_than: float, limit: int) -> Sequence[Task]:
+        return _tasks(await self._call("requeue_lost", queue, older_than, limit, repeat=False))
+
+    async def reset_in_flight(self) -> int:
+        return int((await self._call("reset_in_flight"))[0][0])
+
+    async def count_queued(self) -> Mapping[str, int]:
+        return dict(await self._call("count_queued"))
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    async def get_tasks(self, user_id: int, ids: Sequence[int]) -> Sequence[Task]:
+        return _tasks(await self._call("get_tasks", user_id, numbers(ids)))
+
+    async def list_tasks(self, user_id: int, query: TaskQuery) -> Page:
+        wanted = Filter(query, now="now()", placeholder="%s")
+        page: Page = await self._run(lambda again, connection: _page(connection, user_id, query, wanted))
+        return page
+
+
+async def _page(connection: PostgresConnection, user_id: int, query: TaskQuery, wanted: Filter) -> Page:
+    before = _LAST if query.before is None else query.before
+    statuses, condition, limit = wanted.statuses, wanted.condition, query.limit
+    if not statuses:
+        return Page((), None)
+    if wanted.in_flight:
+        args = (user_id, before, *wanted.args, limit + 1)
+        tasks = _tasks(await connection.query(sql.list_in_flight(condition), args))
+    else:
+        each = LOOK_AT if condition else limit + 1
+        walks = [v for status in statuses for v in (user_id, status, before, user_id, status, each)]
+        merged = () if condition and len(statuses) == 1 else (each,)
+        text = sql.list_walk(len(statuses), condition)
+        tasks = _tasks(await connection.query(text, (*walks, *merged, *wanted.args, limit + 1)))
+    if len(tasks) > limit:
+        return Page(tasks[:limit], tasks[limit - 1].id)
+    if not condition or wanted.in_flight:
+        return Page(tasks, None)
+    rows = await connection.query(sql.list_end(len(statuses)), (*walks, LOOK_AT - 1))
+    return Page(tasks, rows[0][0] if rows else None)
+
+
+async def _migrate(connection: PostgresConnection) -> None:
+    known = migrations.load("postgres")
+    await connection.query("BEGIN")
+    await connection.query("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
+    await connection.query(migrations.CREATE_TABLE)
+    [(applied,)] = await connection.query(migrations.APPLIED)
+    for migration in migrations.pending(known, applied):
+        await connection.query(migration.sql)
+        await connection.query("INSERT INTO schema_migrations VALUES (%s, %s, now())", migration[:2])
+    await connection.query("COMMIT")
+
+
+def _translated(e: psycopg2.Error) -> Exception:
+    """A refused value is the caller's fault, a shortage passes, anything else is a defect of ours."""
+    code = e.pgcode or ""
+    if code.startswith(("22", "23")):
+        return BadRequest(f"cannot be stored: {reason(e)}")
+    if code.startswith("53") or code in {"57014", "55P03"}:
+        return Unavailable(f"the database cannot do this now: {reason(e)}", retry_after=MAX_DELAY)
+    return e

@@ -1,0 +1,204 @@
+"""One connection to PostgreSQL: opened in bounded time, quiet when it dies, its statements prepared."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import psycopg2
+from psycopg2 import extensions
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionClosed
+from twisted.internet.interfaces import IAddress, IHostResolution
+from twisted.python.failure import Failure
+from txpostgres import txpostgres
+
+CONNECT_SECONDS = 5.0
+STATEMENT_SECONDS = 10
+GRACE_SECONDS = 2.0
+"""How much later than by the server's timeout a statement is given up: a stopped backend keeps no time."""
+
+SESSION = {
+    "timezone": "UTC",
+    "synchronous_commit": "on",
+    # Every statement has its index, and the statistics of a table that is a queue are always out of date: a
+    # plan made once for any parameters, that never scans the table, is the one that does not surprise.
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "jit": "off",
+}
+NETWORK = {
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 8000,
+}
+
+# json comes back as it went in, not decoded
+_JSON = extensions.new_type((114,), "JSON", extensions.UNICODE)
+
+
+def _timestamp(value: str | None, cursor: Any) -> datetime | None:
+    return None if value is None else datetime.fromisoformat(value)
+
+
+# Twice as fast as psycopg2's own; before 3.11 fromisoformat did not read what PostgreSQL writes
+_TIMESTAMP = extensions.new_type((1184,), "TIMESTAMPTZ", _timestamp) if sys.version_info >= (3, 11) else None
+
+
+class _Connection(txpostgres.Connection):  # type: ignore[misc]
+    """Tells ``on_lost`` when it dies while idle, instead of raising into the reactor."""
+
+    on_lost: Callable[[BaseException], None] = staticmethod(lambda e: None)
+
+    def doRead(self) -> None:
+        """The reactor has something to read while no statement is under way."""
+        try:
+            super().doRead()
+        except psycopg2.Error as e:
+            self.on_lost(e)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The socket is gone."""
+        super().connectionLost(reason)
+        self.on_lost(reason.value)
+
+
+class PostgresConnection:
+    """A connection for one statement at a time.
+
+    ``prepared`` maps names to statements with ``$n`` parameters; ``patience`` is how many seconds one may
+    take.
+    """
+
+    def __init__(
+        self,
+        dsn: Mapping[str, str | int],
+        reactor: Any,
+        prepared: Mapping[str, str],
+        patience: int = STATEMENT_SECONDS,
+    ) -> None:
+        self._dsn = dict(dsn)
+        self._patience = patience
+        self._reactor = reactor
+        self._prepared = prepared
+        self._connection = _Connection(reactor)
+        self._closed = False
+
+    async def open(self, on_lost: Callable[[BaseException], None]) -> None:
+        """Connect and prepare."""
+        timer = self._reactor.callLater(CONNECT_SECONDS, self.close)
+        try:
+            session = {**SESSION, "statement_timeout": f"{self._patience}s"}
+            options = " ".join(f"-c {name}={value}" for name, value in session.items())
+            await self._connection.connect(
+                **await self._addressed(),
+                **NETWORK,
+                options=options,
+                client_encoding="UTF8",
+                application_name="taskd",
+            )
+            if self._closed:
+                raise psycopg2.OperationalError("took too long to connect")
+            raw = self._connection.pollable()
+            extensions.register_type(_JSON, raw)
+            if _TIMESTAMP is not None:
+                extensions.register_type(_TIMESTAMP, raw)
+            if self._prepared:
+                await self._execute(";".join(f"PREPARE {n} AS {text}" for n, text in self._prepared.items()))
+        finally:
+            if timer.active():
+                timer.cancel()
+        self._connection.on_lost = on_lost
+
+    def close(self) -> None:
+        """Disconnect; a statement under way fails with ConnectionDone."""
+        self._closed = True
+        self._connection.on_lost = lambda e: None
+        if self._connection.pollable() is not None:
+            self._connection.close()
+
+    def call(self, name: str, *args: Any) -> Awaitable[list[tuple[Any, ...]]]:
+        """Execute a prepared statement."""
+        values = f" ({', '.join(['%s'] * len(args))})" if args else ""
+        return self.query(f"EXECUTE {name}{values}", args)
+
+    async def query(self, text: str, args: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """The rows of a statement with ``%s`` parameters."""
+        cursor = await self._execute(text, args)
+        rows: list[tuple[Any, ...]] = cursor.fetchall() if cursor.description else []
+        cursor.close()
+        return rows
+
+    def _execute(self, text: str, args: Sequence[Any] = ()) -> Deferred[Any]:
+        # The caller may cancel what it gets; txpostgres must never see that.
+        answer: Deferred[Any] = Deferred()
+        if self._closed:
+            answer.errback(psycopg2.InterfaceError("the connection is closed"))
+            return answer
+        timer = self._reactor.callLater(self._patience + GRACE_SECONDS, self.close)
+
+        def done(result: Any) -> None:
+            if timer.active():
+                timer.cancel()
+            if not answer.called:
+                answer.callback(result)
+
+        self._connection.cursor().execute(text, args or None).addBoth(done)
+        return answer
+
+    async def _addressed(self) -> dict[str, str | int]:
+        # libpq would look the name up itself, blocking the reactor
+        host = str(self._dsn.get("host") or "")
+        if not host or host.startswith(("/", "@")) or isIPAddress(host) or isIPv6Address(host):
+            return self._dsn
+        addresses = await _lookup(self._reactor, host)
+        if not addresses:
+            raise psycopg2.OperationalError(f"no address found for host {host}")
+        return {**self._dsn, "host": ",".join([host] * len(addresses)), "hostaddr": ",".join(addresses)}
+
+
+class _Addresses:
+    """Gathers what the resolver finds."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+        self.done: Deferred[list[str]] = Deferred()
+
+    def resolutionBegan(self, resolution: IHostResolution) -> None:
+        """The lookup is under way."""
+
+    def addressResolved(self, address: IAddress) -> None:
+        """One address."""
+        if address.host not in self.found:  # type: ignore[attr-defined]
+            self.found.append(address.host)  # type: ignore[attr-defined]
+
+    def resolutionComplete(self) -> None:
+        """No more to come."""
+        self.done.callback(self.found)
+
+
+def _lookup(reactor: Any, host: str) -> Deferred[list[str]]:
+    addresses = _Addresses()
+    reactor.nameResolver.resolveHostName(addresses, host)
+    return addresses.done
+
+
+def is_dead(e: BaseException) -> bool:
+    """Whether the connection that raised this can serve no more.
+
+    Deadlocks (40P01) and statement timeouts (57014) are answers of a living server.
+    """
+    if isinstance(e, ConnectionClosed | txpostgres.UnexpectedPollResult | txpostgres.AlreadyPolling):
+        return True
+    if not isinstance(e, psycopg2.Error):
+        return False
+    if e.pgcode is None:
+        # Raised without a server's answer: the connection is gone, but for an argument that cannot be sent
+        return not isinstance(e, psycopg2.ProgrammingError) or "underway" in str(e)
+    # connection exceptions, shutdowns, and a standby where a primary was
+    return e.pgcode.startswith(("08", "57P")) or e.pgcode == "25006"

@@ -1,0 +1,290 @@
+"""The statements of the PostgreSQL store.
+
+Those in PREPARED are prepared on every connection: parsing and planning cost a third of a small batch.
+A batch is one statement and one round trip; its rows go in as arrays, one parameter a column, because parsing
+an array literal costs the server a fraction of parsing as many constants. Each is harmless when run twice.
+"""
+
+from __future__ import annotations
+
+from taskd.store.common import KEEP_SECONDS, columns
+
+_ALL = columns()
+_T = columns("t")
+_LISTED = columns("t", listed=True)
+
+# The predicates of the two partial indexes; a query must repeat them to be served by them.
+_BACKLOG = "dispatched_at IS NULL AND finished_at IS NULL"
+_IN_FLIGHT = "dispatched_at IS NOT NULL AND finished_at IS NULL"
+
+PREPARED: dict[str, str] = {}
+
+# -- accounts
+
+# Nothing comes back when the key is taken, be it by an earlier run of the same registration.
+PREPARED["create_user"] = """
+INSERT INTO users (username, username_key, password) VALUES ($1, $2, $3)
+ON CONFLICT (username_key) DO NOTHING RETURNING id
+"""
+PREPARED["find_user"] = "SELECT id, username, password FROM users WHERE username_key = $1"
+PREPARED["open_session"] = """
+WITH expired AS (DELETE FROM sessions WHERE user_id = $1 AND expires_at <= now())
+INSERT INTO sessions (token_hash, user_id, expires_at) VALUES ($2, $1, now() + make_interval(secs => $3))
+ON CONFLICT (token_hash) DO NOTHING
+"""
+PREPARED["find_session"] = """
+SELECT u.id, u.username FROM sessions s JOIN users u ON u.id = s.user_id
+WHERE s.token_hash = $1 AND s.expires_at > now()
+"""
+PREPARED["close_session"] = "DELETE FROM sessions WHERE token_hash = $1"
+
+# -- a task's life
+
+# Outbox rows that were taken over or repeated are kept for a while: see KEEP_SECONDS.
+_SETTLE = """
+DELETE FROM outbox WHERE id = ANY({ids}) AND published_at IS NULL
+"""
+_SETTLE_TAKEN = """
+UPDATE outbox SET published_at = 'infinity' WHERE id = ANY({ids}) AND published_at IS NOT NULL
+"""
+
+# The ids come back from the outbox row, in the order of the rows: the sequence was drawn in that order. A
+# second run stops at the outbox's primary key, or waits there for the first to end.
+PREPARED["create_tasks"] = f"""
+WITH new AS (
+    INSERT INTO tasks (user_id, task, kind, queue, payload, max_attempts, state, dispatch, dispatched_at)
+    SELECT user_id, task, kind, queue, payload, max_attempts,
+        CASE WHEN queued THEN 'queued' ELSE 'waiting' END, queued::int, CASE WHEN queued THEN now() END
+    FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::json[], $6::int[], $7::bool[])
+        AS n (user_id, task, kind, queue, payload, max_attempts, queued)
+    RETURNING id
+), settled AS ({_SETTLE.format(ids="$8::uuid[]")}), kept AS ({_SETTLE_TAKEN.format(ids="$8::uuid[]")})
+INSERT INTO outbox (id, task_ids, published_at)
+SELECT $9::uuid, coalesce(array_agg(id ORDER BY id), '{{}}'), CASE WHEN $10::bool THEN now() END FROM new
+RETURNING task_ids, created_at
+"""
+PREPARED["batch"] = f"""
+SELECT {_T} FROM outbox o, unnest(o.task_ids) WITH ORDINALITY AS i (id, n) JOIN tasks t USING (id)
+WHERE o.id = $1::uuid ORDER BY i.n
+"""
+
+# A walk over the users who have a backlog, from key to key of the index; the first of a user's backlog is the
+# oldest, so it tells whether anything of it is due. Every due user gets an equal share of the turn, and what
+# is left goes in equal shares to those who used theirs up. It looks at no more than 4 * limit rows. The picks
+# begin where the walk found the user's first: before it the index may have the entries of thousands of tasks
+# dispatched since the last vacuum, and stepping over them once is enough.
+_NEXT = f"""
+SELECT user_id, run_at, id, {{n}} FROM tasks WHERE queue = $2 AND user_id > {{after}} AND {_BACKLOG}
+ORDER BY user_id, run_at, id LIMIT 1
+"""
+_PICK = f"""
+SELECT id FROM tasks
+WHERE queue = $2 AND user_id = u.user_id AND (run_at, id) >= (u.run_at, u.id) AND run_at <= now()
+    AND {_BACKLOG}
+ORDER BY run_at, id
+"""
+PREPARED["dispatch"] = f"""
+WITH RECURSIVE walk (user_id, run_at, id, n) AS (
+    ({_NEXT.format(n="1", after="$4")})
+    UNION ALL
+    SELECT next.* FROM walk, LATERAL ({_NEXT.format(n="walk.n + 1", after="walk.user_id")}) AS next
+    WHERE walk.n < $3
+), due AS MATERIALIZED (
+    SELECT user_id, run_at, id FROM walk WHERE run_at <= now()
+), share AS MATERIALIZED (
+    SELECT ($3 + count(*) - 1) / greatest(count(*), 1) AS each FROM due
+), first AS MATERIALIZED (
+    SELECT mine.id, u.user_id FROM due AS u, LATERAL (
+        {_PICK} LIMIT (SELECT each FROM share) FOR UPDATE SKIP LOCKED) AS mine
+    LIMIT $3
+), hungry AS MATERIALIZED (
+    SELECT * FROM due WHERE user_id IN (
+        SELECT user_id FROM first GROUP BY user_id HAVING count(*) = (SELECT each FROM share))
+), rest AS MATERIALIZED (
+    SELECT free, (free + users - 1) / greatest(users, 1) AS each
+    FROM (SELECT $3 - (SELECT count(*) FROM first) AS free, (SELECT count(*) FROM hungry) AS users) AS c
+), second AS MATERIALIZED (
+    SELECT mine.id FROM hungry AS u, LATERAL (
+        {_PICK} OFFSET (SELECT each FROM share) LIMIT (SELECT each FROM rest) FOR UPDATE SKIP LOCKED) AS mine
+    LIMIT (SELECT free FROM rest)
+), moved AS (
+    UPDATE tasks t SET state = 'queued', dispatch = dispatch + 1, version = version + 1, dispatched_at = now()
+    FROM (SELECT id FROM first UNION SELECT id FROM second) AS picked WHERE t.id = picked.id
+    RETURNING {_T}
+), noted AS (
+    INSERT INTO outbox (id, task_ids, published_at)
+    SELECT $1::uuid, array_agg(id ORDER BY user_id, run_at, id), CASE WHEN $5::bool THEN now() END FROM moved
+    HAVING count(*) > 0
+)
+SELECT (SELECT count(*) FROM walk), (SELECT max(user_id) FROM walk), (SELECT count(*) FROM first),
+    (SELECT max(user_id) FROM first), (SELECT count(*) FROM second), moved.*
+FROM (SELECT) AS always LEFT JOIN moved ON true ORDER BY moved.user_id, moved.run_at, moved.id
+"""
+
+PREPARED["settle"] = f"""
+WITH settled AS ({_SETTLE.format(ids="$1::uuid[]")}) {_SETTLE_TAKEN.format(ids="$1::uuid[]")}
+"""
+PREPARED["take_over"] = f"""
+WITH gone AS (
+    DELETE FROM outbox WHERE published_at = 'infinity' AND created_at < now() - interval '{KEEP_SECONDS} s'
+), old AS (
+    SELECT id FROM outbox WHERE coalesce(published_at, created_at) <= now() - make_interval(secs => $1)
+    ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED
+), taken AS (
+    UPDATE outbox o SET published_at = now() FROM old WHERE o.id = old.id RETURNING o.id, o.task_ids
+)
+SELECT taken.id, t.queue, t.id, t.dispatch
+FROM taken LEFT JOIN LATERAL unnest(taken.task_ids) WITH ORDINALITY AS i (id, n) ON true
+    LEFT JOIN tasks t ON t.id = i.id AND t.state = 'queued'
+ORDER BY taken.id, i.n
+"""
+
+# A row that this worker holds already is returned as it is. A redelivery takes over from a worker that lost
+# its channel, but not the last attempt: its lease decides.
+_HELD = "t.state = 'running' AND t.worker = $1"
+PREPARED["claim"] = f"""
+UPDATE tasks t SET state = 'running', worker = $1,
+    attempt = CASE WHEN {_HELD} THEN t.attempt ELSE t.attempt + 1 END,
+    version = CASE WHEN {_HELD} THEN t.version ELSE t.version + 1 END,
+    lease_until = CASE WHEN {_HELD} THEN t.lease_until ELSE now() + make_interval(secs => $2) END,
+    started_at = CASE WHEN {_HELD} THEN t.started_at ELSE now() END
+FROM unnest($3::bigint[], $4::int[], $5::bool[]) AS c (id, dispatch, redelivered)
+WHERE t.id = c.id AND t.dispatch = c.dispatch AND (t.state = 'queued'
+    OR t.state = 'running' AND (t.worker = $1 OR c.redelivered AND t.attempt < t.max_attempts))
+RETURNING {_T}
+"""
+PREPARED["finish"] = """
+UPDATE tasks t SET state = o.state, version = t.version + 1, finished_at = now(), lease_until = NULL,
+    result = nullif(o.result, '')::json, error = nullif(o.error, '')
+FROM unnest($2::bigint[], $3::int[], $4::int[], $5::text[], $6::text[], $7::text[])
+    AS o (id, dispatch, attempt, state, result, error)
+WHERE t.id = o.id AND t.dispatch = o.dispatch AND t.attempt = o.attempt AND t.worker = $1
+    AND t.state = 'running'
+RETURNING t.id, t.version, t.finished_at
+"""
+# A statement of its own: one that waited for the first run to commit has a snapshot from before.
+PREPARED["finished_so"] = """
+SELECT t.id, t.version, t.finished_at
+FROM unnest($2::bigint[], $3::int[], $4::int[], $5::text[]) AS o (id, dispatch, attempt, state) JOIN tasks t
+    ON t.id = o.id AND t.dispatch = o.dispatch AND t.attempt = o.attempt AND t.worker = $1
+    AND t.state = o.state
+"""
+
+_BACK = "dispatched_at = NULL, started_at = NULL, lease_until = NULL, version = version + 1"
+
+PREPARED["release"] = f"""
+UPDATE tasks t SET state = 'waiting', dispatched_at = NULL, started_at = NULL, lease_until = NULL,
+    attempt = CASE t.state WHEN 'running' THEN t.attempt - 1 ELSE t.attempt END,
+    version = CASE t.state WHEN 'running' THEN t.version + 1 ELSE t.version END
+FROM unnest($2::bigint[], $3::int[]) AS c (id, dispatch)
+WHERE t.id = c.id AND t.dispatch = c.dispatch AND t.worker = $1 AND t.state IN ('running', 'waiting')
+RETURNING {_T}
+"""
+# Only leases with less than three quarters left are written, so that short tasks cost nothing here. Rows that
+# are being finished at this moment are passed over: waiting for them could be a deadlock.
+PREPARED["renew"] = f"""
+WITH held AS MATERIALIZED (
+    SELECT id, lease_until FROM tasks WHERE {_IN_FLIGHT} AND state = 'running' AND worker = $1
+), due AS (
+    SELECT t.id FROM held JOIN tasks t USING (id)
+    WHERE held.lease_until < now() + make_interval(secs => $2 * 0.75) AND t.state = 'running'
+        AND t.worker = $1
+    FOR UPDATE OF t SKIP LOCKED
+), renewed AS (
+    UPDATE tasks t SET lease_until = now() + make_interval(secs => $2) FROM due WHERE t.id = due.id
+)
+SELECT id FROM held
+"""
+PREPARED["cancel"] = f"""
+UPDATE tasks SET state = 'cancelled', version = version + 1, finished_at = now()
+WHERE id = $2 AND user_id = $1 AND state IN ('waiting', 'queued') RETURNING {_ALL}
+"""
+
+# -- repair
+
+_EXPIRED = """
+state = CASE WHEN attempt < max_attempts THEN 'waiting' ELSE 'failed' END,
+dispatched_at = CASE WHEN attempt >= max_attempts THEN dispatched_at END,
+started_at = CASE WHEN attempt >= max_attempts THEN started_at END,
+finished_at = CASE WHEN attempt >= max_attempts THEN now() END,
+error = CASE WHEN attempt >= max_attempts THEN
+    format('lease expired on attempt %s of %s: the worker stopped answering', attempt, max_attempts) END,
+lease_until = NULL, version = version + 1
+"""
+PREPARED["expire_leases"] = f"""
+WITH dead AS (
+    SELECT id FROM tasks WHERE {_IN_FLIGHT} AND state = 'running' AND lease_until <= now()
+    LIMIT $1 FOR UPDATE SKIP LOCKED
+)
+UPDATE tasks t SET {_EXPIRED} FROM dead WHERE t.id = dead.id RETURNING {_T}
+"""
+PREPARED["requeue_lost"] = f"""
+WITH lost AS (
+    SELECT id FROM tasks
+    WHERE {_IN_FLIGHT} AND queue = $1 AND dispatched_at <= now() - make_interval(secs => $2)
+        AND state = 'queued'
+    ORDER BY dispatched_at LIMIT $3 FOR UPDATE SKIP LOCKED
+)
+UPDATE tasks t SET state = 'waiting', {_BACK} FROM lost WHERE t.id = lost.id RETURNING {_T}
+"""
+PREPARED["reset_in_flight"] = f"""
+WITH expired AS (
+    UPDATE tasks SET {_EXPIRED} WHERE {_IN_FLIGHT} AND state = 'running' RETURNING id
+), queued AS (
+    UPDATE tasks SET state = 'waiting', {_BACK} WHERE {_IN_FLIGHT} AND state = 'queued' RETURNING id
+), emptied AS (
+    DELETE FROM outbox
+)
+SELECT (SELECT count(*) FROM expired) + (SELECT count(*) FROM queued)
+"""
+PREPARED["count_queued"] = f"""
+SELECT queue, count(*) FROM tasks WHERE {_IN_FLIGHT} AND state = 'queued' GROUP BY queue
+"""
+
+# -- reading
+
+# `+ 0`: found by their ids, never by walking all tasks of the user.
+PREPARED["get_tasks"] = f"SELECT {_ALL} FROM tasks WHERE id = ANY ($2::bigint[]) AND user_id + 0 = $1"
+
+
+def list_in_flight(condition: str) -> str:
+    """Queued or running tasks of a user. Parameters: user, before, those of the condition, limit."""
+    return f"""
+SELECT {_LISTED} FROM tasks t WHERE {_IN_FLIGHT} AND user_id + 0 = %s AND id + 0 < %s AND {condition}
+ORDER BY id DESC LIMIT %s
+"""
+
+
+def _walk(select: str) -> str:
+    # Bounds and order by the whole key: the planner can take no other index, however wrong its statistics.
+    return f"""
+(SELECT {select} FROM tasks t
+WHERE (user_id, status, id) < (%s, %s, %s) AND (user_id, status, id) > (%s, %s, 0)
+ORDER BY user_id DESC, status DESC, id DESC LIMIT %s)
+"""
+
+
+def list_walk(statuses: int, condition: str) -> str:
+    """The newest of each status, merged.
+
+    Parameters: (user, status, before, user, status, each) a status, all, those of the condition, limit.
+    """
+    walk = " UNION ALL ".join([_walk("*" if condition and statuses == 1 else "id")] * statuses)
+    where = f"WHERE {condition}" if condition else ""
+    if statuses == 1 and condition:
+        # stops at the last row of the page
+        return f"SELECT {_LISTED} FROM {walk} AS t {where} LIMIT %s"
+    return f"""
+SELECT {_LISTED} FROM (SELECT id FROM ({walk}) AS w ORDER BY id DESC LIMIT %s) AS w JOIN tasks t USING (id)
+{where}
+ORDER BY id DESC LIMIT %s
+"""
+
+
+def list_end(statuses: int) -> str:
+    """The last id that such a walk looked at.
+
+    Parameters: (user, status, before, user, status, each) a status, how many before it.
+    """
+    walk = " UNION ALL ".join([_walk("id")] * statuses)
+    return f"SELECT id FROM ({walk}) AS w ORDER BY id DESC OFFSET %s LIMIT 1"

@@ -1,0 +1,21 @@
+"""Limits of the protocol, announced by ``hello``."""
+
+MAX_LINE_BYTES = 64 * 1024
+"""A request line, without its line end."""
+
+MAX_REPLY_BYTES = 16 * 1024 * 1024
+"""What a client should be ready to read in one line."""
+
+MAX_BATCH = 1000
+"""Tasks in one ``new_tasks``, ids in one ``wait``."""
+
+MAX_PAGE = 500
+DEFAULT_PAGE = 100
+MAX_WAIT_SECONDS = 3600.0
+DEFAULT_WAIT_SECONDS = 60.0
+
+MAX_PIPELINE = 1024
+"""Requests of one connection under way or pending; beyond it the server stops reading until some are answered."""
+
+PROTOCOL_VERSION = 1
+"""Grows when an old client would misunderstand a new server."""

@@ -1,0 +1,143 @@
+"""Typed requests, and the view of a task that replies and events carry.
+
+A request's fields are described where they are declared; the docs and the client's help read them from here.
+Fields that are not declared are ignored, so that a newer client can talk to an older server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, TypeAlias, Union
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+from taskd.model import DEFAULT_KIND, LISTED_RESULT_BYTES, STATUS_OF, Task, shown_state
+from taskd.wire import limits
+
+Scalar: TypeAlias = Union[str, int, float, bool, None]  # noqa: UP007 (evaluated at run time on 3.10)
+"""What a request's ``id`` may be."""
+
+TaskId: TypeAlias = Annotated[int, Meta(ge=1, le=2**63 - 1, description="A task's number.")]
+
+
+class Envelope(Struct):
+    """What every request has. Read first, so that an error can name the request."""
+
+    action: str
+    id: Scalar | UnsetType = UNSET
+
+
+class Nothing(Struct):
+    """A request without fields."""
+
+
+class Register(Struct):
+    username: Annotated[str, Meta(description="1 to 64 characters; unique without regard to letter case.")]
+    password: Annotated[str, Meta(description="8 to 72 bytes in UTF-8.")]
+
+
+class Login(Struct):
+    username: Annotated[str | None, Meta(description="Together with `password`.")] = None
+    password: Annotated[str | None, Meta(description="Together with `username`.")] = None
+    token: Annotated[str | None, Meta(description="From an earlier login, instead of both.")] = None
+
+
+class TaskSpec(Struct):
+    task: Annotated[str, Meta(description="What it is, in the user's words: 1 to 4,096 characters.")]
+    kind: Annotated[str, Meta(description="Which handler runs it.")] = DEFAULT_KIND
+    payload: Annotated[dict[str, Any], Meta(description="The handler's arguments, a JSON object.")] = {}
+    queue: Annotated[str | None, Meta(description="One of the server's queues; left out, the first.")] = None
+    max_attempts: Annotated[int, Meta(ge=1, le=100, description="How often it may be tried.")] = 3
+
+
+class NewTasks(Struct):
+    tasks: Annotated[list[TaskSpec], Meta(description="1 to 1,000 tasks with the fields of `new_task`.")]
+
+
+class GetTasks(Struct):
+    status: Annotated[
+        str | None, Meta(description="Only `Procesando`, `Completada`, `Fallida` or `Cancelada` ones.")
+    ] = None
+    state: Annotated[
+        str | None,
+        Meta(
+            description="Only `waiting`, `scheduled`, `retrying`, `queued`, `running`, `completed`, `failed` or"
+            " `cancelled` ones."
+        ),
+    ] = None
+    kind: Annotated[str | None, Meta(description="Only tasks of this kind.")] = None
+    limit: Annotated[int, Meta(ge=1, le=limits.MAX_PAGE, description="Tasks a page, at most 500.")] = limits.DEFAULT_PAGE
+    cursor: Annotated[str | None, Meta(description="The `cursor` of the page before.")] = None
+
+
+class OneTask(Struct):
+    task_id: TaskId
+
+
+class Watch(Struct):
+    limit: Annotated[
+        int, Meta(ge=1, le=limits.MAX_PAGE, description="How many of the newest tasks the snapshot has.")
+    ] = limits.DEFAULT_PAGE
+
+
+class Wait(Struct):
+    task_ids: Annotated[list[TaskId], Meta(description="1 to 1,000 task numbers.")]
+    timeout: Annotated[
+        float, Meta(ge=0, le=limits.MAX_WAIT_SECONDS, description="Seconds, at most 3,600.")
+    ] = limits.DEFAULT_WAIT_SECONDS
+
+
+class TaskView(Struct):
+    """A task as its owner sees it. ``payload`` is there only in the answer to ``get_task``."""
+
+    id: int
+    task: str
+    kind: str
+    queue: str
+    status: str
+    state: str
+    attempt: int
+    max_attempts: int
+    version: int
+    created_at: datetime
+    run_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    result: Raw | None
+    error: str | None
+    payload: Raw | UnsetType = UNSET
+    result_omitted: bool | UnsetType = UNSET
+
+
+def view(task: Task, now: datetime, full: bool = False) -> TaskView:
+    """What the owner sees of a task. Unless ``full``, payload and a result above 4 KiB are left out."""
+    result, omitted = task.result, False
+    if result is not None and not full and len(result) > LISTED_RESULT_BYTES:
+        result, omitted = None, True
+    return TaskView(
+        task.id,
+        task.task,
+        task.kind,
+        task.queue,
+        STATUS_OF[task.state],
+        shown_state(task, now),
+        task.attempt,
+        task.max_attempts,
+        task.version,
+        task.created_at,
+        task.run_at,
+        task.started_at,
+        task.finished_at,
+        None if result is None else Raw(result.encode()),
+        task.error,
+        Raw(task.payload.encode()) if full else UNSET,
+        True if omitted else UNSET,
+    )
+
+
+Reply: TypeAlias = Mapping[str, Any]
+"""A reply's fields but for ``id`` and ``ok``; always with ``status``."""
+
+encode = msgspec.json.Encoder().encode

@@ -1,0 +1,774 @@
+"""The suite of ITaskStore: every promise of its docstrings, against whichever store the test case makes.
+
+A test case mixes StoreTests into twisted.trial's TestCase and makes stores over one fresh database. Where a test
+needs time to pass it takes leases and ages of no length; what cannot be had through the port is done by hooks.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta, timezone
+from typing import Any
+
+from twisted.trial.unittest import TestCase
+from zope.interface.verify import verifyClass, verifyObject
+
+from taskd.errors import BadRequest, Conflict, NotFound, UsernameInUse
+from taskd.model import LISTED_RESULT_BYTES, MOVES, TERMINAL, NewTask, State, Task, User
+from taskd.ports import Claim, Dispatch, Dispatched, ITaskStore, NewRow, OutboxBatch, Outcome, TaskQuery
+
+TEXTS = [
+    "plain",
+    "it's \"quoted\" 'twice'",
+    "back\\slash \\\\ \\n \\",
+    "{braces}, commas, {a,b}",
+    '","',
+    "NULL",
+    "null",
+    '"NULL"',
+    "two\nlines\r\nand\ttab",
+    "snowman \N{SNOWMAN} emoji \N{PILE OF POO} \U0001f468\u200d\U0001f469\u200d\U0001f467",
+    "\u05e9\u05dc\u05d5\u05dd \u202eright to left\u202c",
+    "4 bytes \U00020000",
+    "percent %s %(x)s %% $1 ? :now",
+    "control \x01\x1f\x7f",
+    " surrounding ",
+    "x" * 4096,
+]
+PAYLOADS = [
+    "{}",
+    '{"seconds":2}',
+    '{"a":"\\u0000 \\ud83d\\ude00 \\u2028 \\" \\\\ \\n"}',
+    '{"key": [1, 2.50, null, true], "key": "twice and spaced"}',
+    '{"t":"{\\"nested\\":\\"json\\"}"}',
+]
+
+
+def new_batch() -> str:
+    """The name of a batch that is in no outbox yet."""
+    return str(uuid.uuid4())
+
+
+def moves_of(state: State) -> frozenset[State]:
+    """The legal moves, without the one from running to running."""
+    return MOVES[state] - {state}
+
+
+class StoreTests(TestCase):
+    """What every store keeps to."""
+
+    store: Any
+
+    def make(self) -> Awaitable[ITaskStore]:
+        """One more started store over this test's database; the case stops it."""
+        raise NotImplementedError
+
+    def postpone(self, task_id: int) -> Awaitable[None]:
+        """Let a task be due in an hour from now, not before."""
+        raise NotImplementedError
+
+    def age_outbox(self) -> Awaitable[None]:
+        """Let every outbox row be an hour old."""
+        raise NotImplementedError
+
+    def count_outbox(self) -> Awaitable[int]:
+        """How many outbox rows there are."""
+        raise NotImplementedError
+
+    async def setUp(self) -> None:
+        self.store = await self.make()
+        self.ana = await self.store.create_user("Ana", "ana", "$2b$hash")
+        self.ben = await self.store.create_user("Ben", "ben", "$2b$hash")
+
+    # -- helpers
+
+    async def create(
+        self, count: int = 1, state: State = State.QUEUED, user: User | None = None, **spec: Any
+    ) -> list[Task]:
+        owner = (user or self.ana).id
+        spec = {"queue": "q", **spec}
+        rows = [NewRow(owner, NewTask(f"task {i}", **spec), state) for i in range(count)]
+        return list(await self.store.create_tasks(new_batch(), rows))
+
+    async def claim(self, tasks: Sequence[Task], worker: str = "w", redelivered: bool = False) -> list[Task]:
+        claims = [Claim(t.id, t.dispatch, redelivered) for t in tasks]
+        return list(await self.store.claim(worker, 60, claims))
+
+    async def running(self, count: int = 1, worker: str = "w", **spec: Any) -> list[Task]:
+        tasks = await self.claim(await self.create(count, **spec), worker)
+        return sorted(tasks, key=lambda t: t.id)
+
+    async def finish(self, task: Task, worker: str = "w", again: bool = False, **kw: Any) -> Any:
+        outcome = Outcome(task.id, task.dispatch, task.attempt, kw.pop("state", State.COMPLETED), **kw)
+        return (await self.store.finish(worker, [outcome], again)).get(task.id)
+
+    async def get(self, task: Task) -> Task:
+        [found] = await self.store.get_tasks(task.user_id, [task.id])
+        return found
+
+    async def in_state(self, state: State) -> Task:
+        """A task that came into this state by legal moves."""
+        if state is State.WAITING:
+            [task] = await self.create(state=state)
+        elif state in (State.QUEUED, State.CANCELLED):
+            [task] = await self.create()
+        else:
+            [task] = await self.running()
+        if state is State.CANCELLED:
+            await self.store.cancel(self.ana.id, task.id)
+        if state in (State.COMPLETED, State.FAILED):
+            await self.finish(task, state=state)
+        task = await self.get(task)
+        self.assertIs(task.state, state)
+        return task
+
+    # -- the port
+
+    async def test_provides_its_interface(self) -> None:
+        verifyClass(ITaskStore, type(self.store))
+        verifyObject(ITaskStore, self.store)
+        self.assertIs(self.store.ready, True)
+
+    async def test_is_not_ready_once_stopped(self) -> None:
+        await self.store.stop()
+        self.assertIs(self.store.ready, False)
+        await self.store.stop()
+
+    # -- accounts
+
+    async def test_user_is_found_by_key(self) -> None:
+        account = await self.store.find_user("ana")
+        self.assertEqual((account.user, account.password), (User(self.ana.id, "Ana"), "$2b$hash"))
+        self.assertIsNone(await self.store.find_user("nobody"))
+
+    async def test_key_is_unique(self) -> None:
+        with self.assertRaises(UsernameInUse):
+            await self.store.create_user("ANA", "ana", "$2b$other")
+        self.assertEqual((await self.store.find_user("ana")).user.username, "Ana")
+
+    async def test_registration_repeated_is_the_same_user(self) -> None:
+        # the same bcrypt hash, salt and all, can only be the same registration
+        self.assertEqual(await self.store.create_user("Ana", "ana", "$2b$hash"), self.ana)
+
+    async def test_names_are_kept_as_they_are(self) -> None:
+        for i, text in enumerate(TEXTS):
+            user = await self.store.create_user(text[:64], f"{i}{text}"[:64], "x")
+            self.assertEqual((await self.store.find_user(f"{i}{text}"[:64])).user, user)
+
+    async def test_session_is_found_until_it_is_closed(self) -> None:
+        token = bytes(range(32))
+        self.assertIsNone(await self.store.find_session(token))
+        await self.store.open_session(self.ana.id, token, 100)
+        await self.store.open_session(self.ana.id, token, 100)
+        self.assertEqual(await self.store.find_session(token), self.ana)
+        await self.store.close_session(token)
+        await self.store.close_session(token)
+        self.assertIsNone(await self.store.find_session(token))
+
+    async def test_session_expires(self) -> None:
+        await self.store.open_session(self.ana.id, b"old", 0)
+        await self.store.open_session(self.ana.id, b"new", 100)
+        self.assertIsNone(await self.store.find_session(b"old"))
+        self.assertEqual(await self.store.find_session(b"new"), self.ana)
+
+    # -- create
+
+    async def test_created_tasks_are_stored_in_order(self) -> None:
+        rows = [
+            NewRow(
+                (self.ana, self.ben)[i % 2].id,
+                NewTask(f"t{i}", f"kind{i}", '{"i":%d}' % i, f"q{i % 3}", i + 1),
+                State.QUEUED if i % 2 else State.WAITING,
+            )
+            for i in range(50)
+        ]
+        tasks = await self.store.create_tasks(new_batch(), rows)
+        self.assertEqual([t.task for t in tasks], [f"t{i}" for i in range(50)])
+        self.assertEqual([t.id for t in tasks], sorted({t.id for t in tasks}))
+        for task, row in zip(tasks, rows, strict=True):
+            self.assertEqual(await self.get(task), task)
+            self.assertEqual((task.user_id, task.state), (row.user_id, row.state))
+            self.assertEqual((task.kind, task.payload), (row.spec.kind, row.spec.payload))
+            self.assertEqual((task.queue, task.max_attempts), (row.spec.queue, row.spec.max_attempts))
+            self.assertEqual(task.dispatch, 1 if row.state is State.QUEUED else 0)
+            self.assertEqual((task.attempt, task.version), (0, 1))
+            self.assertEqual(task.created_at.utcoffset(), timedelta(0))
+            self.assertEqual(task.created_at, task.run_at)
+            self.assertIsNone(task.started_at or task.finished_at or task.result or task.error)
+
+    async def test_texts_are_kept_as_they_are(self) -> None:
+        specs = [NewTask(text, payload=PAYLOADS[i % len(PAYLOADS)]) for i, text in enumerate(TEXTS)]
+        tasks = await self.store.create_tasks(
+            new_batch(), [NewRow(self.ana.id, spec, State.QUEUED) for spec in specs]
+        )
+        for task, spec in zip(tasks, specs, strict=True):
+            found = await self.get(task)
+            self.assertEqual((found.task, found.payload), (spec.task, spec.payload))
+        claimed = {t.id: t for t in await self.claim(tasks)}
+        self.assertEqual(
+            [(claimed[t.id].task, claimed[t.id].payload) for t in tasks], [(s.task, s.payload) for s in specs]
+        )
+
+    async def test_batch_repeated_creates_nothing(self) -> None:
+        rows = [NewRow(self.ana.id, NewTask(f"t{i}"), (State.WAITING, State.QUEUED)[i % 2]) for i in range(7)]
+        batch = new_batch()
+        first = await self.store.create_tasks(batch, rows)
+        again = await self.store.create_tasks(batch, rows)
+        self.assertEqual(first, again)
+        self.assertEqual(len((await self.store.list_tasks(self.ana.id, TaskQuery(500))).tasks), 7)
+
+    async def test_batch_repeated_after_it_was_taken_over_and_settled(self) -> None:
+        batch = new_batch()
+        rows = [NewRow(self.ana.id, NewTask("t", queue="q"), State.QUEUED)]
+        first = await self.store.create_tasks(batch, rows)
+        await self.store.take_over(0, 10)
+        await self.store.settle([batch])
+        again = await self.store.create_tasks(batch, rows)
+        self.assertEqual([t.id for t in again], [t.id for t in first])
+
+    async def test_all_rows_or_none(self) -> None:
+        rows = [NewRow(self.ana.id, NewTask(text), State.WAITING) for text in ("good", "bad\0", "good")]
+        with self.assertRaises(BadRequest):
+            await self.store.create_tasks(new_batch(), rows)
+        rows[1] = NewRow(self.ana.id, NewTask("lone \ud800 surrogate"), State.WAITING)
+        with self.assertRaises(BadRequest):
+            await self.store.create_tasks(new_batch(), rows)
+        self.assertEqual((await self.store.list_tasks(self.ana.id, TaskQuery(5))).tasks, [])
+        self.assertEqual(await self.count_outbox(), 0)
+        self.assertTrue(await self.create())
+
+    async def test_create_settles_earlier_batches(self) -> None:
+        first, second = new_batch(), new_batch()
+        row = NewRow(self.ana.id, NewTask("t"), State.QUEUED)
+        await self.store.create_tasks(first, [row])
+        await self.store.create_tasks(second, [row], [first])
+        self.assertEqual([b.id for b in await self.store.take_over(0, 10)], [second])
+
+    # -- dispatch
+
+    async def dispatch(self, limit: int = 100, after: int | None = None, queue: str = "q") -> Dispatched:
+        turn: Dispatched = await self.store.dispatch(new_batch(), queue, limit, after)
+        return turn
+
+    async def test_dispatch_moves_what_is_due(self) -> None:
+        tasks = await self.create(3, State.WAITING)
+        await self.create(1, State.WAITING, queue="other")
+        turn = await self.dispatch()
+        self.assertEqual([t.id for t in turn.tasks], [t.id for t in tasks])
+        for task in turn.tasks:
+            self.assertEqual((task.state, task.dispatch, task.version), (State.QUEUED, 1, 2))
+            self.assertEqual(await self.get(task), task)
+        self.assertIsNone(turn.last_user)
+        self.assertFalse(turn.more)
+        self.assertEqual((await self.dispatch()).tasks, type((await self.dispatch()).tasks)())
+        self.assertEqual(len((await self.dispatch(queue="other")).tasks), 1)
+
+    async def test_dispatch_leaves_what_is_not_due(self) -> None:
+        early, late = await self.create(2, State.WAITING)
+        await self.postpone(early.id)
+        turn = await self.dispatch()
+        self.assertEqual([t.id for t in turn.tasks], [late.id])
+        turn = await self.dispatch()
+        self.assertEqual((len(turn.tasks), turn.last_user, turn.more), (0, None, False))
+
+    async def users(self, count: int) -> list[User]:
+        return [await self.store.create_user(f"u{i}", f"u{i}", "x") for i in range(count)]
+
+    async def test_dispatch_goes_round_the_users(self) -> None:
+        users = await self.users(4)
+        for user in users:
+            await self.create(10, State.WAITING, user)
+        turn = await self.dispatch(12)
+        self.assertEqual([t.user_id for t in turn.tasks], [u.id for u in users] * 3)
+        for user in users:
+            mine = [t.task for t in turn.tasks if t.user_id == user.id]
+            self.assertEqual(mine, ["task 0", "task 1", "task 2"])
+        self.assertTrue(turn.more)
+
+    async def test_dispatch_gives_what_is_left_to_those_who_have_more(self) -> None:
+        one, two, three = await self.users(3)
+        await self.create(50, State.WAITING, one)
+        await self.create(1, State.WAITING, two)
+        await self.create(50, State.WAITING, three)
+        turn = await self.dispatch(31)
+        counts = [sum(t.user_id == u.id for t in turn.tasks) for u in (one, two, three)]
+        self.assertEqual(counts, [16, 1, 14])
+        self.assertTrue(turn.more)
+        self.assertEqual(turn.tasks[0].user_id, one.id)
+        self.assertEqual([t.user_id for t in turn.tasks[:4]], [one.id, two.id, three.id, one.id])
+
+    async def test_dispatch_goes_on_behind_a_user(self) -> None:
+        users = await self.users(6)
+        for user in users:
+            await self.create(2, State.WAITING, user)
+        seen: list[int] = []
+        after = None
+        for _ in range(3):
+            turn = await self.dispatch(2, after)
+            after = turn.last_user
+            seen += [t.user_id for t in turn.tasks]
+            self.assertEqual(after, turn.tasks[-1].user_id)
+        self.assertEqual(seen, [u.id for u in users])
+        turn = await self.dispatch(2, after)
+        self.assertEqual((len(turn.tasks), turn.last_user), (0, None))
+
+    async def test_dispatch_finds_due_tasks_behind_many_users_who_have_none(self) -> None:
+        users = await self.users(7)
+        for user in users[:-1]:
+            [task] = await self.create(1, State.WAITING, user)
+            await self.postpone(task.id)
+        await self.create(1, State.WAITING, users[-1])
+        found: list[Task] = []
+        after, turns = None, 0
+        while True:
+            turn = await self.dispatch(3, after)
+            turns += 1
+            found += turn.tasks
+            after = turn.last_user
+            if after is None:
+                break
+            self.assertTrue(turn.more)
+            self.assertLess(turns, 5)
+        self.assertEqual([t.user_id for t in found], [users[-1].id])
+
+    async def test_every_backlog_is_dispatched_in_the_end(self) -> None:
+        users = await self.users(9)
+        for i, user in enumerate(users):
+            await self.create(1 + i * i, State.WAITING, user)
+        found: list[int] = []
+        after = None
+        for _ in range(200):
+            turn = await self.dispatch(7, after)
+            self.assertLessEqual(len(turn.tasks), 7)
+            found += [t.id for t in turn.tasks]
+            after = turn.last_user
+            if after is None and not turn.more:
+                break
+        self.assertEqual(len(found), len(set(found)))
+        self.assertEqual(len(found), sum(1 + i * i for i in range(9)))
+
+    async def test_dispatch_repeated_moves_nothing_more(self) -> None:
+        await self.create(5, State.WAITING)
+        batch = new_batch()
+        first = await self.store.dispatch(batch, "q", 3, None)
+        again = await self.store.dispatch(batch, "q", 3, None)
+        self.assertEqual([t.id for t in again.tasks], [t.id for t in first.tasks])
+        self.assertEqual(await self.store.count_queued(), {"q": 3})
+
+    async def test_dispatch_of_nothing_leaves_no_outbox_row(self) -> None:
+        await self.dispatch()
+        self.assertEqual(await self.count_outbox(), 0)
+
+    # -- the outbox
+
+    async def test_take_over_names_what_still_waits_for_a_worker(self) -> None:
+        batch = new_batch()
+        states = [State.QUEUED, State.WAITING, State.QUEUED, State.QUEUED]
+        rows = [NewRow(self.ana.id, NewTask("t", queue=f"q{i % 2}"), s) for i, s in enumerate(states)]
+        tasks = await self.store.create_tasks(batch, rows)
+        await self.claim(tasks[2:3])
+        self.assertEqual(list(await self.store.take_over(100, 10)), [])
+        taken = await self.store.take_over(0, 10)
+        messages = {"q0": [Dispatch(tasks[0].id, 1)], "q1": [Dispatch(tasks[3].id, 1)]}
+        self.assertEqual(taken, [OutboxBatch(batch, messages)])
+        self.assertEqual(list(await self.store.take_over(100, 10)), [])
+
+    async def test_take_over_of_a_dispatch(self) -> None:
+        await self.create(1, State.WAITING)
+        batch = new_batch()
+        turn = await self.store.dispatch(batch, "q", 10, None)
+        taken = {b.id: b for b in await self.store.take_over(0, 10)}
+        self.assertEqual(taken[batch].messages, {"q": [Dispatch(turn.tasks[0].id, 1)]})
+
+    async def test_take_over_is_bounded(self) -> None:
+        for _ in range(5):
+            await self.create()
+        self.assertEqual(len(await self.store.take_over(0, 3)), 3)
+
+    async def test_settled_batches_are_gone(self) -> None:
+        batches = [new_batch() for _ in range(3)]
+        for batch in batches:
+            await self.store.create_tasks(batch, [NewRow(self.ana.id, NewTask("t"), State.QUEUED)])
+        await self.store.settle(batches[:2])
+        await self.store.settle(batches[:2])
+        await self.store.settle([])
+        self.assertEqual([b.id for b in await self.store.take_over(0, 10)], batches[2:])
+
+    async def test_batches_settled_after_take_over_are_dropped_in_time(self) -> None:
+        await self.create()
+        [taken] = await self.store.take_over(0, 10)
+        await self.store.settle([taken.id])
+        self.assertEqual(list(await self.store.take_over(0, 10)), [])
+        await self.age_outbox()
+        self.assertEqual(list(await self.store.take_over(0, 10)), [])
+        self.assertEqual(await self.count_outbox(), 0)
+
+    # -- claim
+
+    async def test_claim(self) -> None:
+        created = await self.create(3)
+        tasks = sorted(await self.claim(created), key=lambda t: t.id)
+        self.assertEqual([t.id for t in tasks], [t.id for t in created])
+        for task in tasks:
+            self.assertEqual((task.state, task.attempt, task.version), (State.RUNNING, 1, 2))
+            self.assertIsNotNone(task.started_at)
+            self.assertEqual(await self.get(task), task)
+
+    async def test_claim_needs_the_dispatch_number(self) -> None:
+        [task] = await self.create()
+        for number in (0, 2):
+            self.assertEqual(list(await self.store.claim("w", 60, [Claim(task.id, number, False)])), [])
+        self.assertEqual(list(await self.store.claim("w", 60, [Claim(10**15, 1, True)])), [])
+        self.assertEqual(await self.get(task), task)
+
+    async def test_claim_repeated_changes_nothing(self) -> None:
+        tasks = await self.create(3)
+        first = await self.claim(tasks)
+        for redelivered in (False, True):
+            again = await self.claim(tasks, redelivered=redelivered)
+            self.assertEqual(sorted(again, key=lambda t: t.id), sorted(first, key=lambda t: t.id))
+
+    async def test_message_doubled_in_one_batch_is_claimed_once(self) -> None:
+        [task] = await self.create()
+        claimed = await self.claim([task, task])
+        self.assertEqual([(t.id, t.attempt) for t in claimed], [(task.id, 1)])
+
+    async def test_doubled_message_claims_nothing_of_another_worker(self) -> None:
+        [task] = await self.running(worker="one")
+        self.assertEqual(await self.claim([task], "two"), [])
+        self.assertEqual(await self.get(task), task)
+
+    async def test_redelivery_takes_over_and_fences(self) -> None:
+        [task] = await self.running(worker="one")
+        [taken] = await self.claim([task], "two", redelivered=True)
+        self.assertEqual((taken.attempt, taken.version, taken.state), (2, 3, State.RUNNING))
+        self.assertIsNone(await self.finish(task, "one"))
+        self.assertIsNone(await self.finish(task, "two"))
+        self.assertEqual(await self.store.renew("one", 60), frozenset())
+        self.assertEqual(await self.get(task), taken)
+        self.assertIsNotNone(await self.finish(taken, "two"))
+
+    async def test_redelivery_does_not_take_over_the_last_attempt(self) -> None:
+        [task] = await self.running(worker="one", max_attempts=1)
+        self.assertEqual(await self.claim([task], "two", redelivered=True), [])
+        self.assertEqual(await self.get(task), task)
+
+    # -- finish
+
+    async def test_finish(self) -> None:
+        done, failed, nothing = await self.running(3)
+        outcomes = [
+            Outcome(done.id, 1, 1, State.COMPLETED, '{"x": [1, 2]}'),
+            Outcome(failed.id, 1, 1, State.FAILED, None, "it broke"),
+            Outcome(nothing.id, 1, 1, State.COMPLETED),
+        ]
+        finished = await self.store.finish("w", outcomes)
+        self.assertEqual(set(finished), {done.id, failed.id, nothing.id})
+        done, failed, nothing = [await self.get(t) for t in (done, failed, nothing)]
+        self.assertEqual((done.state, done.result, done.error), (State.COMPLETED, '{"x": [1, 2]}', None))
+        self.assertEqual((failed.state, failed.result, failed.error), (State.FAILED, None, "it broke"))
+        self.assertIsNone(nothing.result)
+        for task in (done, failed, nothing):
+            self.assertEqual((task.version, task.attempt), (3, 1))
+            self.assertEqual(tuple(finished[task.id]), (task.version, task.finished_at))
+            self.assertGreaterEqual(task.finished_at, task.started_at)
+            self.assertEqual(task.finished_at.tzinfo, timezone.utc)
+
+    async def test_finish_is_fenced(self) -> None:
+        [task] = await self.running(max_attempts=3)
+        for dispatch, attempt, worker in ((2, 1, "w"), (1, 0, "w"), (1, 2, "w"), (1, 1, "v")):
+            outcome = Outcome(task.id, dispatch, attempt, State.COMPLETED)
+            for again in (False, True):
+                self.assertEqual(await self.store.finish(worker, [outcome], again), {})
+        self.assertEqual(await self.get(task), task)
+
+    async def test_finish_repeated_counts_once(self) -> None:
+        [task] = await self.running()
+        first = await self.finish(task, result="1")
+        self.assertIsNone(await self.finish(task, result="1"))
+        self.assertEqual(await self.finish(task, result="1", again=True), first)
+        self.assertIsNone(await self.finish(task, state=State.FAILED, again=True))
+        self.assertEqual((await self.get(task)).version, first.version)
+
+    async def test_results_are_kept_as_they_are(self) -> None:
+        large = '"' + "x\u00e9" * (128 * 1024) + '"'
+        results = ["null", "0", '"NULL"', '""', *PAYLOADS, large]
+        tasks = await self.running(len(results))
+        outcomes = [Outcome(t.id, 1, 1, State.COMPLETED, r) for t, r in zip(tasks, results, strict=True)]
+        await self.store.finish("w", outcomes)
+        self.assertEqual([(await self.get(t)).result for t in tasks], results)
+
+    async def test_errors_are_stored_whatever_they_hold(self) -> None:
+        errors = [*TEXTS, "nul\0inside", "lone \ud800 surrogate"]
+        tasks = await self.running(len(errors))
+        outcomes = [Outcome(t.id, 1, 1, State.FAILED, None, e) for t, e in zip(tasks, errors, strict=True)]
+        self.assertEqual(len(await self.store.finish("w", outcomes)), len(errors))
+        stored = [(await self.get(t)).error for t in tasks]
+        self.assertEqual(stored, [*TEXTS, "nulinside", "lone ? surrogate"])
+
+    # -- release, renew, cancel
+
+    async def test_release_spends_no_attempt(self) -> None:
+        [task] = await self.running()
+        [given] = await self.store.release("w", [Claim(task.id, task.dispatch, False)])
+        self.assertEqual((given.state, given.attempt, given.version), (State.WAITING, 0, 3))
+        self.assertEqual((given.dispatch, given.started_at, given.run_at), (1, None, task.run_at))
+        self.assertEqual(await self.get(task), given)
+        self.assertIsNone(await self.finish(task))
+        self.assertEqual(await self.claim([task]), [])
+        [queued] = (await self.dispatch()).tasks
+        self.assertEqual((queued.id, queued.dispatch), (task.id, 2))
+        [claimed] = await self.claim([queued], "v")
+        self.assertEqual(claimed.attempt, 1)
+
+    async def test_release_repeated_changes_nothing(self) -> None:
+        [task] = await self.running()
+        held = [Claim(task.id, task.dispatch, False)]
+        first = await self.store.release("w", held)
+        self.assertEqual(await self.store.release("w", held), first)
+        await self.dispatch()
+        self.assertEqual(list(await self.store.release("w", held)), [])
+
+    async def test_release_of_what_is_not_held(self) -> None:
+        [mine] = await self.running()
+        [queued] = await self.create()
+        claims = [Claim(mine.id, 2, False), Claim(queued.id, 1, False), Claim(10**15, 1, False)]
+        self.assertEqual(list(await self.store.release("w", claims)), [])
+        self.assertEqual(list(await self.store.release("v", [Claim(mine.id, 1, False)])), [])
+        self.assertEqual(await self.get(mine), mine)
+
+    async def test_renew_names_what_is_held(self) -> None:
+        mine = await self.running(3)
+        await self.running(2, "v")
+        await self.create(2)
+        await self.finish(mine[0])
+        self.assertEqual(await self.store.renew("w", 60), {mine[1].id, mine[2].id})
+        self.assertEqual(await self.store.renew("nobody", 60), frozenset())
+
+    async def test_renewed_lease_does_not_expire(self) -> None:
+        [task] = await self.create()
+        await self.store.claim("w", 0, [Claim(task.id, 1, False)])
+        self.assertEqual(await self.store.renew("w", 60), {task.id})
+        self.assertEqual(list(await self.store.expire_leases(10)), [])
+
+    async def test_cancel(self) -> None:
+        for state in (State.WAITING, State.QUEUED):
+            [task] = await self.create(state=state)
+            cancelled = await self.store.cancel(self.ana.id, task.id)
+            self.assertEqual((cancelled.state, cancelled.version), (State.CANCELLED, 2))
+            self.assertIsNotNone(cancelled.finished_at)
+            self.assertEqual(await self.get(task), cancelled)
+            self.assertEqual(await self.store.cancel(self.ana.id, task.id), cancelled)
+            self.assertEqual(await self.claim([task]), [])
+        self.assertEqual(len((await self.dispatch()).tasks), 0)
+        self.assertEqual(await self.store.count_queued(), {})
+
+    async def test_cancel_of_anothers_task_is_not_found(self) -> None:
+        [task] = await self.create()
+        for user, task_id in ((self.ben.id, task.id), (self.ana.id, 10**15)):
+            with self.assertRaises(NotFound):
+                await self.store.cancel(user, task_id)
+        self.assertEqual(await self.get(task), task)
+
+    async def test_cancel_comes_too_late(self) -> None:
+        for state in (State.RUNNING, State.COMPLETED, State.FAILED):
+            task = await self.in_state(state)
+            with self.assertRaises(Conflict):
+                await self.store.cancel(self.ana.id, task.id)
+            self.assertEqual(await self.get(task), task)
+
+    # -- only legal moves
+
+    async def test_no_method_makes_an_illegal_move(self) -> None:
+        async def cancel(task: Task) -> None:
+            try:
+                await self.store.cancel(task.user_id, task.id)
+            except Conflict:
+                pass
+
+        methods: dict[str, Callable[[Task], Awaitable[Any]]] = {
+            "dispatch": lambda t: self.dispatch(),
+            "claim": lambda t: self.store.claim("w", 60, [Claim(t.id, t.dispatch, False)]),
+            "take over": lambda t: self.store.claim("v", 60, [Claim(t.id, t.dispatch, True)]),
+            "complete": lambda t: self.finish(t),
+            "fail": lambda t: self.finish(t, state=State.FAILED),
+            "release": lambda t: self.store.release("w", [Claim(t.id, t.dispatch, False)]),
+            "renew": lambda t: self.store.renew("w", 60),
+            "cancel": cancel,
+            "expire": lambda t: self.store.expire_leases(100),
+            "requeue": lambda t: self.store.requeue_lost("q", 0, 100),
+            "reset": lambda t: self.store.reset_in_flight(),
+        }
+        for state in State:
+            for name, method in methods.items():
+                before = await self.in_state(state)
+                await method(before)
+                after = await self.get(before)
+                what = f"{name} on {state.value}"
+                if after.state is state and after.attempt == before.attempt:
+                    self.assertEqual(after, before, what)
+                    continue
+                self.assertIn(after.state, MOVES[state], what)
+                self.assertEqual(after.version, before.version + 1, what)
+                self.assertEqual(after.finished_at is not None, after.state in TERMINAL, what)
+
+    # -- repair
+
+    async def test_expired_lease_goes_back_to_waiting(self) -> None:
+        [task] = await self.create()
+        [task] = await self.store.claim("w", 0, [Claim(task.id, 1, False)])
+        [other] = await self.running()
+        [back] = await self.store.expire_leases(10)
+        self.assertEqual((back.id, back.state, back.attempt), (task.id, State.WAITING, 1))
+        self.assertEqual((back.version, back.error, back.run_at), (3, None, task.run_at))
+        self.assertEqual(await self.get(task), back)
+        self.assertEqual(await self.get(other), other)
+        self.assertIsNone(await self.finish(task))
+        self.assertEqual(list(await self.store.expire_leases(10)), [])
+        [queued] = (await self.dispatch()).tasks
+        [claimed] = await self.claim([queued], "v")
+        self.assertEqual((claimed.attempt, claimed.dispatch), (2, 2))
+
+    async def test_expired_lease_of_the_last_attempt_fails(self) -> None:
+        [task] = await self.create(max_attempts=1)
+        [task] = await self.store.claim("w", 0, [Claim(task.id, 1, False)])
+        [failed] = await self.store.expire_leases(10)
+        self.assertEqual((failed.state, failed.attempt, failed.version), (State.FAILED, 1, 3))
+        self.assertEqual(failed.error, "lease expired on attempt 1 of 1: the worker stopped answering")
+        self.assertIsNotNone(failed.finished_at)
+        self.assertEqual(await self.get(task), failed)
+
+    async def test_expiry_is_bounded(self) -> None:
+        tasks = await self.create(5)
+        await self.store.claim("w", 0, [Claim(t.id, 1, False) for t in tasks])
+        self.assertEqual(len(await self.store.expire_leases(3)), 3)
+        self.assertEqual(len(await self.store.expire_leases(3)), 2)
+
+    async def test_lost_messages_are_queued_again(self) -> None:
+        tasks = await self.create(4)
+        await self.create(1, queue="other")
+        [running] = await self.claim(tasks[:1])
+        self.assertEqual(list(await self.store.requeue_lost("q", 100, 10)), [])
+        self.assertEqual(len(await self.store.requeue_lost("q", 0, 2)), 2)
+        [back] = await self.store.requeue_lost("q", 0, 10)
+        self.assertEqual((back.state, back.dispatch, back.version), (State.WAITING, 1, 2))
+        self.assertEqual(await self.get(running), running)
+        self.assertEqual(await self.store.count_queued(), {"other": 1})
+        queued = (await self.dispatch()).tasks
+        self.assertEqual([(t.id, t.dispatch) for t in queued], [(t.id, 2) for t in tasks[1:]])
+        # the lost messages come after all
+        self.assertEqual(await self.claim(tasks[1:]), [])
+        self.assertEqual(len(await self.claim(queued)), 3)
+
+    async def test_reset_takes_everything_in_flight_back(self) -> None:
+        waiting = await self.create(2, State.WAITING)
+        queued = await self.create(2)
+        running = await self.running(2)
+        [last] = await self.running(1, max_attempts=1)
+        done = await self.in_state(State.COMPLETED)
+        self.assertEqual(await self.store.reset_in_flight(), 5)
+        states = [(await self.get(t)).state for t in (*waiting, *queued, *running, last)]
+        self.assertEqual(states, [State.WAITING] * 6 + [State.FAILED])
+        last = await self.get(last)
+        self.assertIn("lease expired", last.error or "")
+        assert last.finished_at is not None
+        self.assertLess(abs(last.finished_at - last.created_at), timedelta(minutes=10))
+        self.assertEqual(await self.get(done), done)
+        self.assertEqual(await self.count_outbox(), 0)
+        self.assertEqual(await self.store.count_queued(), {})
+        self.assertEqual(len((await self.dispatch()).tasks), 6)
+        self.assertEqual(await self.store.reset_in_flight(), 6)
+
+    async def test_count_queued(self) -> None:
+        self.assertEqual(await self.store.count_queued(), {})
+        await self.create(3)
+        await self.create(2, queue="other")
+        await self.create(4, State.WAITING)
+        await self.running(1)
+        self.assertEqual(await self.store.count_queued(), {"q": 3, "other": 2})
+
+    # -- reading
+
+    async def test_get_tasks_gives_only_the_users_own(self) -> None:
+        mine, theirs = await self.create(2), await self.create(2, user=self.ben)
+        ids = [t.id for t in (*mine, *theirs)]
+        found = await self.store.get_tasks(self.ana.id, [*ids, 10**15])
+        self.assertEqual(sorted(t.id for t in found), [t.id for t in mine])
+        self.assertEqual(list(await self.store.get_tasks(self.ana.id, [])), [])
+
+    async def pages(self, user: User | None = None, limit: int = 3, **query: Any) -> list[int]:
+        """The ids of all pages."""
+        found: list[int] = []
+        before = None
+        while True:
+            page = await self.store.list_tasks((user or self.ana).id, TaskQuery(limit, before, **query))
+            self.assertLessEqual(len(page.tasks), limit)
+            found += [t.id for t in page.tasks]
+            before = page.before
+            if before is None:
+                return found
+            if page.tasks:
+                self.assertLessEqual(before, page.tasks[-1].id)
+
+    async def test_list_is_newest_first(self) -> None:
+        tasks = [await self.in_state(state) for _ in range(3) for state in State]
+        await self.create(5, user=self.ben)
+        ids = [t.id for t in reversed(tasks)]
+        for limit in (1, 3, 17, 18, 19, 500):
+            self.assertEqual(await self.pages(limit=limit), ids)
+        self.assertEqual(await self.pages(User(10**15, "nobody")), [])
+        page = await self.store.list_tasks(self.ana.id, TaskQuery(18))
+        self.assertIsNone(page.before)
+
+    async def test_list_is_filtered(self) -> None:
+        tasks = [await self.in_state(state) for _ in range(4) for state in State]
+        other = await self.create(2, kind="other")
+        [retrying] = await self.create()
+        await self.store.claim("w", 0, [Claim(retrying.id, 1, False)])
+        await self.store.expire_leases(1)
+        [scheduled] = await self.create(state=State.WAITING)
+        await self.postpone(scheduled.id)
+        everything = [*tasks, *other, await self.get(retrying), await self.get(scheduled)]
+
+        def ids(keep: Callable[[Task], bool]) -> list[int]:
+            return sorted((t.id for t in everything if keep(t)), reverse=True)
+
+        special = {retrying.id, scheduled.id}
+        for state in State:
+            expected = ids(lambda t, state=state: t.state is state and t.id not in special)  # type: ignore[misc]
+            self.assertEqual(await self.pages(state=state.value), expected, state)
+        self.assertEqual(await self.pages(state="retrying"), [retrying.id])
+        self.assertEqual(await self.pages(state="scheduled"), [scheduled.id])
+        open_ones = ids(lambda t: t.state not in TERMINAL)
+        self.assertEqual(await self.pages(status="Procesando"), open_ones)
+        self.assertEqual(await self.pages(status="Completada"), ids(lambda t: t.state is State.COMPLETED))
+        self.assertEqual(await self.pages(status="Fallida"), ids(lambda t: t.state is State.FAILED))
+        self.assertEqual(await self.pages(status="Cancelada"), ids(lambda t: t.state is State.CANCELLED))
+        self.assertEqual(await self.pages(kind="other"), [t.id for t in reversed(other)])
+        self.assertEqual(await self.pages(kind="nothing"), [])
+        self.assertEqual(await self.pages(kind="other", state="queued"), [t.id for t in reversed(other)])
+        self.assertEqual(
+            await self.pages(kind="other", status="Procesando", limit=1), [t.id for t in reversed(other)]
+        )
+        self.assertEqual(await self.pages(status="Completada", state="queued"), [])
+
+    async def test_filter_looks_at_no_more_than_its_bound(self) -> None:
+        [needle] = await self.create(1, State.WAITING, kind="needle")
+        for _ in range(6):
+            await self.create(1000, State.WAITING)
+        for query in (TaskQuery(10, kind="needle"), TaskQuery(10, kind="needle", status="Procesando")):
+            page = await self.store.list_tasks(self.ana.id, query)
+            self.assertEqual(len(page.tasks), 0)
+            self.assertIsNotNone(page.before)
+        self.assertEqual(await self.pages(kind="needle"), [needle.id])
+        self.assertEqual(await self.pages(kind="needle", state="waiting"), [needle.id])
+
+    async def test_list_shows_no_payload_and_no_large_result(self) -> None:
+        small, large = await self.running(2, payload='{"x":1}')
+        await self.finish(small, result="[1]")
+        await self.finish(large, result='"' + "x" * 100_000 + '"')
+        page = await self.store.list_tasks(self.ana.id, TaskQuery(10))
+        [second, first] = page.tasks
+        self.assertEqual((first.result, first.payload), ("[1]", "{}"))
+        self.assertEqual(len(second.result or ""), LISTED_RESULT_BYTES + 1)

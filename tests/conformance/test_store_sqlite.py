@@ -1,0 +1,107 @@
+"""The suite of ITaskStore on SQLite, in memory and as the embedded server has it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.task import Clock
+
+from taskd.errors import SettingsError, Unavailable
+from taskd.model import NewTask, State
+from taskd.ports import NewRow
+from taskd.store.sqlite import InlineRunner, SqliteStore, open_sqlite
+from tests.conformance.store import StoreTests, new_batch
+
+HOUR = 3_600_000_000
+
+
+class Hooks(StoreTests):
+    """The hooks on SQLite, through the store's own runner."""
+
+    async def _sql(self, text: str, *args: Any) -> list[Any]:
+        rows: list[Any] = await self.store._runner.runInteraction(
+            lambda cursor: cursor.execute(text, args).fetchall()
+        )
+        return rows
+
+    async def postpone(self, task_id: int) -> None:
+        await self._sql(f"UPDATE tasks SET run_at = run_at + {HOUR} WHERE id = ?", task_id)
+
+    async def age_outbox(self) -> None:
+        await self._sql(f"UPDATE outbox SET created_at = created_at - {HOUR}")
+
+    async def count_outbox(self) -> int:
+        [(count,)] = await self._sql("SELECT count(*) FROM outbox")
+        return int(count)
+
+
+class SqliteInMemory(Hooks):
+    """As the simulation has it: at once, under a clock that stands still."""
+
+    async def make(self) -> Any:
+        clock = Clock()
+        clock.advance(1_700_000_000)
+        store = SqliteStore(InlineRunner(), clock)
+        await store.start()
+        self.addCleanup(store.stop)
+        return store
+
+
+class SqliteInAFile(Hooks):
+    """As the embedded server has it: a file, and a thread of its own."""
+
+    async def make(self) -> Any:
+        self.folder = Path(self.mktemp()).absolute() / "data"
+        return await self.open()
+
+    async def open(self) -> Any:
+        from twisted.internet import reactor
+
+        store = SqliteStore(open_sqlite(self.folder / "taskd.sqlite3", reactor), reactor)  # type: ignore[arg-type]
+        await store.start()
+        self.addCleanup(store.stop)
+        return store
+
+    async def test_pragmas(self) -> None:
+        for pragma, value in (("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1)):
+            self.assertEqual(await self._sql(f"PRAGMA {pragma}"), [(value,)])
+
+    async def test_files_are_for_us_alone(self) -> None:
+        self.assertEqual(stat.S_IMODE(self.folder.stat().st_mode), 0o700)
+        for file in self.folder.iterdir():
+            self.assertEqual(stat.S_IMODE(file.stat().st_mode), 0o600, file)
+
+    async def test_second_server_on_the_folder_is_refused(self) -> None:
+        with self.assertRaisesRegex(SettingsError, "another taskserver is using"):
+            open_sqlite(self.folder / "taskd.sqlite3", reactor)
+
+    async def test_everything_is_there_after_a_restart(self) -> None:
+        [task] = await self.create()
+        await self.store.stop()
+        self.store = await self.open()
+        self.assertEqual(await self.get(task), task)
+
+    async def test_unusable_folder(self) -> None:
+        blocked = Path(self.mktemp())
+        blocked.write_text("a file")
+        with self.assertRaisesRegex(SettingsError, "cannot use the data folder"):
+            open_sqlite(blocked / "taskd.sqlite3", reactor)
+
+    async def test_full_disk_is_unavailable_and_passes(self) -> None:
+        # max_page_count stands in for the disk
+        [(pages,)] = await self._sql("PRAGMA page_count")
+        await self._sql(f"PRAGMA max_page_count = {pages}")
+        rows = [NewRow(self.ana.id, NewTask("x" * 4000), State.WAITING) for _ in range(100)]
+        batch = new_batch()
+        with self.assertRaises(Unavailable):
+            await self.store.create_tasks(batch, rows)
+        await self._sql("PRAGMA max_page_count = 1000000")
+        self.assertEqual(len(await self.store.create_tasks(batch, rows)), 100)
+        self.assertTrue(os.path.exists(self.folder))
+
+
+del StoreTests, Hooks

@@ -1,0 +1,109 @@
+"""taskd as a package: as a wheel and as an editable install, in an environment of its own."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from taskd import __version__
+from tests.processes import clean_environment
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Environment:
+    """A fresh virtual environment, and an empty folder to run its programs in."""
+
+    def __init__(self, folder: Path) -> None:
+        self._bin = folder / "venv" / "bin"
+        self._elsewhere = folder / "elsewhere"
+        self._elsewhere.mkdir()
+        subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+
+    def run(self, program: str, *arguments: str | Path) -> str:
+        """What it prints; AssertionError with that unless it ends well."""
+        done = subprocess.run(
+            [self._bin / program, *arguments],
+            cwd=self._elsewhere,
+            # The checkout must not be found by any other way than the installation.
+            env={k: v for k, v in clean_environment().items() if k != "PYTHONPATH"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, f"{program} {arguments}: {done.stdout}"
+        return done.stdout
+
+    def pip(self, *arguments: str | Path) -> str:
+        """``pip`` in this environment."""
+        return self.run("python", "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments)
+
+    def check_commands(self) -> None:
+        """Every command that a user types says what it is, from any folder."""
+        listed = self.run("twistd", "--help")
+        assert "taskserver" in listed and "taskworker" in listed
+        for daemon in ("taskserver", "taskworker"):
+            assert "--slots" in self.run("twistd", daemon, "--help")
+        assert "usage" in self.run("taskclient", "--help").lower()
+
+    def check_files(self) -> None:
+        """The schema comes along, and the version is one."""
+        program = (
+            "import importlib.metadata, importlib.resources as r, taskd;"
+            "s = r.files('taskd') / '_schema';"
+            "print(taskd.__version__, importlib.metadata.version('taskd'),"
+            " *sorted(f'{d.name}/{f.name}' for d in s.iterdir() for f in d.iterdir()))"
+        )
+        schema = sorted(str(f.relative_to(ROOT / "schema")) for f in (ROOT / "schema").glob("*/*.sql"))
+        assert schema
+        assert self.run("python", "-c", program).split() == [__version__, __version__, *schema]
+
+    def uninstall(self) -> None:
+        """Take taskd out again and leave nothing but its dependencies."""
+        self.pip("uninstall", "--yes", "taskd")
+        listed = self.run("twistd", "--help")
+        assert "taskserver" not in listed
+        assert "web" in listed
+        self.run("python", "-c", "import twisted.plugins, twisted.internet.reactor")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of what the package is made from, for builds leave their traces in the tree."""
+    copy = tmp_path / "checkout"
+    copy.mkdir()
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    for name in ("bin", "schema", "taskd", "twisted"):
+        traces = shutil.ignore_patterns("__pycache__", "dropin.cache")
+        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=traces)
+    return copy
+
+
+def test_every_command_works_wheel_or_editable(checkout: Path, tmp_path: Path) -> None:
+    """One environment, one way after the other: the second begins with what the first has left behind."""
+    environment = Environment(tmp_path)
+
+    environment.pip("wheel", "--no-deps", "--wheel-dir", tmp_path, checkout)
+    [wheel] = tmp_path.glob("*.whl")
+    top = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert top == {"taskd", "twisted", f"taskd-{__version__}.dist-info", f"taskd-{__version__}.data"}
+    inside_twisted = [n for n in zipfile.ZipFile(wheel).namelist() if n.startswith("twisted/")]
+    assert inside_twisted == ["twisted/plugins/taskd_dropin.py"]
+
+    environment.pip("install", "--no-compile", wheel)
+    environment.check_commands()
+    environment.check_files()
+    environment.uninstall()
+
+    environment.pip("install", "--editable", checkout)
+    environment.check_commands()
+    environment.check_files()
+    environment.uninstall()

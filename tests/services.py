@@ -1,0 +1,443 @@
+"""Private PostgreSQL, RabbitMQ and nginx: on free ports, in a temporary folder, gone when this process is.
+
+They are there to be stopped, killed and broken; the machine's own are never touched. Nothing here needs
+pytest. A test of any kind calls ``require("postgres", "rabbitmq")`` and then ``postgres()`` and
+``rabbitmq()``, which start on first use and are shared by the whole run: take a new database and queue name.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import itertools
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import unittest
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+
+from tests.processes import Process, clean_environment, dispose_all, eventually, free_port
+
+HOST = "127.0.0.1"
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = {
+    "postgres": "postgresql",
+    "rabbitmq": "rabbitmq-server",
+    "nginx": "nginx libnginx-mod-stream",
+}
+skipped: set[str] = set()
+"""Names of the services that ``require`` has missed so far."""
+
+_numbers = itertools.count(1)
+
+
+def missing() -> list[str]:
+    """Those of ``postgres``, ``rabbitmq`` and ``nginx`` that are not installed."""
+    there = {"postgres": _postgres_bin(), "rabbitmq": _rabbitmq_bin(), "nginx": _nginx()}
+    return [name for name, found in there.items() if found is None]
+
+
+def how_to_get(names: Sequence[str]) -> str:
+    """The one command that installs these services on Debian."""
+    return f"apt-get install {' '.join(PACKAGES[name] for name in names)}"
+
+
+def require(*names: str) -> None:
+    """Skip the calling test when one of these is not installed; fail it when TASKD_REQUIRE_SERVICES is 1."""
+    absent = [name for name in missing() if name in names]
+    if not absent:
+        return
+    reason = f"needs {', '.join(absent)}: {how_to_get(absent)}"
+    if os.environ.get("TASKD_REQUIRE_SERVICES") == "1":
+        raise AssertionError(f"TASKD_REQUIRE_SERVICES=1, but this test {reason}")
+    skipped.update(absent)
+    raise unittest.SkipTest(reason)
+
+
+@functools.cache
+def postgres() -> Postgres:
+    """The PostgreSQL of this run, started on first use; without fsync, because its power never fails."""
+    server = Postgres(fsync=False)
+    server.start()
+    return server
+
+
+@functools.cache
+def rabbitmq() -> RabbitMQ:
+    """The RabbitMQ of this run, started on first use."""
+    server = RabbitMQ()
+    server.start()
+    return server
+
+
+def unique(prefix: str) -> str:
+    """A name that no other test of this run uses."""
+    return f"{prefix}_{next(_numbers)}"
+
+
+class Postgres:
+    """A PostgreSQL server with one superuser, without a password."""
+
+    host = HOST
+    user = "taskd"
+    password = ""
+    database = "taskd"
+
+    def __init__(self, fsync: bool = True, settings: Mapping[str, str] | None = None) -> None:
+        self.port = free_port()
+        self._settings = {
+            "port": str(self.port),
+            "listen_addresses": HOST,
+            "unix_socket_directories": "",
+            "log_min_messages": "fatal",
+        }
+        if not fsync:
+            self._settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+        self._settings |= settings or {}
+        self._folder = _folder("postgres")
+        self._data = self._folder / "data"
+        self._process: Process | None = None
+
+    def start(self) -> None:
+        """Start it, or start it again over the same data, and wait until it takes connections."""
+        self.launch()
+        self.wait_ready()
+
+    def launch(self) -> None:
+        """Start it without waiting until it takes connections."""
+        if not self._data.exists():
+            self._initialise()
+        options = [f"--{name}={value}" for name, value in self._settings.items()]
+        self._process = Process(
+            [_installed(_postgres_bin()) / "postgres", "-D", self._data, *options],
+            self._folder / "log",
+            env=clean_environment(),
+            cwd=self._folder,
+            user=_service_user(),
+            # An immediate stop: a killed postmaster would leave its shared memory behind.
+            death_signal=signal.SIGQUIT,
+        )
+
+    def wait_ready(self) -> None:
+        """Wait until it takes connections, and create its database the first time."""
+        process = _alive(self._process)
+
+        def answers() -> bool:
+            _check_running("PostgreSQL", process)
+            try:
+                self.connect("postgres").close()
+            except psycopg2.OperationalError:
+                return False
+            return True
+
+        eventually(answers, 60, "PostgreSQL takes connections")
+        if not self.query("SELECT FROM pg_database WHERE datname = %s", (self.database,), "postgres"):
+            self.create_database(self.database)
+
+    def stop(self, mode: str = "fast") -> None:
+        """``fast`` is an orderly stop that ends all sessions, ``immediate`` is a crash."""
+        if self._process is not None:
+            self._process.stop({"fast": signal.SIGINT, "immediate": signal.SIGQUIT}[mode], 60)
+            self._process = None
+
+    def create_database(self, name: str | None = None) -> str:
+        """A new, empty database; without a name, one that no other test uses. Gives its name."""
+        name = name or unique("test")
+        self.query(f'CREATE DATABASE "{name}"', database="postgres")
+        return name
+
+    def drop_database(self, name: str) -> None:
+        """Drop a database and end the sessions that still use it."""
+        self.query(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)', database="postgres")
+
+    def connect(self, database: str | None = None) -> Any:
+        """A blocking psycopg2 connection in autocommit mode."""
+        connection = psycopg2.connect(**self.dsn(database), connect_timeout=5)
+        connection.autocommit = True
+        return connection
+
+    def query(self, sql: str, parameters: Sequence[Any] = (), database: str | None = None) -> list[Any]:
+        """Run one statement on a connection of its own; its rows, empty for a statement that gives none."""
+        connection = self.connect(database)
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(sql, parameters or None)
+                return cursor.fetchall() if cursor.description is not None else []
+        finally:
+            connection.close()
+
+    def dsn(self, database: str | None = None) -> dict[str, Any]:
+        """Keywords for psycopg2."""
+        return {
+            "host": self.host,
+            "port": self.port,
+            "user": self.user,
+            "password": self.password,
+            "dbname": database or self.database,
+        }
+
+    def env(self, database: str | None = None) -> dict[str, str]:
+        """The variables that point taskd at it."""
+        return {
+            "POSTGRES_HOST": self.host,
+            "POSTGRES_PORT": str(self.port),
+            "POSTGRES_USER": self.user,
+            "POSTGRES_PASSWORD": self.password,
+            "POSTGRES_DB": database or self.database,
+        }
+
+    def _initialise(self) -> None:
+        user = _service_user()
+        if user is not None:
+            shutil.chown(self._folder, user, user)
+        # The C locale is on every system and leaves nothing to the database's idea of upper and lower case.
+        initdb = Process(
+            [
+                *(_installed(_postgres_bin()) / "initdb", "-D", self._data, "-U", self.user, "-A", "trust"),
+                *("-E", "UTF8", "--locale=C", "--no-sync"),
+            ],
+            self._folder / "log",
+            env=clean_environment(),
+            cwd=self._folder,
+            user=user,
+        )
+        if initdb.wait(120) != 0:
+            raise RuntimeError(f"initdb failed:\n{initdb.output()[-4000:]}")
+
+
+class RabbitMQ:
+    """A RabbitMQ node of its own, with an Erlang port mapper of its own; user and password are ``guest``."""
+
+    host = HOST
+    user = "guest"
+    password = "guest"
+
+    def __init__(self, configuration: str = "") -> None:
+        self.port = free_port()
+        self._folder = _folder("rabbitmq")
+        self._mapper_port = free_port()
+        for name, text in {"plugins": "[].", "rabbitmq.conf": configuration, "env.conf": ""}.items():
+            (self._folder / name).write_text(text)
+        self._env = clean_environment(
+            HOME=str(self._folder),
+            ERL_EPMD_PORT=str(self._mapper_port),
+            ERL_EPMD_ADDRESS=HOST,
+            # The start script then becomes the Erlang machine, so that the process id is the node's.
+            RABBITMQ_ALLOW_INPUT="1",
+            RABBITMQ_SERVER_START_ARGS="-noinput -kernel inet_dist_use_interface {127,0,0,1}",
+            RABBITMQ_NODENAME=f"taskd{self.port}@localhost",
+            RABBITMQ_NODE_IP_ADDRESS=HOST,
+            RABBITMQ_NODE_PORT=str(self.port),
+            RABBITMQ_DIST_PORT=str(free_port()),
+            RABBITMQ_MNESIA_BASE=str(self._folder / "data"),
+            RABBITMQ_LOG_BASE=str(self._folder / "log"),
+            RABBITMQ_PID_FILE=str(self._folder / "pid"),
+            RABBITMQ_ENABLED_PLUGINS_FILE=str(self._folder / "plugins"),
+            RABBITMQ_CONFIG_FILE=str(self._folder / "rabbitmq.conf"),
+            RABBITMQ_CONFIG_FILES=str(self._folder / "conf.d"),
+            RABBITMQ_CONF_ENV_FILE=str(self._folder / "env.conf"),
+        )
+        self._mapper: Process | None = None
+        self._process: Process | None = None
+
+    def start(self) -> None:
+        """Start it, or start it again over the same data, and wait until it takes connections."""
+        self.launch()
+        self.wait_ready()
+
+    def launch(self) -> None:
+        """Start it without waiting until it takes connections."""
+        if self._mapper is None:
+            epmd = _installed(shutil.which("epmd"))
+            self._mapper = Process([epmd], self._folder / "epmd.log", env=self._env)
+        self._process = Process(
+            [_installed(_rabbitmq_bin()) / "rabbitmq-server"],
+            self._folder / "output",
+            env=self._env,
+            cwd=self._folder,
+        )
+
+    def wait_ready(self) -> None:
+        """Wait until it takes connections."""
+        process = _alive(self._process)
+
+        def answers() -> bool:
+            _check_running("RabbitMQ", process)
+            try:
+                with socket.create_connection((self.host, self.port), 5) as connection:
+                    connection.sendall(b"AMQP\x00\x00\x09\x01")
+                    # A method frame: Connection.Start.
+                    return connection.recv(1) == b"\x01"
+            except OSError:
+                return False
+
+        eventually(answers, 120, "RabbitMQ takes connections")
+
+    def stop(self) -> None:
+        """An orderly stop."""
+        if self._process is not None:
+            self._process.stop(signal.SIGTERM, 60)
+            self._process = None
+
+    def kill(self) -> None:
+        """``kill -9``; ``start`` brings it back over the same data."""
+        if self._process is not None:
+            self._process.stop(signal.SIGKILL, 10)
+            self._process = None
+
+    def ctl(self, *arguments: str) -> str:
+        """What ``rabbitmqctl`` prints, without its headers. Raises RuntimeError with its complaint."""
+        headers = ["--no-table-headers"] if arguments[0].startswith("list_") else []
+        done = subprocess.run(
+            [_installed(_rabbitmq_bin()) / "rabbitmqctl", "--quiet", *headers, *arguments],
+            env=self._env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"rabbitmqctl {' '.join(arguments)}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def env(self, queue: str | None = None) -> dict[str, str]:
+        """The variables that point taskd at it."""
+        found = {
+            "RABBITMQ_HOST": self.host,
+            "RABBITMQ_PORT": str(self.port),
+            "RABBITMQ_USER": self.user,
+            "RABBITMQ_PASSWORD": self.password,
+        }
+        return found | ({"RABBITMQ_QUEUE": queue} if queue else {})
+
+
+class Nginx:
+    """nginx that spreads TCP connections over servers on this machine, as deploy/nginx.conf has it."""
+
+    host = HOST
+
+    def __init__(self, ports: Sequence[int]) -> None:
+        self.port = free_port()
+        self._folder = _folder("nginx")
+        self._process: Process | None = None
+        modules = [*Path("/usr/lib").glob("nginx/modules/ngx_stream_module.so")]
+        text = render_nginx((ROOT / "deploy" / "nginx.conf").read_text(), self.port, ports)
+        lines = [*(f"load_module {m};" for m in modules), f"pid {self._folder}/pid;", "daemon off;", text]
+        (self._folder / "nginx.conf").write_text("\n".join(lines))
+
+    def start(self) -> None:
+        """Start it and wait until it listens."""
+        folder = str(self._folder)
+        self._process = Process(
+            [_installed(_nginx()), "-p", folder, "-e", f"{folder}/error", "-c", f"{folder}/nginx.conf"],
+            self._folder / "output",
+            # Its master then ends its workers.
+            death_signal=signal.SIGTERM,
+        )
+        process = self._process
+
+        def listens() -> bool:
+            _check_running("nginx", process)
+            with socket.socket() as probe:
+                return probe.connect_ex((HOST, self.port)) == 0
+
+        eventually(listens, 20, "nginx listens")
+
+    def stop(self) -> None:
+        """Stop it and cut all its connections."""
+        if self._process is not None:
+            self._process.stop(signal.SIGTERM, 20)
+            self._process = None
+
+
+def render_nginx(template: str, port: int, servers: Sequence[int]) -> str:
+    """deploy/nginx.conf with another port to listen on and with servers of this machine."""
+    text, listens = re.subn(r"listen \d+", f"listen {HOST}:{port}", template)
+    pattern = re.compile(r"^( *)server [\w.-]+:\d+(.*;)\n", re.MULTILINE)
+    own = pattern.findall(text)
+    if listens != 1 or not own:
+        raise RuntimeError(
+            "deploy/nginx.conf has no longer one listen line and its servers as 'server HOST:PORT ...;'"
+        )
+    indent, options = own[0]
+    replacement = iter(["".join(f"{indent}server {HOST}:{server}{options}\n" for server in servers)])
+    return pattern.sub(lambda _: next(replacement, ""), text)
+
+
+@functools.cache
+def _base_folder() -> Path:
+    base = Path(tempfile.mkdtemp(prefix="taskd-services-"))
+    # PostgreSQL runs as another user when this process is root's.
+    base.chmod(0o755)
+
+    def remove() -> None:
+        dispose_all()
+        shutil.rmtree(base, ignore_errors=True)
+
+    atexit.register(remove)
+    return base
+
+
+def _folder(name: str) -> Path:
+    folder = _base_folder() / f"{name}-{next(_numbers)}"
+    folder.mkdir()
+    return folder
+
+
+def _service_user() -> str | None:
+    """Whom PostgreSQL, which refuses root, runs as; None is the user of this process."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        return pwd.getpwnam("postgres").pw_name
+    except KeyError:
+        return "nobody"
+
+
+def _postgres_bin() -> Path | None:
+    # Debian keeps the server's programs off the PATH, one folder a version.
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda p: int(p.parts[-3]))
+    found = str(versions[-1]) if versions else shutil.which("initdb")
+    return Path(found).parent if found else None
+
+
+def _rabbitmq_bin() -> Path | None:
+    # Debian's command on the PATH changes to the user rabbitmq and to folders of the machine; this does not.
+    debian = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+    found = debian if debian.exists() else shutil.which("rabbitmq-server")
+    return Path(found).parent if found else None
+
+
+def _nginx() -> str | None:
+    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+    if program is None:
+        return None
+    built = subprocess.run([program, "-V"], capture_output=True, text=True).stderr
+    dynamic = any(Path("/usr/lib").glob("nginx/modules/ngx_stream_module.so"))
+    return program if dynamic or re.search(r"--with-stream(\s|$)", built) else None
+
+
+def _installed(program: Any) -> Path:
+    if program is None:
+        raise RuntimeError(f"not installed; {how_to_get(missing())}")
+    return Path(program)
+
+
+def _alive(process: Process | None) -> Process:
+    if process is None:
+        raise RuntimeError("not started")
+    return process
+
+
+def _check_running(name: str, process: Process) -> None:
+    if process.returncode is not None:
+        raise RuntimeError(f"{name} ended with {process.returncode}:\n{process.output()[-4000:]}")

@@ -1,0 +1,1 @@
+"""Tests in memory: no sockets, no sleeping."""

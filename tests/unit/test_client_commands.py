@@ -1,0 +1,430 @@
+"""The commands that ask and print: output, exit statuses, the session file, and what goes over the wire."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+from twisted.internet import error
+
+from taskd.client.sessions import SessionFile
+from taskd.errors import Draining, RateLimited, Unavailable
+from taskd.model import State
+from tests.unit.test_client_harness import NOON, SERVER, Stage
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage(tmp_path / "state")
+
+
+class TestAccounts:
+    def test_register_asks_twice_without_echo(self, stage: Stage) -> None:
+        run = stage.run("register", tty=True, lines=["ana", "correct horse", "correct horse"])
+        assert run.status == 0
+        assert stage.taskd.passwords == {"ana": "correct horse"}
+        assert run.source.secret == ["correct horse", "correct horse"]
+        assert "Registered ana. Next: taskclient login ana" in run.out
+
+    def test_register_with_two_different_passwords(self, stage: Stage) -> None:
+        run = stage.run("register", "ana", tty=True, lines=["correct horse", "correct hoarse"])
+        assert (run.status, stage.taskd.passwords, stage.network.attempts) == (1, {}, 0)
+        assert run.err == "taskclient: the two passwords differ; try again\n"
+
+    @pytest.mark.parametrize("password", ["short", "x" * 73, "con\0nul!!"])
+    def test_a_password_that_cannot_be_one(self, stage: Stage, password: str) -> None:
+        run = stage.run("register", "ana", lines=[password])
+        assert (run.status, stage.network.attempts) == (1, 0)
+        assert "8 to 72 bytes" in run.err
+
+    def test_a_taken_username(self, stage: Stage) -> None:
+        stage.taskd.user("ana")
+        run = stage.run("register", "ana", lines=["correct horse"])
+        assert (run.status, run.err) == (1, "taskclient: the username is taken; choose another\n")
+
+    def test_login_keeps_the_token_for_the_owner_only(self, stage: Stage) -> None:
+        stage.taskd.user()
+        run = stage.run("login", "ana", lines=["correct horse"])
+        assert (run.status, run.out) == (0, "Logged in as ana.\n")
+        path = stage.sessions.path
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        assert "correct horse" not in path.read_text()
+        assert json.loads(path.read_text())["token"] in stage.taskd.tokens
+        assert list(path.parent.iterdir()) == [path], "no draft is left"
+
+    def test_sessions_are_kept_for_each_server(self, stage: Stage) -> None:
+        stage.logged_in()
+        other = SessionFile(stage.sessions.path.parent, "tls:example.org:5001")
+        assert other.path != stage.sessions.path
+        assert other.load() is None
+        assert stage.sessions.load() is not None
+
+    def test_the_password_from_the_environment(self, stage: Stage) -> None:
+        stage.taskd.user()
+        stage.env["TASKD_PASSWORD"] = "correct horse"
+        assert stage.run("login", "ana", tty=True).status == 0
+
+    @pytest.mark.parametrize(
+        ("username", "password", "says"),
+        [("eve", "correct horse", "there is no such user"), ("ana", "wrong horse", "wrong password")],
+    )
+    def test_a_refused_login_leaves_no_session(
+        self, stage: Stage, username: str, password: str, says: str
+    ) -> None:
+        stage.taskd.user()
+        run = stage.run("login", username, lines=[password])
+        assert run.status == 1
+        assert says in run.err
+        assert not stage.sessions.path.exists()
+
+    def test_nobody_to_ask(self, stage: Stage) -> None:
+        assert stage.run("login").status == 2
+        assert stage.run("login", "ana").status == 2
+        assert stage.network.attempts == 0
+
+    def test_a_prompt_does_not_mix_with_output_that_a_program_reads(self, stage: Stage) -> None:
+        stage.taskd.user()
+        run = stage.run("--json", "login", "ana", lines=["correct horse"])
+        assert [reply["status"] for reply in run.objects] == ["logged_in"]
+        assert run.err == ""
+
+    def test_a_session_that_cannot_be_kept_is_ended_at_the_server(self, stage: Stage) -> None:
+        stage.taskd.user()
+        tokens = dict(stage.taskd.tokens)
+        stage.sessions.path.parent.parent.write_text("a file where the folder should be")
+        run = stage.run("login", "ana", lines=["correct horse"])
+        assert run.status == 1
+        assert "cannot keep the session" in run.err
+        assert stage.taskd.tokens == tokens
+
+    def test_whoami_sends_login_and_question_together(self, stage: Stage) -> None:
+        run = stage.logged_in().run("whoami")
+        assert (run.status, run.out) == (0, "ana\n")
+        assert stage.taskd.actions() == ["login", "whoami"]
+        assert len(stage.taskd.connections[-1].chunks) == 1
+
+    def test_json_has_only_the_answer_as_it_came(self, stage: Stage) -> None:
+        run = stage.logged_in().run("whoami", "--json")
+        assert run.out == '{"id":2,"ok":true,"status":"success","user_id":1,"username":"ana"}\n'
+
+    def test_logout_forgets_both_sides(self, stage: Stage) -> None:
+        run = stage.logged_in().run("logout")
+        assert (run.status, run.out) == (0, "Logged out.\n")
+        assert len(stage.taskd.tokens) == 1
+        assert not stage.sessions.path.exists()
+
+    def test_logout_of_a_session_that_the_server_has_forgotten(self, stage: Stage) -> None:
+        stage.logged_in().taskd.tokens.clear()
+        assert stage.run("logout").status == 0
+        assert not stage.sessions.path.exists()
+
+    def test_logout_forgets_here_even_when_the_server_cannot_be_told(self, stage: Stage) -> None:
+        stage.logged_in().network.failing = error.ConnectionRefusedError()
+        assert stage.run("logout").status == 1
+        assert not stage.sessions.path.exists()
+
+    def test_not_logged_in(self, stage: Stage) -> None:
+        for command in ("whoami", "logout", "list", "watch"):
+            run = stage.run(command)
+            assert run.status == 4
+            assert run.err == f"taskclient: not logged in at {SERVER}; log in: taskclient login\n"
+        assert stage.network.attempts == 0
+
+    def test_a_token_that_the_server_refuses_is_removed(self, stage: Stage) -> None:
+        stage.logged_in().taskd.tokens.clear()
+        run = stage.run("--server", SERVER, "list")
+        assert run.status == 4
+        assert f"log in again: taskclient --server {SERVER} login" in run.err
+        assert not stage.sessions.path.exists()
+
+    @pytest.mark.parametrize("content", ["", "{", '{"token":1}', "\udcff"])
+    def test_a_broken_session_file(self, stage: Stage, content: str) -> None:
+        stage.logged_in().sessions.path.write_bytes(content.encode(errors="surrogateescape"))
+        run = stage.run("whoami")
+        assert run.status == 1
+        assert "is not a session file; remove it and log in again" in run.err
+        stage.logged_in()
+        assert stage.run("whoami").status == 0
+
+
+class TestAdd:
+    def test_one_task(self, stage: Stage) -> None:
+        run = stage.logged_in().run("add", "render", "scene", "7")
+        assert (run.status, run.out) == (0, "Task 1 created.\n")
+        assert stage.taskd.asked()[-1] == {"action": "new_task", "id": 2, "task": "render scene 7"}
+
+    def test_fields(self, stage: Stage) -> None:
+        argv = ["--payload", '{"a": 1, "b": [2]}', "--field", "a=2", "--field", "c=x=y", "--field", 'd="2"']
+        more = ["--kind", "thumb", "--queue", "slow", "--max-attempts", "5"]
+        assert stage.logged_in().run("add", "x", *argv, *more).status == 0
+        request = stage.taskd.asked()[-1]
+        assert request["payload"] == {"a": 2, "b": [2], "c": "x=y", "d": "2"}
+        assert (request["kind"], request["queue"], request["max_attempts"]) == ("thumb", "slow", 5)
+
+    @pytest.mark.parametrize(
+        "argv",
+        [
+            [],
+            ["x", "--payload", "{"],
+            ["x", "--payload", "[1]"],
+            ["x", "--payload", "NaN"],
+            ["x", "--field", "novalue"],
+            ["x", "--field", "=1"],
+            ["x", "--kind", "a b"],
+            ["x", "--timeout", "3"],
+            ["x", "--stdin"],
+        ],
+    )
+    def test_a_command_line_that_cannot_be_meant(self, stage: Stage, argv: list[str]) -> None:
+        run = stage.logged_in().run("add", *argv)
+        assert (run.status, len(run.err.splitlines())) == (2, 1)
+        assert stage.network.attempts == 1
+
+    @pytest.mark.parametrize("text", [" ", "", "x" * 4097, "\udcff"])
+    def test_a_text_that_cannot_be_one(self, stage: Stage, text: str) -> None:
+        assert stage.logged_in().run("add", text).status == 1
+        assert stage.network.attempts == 1
+
+    def test_a_payload_that_fits_into_no_line(self, stage: Stage) -> None:
+        run = stage.logged_in().run("add", "x", "--field", "a=" + "y" * 65536)
+        assert run.status == 1
+        assert "more than 65536 bytes" in run.err
+
+    def test_lines_of_the_input(self, stage: Stage) -> None:
+        run = stage.logged_in().run("add", "-", lines=["one", "", "two"])
+        assert (run.status, run.out) == (0, "2 tasks created (1 to 2).\n")
+        assert stage.taskd.asked()[-1]["tasks"] == [{"task": "one"}, {"task": "two"}]
+
+    def test_batches_fit_into_lines_and_lists(self, stage: Stage) -> None:
+        short = [f"task {n}" for n in range(2500)]
+        long = ["é" * 4096] * 20
+        run = stage.logged_in().run(
+            "add",
+            "--stdin",
+            lines=short + long,
+        )
+        assert run.status == 0
+        assert [task.task for task in stage.taskd.tasks.values()] == short + long
+        sizes = [len(request["tasks"]) for request in stage.taskd.asked()[1:]]
+        assert sizes == [1000, 1000, 506, 7, 7]
+
+    def test_json_prints_the_replies(self, stage: Stage) -> None:
+        run = stage.logged_in().run("add", "-", "--json", lines=["one", "two"])
+        assert [reply["task_ids"] for reply in run.objects] == [[1, 2]]
+
+    def test_a_bad_line_names_its_number_and_what_was_created(self, stage: Stage) -> None:
+        run = stage.logged_in().run("add", "-", open=True)
+        run.type("one", "two")
+        run.type("", "x" * 5000)
+        assert run.status == 1
+        assert run.err.splitlines() == [
+            "2 tasks were created before the error.",
+            "taskclient: line 4: a task needs 1 to 4,096 characters, one of them visible",
+        ]
+
+    def test_a_pipe_is_submitted_as_it_comes(self, stage: Stage) -> None:
+        run = stage.logged_in().run("add", "-", open=True)
+        run.type("early")
+        assert [task.task for task in stage.taskd.tasks.values()] == ["early"]
+        assert run.status is None
+
+    def test_an_empty_input(self, stage: Stage) -> None:
+        run = stage.logged_in().run("add", "-")
+        assert (run.status, run.out) == (0, "")
+        assert "nothing created" in run.err
+
+    def test_a_connection_lost_before_the_confirmation(self, stage: Stage) -> None:
+        stage.logged_in().taskd.silent.add("new_task")
+        run = stage.run("add", "x")
+        stage.cut()
+        assert run.status == 1
+        assert "the task may exist or not; look with: taskclient list" in run.err
+
+
+class TestList:
+    def test_a_table(self, stage: Stage) -> None:
+        stage.logged_in().taskd.task("first", State.COMPLETED)
+        stage.taskd.task("second", State.RUNNING)
+        stage.advance(3 * 3600)
+        run = stage.run("list")
+        assert run.status == 0
+        assert run.out.splitlines() == [
+            "ID  STATUS      STATE      KIND      AGE  TASK",
+            " 2  Procesando  running    simulate  3 h  second",
+            " 1  Completada  completed  simulate  3 h  first",
+        ]
+
+    def test_in_spanish(self, stage: Stage) -> None:
+        stage.lang = "es"
+        stage.logged_in().taskd.task("primera", State.RUNNING)
+        assert stage.run("list").out.splitlines() == [
+            "N.º  ESTADO      DETALLE   TIPO      EDAD  TAREA",
+            "  1  Procesando  en curso  simulate  0 s   primera",
+        ]
+
+    def test_no_tasks(self, stage: Stage) -> None:
+        run = stage.logged_in().run("list")
+        assert (run.status, run.out) == (0, "No tasks.\n")
+
+    def test_json_is_one_view_a_line(self, stage: Stage) -> None:
+        stage.logged_in().taskd.task("first")
+        stage.taskd.task("second")
+        run = stage.run("list", "--json")
+        assert [(task["id"], task["task"]) for task in run.objects] == [(2, "second"), (1, "first")]
+        assert run.err == ""
+
+    def test_all_follows_the_cursors(self, stage: Stage) -> None:
+        stage.logged_in()
+        for n in range(1201):
+            stage.taskd.task(str(n))
+        run = stage.run("list", "--all", "--json")
+        assert [task["id"] for task in run.objects] == list(range(1201, 0, -1))
+        assert [request["limit"] for request in stage.taskd.asked()[1:]] == [500, 500, 500]
+
+    def test_a_limit_is_kept_over_pages(self, stage: Stage) -> None:
+        stage.logged_in()
+        for n in range(700):
+            stage.taskd.task(str(n))
+        run = stage.run("list", "--limit", "600")
+        assert len(run.out.splitlines()) == 601
+        assert run.out.count("STATUS") == 1
+        assert "There are more" in run.err
+
+    def test_an_empty_page_is_not_the_end(self, stage: Stage) -> None:
+        stage.logged_in().taskd.task("wanted", State.FAILED)
+        for _ in range(150):
+            stage.taskd.task()
+        run = stage.run("list", "--state", "failed")
+        assert "wanted" in run.out
+        assert stage.taskd.asked()[1]["state"] == "failed"
+
+    def test_a_text_cannot_drive_the_terminal(self, stage: Stage) -> None:
+        stage.logged_in().taskd.task("\x1b[2Jboo\nnext\u202egnp.exe\x9b31m")
+        run = stage.run("list", tty=True, columns=200)
+        assert "\\x1b[2Jboo\\nnext\\u202egnp.exe\\x9b31m" in run.out
+        assert not set("\x1b\u202e\x9b") & set(run.out)
+
+    def test_a_long_text_is_cut_on_a_terminal_only(self, stage: Stage) -> None:
+        stage.logged_in().taskd.task("任务" * 100)
+        assert stage.run("list").out.splitlines()[1].endswith("任务" * 3)
+        row = stage.run("list", tty=True, columns=60).out.splitlines()[1]
+        assert row.endswith("…")
+        assert len(row) < 60
+
+
+class TestShowAndCancel:
+    def test_show_has_payload_result_and_error(self, stage: Stage) -> None:
+        fields = {"payload": '{"seconds": 2}', "result": '{"ok": true}', "error": "bad\x07luck", "attempt": 2}
+        stage.logged_in().taskd.task("render", State.FAILED, finished_at=NOON, started_at=NOON, **fields)
+        run = stage.run("show", "1")
+        lines = dict(line.split(":", 1) for line in run.out.splitlines())
+        assert run.status == 0
+        assert lines["Text"].strip() == "render"
+        assert lines["Status"].strip() == "Fallida (failed)"
+        assert lines["Attempts"].strip() == "2 of 3"
+        assert lines["Payload"].strip() == '{"seconds":2}'
+        assert lines["Result"].strip() == '{"ok":true}'
+        assert lines["Error"].strip() == "bad\\x07luck"
+
+    def test_show_a_task_that_is_not_there(self, stage: Stage) -> None:
+        run = stage.logged_in().run("show", "7")
+        assert (run.status, run.err) == (1, "taskclient: you have no task 7\n")
+        run = stage.run("show", "7", "--json")
+        assert run.status == 1
+        assert run.objects[0]["code"] == "not_found"
+
+    def test_cancel_goes_on_behind_one_that_cannot_be(self, stage: Stage) -> None:
+        stage.logged_in().taskd.task("runs", State.RUNNING)
+        stage.taskd.task("waits", State.WAITING)
+        run = stage.run("cancel", "1", "2", "2")
+        assert (run.status, run.out) == (1, "Task 2 cancelled.\n")
+        assert run.err == "taskclient: task 1 runs already\n"
+        assert stage.taskd.tasks[2].state is State.CANCELLED
+
+    @pytest.mark.parametrize("given", ["0", "-1", "x", "9" * 30, "٣"])
+    def test_a_number_that_is_none(self, stage: Stage, given: str) -> None:
+        with pytest.raises(SystemExit) as ended:
+            stage.run("show", "--", given)
+        assert ended.value.code == 2
+
+
+class TestTrouble:
+    @pytest.mark.parametrize(
+        ("failure", "says"),
+        [
+            (error.ConnectionRefusedError(), "nothing listens at 127.0.0.1:5000"),
+            (error.DNSLookupError(), "no such host name"),
+            (error.TimeoutError(), "did not answer within 10 s"),
+            (error.NoRouteError(113, "No route to host"), "cannot reach 127.0.0.1:5000"),
+            (FileNotFoundError(2, "No such file or directory"), "No such file or directory"),
+        ],
+    )
+    def test_no_connection(self, stage: Stage, failure: Exception, says: str) -> None:
+        stage.logged_in().network.failing = failure
+        run = stage.run("whoami")
+        assert (run.status, run.out) == (1, "")
+        assert says in run.err
+        assert len(run.err.splitlines()) == 1
+        assert stage.run("whoami", "--json").objects[0]["code"] == "unavailable"
+
+    @pytest.mark.parametrize(
+        "garbage",
+        [
+            b"HTTP/1.1 400 Bad Request\r\nServer: x\r\n\r\n",
+            b"220 mail.example.org ESMTP\r\n",
+            b"\x15\x03\x01\x00\x02\x02\x50\n",
+            b"[1]\n",
+            b'{"id":1}\n',
+            b'{"ok":true,"id":2,"task":[\n',
+            b"x" * 17_000_000,
+        ],
+    )
+    def test_not_a_taskd(self, stage: Stage, garbage: bytes) -> None:
+        stage.logged_in().taskd.silent.add("login")
+        run = stage.run("whoami")
+        stage.taskd.connections[-1].transport.write(garbage)
+        stage.settle()
+        assert (run.status, run.out) == (1, "")
+        assert run.err == f"taskclient: what answers at {SERVER} is not a taskd; check --server\n"
+
+    def test_a_server_that_hangs_up_at_once(self, stage: Stage) -> None:
+        stage.logged_in().taskd.silent.add("login")
+        run = stage.run("whoami")
+        stage.cut()
+        assert run.status == 1
+        assert "closed the connection without an answer" in run.err
+
+    def test_a_server_that_never_answers(self, stage: Stage) -> None:
+        stage.logged_in().taskd.silent.add("whoami")
+        run = stage.run("whoami")
+        stage.advance(60)
+        assert run.status == 1
+        assert "does not answer" in run.err
+
+    @pytest.mark.parametrize(
+        ("refusal", "english", "spanish"),
+        [
+            (Unavailable("the store is away"), "the store is away", "no tiene acceso a su base de datos"),
+            (Draining("stopping", retry_after=1), "stopping", "se está deteniendo"),
+            (RateLimited("slower\x1b[1m"), "slower\\x1b[1m", "demasiadas peticiones"),
+        ],
+    )
+    def test_a_refusal_in_both_languages(
+        self, stage: Stage, refusal: Unavailable, english: str, spanish: str
+    ) -> None:
+        stage.logged_in().taskd.refusals["whoami"] = refusal
+        assert english in stage.run("whoami").err
+        stage.lang = "es"
+        assert spanish in stage.run("whoami").err
+
+    def test_a_task_that_is_no_task(self, stage: Stage) -> None:
+        stage.logged_in().taskd.silent.add("get_tasks")
+        run = stage.run("list")
+        stage.taskd.connections[-1].transport.write(
+            b'{"ok":true,"id":2,"status":"success","tasks":[{}],"cursor":null}\n'
+        )
+        stage.settle()
+        assert (run.status, run.err.count("is not a taskd")) == (1, 1)

@@ -1,0 +1,210 @@
+"""docker-compose.yml, .env.example and the systemd units say what the code and the tests do.
+
+None of it is run here; what the daemons do under these commands, the integration tests see.
+"""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+
+from taskd import config
+from tests.daemons import TWISTD
+from tests.services import render_nginx
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy"
+OURS = {
+    "taskserver-1": "taskserver",
+    "taskserver-2": "taskserver",
+    "taskworker-1": "taskworker",
+    "taskworker-2": "taskworker",
+}
+COMPOSE_TEXT = (ROOT / "docker-compose.yml").read_text()
+COMPOSE = yaml.safe_load(COMPOSE_TEXT)
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+EXAMPLE = (ROOT / ".env.example").read_text()
+EXAMPLE_NAMES = set(re.findall(r"^#?([A-Z_]+)=", EXAMPLE, re.MULTILINE))
+
+
+def resolved(value: str) -> str:
+    """A value of the compose file without any .env."""
+    return re.sub(r"\$\{[A-Z_]+:-([^}]*)\}", r"\1", value)
+
+
+def dockerfile(instruction: str) -> str:
+    """The arguments of the last such instruction."""
+    return re.findall(rf"^{instruction} (.+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[-1]
+
+
+def test_the_services_are_those_of_the_picture() -> None:
+    """Two servers behind a balancer, two workers, and what they share."""
+    assert set(SERVICES) == {"postgres", "rabbitmq", "nginx", *OURS}
+    assert SERVICES["postgres"]["image"].split(":")[1].startswith("16")
+    assert re.fullmatch(r"rabbitmq:\d.*", SERVICES["rabbitmq"]["image"])
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_every_service_is_watched_and_comes_back(name: str) -> None:
+    """A health check, a restart policy, and an image with a version or a build of our own."""
+    service = SERVICES[name]
+    test = service["healthcheck"]["test"]
+    assert test[0] in ("CMD", "CMD-SHELL") and len(test) > 1
+    assert service["healthcheck"]["interval"] and service["healthcheck"]["timeout"]
+    assert service["restart"] == "unless-stopped"
+    assert service.get("build") == "." if name in OURS else ":" in service["image"]
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_nobody_starts_before_what_it_needs_is_healthy(name: str) -> None:
+    """A condition on every dependency, and every dependency a service."""
+    needed = SERVICES[name].get("depends_on", {})
+    assert {d["condition"] for d in needed.values()} <= {"service_healthy"}
+    shared = {"postgres", "rabbitmq"}
+    expected = {"nginx": {"taskserver-1", "taskserver-2"}} | {daemon: shared for daemon in OURS}
+    assert set(needed) == expected.get(name, set())
+
+
+def test_only_the_balancer_publishes_a_port() -> None:
+    """Everything else is reached inside the network only."""
+    assert [name for name, service in SERVICES.items() if "ports" in service] == ["nginx"]
+
+
+def test_what_must_survive_a_container_is_in_a_volume() -> None:
+    """PostgreSQL's and RabbitMQ's data; RabbitMQ finds it again by the host name."""
+    named = {
+        name: service["volumes"][0].split(":")[0]
+        for name, service in SERVICES.items()
+        if name in COMPOSE["volumes"]
+    }
+    assert named == {"postgres": "postgres", "rabbitmq": "rabbitmq"}
+    assert SERVICES["rabbitmq"]["hostname"]
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_containers_run_the_tested_commands(name: str) -> None:
+    """The options before the daemon's name are those of tests/daemons.py."""
+    command = SERVICES[name]["command"]
+    assert command[: len(TWISTD) + 1] == [*TWISTD, OURS[name]]
+    if OURS[name] == "taskserver":
+        assert yaml.safe_load(dockerfile("CMD")) == command
+
+
+@pytest.mark.parametrize("daemon", ["taskserver", "taskworker"])
+def test_units_run_the_tested_commands(daemon: str) -> None:
+    """The program is the environment's twistd."""
+    [line] = re.findall(r"^ExecStart=(.+)$", (DEPLOY / f"{daemon}.service").read_text(), re.MULTILINE)
+    program, *options = shlex.split(line)
+    assert [Path(program).name, *options] == [*TWISTD, daemon]
+
+
+def test_make_run_runs_the_tested_command() -> None:
+    """The same again, from the checkout."""
+    assert f"$(BIN)/{' '.join(TWISTD)} taskserver" in (ROOT / "Makefile").read_text()
+
+
+def test_every_variable_of_the_compose_file_is_explained() -> None:
+    """In .env.example; and has a default, so that ``docker compose up`` works without a .env."""
+    used = re.findall(r"(?<!\$)\$\{([A-Z_]+)(:-)?", COMPOSE_TEXT)
+    assert used
+    assert {name for name, _ in used} <= EXAMPLE_NAMES
+    assert all(default for _, default in used)
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_containers_get_variables_that_the_daemons_know(name: str, tmp_path: Path) -> None:
+    """Neither a variable that nothing reads nor one that is malformed while .env leaves it out."""
+    environment = {key: resolved(value) for key, value in SERVICES[name]["environment"].items()}
+    assert set(environment) <= EXAMPLE_NAMES
+    nothing = tmp_path / "env"
+    nothing.touch()
+    settings = config.read_settings(str(nothing), environment)
+    assert settings.postgres is not None and settings.postgres.host in SERVICES
+    assert settings.rabbitmq is not None and settings.rabbitmq.host in SERVICES
+    server = {key: resolved(value) for key, value in SERVICES["postgres"]["environment"].items()}
+    assert server == {key: environment[key] for key in server}
+
+
+def test_the_example_names_what_the_code_reads() -> None:
+    """Neither more nor less; only docker-compose.yml reads the published port."""
+    source = Path(config.__file__).read_text()
+    read = set(re.findall(r'"((?:POSTGRES|RABBITMQ|TASKD)_[A-Z_]+)"', source))
+    assert read | {"TASKD_PUBLISH"} == EXAMPLE_NAMES
+
+
+def test_the_example_changes_nothing_and_shows_the_defaults(tmp_path: Path) -> None:
+    """Whether or not its lines are commented out; how many slots is each daemon's own choice."""
+    shown = tmp_path / "env"
+    shown.write_text(re.sub(r"^#([A-Z_]+=)", r"\1", EXAMPLE, flags=re.MULTILINE))
+    nothing = tmp_path / "empty"
+    nothing.touch()
+    defaults = config.read_settings(str(nothing), {})
+    assert config.read_settings(str(ROOT / ".env.example"), {}) == defaults
+    assert msgspec.structs.replace(config.read_settings(str(shown), {}), slots=None) == defaults
+
+
+def test_every_variable_of_the_example_has_a_comment() -> None:
+    """A group of variables is preceded by one."""
+    for group in re.split(r"\n\n+", EXAMPLE.strip()):
+        assert re.match(r"# \S", group), group
+
+
+def test_the_image_holds_what_the_build_reads() -> None:
+    """What the Dockerfile copies is there and is let through by .dockerignore."""
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    for line in re.findall(r"^COPY (.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE):
+        for source in line.split():
+            assert (ROOT / source).exists() and source in allowed
+    assert dockerfile("USER") not in ("root", "0")
+
+
+def test_nginx_gets_other_ports_and_keeps_the_rest() -> None:
+    """As the tests run it."""
+    template = (DEPLOY / "nginx.conf").read_text()
+    rendered = render_nginx(template, 6000, [6001, 6002, 6003])
+    assert re.findall(r"^ *server (\S+) (.*);", rendered, re.MULTILINE) == [
+        (f"127.0.0.1:{port}", "max_fails=1 fail_timeout=5s") for port in (6001, 6002, 6003)
+    ]
+    assert re.findall(r"listen (\S+)", rendered)[-1] == "127.0.0.1:6000"
+    assert set(re.findall(r"^ *server ([\w-]+):5000 ", template, re.MULTILINE)) == {
+        name for name, daemon in OURS.items() if daemon == "taskserver"
+    }
+    rest = re.compile(r"^.*(server|listen) .*$\n", re.MULTILINE)
+    assert rest.sub("", rendered) == rest.sub("", template)
+
+
+class TestWorkerHealth:
+    """deploy/healthcheck.py worker, over tables as Linux writes them."""
+
+    HEADER = (
+        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+    )
+    LINE = "   0: 0300007F:9C40 0400007F:{port:04X} {state} 00000000:00000000 00:00000000 00000000  1000\n"
+
+    @pytest.fixture
+    def check(self) -> Any:
+        return runpy.run_path(str(DEPLOY / "healthcheck.py"))["check_worker"]
+
+    def test_well_with_an_open_connection(
+        self, check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("RABBITMQ_PORT", "5673")
+        (tmp_path / "tcp").write_text(self.HEADER)
+        (tmp_path / "tcp6").write_text(self.HEADER + self.LINE.format(port=5673, state="01"))
+        check(tmp_path)
+
+    @pytest.mark.parametrize(("port", "state"), [(5432, "01"), (5673, "06"), (5673, "02")])
+    def test_not_with_another_or_one_that_is_not_open(
+        self, check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: int, state: str
+    ) -> None:
+        monkeypatch.setenv("RABBITMQ_PORT", "5673")
+        (tmp_path / "tcp").write_text(self.HEADER + self.LINE.format(port=port, state=state))
+        with pytest.raises(OSError, match="5673"):
+            check(tmp_path)
