@@ -95,7 +95,10 @@ def read_settings(env_file: str | None = None, environ: Mapping[str, str] = os.e
             values.text("POSTGRES_DB", "taskd"),
         )
         rabbitmq = RabbitMQ(
-            rabbitmq_host, port, values.text("RABBITMQ_USER", "guest"), values.text("RABBITMQ_PASSWORD", "guest")
+            rabbitmq_host,
+            port,
+            values.text("RABBITMQ_USER", "guest"),
+            values.text("RABBITMQ_PASSWORD", "guest"),
         )
     return Settings(
         postgres=postgres,

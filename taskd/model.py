@@ -143,7 +143,8 @@ def check_new_password(password: str) -> bytes:
     raw = password_bytes(password)
     if not MIN_PASSWORD_BYTES <= len(raw) <= MAX_PASSWORD_BYTES:
         raise BadRequest(
-            f"password must have {MIN_PASSWORD_BYTES} to {MAX_PASSWORD_BYTES} bytes in UTF-8", field="password"
+            f"password must have {MIN_PASSWORD_BYTES} to {MAX_PASSWORD_BYTES} bytes in UTF-8",
+            field="password",
         )
     return raw
 

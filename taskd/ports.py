@@ -246,7 +246,10 @@ class IBroker(Interface):
         """Hand messages over; done when each is confirmed and routed. Raises BrokerUnavailable."""
 
     def consume(
-        queue: str, prefetch: int, on_deliveries: Callable[[Sequence[Delivery]], None], on_lost: Callable[[], None]
+        queue: str,
+        prefetch: int,
+        on_deliveries: Callable[[Sequence[Delivery]], None],
+        on_lost: Callable[[], None],
     ) -> IConsumer:
         """Deliver messages in lists of up to ``prefetch`` unacked ones. ``on_lost`` tells that every delivery so far is
         void, as the channel is gone."""

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests import services
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs in a folder of its own: trial's ``mktemp`` makes its files in the current one."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

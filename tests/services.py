@@ -365,9 +365,7 @@ def render_nginx(template: str, port: int, servers: Sequence[int]) -> str:
     pattern = re.compile(r"^( *)server [\w.-]+:\d+(.*;)\n", re.MULTILINE)
     own = pattern.findall(text)
     if listens != 1 or not own:
-        raise RuntimeError(
-            "deploy/nginx.conf has no longer one listen line and its servers as 'server HOST:PORT ...;'"
-        )
+        raise RuntimeError("deploy/nginx.conf has no longer one listen line and its servers as 'server HOST:PORT ...;'")
     indent, options = own[0]
     replacement = iter(["".join(f"{indent}server {HOST}:{server}{options}\n" for server in servers)])
     return pattern.sub(lambda _: next(replacement, ""), text)

@@ -30,9 +30,7 @@ async def register(ctx: Context, options: Namespace) -> int:
     finally:
         client.close()
     name = reply.body.username or username
-    ctx.show(
-        reply, ctx.texts("registered", username=visible(name), command=visible(ctx.command("login", name)))
-    )
+    ctx.show(reply, ctx.texts("registered", username=visible(name), command=visible(ctx.command("login", name))))
     return OK
 
 
@@ -83,9 +81,7 @@ async def list_tasks(ctx: Context, options: Namespace) -> int:
     }
     left: int | None = None if options.all else options.limit or DEFAULT_PAGE
     table = ctx.renderer.table(LIST_COLUMNS)
-    client, (answer,) = await ctx.logged_in(
-        ("get_tasks", {**filters, "limit": min(left or MAX_PAGE, MAX_PAGE)})
-    )
+    client, (answer,) = await ctx.logged_in(("get_tasks", {**filters, "limit": min(left or MAX_PAGE, MAX_PAGE)}))
     try:
         page = (await answer).body
         shown = 0

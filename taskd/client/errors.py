@@ -27,9 +27,7 @@ class ClientError(Exception):
 
     exit = ERROR
 
-    def __init__(
-        self, key: str, *, code: str = "bad_request", transient: bool = False, **fields: Any
-    ) -> None:
+    def __init__(self, key: str, *, code: str = "bad_request", transient: bool = False, **fields: Any) -> None:
         super().__init__(key)
         self.key = key
         self.code = code

@@ -132,8 +132,7 @@ _OPTIONS = {
     "command": ("COMMAND", "ORDEN"),
     "commands": ("commands", "órdenes"),
     "exit": (
-        "exit status: 0 ok, 1 error, 2 usage, 3 timed out or cancelled, 4 not logged in,"
-        " 5 a waited-for task failed",
+        "exit status: 0 ok, 1 error, 2 usage, 3 timed out or cancelled, 4 not logged in, 5 a waited-for task failed",
         "código de salida: 0 bien, 1 error, 2 uso, 3 tiempo agotado o cancelada, 4 sin sesión,"
         " 5 una tarea esperada falló",
     ),

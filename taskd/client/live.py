@@ -199,9 +199,7 @@ class Follower:
         if client is not None:
             return client, client.request("wait", **self._wait())
         requests: list[Request] = [("watch", {"limit": 1})] if self._live else []
-        client, (*watch, waiting) = await self._ctx.logged_in(
-            *requests, ("wait", self._wait()), on_event=self.event
-        )
+        client, (*watch, waiting) = await self._ctx.logged_in(*requests, ("wait", self._wait()), on_event=self.event)
         for answer in watch:
             answer.addErrback(_ignore)
         return client, waiting

@@ -58,9 +58,7 @@ class Menu:
 
     async def _inside(self) -> None:
         while self._token is not None:
-            title = self._ctx.texts(
-                "menu.user", username=visible(self._username), server=visible(self._ctx.server)
-            )
+            title = self._ctx.texts("menu.user", username=visible(self._username), server=visible(self._ctx.server))
             choice = await self._choose(title, ("menu.tasks", "menu.create", "menu.back"))
             await self._guarded((self._see, self._create, self._back)[choice - 1])
 

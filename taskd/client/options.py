@@ -33,9 +33,7 @@ class _Builder:
             allow_abbrev=False,
         )
         self._common(main, top=True)
-        commands = main.add_subparsers(
-            title=self._help("commands"), dest="command", metavar=self._help("command")
-        )
+        commands = main.add_subparsers(title=self._help("commands"), dest="command", metavar=self._help("command"))
         self._accounts(commands)
         self._tasks(commands)
         return main
@@ -74,9 +72,7 @@ class _Builder:
         show.add_argument("task_id", metavar="ID", type=number, help=self._help("task_id"))
 
         watch = self._command(commands, "watch")
-        watch.add_argument(
-            "--limit", metavar="N", type=self._page, default=10, help=self._help("watch_limit")
-        )
+        watch.add_argument("--limit", metavar="N", type=self._page, default=10, help=self._help("watch_limit"))
 
         wait = self._command(commands, "wait")
         wait.add_argument("task_ids", metavar="ID", nargs="+", type=number, help=self._help("task_id"))

@@ -168,11 +168,7 @@ class Renderer:
         ]
         if task.state == "scheduled":
             rows.append(("run_at", moment(task.run_at)))
-        rows += [
-            (key, moment(at))
-            for key, at in (("started", task.started_at), ("finished", task.finished_at))
-            if at
-        ]
+        rows += [(key, moment(at)) for key, at in (("started", task.started_at), ("finished", task.finished_at)) if at]
         if task.payload != NULL:
             rows.append(("payload", compact(task.payload)))
         if task.result != NULL:

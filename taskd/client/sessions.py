@@ -46,9 +46,7 @@ class SessionFile:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as e:
-            raise ClientError(
-                "state_unreadable", path=self.path, why=e.strerror or e, code="internal"
-            ) from None
+            raise ClientError("state_unreadable", path=self.path, why=e.strerror or e, code="internal") from None
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise ClientError("state_broken", path=self.path, code="internal") from None
 
@@ -69,9 +67,7 @@ class SessionFile:
                 draft.unlink(missing_ok=True)
                 raise
         except OSError as e:
-            raise ClientError(
-                "state_unwritable", path=self.path, why=e.strerror or e, code="internal"
-            ) from None
+            raise ClientError("state_unwritable", path=self.path, why=e.strerror or e, code="internal") from None
 
     def remove(self) -> None:
         """Forget the session, if there is one. Raises ClientError."""
@@ -80,9 +76,7 @@ class SessionFile:
         except (FileNotFoundError, NotADirectoryError):
             pass
         except OSError as e:
-            raise ClientError(
-                "state_unwritable", path=self.path, why=e.strerror or e, code="internal"
-            ) from None
+            raise ClientError("state_unwritable", path=self.path, why=e.strerror or e, code="internal") from None
 
 
 def _file_name(server: str) -> str:

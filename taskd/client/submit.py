@@ -157,9 +157,7 @@ async def _confirmed(ctx: Context, answer: Deferred[Received]) -> Received:
         return await answer
     except ConnectionTrouble as e:
         if e.key in ("lost", "no_answer"):
-            raise ConnectionTrouble(
-                "lost_unconfirmed", server=ctx.server, command=ctx.command("list")
-            ) from None
+            raise ConnectionTrouble("lost_unconfirmed", server=ctx.server, command=ctx.command("list")) from None
         raise
 
 

@@ -177,9 +177,7 @@ class Output:
         except BrokenPipeError:
             raise OutputClosed from None
         except (OSError, ValueError) as e:
-            raise ClientError(
-                "output_failed", code="internal", why=getattr(e, "strerror", None) or e
-            ) from None
+            raise ClientError("output_failed", code="internal", why=getattr(e, "strerror", None) or e) from None
 
 
 def colour_wanted(env: Mapping[str, str], tty: bool) -> bool:

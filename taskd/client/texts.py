@@ -11,9 +11,7 @@ LANGUAGES = ("en", "es")
 
 def language(env: Mapping[str, str]) -> str:
     """``en`` or ``es``: TASKD_LANG, else the first locale variable that is set, in the order of POSIX."""
-    wanted = next(
-        (env[name] for name in ("TASKD_LANG", "LC_ALL", "LC_MESSAGES", "LANG") if env.get(name)), ""
-    )
+    wanted = next((env[name] for name in ("TASKD_LANG", "LC_ALL", "LC_MESSAGES", "LANG") if env.get(name)), "")
     return "es" if re.match(r"es(?![a-z])", wanted.lower()) else "en"
 
 
@@ -86,8 +84,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "se perdió la conexión con {server}; inténtelo de nuevo",
     ),
     "lost_unconfirmed": (
-        "the connection to {server} was lost before the confirmation: the task may exist or not;"
-        " look with: {command}",
+        "the connection to {server} was lost before the confirmation: the task may exist or not; look with: {command}",
         "se perdió la conexión con {server} antes de la confirmación: la tarea puede existir o no;"
         " compruébelo con: {command}",
     ),

@@ -91,7 +91,9 @@ class Accounts:
         """The user of an earlier login. Raises AuthRequired, Unavailable."""
         user = await self._store.find_session(token_hash(token))
         if user is None:
-            raise AuthRequired("the session is unknown or has expired; log in with username and password", field="token")
+            raise AuthRequired(
+                "the session is unknown or has expired; log in with username and password", field="token"
+            )
         return user
 
     async def forget(self, token: str) -> None:

@@ -45,6 +45,7 @@ class Peer:
     token: str | None = None
     watch: Watch | None = None
     waits: set[Any] = field(default_factory=set)
+    leaving: bool = False
 
     def unwatch(self) -> None:
         """Send no more events."""
@@ -53,7 +54,8 @@ class Peer:
             self.watch = None
 
     def gone(self) -> None:
-        """The connection is lost: nobody waits any more."""
+        """The connection is lost or about to close: nobody waits any more."""
+        self.leaving = True
         self.unwatch()
         for wait in tuple(self.waits):
             wait.wake()
@@ -225,7 +227,7 @@ class Actions:
                 tasks = await self._mine(peer, ids)
                 done = all(task.state in TERMINAL for task in tasks)
                 left = deadline - self._clock.seconds()
-                if done or left <= 0:
+                if done or left <= 0 or peer.leaving:
                     return {"status": "success", "done": done, "tasks": self._views(tasks)}
                 wait.ended([task.id for task in tasks if task.state in TERMINAL])
                 timer = self._clock.callLater(min(left, RECHECK), wait.wake)

@@ -43,7 +43,7 @@ class LineConnection(LineReceiver):
     def __init__(self, actions: Actions, clock: IReactorTime, factory: LineFactory) -> None:
         self._actions = actions
         self._clock = clock
-        self._connections = factory.connections
+        self._factory = factory
         self._peer = Peer(self._event)
         self._session = ServerSession(self._start, self._write, self._congested)
         self._skipping = False
@@ -57,7 +57,7 @@ class LineConnection(LineReceiver):
     # from the transport
 
     def connectionMade(self) -> None:
-        self._connections.add(self)
+        self._factory.connections.add(self)
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpKeepAlive(True)
             self.transport.setTcpNoDelay(True)
@@ -85,7 +85,7 @@ class LineConnection(LineReceiver):
         self.transport.abortConnection()
 
     def connectionLost(self, reason: Failure = Failure(Exception())) -> None:  # noqa: B008 (the base's signature)
-        self._connections.discard(self)
+        self._factory.gone(self)
         self._peer.gone()
         self._held.clear()
         if self._closer is not None:
@@ -120,11 +120,15 @@ class LineConnection(LineReceiver):
         self.transport.unregisterProducer()
         self._send_held()
         self.transport.loseConnection()
-        if self._closer is None and self in self._connections:
-            self._closer = self._clock.callLater(CLOSE_SECONDS, self._abort)
+        if self._closer is None and self in self._factory.connections:
+            self._closer = self._clock.callLater(CLOSE_SECONDS, self._give_up)
 
-    def _abort(self) -> None:
+    def _give_up(self) -> None:
         self._closer = None
+        self.abort()
+
+    def abort(self) -> None:
+        """Cut the connection."""
         self.transport.abortConnection()
 
     def _write(self, line: bytes) -> None:
@@ -216,13 +220,40 @@ class LineFactory(Factory):
         self._actions = actions
         self._clock = clock
         self.connections: set[LineConnection] = set()
+        self._empty: list[Deferred[None]] = []
+        self._draining = False
 
-    def buildProtocol(self, addr: Any) -> LineConnection:
+    def buildProtocol(self, addr: Any) -> LineConnection | None:
+        if self._draining:
+            return None
         connection = LineConnection(self._actions, self._clock, self)
         connection.factory = self
         return connection
 
     def drain(self) -> None:
-        """Close every connection once it has been answered."""
+        """Close every connection once it has been answered, those included that are only just being accepted."""
+        self._draining = True
         for connection in tuple(self.connections):
             connection.drain()
+
+    def gone(self, connection: LineConnection) -> None:
+        """A connection is lost."""
+        self.connections.discard(connection)
+        if not self.connections:
+            for waiting in self._empty:
+                waiting.callback(None)
+            self._empty.clear()
+
+    def empty(self) -> Deferred[None]:
+        """Fires when no connection is left."""
+        done: Deferred[None] = Deferred()
+        if self.connections:
+            self._empty.append(done)
+        else:
+            done.callback(None)
+        return done
+
+    def abort(self) -> None:
+        """Cut every connection."""
+        for connection in tuple(self.connections):
+            connection.abort()

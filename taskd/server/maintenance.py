@@ -100,7 +100,10 @@ class Maintenance:
         if not tasks:
             return
         self._log.info(
-            "{count} tasks taken back, {why}: {ids}", count=len(tasks), why=why, ids=[t.id for t in tasks[:20]]
+            "{count} tasks taken back, {why}: {ids}",
+            count=len(tasks),
+            why=why,
+            ids=[t.id for t in tasks[:20]],
         )
         for task in tasks:
             window = self._windows.by_queue.get(task.queue)

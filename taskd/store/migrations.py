@@ -47,7 +47,5 @@ def pending(migrations: Sequence[Migration], applied: int | None) -> Sequence[Mi
     """Those still to apply when ``applied`` is the database's version. Raises SchemaTooNew."""
     ours, theirs = len(migrations), applied or 0
     if theirs > ours:
-        raise SchemaTooNew(
-            f"the database has schema version {theirs}, this taskd knows only {ours}: run the newer one"
-        )
+        raise SchemaTooNew(f"the database has schema version {theirs}, this taskd knows only {ours}: run the newer one")
     return migrations[theirs:]

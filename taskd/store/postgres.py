@@ -92,9 +92,7 @@ class PostgresStore:
         delay = MIN_DELAY
         told = False
         while not self._migrated:
-            connection = self._starting = PostgresConnection(
-                self._dsn, self._reactor, {}, patience=MIGRATION_SECONDS
-            )
+            connection = self._starting = PostgresConnection(self._dsn, self._reactor, {}, patience=MIGRATION_SECONDS)
             try:
                 await connection.open(lambda e: None)
                 await _migrate(connection)
@@ -139,9 +137,7 @@ class PostgresStore:
                         raise
                     again, deadline = True, now + RETRY_SECONDS
                 if not repeat or self._stopped or now >= deadline:
-                    raise Unavailable(
-                        f"the database connection was lost: {reason(e)}", retry_after=MAX_DELAY
-                    ) from e
+                    raise Unavailable(f"the database connection was lost: {reason(e)}", retry_after=MAX_DELAY) from e
             except psycopg2.Error as e:
                 raise _translated(e) from e
             except UnicodeEncodeError as e:
@@ -193,9 +189,7 @@ class PostgresStore:
         known: tuple[bool, Rows] = await self._run(work)
         return known
 
-    async def create_tasks(
-        self, batch: str, rows: Sequence[NewRow], settled: Sequence[str] = ()
-    ) -> Sequence[Task]:
+    async def create_tasks(self, batch: str, rows: Sequence[NewRow], settled: Sequence[str] = ()) -> Sequence[Task]:
         specs = [row.spec for row in rows]
         known, answer = await self._batch(
             "create_tasks",
@@ -265,9 +259,7 @@ class PostgresStore:
         )
         return _tasks(await self._call("claim", worker, lease, *args))
 
-    async def finish(
-        self, worker: str, outcomes: Sequence[Outcome], again: bool = False
-    ) -> Mapping[int, Finished]:
+    async def finish(self, worker: str, outcomes: Sequence[Outcome], again: bool = False) -> Mapping[int, Finished]:
         # In one order everywhere, so that two batches never wait for each other's rows.
         outcomes = sorted(outcomes, key=lambda o: o.task_id)
         key = (

@@ -136,9 +136,7 @@ class SqliteStore:
 
     # -- a task's life -----------------------------------------------------------------------------
 
-    async def create_tasks(
-        self, batch: str, rows: Sequence[NewRow], settled: Sequence[str] = ()
-    ) -> Sequence[Task]:
+    async def create_tasks(self, batch: str, rows: Sequence[NewRow], settled: Sequence[str] = ()) -> Sequence[Task]:
         for row in rows:
             check_storable(row.spec.task)
         return await self._run(self._create_tasks, batch, rows, settled)
@@ -180,9 +178,7 @@ class SqliteStore:
     async def dispatch(self, batch: str, queue: str, limit: int, after_user: int | None) -> Dispatched:
         return await self._run(self._dispatch, batch, queue, limit, after_user or 0)
 
-    def _dispatch(
-        self, db: sqlite3.Cursor, batch: str, queue: str, limit: int, after_user: int
-    ) -> Dispatched:
+    def _dispatch(self, db: sqlite3.Cursor, batch: str, queue: str, limit: int, after_user: int) -> Dispatched:
         now = self._now()
         db.execute("BEGIN IMMEDIATE")
         if known := db.execute(sql.FIND_BATCH, (batch,)).fetchone():
@@ -252,26 +248,20 @@ class SqliteStore:
     async def claim(self, worker: str, lease: float, claims: Sequence[Claim]) -> Sequence[Task]:
         return await self._run(self._claim, worker, lease, claims)
 
-    def _claim(
-        self, db: sqlite3.Cursor, worker: str, lease: float, claims: Sequence[Claim]
-    ) -> Sequence[Task]:
+    def _claim(self, db: sqlite3.Cursor, worker: str, lease: float, claims: Sequence[Claim]) -> Sequence[Task]:
         now = self._now()
         until = now + round(lease * 1_000_000)
         mine: dict[int, Task] = {}
         for c in claims:
             row = (
-                db.execute(
-                    sql.CLAIM, (worker, until, now, c.task_id, c.dispatch, c.redelivered, worker)
-                ).fetchone()
+                db.execute(sql.CLAIM, (worker, until, now, c.task_id, c.dispatch, c.redelivered, worker)).fetchone()
                 or db.execute(sql.HELD, (c.task_id, c.dispatch, worker)).fetchone()
             )
             if row:
                 mine[row[0]] = _task(row)
         return list(mine.values())
 
-    async def finish(
-        self, worker: str, outcomes: Sequence[Outcome], again: bool = False
-    ) -> Mapping[int, Finished]:
+    async def finish(self, worker: str, outcomes: Sequence[Outcome], again: bool = False) -> Mapping[int, Finished]:
         return await self._run(self._finish, worker, outcomes, again)
 
     def _finish(

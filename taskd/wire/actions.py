@@ -36,11 +36,22 @@ class Action:
 
 def _registry() -> Iterator[Action]:
     anyone, user = Access.ANYONE, Access.USER
-    yield Action("hello", m.Nothing, anyone, "Who the server is, and its limits.", "Quién es el servidor y sus límites.")
+    yield Action(
+        "hello",
+        m.Nothing,
+        anyone,
+        "Who the server is, and its limits.",
+        "Quién es el servidor y sus límites.",
+    )
     yield Action("ping", m.Nothing, anyone, "Is the server there?", "¿Está el servidor?")
     yield Action("register", m.Register, anyone, "Create an account.", "Crear una cuenta.", exclusive=True)
     yield Action(
-        "login", m.Login, anyone, "Log this connection in.", "Iniciar sesión en esta conexión.", exclusive=True
+        "login",
+        m.Login,
+        anyone,
+        "Log this connection in.",
+        "Iniciar sesión en esta conexión.",
+        exclusive=True,
     )
     yield Action(
         "logout",
@@ -53,7 +64,11 @@ def _registry() -> Iterator[Action]:
     yield Action("whoami", m.Nothing, user, "Who is logged in.", "Quién ha iniciado sesión.")
     yield Action("new_task", m.TaskSpec, user, "Submit a task.", "Crear una tarea.")
     yield Action(
-        "new_tasks", m.NewTasks, user, "Submit up to 1,000 tasks, all or none.", "Crear hasta 1.000 tareas, todas o ninguna."
+        "new_tasks",
+        m.NewTasks,
+        user,
+        "Submit up to 1,000 tasks, all or none.",
+        "Crear hasta 1.000 tareas, todas o ninguna.",
     )
     yield Action("get_tasks", m.GetTasks, user, "List one's tasks, newest first.", "Ver las tareas, de nueva a vieja.")
     yield Action("get_task", m.OneTask, user, "Everything about one task.", "Todo sobre una tarea.")
@@ -66,7 +81,13 @@ def _registry() -> Iterator[Action]:
     )
     yield Action("watch", m.Watch, user, "Hear of every change from now on.", "Seguir los cambios en vivo.")
     yield Action("unwatch", m.Nothing, user, "Hear no more of changes.", "Dejar de seguir los cambios.")
-    yield Action("wait", m.Wait, user, "Answer once all these tasks have ended.", "Responder cuando terminen estas tareas.")
+    yield Action(
+        "wait",
+        m.Wait,
+        user,
+        "Answer once all these tasks have ended.",
+        "Responder cuando terminen estas tareas.",
+    )
 
 
 ACTIONS: dict[str, Action] = {a.name: a for a in _registry()}

@@ -68,7 +68,9 @@ class GetTasks(Struct):
         ),
     ] = None
     kind: Annotated[str | None, Meta(description="Only tasks of this kind.")] = None
-    limit: Annotated[int, Meta(ge=1, le=limits.MAX_PAGE, description="Tasks a page, at most 500.")] = limits.DEFAULT_PAGE
+    limit: Annotated[int, Meta(ge=1, le=limits.MAX_PAGE, description="Tasks a page, at most 500.")] = (
+        limits.DEFAULT_PAGE
+    )
     cursor: Annotated[str | None, Meta(description="The `cursor` of the page before.")] = None
 
 
@@ -84,9 +86,9 @@ class Watch(Struct):
 
 class Wait(Struct):
     task_ids: Annotated[list[TaskId], Meta(description="1 to 1,000 task numbers.")]
-    timeout: Annotated[
-        float, Meta(ge=0, le=limits.MAX_WAIT_SECONDS, description="Seconds, at most 3,600.")
-    ] = limits.DEFAULT_WAIT_SECONDS
+    timeout: Annotated[float, Meta(ge=0, le=limits.MAX_WAIT_SECONDS, description="Seconds, at most 3,600.")] = (
+        limits.DEFAULT_WAIT_SECONDS
+    )
 
 
 class TaskView(Struct):

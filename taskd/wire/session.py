@@ -24,9 +24,7 @@ class Call:
 
     __slots__ = ("_session", "action", "request", "request_id")
 
-    def __init__(
-        self, session: ServerSession, action: Action, request: Struct, request_id: Scalar | UnsetType
-    ) -> None:
+    def __init__(self, session: ServerSession, action: Action, request: Struct, request_id: Scalar | UnsetType) -> None:
         self._session = session
         self.action = action
         self.request = request

@@ -199,9 +199,7 @@ class StoreTests(TestCase):
 
     async def test_texts_are_kept_as_they_are(self) -> None:
         specs = [NewTask(text, payload=PAYLOADS[i % len(PAYLOADS)]) for i, text in enumerate(TEXTS)]
-        tasks = await self.store.create_tasks(
-            new_batch(), [NewRow(self.ana.id, spec, State.QUEUED) for spec in specs]
-        )
+        tasks = await self.store.create_tasks(new_batch(), [NewRow(self.ana.id, spec, State.QUEUED) for spec in specs])
         for task, spec in zip(tasks, specs, strict=True):
             found = await self.get(task)
             self.assertEqual((found.task, found.payload), (spec.task, spec.payload))
@@ -748,9 +746,7 @@ class StoreTests(TestCase):
         self.assertEqual(await self.pages(kind="other"), [t.id for t in reversed(other)])
         self.assertEqual(await self.pages(kind="nothing"), [])
         self.assertEqual(await self.pages(kind="other", state="queued"), [t.id for t in reversed(other)])
-        self.assertEqual(
-            await self.pages(kind="other", status="Procesando", limit=1), [t.id for t in reversed(other)]
-        )
+        self.assertEqual(await self.pages(kind="other", status="Procesando", limit=1), [t.id for t in reversed(other)])
         self.assertEqual(await self.pages(status="Completada", state="queued"), [])
 
     async def test_filter_looks_at_no_more_than_its_bound(self) -> None:

@@ -23,9 +23,7 @@ class Hooks(StoreTests):
     """The hooks on SQLite, through the store's own runner."""
 
     async def _sql(self, text: str, *args: Any) -> list[Any]:
-        rows: list[Any] = await self.store._runner.runInteraction(
-            lambda cursor: cursor.execute(text, args).fetchall()
-        )
+        rows: list[Any] = await self.store._runner.runInteraction(lambda cursor: cursor.execute(text, args).fetchall())
         return rows
 
     async def postpone(self, task_id: int) -> None:

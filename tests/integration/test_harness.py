@@ -96,12 +96,8 @@ def test_children_end_with_a_killed_test_run(tmp_path: Path) -> None:
     if not sys.platform.startswith("linux"):
         pytest.skip("only Linux tells a child that its parent is dead")
     program = "import sys; from tests.daemons import *; from pathlib import Path; import time;"
-    program += (
-        "d = Daemon.run(['sleep', '600'], cwd=Path(sys.argv[1])); print(d.pid, flush=True); time.sleep(600)"
-    )
-    run = subprocess.Popen(
-        [sys.executable, "-c", program, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    program += "d = Daemon.run(['sleep', '600'], cwd=Path(sys.argv[1])); print(d.pid, flush=True); time.sleep(600)"
+    run = subprocess.Popen([sys.executable, "-c", program, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert run.stdout is not None
     child = int(run.stdout.readline())
     run.kill()
@@ -200,7 +196,9 @@ def test_services_see_nothing_of_the_callers_environment(monkeypatch: pytest.Mon
 
 def test_what_does_not_end_in_time_is_killed(tmp_path: Path) -> None:
     """And reported with its output."""
-    program = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    program = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    )
     daemon = Daemon.run([sys.executable, "-c", program], cwd=tmp_path)
     daemon.wait_for("deaf")
     with pytest.raises(AssertionError, match="deaf"):

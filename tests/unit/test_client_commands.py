@@ -71,9 +71,7 @@ class TestAccounts:
         ("username", "password", "says"),
         [("eve", "correct horse", "there is no such user"), ("ana", "wrong horse", "wrong password")],
     )
-    def test_a_refused_login_leaves_no_session(
-        self, stage: Stage, username: str, password: str, says: str
-    ) -> None:
+    def test_a_refused_login_leaves_no_session(self, stage: Stage, username: str, password: str, says: str) -> None:
         stage.taskd.user()
         run = stage.run("login", username, lines=[password])
         assert run.status == 1
@@ -412,9 +410,7 @@ class TestTrouble:
             (RateLimited("slower\x1b[1m"), "slower\\x1b[1m", "demasiadas peticiones"),
         ],
     )
-    def test_a_refusal_in_both_languages(
-        self, stage: Stage, refusal: Unavailable, english: str, spanish: str
-    ) -> None:
+    def test_a_refusal_in_both_languages(self, stage: Stage, refusal: Unavailable, english: str, spanish: str) -> None:
         stage.logged_in().taskd.refusals["whoami"] = refusal
         assert english in stage.run("whoami").err
         stage.lang = "es"

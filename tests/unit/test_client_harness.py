@@ -319,9 +319,7 @@ class Stream(io.StringIO):
 class Run:
     """One command under way. ``status`` is None until it has ended, ``error`` what it raised."""
 
-    def __init__(
-        self, stage: Stage, stdout: Stream, stderr: Stream, source: FakeSource, ctx: Context
-    ) -> None:
+    def __init__(self, stage: Stage, stdout: Stream, stderr: Stream, source: FakeSource, ctx: Context) -> None:
         self._stage = stage
         self._stdout, self._stderr = stdout, stderr
         self.source = source

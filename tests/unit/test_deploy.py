@@ -80,9 +80,7 @@ def test_only_the_balancer_publishes_a_port() -> None:
 def test_what_must_survive_a_container_is_in_a_volume() -> None:
     """PostgreSQL's and RabbitMQ's data; RabbitMQ finds it again by the host name."""
     named = {
-        name: service["volumes"][0].split(":")[0]
-        for name, service in SERVICES.items()
-        if name in COMPOSE["volumes"]
+        name: service["volumes"][0].split(":")[0] for name, service in SERVICES.items() if name in COMPOSE["volumes"]
     }
     assert named == {"postgres": "postgres", "rabbitmq": "rabbitmq"}
     assert SERVICES["rabbitmq"]["hostname"]
@@ -183,18 +181,14 @@ def test_nginx_gets_other_ports_and_keeps_the_rest() -> None:
 class TestWorkerHealth:
     """deploy/healthcheck.py worker, over tables as Linux writes them."""
 
-    HEADER = (
-        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
-    )
+    HEADER = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
     LINE = "   0: 0300007F:9C40 0400007F:{port:04X} {state} 00000000:00000000 00:00000000 00000000  1000\n"
 
     @pytest.fixture
     def check(self) -> Any:
         return runpy.run_path(str(DEPLOY / "healthcheck.py"))["check_worker"]
 
-    def test_well_with_an_open_connection(
-        self, check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_well_with_an_open_connection(self, check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("RABBITMQ_PORT", "5673")
         (tmp_path / "tcp").write_text(self.HEADER)
         (tmp_path / "tcp6").write_text(self.HEADER + self.LINE.format(port=5673, state="01"))

@@ -1,0 +1,1 @@
+"""The broker: RabbitMQ or memory behind one interface, :class:`taskd.ports.IBroker`."""

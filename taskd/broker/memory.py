@@ -1,0 +1,177 @@
+"""The broker of the embedded server: queues in this process.
+
+It keeps nothing: when the process ends its messages are gone, and the store hands the tasks out again at the next
+start. Everything is delivered from the clock, never inside the call that caused it, as over a network.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from twisted.internet.interfaces import IReactorTime
+from zope.interface import implementer
+
+from taskd.errors import BrokerUnavailable
+from taskd.ports import Delivery, Dispatch, IBroker, IConsumer
+
+
+@implementer(IConsumer)
+class MemoryConsumer:
+    """One subscription; ``held`` are its deliveries that are not acked yet."""
+
+    def __init__(
+        self,
+        queue: _Queue,
+        prefetch: int,
+        on_deliveries: Callable[[Sequence[Delivery]], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self.ready = True
+        self.held: set[Delivery] = set()
+        self.on_deliveries = on_deliveries
+        self.on_lost = on_lost
+        self._queue = queue
+        self._prefetch = prefetch
+
+    @property
+    def room(self) -> int:
+        """How many more deliveries it may hold."""
+        return self._prefetch - len(self.held) if self.ready else 0
+
+    def ack(self, deliveries: Sequence[Delivery]) -> None:
+        self.held.difference_update(deliveries)
+        self._queue.deliver_soon()
+
+    def requeue(self, deliveries: Sequence[Delivery]) -> None:
+        back = [d for d in deliveries if d in self.held]
+        self.held.difference_update(back)
+        self._queue.put_back(back)
+
+    async def stop(self) -> None:
+        self.ready = False
+
+    def close(self) -> None:
+        """The channel is gone, and its unacked deliveries return to the queue."""
+        back = sorted(self.held, key=lambda d: d.task_id)
+        self.held.clear()
+        self._queue.put_back(back)
+
+
+class _Queue:
+    """Messages in order, and the consumers that take turns."""
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._messages: deque[tuple[int, int, bool]] = deque()
+        self._soon = False
+        self._next = 0
+        self.consumers: list[MemoryConsumer] = []
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def put(self, messages: Sequence[Dispatch]) -> None:
+        """Add messages at the end."""
+        self._messages.extend([(m.task_id, m.dispatch, False) for m in messages])
+        self.deliver_soon()
+
+    def put_back(self, deliveries: Sequence[Delivery]) -> None:
+        """Return what was delivered before, to the front."""
+        self._messages.extendleft([(d.task_id, d.dispatch, True) for d in reversed(deliveries)])
+        self.deliver_soon()
+
+    def deliver_soon(self) -> None:
+        """Deliver in the reactor's next turn."""
+        if self._messages and not self._soon:
+            self._soon = True
+            self._clock.callLater(0, self._deliver)
+
+    def _deliver(self) -> None:
+        self._soon = False
+        shares: dict[MemoryConsumer, list[Delivery]] = {}
+        room = {c: c.room for c in self.consumers if c.room > 0}
+        order = list(room)
+        while self._messages and order:
+            self._next = (self._next + 1) % len(order)
+            consumer = order[self._next]
+            task_id, dispatch, redelivered = self._messages.popleft()
+            delivery = Delivery(task_id, dispatch, redelivered, None)
+            consumer.held.add(delivery)
+            shares.setdefault(consumer, []).append(delivery)
+            room[consumer] -= 1
+            if not room[consumer]:
+                order.remove(consumer)
+        for consumer, deliveries in shares.items():
+            consumer.on_deliveries(deliveries)
+
+
+@implementer(IBroker)
+class MemoryBroker:
+    """IBroker in this process."""
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self.ready = False
+        self._clock = clock
+        self._queues: dict[str, _Queue] = {}
+        self._subscribers: list[Callable[[bytes], None]] = []
+        self._news: list[bytes] = []
+
+    async def start(self) -> None:
+        self.ready = True
+
+    async def stop(self) -> None:
+        self.ready = False
+        for queue in self._queues.values():
+            consumers, queue.consumers = queue.consumers, []
+            for consumer in consumers:
+                consumer.ready = False
+                consumer.close()
+                consumer.on_lost()
+
+    async def publish(self, queue: str, messages: Sequence[Dispatch]) -> None:
+        self._check()
+        self._queue(queue).put(messages)
+
+    def consume(
+        self,
+        queue: str,
+        prefetch: int,
+        on_deliveries: Callable[[Sequence[Delivery]], None],
+        on_lost: Callable[[], None],
+    ) -> MemoryConsumer:
+        found = self._queue(queue)
+        consumer = MemoryConsumer(found, prefetch, on_deliveries, on_lost)
+        found.consumers.append(consumer)
+        found.deliver_soon()
+        return consumer
+
+    async def depth(self, queue: str) -> int:
+        self._check()
+        return len(self._queue(queue))
+
+    def announce(self, news: bytes) -> None:
+        if not self.ready or not self._subscribers:
+            return
+        self._news.append(news)
+        if len(self._news) == 1:
+            self._clock.callLater(0, self._tell)
+
+    def subscribe(self, on_news: Callable[[bytes], None], on_gap: Callable[[], None]) -> None:
+        self._subscribers.append(on_news)
+
+    def _check(self) -> None:
+        if not self.ready:
+            raise BrokerUnavailable("the broker is stopped")
+
+    def _queue(self, name: str) -> _Queue:
+        found = self._queues.get(name)
+        if found is None:
+            found = self._queues[name] = _Queue(self._clock)
+        return found
+
+    def _tell(self) -> None:
+        news, self._news = self._news, []
+        for body in news:
+            for subscriber in tuple(self._subscribers):
+                subscriber(body)

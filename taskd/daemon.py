@@ -1,0 +1,103 @@
+"""What both daemons need around their rooms: adapters by settings, one clear line when they cannot start, signals."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from twisted.internet.interfaces import IReactorCore
+from twisted.logger import Logger
+
+from taskd.config import Settings
+from taskd.errors import SchemaTooNew, SettingsError
+from taskd.ports import IBroker, ITaskStore
+
+_log = Logger(namespace="taskd")
+
+DATABASE = "taskd.sqlite3"
+"""The embedded database's file in the data folder."""
+
+
+def open_store(settings: Settings, reactor: Any) -> ITaskStore:
+    """The store of these settings, not started. Raises SettingsError."""
+    if settings.postgres is not None:
+        from taskd.store.postgres import PostgresStore
+
+        return PostgresStore(settings.postgres.dsn(), reactor)
+    from taskd.store.sqlite import SqliteStore, open_sqlite
+
+    return SqliteStore(open_sqlite(settings.data / DATABASE, reactor), reactor)
+
+
+def open_broker(settings: Settings, reactor: Any, queues: Sequence[str]) -> IBroker:
+    """The broker of these settings, not started."""
+    if settings.rabbitmq is not None:
+        from taskd.broker.rabbitmq import RabbitBroker
+
+        return RabbitBroker(settings.rabbitmq, reactor, queues)
+    from taskd.broker.memory import MemoryBroker
+
+    return MemoryBroker(reactor)
+
+
+def process_name() -> str:
+    """A name that no other process has, nor this one in another life: host, process id and chance."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
+def refuse(daemon: str, error: Exception) -> NoReturn:
+    """End a start that has not begun: one line on standard error, exit status 1."""
+    raise SystemExit(f"{daemon}: {error}")
+
+
+def explain(error: BaseException | None) -> str:
+    """One line about what keeps a daemon from starting."""
+    known = isinstance(error, SettingsError | SchemaTooNew)
+    text = " ".join(str(error).split())
+    return text if known and text else f"{type(error).__name__}: {text}"
+
+
+def fail(reactor: IReactorCore, daemon: str, error: BaseException | None) -> None:
+    """End a daemon that runs already: one line on standard error, exit status 1."""
+    print(f"{daemon}: {explain(error)}", file=sys.stderr, flush=True)
+    # twistd always ends with 0 once its reactor ran; the process has nothing left to do when this is called
+    atexit.register(_exit_1)
+    reactor.stop()
+
+
+def _exit_1() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def on_next_signal(hurry: Callable[[], None]) -> None:
+    """While a daemon drains: the next SIGTERM or SIGINT calls ``hurry``, one more ends the process at once."""
+
+    def first(number: int, frame: Any) -> None:
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_DFL)
+        _log.info("signal {number}: not waiting any longer", number=number)
+        hurry()
+
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, first)
+
+
+def whole_number(text: str | int | None, name: str, low: int, high: int) -> int | None:
+    """An option's value, None when it was not given. Raises SettingsError with one line that names the option."""
+    if text is None:
+        return None
+    try:
+        value = int(text)
+    except ValueError:
+        value = low - 1
+    if not low <= value <= high:
+        raise SettingsError(f"{name} must be a whole number from {low} to {high}, not {text!r}")
+    return value

@@ -1,0 +1,94 @@
+"""The server's rooms, wired together. Everything comes in through the constructor, so all of it runs in memory too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from taskd.errors import Unavailable
+from taskd.ports import IBroker, ITaskStore
+from taskd.server.accounts import Accounts
+from taskd.server.actions import Actions
+from taskd.server.announcer import Announcer
+from taskd.server.dispatcher import Dispatcher
+from taskd.server.hub import Hub
+from taskd.server.lines import LineFactory
+from taskd.server.maintenance import Maintenance
+from taskd.server.outbox import Outbox
+from taskd.server.submission import Submitter
+from taskd.server.window import Windows
+
+CLOSE_SECONDS = 10.0
+"""What connections get to have their requests under way answered."""
+
+
+class TaskServer:
+    """One task server above a store and a broker that somebody else starts and stops.
+
+    ``lines`` is the factory for connections. ``window`` is how many tasks of a queue may be in the broker, ``lease``
+    the workers' in seconds, ``node`` a name that no other process has, ``new_id`` makes the names of batches.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        store: ITaskStore,
+        broker: IBroker,
+        accounts: Accounts,
+        *,
+        queues: Sequence[str],
+        window: int,
+        lease: float,
+        node: str,
+        new_id: Callable[[], str],
+    ) -> None:
+        self._clock = clock
+        hub, windows = Hub(), Windows(queues, window)
+        announcer = self._announcer = Announcer(clock, broker, hub, windows, node, self._wake)
+        outbox = self._outbox = Outbox(store, broker)
+        self._dispatchers = {
+            queue: Dispatcher(clock, queue, windows.by_queue[queue], store, broker, outbox, announcer, new_id)
+            for queue in queues
+        }
+        self._submitter = Submitter(
+            clock, store, broker, outbox, windows, announcer, new_id, lambda queue: self._dispatchers[queue].wake()
+        )
+        self._maintenance = Maintenance(clock, store, broker, outbox, windows, self._dispatchers, announcer, lease)
+        actions = Actions(clock, store, accounts, self._submitter, hub, announcer, queues, node)
+        self.lines = LineFactory(actions, clock)
+
+    def start(self) -> None:
+        """Hear the others' news and begin the rounds. Connections may be accepted before."""
+        self._announcer.start()
+        self._maintenance.start()
+
+    async def drain(self) -> None:
+        """Answer what is under way, tell watchers, close connections, leave nothing half done. Never fails.
+
+        The caller has stopped to accept connections.
+        """
+        self.lines.drain()
+        timer = self._clock.callLater(CLOSE_SECONDS, self.hurry)
+        await self.lines.empty()
+        if timer.active():
+            timer.cancel()
+        self._maintenance.stop()
+        await self._submitter.drained()
+        for dispatcher in self._dispatchers.values():
+            await dispatcher.stop()
+        try:
+            await self._outbox.settle()
+        except Unavailable as e:
+            self._log.info("some outbox rows stay for other servers: {why}", why=e.message)
+
+    def hurry(self) -> None:
+        """Cut the connections that :meth:`drain` waits for."""
+        self.lines.abort()
+
+    def _wake(self) -> None:
+        for dispatcher in self._dispatchers.values():
+            dispatcher.wake()

@@ -1,0 +1,199 @@
+"""``twistd taskserver``: options and wiring."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IListeningPort
+from twisted.logger import Logger
+from twisted.python import usage
+from twisted.python.failure import Failure
+
+from taskd import __version__
+from taskd.config import Settings, read_settings
+from taskd.daemon import fail, on_next_signal, open_broker, open_store, process_name, refuse, whole_number
+from taskd.errors import SettingsError, Unavailable
+from taskd.ports import IBroker, ITaskStore
+from taskd.server.accounts import Accounts, HashPool
+from taskd.server.service import TaskServer
+from taskd.worker.handlers import Simulate
+from taskd.worker.runner import Runner
+from taskd.worker.worker import Worker
+
+EMBEDDED_SLOTS = 100
+GRACE = 30
+
+
+class Options(usage.Options):
+    """Command line of the server."""
+
+    synopsis = "[options]"
+    longdesc = (
+        "Serves tasks to many users. With nothing configured everything runs in this process: SQLite, broker and"
+        " worker. With POSTGRES_HOST and RABBITMQ_HOST set, in the environment or in a .env file, tasks are kept in"
+        " PostgreSQL and run by `twistd taskworker`; .env.example lists all variables."
+    )
+    optParameters = [  # noqa: RUF012 (the base's form)
+        ["data", "d", None, "Folder of the embedded database (default TASKD_DATA, ./taskd-data)."],
+        ["slots", "s", None, f"Tasks at a time in the embedded worker (default TASKD_SLOTS, {EMBEDDED_SLOTS})."],
+        ["grace", "g", GRACE, "Seconds that tasks of the embedded worker get to end when the server is stopped."],
+        ["env-file", "e", None, "Read settings from this file instead of ./.env."],
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self["listen"] = []
+
+    def opt_listen(self, endpoint: str) -> None:
+        """Where to listen, a Twisted endpoint; repeatable (default TASKD_LISTEN, tcp:5000:interface=127.0.0.1).
+
+        For TLS: ssl:5001:privateKey=key.pem:certKey=cert.pem
+        """
+        self["listen"].append(endpoint)
+
+    opt_l = opt_listen
+
+
+class ServerService(Service):
+    """A server with its adapters, and its own worker when it is embedded, from start to drained."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        listen: Sequence[str],
+        store: ITaskStore,
+        broker: IBroker,
+        hashes: HashPool,
+        server: TaskServer,
+        worker: Worker | None,
+        grace: float,
+        what: str,
+    ) -> None:
+        self._reactor = reactor
+        self._listen = listen
+        self._store = store
+        self._broker = broker
+        self._hashes = hashes
+        self._server = server
+        self._worker = worker
+        self._grace = grace
+        self._what = what
+        self._ports: list[IListeningPort] = []
+        self._started = False
+        self._deaf: BaseException | None = None
+
+    def privilegedStartService(self) -> None:
+        # Before privileges are given up, and before anything has begun: who cannot listen must not start.
+        for description in self._listen:
+            try:
+                endpoint = serverFromString(self._reactor, description)
+            except Exception as e:
+                refuse("taskserver", SettingsError(f"--listen {description}: {e or type(e).__name__}"))
+            # TCP and TLS listen at once; an endpoint of a plugin may take its time
+            endpoint.listen(self._server.lines).addCallbacks(self._ports.append, self._cannot_listen)
+            if self._deaf is not None:
+                why = getattr(self._deaf, "socketError", self._deaf)
+                refuse("taskserver", SettingsError(f"cannot listen on {description}: {why}"))
+
+    def _cannot_listen(self, failure: Failure) -> None:
+        self._deaf = failure.value
+        if self.running:
+            fail(self._reactor, "taskserver", failure.value)
+
+    def startService(self) -> None:
+        super().startService()
+        self._hashes.start()
+        Deferred.fromCoroutine(self._start()).addErrback(self._failed)
+
+    async def _start(self) -> None:
+        await self._broker.start()
+        try:
+            await self._store.start()
+        except Unavailable:
+            return  # stopped before the database could be reached
+        if self._worker is not None:
+            await self._store.reset_in_flight()
+            self._worker.start()
+        self._server.start()
+        self._started = True
+        where = ", ".join(str(getattr(a, "port", a)) for a in (port.getHost() for port in self._ports))
+        self._log.info(
+            "taskd {version} is ready on port {where}, {what}", version=__version__, where=where, what=self._what
+        )
+        if self._worker is not None:
+            self._log.info("In another terminal: bin/taskclient (from a checkout) or taskclient (installed)")
+
+    def _failed(self, failure: Failure) -> None:
+        fail(self._reactor, "taskserver", failure.value)
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        on_next_signal(self._hurry)
+        return Deferred.fromCoroutine(self._stop())
+
+    def _hurry(self) -> None:
+        self._server.hurry()
+        if self._worker is not None:
+            self._worker.hurry()
+
+    async def _stop(self) -> None:
+        for port in self._ports:
+            port.stopListening()
+        draining = [Deferred.fromCoroutine(self._server.drain())]
+        if self._worker is not None and self._started:
+            draining.append(Deferred.fromCoroutine(self._worker.drain(self._grace)))
+        await gatherResults(draining)
+        await self._broker.stop()
+        await self._store.stop()
+        self._hashes.stop()
+        self._log.info("the server has stopped")
+
+
+def makeService(options: Options) -> ServerService:
+    """The server as a service. Ends the process with one line when a setting is wrong."""
+    from twisted.internet import reactor
+
+    try:
+        settings = read_settings(options["env-file"])
+        if options["data"] is not None:
+            settings = replace(settings, data=Path(options["data"]))
+        slots = whole_number(options["slots"], "--slots", 1, 100_000) or settings.slots or EMBEDDED_SLOTS
+        grace = whole_number(options["grace"], "--grace", 0, 86_400) or 0
+        return _wired(reactor, settings, options["listen"] or settings.listen, slots, grace)
+    except SettingsError as e:
+        refuse("taskserver", e)
+
+
+def _wired(reactor: Any, settings: Settings, listen: Sequence[str], slots: int, grace: int) -> ServerService:
+    store, broker = open_store(settings, reactor), open_broker(settings, reactor, settings.queues)
+    hashes = HashPool(reactor)
+    accounts = Accounts(store, hashes, settings.bcrypt_rounds, settings.session_days * 86_400)
+    server = TaskServer(
+        reactor,
+        store,
+        broker,
+        accounts,
+        queues=settings.queues,
+        window=settings.window,
+        lease=settings.lease,
+        node=process_name(),
+        new_id=lambda: str(uuid.uuid4()),
+    )
+    worker = None
+    if settings.embedded:
+        runner = Runner([Simulate(reactor)])
+        worker = Worker(reactor, store, broker, runner, settings.queues, slots, settings.lease, process_name())
+        what = f"embedded: everything in this process, data in {settings.data}"
+    else:
+        assert settings.postgres is not None and settings.rabbitmq is not None
+        what = f"PostgreSQL at {settings.postgres.host}, RabbitMQ at {settings.rabbitmq.host}"
+    return ServerService(reactor, listen, store, broker, hashes, server, worker, grace, what)

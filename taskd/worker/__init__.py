@@ -1,0 +1,1 @@
+"""The worker: takes deliveries, claims their tasks, runs them and records how they ended."""

@@ -1,0 +1,385 @@
+"""The worker: deliveries in, claims and outcomes out, in batches.
+
+A delivery is in one of three places: in the backlog until a slot is free, with the store while it is claimed, or
+held by a running attempt. It is acked once the outcome is committed, so that a worker that dies leaves everything it
+had to be delivered again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from taskd.batching import Batcher
+from taskd.errors import TaskdError, Unavailable
+from taskd.model import State, Task
+from taskd.ports import Claim, Delivery, Finished, IBroker, IConsumer, ITaskStore, Outcome
+from taskd.wire.changes import changes_of, encode_news
+from taskd.worker.runner import Attempt, Runner, Stopped
+
+RENEWALS = 3
+"""Renewals in the time of one lease, so that two may be lost."""
+
+ACK_AFTER = 600.0
+"""Seconds after which a running task is acked early: RabbitMQ closes a channel whose delivery stays unacked for its
+consumer_timeout, 30 minutes by default. From then on the lease alone protects the task."""
+
+GIVE_BACK_AFTER = 60.0
+"""Seconds that a delivery may wait here for a slot before other workers get it offered."""
+
+AGAIN_AFTER = 1.0
+"""Seconds between attempts to reach a store that is away."""
+
+CLOSE_SECONDS = 5.0
+"""What an orderly end may take beyond the grace that tasks get."""
+
+
+class _Held:
+    """A delivery, and what has become of it here."""
+
+    __slots__ = ("attempt", "claim", "consumer", "delivery", "finishing", "since")
+
+    def __init__(self, delivery: Delivery, consumer: IConsumer, since: float) -> None:
+        self.claim = Claim(delivery.task_id, delivery.dispatch, delivery.redelivered)
+        self.delivery: Delivery | None = delivery
+        self.consumer = consumer
+        self.since = since
+        self.attempt: Attempt | None = None
+        self.finishing = False
+
+
+class _Ended:
+    """An outcome on its way to the store; ``again`` when an earlier try may have been committed."""
+
+    __slots__ = ("again", "held", "outcome")
+
+    def __init__(self, held: _Held, outcome: Outcome) -> None:
+        self.held = held
+        self.outcome = outcome
+        self.again = False
+
+
+class Worker:
+    """Runs up to ``slots`` tasks of ``queues`` at a time. ``name`` is unique to this life of the process: it fences.
+
+    ``lease`` is in seconds.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        store: ITaskStore,
+        broker: IBroker,
+        runner: Runner,
+        queues: Sequence[str],
+        slots: int,
+        lease: float,
+        name: str,
+    ) -> None:
+        self._clock = clock
+        self._store = store
+        self._broker = broker
+        self._runner = runner
+        self._queues = queues
+        self._slots = slots
+        self._lease = lease
+        self._name = name
+        self._consumers: list[IConsumer] = []
+        self._backlog: deque[_Held] = deque()
+        self._claiming = 0
+        self._running: dict[int, _Held] = {}
+        self._draining = False
+        self._over = False
+        self._idle: Deferred[None] | None = None
+        self._claims: Batcher[_Held, Task | None] = Batcher(clock, self._claim)
+        self._ends: Batcher[_Ended, Finished | None] = Batcher(clock, self._finish)
+        self._renewal = LoopingCall(lambda: Deferred.fromCoroutine(self._renew()))
+        self._renewal.clock = clock
+
+    @property
+    def consuming(self) -> bool:
+        """Whether every queue can deliver now."""
+        return bool(self._consumers) and all(consumer.ready for consumer in self._consumers)
+
+    @property
+    def busy(self) -> int:
+        """How many tasks it has, the ones that are being claimed included."""
+        return self._claiming + len(self._running)
+
+    # -- start and end -----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to take tasks."""
+        self._consumers = [self._consume(queue) for queue in self._queues]
+        self._renewal.start(self._lease / RENEWALS, now=False)
+
+    async def drain(self, grace: float) -> None:
+        """Take nothing more, give running tasks ``grace`` seconds, and give the rest back unspent. Never fails."""
+        self._draining = True
+        for consumer in self._consumers:
+            await consumer.stop()
+        self._give_back(self._backlog)
+        self._backlog.clear()
+        if self.busy:
+            self._log.info("{count} tasks get {grace:g} seconds to end", count=self.busy, grace=grace)
+            await self._until_idle(grace)
+        self._over = True
+        await self._release([(h, h.attempt.task) for h in self._running.values() if h.attempt and not h.finishing])
+        await self._until_idle(CLOSE_SECONDS)
+        if self.busy:
+            self._log.warn("{count} tasks could not be settled: their leases will expire", count=self.busy)
+        if self._renewal.running:
+            self._renewal.stop()
+
+    def hurry(self) -> None:
+        """Wait no longer for what :meth:`drain` is waiting for."""
+        idle, self._idle = self._idle, None
+        if idle is not None:
+            idle.callback(None)
+
+    async def _until_idle(self, seconds: float) -> None:
+        if not self.busy:
+            return
+        idle = self._idle = Deferred()
+        timer = self._clock.callLater(seconds, self.hurry)
+        await idle
+        if timer.active():
+            timer.cancel()
+
+    async def _release(self, left: Sequence[tuple[_Held, Task]]) -> None:
+        if not left:
+            return
+        for held, _ in left:
+            if held.attempt is not None:
+                held.attempt.stop()
+        try:
+            released = await self._store.release(self._name, [Claim(t.id, t.dispatch, False) for _, t in left])
+        except TaskdError as e:
+            text = "{count} tasks could not be given back, their leases will expire: {why}"
+            self._log.warn(text, count=len(left), why=e.message)
+            return
+        self._log.info("{count} tasks given back", count=len(released))
+        self._announce(released)
+        self._ack(held for held, _ in left)
+
+    # -- from delivery to claim ----------------------------------------------------------------------
+
+    def _consume(self, queue: str) -> IConsumer:
+        def taken(deliveries: Sequence[Delivery]) -> None:
+            self._taken(consumer, deliveries)
+
+        def lost() -> None:
+            self._lost(consumer)
+
+        consumer: IConsumer = self._broker.consume(queue, self._slots, taken, lost)
+        return consumer
+
+    def _taken(self, consumer: IConsumer, deliveries: Sequence[Delivery]) -> None:
+        if self._draining:
+            consumer.requeue(deliveries)
+            return
+        now = self._clock.seconds()
+        self._backlog.extend([_Held(delivery, consumer, now) for delivery in deliveries])
+        self._fill()
+
+    def _lost(self, consumer: IConsumer) -> None:
+        """The channel is gone: its deliveries will come again, here or elsewhere."""
+        self._backlog = deque(held for held in self._backlog if held.consumer is not consumer)
+        for held in self._running.values():
+            if held.consumer is consumer:
+                held.delivery = None
+
+    def _fill(self) -> None:
+        backlog = self._backlog
+        while backlog and self.busy < self._slots and not self._draining:
+            held = backlog.popleft()
+            self._claiming += 1
+            self._claims.submit(held).addCallbacks(
+                self._claimed, self._not_claimed, callbackArgs=(held,), errbackArgs=(held,)
+            )
+
+    async def _claim(self, batch: list[_Held]) -> Sequence[Task | None]:
+        claimed = await self._store.claim(self._name, self._lease, [held.claim for held in batch])
+        found = {task.id: task for task in claimed}
+        self._announce(claimed)
+        # None for what is doubled, late, cancelled meanwhile, or the second of two that name the same task
+        tasks = [found.pop(held.claim.task_id, None) for held in batch]
+        self._ack(held for held, task in zip(batch, tasks, strict=True) if task is None)
+        return tasks
+
+    def _claimed(self, task: Task | None, held: _Held) -> None:
+        if task is not None and self._over:
+            Deferred.fromCoroutine(self._release([(held, task)])).addBoth(lambda _: self._claim_ended())
+            return
+        if task is not None and not self._runs_already(task, held):
+            self._run(held, task)
+        self._claim_ended()
+
+    def _runs_already(self, task: Task, held: _Held) -> bool:
+        before = self._running.get(task.id)
+        if before is None or before.attempt is None:
+            return False
+        runs = before.attempt.task
+        if (runs.dispatch, runs.attempt) != (task.dispatch, task.attempt):
+            before.attempt.stop()
+            return False
+        # a redelivery of what runs here: from now on its ack is the one that counts
+        before.delivery, before.consumer = held.delivery, held.consumer
+        return True
+
+    def _claim_ended(self) -> None:
+        self._claiming -= 1
+        self._slot_free()
+
+    def _not_claimed(self, failure: Failure, held: _Held) -> None:
+        if not failure.check(Unavailable):
+            self._log.failure("a claim failed", failure)
+        if self._draining:
+            self._give_back([held])
+        else:
+            # Not given back: every other worker has the same store. If the claim was committed unseen, the next
+            # one finds the task in our hands.
+            self._clock.callLater(AGAIN_AFTER, self._again, held)
+        self._claim_ended()
+
+    def _again(self, held: _Held) -> None:
+        if held.delivery is None:
+            return
+        if self._draining:
+            self._give_back([held])
+            return
+        self._backlog.append(held)
+        self._fill()
+
+    # -- from claim to outcome -----------------------------------------------------------------------
+
+    def _run(self, held: _Held, task: Task) -> None:
+        held.since = self._clock.seconds()
+        self._running[task.id] = held
+        held.attempt = self._runner.run(task)
+        held.attempt.done.addCallbacks(self._ended, self._not_ended, callbackArgs=(held,), errbackArgs=(held,))
+
+    def _ended(self, outcome: Outcome, held: _Held) -> None:
+        held.finishing = True
+        self._submit(_Ended(held, outcome))
+
+    def _not_ended(self, failure: Failure, held: _Held) -> None:
+        if not failure.check(Stopped):
+            self._log.failure("an attempt ended without an outcome", failure)
+        self._forget(held)
+
+    def _submit(self, ended: _Ended) -> None:
+        self._ends.submit(ended).addCallbacks(
+            self._finished, self._not_finished, callbackArgs=(ended,), errbackArgs=(ended,)
+        )
+
+    async def _finish(self, batch: list[_Ended]) -> Sequence[Finished | None]:
+        again = any(ended.again for ended in batch)
+        found = await self._store.finish(self._name, [ended.outcome for ended in batch], again)
+        changed, answers = [], []
+        for ended in batch:
+            outcome, finished = ended.outcome, found.get(ended.outcome.task_id)
+            answers.append(finished)
+            if finished is not None and ended.held.attempt is not None:
+                task = ended.held.attempt.task
+                task.state, task.result, task.error = outcome.state, outcome.result, outcome.error
+                task.version, task.finished_at = finished
+                changed.append(task)
+        self._announce(changed)
+        self._ack([ended.held for ended in batch])
+        return answers
+
+    def _finished(self, finished: Finished | None, ended: _Ended) -> None:
+        if finished is None:
+            text = "task {id} attempt {attempt} was fenced: its outcome does not count"
+            self._log.info(text, id=ended.outcome.task_id, attempt=ended.outcome.attempt)
+        self._forget(ended.held)
+
+    def _not_finished(self, failure: Failure, ended: _Ended) -> None:
+        error = failure.value
+        if isinstance(error, Unavailable):
+            ended.again = True
+            self._clock.callLater(AGAIN_AFTER, self._submit, ended)
+            return
+        task_id, attempt, dispatch = ended.outcome.task_id, ended.outcome.attempt, ended.outcome.dispatch
+        if isinstance(error, TaskdError) and ended.outcome.state is State.COMPLETED:
+            why = f"the result cannot be stored: {error.message}"
+            ended.outcome = Outcome(task_id, dispatch, attempt, State.FAILED, error=why)
+            self._submit(ended)
+            return
+        self._log.failure("the outcome of task {id} cannot be stored, its lease will expire", failure, id=task_id)
+        self._forget(ended.held)
+
+    def _forget(self, held: _Held) -> None:
+        assert held.attempt is not None
+        task_id = held.attempt.task.id
+        if self._running.get(task_id) is held:
+            del self._running[task_id]
+        self._slot_free()
+
+    def _slot_free(self) -> None:
+        if self._draining:
+            if not self.busy:
+                self.hurry()
+        elif self._backlog:
+            self._fill()
+
+    # -- leases ------------------------------------------------------------------------------------
+
+    async def _renew(self) -> None:
+        now = self._clock.seconds()
+        running = dict(self._running)
+        self._ack([held for held in running.values() if now - held.since >= ACK_AFTER])
+        old = [held for held in self._backlog if now - held.since >= GIVE_BACK_AFTER]
+        if old:
+            self._backlog = deque(held for held in self._backlog if now - held.since < GIVE_BACK_AFTER)
+            self._give_back(old)
+        if not running:
+            return
+        try:
+            mine = await self._store.renew(self._name, self._lease)
+        except Unavailable as e:
+            self._log.warn("leases were not renewed: {why}", why=e.message)
+            return
+        except Exception:
+            self._log.failure("leases were not renewed")
+            return
+        for task_id, held in running.items():
+            if task_id not in mine and not held.finishing and self._running.get(task_id) is held and held.attempt:
+                self._log.info("task {id} is not ours any more: stopped", id=task_id)
+                held.attempt.stop()
+                self._ack([held])
+
+    # -- what they share ---------------------------------------------------------------------------
+
+    def _ack(self, helds: Iterable[_Held]) -> None:
+        for consumer, deliveries in _by_consumer(helds):
+            consumer.ack(deliveries)
+
+    def _give_back(self, helds: Iterable[_Held]) -> None:
+        for consumer, deliveries in _by_consumer(helds):
+            consumer.requeue(deliveries)
+
+    def _announce(self, tasks: Iterable[Task]) -> None:
+        now = datetime.fromtimestamp(self._clock.seconds(), timezone.utc)
+        if changes := changes_of(tasks, now):
+            self._broker.announce(encode_news(self._name, changes))
+
+
+def _by_consumer(helds: Iterable[_Held]) -> list[tuple[IConsumer, list[Delivery]]]:
+    """Their deliveries, which are from now on no longer theirs."""
+    found: dict[IConsumer, list[Delivery]] = {}
+    for held in helds:
+        if held.delivery is not None:
+            found.setdefault(held.consumer, []).append(held.delivery)
+            held.delivery = None
+    return list(found.items())
