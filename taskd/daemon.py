@@ -11,14 +11,18 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IReactorCore
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from taskd.config import Settings
-from taskd.errors import SchemaTooNew, SettingsError
+from taskd.errors import SchemaTooNew, SettingsError, TaskdError
 from taskd.ports import IBroker, ITaskStore
 
 _log = Logger(namespace="taskd")
+
+_EXPECTED = (SettingsError, SchemaTooNew, TaskdError, OSError, CannotListenError)
 
 DATABASE = "taskd.sqlite3"
 """The embedded database's file in the data folder."""
@@ -58,14 +62,15 @@ def refuse(daemon: str, error: Exception) -> NoReturn:
 
 def explain(error: BaseException | None) -> str:
     """One line about what keeps a daemon from starting."""
-    known = isinstance(error, SettingsError | SchemaTooNew)
     text = " ".join(str(error).split())
-    return text if known and text else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, _EXPECTED) and text else f"{type(error).__name__}: {text}"
 
 
 def fail(reactor: IReactorCore, daemon: str, error: BaseException | None) -> None:
     """End a daemon that runs already: one line on standard error, exit status 1."""
     print(f"{daemon}: {explain(error)}", file=sys.stderr, flush=True)
+    if error is not None and not isinstance(error, _EXPECTED):
+        _log.failure("a defect of taskd's: please report it", Failure(error))
     # twistd always ends with 0 once its reactor ran; the process has nothing left to do when this is called
     atexit.register(_exit_1)
     reactor.stop()
@@ -77,17 +82,27 @@ def _exit_1() -> None:
     os._exit(1)
 
 
-def on_next_signal(hurry: Callable[[], None]) -> None:
-    """While a daemon drains: the next SIGTERM or SIGINT calls ``hurry``, one more ends the process at once."""
+def handle_signals(reactor: Any, hurry: Callable[[], None]) -> None:
+    """From now on SIGTERM and SIGINT stop the reactor, which drains the daemon and ends with status 0 (twistd's own
+    handlers would end the process by the signal). The next one calls ``hurry``, and one more ends it at once."""
 
-    def first(number: int, frame: Any) -> None:
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, signal.SIG_DFL)
-        _log.info("signal {number}: not waiting any longer", number=number)
-        hurry()
+    def stop(number: int, frame: Any) -> None:
+        _log.info("{name}: stopping", name=signal.Signals(number).name)
+        _handle(second)
+        reactor.callFromThread(reactor.stop)
 
+    def second(number: int, frame: Any) -> None:
+        _log.info("{name} again: waiting for nothing any longer", name=signal.Signals(number).name)
+        _handle(signal.SIG_DFL)
+        reactor.callFromThread(hurry)
+
+    # twistd's handlers are installed just before the reactor calls this
+    reactor.callWhenRunning(_handle, stop)
+
+
+def _handle(handler: Any) -> None:
     for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, first)
+        signal.signal(each, handler)
 
 
 def whole_number(text: str | int | None, name: str, low: int, high: int) -> int | None:

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from taskd import __version__
 from taskd.config import Settings, read_settings
-from taskd.daemon import fail, on_next_signal, open_broker, open_store, process_name, refuse, whole_number
+from taskd.daemon import fail, handle_signals, open_broker, open_store, process_name, refuse, whole_number
 from taskd.errors import SettingsError, Unavailable
 from taskd.ports import IBroker, ITaskStore
 from taskd.server.accounts import Accounts, HashPool
@@ -111,6 +111,7 @@ class ServerService(Service):
 
     def startService(self) -> None:
         super().startService()
+        handle_signals(self._reactor, self._hurry)
         self._hashes.start()
         Deferred.fromCoroutine(self._start()).addErrback(self._failed)
 
@@ -137,7 +138,6 @@ class ServerService(Service):
 
     def stopService(self) -> Deferred[None]:
         super().stopService()
-        on_next_signal(self._hurry)
         return Deferred.fromCoroutine(self._stop())
 
     def _hurry(self) -> None:
@@ -151,10 +151,13 @@ class ServerService(Service):
         draining = [Deferred.fromCoroutine(self._server.drain())]
         if self._worker is not None and self._started:
             draining.append(Deferred.fromCoroutine(self._worker.drain(self._grace)))
-        await gatherResults(draining)
-        await self._broker.stop()
-        await self._store.stop()
-        self._hashes.stop()
+        try:
+            await gatherResults(draining)
+            await self._broker.stop()
+            await self._store.stop()
+        finally:
+            # its threads would keep the process alive
+            self._hashes.stop()
         self._log.info("the server has stopped")
 
 

@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 
 from taskd import __version__
 from taskd.config import Settings, check_queue, read_settings
-from taskd.daemon import fail, on_next_signal, open_broker, open_store, process_name, refuse, whole_number
+from taskd.daemon import fail, handle_signals, open_broker, open_store, process_name, refuse, whole_number
 from taskd.errors import SettingsError, Unavailable
 from taskd.ports import IBroker, ITaskStore
 from taskd.worker.handlers import Simulate
@@ -66,6 +66,7 @@ class WorkerService(Service):
 
     def startService(self) -> None:
         super().startService()
+        handle_signals(self._reactor, self._worker.hurry)
         Deferred.fromCoroutine(self._start()).addErrback(self._failed)
 
     async def _start(self) -> None:
@@ -83,7 +84,6 @@ class WorkerService(Service):
 
     def stopService(self) -> Deferred[None]:
         super().stopService()
-        on_next_signal(self._worker.hurry)
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:

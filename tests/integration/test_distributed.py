@@ -1,0 +1,212 @@
+"""Two servers behind nginx, two workers, PostgreSQL and RabbitMQ: the whole picture as real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import services
+from tests.daemons import Daemon, LineClient, eventually, free_port
+
+USERS = 20
+TASKS = 2000
+BATCH = 20
+
+
+class Cluster:
+    """The daemons of one test over the run's services."""
+
+    def __init__(self, folder: Path, postgres: services.Postgres, database: str, rabbitmq: services.RabbitMQ) -> None:
+        self._folder = folder
+        self._stack = contextlib.ExitStack()
+        self._postgres = postgres
+        self._database = database
+        self.rabbitmq = rabbitmq
+        self.queue = services.unique("tasks")
+        self.env = {
+            **postgres.env(database),
+            **rabbitmq.env(self.queue),
+            "TASKD_BCRYPT_ROUNDS": "4",
+            "TASKD_LEASE": "3",
+        }
+        self.ports: list[int] = []
+        self.daemons: list[Daemon] = []
+
+    def launch_server(self, **env: str) -> Daemon:
+        """A server on a port of its own."""
+        port = free_port()
+        self.ports.append(port)
+        return self._launch("taskserver", ["--listen", f"tcp:{port}:interface=127.0.0.1"], env)
+
+    def launch_worker(self, *options: str, **env: str) -> Daemon:
+        """A worker."""
+        return self._launch("taskworker", list(options), env)
+
+    def _launch(self, command: str, options: list[str], env: dict[str, str]) -> Daemon:
+        folder = self._folder / f"{command}-{len(self.daemons)}"
+        folder.mkdir()
+        daemon = self._stack.enter_context(Daemon.twistd(command, options, {**self.env, **env}, cwd=folder))
+        self.daemons.append(daemon)
+        return daemon
+
+    def balancer(self) -> int:
+        """The port of nginx in front of the servers there are."""
+        nginx = services.Nginx(self.ports)
+        nginx.start()
+        self._stack.callback(nginx.stop)
+        return nginx.port
+
+    def rows(self, sql: str) -> list[Any]:
+        """What the database holds."""
+        return self._postgres.query(sql, database=self._database)
+
+    def close(self) -> None:
+        """End everything."""
+        self._stack.close()
+
+
+@pytest.fixture
+def cluster(
+    tmp_path: Path, postgres: services.Postgres, database: str, rabbitmq: services.RabbitMQ
+) -> Iterator[Cluster]:
+    """No daemon yet."""
+    made = Cluster(tmp_path, postgres, database, rabbitmq)
+    yield made
+    made.close()
+
+
+def user(port: int, name: str) -> LineClient:
+    """A connection that is logged in as this user, who is registered if need be."""
+    client = LineClient(port)
+    client.request("register", username=name, password="correct horse")
+    reply = client.request("login", username=name, password="correct horse")
+    assert reply["ok"], reply
+    return client
+
+
+def test_two_servers_two_workers_behind_a_balancer(cluster: Cluster) -> None:
+    """2,000 tasks of 20 users over both servers: each is run once, seen by its owner live, and by nobody else."""
+    services.require("nginx")
+    for _ in range(2):
+        # started at the same moment on an empty database: both must come up
+        cluster.launch_server()
+    for _ in range(2):
+        cluster.launch_worker()
+    for daemon in cluster.daemons:
+        daemon.wait_for("is ready on port" if daemon in cluster.daemons[:2] else "worker takes tasks")
+    port = cluster.balancer()
+
+    names = [f"user{n}" for n in range(USERS)]
+    ids: dict[str, list[int]] = {}
+    nodes: Counter[str] = Counter()
+    failures: list[BaseException] = []
+
+    def submit(name: str) -> None:
+        try:
+            with user(port, name) as client:
+                nodes[client.request("hello")["node"]] += 1
+                spec = {"task": f"of {name}", "payload": {"seconds": 0.01}}
+                mine: list[int] = []
+                for n in range(TASKS // USERS // BATCH):
+                    if n % 2:
+                        mine += client.request("new_tasks", tasks=[spec] * BATCH)["task_ids"]
+                    else:
+                        mine += [client.request("new_task", **spec)["task_id"] for _ in range(BATCH)]
+                ids[name] = mine
+                assert client.request("wait", task_ids=mine, timeout=60)["done"]
+        except BaseException as e:
+            failures.append(e)
+
+    # A watcher on the first server sees what its user submits through the second one.
+    with user(cluster.ports[0], "watcher") as first, user(cluster.ports[1], "watcher") as second:
+        first.request("watch")
+        threads = [threading.Thread(target=submit, args=(name,)) for name in names]
+        for thread in threads:
+            thread.start()
+        task_id = second.request("new_task", task="seen", payload={"seconds": 0.2})["task_id"]
+        seen = [first.event()["task"] for _ in range(3)]
+        assert [(t["id"], t["state"], t["status"]) for t in seen] == [
+            (task_id, "queued", "Procesando"),
+            (task_id, "running", "Procesando"),
+            (task_id, "completed", "Completada"),
+        ]
+        for thread in threads:
+            thread.join(90)
+        assert not failures and not any(thread.is_alive() for thread in threads), failures
+        assert not first.events, "events of other users' tasks"
+    assert len(nodes) == 2 and min(nodes.values()) >= 5, f"the balancer spreads connections: {nodes}"
+
+    everything = list(itertools.chain.from_iterable(ids.values()))
+    assert len(everything) == len(set(everything)) == TASKS
+    assert cluster.rows("SELECT state, status, attempt, count(*) FROM tasks GROUP BY 1, 2, 3") == [
+        ("completed", "Completada", 1, TASKS + 1)
+    ]
+    assert len(cluster.rows("SELECT worker FROM tasks GROUP BY worker")) == 2, "both workers had some"
+    with user(port, names[0]) as client:
+        page = client.request("get_tasks", limit=500)
+        assert {t["id"] for t in page["tasks"]} == set(ids[names[0]])
+        foreign = ids[names[1]][0]
+        for request in ({"action": "get_task"}, {"action": "cancel_task"}):
+            reply = client.request(request["action"], task_id=foreign)
+            assert (reply["code"], reply["message"]) == ("not_found", f"you have no task {foreign}")
+        assert client.request("wait", task_ids=[foreign])["code"] == "not_found"
+    # nothing is left over between the store and the broker
+    eventually(lambda: cluster.rows("SELECT count(*) FROM outbox WHERE published_at IS NULL") == [(0,)], 10)
+    eventually(lambda: "0" in cluster.rabbitmq.ctl("list_queues", "messages", "name").split(), 20)
+    for daemon in cluster.daemons:
+        assert daemon.terminate(15) == 0
+        assert "Traceback" not in daemon.output(), daemon.output()
+
+
+def test_one_username_twice_at_the_same_moment(cluster: Cluster) -> None:
+    """Over two servers: exactly one success, one in_use."""
+    for _ in range(2):
+        cluster.launch_server()
+    for daemon in cluster.daemons:
+        daemon.wait_for("is ready on port")
+    for n in range(10):
+        with LineClient(cluster.ports[0]) as one, LineClient(cluster.ports[1]) as two:
+            line = f'{{"action":"register","id":1,"username":"Twin{n}","password":"correct horse"}}'.encode()
+            one.send_line(line)
+            two.send_line(line)
+            assert sorted(json.loads(c.read_line())["status"] for c in (one, two)) == ["in_use", "success"]
+    assert cluster.rows("SELECT count(*) FROM users") == [(10,)]
+
+
+def test_a_worker_that_stops_gives_its_tasks_to_another_unspent(cluster: Cluster) -> None:
+    """SIGTERM: short tasks end within the grace, long ones run again elsewhere at once."""
+    cluster.launch_server().wait_for("is ready on port")
+    first = cluster.launch_worker("--grace", "0")
+    first.wait_for("worker takes tasks")
+    with user(cluster.ports[0], "ana") as client:
+        ids = client.request("new_tasks", tasks=[{"task": "t", "payload": {"seconds": 2}}] * 50)["task_ids"]
+        eventually(lambda: len(client.request("get_tasks", state="running")["tasks"]) == 50, 15)
+        second = cluster.launch_worker()
+        second.wait_for("worker takes tasks")
+        assert first.terminate(10) == 0
+        assert client.request("wait", task_ids=ids, timeout=20)["done"]
+    assert cluster.rows("SELECT state, attempt, count(*) FROM tasks GROUP BY 1, 2") == [("completed", 1, 50)]
+    assert "50 tasks given back" in first.output()
+
+
+def test_queues_have_workers_of_their_own(cluster: Cluster) -> None:
+    """A task goes to its queue, and who does not take from it does not get it."""
+    other = services.unique("other")
+    cluster.launch_server(TASKD_QUEUES=other).wait_for("is ready on port")
+    cluster.launch_worker("--queue", other).wait_for("worker takes tasks")
+    with user(cluster.ports[0], "ana") as client:
+        here = client.request("new_task", task="t", payload={"seconds": 0})["task_id"]
+        there = client.request("new_task", task="t", payload={"seconds": 0}, queue=other)["task_id"]
+        assert client.request("wait", task_ids=[there], timeout=10)["done"]
+        assert client.request("get_task", task_id=here)["task"]["state"] == "queued"
+        assert client.request("new_task", task="t", queue="nowhere")["field"] == "queue"
+        assert client.request("cancel_task", task_id=here)["task"]["status"] == "Cancelada"
+        assert client.request("cancel_task", task_id=there)["code"] == "conflict"

@@ -1,0 +1,270 @@
+"""``twistd taskserver`` with nothing configured: one process, SQLite, its own worker."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import sqlite3
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.daemons import Daemon, LineClient, eventually, free_port
+
+READY = "is ready on port"
+
+
+class Embedded:
+    """An embedded server that can be ended and started again over the same data."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.daemon: Daemon | None = None
+
+    def start(self, *options: str) -> Daemon:
+        """Start it and wait until it is ready."""
+        listen = f"tcp:{self.port}:interface=127.0.0.1"
+        env = {"TASKD_BCRYPT_ROUNDS": "4"}
+        self.daemon = Daemon.twistd("taskserver", ["--listen", listen, *options], env, cwd=self.folder)
+        self.daemon.wait_for(READY)
+        return self.daemon
+
+    def client(self, name: str = "ana") -> LineClient:
+        """A connection that is logged in as this user, who is registered if need be."""
+        client = LineClient(self.port)
+        client.request("register", username=name, password="correct horse")
+        assert client.request("login", username=name, password="correct horse")["ok"]
+        return client
+
+    def rows(self, sql: str) -> list[Any]:
+        """What the database holds."""
+        database = sqlite3.connect(self.folder / "taskd-data" / "taskd.sqlite3")
+        try:
+            return database.execute(sql).fetchall()
+        finally:
+            database.close()
+
+
+@pytest.fixture
+def embedded(tmp_path: Path) -> Iterator[Embedded]:
+    """Not started."""
+    server = Embedded(tmp_path)
+    yield server
+    if server.daemon is not None:
+        server.daemon.dispose()
+
+
+def talk(port: int, lines: Sequence[str]) -> list[dict[str, Any]]:
+    """As ``printf '...' | nc`` does it: send everything, close that direction, read to the end."""
+    with socket.create_connection(("127.0.0.1", port), 20) as connection:
+        connection.sendall("".join(f"{line}\n" for line in lines).encode())
+        connection.shutdown(socket.SHUT_WR)
+        with connection.makefile("rb") as replies:
+            return [json.loads(line) for line in replies]
+
+
+def test_lines_piped_into_a_socket_work_like_commands_in_a_shell(embedded: Embedded) -> None:
+    """Login included: without ids everything happens in order, and all is answered before the end."""
+    embedded.start()
+    ana = {"username": "ana", "password": "correct horse"}
+    register, login = (json.dumps({"action": action, **ana}) for action in ("register", "login"))
+    replies = talk(
+        embedded.port,
+        [
+            register,
+            register,
+            '{"action":"get_tasks"}',
+            '{"action":"login","username":"ana","password":"wrong one"}',
+            '{"action":"login","username":"eva","password":"wrong one"}',
+            login,
+            '{"action":"get_tasks"}',
+            '{"action":"new_task","task":"hola","payload":{"seconds":0}}',
+            '{"action":"wait","task_ids":[1]}',
+            "nonsense",
+            '{"action":"get_tasks"}',
+        ],
+    )
+    statuses = ["success", "in_use", "error", "wrong_credentials", "no_user", "logged_in", "no_tasks", "task_created"]
+    assert [r["status"] for r in replies] == [*statuses, "success", "error", "success"]
+    assert [r["code"] for r in replies if not r["ok"]] == [
+        *("conflict", "auth_required", "forbidden", "not_found", "bad_json")
+    ]
+    [task] = replies[-1]["tasks"]
+    assert (task["task"], task["status"], task["state"], task["attempt"]) == ("hola", "Completada", "completed", 1)
+
+
+def test_a_task_is_seen_changing_live(embedded: Embedded) -> None:
+    """Procesando, then Completada, in the order of its versions."""
+    embedded.start()
+    with embedded.client() as client:
+        assert client.request("watch")["tasks"] == []
+        task_id = client.request("new_task", task="live", payload={"seconds": 0.1})["task_id"]
+        tasks = [client.event()["task"] for _ in range(3)]
+        assert {t["id"] for t in tasks} == {task_id}
+        assert [(t["status"], t["state"]) for t in tasks] == [
+            *(("Procesando", "queued"), ("Procesando", "running"), ("Completada", "completed"))
+        ]
+        assert [t["version"] for t in tasks] == [1, 2, 3]
+
+
+def test_a_thousand_tasks_run_at_a_time(embedded: Embedded) -> None:
+    """In one process: if they took turns, they would need 500 seconds."""
+    embedded.start("--slots", "1000")
+    with embedded.client() as client:
+        spec = {"task": "wait", "payload": {"seconds": 0.5}}
+        ids = client.request("new_tasks", tasks=[spec] * 1000)["task_ids"]
+        done = client.request("wait", task_ids=ids, timeout=15)
+        assert done["done"] and {t["state"] for t in done["tasks"]} == {"completed"}
+
+
+def test_kill_and_restart_loses_nothing_confirmed(embedded: Embedded) -> None:
+    """Running, queued and waiting tasks are picked up again; sessions live on."""
+    daemon = embedded.start("--slots", "5")
+    with embedded.client() as client:
+        token = client.request("login", username="ana", password="correct horse")["token"]
+        ids = client.request("new_tasks", tasks=[{"task": "t", "payload": {"seconds": 0.3}}] * 20)["task_ids"]
+        eventually(lambda: len(client.request("get_tasks", state="running")["tasks"]) == 5, 10)
+        daemon.kill()
+    embedded.start("--slots", "50")
+    with LineClient(embedded.port) as client:
+        assert client.request("login", token=token)["ok"]
+        assert client.request("wait", task_ids=ids, timeout=15)["done"]
+    assert embedded.rows("SELECT state, count(*) FROM tasks GROUP BY state") == [("completed", 20)]
+
+
+def test_sigterm_lets_running_tasks_end_and_gives_the_rest_back_unspent(embedded: Embedded) -> None:
+    """Within the grace; watchers are told, and the exit status is 0."""
+    daemon = embedded.start("--slots", "2", "--grace", "1")
+    with embedded.client() as client:
+        client.request("watch")
+        short = {"task": "short", "payload": {"seconds": 0.3}}
+        long = {"task": "long", "payload": {"seconds": 600}}
+        ids = client.request("new_tasks", tasks=[short, long, long])["task_ids"]
+        eventually(lambda: len(client.request("get_tasks", state="running")["tasks"]) == 2, 10)
+        daemon.send(signal.SIGTERM)
+        events = []
+        while line := client.read_line():
+            events.append(json.loads(line))
+        assert {"event": "draining"} in events
+    assert daemon.wait(10) == 0
+    rows = embedded.rows("SELECT id, state, attempt FROM tasks ORDER BY id")
+    assert rows[:2] == [(ids[0], "completed", 1), (ids[1], "waiting", 0)]
+    assert rows[2][1] in ("waiting", "queued") and rows[2][2] == 0
+    assert "Traceback" not in daemon.output()
+
+
+def test_a_second_sigterm_ends_the_grace(embedded: Embedded) -> None:
+    """Running tasks are given back at once; the exit status stays 0."""
+    daemon = embedded.start("--grace", "600")
+    with embedded.client() as client:
+        client.request("new_task", task="long", payload={"seconds": 600})
+        eventually(lambda: client.request("get_tasks", state="running")["tasks"], 10)
+    daemon.send(signal.SIGTERM)
+    daemon.wait_for("get 600 seconds to end")
+    assert daemon.terminate(10) == 0
+    assert embedded.rows("SELECT state, attempt FROM tasks") == [("waiting", 0)]
+
+
+def refused(cwd: Path, *arguments: str, **env: str) -> str:
+    """The one line on which a daemon ends that must not start."""
+    daemon = Daemon.twistd(arguments[0], arguments[1:], env, cwd=cwd)
+    assert daemon.wait(20) == 1, daemon.output()
+    lines = [line for line in daemon.output().splitlines() if f"{arguments[0]}: " in line]
+    assert len(lines) == 1 and "Traceback" not in daemon.output(), daemon.output()
+    return lines[0].partition(f"{arguments[0]}: ")[2]
+
+
+def test_a_second_server_on_the_same_data_is_refused(embedded: Embedded) -> None:
+    """With a line that says what to do."""
+    embedded.start()
+    line = refused(embedded.folder, "taskserver", "--listen", f"tcp:{free_port()}:interface=127.0.0.1")
+    assert line == f"another taskserver is using {embedded.folder}/taskd-data: stop it or choose another --data"
+
+
+def test_a_port_in_use_is_refused(embedded: Embedded) -> None:
+    """Before anything has begun."""
+    embedded.start()
+    listen = f"tcp:{embedded.port}:interface=127.0.0.1"
+    line = refused(embedded.folder, "taskserver", "--data", "other", "--listen", listen)
+    assert line.startswith(f"cannot listen on {listen}: ") and "in use" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "expected"),
+    [
+        (["taskserver"], {"POSTGRES_HOST": "db"}, "POSTGRES_HOST is set but RABBITMQ_HOST is not"),
+        (["taskserver"], {"RABBITMQ_HOST": "mq"}, "RABBITMQ_HOST is set but POSTGRES_HOST is not"),
+        (["taskserver"], {"POSTGRES_PORT": "many"}, "POSTGRES_PORT must be a whole number from 1 to 65535, not 'many'"),
+        (["taskserver"], {"TASKD_LEASE": "nan"}, "TASKD_LEASE must be a number of seconds from 1.0 to 3600.0"),
+        (["taskserver", "--slots", "0"], {}, "--slots must be a whole number from 1 to 100000, not '0'"),
+        (["taskserver", "--listen", "tcp:x"], {}, "--listen tcp:x: "),
+        (["taskserver", "--listen", "nonsense"], {}, "--listen nonsense: "),
+        (["taskserver", "--env-file", "absent"], {}, "--env-file absent: there is no such file"),
+        (["taskserver", "--data", "/proc/none"], {}, "cannot use the data folder /proc/none: "),
+        (["taskworker"], {}, "RABBITMQ_HOST is not set: the embedded server runs its own worker"),
+        (["taskworker"], {"RABBITMQ_HOST": "mq"}, "RABBITMQ_HOST is set but POSTGRES_HOST is not"),
+        (
+            ["taskworker", "--slots", "x"],
+            {"RABBITMQ_HOST": "mq", "POSTGRES_HOST": "db"},
+            "--slots must be a whole number from 1 to 100000, not 'x'",
+        ),
+        (
+            ["taskworker", "--queue", "amq.no"],
+            {"RABBITMQ_HOST": "mq", "POSTGRES_HOST": "db"},
+            "--queue: a queue's name",
+        ),
+    ],
+)
+def test_a_wrong_setting_is_one_line(tmp_path: Path, arguments: list[str], env: dict[str, str], expected: str) -> None:
+    """It names the variable or option, and the exit status is 1."""
+    assert refused(tmp_path, *arguments, **env).startswith(expected)
+
+
+def test_settings_come_from_a_file_too(embedded: Embedded) -> None:
+    """``.env`` in the current folder; an option wins over it."""
+    (embedded.folder / ".env").write_text("TASKD_QUEUES=slow, fast\nTASKD_DATA=elsewhere\n")
+    embedded.start()
+    with LineClient(embedded.port) as client:
+        assert client.request("hello")["queues"] == ["tasks", "slow", "fast"]
+    assert (embedded.folder / "elsewhere" / "taskd.sqlite3").exists()
+
+
+def test_a_database_of_a_newer_taskd_is_refused(embedded: Embedded) -> None:
+    """It says so, and leaves it as it was."""
+    embedded.start().terminate()
+    database = sqlite3.connect(embedded.folder / "taskd-data" / "taskd.sqlite3")
+    with database:
+        database.execute("INSERT INTO schema_migrations VALUES (9999, 'future', 'later')")
+    database.close()
+    line = refused(embedded.folder, "taskserver", "--listen", f"tcp:{embedded.port}:interface=127.0.0.1")
+    assert line.startswith("the database has schema version 9999, this taskd knows only ")
+
+
+def test_the_help_of_both_daemons_names_their_options(tmp_path: Path) -> None:
+    """With a sample of an endpoint."""
+    for daemon, options in {
+        "taskserver": ["--listen", "--data", "--slots", "--grace", "--env-file", "tcp:5000:interface=127.0.0.1"],
+        "taskworker": ["--queue", "--slots", "--grace", "--env-file"],
+    }.items():
+        process = Daemon.twistd(daemon, ["--help"], cwd=tmp_path)
+        assert process.wait(20) == 0
+        for option in options:
+            assert option in process.output(), process.output()
+
+
+def test_twistd_help_imports_nothing_of_ours_but_the_dropin() -> None:
+    """Else every twistd on the machine would pay for it."""
+    import sys
+
+    program = (
+        "import sys; from twisted.plugin import getPlugins; from twisted.application.service import IServiceMaker;"
+        "names = {p.tapname for p in getPlugins(IServiceMaker)}; assert {'taskserver', 'taskworker'} <= names;"
+        "print(*sorted(m for m in sys.modules if m.startswith(('taskd', 'msgspec', 'pika', 'psycopg2'))))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

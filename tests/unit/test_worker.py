@@ -1,0 +1,401 @@
+"""The worker over stores and brokers in memory, on a clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock, deferLater
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from taskd.broker.memory import MemoryBroker
+from taskd.errors import Unavailable
+from taskd.model import MAX_RESULT_BYTES, NewTask, State, Task
+from taskd.ports import Claim, Dispatch, ITaskHandler, ITaskStore, NewRow
+from taskd.store.sqlite import InlineRunner, SqliteStore
+from taskd.wire.changes import decode_news
+from taskd.worker.handlers import Simulate
+from taskd.worker.runner import Runner
+from taskd.worker.worker import ACK_AFTER, Worker
+
+LEASE = 30.0
+
+
+@implementer(ITaskHandler)
+class Handler:
+    """A kind made from a function of the clock and the payload."""
+
+    def __init__(self, kind: str, function: Callable[[Clock, Mapping[str, Any]], Any], clock: Clock) -> None:
+        self.kind = kind
+        self._function = function
+        self._clock = clock
+
+    async def run(self, task: Task, payload: Mapping[str, Any]) -> Any:
+        result = self._function(self._clock, payload)
+        return await result if isinstance(result, Deferred) else result
+
+
+def fail(clock: Clock, payload: Mapping[str, Any]) -> Any:
+    raise ValueError("no such\ncolour")
+
+
+def leave(clock: Clock, payload: Mapping[str, Any]) -> Any:
+    raise SystemExit(3)
+
+
+KINDS: dict[str, Callable[[Clock, Mapping[str, Any]], Any]] = {
+    "echo": lambda clock, payload: dict(payload),
+    "fail": fail,
+    "leave": leave,
+    "set": lambda clock, payload: {1, 2},
+    "object": lambda clock, payload: object(),
+    "nan": lambda clock, payload: float("nan"),
+    "large": lambda clock, payload: "x" * MAX_RESULT_BYTES,
+    "largest": lambda clock, payload: "x" * (MAX_RESULT_BYTES - 2),
+    "stubborn": lambda clock, payload: deferLater(clock, 10).addErrback(lambda _: deferLater(clock, 5)),
+}
+
+
+class Flaky:
+    """A store whose named methods are away: before they do anything, or after they did it."""
+
+    def __init__(self, store: ITaskStore) -> None:
+        self._store = store
+        self.away: set[str] = set()
+        self.unheard: set[str] = set()
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._store, name)
+        if not callable(method):
+            return method
+
+        async def call(*args: Any) -> Any:
+            self.calls.append(name)
+            if name in self.away:
+                raise Unavailable("away")
+            result = await method(*args)
+            if name in self.unheard:
+                raise Unavailable("the answer is lost")
+            return result
+
+        return call
+
+
+class Stage:
+    """A store, a broker, and workers."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.clock.advance(1_700_000_000)
+        store = SqliteStore(InlineRunner(), self.clock)
+        self.done(store.start())
+        self.broker = MemoryBroker(self.clock)
+        self.done(self.broker.start())
+        self.store = Flaky(store)
+        self.done(store.create_user("ana", "ana", "x"))
+        self.news: list[tuple[int, str]] = []
+        self.broker.subscribe(self._heard, lambda: None)
+
+    def _heard(self, body: bytes) -> None:
+        self.news += [(change.task_id, change.state.value) for change in decode_news(body).changes]
+
+    def done(self, work: Any) -> Any:
+        """What a coroutine that needs no time comes to."""
+        results: list[Any] = []
+        Deferred.fromCoroutine(work).addBoth(results.append)
+        assert results, "it needs time"
+        if hasattr(results[0], "raiseException"):
+            results[0].raiseException()
+        return results[0]
+
+    def worker(self, slots: int = 10, name: str = "w") -> Worker:
+        """One more worker, started."""
+        handlers = [Simulate(self.clock), *(Handler(kind, f, self.clock) for kind, f in KINDS.items())]
+        worker = Worker(
+            self.clock,
+            self.store,  # type: ignore[arg-type]
+            self.broker,
+            Runner(handlers),
+            ["tasks"],
+            slots,
+            LEASE,
+            name,
+        )
+        worker.start()
+        return worker
+
+    def submit(self, *specs: NewTask) -> list[int]:
+        """Create tasks and publish them, as a server does."""
+        rows = [NewRow(1, spec, State.QUEUED) for spec in specs]
+        tasks = self.done(self.store._store.create_tasks(f"batch {len(self.news)} {self.clock.seconds()}", rows))
+        self.done(self.broker.publish("tasks", [Dispatch(t.id, t.dispatch) for t in tasks]))
+        self.advance(0)
+        return [t.id for t in tasks]
+
+    def simulate(self, seconds: float, count: int = 1) -> list[int]:
+        """Tasks that take this long."""
+        return self.submit(*[NewTask("t", payload=f'{{"seconds":{seconds}}}', queue="tasks")] * count)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, in small steps."""
+        end = self.clock.seconds() + seconds
+        for _ in range(8):
+            self.clock.advance(0.001)
+        while self.clock.seconds() < end:
+            self.clock.advance(min(0.25, end - self.clock.seconds()))
+            for _ in range(3):
+                self.clock.advance(0.001)
+
+    def tasks(self, ids: Sequence[int]) -> list[Task]:
+        """How they are now."""
+        found = {t.id: t for t in self.done(self.store._store.get_tasks(1, ids))}
+        return [found[n] for n in ids]
+
+    def states(self, ids: Sequence[int]) -> list[tuple[str, int]]:
+        """State and attempt of each."""
+        return [(t.state.value, t.attempt) for t in self.tasks(ids)]
+
+    def depth(self) -> int:
+        """Messages ready in the broker."""
+        return int(self.done(self.broker.depth("tasks")))
+
+    def drain(self, worker: Worker, grace: float) -> list[bool]:
+        """Begin to drain; the list is no longer empty once it has ended."""
+        ended: list[bool] = []
+        Deferred.fromCoroutine(worker.drain(grace)).addCallback(lambda _: ended.append(True))
+        self.advance(0)
+        return ended
+
+
+@pytest.fixture
+def stage() -> Stage:
+    """With a user and no worker."""
+    return Stage()
+
+
+def test_handlers_provide_their_interface() -> None:
+    verifyObject(ITaskHandler, Simulate(Clock()))
+
+
+def test_a_task_is_claimed_run_finished_announced_and_acked(stage: Stage) -> None:
+    worker = stage.worker()
+    [task] = stage.simulate(2)
+    assert stage.states([task]) == [("running", 1)]
+    assert worker.busy == 1
+    stage.advance(2)
+    assert stage.states([task]) == [("completed", 1)]
+    assert (stage.tasks([task])[0].result, worker.busy, stage.depth()) == ('{"seconds":2}', 0, 0)
+    assert stage.news == [(task, "running"), (task, "completed")]
+
+
+def test_tasks_of_one_delivery_are_claimed_and_finished_together(stage: Stage) -> None:
+    stage.worker(100)
+    ids = stage.simulate(0, 100)
+    assert {s for s, _ in stage.states(ids)} == {"completed"}
+    assert (stage.store.calls.count("claim"), stage.store.calls.count("finish")) == (1, 1)
+
+
+def test_no_more_than_slots_run_at_a_time(stage: Stage) -> None:
+    worker = stage.worker(3)
+    ids = stage.simulate(1, 8)
+    assert [s for s, _ in stage.states(ids)].count("running") == worker.busy == 3
+    stage.advance(1.1)
+    assert [s for s, _ in stage.states(ids)].count("running") == 3
+    stage.advance(3)
+    assert {s for s, _ in stage.states(ids)} == {"completed"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload", "error"),
+    [
+        ("fail", "{}", "ValueError: no such colour"),
+        ("leave", "{}", "SystemExit: 3"),
+        ("object", "{}", "result cannot be written as JSON: Encoding objects of type object is unsupported"),
+        ("large", "{}", f"result must have at most {MAX_RESULT_BYTES} bytes as JSON, not {MAX_RESULT_BYTES + 2}"),
+        ("nothing", "{}", "no worker serves the kind 'nothing'"),
+        ("simulate", '{"seconds":-1}', "seconds must be a number from 0 to 604800"),
+        ("simulate", '{"seconds":"two"}', "seconds must be a number from 0 to 604800"),
+        ("simulate", '{"seconds":true}', "seconds must be a number from 0 to 604800"),
+    ],
+)
+def test_an_attempt_that_fails_says_why_in_one_line(stage: Stage, kind: str, payload: str, error: str) -> None:
+    stage.worker()
+    [task] = stage.submit(NewTask("t", kind, payload, "tasks"))
+    [found] = stage.tasks([task])
+    assert found.state is State.FAILED and found.error is not None
+    assert found.error.startswith(error) and "\n" not in found.error
+
+
+@pytest.mark.parametrize(("kind", "length"), [("echo", 7), ("largest", MAX_RESULT_BYTES), ("nan", 4), ("set", 5)])
+def test_a_result_is_stored_as_json(stage: Stage, kind: str, length: int) -> None:
+    stage.worker()
+    [task] = stage.submit(NewTask("t", kind, '{"a":1}', "tasks"))
+    [found] = stage.tasks([task])
+    assert found.state is State.COMPLETED and found.result is not None and len(found.result) == length
+
+
+def test_what_is_doubled_late_or_cancelled_claims_nothing(stage: Stage) -> None:
+    [task] = stage.simulate(5)
+    stage.done(stage.broker.publish("tasks", [Dispatch(task, 1), Dispatch(task, 7), Dispatch(10**9, 1)]))
+    [cancelled] = stage.simulate(5)
+    stage.done(stage.store._store.cancel(1, cancelled))
+    stage.worker(20)
+    stage.advance(6)
+    assert stage.states([task, cancelled]) == [("completed", 1), ("cancelled", 0)]
+    assert stage.depth() == 0
+
+
+def test_a_worker_that_dies_leaves_everything_to_the_next(stage: Stage) -> None:
+    stage.worker(name="first")
+    ids = stage.simulate(3, 4)
+    # The first is gone without a word: its channel closes, but nothing of it runs any more to notice.
+    first = stage.broker._queue("tasks").consumers.pop()
+    first.ready = False
+    stage.worker(name="second")
+    first.close()
+    stage.advance(4)
+    assert stage.states(ids) == [("completed", 2)] * 4
+
+
+def test_the_first_holder_of_a_task_that_was_taken_over_is_fenced(stage: Stage) -> None:
+    worker = stage.worker()
+    [task] = stage.simulate(3)
+    taken = stage.done(stage.store._store.claim("other", LEASE, [Claim(task, 1, True)]))
+    assert [t.attempt for t in taken] == [2]
+    stage.advance(3)
+    assert stage.states([task]) == [("running", 2)]
+    assert (worker.busy, stage.depth()) == (0, 0)
+
+
+def test_leases_are_renewed_while_tasks_run_and_lost_ones_are_stopped(stage: Stage) -> None:
+    worker = stage.worker()
+    ids = stage.simulate(200, 2)
+    stage.advance(100)
+    assert stage.done(stage.store._store.expire_leases(10)) == []
+    stage.done(stage.store._store.claim("other", LEASE, [Claim(ids[0], 1, True)]))
+    stage.advance(LEASE / 3 + 1)
+    assert worker.busy == 1
+
+
+def test_a_long_task_is_acked_early(stage: Stage) -> None:
+    stage.worker(1)
+    [task, second] = stage.simulate(2 * ACK_AFTER, 2)
+    held = stage.broker._queue("tasks").consumers[0].held
+    stage.advance(ACK_AFTER - 60)
+    assert [d.task_id for d in held] == [task]
+    stage.advance(120)
+    # its place goes to the next delivery, which waits for the slot
+    assert [d.task_id for d in held] == [second]
+    assert stage.states([task, second]) == [("running", 1), ("queued", 0)]
+    stage.advance(ACK_AFTER)
+    assert stage.states([task, second]) == [("completed", 1), ("running", 1)]
+
+
+def test_claims_wait_for_a_store_that_is_away(stage: Stage) -> None:
+    worker = stage.worker()
+    stage.store.away = {"claim"}
+    ids = stage.simulate(1, 3)
+    assert stage.states(ids) == [("queued", 0)] * 3
+    stage.advance(5)
+    assert worker.busy == 0
+    stage.store.away = set()
+    stage.advance(2.5)
+    assert stage.states(ids) == [("completed", 1)] * 3
+
+
+def test_a_claim_that_was_committed_unheard_is_found_again(stage: Stage) -> None:
+    stage.worker()
+    stage.store.unheard = {"claim"}
+    ids = stage.simulate(1, 3)
+    assert stage.states(ids) == [("running", 1)] * 3
+    stage.store.unheard = set()
+    stage.advance(2.5)
+    assert stage.states(ids) == [("completed", 1)] * 3
+
+
+@pytest.mark.parametrize("trouble", ["away", "unheard"])
+def test_outcomes_wait_for_a_store_that_is_away(stage: Stage, trouble: str) -> None:
+    worker = stage.worker()
+    setattr(stage.store, trouble, {"finish"})
+    ids = stage.simulate(0, 3)
+    assert (worker.busy, stage.depth()) == (3, 0)
+    assert len(stage.broker._queue("tasks").consumers[0].held) == 3, "not acked before it is known to be stored"
+    setattr(stage.store, trouble, set())
+    stage.advance(1.5)
+    assert stage.states(ids) == [("completed", 1)] * 3
+    assert (worker.busy, len(stage.broker._queue("tasks").consumers[0].held)) == (0, 0)
+    assert sorted(n for n, state in stage.news if state == "completed") == ids
+
+
+def test_drain_waits_for_what_ends_within_the_grace(stage: Stage) -> None:
+    worker = stage.worker()
+    ids = stage.simulate(3, 2)
+    ended = stage.drain(worker, 10)
+    later = stage.simulate(1)
+    stage.advance(2)
+    assert not ended
+    stage.advance(2)
+    assert ended
+    assert stage.states([*ids, *later]) == [("completed", 1), ("completed", 1), ("queued", 0)]
+    assert stage.depth() == 1, "nothing is taken any more"
+
+
+def test_drain_gives_the_rest_back_unspent(stage: Stage) -> None:
+    worker = stage.worker(2)
+    running = stage.simulate(100, 2)
+    ended = stage.drain(worker, 10)
+    stage.advance(11)
+    assert ended and worker.busy == 0
+    assert stage.states(running) == [("waiting", 0)] * 2
+    assert stage.depth() == 0 and not stage.broker._queue("tasks").consumers[0].held
+    assert stage.news[-2:] == [(n, "waiting") for n in running]
+
+
+def test_drain_does_not_wait_for_ever_for_a_task_that_will_not_stop(stage: Stage) -> None:
+    worker = stage.worker()
+    [task] = stage.submit(NewTask("t", "stubborn", queue="tasks"))
+    ended = stage.drain(worker, 1)
+    stage.advance(2)
+    assert not ended, "it is still there"
+    stage.advance(5)
+    assert ended
+    assert stage.states([task]) == [("waiting", 0)]
+
+
+def test_drain_with_the_store_away_ends_all_the_same(stage: Stage) -> None:
+    worker = stage.worker()
+    running = stage.simulate(100)
+    stage.store.away = {"finish", "release", "claim", "renew"}
+    finishing = stage.submit(NewTask("t", "echo", queue="tasks"))
+    ended = stage.drain(worker, 1)
+    stage.advance(10)
+    assert ended
+    assert stage.states([*running, *finishing]) == [("running", 1), ("queued", 0)]
+
+
+def test_hurry_cuts_the_grace_short(stage: Stage) -> None:
+    worker = stage.worker()
+    [task] = stage.simulate(100)
+    ended = stage.drain(worker, 600)
+    worker.hurry()
+    stage.advance(0.1)
+    assert ended and stage.states([task]) == [("waiting", 0)]
+
+
+def test_a_lost_channel_does_not_stop_what_runs(stage: Stage) -> None:
+    worker = stage.worker()
+    [task] = stage.simulate(5)
+    consumer = stage.broker._queue("tasks").consumers[0]
+    consumer.close()
+    consumer.on_lost()
+    # it comes again, to the same worker, which has it already
+    stage.advance(1)
+    assert stage.states([task]) == [("running", 1)]
+    assert worker.busy == 1 and [d.redelivered for d in consumer.held] == [True]
+    stage.advance(5)
+    assert stage.states([task]) == [("completed", 1)]
+    assert not consumer.held and stage.depth() == 0
