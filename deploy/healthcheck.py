@@ -40,13 +40,16 @@ def check_worker(proc: Path = Path("/proc/net")) -> None:
 
 def main() -> str | None:
     """What is wrong, or None."""
-    checks = {"server": check_server, "worker": check_worker}
-    if len(sys.argv) < 2 or sys.argv[1] not in checks:
-        return __doc__
+    what, *address = sys.argv[1:3] or [""]
     try:
-        checks[sys.argv[1]](*sys.argv[2:3])
+        if what == "server":
+            check_server(*address)
+        elif what == "worker":
+            check_worker()
+        else:
+            return __doc__
     except (OSError, ValueError) as e:
-        return f"{sys.argv[1]}: {e}"
+        return f"{what}: {e}"
     return None
 
 

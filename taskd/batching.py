@@ -81,7 +81,7 @@ class Batcher(Generic[T, R]):
         batch = self._take()
         self._under_way += 1
         Deferred.fromCoroutine(self._run(batch)).addBoth(self._ended)
-        if self._pending:
+        if self._pending and self._timer is None:
             self._arm()
 
     def _ended(self, _: object) -> None:

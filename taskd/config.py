@@ -1,11 +1,13 @@
 """Settings: environment, ``.env`` file and options become one frozen Settings.
 
-The real environment wins over the ``.env`` file, an option wins over both. A malformed value raises SettingsError with
-one line that names the variable.
+The real environment wins over the ``.env`` file, an option wins over both. An empty value counts as not set, and so an
+empty variable of the environment takes back one of the file. A malformed value raises SettingsError with one line that
+names the variable.
 """
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 
 from taskd.errors import SettingsError
 
@@ -51,7 +54,7 @@ class RabbitMQ(msgspec.Struct, frozen=True):
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """Everything that can be set. ``postgres`` and ``rabbitmq`` are both there (distributed) or both None (embedded)."""
+    """Everything that can be set. ``postgres`` and ``rabbitmq`` are both there (distributed) or neither (embedded)."""
 
     postgres: Postgres | None
     rabbitmq: RabbitMQ | None
@@ -91,14 +94,14 @@ def read_settings(env_file: str | None = None, environ: Mapping[str, str] = os.e
             postgres_host,
             postgres_port,
             values.text("POSTGRES_USER", "taskd"),
-            values.text("POSTGRES_PASSWORD", ""),
+            values.secret("POSTGRES_PASSWORD", ""),
             values.text("POSTGRES_DB", "taskd"),
         )
         rabbitmq = RabbitMQ(
             rabbitmq_host,
             port,
             values.text("RABBITMQ_USER", "guest"),
-            values.text("RABBITMQ_PASSWORD", "guest"),
+            values.secret("RABBITMQ_PASSWORD", "guest"),
         )
     return Settings(
         postgres=postgres,
@@ -115,13 +118,22 @@ def read_settings(env_file: str | None = None, environ: Mapping[str, str] = os.e
 
 
 def _merged(env_file: str | None, environ: Mapping[str, str]) -> dict[str, str]:
-    path = Path(env_file or ".env")
-    if env_file is not None and not path.is_file():
-        raise SettingsError(f"--env-file {env_file}: there is no such file")
+    found: Mapping[str, str | None] = {}
     try:
-        found = dotenv_values(path) if path.is_file() else {}
-    except (OSError, UnicodeDecodeError) as e:
-        raise SettingsError(f"{path}: cannot be read: {e}") from None
+        text = Path(env_file or ".env").read_text("utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError):
+        # ./.env need not be there, and a folder of that name is somebody's virtualenv
+        if env_file is not None:
+            raise SettingsError(f"--env-file {env_file}: there is no such file") from None
+    except (OSError, ValueError) as e:
+        why = e.strerror if isinstance(e, OSError) else e
+        raise SettingsError(f"{env_file or '.env'}: cannot be read: {why}") from None
+    else:
+        for line in parse_stream(io.StringIO(text)):
+            if line.error or (line.key is not None and line.value is None):
+                # the line itself may hold a password
+                raise SettingsError(f"{env_file or '.env'}, line {line.original.line}: expected NAME=value")
+        found = dotenv_values(stream=io.StringIO(text))
     return {k: v for k, v in found.items() if v is not None} | dict(environ)
 
 
@@ -137,8 +149,15 @@ class _Values:
             raise SettingsError(f"{name} contains a control character")
         return value
 
+    def secret(self, name: str, default: str) -> str:
+        """A password: its spaces count."""
+        value = self._values.get(name, "") or default
+        if not value.isprintable():
+            raise SettingsError(f"{name} contains a control character")
+        return value
+
     def number(self, name: str, default: int, low: int, high: int) -> int:
-        return self._bounded(name, default, low, high, int, "a whole number")
+        return self._bounded(name, default, low, high, _digits, "a whole number")
 
     def seconds(self, name: str, default: float, low: float, high: float) -> float:
         return self._bounded(name, default, low, high, float, "a number of seconds")
@@ -163,8 +182,15 @@ class _Values:
         return tuple(dict.fromkeys([default, *others]))
 
 
+def _digits(text: str) -> int:
+    # int() itself would take 5_000 and the digits of every script
+    if not text.isascii() or not text.removeprefix("-").isdigit() or len(text) > 20:
+        raise ValueError
+    return int(text)
+
+
 def check_queue(queue: str, name: str) -> str:
     """A queue's name, unchanged. Raises SettingsError unless RabbitMQ takes it; ``name`` is who said it."""
-    if not 1 <= len(queue.encode()) <= 200 or not queue.isprintable() or queue.startswith("amq."):
+    if not queue.isprintable() or not 1 <= len(queue.encode()) <= 200 or queue.startswith("amq."):
         raise SettingsError(f"{name}: a queue's name has 1 to 200 bytes and does not begin with amq., not {queue!r}")
     return queue

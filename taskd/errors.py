@@ -121,6 +121,11 @@ class WrongCredentials(Forbidden):
     status = "wrong_credentials"
 
 
+def quote(text: str) -> str:
+    """A user's text for a message: in quotes, escaped, and cut so that no reply is longer for it."""
+    return repr(text if len(text) <= 64 else text[:64] + "...")
+
+
 class SettingsError(Exception):
     """A setting is missing or malformed. The message is one line that names the variable or option."""
 

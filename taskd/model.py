@@ -6,6 +6,7 @@ Text limits are in characters after normalisation, payload and result limits in 
 from __future__ import annotations
 
 import enum
+import re
 import unicodedata
 from datetime import datetime
 from typing import Any
@@ -18,12 +19,16 @@ DEFAULT_KIND = "simulate"
 MAX_TASK_CHARS = 4096
 MAX_KIND_CHARS = 64
 MAX_USERNAME_CHARS = 64
+_MAX_RAW_USERNAME = 4 * MAX_USERNAME_CHARS
+"""Before normalisation, which turns up to four characters into one and takes quadratic time on long texts."""
 MIN_PASSWORD_BYTES = 8
 MAX_PASSWORD_BYTES = 72
 """bcrypt reads no further than 72 bytes; a longer password would be cut silently."""
 MAX_RESULT_BYTES = 256 * 1024
 LISTED_RESULT_BYTES = 4096
 """Lists and events leave out a result larger than this; get_task always has it."""
+MAX_JSON_DEPTH = 100
+"""How deeply payload and result may be nested: what one process can read, all others can."""
 
 
 class State(str, enum.Enum):
@@ -123,19 +128,27 @@ def shown_state(task: Task, now: datetime) -> str:
 def normalize_username(raw: str) -> tuple[str, str]:
     """The username to show (NFKC) and the key under which it is unique (case folded).
 
-    Raises BadRequest for an empty or overlong name, control characters, or surrounding white space.
+    Raises BadRequest for an empty or overlong name, control and invisible characters, or surrounding white space.
     """
-    name = unicodedata.normalize("NFKC", raw)
+    name = unicodedata.normalize("NFKC", raw) if len(raw) <= _MAX_RAW_USERNAME else raw
     if not 1 <= len(name) <= MAX_USERNAME_CHARS:
         raise BadRequest(f"username must have 1 to {MAX_USERNAME_CHARS} characters", field="username")
     if name != name.strip():
         raise BadRequest("username must not begin or end with white space", field="username")
     # Cc control, Cf invisible format (bidi overrides, zero width), Cs surrogate, Zl and Zp line ends, Cn unassigned
-    if any(unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp", "Cn"} for c in name):
+    if any(unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp", "Cn"} or _INVISIBLE.match(c) for c in name):
         raise BadRequest("username must not contain control or invisible characters", field="username")
-    # Folding can undo the normal form, so normalise again: Unicode 3.13, D146 (canonical caseless matching)
-    key = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-    return name, key
+    # Folding can undo the normal form and the normal form can need folding, so twice: Unicode 3.13, D146
+    key = name
+    for _ in range(2):
+        key = unicodedata.normalize("NFKD", key).casefold()
+    return name, unicodedata.normalize("NFKC", key)
+
+
+# Letters and marks that show as nothing: Default_Ignorable_Code_Point outside of Cf, and the empty Braille pattern
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 
 
 def check_new_password(password: str) -> bytes:
@@ -167,6 +180,8 @@ def check_task_text(text: str) -> str:
         raise TooLarge(f"task must have at most {MAX_TASK_CHARS} characters", field="task")
     if "\0" in text:
         raise BadRequest("task must not contain the NUL character", field="task")
+    if not text.isascii() and _SURROGATE.search(text):
+        raise BadRequest("task must be valid Unicode text", field="task")
     return text
 
 
@@ -177,16 +192,33 @@ def check_kind(kind: str) -> str:
     return kind
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _KIND_EXTRA = str.maketrans(dict.fromkeys("_.:-", "x"))
 _encode = msgspec.json.Encoder().encode
 
 
 def encode_json(value: Any, limit: int, field: str) -> str:
-    """One canonical JSON text of a decoded value. Raises TooLarge above ``limit`` bytes, BadRequest if impossible."""
+    """One canonical JSON text of a decoded value.
+
+    Raises TooLarge above ``limit`` bytes, BadRequest if it is nested too deeply or is no JSON value.
+    """
     try:
         raw = _encode(value)
-    except (TypeError, ValueError, RecursionError) as e:
+        if len(raw) > limit:
+            raise TooLarge(f"{field} must have at most {limit} bytes as JSON, not {len(raw)}", field=field)
+        brackets = raw.count(b"[") + raw.count(b"{")
+        if brackets > MAX_JSON_DEPTH and _deeper(msgspec.json.decode(raw), MAX_JSON_DEPTH):
+            raise RecursionError
+    except RecursionError:
+        raise BadRequest(f"{field} must not be nested more than {MAX_JSON_DEPTH} deep", field=field) from None
+    except (TypeError, ValueError, OverflowError) as e:
         raise BadRequest(f"{field} cannot be written as JSON: {e}", field=field) from None
-    if len(raw) > limit:
-        raise TooLarge(f"{field} must have at most {limit} bytes as JSON, not {len(raw)}", field=field)
     return raw.decode()
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list):
+        return False
+    return levels == 0 or any(_deeper(inner, levels - 1) for inner in value)

@@ -53,8 +53,9 @@ class OutboxBatch(msgspec.Struct, frozen=True):
 class Dispatched(msgspec.Struct, frozen=True):
     """One turn of the dispatcher.
 
-    ``last_user`` is where the next turn goes on in the round of users, None when the round is complete and begins
-    anew. ``more`` says that the turn was cut short by its limit, so that another one would find more.
+    ``last_user`` is where the next turn goes on in the round of users, None when the round is complete and the next
+    turn begins anew. ``more`` says that the turn was cut short by its limit: ``len(tasks) == limit``. A round none of
+    whose turns had ``more`` was clean: it left nothing behind but what came meanwhile or another server had in hand.
     """
 
     tasks: Sequence[Task]
@@ -150,8 +151,17 @@ class ITaskStore(Interface):
         """
 
     def dispatch(batch: str, queue: str, limit: int, after_user: int | None) -> Awaitable[Dispatched]:
-        """Move up to ``limit`` due tasks of a queue from waiting to queued under an outbox row ``batch``: round-robin
-        over the users behind ``after_user``, oldest first within a user. Safe to run on several servers at once."""
+        """Move up to ``limit`` tasks of a queue's backlog from waiting to queued under an outbox row ``batch``:
+        round-robin over the users behind ``after_user`` (None: from the first), oldest first within a user.
+
+        A round that needs several turns gives every user one task, lest those of the last turn get a turn for
+        themselves; one that fits into a turn gives equal shares, and what is left to those who have more. Safe to run on
+        several servers at once; running the same batch again moves nothing more."""
+
+    def promote(limit: int) -> Awaitable[Sequence[tuple[str, int]]]:
+        """Move up to ``limit`` delayed tasks whose ``run_at`` has come into the backlog, the longest overdue first;
+        the distinct (queue, user id) pairs they belong to. Empty when there are none. Safe to run on several servers
+        at once."""
 
     def settle(batches: Sequence[str]) -> Awaitable[None]:
         """Delete outbox rows whose messages were all confirmed."""

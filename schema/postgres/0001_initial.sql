@@ -36,6 +36,7 @@ CREATE TABLE tasks (
     max_attempts  integer NOT NULL DEFAULT 3,
     dispatch      integer NOT NULL DEFAULT 0,
     version       integer NOT NULL DEFAULT 1,
+    due           boolean NOT NULL DEFAULT true,
     task          text NOT NULL,
     kind          text NOT NULL DEFAULT 'simulate',
     queue         text NOT NULL DEFAULT 'tasks',
@@ -52,7 +53,8 @@ CREATE TABLE tasks (
     finished_at   timestamptz,
     result        json,
     error         text,
-    CHECK ((finished_at IS NOT NULL) = (state IN ('completed', 'failed', 'cancelled')))
+    CHECK ((finished_at IS NOT NULL) = (state IN ('completed', 'failed', 'cancelled'))),
+    CHECK (due OR dispatched_at IS NULL)
 ) WITH (
     -- Room on each page for the running version of its rows, so that a claim touches no index.
     fillfactor = 50,
@@ -70,6 +72,7 @@ COMMENT ON COLUMN tasks.attempt IS 'Number of the current or last attempt, 0 unt
 COMMENT ON COLUMN tasks.max_attempts IS 'When this many attempts have failed, the task has failed.';
 COMMENT ON COLUMN tasks.dispatch IS 'How often it was handed to the broker; a message with another number claims nothing.';
 COMMENT ON COLUMN tasks.version IS 'Grows by one with every change of state, so that a reader can tell an old view from a new one.';
+COMMENT ON COLUMN tasks.due IS 'Its run_at has come: it is in the backlog. Whoever sets a run_at in the future sets this to false.';
 COMMENT ON COLUMN tasks.task IS 'What it is, in the words of its owner.';
 COMMENT ON COLUMN tasks.kind IS 'Which handler runs it.';
 COMMENT ON COLUMN tasks.queue IS 'Which queue of the broker it goes through.';
@@ -89,8 +92,12 @@ COMMENT ON COLUMN tasks.error IS 'Why it failed, one line.';
 CREATE INDEX tasks_list ON tasks (user_id, status, id);
 COMMENT ON INDEX tasks_list IS 'Lists of a user, newest first.';
 
-CREATE INDEX tasks_backlog ON tasks (queue, user_id, run_at, id) WHERE dispatched_at IS NULL AND finished_at IS NULL;
-COMMENT ON INDEX tasks_backlog IS 'Waiting tasks in the order in which they are dispatched.';
+CREATE INDEX tasks_backlog ON tasks (queue, user_id, run_at, id)
+    WHERE dispatched_at IS NULL AND finished_at IS NULL AND due;
+COMMENT ON INDEX tasks_backlog IS 'The backlog: waiting tasks that are due, in the order in which they are dispatched.';
+
+CREATE INDEX tasks_delayed ON tasks (run_at) WHERE NOT due AND finished_at IS NULL;
+COMMENT ON INDEX tasks_delayed IS 'Waiting tasks that are not due yet, in the order in which they will be.';
 
 CREATE INDEX tasks_in_flight ON tasks (queue, dispatched_at) WHERE dispatched_at IS NOT NULL AND finished_at IS NULL;
 COMMENT ON INDEX tasks_in_flight IS 'Queued and running tasks: as many as the window and the workers hold, however long the backlog.';

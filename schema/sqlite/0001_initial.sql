@@ -36,6 +36,7 @@ CREATE TABLE tasks (
     max_attempts  INTEGER NOT NULL DEFAULT 3,       -- when this many attempts have failed, the task has failed
     dispatch      INTEGER NOT NULL DEFAULT 0,       -- how often it was handed to the broker; another number claims nothing
     version       INTEGER NOT NULL DEFAULT 1,       -- grows by one with every change of state
+    due           INTEGER NOT NULL DEFAULT 1 CHECK (due IN (0, 1)), -- its run_at has come: it is in the backlog
     worker        TEXT,                             -- the worker that has it, or had it last
     lease_until   INTEGER,                          -- while running: from then on the worker counts as dead
     created_at    INTEGER NOT NULL,                 -- when the owner submitted it
@@ -45,14 +46,19 @@ CREATE TABLE tasks (
     finished_at   INTEGER,                          -- when it became completed, failed or cancelled; set once
     result        TEXT,                             -- what the handler returned, any JSON value
     error         TEXT,                             -- why it failed, one line
-    CHECK ((finished_at IS NOT NULL) = (state IN ('completed', 'failed', 'cancelled')))
+    CHECK ((finished_at IS NOT NULL) = (state IN ('completed', 'failed', 'cancelled'))),
+    CHECK (due OR dispatched_at IS NULL)
 );
 
 -- Lists of a user, newest first.
 CREATE INDEX tasks_list ON tasks (user_id, status, id);
 
--- Waiting tasks in the order in which they are dispatched.
-CREATE INDEX tasks_backlog ON tasks (queue, user_id, run_at, id) WHERE dispatched_at IS NULL AND finished_at IS NULL;
+-- The backlog: waiting tasks that are due, in the order in which they are dispatched.
+CREATE INDEX tasks_backlog ON tasks (queue, user_id, run_at, id)
+    WHERE dispatched_at IS NULL AND finished_at IS NULL AND due;
+
+-- Waiting tasks that are not due yet, in the order in which they will be.
+CREATE INDEX tasks_delayed ON tasks (run_at) WHERE NOT due AND finished_at IS NULL;
 
 -- Queued and running tasks: as many as the window and the workers hold, however long the backlog.
 CREATE INDEX tasks_in_flight ON tasks (queue, dispatched_at) WHERE dispatched_at IS NOT NULL AND finished_at IS NULL;

@@ -25,16 +25,23 @@ def normalized(server: str) -> str:
         if found:
             port = int(found[2] or DEFAULT_PORT)
             if not 1 <= port <= 65535:
-                raise UsageError("bad_server", server=server, why=f"port {port}")
+                raise UsageError("bad_port", server=server)
             return shape.format(found[1].lower(), port)
     if ":" not in server:
-        raise UsageError("bad_server", server=server, why="?")
+        raise UsageError("bad_server", server=server)
     return server
+
+
+def is_plain(server: str) -> bool:
+    """Whether a normalized address surely needs no TLS."""
+    return bool(_V6.fullmatch(server) or _HOST.fullmatch(server)) or server.startswith(("tcp:", "unix:"))
 
 
 def endpoint(reactor: Any, server: str) -> IStreamClientEndpoint:
     """The endpoint for a normalized address. Raises UsageError for one that makes no sense to Twisted."""
     from twisted.internet import endpoints
+
+    from taskd.client.trouble import os_reason
 
     # An address that is a number already needs no resolver and no thread
     if found := _V6.fullmatch(server):
@@ -45,5 +52,7 @@ def endpoint(reactor: Any, server: str) -> IStreamClientEndpoint:
         return endpoints.HostnameEndpoint(reactor, found[1], int(found[2]))
     try:
         return endpoints.clientFromString(reactor, server)
+    except TypeError:  # an argument is missing or unknown; Twisted names the method that it called
+        raise UsageError("bad_server", server=server) from None
     except Exception as e:  # each kind of endpoint has errors of its own for a bad string or a missing file
-        raise UsageError("bad_server", server=server, why=str(e) or type(e).__name__) from None
+        raise UsageError("bad_endpoint", server=server, why=os_reason(e)) from None

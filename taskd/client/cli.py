@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from taskd.client.errors import (
-    BROKEN_PIPE,
-    ERROR,
-    INTERRUPTED,
-    TERMINATED,
-    USAGE,
-    ClientError,
-    EndOfInput,
-    OutputClosed,
-)
+from taskd.client.errors import BROKEN_PIPE, ERROR, INTERRUPTED, USAGE, ClientError, EndOfInput
+from taskd.client.stdio import accept_any_letter, flush, note
 from taskd.client.texts import Texts, language
 
 if TYPE_CHECKING:
     from taskd.client.context import Context
+    from taskd.client.terminal import Output
 
 # Twisted takes a quarter of a second to import: whatever needs it is imported when it is certain to be needed
 
@@ -31,15 +22,16 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit status, whatever happens."""
     texts = Texts(language(os.environ))
+    accept_any_letter()
     try:
         return _main(sys.argv[1:] if argv is None else argv, texts)
     except KeyboardInterrupt:
-        _note("\n" + texts("interrupted"))
+        note("\n" + texts("interrupted"))
         return INTERRUPTED
     except BrokenPipeError:
         return BROKEN_PIPE
     finally:
-        _flush()
+        flush()
 
 
 def _main(argv: Sequence[str], texts: Texts) -> int:
@@ -50,30 +42,31 @@ def _main(argv: Sequence[str], texts: Texts) -> int:
         options = command_line.parse_args(argv)
     except SystemExit as e:  # argparse has said why, or printed its help
         return e.code if isinstance(e.code, int) else ERROR
-    if options.command is None and not (_is_tty(sys.stdin) and _is_tty(sys.stdout)):
+    if options.command is None and (options.json or not (_is_tty(sys.stdin) and _is_tty(sys.stdout))):
         command_line.print_usage(sys.stderr)
         return USAGE
     return _connected(options, texts)
 
 
 def _connected(options: Namespace, texts: Texts) -> int:
-    from taskd.client.address import DEFAULT_SERVER, normalized
+    from taskd.client.address import DEFAULT_SERVER, is_plain, normalized
 
     server = options.server or os.environ.get("TASKD_SERVER") or DEFAULT_SERVER
     try:
         address = normalized(server)
-        if not address.startswith(("tls:", "ssl:", "wrapTLS:")):
+        if is_plain(address):
             _without_tls()
         return _run(options, texts, address)
     except ClientError as e:
-        from taskd.client.context import explain
+        from taskd.client.context import report
+        from taskd.client.terminal import Output
 
-        _note(f"taskclient: {explain(e, texts)}")
+        report(e, Output(sys.stdout, sys.stderr), texts, options.json)
         return e.exit
 
 
 def _without_tls() -> None:
-    """Spare a plain connection the import of OpenSSL and cryptography, a third of the start.
+    """Spare a plain connection the import of OpenSSL and cryptography, a quarter of the start.
 
     Twisted takes a missing pyOpenSSL for an installation without TLS.
     """
@@ -85,10 +78,16 @@ def _run(options: Namespace, texts: Texts, address: str) -> int:
     from twisted.internet import reactor
     from twisted.logger import globalLogBeginner
 
+    from taskd.client.runner import Runner
+    from taskd.client.terminal import Output
+
     # What Twisted would log, down to tracebacks on standard error, is no help to a user of the client
     globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
-    ctx = _context(reactor, options, texts, address, os.environ)
-    return Runner(reactor, texts).run(lambda: perform(ctx, options))
+    out = Output(sys.stdout, sys.stderr)
+    ctx = _context(reactor, options, texts, address, os.environ, out)
+    # These two may have nothing to print for hours, and nobody else would notice that their reader has gone
+    watched = out.pipe if options.command in ("watch", "wait") else None
+    return Runner(reactor, texts).run(lambda: perform(ctx, options), watched)
 
 
 async def perform(ctx: Context, options: Namespace) -> int:
@@ -111,16 +110,17 @@ async def perform(ctx: Context, options: Namespace) -> int:
         return e.exit
 
 
-def _context(reactor: Any, options: Namespace, texts: Texts, address: str, env: Mapping[str, str]) -> Context:
+def _context(
+    reactor: Any, options: Namespace, texts: Texts, address: str, env: Mapping[str, str], out: Output
+) -> Context:
     import shutil
 
     from taskd.client.address import endpoint
     from taskd.client.context import Context
     from taskd.client.rendering import Renderer
     from taskd.client.sessions import SessionFile, state_folder
-    from taskd.client.terminal import Input, Output, colour_wanted
+    from taskd.client.terminal import Input, colour_wanted
 
-    out = Output(sys.stdout, sys.stderr)
     columns = shutil.get_terminal_size().columns if out.tty else None
     return Context(
         clock=reactor,
@@ -137,80 +137,5 @@ def _context(reactor: Any, options: Namespace, texts: Texts, address: str, env: 
     )
 
 
-class Runner:
-    """Runs one coroutine under the reactor. Ctrl-C and SIGTERM cancel it, and it restores the terminal."""
-
-    def __init__(self, reactor: Any, texts: Texts) -> None:
-        self._reactor = reactor
-        self._texts = texts
-        self._status = ERROR
-        self._signal = 0
-
-    def run(self, perform: Callable[[], Coroutine[Any, Any, int]]) -> int:
-        """The exit status; on a signal 128 and its number."""
-        self._reactor.callWhenRunning(self._start, perform)
-        self._reactor.run(installSignalHandlers=False)
-        return self._status
-
-    def _start(self, perform: Callable[[], Coroutine[Any, Any, int]]) -> None:
-        from twisted.internet.defer import Deferred
-
-        task = Deferred.fromCoroutine(perform())
-
-        def stop(number: int, frame: Any) -> None:
-            self._signal = number
-            self._reactor.callFromThread(task.cancel)
-
-        task.addCallbacks(self._done, self._failed)
-        task.addBoth(self._stop)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, stop)
-
-    def _done(self, status: int) -> None:
-        self._status = status
-
-    def _failed(self, failure: Any) -> None:
-        if self._signal == signal.SIGINT:
-            _note("\n" + self._texts("interrupted"))
-            self._status = INTERRUPTED
-        elif self._signal:
-            self._status = TERMINATED
-        elif failure.check(OutputClosed):
-            self._status = BROKEN_PIPE
-        elif failure.check(ClientError):  # the error could not be reported where it should be
-            from taskd.client.context import explain
-
-            _note(f"taskclient: {explain(failure.value, self._texts)}")
-            self._status = failure.value.exit
-        else:
-            why = f"{failure.type.__name__}: {failure.value}"
-            _note(f"taskclient: {self._texts('unexpected', why=' '.join(why.split()))}")
-
-    def _stop(self, _: Any) -> None:
-        if self._reactor.threadpool is not None:
-            # A look-up of a name that hangs cannot be interrupted, and stop() would wait for its thread
-            _flush()
-            os._exit(self._status)
-        self._reactor.stop()
-
-
 def _is_tty(stream: Any) -> bool:
     return stream is not None and not stream.closed and stream.isatty()
-
-
-def _note(line: str) -> None:
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError):
-            print(line, file=sys.stderr, flush=True)
-
-
-def _flush() -> None:
-    """Flush now, where it can be silent: at exit the interpreter would complain about a closed pipe."""
-    try:
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
-    except (OSError, ValueError):
-        from taskd.client.terminal import discard_output
-
-        discard_output()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from argparse import Namespace
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from taskd.client.connection import Message, Received
 from taskd.client.context import Context, check_password, check_username
-from taskd.client.errors import OK, ClientError, NotLoggedIn, Refused
+from taskd.client.errors import OK, ClientError, ConnectionTrouble, NotLoggedIn, Refused
 from taskd.client.live import wait, watch
 from taskd.client.rendering import visible
 from taskd.client.sessions import Session
@@ -42,10 +43,13 @@ async def login(ctx: Context, options: Namespace) -> int:
     try:
         reply = await client.request("login", username=username, password=password)
         name = reply.body.username or username
+        if not reply.body.token:
+            raise ConnectionTrouble("not_taskd", transient=False, server=ctx.server)
         try:
             ctx.sessions.save(Session(ctx.server, name, reply.body.token))
         except ClientError:
-            await client.request("logout")  # nobody could use this session any more
+            with contextlib.suppress(ClientError):
+                await client.request("logout")  # nobody could use this session any more
             raise
     finally:
         client.close()
@@ -58,7 +62,7 @@ async def logout(ctx: Context, options: Namespace) -> int:
     try:
         reply = await ctx.ask("logout")
     except NotLoggedIn as e:
-        if e.key != "session_gone":
+        if e.key == "not_logged_in":
             raise
         reply = Received(b'{"ok":true,"status":"success"}', Message(ok=True, status="success"))
     finally:

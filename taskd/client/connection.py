@@ -9,17 +9,29 @@ import msgspec
 from msgspec import Raw, Struct
 from twisted.internet import error
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint, ITCPTransport
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IHandshakeListener,
+    IReactorTime,
+    ISSLTransport,
+    IStreamClientEndpoint,
+    ITCPTransport,
+)
 from twisted.internet.protocol import Factory
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from taskd.client.errors import ClientError, ConnectionTrouble, Refused
+from taskd.client.trouble import os_reason, why_lost
 from taskd.wire.limits import MAX_LINE_BYTES, MAX_REPLY_BYTES
 
 CONNECT_SECONDS = 10.0
 REPLY_SECONDS = 60.0
 """How long an answer may take; bcrypt on a busy server takes the longest."""
+
+CHECK_SECONDS = 30.0
+"""How often a connection that only listens is checked; without that one that died silently would look quiet."""
 
 
 class Message(Struct):
@@ -31,11 +43,8 @@ class Message(Struct):
     status: str = ""
     code: str | None = None
     message: str = ""
-    retry_after: float | None = None
     token: str = ""
-    user_id: int = 0
     username: str = ""
-    expires_in: float = 0.0
     task_id: int = 0
     task_ids: list[int] = []
     task: Raw = Raw(b"null")
@@ -60,6 +69,7 @@ class _Pending(NamedTuple):
     timer: IDelayedCall
 
 
+@implementer(IHandshakeListener)
 class LineClient(LineReceiver):
     """The client's end. ``server`` is its address as the user knows it, for error messages.
 
@@ -77,6 +87,7 @@ class LineClient(LineReceiver):
         self._last_id = 0
         self._spoken = False
         self._closing = False
+        self._timer: IDelayedCall | None = None
         self._mourners: list[Deferred[None]] = []
         self.lost: Exception | None = None
         self.on_event: Callable[[LineClient, Received], None] = lambda client, received: None
@@ -85,13 +96,24 @@ class LineClient(LineReceiver):
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
             self.transport.setTcpKeepAlive(True)
+        if ISSLTransport.providedBy(self.transport):  # TCP is there, but no byte of TLS has been exchanged yet
+            self._timer = self._clock.callLater(CONNECT_SECONDS, self._no_handshake)
+
+    def handshakeCompleted(self) -> None:
+        self._stop_timer()
 
     def request(self, action: str, /, patience: float = REPLY_SECONDS, **fields: Any) -> Deferred[Received]:
         """Send one request; several may be under way. ``patience`` is in seconds.
 
-        The Deferred fails with Refused, or with another ClientError when there is no answer.
+        The Deferred fails with Refused, or with another ClientError when there is no answer. Raises ClientError
+        for what cannot be sent at all.
         """
-        line = _encode({"action": action, "id": self._last_id + 1, **fields})
+        try:
+            line = _encode({"action": action, "id": self._last_id + 1, **fields})
+        except UnicodeEncodeError:  # bytes of the command line or the environment that were no text
+            raise ClientError("not_text") from None
+        except (OverflowError, RecursionError, TypeError, ValueError) as e:
+            raise ClientError("not_json", why=str(e) or type(e).__name__) from None
         if len(line) > MAX_LINE_BYTES:
             raise ClientError("line_too_large", code="too_large", limit=MAX_LINE_BYTES)
         if self.lost is not None:
@@ -106,7 +128,13 @@ class LineClient(LineReceiver):
     def close(self) -> None:
         """End the connection; what is not answered yet never will be."""
         self._closing = True
+        self._stop_timer()
         self.transport.loseConnection()
+
+    def check_often(self) -> None:
+        """From now on ask for a sign of life every CHECK_SECONDS; :meth:`gone` hears when there is none."""
+        if not self._closing:
+            self._timer = self._clock.callLater(CHECK_SECONDS, self._check)
 
     def gone(self) -> Deferred[None]:
         """Fails with the reason once the connection is lost; never fires when :meth:`close` ended it."""
@@ -146,7 +174,7 @@ class LineClient(LineReceiver):
         self._not_taskd()
 
     def connectionLost(self, reason: Failure = Failure(error.ConnectionDone())) -> None:  # noqa: B008 (the base's signature)
-        self._fail(self.lost or _why_lost(reason, self._server, self._spoken))
+        self._fail(self.lost or why_lost(reason, self._server, self._spoken))
 
     def _answered(self, received: Received) -> None:
         request_id = received.body.id
@@ -175,6 +203,16 @@ class LineClient(LineReceiver):
     def _expired(self) -> None:
         self.abandon(ConnectionTrouble("no_answer", server=self._server))
 
+    def _no_handshake(self) -> None:
+        self.abandon(ConnectionTrouble("tls_silent", server=self._server, seconds=f"{CONNECT_SECONDS:g}"))
+
+    def _check(self) -> None:
+        self.request("ping").addCallbacks(lambda _: self.check_often(), lambda _: None)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+
     def _event(self, received: Received) -> None:
         try:
             self.on_event(self, received)
@@ -188,6 +226,7 @@ class LineClient(LineReceiver):
         if self.lost is not None:
             return
         self.lost = why
+        self._stop_timer()
         for request_id in tuple(self._pending):
             if request_id in self._pending:
                 self._forget(request_id).errback(why)
@@ -212,7 +251,7 @@ async def connect(endpoint: IStreamClientEndpoint, clock: IReactorTime, server: 
     except (error.TimeoutError, TimeoutError):
         raise ConnectionTrouble("connect_timeout", server=server, seconds=f"{CONNECT_SECONDS:g}") from None
     except (OSError, ValueError, error.ConnectError) as e:
-        raise ConnectionTrouble("unreachable", server=server, why=_os_reason(e)) from None
+        raise ConnectionTrouble("unreachable", server=server, why=os_reason(e)) from None
     assert isinstance(protocol, LineClient)
     return protocol
 
@@ -221,30 +260,3 @@ def _timed_out(result: Any) -> Any:
     if isinstance(result, Failure):
         raise error.TimeoutError()
     return result
-
-
-def _os_reason(e: Exception) -> str:
-    inner = getattr(e, "osError", None)
-    if isinstance(inner, OSError) and inner.strerror:
-        return inner.strerror
-    if isinstance(e, OSError) and e.strerror:
-        return e.strerror
-    return str(e) or type(e).__name__
-
-
-def _why_lost(reason: Failure, server: str, spoken: bool) -> ClientError:
-    # By name, not by type: pyOpenSSL and service_identity are not to be imported for a plain connection
-    if reason.type is not None and reason.type.__module__.partition(".")[0] in (
-        "OpenSSL",
-        "service_identity",
-    ):
-        return ConnectionTrouble("tls_failed", transient=spoken, server=server, why=_tls_reason(reason.value))
-    return ConnectionTrouble("lost" if spoken else "closed_early", server=server)
-
-
-def _tls_reason(e: BaseException | None) -> str:
-    # An OpenSSL error is a list of (library, function, reason)
-    records = e.args[0] if e is not None and e.args else None
-    if isinstance(records, list) and records and isinstance(records[-1], tuple):
-        return str(records[-1][-1])
-    return str(e) if isinstance(records, str) and records else type(e).__name__

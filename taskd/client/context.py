@@ -16,7 +16,7 @@ from twisted.internet.task import deferLater
 from taskd.client.connection import LineClient, Received, connect
 from taskd.client.errors import ClientError, EndOfInput, NotLoggedIn, Refused, UsageError
 from taskd.client.rendering import Renderer, ShownTask, read_view, visible
-from taskd.client.sessions import SessionFile
+from taskd.client.sessions import BrokenSession, Session, SessionFile
 from taskd.client.terminal import Output, Source
 from taskd.client.texts import Texts
 from taskd.errors import BadRequest, TooLarge
@@ -24,6 +24,9 @@ from taskd.model import check_new_password, normalize_username
 
 Request = tuple[str, dict[str, Any]]
 """An action and its fields."""
+
+ORIGINAL_REFUSALS = ("in_use", "no_user", "wrong_credentials")
+"""Statuses that say more than the code beside them."""
 
 
 @dataclass
@@ -54,29 +57,35 @@ class Context:
         The server handles nothing before the login is through, so they save a round trip. Raises NotLoggedIn,
         after forgetting a session that the server does not know any more.
         """
-        session = self.sessions.load()
-        if session is None:
-            raise NotLoggedIn("not_logged_in", server=self.server, command=self.command("login"))
+        session = self.session()
         client = await self.connect()
         if on_event is not None:
             client.on_event = on_event
-        login = client.request("login", token=session.token)
-        answers = []
+        answers: list[Deferred[Received]] = []
         try:
-            answers = [client.request(action, **fields) for action, fields in requests]
+            login = client.request("login", token=session.token)
+            for action, fields in requests:
+                answers.append(client.request(action, **fields))
             await login
-        except Refused as e:
-            _ignore(answers)
+        except BaseException as e:
+            for answer in answers:
+                answer.addErrback(lambda _: None)
             client.close()
-            if e.code != "auth_required":
+            if not isinstance(e, Refused) or e.code != "auth_required":
                 raise
             self.sessions.remove()
             raise NotLoggedIn("session_gone", server=self.server, command=self.command("login")) from None
-        except BaseException:
-            _ignore([login, *answers])
-            client.close()
-            raise
         return client, answers
+
+    def session(self) -> Session:
+        """The kept session. Raises NotLoggedIn, also for a file that is no session: logging in replaces it."""
+        try:
+            session = self.sessions.load()
+        except BrokenSession:
+            raise NotLoggedIn("state_broken", path=self.sessions.path, command=self.command("login")) from None
+        if session is None:
+            raise NotLoggedIn("not_logged_in", server=self.server, command=self.command("login"))
+        return session
 
     async def ask(self, action: str, **fields: Any) -> Received:
         """One request of a logged-in user, on a connection of its own."""
@@ -100,10 +109,7 @@ class Context:
 
     def report(self, e: ClientError) -> None:
         """Print an error: on standard output with ``--json``, else as a line on standard error."""
-        if self.json:
-            self.out.raw((error_line(e, self.texts),))
-        else:
-            self.out.note(f"taskclient: {explain(e, self.texts)}")
+        report(e, self.out, self.texts, self.json)
 
     def view(self, raw: msgspec.Raw) -> ShownTask:
         """A task as the server sent it."""
@@ -119,10 +125,12 @@ class Context:
 
     async def prompt(self, key: str, hidden: bool = False) -> str:
         """Ask at the terminal. Raises EndOfInput."""
-        self.out.prompt(self.texts(key))
         if not hidden:
+            self.out.prompt(self.texts(key))
             return await self.source.line()
         with self.source.hidden():
+            # Echo is off before the question is there: who answers at once would be overlooked otherwise
+            self.out.prompt(self.texts(key))
             try:
                 return await self.source.line()
             finally:
@@ -160,11 +168,6 @@ class Context:
         return password
 
 
-def _ignore(answers: list[Deferred[Received]]) -> None:
-    for answer in answers:
-        answer.addErrback(lambda _: None)
-
-
 def check_username(username: str) -> None:
     """Say in the user's language what the server would refuse."""
     try:
@@ -184,9 +187,17 @@ def check_password(password: str) -> None:
 def explain(e: ClientError, texts: Texts) -> str:
     """The one line that tells a user about an error."""
     if e.key == "refused":
-        key = e.fields["status"] if e.fields["status"] in texts else f"code.{e.code}"
+        key = e.fields["status"] if e.fields["status"] in ORIGINAL_REFUSALS else f"code.{e.code}"
         return texts(key if key in texts else "code.other", message=visible(e.fields["message"]))
-    return texts(e.key, **{k: visible(v) if isinstance(v, str) else v for k, v in e.fields.items()})
+    return texts(e.key, **{name: visible(str(value)) for name, value in e.fields.items()})
+
+
+def report(e: ClientError, out: Output, texts: Texts, json: bool) -> None:
+    """Print an error: on standard output with ``--json``, else as a line on standard error."""
+    if json:
+        out.raw((error_line(e, texts),))
+    else:
+        out.note(f"taskclient: {explain(e, texts)}")
 
 
 def error_line(e: ClientError, texts: Texts) -> bytes:

@@ -69,7 +69,6 @@ class Refused(ClientError):
             transient=code in ("draining", "unavailable"),
             status=body.status,
             message=body.message,
-            retry_after=body.retry_after,
         )
         self.received = received
         self.exit = NOT_LOGGED_IN if code == "auth_required" else ERROR

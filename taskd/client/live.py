@@ -6,22 +6,26 @@ import itertools
 import math
 import random
 from argparse import Namespace
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from taskd.client.connection import REPLY_SECONDS, LineClient, Received
+from taskd.client.connection import LineClient, Received
 from taskd.client.context import Context, Request
 from taskd.client.errors import OK, TASK_FAILED, TIMED_OUT, ClientError
 from taskd.client.rendering import ShownTask
 from taskd.model import State
-from taskd.wire.limits import MAX_BATCH, MAX_WAIT_SECONDS
+from taskd.wire.limits import MAX_BATCH, MAX_PAGE, MAX_WAIT_SECONDS
 
 WATCH_COLUMNS = ("id", "status", "state", "age", "text")
 FIRST_RETRY = 0.5
 LAST_RETRY = 10.0
+ANSWER_SECONDS = 10.0
+"""What the server gets to answer a wait when its time is up; after that its answer would change nothing."""
+
 REMEMBERED = 10_000
 """Tasks of which the version last shown is known, so that a snapshot shows only what is new."""
 
@@ -32,11 +36,12 @@ class Persistence:
     """Makes an attempt anew when its connection is lost, with growing pauses, and says so.
 
     The first connection has to work: until :meth:`connected` is called, every error is raised. The pauses
-    double, with jitter, so that many clients do not come back at once.
+    double, with jitter, so that many clients do not come back at once. ``deadline`` is in seconds of the clock.
     """
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: Context, deadline: float = math.inf) -> None:
         self._ctx = ctx
+        self._deadline = deadline
         self._pause = FIRST_RETRY
         self._was_connected = False
         self._told = False
@@ -49,18 +54,24 @@ class Persistence:
             self._told = False
             self._ctx.out.note(self._ctx.texts("reconnected"))
 
-    async def run(self, attempt: Callable[[], Awaitable[int]]) -> int:
-        """What the attempt returns in the end. Raises ClientError when trying again would not help."""
+    async def run(self, attempt: Callable[[], Awaitable[int]]) -> int | None:
+        """What the attempt returns in the end, None past the deadline.
+
+        Raises ClientError when trying again would not help.
+        """
         while True:
             try:
                 return await attempt()
             except ClientError as e:
                 if not (self._was_connected and e.transient):
                     raise
+            left = self._deadline - self._ctx.clock.seconds()
+            if left <= 0:
+                return None
             if not self._told:
                 self._told = True
                 self._ctx.out.note(self._ctx.texts("reconnecting"))
-            await self._ctx.sleep(random.uniform(self._pause / 2, self._pause))
+            await self._ctx.sleep(min(random.uniform(self._pause / 2, self._pause), left))
             self._pause = min(self._pause * 2, LAST_RETRY)
 
 
@@ -70,14 +81,21 @@ class _Changes:
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
         self._versions: dict[int, int] = {}
+        self._newest = 0
 
     def note(self, task: ShownTask) -> bool:
         """Whether this version was not known yet; from now on it is."""
         known = self._versions.pop(task.id, 0)
         self._versions[task.id] = max(known, task.version)
+        self._newest = max(self._newest, task.id)
         if len(self._versions) > REMEMBERED:
             del self._versions[next(iter(self._versions))]
         return task.version > known
+
+    def missed(self, snapshot: Iterable[ShownTask]) -> list[ShownTask]:
+        """What of a later snapshot tells of a change: older tasks that were never shown have only come into sight."""
+        newest = self._newest
+        return [task for task in snapshot if task.id in self._versions or task.id > newest]
 
     def show(self, tasks: Iterable[ShownTask]) -> None:
         ctx, now = self._ctx, self._ctx.now()
@@ -98,13 +116,17 @@ class Watcher:
 
     async def run(self) -> int:
         """Raises ClientError when the server cannot be reached at first, or refuses."""
-        return await self._persistence.run(self._attempt)
+        await self._persistence.run(self._attempt)
+        return OK
 
     async def _attempt(self) -> int:
-        client, (answer,) = await self._ctx.logged_in(("watch", {"limit": self._limit}), on_event=self._event)
+        # After a gap more may have changed than was shown at first
+        limit = self._limit if self._first else MAX_PAGE
+        client, (answer,) = await self._ctx.logged_in(("watch", {"limit": limit}), on_event=self._event)
         try:
             self._snapshot(await answer)
             self._persistence.connected()
+            client.check_often()
             await client.gone()
         finally:
             client.close()
@@ -116,7 +138,7 @@ class Watcher:
         if received.body.event == "task":
             self._changes.show([self._ctx.view(received.body.task)])
         elif received.body.event == "gap":
-            again = client.request("watch", limit=self._limit)
+            again = client.request("watch", limit=MAX_PAGE)
             again.addCallback(self._snapshot).addErrback(client.failed)
 
     def _snapshot(self, reply: Received) -> None:
@@ -131,7 +153,7 @@ class Watcher:
             if ctx.out.tty:
                 ctx.out.note(ctx.texts("watching"))
         else:
-            self._changes.show(reversed(tasks))
+            self._changes.show(reversed(self._changes.missed(tasks)))
         self._first = False
 
 
@@ -147,10 +169,10 @@ class Follower:
         self._live = live
         self._deadline = math.inf if timeout is None else ctx.clock.seconds() + timeout
         self._changes = _Changes(ctx)
-        self._persistence = Persistence(ctx)
+        self._persistence = Persistence(ctx, self._deadline)
         self._ids: frozenset[int] | None = None
         self._open: dict[int, None] = {}
-        self._held: list[tuple[LineClient, Received]] = []
+        self._held: deque[tuple[LineClient, Received]] = deque(maxlen=REMEMBERED)
         self._ends: set[str] = set()
         self._client: LineClient | None = None
 
@@ -159,10 +181,10 @@ class Follower:
         self._open = dict.fromkeys(ids)
         self._ids = frozenset(self._open)
         self._client = client
-        held, self._held = self._held, []
-        for event in held:
-            self.event(*event)
-        return await self._persistence.run(self._attempt)
+        while self._held:
+            self.event(*self._held.popleft())
+        status = await self._persistence.run(self._attempt)
+        return self._status() if status is None else status
 
     def event(self, client: LineClient, received: Received) -> None:
         """Hear of an event of the connection."""
@@ -182,6 +204,7 @@ class Follower:
         client, waiting = await self._begin()
         try:
             self._persistence.connected()
+            client.check_often()
             while True:
                 reply = await waiting
                 late = not reply.body.done and self._left() <= 0
@@ -207,7 +230,7 @@ class Follower:
     def _wait(self) -> dict[str, Any]:
         seconds = max(0.0, min(self._left(), MAX_WAIT_SECONDS))
         ids = list(itertools.islice(self._open, MAX_BATCH))
-        return {"task_ids": ids, "timeout": seconds, "patience": seconds + REPLY_SECONDS}
+        return {"task_ids": ids, "timeout": seconds, "patience": seconds + ANSWER_SECONDS}
 
     def _left(self) -> float:
         return self._deadline - self._ctx.clock.seconds()

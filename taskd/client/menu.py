@@ -17,6 +17,8 @@ from taskd.model import check_task_text
 
 SHOWN = 50
 COLUMNS = ("id", "status", "age", "text")
+GOODBYE_SECONDS = 5.0
+"""How long leaving waits for the server to forget the login."""
 
 
 class _SessionOver(Exception):
@@ -129,9 +131,15 @@ class Menu:
         self._say(self._ctx.texts("created", id=reply.body.task_id))
 
     async def _back(self) -> None:
-        self._token = None
-        if self._client is not None and self._client.lost is None:
-            await self._client.request("logout")
+        token, self._token = self._token, None
+        client, self._client = self._client, None
+        if client is None:
+            return
+        try:
+            if token is not None and client.lost is None:
+                await client.request("logout", patience=GOODBYE_SECONDS)
+        finally:
+            client.close()  # in any case: nobody must remain logged in behind a menu that says nobody is
 
     async def _request(self, action: str, **fields: Any) -> Received:
         client = await self._connection()

@@ -22,13 +22,13 @@ class _Builder:
     def __init__(self, texts: Texts) -> None:
         self._texts = texts
         # argparse looks its own words up here, and offers no other way than a compiled gettext catalogue
-        vars(argparse)["_"] = texts.argparse
+        vars(argparse)["_"] = lambda message: _SPANISH.get(message, message) if texts.lang == "es" else message
 
     def build(self) -> Parser:
         main = Parser(
             prog="taskclient",
             description=self._summary("main"),
-            epilog=self._epilog("main") + "\n\n" + self._help("exit").replace("%%", "%"),
+            epilog=self._epilog("main") + "\n\n" + self._help("exit"),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -131,3 +131,22 @@ class _Builder:
         if value >= 0 and math.isfinite(value):
             return value
         raise argparse.ArgumentTypeError(self._texts("bad_seconds", given=text))
+
+
+_SPANISH = {
+    "usage: ": "uso: ",
+    "positional arguments": "argumentos",
+    "options": "opciones",
+    "show this help message and exit": "mostrar esta ayuda y salir",
+    "%(prog)s: error: %(message)s\n": "%(prog)s: error: %(message)s\n",
+    "the following arguments are required: %s": "faltan estos argumentos: %s",
+    "unrecognized arguments: %s": "argumentos desconocidos: %s",
+    "expected one argument": "falta su valor",
+    "expected at least one argument": "falta al menos un valor",
+    "argument %(argument_name)s: %(message)s": "argumento %(argument_name)s: %(message)s",
+    "invalid choice: %(value)r (choose from %(choices)s)": "valor no válido: %(value)r (elija %(choices)s)",
+    "invalid %(type)s value: %(value)r": "valor no válido: %(value)r",
+    "not allowed with argument %s": "no se admite junto con %s",
+    "one of the arguments %s is required": "hace falta uno de estos argumentos: %s",
+    "ignored explicit argument %r": "no admite el valor %r",
+}

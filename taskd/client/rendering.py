@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Annotated, TypeAlias
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
 
 from taskd.client.errors import ConnectionTrouble
 from taskd.client.texts import Texts
@@ -25,6 +26,9 @@ _COLOURS = {
     "running": "36",
 }
 NULL = Raw(b"null")
+Moment: TypeAlias = Annotated[datetime, Meta(tz=True)]
+LEAST_TEXT = 20
+"""Cells that a table leaves for its last column; a narrow terminal gives up other columns for it."""
 
 
 class ShownTask(Struct):
@@ -42,10 +46,10 @@ class ShownTask(Struct):
     attempt: int
     max_attempts: int
     version: int
-    created_at: datetime
-    run_at: datetime
-    started_at: datetime | None = None
-    finished_at: datetime | None = None
+    created_at: Moment
+    run_at: Moment
+    started_at: Moment | None = None
+    finished_at: Moment | None = None
     result: Raw = NULL
     error: str | None = None
     payload: Raw = NULL
@@ -132,15 +136,15 @@ class Renderer:
         colour = _COLOURS.get(word) if self._colour else None
         return f"\x1b[{colour}m{text}\x1b[0m" if colour else text
 
-    def table(self, columns: Sequence[str], header: bool = True) -> Table:
+    def table(self, columns: Sequence[str]) -> Table:
         """An empty table of ``id status state kind age text``; the last column takes what room is left."""
-        return Table(self, self._texts, self._columns, columns, header)
+        return Table(self, self._texts, self._columns, columns)
 
     def change(self, task: ShownTask, now: datetime) -> str:
         """One line for a task that has just changed."""
         at = task.finished_at or (task.started_at if task.state == "running" else None) or now
-        words = [at.astimezone().strftime("%H:%M:%S"), f"{task.id}"]
-        state = pad(self._texts.state(task.state), 12)
+        words = [at.astimezone().strftime("%H:%M:%S"), str(task.id)]
+        state = pad(visible(self._texts.state(task.state)), 12)
         extra = visible(task.task)
         if task.state == "running" and task.attempt > 1:
             extra += f" ({self._texts('attempt', n=task.attempt, max=task.max_attempts)})"
@@ -148,10 +152,11 @@ class Renderer:
             extra += f": {visible(task.error)}"
         elif task.result != NULL:
             extra += f": {compact(task.result)}"
-        head = "  ".join(words)
         if self._columns is not None:
-            extra = cut(extra, max(10, self._columns - width(head) - width(state) - 4))
-        return f"{head}  {self.paint(state, task.state)}  {extra}".rstrip()
+            if self._columns - sum(width(word) + 2 for word in (*words, state)) < LEAST_TEXT:
+                words, state = words[1:], state.rstrip()
+            extra = cut(extra, self._columns - sum(width(word) + 2 for word in (*words, state)))
+        return "  ".join([*words, self.paint(state, task.state), extra]).rstrip()
 
     def details(self, task: ShownTask) -> list[str]:
         """Everything about one task, a line each."""
@@ -183,38 +188,48 @@ class Renderer:
 class Table:
     """Rows aligned under their headings. Later pages keep the widths, so that a long list can flow."""
 
-    def __init__(
-        self, renderer: Renderer, texts: Texts, columns: int | None, names: Sequence[str], header: bool
-    ) -> None:
+    def __init__(self, renderer: Renderer, texts: Texts, columns: int | None, names: Sequence[str]) -> None:
         self._renderer = renderer
         self._texts = texts
         self._columns = columns
-        self._names = names
-        self._header = header
-        self._widths = [0] * len(names)
+        self._names = list(names)
+        self._widths: dict[str, int] = {}
 
     def rows(self, tasks: Sequence[ShownTask], now: datetime) -> list[str]:
         """The lines for some tasks; the first time with the headings."""
-        cells = [[self._cell(name, task, now) for name in self._names] for task in tasks]
-        headings = [self._texts(f"col.{name}") for name in self._names]
-        every = [headings, *cells] if self._header else cells
-        for row in every:
-            self._widths = [max(w, width(cell)) for w, cell in zip(self._widths, row, strict=True)]
-        lines = [self._line(headings, None)] if self._header else []
-        self._header = False
+        cells = [{name: self._cell(name, task, now) for name in self._names} for task in tasks]
+        headings = {name: self._texts(f"col.{name}") for name in self._names}
+        first = not self._widths
+        for row in (headings, *cells):
+            for name, cell in row.items():
+                self._widths[name] = max(self._widths.get(name, 0), width(cell))
+        if first:
+            self._fit()
+        lines = [self._line(headings, None)] if first else []
         return lines + [self._line(row, task) for row, task in zip(cells, tasks, strict=True)]
 
-    def _line(self, row: Sequence[str], task: ShownTask | None) -> str:
+    def _fit(self) -> None:
+        """Give up columns, the least telling first, until there is room for the last one."""
+        for name in ("kind", "age", "state", "status"):
+            if self._columns is None or self._room() >= LEAST_TEXT:
+                return
+            if name in self._names:
+                self._names.remove(name)
+
+    def _room(self) -> int:
+        assert self._columns is not None
+        return self._columns - sum(self._widths[name] + 2 for name in self._names[:-1])
+
+    def _line(self, row: Mapping[str, str], task: ShownTask | None) -> str:
         words = []
-        for name, cell, room in zip(self._names[:-1], row, self._widths, strict=False):
-            padded = " " * (room - width(cell)) + cell if name == "id" else pad(cell, room)
+        for name in self._names[:-1]:
+            room = self._widths[name]
+            cell = " " * (room - width(row[name])) + row[name] if name == "id" else pad(row[name], room)
             if task is not None and name in ("status", "state"):
-                padded = self._renderer.paint(padded, task.status if name == "status" else task.state)
-            words.append(padded)
-        last = row[-1]
-        if self._columns is not None:
-            last = cut(last, max(10, self._columns - sum(self._widths[:-1]) - 2 * len(words)))
-        return "  ".join([*words, last])
+                cell = self._renderer.paint(cell, task.status if name == "status" else task.state)
+            words.append(cell)
+        last = row[self._names[-1]]
+        return "  ".join([*words, last if self._columns is None else cut(last, self._room())])
 
     def _cell(self, name: str, task: ShownTask, now: datetime) -> str:
         if name == "age":
@@ -234,6 +249,6 @@ def moment(at: datetime) -> str:
 def compact(raw: Raw) -> str:
     """JSON as one visible line."""
     try:
-        return visible(msgspec.json.encode(msgspec.json.decode(raw)).decode())
+        return visible(msgspec.json.format(bytes(raw), indent=-1).decode(errors="replace"))
     except (msgspec.MsgspecError, RecursionError):
         return visible(bytes(raw).decode(errors="replace"))

@@ -21,6 +21,10 @@ class Session(Struct):
     token: str
 
 
+class BrokenSession(Exception):
+    """The file is there, but it is not a session."""
+
+
 _decode = msgspec.json.Decoder(Session).decode
 
 
@@ -40,7 +44,7 @@ class SessionFile:
         self._server = server
 
     def load(self) -> Session | None:
-        """The session, or None where there is none. Raises ClientError when it cannot be read."""
+        """The session, or None where there is none. Raises ClientError when it cannot be read, BrokenSession."""
         try:
             return _decode(self.path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
@@ -48,7 +52,7 @@ class SessionFile:
         except OSError as e:
             raise ClientError("state_unreadable", path=self.path, why=e.strerror or e, code="internal") from None
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            raise ClientError("state_broken", path=self.path, code="internal") from None
+            raise BrokenSession from None
 
     def save(self, session: Session) -> None:
         """Keep the session; a reader sees the old file or the new one. Raises ClientError."""

@@ -59,7 +59,7 @@ async def _add_lines(ctx: Context, fields: dict[str, Any], follower: Follower | 
     try:
         try:
             await _send_lines(ctx, client, fields, created)
-        except (ClientError, EndOfInput):
+        except Exception:  # an interruption too: what has been created stays
             if created.ids and not ctx.json:
                 ctx.out.note(ctx.texts("created_before", n=len(created.ids)))
             raise

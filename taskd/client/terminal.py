@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any, Protocol, TextIO
 
@@ -45,6 +45,7 @@ class Input:
     def __init__(self, reactor: Any, stream: IO[Any] | None) -> None:
         self._reactor = reactor
         self._fd = -1 if stream is None or stream.closed else stream.fileno()
+        self._encoding = getattr(stream, "encoding", None) or "utf-8"
         self._buffer = b""
         self._waiting: Deferred[bytes] | None = None
         self.tty = self._fd >= 0 and os.isatty(self._fd)
@@ -57,7 +58,7 @@ class Input:
                     raise EndOfInput
                 self._buffer += b"\n"
         line, _, self._buffer = self._buffer.partition(b"\n")
-        return _text(line)
+        return self._text(line)
 
     async def lines(self) -> list[str]:
         """All the lines that are there now, at least one; waits for it. Raises like :meth:`line`."""
@@ -66,7 +67,7 @@ class Input:
         if not end:
             return [first]
         self._buffer = rest
-        return [first, *map(_text, whole.split(b"\n"))]
+        return [first, *map(self._text, whole.split(b"\n"))]
 
     @contextlib.contextmanager
     def hidden(self) -> Iterator[None]:
@@ -97,6 +98,14 @@ class Input:
         self._buffer += data
         return bool(data)
 
+    def _text(self, line: bytes) -> str:
+        """What the bytes say: in UTF-8, or else in the encoding of the user's locale."""
+        line = line.removesuffix(b"\r")
+        for encoding in ("utf-8", self._encoding):
+            with contextlib.suppress(UnicodeDecodeError, LookupError):
+                return line.decode(encoding)
+        raise ClientError("not_utf8")
+
     def fileno(self) -> int:
         """The descriptor for the reactor."""
         return self._fd
@@ -106,6 +115,9 @@ class Input:
         self._reactor.removeReader(self)
         try:
             data = os.read(self._fd, 65536)
+        except BlockingIOError:  # somebody we share it with was faster, and has put it into non-blocking mode
+            self._reactor.addReader(self)
+            return
         except OSError:  # a terminal that has been hung up
             data = b""
         waiting, self._waiting = self._waiting, None
@@ -123,24 +135,21 @@ class Input:
         return "input"
 
 
-def _text(line: bytes) -> str:
-    try:
-        return line.rstrip(b"\r").decode()
-    except UnicodeDecodeError:
-        raise ClientError("not_utf8") from None
-
-
 class Output:
     """Standard output and error. Every write is flushed; a reader that went away raises OutputClosed."""
 
     def __init__(self, stdout: TextIO | None, stderr: TextIO | None) -> None:
         self._stdout = stdout
         self._stderr = stderr
-        for stream in (stdout, stderr):
-            # A letter that the locale cannot write is shown as an escape, rather than ending the program
-            if stream is not None and hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="backslashreplace")
         self.tty = stdout is not None and stdout.isatty()
+
+    @property
+    def pipe(self) -> int | None:
+        """The descriptor of standard output where that is a pipe, whose reader can go away."""
+        with contextlib.suppress(OSError, ValueError):
+            if self._stdout is not None and stat.S_ISFIFO(os.fstat(self._stdout.fileno()).st_mode):
+                return self._stdout.fileno()
+        return None
 
     def lines(self, lines: Iterable[str]) -> None:
         """Lines for people or scripts."""
@@ -183,13 +192,3 @@ class Output:
 def colour_wanted(env: Mapping[str, str], tty: bool) -> bool:
     """Whether to use colours: on a terminal that has them, unless NO_COLOR is set (no-color.org)."""
     return tty and not env.get("NO_COLOR") and env.get("TERM") not in (None, "", "dumb")
-
-
-def discard_output() -> None:
-    """Let the interpreter's last flush of a broken standard output go nowhere, silently."""
-    with contextlib.suppress(OSError, ValueError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                os.dup2(null, stream.fileno())
-        os.close(null)

@@ -33,10 +33,6 @@ class Texts:
         """A task's state; in Spanish translated, an unknown one as it is."""
         return _STATES.get(state, state) if self.lang == "es" else state
 
-    def argparse(self, message: str) -> str:
-        """What argparse itself says; it knows gettext only."""
-        return _ARGPARSE.get(message, message) if self.lang == "es" else message
-
 
 _STATES = {
     "waiting": "en espera",
@@ -52,6 +48,14 @@ _STATES = {
 _TEXTS: dict[str, tuple[str, str]] = {
     # connections
     "bad_server": (
+        "{server} is no server address; use HOST:PORT or an endpoint such as tls:HOST:PORT",
+        "{server} no es una dirección válida; use HOST:PUERTO o un endpoint como tls:HOST:PUERTO",
+    ),
+    "bad_port": (
+        "{server} is no server address; a port is a number from 1 to 65535",
+        "{server} no es una dirección válida; un puerto es un número del 1 al 65535",
+    ),
+    "bad_endpoint": (
         "{server} is no server address ({why}); use HOST:PORT or an endpoint such as tls:HOST:PORT",
         "{server} no es una dirección válida ({why}); use HOST:PUERTO o un endpoint como tls:HOST:PUERTO",
     ),
@@ -72,8 +76,26 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "no se puede conectar con {server}: {why}; revise --server y la red",
     ),
     "tls_failed": (
-        "no secure connection to {server}: {why}; does it speak TLS, is its certificate trusted?",
-        "no hay conexión segura con {server}: {why}; ¿usa TLS, es de confianza su certificado?",
+        "no secure connection to {server}: {why}; try again, or ask who runs the server",
+        "no hay conexión segura con {server}: {why}; inténtelo de nuevo o consulte a quien administra el servidor",
+    ),
+    "tls_untrusted": (
+        "the certificate of {server} is not trusted; if it is signed by yourself, save it as NAME.pem in a folder"
+        " and use tls:HOST:PORT:trustRoots=FOLDER",
+        "el certificado de {server} no es de confianza; si lo firmó usted, guárdelo como NOMBRE.pem en una carpeta"
+        " y use tls:HOST:PUERTO:trustRoots=CARPETA",
+    ),
+    "tls_name": (
+        "the certificate of {server} is for another host name; use the name that it is for",
+        "el certificado de {server} es de otro nombre de host; use el nombre al que corresponde",
+    ),
+    "tls_plain": (
+        "{server} does not speak TLS; use HOST:PORT without tls:, or the server's TLS port",
+        "{server} no usa TLS; use HOST:PUERTO sin tls:, o el puerto TLS del servidor",
+    ),
+    "tls_silent": (
+        "{server} does not speak TLS, or did not within {seconds} s; use HOST:PORT without tls:, or try again",
+        "{server} no usa TLS, o no en {seconds} s; use HOST:PUERTO sin tls:, o inténtelo de nuevo",
     ),
     "closed_early": (
         "{server} closed the connection without an answer; is it a taskd, does it want TLS (tls:HOST:PORT)?",
@@ -158,8 +180,8 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "no se puede leer {path}: {why}; corrija sus permisos o bórrelo",
     ),
     "state_broken": (
-        "{path} is not a session file; remove it and log in again",
-        "{path} no es un fichero de sesión; bórrelo e inicie sesión de nuevo",
+        "{path} is not a session file; log in again: {command}",
+        "{path} no es un fichero de sesión; inicie sesión de nuevo: {command}",
     ),
     "state_unwritable": (
         "cannot keep the session in {path}: {why}; repair that or set XDG_STATE_HOME",
@@ -196,7 +218,18 @@ _TEXTS: dict[str, tuple[str, str]] = {
     ),
     "line": ("line {n}: ", "línea {n}: "),
     "input_too_long": ("a line of the input is too long", "una línea de la entrada es demasiado larga"),
-    "not_utf8": ("the input is not UTF-8", "la entrada no es UTF-8"),
+    "not_utf8": (
+        "the input is not UTF-8, nor in the encoding of the locale",
+        "la entrada no es UTF-8, ni tiene la codificación de la configuración regional",
+    ),
+    "not_text": (
+        "the command line or TASKD_PASSWORD has bytes that are no text here; use UTF-8",
+        "la orden o TASKD_PASSWORD tiene bytes que aquí no son texto; use UTF-8",
+    ),
+    "not_json": (
+        "the request cannot be written as JSON ({why}); change --payload or --field",
+        "la petición no puede escribirse como JSON ({why}); cambie --payload o --field",
+    ),
     "created": ("Task {id} created.", "Tarea {id} creada."),
     "created_many": ("{n} tasks created ({first} to {last}).", "{n} tareas creadas ({first} a {last})."),
     "created_none": ("no tasks in the input; nothing created", "la entrada no tiene tareas; no se creó nada"),
@@ -264,22 +297,4 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "unexpected error, please report it: {why}",
         "error inesperado, por favor comuníquelo: {why}",
     ),
-}
-
-_ARGPARSE = {
-    "usage: ": "uso: ",
-    "positional arguments": "argumentos",
-    "options": "opciones",
-    "show this help message and exit": "mostrar esta ayuda y salir",
-    "%(prog)s: error: %(message)s\n": "%(prog)s: error: %(message)s\n",
-    "the following arguments are required: %s": "faltan estos argumentos: %s",
-    "unrecognized arguments: %s": "argumentos desconocidos: %s",
-    "expected one argument": "falta su valor",
-    "expected at least one argument": "falta al menos un valor",
-    "argument %(argument_name)s: %(message)s": "argumento %(argument_name)s: %(message)s",
-    "invalid choice: %(value)r (choose from %(choices)s)": "valor no válido: %(value)r (elija %(choices)s)",
-    "invalid %(type)s value: %(value)r": "valor no válido: %(value)r",
-    "not allowed with argument %s": "no se admite junto con %s",
-    "one of the arguments %s is required": "hace falta uno de estos argumentos: %s",
-    "ignored explicit argument %r": "no admite el valor %r",
 }

@@ -16,7 +16,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
-from taskd.errors import AuthRequired, NoUser, RateLimited, WrongCredentials
+from taskd.errors import AuthRequired, NoUser, RateLimited, WrongCredentials, quote
 from taskd.model import MAX_PASSWORD_BYTES, User, check_new_password, normalize_username, password_bytes
 from taskd.ports import ITaskStore
 
@@ -74,11 +74,11 @@ class Accounts:
 
     async def login(self, username: str, password: str) -> tuple[User, str]:
         """The user and a new session token. Raises NoUser, WrongCredentials, RateLimited, Unavailable."""
-        _, key = normalize_username(username)
+        name, key = normalize_username(username)
         secret = password_bytes(password)
         account = await self._store.find_user(key)
         if account is None:
-            raise NoUser(f"nobody is registered as {username!r}; register first", field="username")
+            raise NoUser(f"nobody is registered as {quote(name)}; register first", field="username")
         # An overlong password cannot be right; the hash is spent all the same, so that the time tells nothing.
         good = await self._hashing(self._check, secret[:MAX_PASSWORD_BYTES], account.password)
         if not good or len(secret) > MAX_PASSWORD_BYTES:

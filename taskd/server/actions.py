@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from twisted.internet.interfaces import IReactorTime
 
 from taskd import __version__
-from taskd.errors import AuthRequired, BadRequest, NotFound, TooLarge
+from taskd.errors import AuthRequired, BadRequest, NotFound, RateLimited, TooLarge, quote
 from taskd.model import (
     SHOWN_STATES,
     STATUSES,
@@ -26,7 +27,7 @@ from taskd.model import (
 from taskd.ports import ITaskStore, TaskQuery
 from taskd.server.accounts import Accounts
 from taskd.server.announcer import Announcer
-from taskd.server.hub import Hub, Watch
+from taskd.server.hub import Hub, Wait, Watch
 from taskd.server.submission import Submitter
 from taskd.wire import limits
 from taskd.wire import messages as m
@@ -35,16 +36,21 @@ from taskd.wire.actions import ACTIONS, Access, Action
 RECHECK = 10.0
 """Seconds after which a wait looks into the store by itself: news are not promised to arrive."""
 
+LOOK = 50
+"""Tasks that a wait reads at a time: each may bring a result of 256 KiB."""
+
 
 @dataclass
 class Peer:
-    """Who is at the other end of a connection. ``send`` takes event lines."""
+    """Who is at the other end of a connection. ``send`` takes event lines; what may give a large reply is made inside
+    ``reading``, which waits while the peer has too many of them to read."""
 
     send: Callable[[bytes], None]
+    reading: AbstractAsyncContextManager[Any] = field(default_factory=nullcontext)
     user: User | None = None
     token: str | None = None
     watch: Watch | None = None
-    waits: set[Any] = field(default_factory=set)
+    waits: set[Wait] = field(default_factory=set)
     leaving: bool = False
 
     def unwatch(self) -> None:
@@ -135,22 +141,18 @@ class Actions:
         return {"status": "success", "user_id": user.id, "username": user.username}
 
     async def login(self, peer: Peer, request: m.Login) -> Answer:
+        expires: dict[str, int] = {}
         if request.token is not None:
             user, token = await self._accounts.resume(request.token), request.token
         elif request.username is not None and request.password is not None:
             user, token = await self._accounts.login(request.username, request.password)
+            expires = {"expires_in": self._accounts.session_seconds}
         else:
             missing = "username" if request.username is None else "password"
             raise BadRequest(f"{missing} is missing: log in with username and password, or with a token", field=missing)
         peer.unwatch()
         peer.user, peer.token = user, token
-        return {
-            "status": "logged_in",
-            "token": token,
-            "user_id": user.id,
-            "username": user.username,
-            "expires_in": self._accounts.session_seconds,
-        }
+        return {"status": "logged_in", "token": token, "user_id": user.id, "username": user.username, **expires}
 
     async def logout(self, peer: Peer, request: m.Nothing) -> Answer:
         if peer.token is not None:
@@ -184,15 +186,21 @@ class Actions:
     async def get_tasks(self, peer: Peer, request: m.GetTasks) -> Answer:
         _check_choice(request.status, STATUSES, "status")
         _check_choice(request.state, SHOWN_STATES, "state")
-        query = TaskQuery(request.limit, _before(request.cursor), request.status, request.state, request.kind)
-        page = await self._store.list_tasks(_user(peer).id, query)
-        cursor = None if page.before is None else _cursor(page.before)
-        status = "success" if page.tasks or cursor else "no_tasks"
-        return {"status": status, "tasks": self._views(page.tasks), "cursor": cursor}
+        kind = None if request.kind is None else check_kind(request.kind)
+        query = TaskQuery(request.limit, _before(request.cursor), request.status, request.state, kind)
+        async with peer.reading:
+            page = await self._store.list_tasks(_user(peer).id, query)
+            tasks, before = _that_fit(page.tasks), page.before
+            if len(tasks) < len(page.tasks):
+                before = tasks[-1].id
+            cursor = None if before is None else _cursor(before)
+            status = "success" if tasks or cursor else "no_tasks"
+            return {"status": status, "tasks": self._views(tasks), "cursor": cursor}
 
     async def get_task(self, peer: Peer, request: m.OneTask) -> Answer:
-        (task,) = await self._mine(peer, [request.task_id])
-        return {"status": "success", "task": m.view(task, self._announcer.now(), full=True)}
+        async with peer.reading:
+            (task,) = await self._mine(peer, [request.task_id], "task_id")
+            return {"status": "success", "task": m.view(task, self._announcer.now(), full=True)}
 
     async def cancel_task(self, peer: Peer, request: m.OneTask) -> Answer:
         task = await self._store.cancel(_user(peer).id, request.task_id)
@@ -206,11 +214,13 @@ class Actions:
         user = _user(peer)
         watch = peer.watch = self._hub.watch(user.id, peer.send)
         try:
-            page = await self._store.list_tasks(user.id, TaskQuery(request.limit))
+            async with peer.reading:
+                page = await self._store.list_tasks(user.id, TaskQuery(request.limit))
+                tasks = _that_fit(page.tasks)
+                return Then({"status": "success", "tasks": self._views(tasks)}, lambda: watch.open(tasks))
         except BaseException:
             watch.close()
             raise
-        return Then({"status": "success", "tasks": self._views(page.tasks)}, lambda: watch.open(page.tasks))
 
     async def unwatch(self, peer: Peer, request: m.Nothing) -> Answer:
         peer.unwatch()
@@ -219,25 +229,36 @@ class Actions:
     async def wait(self, peer: Peer, request: m.Wait) -> Answer:
         _check_count(request.task_ids, "task_ids")
         ids = list(dict.fromkeys(request.task_ids))
+        if len(ids) + sum(other.size for other in peer.waits) > limits.MAX_WAITED:
+            text = f"this connection waits for {limits.MAX_WAITED} tasks already; watch tells of all changes at once"
+            raise RateLimited(text, retry_after=1)
         deadline = self._clock.seconds() + request.timeout
         wait = self._hub.wait(ids)
         peer.waits.add(wait)
         try:
-            while True:
-                tasks = await self._mine(peer, ids)
-                done = all(task.state in TERMINAL for task in tasks)
-                left = deadline - self._clock.seconds()
-                if done or left <= 0 or peer.leaving:
-                    return {"status": "success", "done": done, "tasks": self._views(tasks)}
-                wait.ended([task.id for task in tasks if task.state in TERMINAL])
-                timer = self._clock.callLater(min(left, RECHECK), wait.wake)
+            await self._see_ended(peer, wait, ids)
+            while wait.remaining and deadline > self._clock.seconds() and not peer.leaving:
+                timer = self._clock.callLater(min(deadline - self._clock.seconds(), RECHECK), wait.wake)
                 await wait.changed
                 if timer.active():
                     timer.cancel()
                 wait.rearm()
+                await self._see_ended(peer, wait, tuple(wait.remaining))
+            async with peer.reading:
+                views, done = [], True
+                for some in _pieces(ids):
+                    tasks = await self._mine(peer, some, "task_ids")
+                    views += self._views(tasks)
+                    done = done and all(task.state in TERMINAL for task in tasks)
+                return {"status": "success", "done": done, "tasks": views}
         finally:
             peer.waits.discard(wait)
             wait.close()
+
+    async def _see_ended(self, peer: Peer, wait: Wait, ids: Sequence[int]) -> None:
+        """Look which of these have ended: what happened before the wait began, and what no news came of."""
+        for some in _pieces(ids):
+            wait.ended([task.id for task in await self._mine(peer, some, "task_ids") if task.state in TERMINAL])
 
     # what they share
 
@@ -246,18 +267,19 @@ class Actions:
         if queue is None:
             queue = self._queues[0]
         elif queue not in self._queues:
-            raise BadRequest(f"there is no queue {queue!r} here; known are: {', '.join(self._queues)}", field="queue")
+            known = ", ".join(self._queues)
+            raise BadRequest(f"there is no queue {quote(queue)} here; known are: {known}", field="queue")
         payload = encode_json(spec.payload, limits.MAX_LINE_BYTES, "payload") if spec.payload else "{}"
         return NewTask(check_task_text(spec.task), check_kind(spec.kind), payload, queue, spec.max_attempts)
 
-    async def _mine(self, peer: Peer, ids: Sequence[int]) -> Sequence[Task]:
+    async def _mine(self, peer: Peer, ids: Sequence[int], name: str) -> Sequence[Task]:
         found = {task.id: task for task in await self._store.get_tasks(_user(peer).id, ids)}
         for task_id in ids:
             if task_id not in found:
-                raise NotFound(f"you have no task {task_id}", field="task_id")
+                raise NotFound(f"you have no task {task_id}", field=name)
         return [found[task_id] for task_id in ids]
 
-    def _views(self, tasks: Sequence[Task]) -> list[m.TaskView]:
+    def _views(self, tasks: Iterable[Task]) -> list[m.TaskView]:
         now = self._announcer.now()
         return [m.view(task, now) for task in tasks]
 
@@ -275,6 +297,20 @@ def _check_count(items: Sequence[Any], name: str) -> None:
         raise TooLarge(f"{name} must have at most {limits.MAX_BATCH} entries, not {len(items)}", field=name)
 
 
+def _pieces(ids: Sequence[int]) -> Iterable[Sequence[int]]:
+    return (ids[start : start + LOOK] for start in range(0, len(ids), LOOK))
+
+
+def _that_fit(tasks: Sequence[Task]) -> Sequence[Task]:
+    """The first of them, as many as one reply should hold; at least one if there is one."""
+    chars = 0
+    for n, task in enumerate(tasks):
+        chars += len(task.task) + len(task.result or "") + len(task.error or "")
+        if chars > limits.MAX_PAGE_CHARS and n:
+            return tasks[:n]
+    return tasks
+
+
 def _check_choice(value: str | None, choices: Sequence[str], name: str) -> None:
     if value is not None and value not in choices:
         raise BadRequest(f"{name} must be one of: {', '.join(choices)}", field=name)
@@ -289,7 +325,7 @@ def _before(cursor: str | None) -> int | None:
         return None
     try:
         raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-        if raw[:1] == b"b" and raw[1:].isdigit() and len(raw) < 21:
+        if raw[:1] == b"b" and raw[1:].isdigit() and len(raw) < 21 and int(raw[1:]) < 2**63:
             return int(raw[1:])
     except (ValueError, binascii.Error):
         pass

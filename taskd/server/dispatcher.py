@@ -19,10 +19,11 @@ TURN = 500
 
 
 class Dispatcher:
-    """Moves due tasks of one queue from waiting to queued, round-robin over their users.
+    """Moves the backlog of one queue from waiting to queued, round-robin over its users.
 
-    A turn runs when :meth:`wake` is called and there is room for a worthwhile number, or when :meth:`tick` is: that is
-    for tasks that have become due and for those left by other servers.
+    Turns begin when :meth:`wake` is called and there is room for a worthwhile number, or when :meth:`tick` is: that is
+    for what was left by other servers. They go on round after round, as far as there is room, until a round was
+    clean: none of its turns was full, so it left nothing behind.
     """
 
     _log = Logger()
@@ -48,6 +49,7 @@ class Dispatcher:
         self._new_id = new_id
         self._last_user: int | None = None
         self._round: frozenset[int] = frozenset()
+        self._clean = True
         self._running: Deferred[None] | None = None
         self._again = False
         self._soon: IDelayedCall | None = None
@@ -105,17 +107,18 @@ class Dispatcher:
             self._log.failure("queue {queue}: a turn of the dispatcher failed", queue=self._queue)
 
     async def _turn(self) -> bool:
-        """One statement; whether another one right away would find more."""
+        """One statement; whether another one right away may find more."""
         window, batch = self._window, self._new_id()
         if self._last_user is None:
-            self._round = window.suspects()
+            self._round, self._clean = window.suspects(), True
         limit = min(TURN, window.room)
         found = await self._store.dispatch(batch, self._queue, limit, self._last_user)
         self._last_user = found.last_user
+        self._clean = self._clean and not found.more
         window.take(len(found.tasks))
         self._announcer.announce(found.tasks)
         self._outbox.publish(batch, found.tasks)
-        if found.last_user is None and not found.more:
+        if found.last_user is None and self._clean:
             window.cleared(self._round)
             return False
         return True

@@ -7,6 +7,7 @@ the store, so that what changes meanwhile is not missed; versions tell what the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from twisted.internet.defer import Deferred
 
@@ -20,53 +21,90 @@ _BEFORE, _AFTER = b'{"event":"task","task":', b"}\n"
 MAX_SEEN = 4096
 """Versions a watch remembers; the oldest are forgotten first, and matter least."""
 
+MAX_EARLY = 1024 * 1024
+"""Bytes of changes a watch keeps while its snapshot is being read; with more it is told of a gap behind it."""
+
+PIECE = 64 * 1024
+"""Bytes of events sent at a time, more or less, so that a reader that stops reading stops the sending."""
+
+
+class _Event(NamedTuple):
+    task_id: int
+    version: int
+    view: bytes
+
 
 class Watch:
-    """One reader's live view of one user's tasks. ``send`` gets encoded event lines, several at once."""
+    """One reader's live view of one user's tasks. ``send`` gets encoded event lines, several at once.
+
+    Each version of a task is sent once at most and never after a later one, in whatever order the news come.
+    """
 
     def __init__(self, hub: Hub, user_id: int, send: Callable[[bytes], None]) -> None:
         self._hub = hub
         self._send = send
         self._seen: dict[int, int] = {}
-        self._early: list[Change] | None = []
+        self._early: list[_Event] | None = []
+        self._early_bytes = 0
         self._missed = False
         self.user_id = user_id
+        self.closed = False
 
     def open(self, snapshot: Iterable[Task]) -> None:
         """The snapshot has been sent: send what came since it was asked for, then everything as it comes."""
+        if self.closed:
+            return
         self._seen = {task.id: task.version for task in snapshot}
         early, self._early = self._early, None
         if self._missed:
             self.gap()
         elif early:
-            self.deliver(early)
+            self._emit(early)
 
     def close(self) -> None:
         """Hear no more."""
+        self.closed = True
         self._hub.forget_watch(self)
 
     def deliver(self, changes: Sequence[Change]) -> None:
         """Changes of this user's tasks, in the order in which they arrived."""
-        if self._early is not None:
-            self._early.extend(changes)
-            return
-        seen, lines = self._seen, []
-        for change in changes:
-            if seen.get(change.task_id, 0) < change.version:
-                seen[change.task_id] = change.version
-                lines.append(_BEFORE + bytes(change.view) + _AFTER)
+        events = [_Event(change.task_id, change.version, bytes(change.view)) for change in changes]
+        if self._early is None:
+            self._emit(events)
+        elif not self._missed:
+            self._early += events
+            self._early_bytes += sum(len(event.view) for event in events)
+            if self._early_bytes > MAX_EARLY:
+                self._early, self._missed = [], True
+
+    def _emit(self, events: Iterable[_Event]) -> None:
+        seen, size = self._seen, 0
+        lines: list[bytes] = []
+        for task_id, version, view in events:
+            if self.closed:
+                return
+            if version <= seen.get(task_id, 0):
+                continue
+            seen.pop(task_id, None)  # so that it becomes the youngest
+            seen[task_id] = version
+            line = _BEFORE + view + _AFTER
+            lines.append(line)
+            size += len(line)
+            if size >= PIECE:
+                self._send(b"".join(lines))
+                lines, size = [], 0
         while len(seen) > MAX_SEEN:
             del seen[next(iter(seen))]
-        if lines:
+        if lines and not self.closed:
             self._send(b"".join(lines))
 
     def gap(self) -> None:
         """Changes may have been missed: the reader must watch again."""
         if self._early is not None:
             self._missed = True  # the snapshot is still to come, and the gap goes behind it
-            return
-        self.close()
-        self._send(GAP)
+        elif not self.closed:
+            self.close()
+            self._send(GAP)
 
 
 class Wait:
@@ -75,6 +113,7 @@ class Wait:
     def __init__(self, hub: Hub, ids: Iterable[int]) -> None:
         self._hub = hub
         self.remaining = set(ids)
+        self.size = len(self.remaining)
         self.changed: Deferred[None] = Deferred()
 
     def ended(self, ids: Iterable[int]) -> None:
@@ -129,7 +168,7 @@ class Hub:
                     mine.setdefault(change.user_id, []).append(change)
             for user_id, theirs in mine.items():
                 for watch in tuple(self._watches.get(user_id, ())):
-                    watch.deliver(theirs)
+                    watch.deliver(theirs)  # nothing is sent to one that is closed meanwhile
         if self._waits:
             for change in changes:
                 if change.task_id in self._waits and change.state in TERMINAL:

@@ -13,45 +13,57 @@ from twisted.internet.interfaces import (
     IReactorTime,
     ITCPTransport,
 )
-from twisted.internet.protocol import Factory
+from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import Logger
-from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from taskd.errors import Draining, Internal, TaskdError, TooLarge
 from taskd.server.actions import Actions, Peer, Then
 from taskd.server.hub import DRAINING, GAP
+from taskd.server.turns import Turns
+from taskd.wire.framing import Framer
 from taskd.wire.limits import MAX_LINE_BYTES
 from taskd.wire.session import Call, ServerSession
 
 MAX_EVENT_BYTES = 1024 * 1024
-"""Events kept for a reader that does not read; one more, and they are dropped and it is told of the gap."""
+"""Events kept for a peer that does not read; with more it is told of a gap and gets none until it watches again."""
 
 CLOSE_SECONDS = 5.0
-"""What a peer gets to read its last replies before the connection is aborted."""
+"""What a peer gets to read its last replies before the connection is aborted, when the server is stopping."""
+
+LINGER_SECONDS = 300.0
+"""The same when it was the peer that ended the conversation."""
 
 
 @implementer(IHalfCloseableProtocol)
-class LineConnection(LineReceiver):
-    """One client. A client that only writes (``printf ... | nc``) is answered before the connection is closed."""
+class LineConnection(Protocol):
+    """One client. A client that only writes (``printf ... | nc``) is answered before the connection is closed.
+
+    Nothing is read from a client that does not read its replies, or that has enough requests under way.
+    """
 
     _log = Logger()
-    delimiter = b"\n"
-    MAX_LENGTH = MAX_LINE_BYTES + 1  # a carriage return may stand before the line end
+    transport: Any
 
     def __init__(self, actions: Actions, clock: IReactorTime, factory: LineFactory) -> None:
         self._actions = actions
         self._clock = clock
         self._factory = factory
-        self._peer = Peer(self._event)
+        self._turns = Turns(clock)
+        self._peer = Peer(self._event, reading=self._turns)
         self._session = ServerSession(self._start, self._write, self._congested)
-        self._skipping = False
-        self._held: deque[bytes] = deque()
-        self._held_bytes = 0
+        self._framer = Framer()
+        self._lines: deque[bytes | None] = deque()
+        self._reading = False
+        self._paused = False
+        self._ended = False
         self._blocked = False
         self._full = False
+        self._unread = 0
+        self._linger = LINGER_SECONDS
         self._draining = False
+        self._lost = False
         self._closer: IDelayedCall | None = None
 
     # from the transport
@@ -63,99 +75,100 @@ class LineConnection(LineReceiver):
             self.transport.setTcpNoDelay(True)
         self.transport.registerProducer(_Flow(self), True)
 
-    def lineReceived(self, line: bytes) -> None:
-        self._session.receive(line[:-1] if line.endswith(b"\r") else line)
-
-    def lineLengthExceeded(self, line: bytes) -> None:
-        self._session.refuse(
-            TooLarge(f"the line is longer than {MAX_LINE_BYTES} bytes; split it, new_tasks into several for instance")
-        )
-        self._skip(line)
-
-    def rawDataReceived(self, data: bytes) -> None:
-        self._skip(data)
+    def dataReceived(self, data: bytes) -> None:
+        self._lines.extend(self._framer.feed(data))
+        self._read()
 
     def readConnectionLost(self) -> None:
-        rest = self.clearLineBuffer()
-        if rest and not self._skipping:
-            self.lineReceived(rest)
-        self.close()
+        if not self._ended:
+            self._ended = True
+            rest = self._framer.end()
+            if rest is not None:
+                self._lines.append(rest)
+            self._read()
 
     def writeConnectionLost(self) -> None:
         self.transport.abortConnection()
 
     def connectionLost(self, reason: Failure = Failure(Exception())) -> None:  # noqa: B008 (the base's signature)
+        self._lost = True
         self._factory.gone(self)
+        self._lines.clear()
+        self._session.abandon()
         self._peer.gone()
-        self._held.clear()
+        self._turns.close()
         if self._closer is not None:
             self._closer.cancel()
             self._closer = None
 
-    def _skip(self, data: bytes) -> None:
-        """Throw away the rest of an overlong line and go on behind it."""
-        _, end, rest = data.partition(self.delimiter)
-        self._skipping = not end
-        if end:
-            self.setLineMode(rest)
-        else:
-            self.setRawMode()
+    def _read(self) -> None:
+        """Take what has arrived, as far as the peer reads and the session takes more."""
+        if self._reading:
+            return
+        self._reading = True
+        try:
+            while self._lines and not (self._blocked or self._full):
+                line = self._lines.popleft()
+                if line is None:
+                    text = f"the line is longer than {MAX_LINE_BYTES} bytes; send less in one, or several new_tasks"
+                    self._session.refuse(TooLarge(text))
+                else:
+                    self._session.receive(line)
+        finally:
+            self._reading = False
+        if self._ended and not self._lines and not self._lost:
+            self._session.close(self._goodbye)
 
     # to the transport
 
     def drain(self) -> None:
         """The server is stopping: answer what was asked, refuse what comes, close."""
         self._draining = True
-        if self._peer.watch is not None:
+        self._linger = CLOSE_SECONDS
+        if self._peer.watch is not None and not self._peer.watch.closed:
             self._peer.unwatch()
             self._event(DRAINING)
         self._peer.gone()
-        self.close()
-
-    def close(self) -> None:
-        """Close once everything taken has been answered and read, or a few seconds later."""
         self._session.close(self._goodbye)
-
-    def _goodbye(self) -> None:
-        self.transport.unregisterProducer()
-        self._send_held()
-        self.transport.loseConnection()
-        if self._closer is None and self in self._factory.connections:
-            self._closer = self._clock.callLater(CLOSE_SECONDS, self._give_up)
-
-    def _give_up(self) -> None:
-        self._closer = None
-        self.abort()
 
     def abort(self) -> None:
         """Cut the connection."""
         self.transport.abortConnection()
 
+    def _goodbye(self) -> None:
+        if self._lost:
+            return
+        if self._closer is not None:
+            self._closer.reset(self._linger)
+            return
+        self._peer.gone()
+        self._closer = self._clock.callLater(self._linger, self._give_up)
+        # or the transport would wait for the producer before it closes
+        self.transport.unregisterProducer()
+        self.transport.loseConnection()
+
+    def _give_up(self) -> None:
+        self._closer = None
+        self.abort()
+
     def _write(self, line: bytes) -> None:
         self.transport.write(line)
 
     def _event(self, lines: bytes) -> None:
-        if not self._blocked:
-            self.transport.write(lines)
+        if self._lost:
             return
-        self._held.append(lines)
-        self._held_bytes += len(lines)
-        if self._held_bytes > MAX_EVENT_BYTES and self._peer.watch is not None:
-            self._peer.unwatch()
-            self._held.clear()
-            self._held.append(GAP)
-
-    def _send_held(self) -> None:
-        if self._held:
-            self.transport.writeSequence(list(self._held))
-            self._held.clear()
-        self._held_bytes = 0
+        self.transport.write(lines)
+        if self._blocked:
+            self._unread += len(lines)
+            if self._unread > MAX_EVENT_BYTES and self._peer.watch is not None:
+                self._peer.unwatch()
+                self.transport.write(GAP)
 
     def writable(self, yes: bool) -> None:
         """Whether the peer reads what we write. While it does not, nothing more is read from it either."""
         self._blocked = not yes
-        if yes:
-            self._send_held()
+        self._unread = 0
+        self._turns.hold(self._blocked)
         self._flow()
 
     def _congested(self, yes: bool) -> None:
@@ -164,10 +177,15 @@ class LineConnection(LineReceiver):
 
     def _flow(self) -> None:
         stop = self._blocked or self._full
-        if stop and not self.paused:
-            self.pauseProducing()
-        elif not stop and self.paused:
-            self.resumeProducing()
+        if stop != self._paused and not self._lost:
+            self._paused = stop
+            if not self._ended:
+                if stop:
+                    self.transport.pauseProducing()
+                else:
+                    self.transport.resumeProducing()
+        if not stop:
+            self._read()
 
     # calls
 
@@ -182,7 +200,7 @@ class LineConnection(LineReceiver):
         except TaskdError as e:
             call.fail(e)
             return
-        if type(answer) is Then:
+        if isinstance(answer, Then):
             call.succeed(answer.reply)
             answer.after()
         else:
@@ -190,7 +208,8 @@ class LineConnection(LineReceiver):
 
     def _failed(self, failure: Failure, call: Call) -> None:
         self._log.failure("{action} failed", failure, action=call.action.name)
-        call.fail(Internal(f"{call.action.name} failed for a reason of the server's; its log says more"))
+        if not call.answered:
+            call.fail(Internal(f"{call.action.name} failed for a reason of the server's; its log says more"))
 
 
 @implementer(IPushProducer)
@@ -240,9 +259,9 @@ class LineFactory(Factory):
         """A connection is lost."""
         self.connections.discard(connection)
         if not self.connections:
-            for waiting in self._empty:
-                waiting.callback(None)
-            self._empty.clear()
+            waiting, self._empty = self._empty, []
+            for done in waiting:
+                done.callback(None)
 
     def empty(self) -> Deferred[None]:
         """Fires when no connection is left."""

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from taskd.errors import BrokerUnavailable, Unavailable
+from taskd.errors import BrokerUnavailable
 from taskd.model import State, Task
 from taskd.ports import Dispatch, IBroker, ITaskStore
 
 RELAY_AFTER = 5.0
-"""Seconds after which a row counts as orphaned. Publishing twice is harmless, so this only has to be longer than usual."""
+"""Seconds after which a row counts as orphaned. Publishing twice is harmless: this has to be longer than usual only."""
 
 RELAY_BATCHES = 20
 
@@ -65,15 +65,15 @@ class Outbox:
         if settled:
             try:
                 await self._store.settle(settled)
-            except Unavailable:
+            except BaseException:
                 self.give_back(settled)
                 raise
 
     async def relay(self) -> int:
         """Publish orphaned batches; how many. Raises Unavailable."""
+        await self.settle()
         if not self._broker.ready:
             return 0
-        await self.settle()
         orphans = await self._store.take_over(RELAY_AFTER, RELAY_BATCHES)
         for orphan in orphans:
             await self._publish(orphan.id, orphan.messages)

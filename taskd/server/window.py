@@ -19,6 +19,7 @@ class Window:
         self.limit = limit
         self._queued = 0
         self._backlog: set[int] = set()
+        self._since: set[int] = set()
         self._known = False
 
     @property
@@ -41,18 +42,21 @@ class Window:
     def suspect(self, user_id: int) -> None:
         """This user has something waiting in the store."""
         self._backlog.add(user_id)
+        self._since.add(user_id)
 
     def take(self, places: int) -> None:
         """These many were handed over by the dispatcher (negative: given back)."""
         self._queued = max(0, self._queued + places)
 
     def suspects(self) -> frozenset[int]:
-        """Users with a backlog as far as known, to be given to :meth:`cleared` after a round that found no more."""
+        """Users with a backlog as far as known when a round begins, to be given to :meth:`cleared` if it was clean."""
+        self._since.clear()
         return frozenset(self._backlog)
 
     def cleared(self, suspects: Iterable[int]) -> None:
-        """A whole round of the dispatcher found nothing left of these users."""
+        """A whole round of the dispatcher left nothing of these users, but for what was added while it went round."""
         self._backlog.difference_update(suspects)
+        self._backlog |= self._since
         self._known = True
 
     def heard(self, change: Change) -> None:

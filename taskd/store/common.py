@@ -1,11 +1,16 @@
-"""What both stores share: columns, filters, the dispatcher's sharing rule, the care of texts."""
+"""What both stores share: columns, filters, the dispatcher's sharing rule, the care of texts, pauses."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import random
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from taskd.errors import BadRequest
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+
+from taskd.errors import BadRequest, Unavailable
 from taskd.model import LISTED_RESULT_BYTES, STATUS_OF, STATUSES, TERMINAL, State
 from taskd.ports import TaskQuery
 
@@ -15,7 +20,11 @@ KEEP_SECONDS = 60
 """An outbox row that was taken over or stored by a repetition outlives its settling by this much, so that
 a straggling first run of the batch, stuck in a network or a stopped backend, still finds its number taken."""
 
-LOOK_AT = 5000
+MIN_DELAY = 0.1
+MAX_DELAY = 5.0
+"""Seconds between attempts to reach the database: doubled from first to last, less a random part of up to a half."""
+
+LOOK_AT = 1000
 """The most rows that a filter may look at and throw away for one page."""
 
 COLUMNS = (
@@ -67,9 +76,9 @@ def columns(alias: str = "", listed: bool = False) -> str:
 class Filter:
     """How a page is found: which statuses to walk, and what of them to keep.
 
-    ``condition`` is SQL over the walked rows, empty when every row is kept; ``in_flight`` says that the
-    wanted rows are among the few in flight, whatever the length of the list. A filter that nothing can pass
-    has no statuses.
+    ``condition`` is SQL over the rows, empty when every row is kept; ``in_flight`` says that the wanted rows are
+    among the few in flight, whatever the length of the list; ``walked`` that any number of rows may have to be looked
+    at to find them. A filter that nothing can pass has no statuses. Raises BadRequest.
     """
 
     def __init__(self, query: TaskQuery, now: str, placeholder: str) -> None:
@@ -85,14 +94,15 @@ class Filter:
                 self.in_flight = stored is not State.WAITING
         if query.kind is not None:
             conditions.append(f"kind = {placeholder}")
-            self.args = (query.kind,)
+            self.args = (check_storable(query.kind),)
         self.statuses = statuses
         self.condition = " AND ".join(conditions)
+        self.walked = bool(conditions) and not self.in_flight
 
 
 def share(limit: int, users: int) -> int:
-    """How many tasks each of this many users may have of a turn."""
-    return -(-limit // users)
+    """How many tasks each of this many users may have now; when there are less than one for each, one for some."""
+    return max(1, limit // users)
 
 
 def in_turns(rows: Iterable[tuple[int, T]]) -> list[T]:
@@ -122,3 +132,42 @@ def check_storable(text: str) -> str:
     except UnicodeEncodeError:
         raise BadRequest("text must be valid Unicode") from None
     return text
+
+
+def delay(failures: int, jitter: Callable[[], float] = random.random) -> float:
+    """Seconds to wait after this many failures in a row, the last one not counted."""
+    return min(MAX_DELAY, MIN_DELAY * 2.0 ** min(failures, 10)) * (1 - jitter() / 2)
+
+
+def closed() -> Unavailable:
+    """What a call gets once its store has been stopped."""
+    return Unavailable("the store is closed")
+
+
+class Pauses:
+    """Growing pauses between attempts, which stop() ends."""
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._failures = 0
+        self._pause: Deferred[None] | None = None
+        self.stopped = False
+
+    async def pause(self) -> None:
+        """Wait before the next attempt. Raises Unavailable once stopped."""
+        if not self.stopped:
+            self._pause = deferLater(self._clock, delay(self._failures))
+            self._failures += 1
+            try:
+                await self._pause
+            except CancelledError:
+                if not self.stopped:
+                    raise
+        if self.stopped:
+            raise closed()
+
+    def stop(self) -> None:
+        """Whoever pauses gets Unavailable, now and later."""
+        self.stopped = True
+        if self._pause is not None:
+            self._pause.cancel()

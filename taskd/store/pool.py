@@ -17,12 +17,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from taskd.errors import Unavailable
+from taskd.store.common import MAX_DELAY, closed, delay
 
 R = TypeVar("R")
-
-MIN_DELAY = 0.1
-MAX_DELAY = 5.0
-"""Seconds between attempts to connect: doubled from first to last, less a random part of up to a half."""
 
 
 class Lost(Exception):
@@ -46,7 +43,8 @@ class Pool(Generic[C]):
     """Keeps ``size`` connections open and lends them out.
 
     ``make`` makes an unopened connection; ``is_dead`` tells from an exception of the work whether the
-    connection can serve no more. A caller waits up to ``wait`` seconds for a connection.
+    connection can serve no more. A caller waits up to ``wait`` seconds for a connection. ``jitter`` gives numbers
+    from 0 to 1.
     """
 
     log = Logger()
@@ -70,6 +68,8 @@ class Pool(Generic[C]):
         self._wait = wait
         self._jitter = jitter
         self._live: set[C] = set()
+        # opened, but nothing was done on them yet: one that dies so is no reason to hurry
+        self._unproven: set[C] = set()
         self._idle: list[C] = []
         self._waiting: deque[Deferred[C]] = deque()
         self._opening: C | None = None
@@ -77,6 +77,7 @@ class Pool(Generic[C]):
         self._failures = 0
         self._trouble = False
         self._running = False
+        self._stopped = False
 
     @property
     def live(self) -> int:
@@ -84,39 +85,42 @@ class Pool(Generic[C]):
         return len(self._live)
 
     def start(self) -> None:
-        """Begin to connect."""
-        self._running = True
+        """Begin to connect. After stop() it does nothing."""
+        self._running = not self._stopped
         self._fill()
 
     def stop(self) -> None:
         """Close everything; work under way is lost and callers that wait get Unavailable."""
-        self._running = False
+        self._running, self._stopped = False, True
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
         connections = [*self._live, *([self._opening] if self._opening else [])]
         self._live.clear()
+        self._unproven.clear()
         self._idle.clear()
         for connection in connections:
             connection.close()
         while self._waiting:
-            self._waiting.popleft().errback(Unavailable("the store is closed"))
+            self._waiting.popleft().errback(closed())
 
     async def run(self, work: Callable[[C], Awaitable[R]]) -> R:
         """Do ``work`` on a connection. Raises Lost, Unavailable, or what the work raises."""
         connection = await self._acquire()
         try:
             result = await work(connection)
-        except (Exception, CancelledError, GeneratorExit) as e:
-            # whoever stops waiting leaves a connection that still has an answer coming
-            if self._is_dead(e) or isinstance(e, CancelledError | GeneratorExit):
-                self._discard(connection, e)
-                if isinstance(e, Exception) and not isinstance(e, CancelledError):
-                    raise Lost(reason(e)) from e
-            else:
-                self._release(connection)
+        except (CancelledError, GeneratorExit) as e:
+            # whoever stops waiting leaves a connection that still has an answer coming: no fault of the database
+            self._unproven.discard(connection)
+            self._discard(connection, e)
             raise
-        self._release(connection)
+        except Exception as e:
+            if self._is_dead(e):
+                self._discard(connection, e)
+                raise Lost(reason(e)) from e
+            self._proved(connection)
+            raise
+        self._proved(connection)
         return result
 
     # -- lending
@@ -126,8 +130,10 @@ class Pool(Generic[C]):
         if self._idle:
             # the one used last: its caches are warm
             done.callback(self._idle.pop())
+        elif self._stopped:
+            done.errback(closed())
         elif not self._running:
-            done.errback(Unavailable("the store is closed"))
+            done.errback(self._unavailable("cannot be reached yet"))
         else:
             self._waiting.append(done)
             timer = self._clock.callLater(self._wait, self._give_up, done)
@@ -136,11 +142,19 @@ class Pool(Generic[C]):
 
     def _give_up(self, done: Deferred[C]) -> None:
         self._forget(done)
-        done.errback(Unavailable(f"{self._name} cannot be reached now; try again", retry_after=MAX_DELAY))
+        done.errback(self._unavailable("has no connection free" if self._live else "cannot be reached now"))
+
+    def _unavailable(self, why: str) -> Unavailable:
+        return Unavailable(f"{self._name} {why}; try again", retry_after=MAX_DELAY)
 
     def _forget(self, done: Deferred[C]) -> None:
         if done in self._waiting:
             self._waiting.remove(done)
+
+    def _proved(self, connection: C) -> None:
+        self._unproven.discard(connection)
+        self._failures = 0
+        self._release(connection)
 
     def _release(self, connection: C) -> None:
         if connection not in self._live:
@@ -154,8 +168,8 @@ class Pool(Generic[C]):
 
     def _fill(self) -> None:
         # One at a time: a database that is coming up is not helped by a crowd.
-        self._retry = None
-        if self._running and self._opening is None and len(self._live) < self._size:
+        wanted = self._running and len(self._live) < self._size
+        if wanted and self._opening is None and self._retry is None:
             connection = self._opening = self._make()
             opened = Deferred.fromCoroutine(self._open(connection))
             opened.addErrback(lambda f: self.log.failure("opening a connection", f))
@@ -173,8 +187,8 @@ class Pool(Generic[C]):
         if not self._running:
             connection.close()
             return
-        self._failures = 0
         self._live.add(connection)
+        self._unproven.add(connection)
         if self._trouble and len(self._live) == self._size:
             self._trouble = False
             self.log.info("{name}: all {size} connections are open again", name=self._name, size=self._size)
@@ -182,12 +196,8 @@ class Pool(Generic[C]):
         self._fill()
 
     def _open_failed(self, e: Exception) -> None:
-        delay = min(MAX_DELAY, MIN_DELAY * 2 ** min(self._failures, 10)) * (1 - self._jitter() / 2)
-        self._failures += 1
-        if not self._trouble:
-            self._trouble = True
-            self.log.warn("{name}: cannot connect, trying on: {reason}", name=self._name, reason=reason(e))
-        self._retry = self._clock.callLater(delay, self._fill)
+        self._tell("{name}: cannot connect, trying on: {reason}", e)
+        self._back_off()
 
     def _discard(self, connection: C, e: BaseException) -> None:
         if connection not in self._live:
@@ -195,14 +205,29 @@ class Pool(Generic[C]):
         self._live.remove(connection)
         if connection in self._idle:
             self._idle.remove(connection)
-        if not self._trouble:
-            # one line an incident, not one a connection
-            self._trouble = True
-            text = "{name}: connection lost, connecting again: {reason}"
-            self.log.warn(text, name=self._name, reason=reason(e))
+        if isinstance(e, Exception) and not isinstance(e, CancelledError):
+            self._tell("{name}: connection lost, connecting again: {reason}", e)
         connection.close()
-        if self._retry is None:
+        if connection in self._unproven:
+            self._unproven.remove(connection)
+            self._back_off()
+        else:
             self._fill()
+
+    def _back_off(self) -> None:
+        if self._retry is None:
+            self._retry = self._clock.callLater(delay(self._failures, self._jitter), self._try_again)
+            self._failures += 1
+
+    def _try_again(self) -> None:
+        self._retry = None
+        self._fill()
+
+    def _tell(self, text: str, e: BaseException) -> None:
+        # one line an incident, not one a connection
+        if not self._trouble:
+            self._trouble = True
+            self.log.warn(text, name=self._name, reason=reason(e))
 
 
 def _cancel_timer(result: C | Failure, timer: IDelayedCall) -> C | Failure:

@@ -16,7 +16,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from taskd.errors import BadRequest, Conflict, NotFound, Unavailable, UsernameInUse
+from taskd.errors import BadRequest, Conflict, NotFound, SettingsError, Unavailable, UsernameInUse
 from taskd.model import State, Task, User
 from taskd.ports import (
     Account,
@@ -33,19 +33,30 @@ from taskd.ports import (
 )
 from taskd.store import migrations
 from taskd.store import postgres_statements as sql
-from taskd.store.common import LOOK_AT, STATES, Filter, check_storable, in_turns, storable_error
-from taskd.store.pool import MAX_DELAY, MIN_DELAY, Lost, Pool, reason
+from taskd.store.common import (
+    LOOK_AT,
+    MAX_DELAY,
+    MIN_DELAY,
+    STATES,
+    Filter,
+    Pauses,
+    check_storable,
+    closed,
+    storable_error,
+)
+from taskd.store.pool import Lost, Pool, reason
 from taskd.store.postgres_arrays import flags, ids, numbers, texts
-from taskd.store.postgres_connection import PostgresConnection, is_dead
-
-RETRY_SECONDS = 10.0
-"""How long a batch whose fate is unknown is tried again."""
+from taskd.store.postgres_connection import STATEMENT_SECONDS, PostgresConnection, is_dead
 
 MIGRATION_SECONDS = 600
 """The longest that a server waits for its own migrations or for another server's."""
 
 _MIGRATION_LOCK = 7_461_735_642
 _LAST = 2**63 - 1
+_CANCEL_TRIES = 5
+
+# By whether the statement may have been done
+_GAVE_UP = {True: "the database connection was lost: {}", False: "the database is too busy now: {}"}
 
 Rows = list[tuple[Any, ...]]
 
@@ -62,23 +73,39 @@ def _tasks(rows: Rows) -> list[Task]:
 
 @implementer(ITaskStore)
 class PostgresStore:
-    """ITaskStore on PostgreSQL. ``dsn`` has user, password, dbname, host and port as libpq knows them."""
+    """ITaskStore on PostgreSQL.
+
+    ``dsn`` has user, password, dbname, host and port as libpq knows them; ``size`` is the number of connections. In
+    seconds: ``wait`` is how long a call waits for one of them, ``patience`` how long one statement may take, and
+    ``retry`` how long a batch whose fate is unknown is tried again.
+    """
 
     log = Logger()
 
-    def __init__(self, dsn: Mapping[str, str | int], reactor: Any, size: int = 6) -> None:
+    def __init__(
+        self,
+        dsn: Mapping[str, str | int],
+        reactor: Any,
+        size: int = 6,
+        *,
+        wait: float = 5.0,
+        patience: int = STATEMENT_SECONDS,
+        retry: float = 10.0,
+    ) -> None:
         self._dsn = dsn
         self._reactor = reactor
+        self._retry = retry
         self._name = f"PostgreSQL at {dsn.get('host', 'localhost')}:{dsn.get('port', 5432)}"
         self._migrated = False
-        self._stopped = False
+        self._pauses = Pauses(reactor)
         self._starting: PostgresConnection | None = None
         self._pool = Pool(
             reactor,
-            lambda: PostgresConnection(dsn, reactor, sql.PREPARED),
+            lambda: PostgresConnection(dsn, reactor, sql.PREPARED, patience),
             is_dead,
             name=self._name,
             size=size,
+            wait=wait,
         )
 
     @property
@@ -89,34 +116,40 @@ class PostgresStore:
     # -- start and stop ----------------------------------------------------------------------------
 
     async def start(self) -> None:
-        delay = MIN_DELAY
         told = False
-        while not self._migrated:
-            connection = self._starting = PostgresConnection(self._dsn, self._reactor, {}, patience=MIGRATION_SECONDS)
+        while True:
+            if self._pauses.stopped:
+                raise closed()
             try:
-                await connection.open(lambda e: None)
-                await _migrate(connection)
-                self._migrated = True
+                if not self._migrated:
+                    await self._migrate()
+                    self._pool.start()
+                await self._call("find_user", "")
+                return
+            except psycopg2.errors.InsufficientPrivilege as e:
+                raise SettingsError(f"{self._name}: user {self._dsn.get('user')}: {reason(e)}") from None
             except Exception as e:
-                if not is_dead(e):
+                passes = is_dead(e) or (isinstance(e, psycopg2.Error) and isinstance(_translated(e), Unavailable))
+                if not passes and not isinstance(e, Unavailable):
                     raise
-                if not told:
+                if not told and not self._migrated:
                     told = True
                     text = "{name}: cannot connect, trying on: {reason}"
                     self.log.warn(text, name=self._name, reason=reason(e))
-            finally:
-                connection.close()
-                self._starting = None
-            if self._stopped:
-                raise Unavailable("the store is closed")
-            if not self._migrated:
-                await deferLater(self._reactor, delay)
-                delay = min(MAX_DELAY, delay * 2)
-        self._pool.start()
-        await self._call("find_user", "")
+            await self._pauses.pause()
+
+    async def _migrate(self) -> None:
+        connection = self._starting = PostgresConnection(self._dsn, self._reactor, {}, patience=MIGRATION_SECONDS)
+        try:
+            await connection.open(lambda e: None)
+            await _migrate(connection)
+            self._migrated = True
+        finally:
+            connection.close()
+            self._starting = None
 
     async def stop(self) -> None:
-        self._stopped = True
+        self._pauses.stop()
         self._pool.stop()
         if self._starting is not None:
             self._starting.close()
@@ -124,20 +157,27 @@ class PostgresStore:
     # -- running statements ------------------------------------------------------------------------
 
     async def _run(self, work: Callable[[bool, PostgresConnection], Any], repeat: bool = True) -> Any:
-        """Do ``work(again, connection)`` until its outcome is known; ``again``: it may have been done."""
+        """Do ``work(again, connection)`` until its outcome is known; ``again``: it may have been done.
+
+        Without ``repeat`` it is done once at most.
+        """
         again = False
-        deadline = 0.0
+        deadline: float | None = None
         while True:
             try:
                 return await self._pool.run(partial(work, again))
             except (Lost, Unavailable, psycopg2.extensions.TransactionRollbackError) as e:
+                if isinstance(e, Lost):
+                    again = True
+                elif isinstance(e, Unavailable) and not again:
+                    raise
                 now = self._reactor.seconds()
-                if not again:
-                    if isinstance(e, Unavailable):
-                        raise
-                    again, deadline = True, now + RETRY_SECONDS
-                if not repeat or self._stopped or now >= deadline:
-                    raise Unavailable(f"the database connection was lost: {reason(e)}", retry_after=MAX_DELAY) from e
+                if deadline is None:
+                    deadline = now + self._retry
+                if self._pauses.stopped:
+                    raise closed() from e
+                if now >= deadline or (again and not repeat):
+                    raise Unavailable(_GAVE_UP[again].format(reason(e)), retry_after=MAX_DELAY) from e
             except psycopg2.Error as e:
                 raise _translated(e) from e
             except UnicodeEncodeError as e:
@@ -226,17 +266,17 @@ class PostgresStore:
 
     async def dispatch(self, batch: str, queue: str, limit: int, after_user: int | None) -> Dispatched:
         known, rows = await self._batch("dispatch", batch, batch, queue, limit, after_user or 0)
+        if not known and rows[0][0]:
+            known, rows = True, await self._call("batch", batch)
         if known:
+            # where the walk ended is not known any more: the next turn goes on behind the last user served
             tasks = _tasks(rows)
-            return Dispatched(tasks, max((t.user_id for t in tasks), default=None), True)
-        walked, last, first, last_served, second = rows[0][:5]
-        cut = walked == limit
-        if first == limit:
-            # a full turn ends with the last user it served
-            last, cut = last_served, True
-        moved = [_task(row[5:]) for row in rows if row[5] is not None]
-        tasks = in_turns((t.user_id, t) for t in moved)
-        return Dispatched(tasks, last if cut else None, cut or second > 0)
+            return Dispatched(tasks, max((t.user_id for t in tasks), default=None), len(tasks) == limit)
+        tasks = [_task(row[2:-1]) for row in rows if row[2] is not None]
+        return Dispatched(tasks, rows[0][1], len(tasks) == limit)
+
+    async def promote(self, limit: int) -> Sequence[tuple[str, int]]:
+        return [(queue, user) for queue, user in await self._call("promote", limit, repeat=False)]
 
     async def settle(self, batches: Sequence[str]) -> None:
         await self._call("settle", ids(batches))
@@ -290,15 +330,19 @@ class PostgresStore:
         return frozenset(task_id for (task_id,) in await self._call("renew", worker, lease))
 
     async def cancel(self, user_id: int, task_id: int) -> Task:
-        if rows := await self._call("cancel", user_id, task_id):
-            return _task(rows[0])
-        found = await self.get_tasks(user_id, [task_id])
-        if not found:
-            raise NotFound(f"you have no task {task_id}", field="task_id")
-        if found[0].state is not State.CANCELLED:
-            state = found[0].state.value
-            raise Conflict(f"task {task_id} is {state}: too late to cancel it", field="task_id")
-        return found[0]
+        for _ in range(_CANCEL_TRIES):
+            if rows := await self._call("cancel", user_id, task_id):
+                return _task(rows[0])
+            found = await self.get_tasks(user_id, [task_id])
+            if not found:
+                raise NotFound(f"you have no task {task_id}", field="task_id")
+            if found[0].state is State.CANCELLED:
+                return found[0]
+            if found[0].state not in (State.WAITING, State.QUEUED):
+                break
+            # running a moment ago, given back since
+        state = found[0].state.value
+        raise Conflict(f"task {task_id} is {state}: too late to cancel it", field="task_id")
 
     # -- repair ------------------------------------------------------------------------------------
     # What changes nothing when repeated but would not be told again is not repeated: the caller learns by
@@ -323,30 +367,30 @@ class PostgresStore:
 
     async def list_tasks(self, user_id: int, query: TaskQuery) -> Page:
         wanted = Filter(query, now="now()", placeholder="%s")
-        page: Page = await self._run(lambda again, connection: _page(connection, user_id, query, wanted))
-        return page
+        if not wanted.statuses:
+            return Page((), None)
+        text, args = _listing(user_id, query, wanted)
+        rows: Rows = await self._run(lambda again, connection: connection.query(text, args))
+        end = None
+        if wanted.walked:
+            end = rows[0][0]
+            rows = [row[1:] for row in rows if row[1] is not None]
+        tasks = _tasks(rows[: query.limit])
+        return Page(tasks, tasks[-1].id if len(rows) > query.limit else end)
 
 
-async def _page(connection: PostgresConnection, user_id: int, query: TaskQuery, wanted: Filter) -> Page:
-    before = _LAST if query.before is None else query.before
-    statuses, condition, limit = wanted.statuses, wanted.condition, query.limit
-    if not statuses:
-        return Page((), None)
+def _listing(user_id: int, query: TaskQuery, wanted: Filter) -> tuple[str, Sequence[Any]]:
+    """The statement for a page with one row more than asked for, and its parameters."""
+    before = _LAST if query.before is None else max(0, min(query.before, _LAST))
+    count = query.limit + 1
     if wanted.in_flight:
-        args = (user_id, before, *wanted.args, limit + 1)
-        tasks = _tasks(await connection.query(sql.list_in_flight(condition), args))
-    else:
-        each = LOOK_AT if condition else limit + 1
-        walks = [v for status in statuses for v in (user_id, status, before, user_id, status, each)]
-        merged = () if condition and len(statuses) == 1 else (each,)
-        text = sql.list_walk(len(statuses), condition)
-        tasks = _tasks(await connection.query(text, (*walks, *merged, *wanted.args, limit + 1)))
-    if len(tasks) > limit:
-        return Page(tasks[:limit], tasks[limit - 1].id)
-    if not condition or wanted.in_flight:
-        return Page(tasks, None)
-    rows = await connection.query(sql.list_end(len(statuses)), (*walks, LOOK_AT - 1))
-    return Page(tasks, rows[0][0] if rows else None)
+        return sql.list_in_flight(wanted.condition), (user_id, before, *wanted.args, count)
+    each = LOOK_AT if wanted.walked else count
+    walk = [v for status in wanted.statuses for v in (user_id, status, before, each, user_id, status)]
+    if not wanted.walked:
+        return sql.list_walk(len(wanted.statuses)), (*walk, count)
+    args = *walk, each, *wanted.args, count, count, *walk, each - 1
+    return sql.list_filtered(len(wanted.statuses), wanted.condition), args
 
 
 async def _migrate(connection: PostgresConnection) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions
 from twisted.internet.abstract import isIPAddress, isIPv6Address
-from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectionClosed
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionClosed, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IAddress, IHostResolution
 from twisted.python.failure import Failure
 from txpostgres import txpostgres
@@ -24,10 +24,17 @@ GRACE_SECONDS = 2.0
 SESSION = {
     "timezone": "UTC",
     "synchronous_commit": "on",
+    # The statements lean on rows being looked at again after a wait for their lock
+    "default_transaction_isolation": "read\\ committed",
     # Every statement has its index, and the statistics of a table that is a queue are always out of date: a
     # plan made once for any parameters, that never scans the table, is the one that does not surprise.
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    # A bitmap scan does not mark the index entries that it found dead, so the next one steps over them again
+    "enable_bitmapscan": "off",
+    "max_parallel_workers_per_gather": "0",
     "jit": "off",
 }
 NETWORK = {
@@ -42,7 +49,7 @@ NETWORK = {
 _JSON = extensions.new_type((114,), "JSON", extensions.UNICODE)
 
 
-def _timestamp(value: str | None, cursor: Any) -> datetime | None:
+def _timestamp(value: Any, cursor: Any) -> datetime | None:
     return None if value is None else datetime.fromisoformat(value)
 
 
@@ -50,7 +57,7 @@ def _timestamp(value: str | None, cursor: Any) -> datetime | None:
 _TIMESTAMP = extensions.new_type((1184,), "TIMESTAMPTZ", _timestamp) if sys.version_info >= (3, 11) else None
 
 
-class _Connection(txpostgres.Connection):  # type: ignore[misc]
+class _Connection(txpostgres.Connection):
     """Tells ``on_lost`` when it dies while idle, instead of raising into the reactor."""
 
     on_lost: Callable[[BaseException], None] = staticmethod(lambda e: None)
@@ -65,7 +72,7 @@ class _Connection(txpostgres.Connection):  # type: ignore[misc]
     def connectionLost(self, reason: Failure) -> None:
         """The socket is gone."""
         super().connectionLost(reason)
-        self.on_lost(reason.value)
+        self.on_lost(reason.value or ConnectionLost())
 
 
 class PostgresConnection:
@@ -87,29 +94,32 @@ class PostgresConnection:
         self._reactor = reactor
         self._prepared = prepared
         self._connection = _Connection(reactor)
+        self._lookup: Deferred[list[str]] | None = None
         self._closed = False
 
     async def open(self, on_lost: Callable[[BaseException], None]) -> None:
         """Connect and prepare."""
         timer = self._reactor.callLater(CONNECT_SECONDS, self.close)
         try:
+            dsn = await self._addressed()
             session = {**SESSION, "statement_timeout": f"{self._patience}s"}
             options = " ".join(f"-c {name}={value}" for name, value in session.items())
             await self._connection.connect(
-                **await self._addressed(),
+                **dsn,
                 **NETWORK,
                 options=options,
                 client_encoding="UTF8",
                 application_name="taskd",
             )
-            if self._closed:
-                raise psycopg2.OperationalError("took too long to connect")
             raw = self._connection.pollable()
             extensions.register_type(_JSON, raw)
             if _TIMESTAMP is not None:
                 extensions.register_type(_TIMESTAMP, raw)
             if self._prepared:
                 await self._execute(";".join(f"PREPARE {n} AS {text}" for n, text in self._prepared.items()))
+        except ConnectionDone as e:
+            # by our own hand
+            raise psycopg2.OperationalError("took too long to connect") from e
         finally:
             if timer.active():
                 timer.cancel()
@@ -119,6 +129,8 @@ class PostgresConnection:
         """Disconnect; a statement under way fails with ConnectionDone."""
         self._closed = True
         self._connection.on_lost = lambda e: None
+        if self._lookup is not None:
+            self._lookup.cancel()
         if self._connection.pollable() is not None:
             self._connection.close()
 
@@ -140,6 +152,12 @@ class PostgresConnection:
         if self._closed:
             answer.errback(psycopg2.InterfaceError("the connection is closed"))
             return answer
+        try:
+            cursor = self._connection.cursor()
+        except psycopg2.Error:
+            # it died a moment ago
+            answer.errback()
+            return answer
         timer = self._reactor.callLater(self._patience + GRACE_SECONDS, self.close)
 
         def done(result: Any) -> None:
@@ -148,7 +166,7 @@ class PostgresConnection:
             if not answer.called:
                 answer.callback(result)
 
-        self._connection.cursor().execute(text, args or None).addBoth(done)
+        cursor.execute(text, args or None).addBoth(done)
         return answer
 
     async def _addressed(self) -> dict[str, str | int]:
@@ -156,7 +174,15 @@ class PostgresConnection:
         host = str(self._dsn.get("host") or "")
         if not host or host.startswith(("/", "@")) or isIPAddress(host) or isIPv6Address(host):
             return self._dsn
-        addresses = await _lookup(self._reactor, host)
+        self._lookup = _lookup(self._reactor, host)
+        try:
+            addresses = await self._lookup
+        except CancelledError:
+            if not self._closed:
+                raise
+            raise psycopg2.OperationalError(f"looking up host {host} took too long") from None
+        finally:
+            self._lookup = None
         if not addresses:
             raise psycopg2.OperationalError(f"no address found for host {host}")
         return {**self._dsn, "host": ",".join([host] * len(addresses)), "hostaddr": ",".join(addresses)}
@@ -178,8 +204,9 @@ class _Addresses:
             self.found.append(address.host)  # type: ignore[attr-defined]
 
     def resolutionComplete(self) -> None:
-        """No more to come."""
-        self.done.callback(self.found)
+        """No more to come; nobody may be waiting any more."""
+        if not self.done.called:
+            self.done.callback(self.found)
 
 
 def _lookup(reactor: Any, host: str) -> Deferred[list[str]]:

@@ -14,7 +14,7 @@ _T = columns("t")
 _LISTED = columns("t", listed=True)
 
 # The predicates of the two partial indexes; a query must repeat them to be served by them.
-_BACKLOG = "dispatched_at IS NULL AND finished_at IS NULL"
+_BACKLOG = "dispatched_at IS NULL AND finished_at IS NULL AND due"
 _IN_FLIGHT = "dispatched_at IS NOT NULL AND finished_at IS NULL"
 
 PREPARED: dict[str, str] = {}
@@ -68,57 +68,77 @@ SELECT {_T} FROM outbox o, unnest(o.task_ids) WITH ORDINALITY AS i (id, n) JOIN 
 WHERE o.id = $1::uuid ORDER BY i.n
 """
 
-# A walk over the users who have a backlog, from key to key of the index; the first of a user's backlog is the
-# oldest, so it tells whether anything of it is due. Every due user gets an equal share of the turn, and what
-# is left goes in equal shares to those who used theirs up. It looks at no more than 4 * limit rows. The picks
-# begin where the walk found the user's first: before it the index may have the entries of thousands of tasks
-# dispatched since the last vacuum, and stepping over them once is enough.
+# A walk over the users who have a backlog, from key to key of the index. A round that needs several turns gives
+# everybody one task: with more, those of its last turn would get a whole turn for themselves. A round that fits
+# into one turn gives equal shares, then what is left in equal shares to those who used theirs up, then again, and
+# what is left after that to the first of them, so that a turn that is not full leaves nothing behind. It looks
+# at no more than some 4 * limit rows. Each pass goes on where the one before ended: at the start of a user's
+# backlog the index may have the entries of thousands of tasks dispatched since the last vacuum, and stepping over
+# them once is enough.
 _NEXT = f"""
 SELECT user_id, run_at, id, {{n}} FROM tasks WHERE queue = $2 AND user_id > {{after}} AND {_BACKLOG}
 ORDER BY user_id, run_at, id LIMIT 1
 """
 _PICK = f"""
-SELECT id FROM tasks
-WHERE queue = $2 AND user_id = u.user_id AND (run_at, id) >= (u.run_at, u.id) AND run_at <= now()
-    AND {_BACKLOG}
-ORDER BY run_at, id
+SELECT t.user_id, t.run_at, t.id, row_number() OVER (PARTITION BY t.user_id ORDER BY t.run_at, t.id) AS n
+FROM (SELECT mine.* FROM {{users}} AS u, LATERAL (
+    SELECT user_id, run_at, id FROM tasks
+    WHERE queue = $2 AND user_id = u.user_id AND (run_at, id) {{behind}} (u.run_at, u.id) AND {_BACKLOG}
+    ORDER BY run_at, id LIMIT (SELECT each FROM {{share}}) FOR UPDATE SKIP LOCKED) AS mine
+LIMIT (SELECT free FROM {{share}})) AS t
 """
+
+
+def _pass(k: int, each: str) -> str:
+    """The CTEs of a pass over those who used up their share of pass ``k - 1``."""
+    picked = " + ".join(f"(SELECT count(*) FROM pick{i})" for i in range(k))
+    return f"""
+), hungry{k} AS MATERIALIZED (
+    SELECT user_id, run_at, id FROM pick{k - 1} WHERE n = (SELECT each FROM share{k - 1}) ORDER BY user_id
+), share{k} AS MATERIALIZED (
+    SELECT free, {each} AS each
+    FROM (SELECT CASE $4 WHEN 0 THEN $3 - ({picked}) ELSE 0 END AS free,
+        greatest((SELECT count(*) FROM hungry{k}), 1) AS users) AS c
+), pick{k} AS MATERIALIZED ({_PICK.format(users=f"hungry{k}", behind=">", share=f"share{k}")}"""
+
+
+# The first column tells a repetition that had nothing left to move from a turn that found nothing: either
+# leaves the outbox alone.
 PREPARED["dispatch"] = f"""
 WITH RECURSIVE walk (user_id, run_at, id, n) AS (
-    ({_NEXT.format(n="1", after="$4")})
+    ({_NEXT.format(n="1", after="$4::bigint")})
     UNION ALL
     SELECT next.* FROM walk, LATERAL ({_NEXT.format(n="walk.n + 1", after="walk.user_id")}) AS next
-    WHERE walk.n < $3
-), due AS MATERIALIZED (
-    SELECT user_id, run_at, id FROM walk WHERE run_at <= now()
-), share AS MATERIALIZED (
-    SELECT ($3 + count(*) - 1) / greatest(count(*), 1) AS each FROM due
-), first AS MATERIALIZED (
-    SELECT mine.id, u.user_id FROM due AS u, LATERAL (
-        {_PICK} LIMIT (SELECT each FROM share) FOR UPDATE SKIP LOCKED) AS mine
-    LIMIT $3
-), hungry AS MATERIALIZED (
-    SELECT * FROM due WHERE user_id IN (
-        SELECT user_id FROM first GROUP BY user_id HAVING count(*) = (SELECT each FROM share))
-), rest AS MATERIALIZED (
-    SELECT free, (free + users - 1) / greatest(users, 1) AS each
-    FROM (SELECT $3 - (SELECT count(*) FROM first) AS free, (SELECT count(*) FROM hungry) AS users) AS c
-), second AS MATERIALIZED (
-    SELECT mine.id FROM hungry AS u, LATERAL (
-        {_PICK} OFFSET (SELECT each FROM share) LIMIT (SELECT each FROM rest) FOR UPDATE SKIP LOCKED) AS mine
-    LIMIT (SELECT free FROM rest)
+    WHERE walk.n < $3::int
+), share0 AS MATERIALIZED (
+    SELECT $3 AS free, CASE $4 WHEN 0 THEN $3 / greatest(count(*), 1) ELSE 1 END AS each FROM walk
+), pick0 AS MATERIALIZED ({_PICK.format(users="walk", behind=">=", share="share0")}
+{_pass(1, "(free + users - 1) / users")}{_pass(2, "(free + users - 1) / users")}{_pass(3, "free")}
 ), moved AS (
     UPDATE tasks t SET state = 'queued', dispatch = dispatch + 1, version = version + 1, dispatched_at = now()
-    FROM (SELECT id FROM first UNION SELECT id FROM second) AS picked WHERE t.id = picked.id
+    FROM ({" UNION ALL ".join(f"SELECT id FROM pick{k}" for k in range(4))}) AS picked WHERE t.id = picked.id
     RETURNING {_T}
+), turn AS MATERIALIZED (
+    SELECT *, row_number() OVER (PARTITION BY user_id ORDER BY run_at, id) AS n FROM moved
 ), noted AS (
     INSERT INTO outbox (id, task_ids, published_at)
-    SELECT $1::uuid, array_agg(id ORDER BY user_id, run_at, id), CASE WHEN $5::bool THEN now() END FROM moved
+    SELECT $1::uuid, array_agg(id ORDER BY n, user_id), CASE WHEN $5::bool THEN now() END FROM turn
     HAVING count(*) > 0
 )
-SELECT (SELECT count(*) FROM walk), (SELECT max(user_id) FROM walk), (SELECT count(*) FROM first),
-    (SELECT max(user_id) FROM first), (SELECT count(*) FROM second), moved.*
-FROM (SELECT) AS always LEFT JOIN moved ON true ORDER BY moved.user_id, moved.run_at, moved.id
+SELECT EXISTS (SELECT FROM outbox WHERE id = $1::uuid),
+    (SELECT CASE WHEN count(*) = $3 THEN max(user_id) END FROM walk), turn.*
+FROM (SELECT) AS always LEFT JOIN turn ON true ORDER BY turn.n, turn.user_id
+"""
+
+# Nothing of it can be told again, so the caller does not repeat it. The state, and so the version, stays.
+PREPARED["promote"] = """
+WITH come AS (
+    SELECT id FROM tasks WHERE NOT due AND finished_at IS NULL AND run_at <= now()
+    ORDER BY run_at LIMIT $1 FOR UPDATE SKIP LOCKED
+), promoted AS (
+    UPDATE tasks t SET due = true FROM come WHERE t.id = come.id RETURNING t.queue, t.user_id
+)
+SELECT DISTINCT queue, user_id FROM promoted
 """
 
 PREPARED["settle"] = f"""
@@ -255,36 +275,36 @@ ORDER BY id DESC LIMIT %s
 """
 
 
-def _walk(select: str) -> str:
-    # Bounds and order by the whole key: the planner can take no other index, however wrong its statistics.
-    return f"""
-(SELECT {select} FROM tasks t
-WHERE (user_id, status, id) < (%s, %s, %s) AND (user_id, status, id) > (%s, %s, 0)
-ORDER BY user_id DESC, status DESC, id DESC LIMIT %s)
+def _walk(statuses: int) -> str:
+    # The inner bound and order are the whole key of tasks_list: the planner can take no other index, however wrong
+    # its statistics. There is no lower bound in there, because an index scan does not stop at one on several
+    # columns but filters on; it stops after as many entries as are wanted, be the last of them another list's.
+    one = """
+SELECT id FROM (
+    SELECT user_id, status, id FROM tasks WHERE (user_id, status, id) < (%s, %s, %s)
+    ORDER BY user_id DESC, status DESC, id DESC LIMIT %s) AS s WHERE user_id = %s AND status = %s
 """
+    return f"(SELECT id FROM ({' UNION ALL '.join([one] * statuses)}) AS w ORDER BY id DESC"
 
 
-def list_walk(statuses: int, condition: str) -> str:
-    """The newest of each status, merged.
+def list_walk(statuses: int) -> str:
+    """The newest of some statuses. Parameters: (user, status, before, limit, user, status) a status, limit."""
+    return f"SELECT {_LISTED} FROM {_walk(statuses)} LIMIT %s) AS w JOIN tasks t USING (id) ORDER BY id DESC"
 
-    Parameters: (user, status, before, user, status, each) a status, all, those of the condition, limit.
+
+def list_filtered(statuses: int, condition: str) -> str:
+    """What passes a condition among the newest of some statuses; it stops at the last row of the page.
+
+    The first column is the last id looked at, NULL when the page is full or nothing is left to look at: in
+    the same statement, because what another one found would be another walk. There is always a row.
+    Parameters: (user, status, before, look at, user, status) a status, look at, those of the condition, limit,
+    limit, and those of the walk again, with look at less one at its end.
     """
-    walk = " UNION ALL ".join([_walk("*" if condition and statuses == 1 else "id")] * statuses)
-    where = f"WHERE {condition}" if condition else ""
-    if statuses == 1 and condition:
-        # stops at the last row of the page
-        return f"SELECT {_LISTED} FROM {walk} AS t {where} LIMIT %s"
     return f"""
-SELECT {_LISTED} FROM (SELECT id FROM ({walk}) AS w ORDER BY id DESC LIMIT %s) AS w JOIN tasks t USING (id)
-{where}
-ORDER BY id DESC LIMIT %s
+WITH found AS MATERIALIZED (
+    SELECT {_LISTED} FROM {_walk(statuses)} LIMIT %s) AS w JOIN tasks t USING (id) WHERE {condition}
+    ORDER BY id DESC LIMIT %s
+)
+SELECT CASE WHEN (SELECT count(*) FROM found) < %s THEN {_walk(statuses)} OFFSET %s LIMIT 1) END, found.*
+FROM (SELECT) AS always LEFT JOIN found ON true ORDER BY found.id DESC
 """
-
-
-def list_end(statuses: int) -> str:
-    """The last id that such a walk looked at.
-
-    Parameters: (user, status, before, user, status, each) a status, how many before it.
-    """
-    walk = " UNION ALL ".join([_walk("id")] * statuses)
-    return f"SELECT id FROM ({walk}) AS w ORDER BY id DESC OFFSET %s LIMIT 1"

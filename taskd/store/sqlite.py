@@ -12,9 +12,10 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, TypeVar
 
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 from zope.interface import implementer
 
-from taskd.errors import BadRequest, Conflict, NotFound, Unavailable, UsernameInUse
+from taskd.errors import BadRequest, Conflict, NotFound, SettingsError, Unavailable, UsernameInUse
 from taskd.model import State, Task, User
 from taskd.ports import (
     Account,
@@ -34,9 +35,12 @@ from taskd.store import sqlite_statements as sql
 from taskd.store.common import (
     KEEP_SECONDS,
     LOOK_AT,
+    MAX_DELAY,
     STATES,
     Filter,
+    Pauses,
     check_storable,
+    closed,
     in_turns,
     share,
     storable_error,
@@ -70,18 +74,28 @@ def _tasks(cursor: sqlite3.Cursor) -> list[Task]:
 class SqliteStore:
     """ITaskStore on SQLite. ``clock`` tells the time; stop() closes ``runner``."""
 
+    log = Logger()
+
     def __init__(self, runner: IRunner, clock: IReactorTime) -> None:
         self._runner = runner
         self._clock = clock
-        self._stopped = False
+        self._pauses = Pauses(clock)
         self.ready = False
 
     def _now(self) -> int:
         return round(self._clock.seconds() * 1_000_000)
 
     async def _run(self, interaction: Callable[..., R], *args: Any) -> R:
-        if self._stopped:
-            raise Unavailable("the store is closed")
+        if not self.ready:
+            raise self._not_ready()
+        return await self._interact(interaction, *args)
+
+    def _not_ready(self) -> Unavailable:
+        if self._pauses.stopped:
+            return closed()
+        return Unavailable("the database cannot be reached yet; try again", retry_after=MAX_DELAY)
+
+    async def _interact(self, interaction: Callable[..., R], *args: Any) -> R:
         try:
             return await self._runner.runInteraction(interaction, *args)
         except sqlite3.OperationalError as e:
@@ -93,13 +107,28 @@ class SqliteStore:
     # -- start and stop ----------------------------------------------------------------------------
 
     async def start(self) -> None:
-        await self._run(_migrate)
-        self.ready = True
+        told = False
+        while not self.ready:
+            if self._pauses.stopped:
+                raise closed()
+            try:
+                await self._interact(_migrate)
+                self.ready = not self._pauses.stopped
+            except Unavailable as e:
+                # somebody else's shell lets go of it some day; nothing else passes by itself
+                if "locked" not in e.message:
+                    raise
+                if not told:
+                    told = True
+                    self.log.warn("SQLite: trying on: {reason}", reason=e.message)
+                await self._pauses.pause()
+            except sqlite3.DatabaseError as e:
+                raise SettingsError(f"the database file cannot be used: {e}") from None
 
     async def stop(self) -> None:
         self.ready = False
-        if not self._stopped:
-            self._stopped = True
+        if not self._pauses.stopped:
+            self._pauses.stop()
             self._runner.close()
 
     # -- accounts ----------------------------------------------------------------------------------
@@ -182,42 +211,38 @@ class SqliteStore:
         now = self._now()
         db.execute("BEGIN IMMEDIATE")
         if known := db.execute(sql.FIND_BATCH, (batch,)).fetchone():
+            # where the walk ended is not known any more: the next turn goes on behind the last user served
             tasks = self._in_order(db, known[0])
-            return Dispatched(tasks, max((t.user_id for t in tasks), default=None), True)
-        due: list[int] = []
-        last, looked_at = after_user, 0
-        while looked_at < limit and (row := db.execute(sql.NEXT_USER, (queue, last)).fetchone()):
-            last, looked_at = row[0], looked_at + 1
-            if row[1] <= now:
-                due.append(last)
-        cut = looked_at == limit
-        if not due:
-            return Dispatched((), last if cut else None, cut)
-        each, left, picked = share(limit, len(due)), limit, []
-        hungry: list[int] = []
-        for user in due:
-            mine = db.execute(sql.OLDEST_DUE, (queue, user, now, min(each, left), 0)).fetchall()
-            picked += mine
-            left -= len(mine)
-            if len(mine) == each:
-                hungry.append(user)
-            if not left:
-                # a full turn ends with the last user it served
-                last, cut = user, True
-                break
-        more = cut
-        if left and hungry:
-            extra = share(left, len(hungry))
-            for user in hungry:
-                mine = db.execute(sql.OLDEST_DUE, (queue, user, now, min(extra, left), each)).fetchall()
-                picked += mine
-                left -= len(mine)
-                more = more or bool(mine)
-        db.execute(sql.DISPATCH, (now, json.dumps([task_id for (task_id,) in picked])))
-        tasks = sorted(_tasks(db), key=lambda t: (t.user_id, t.run_at, t.id))
-        tasks = in_turns((t.user_id, t) for t in tasks)
+            return Dispatched(tasks, max((t.user_id for t in tasks), default=None), len(tasks) == limit)
+        users: list[int] = []
+        last = after_user
+        while len(users) < limit and (row := db.execute(sql.NEXT_USER, (queue, last)).fetchone()):
+            last = row[0]
+            users.append(last)
+        # A round that needs several turns gives everybody one task: with more, those of its last turn would get
+        # a whole turn for themselves.
+        whole = after_user == 0 and len(users) < limit
+        picked: list[int] = []
+        hungry = dict.fromkeys(users, 0)
+        while hungry and len(picked) < limit:
+            each = share(limit - len(picked), len(hungry)) if whole else 1
+            for user, had in list(hungry.items())[: limit - len(picked)]:
+                mine = db.execute(sql.OLDEST, (queue, user, each, had)).fetchall()
+                picked += [task_id for (task_id,) in mine]
+                if len(mine) == each and whole:
+                    hungry[user] += each
+                else:
+                    del hungry[user]
+        if not picked:
+            return Dispatched((), None, False)
+        tasks = _tasks(db.execute(sql.DISPATCH, (now, json.dumps(picked))))
+        tasks = in_turns((t.user_id, t) for t in sorted(tasks, key=lambda t: (t.run_at, t.id)))
         db.execute(sql.CREATE_BATCH, (batch, json.dumps([t.id for t in tasks]), now))
-        return Dispatched(tasks, last if cut else None, more)
+        return Dispatched(tasks, last if len(users) == limit else None, len(tasks) == limit)
+
+    async def promote(self, limit: int) -> Sequence[tuple[str, int]]:
+        now = self._now()
+        return await self._run(lambda db: sorted(set(db.execute(sql.PROMOTE, (now, limit)).fetchall())))
 
     async def settle(self, batches: Sequence[str]) -> None:
         await self._run(self._settle, batches)
@@ -346,20 +371,20 @@ class SqliteStore:
 
     def _list_tasks(self, db: sqlite3.Cursor, user_id: int, query: TaskQuery) -> Page:
         wanted = Filter(query, now=str(self._now()), placeholder="?")
-        before = _FOREVER if query.before is None else query.before
         if not wanted.statuses:
             return Page((), None)
+        before = _FOREVER if query.before is None else max(0, min(query.before, _FOREVER))
+        each = LOOK_AT if wanted.walked else query.limit + 1
+        walks = [value for status in wanted.statuses for value in (user_id, status, before, each)]
         if wanted.in_flight:
             db.execute(sql.list_in_flight(wanted.condition), (user_id, before, *wanted.args, query.limit + 1))
-            tasks = _tasks(db)
         else:
-            each = LOOK_AT if wanted.condition else query.limit + 1
-            walks = [value for status in wanted.statuses for value in (user_id, status, before, each)]
             text = sql.list_walk(len(wanted.statuses), wanted.condition)
-            tasks = _tasks(db.execute(text, (*walks, each, *wanted.args, query.limit + 1)))
+            db.execute(text, (*walks, each, *wanted.args, query.limit + 1))
+        tasks = _tasks(db)
         if len(tasks) > query.limit:
             return Page(tasks[: query.limit], tasks[query.limit - 1].id)
-        if not wanted.condition or wanted.in_flight:
+        if not wanted.walked:
             return Page(tasks, None)
         row = db.execute(sql.list_end(len(wanted.statuses)), (*walks, LOOK_AT - 1)).fetchone()
         return Page(tasks, row[0] if row else None)

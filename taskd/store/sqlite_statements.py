@@ -35,20 +35,28 @@ CREATE_BATCH = "INSERT INTO outbox VALUES (?, ?, ?, NULL)"
 FIND_BATCH = "SELECT task_ids FROM outbox WHERE id = ?"
 TASKS_BY_ID = f"SELECT {_ALL} FROM tasks WHERE id IN (SELECT value FROM json_each(?))"
 
-# The first of the next user's backlog is the oldest, so it tells whether anything of it is due.
-NEXT_USER = """
-SELECT user_id, run_at FROM tasks INDEXED BY tasks_backlog
-WHERE queue = ? AND user_id > ? AND dispatched_at IS NULL AND finished_at IS NULL
-ORDER BY user_id, run_at, id LIMIT 1
+# The predicate of tasks_backlog, which a query must repeat to be served by it.
+_BACKLOG = "dispatched_at IS NULL AND finished_at IS NULL AND due"
+
+NEXT_USER = f"""
+SELECT user_id FROM tasks INDEXED BY tasks_backlog WHERE queue = ? AND user_id > ? AND {_BACKLOG}
+ORDER BY user_id LIMIT 1
 """
-OLDEST_DUE = """
-SELECT id FROM tasks INDEXED BY tasks_backlog
-WHERE queue = ? AND user_id = ? AND run_at <= ? AND dispatched_at IS NULL AND finished_at IS NULL
+OLDEST = f"""
+SELECT id FROM tasks INDEXED BY tasks_backlog WHERE queue = ? AND user_id = ? AND {_BACKLOG}
 ORDER BY run_at, id LIMIT ? OFFSET ?
 """
 DISPATCH = f"""
 UPDATE tasks SET state = 'queued', dispatch = dispatch + 1, version = version + 1, dispatched_at = ?
 WHERE id IN (SELECT value FROM json_each(?)) RETURNING {_ALL}
+"""
+
+# The state, and so the version, stays.
+PROMOTE = """
+UPDATE tasks SET due = 1 WHERE id IN (
+    SELECT id FROM tasks INDEXED BY tasks_delayed WHERE NOT due AND finished_at IS NULL AND run_at <= ?
+    ORDER BY run_at LIMIT ?)
+RETURNING queue, user_id
 """
 
 SETTLE = "DELETE FROM outbox WHERE id IN (SELECT value FROM json_each(?)) AND published_at IS NULL"

@@ -44,5 +44,5 @@ def encode_news(origin: str, changes: Sequence[Change]) -> bytes:
 
 
 def decode_news(body: bytes) -> News:
-    """The reverse of :func:`encode_news`. Raises msgspec.MsgspecError."""
+    """The reverse of :func:`encode_news`. Raises msgspec.MsgspecError or UnicodeDecodeError."""
     return _decode(body)

@@ -17,5 +17,14 @@ DEFAULT_WAIT_SECONDS = 60.0
 MAX_PIPELINE = 1024
 """Requests of one connection under way or pending; beyond it the server stops reading until some are answered."""
 
+MAX_PIPELINE_BYTES = 1024 * 1024
+"""The same for the length of those requests: a parsed one takes many times its length."""
+
+MAX_PAGE_CHARS = 1024 * 1024
+"""A page ends early, with a cursor, once the texts and results of its tasks are this long together."""
+
+MAX_WAITED = 10_000
+"""Tasks that all ``wait`` under way on one connection may name together."""
+
 PROTOCOL_VERSION = 1
 """Grows when an old client would misunderstand a new server."""

@@ -19,6 +19,9 @@ from taskd.wire import limits
 Scalar: TypeAlias = Union[str, int, float, bool, None]  # noqa: UP007 (evaluated at run time on 3.10)
 """What a request's ``id`` may be."""
 
+RequestId: TypeAlias = Union[Raw, UnsetType]  # noqa: UP007 (evaluated at run time on 3.10)
+"""A request's ``id`` as it was written, so that the reply has the very same: 1.0 stays 1.0, and null is not no id."""
+
 TaskId: TypeAlias = Annotated[int, Meta(ge=1, le=2**63 - 1, description="A task's number.")]
 
 
@@ -26,7 +29,7 @@ class Envelope(Struct):
     """What every request has. Read first, so that an error can name the request."""
 
     action: str
-    id: Scalar | UnsetType = UNSET
+    id: RequestId = UNSET
 
 
 class Nothing(Struct):
@@ -115,7 +118,7 @@ class TaskView(Struct):
 
 def view(task: Task, now: datetime, full: bool = False) -> TaskView:
     """What the owner sees of a task. Unless ``full``, payload and a result above 4 KiB are left out."""
-    result, omitted = task.result, False
+    result, omitted = None if task.result is None else task.result.encode(), False
     if result is not None and not full and len(result) > LISTED_RESULT_BYTES:
         result, omitted = None, True
     return TaskView(
@@ -132,7 +135,7 @@ def view(task: Task, now: datetime, full: bool = False) -> TaskView:
         task.run_at,
         task.started_at,
         task.finished_at,
-        None if result is None else Raw(result.encode()),
+        None if result is None else Raw(result),
         task.error,
         Raw(task.payload.encode()) if full else UNSET,
         True if omitted else UNSET,

@@ -10,29 +10,40 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct
 
-from taskd.errors import TaskdError
+from taskd.errors import TaskdError, TooLarge
 from taskd.wire.actions import Action
 from taskd.wire.codec import Refused, decode_request, encode_error, encode_reply
-from taskd.wire.limits import MAX_PIPELINE
-from taskd.wire.messages import Reply, Scalar
+from taskd.wire.limits import MAX_PIPELINE, MAX_PIPELINE_BYTES, MAX_REPLY_BYTES
+from taskd.wire.messages import Reply, RequestId
 
 
 class Call:
-    """One request under way. Exactly one of :meth:`succeed` and :meth:`fail` must be called, once."""
+    """One request under way. Exactly one of :meth:`succeed` and :meth:`fail` must be called, once.
 
-    __slots__ = ("_session", "action", "request", "request_id")
+    ``size`` is the length of its line in bytes.
+    """
 
-    def __init__(self, session: ServerSession, action: Action, request: Struct, request_id: Scalar | UnsetType) -> None:
+    __slots__ = ("_session", "action", "answered", "request", "request_id", "size")
+
+    def __init__(
+        self, session: ServerSession, action: Action, request: Struct, request_id: RequestId, size: int = 0
+    ) -> None:
         self._session = session
         self.action = action
         self.request = request
         self.request_id = request_id
+        self.size = size
+        self.answered = False
 
     def succeed(self, reply: Reply) -> None:
         """Answer with these fields."""
-        self._session._answer(self, encode_reply(reply, self.request_id))
+        line = encode_reply(reply, self.request_id)
+        if len(line) > MAX_REPLY_BYTES:
+            text = f"the reply would be longer than {MAX_REPLY_BYTES} bytes; ask for fewer tasks at a time"
+            line = encode_error(TooLarge(text), self.request_id)
+        self._session._answer(self, line)
 
     def fail(self, error: TaskdError) -> None:
         """Answer with an error."""
@@ -52,16 +63,21 @@ class ServerSession:
         write: Callable[[bytes], None],
         congested: Callable[[bool], None],
         pipeline: int = MAX_PIPELINE,
+        pipeline_bytes: int = MAX_PIPELINE_BYTES,
     ) -> None:
         self._start = start
         self._write = write
         self._congested = congested
         self._pipeline = pipeline
+        self._pipeline_bytes = pipeline_bytes
         self._queue: deque[Call | bytes] = deque()
         self._under_way = 0
+        self._bytes = 0
         self._exclusive = False
+        self._going_on = False
         self._full = False
-        self._closing: Callable[[], None] | None = None
+        self._done: Callable[[], None] | None = None
+        self._closed = False
 
     @property
     def busy(self) -> bool:
@@ -70,39 +86,48 @@ class ServerSession:
 
     def receive(self, line: bytes) -> None:
         """Take one line, without its line end."""
-        if self._closing is not None:
+        if self._closed:
             return
         try:
             action, request, request_id = decode_request(line)
         except Refused as refusal:
             refused = encode_error(refusal.error, refusal.request_id)
-            if refusal.request_id is UNSET and self.busy:
-                self._queue.append(refused)
+            if refusal.request_id is UNSET:
+                self._in_turn(refused)
             else:
                 self._write(refused)
             return
-        call = Call(self, action, request, request_id)
+        call = Call(self, action, request, request_id, len(line))
+        self._bytes += call.size
         if self._queue or self._exclusive or (self._under_way and _is_exclusive(call)):
             self._queue.append(call)
         else:
             self._begin(call)
-        if not self._full and len(self._queue) + self._under_way >= self._pipeline:
-            self._full = True
-            self._congested(True)
+        self._weigh()
 
     def refuse(self, error: TaskdError) -> None:
         """Answer to something that was no line, such as an overlong one, in its turn."""
-        line = encode_error(error, UNSET)
-        if self.busy:
-            self._queue.append(line)
-        else:
-            self._write(line)
+        if not self._closed:
+            self._in_turn(encode_error(error, UNSET))
 
     def close(self, done: Callable[[], None]) -> None:
-        """Take no more lines; call ``done`` once everything taken has been answered."""
-        self._closing = done
-        if not self.busy:
-            done()
+        """Call ``done`` once everything taken has been answered; after that no more lines are taken."""
+        self._done = done
+        self._check_done()
+
+    def abandon(self) -> None:
+        """The peer is gone: begin nothing more, and send nothing that is still answered."""
+        self._closed = True
+        self._done = None
+        self._queue.clear()
+
+    def _in_turn(self, line: bytes) -> None:
+        if self.busy:
+            self._queue.append(line)
+            self._bytes += len(line)
+            self._weigh()
+        else:
+            self._write(line)
 
     def _begin(self, call: Call) -> None:
         self._under_way += 1
@@ -110,31 +135,53 @@ class ServerSession:
         self._start(call)
 
     def _answer(self, call: Call, line: bytes) -> None:
-        self._write(line)
+        if call.answered:
+            raise RuntimeError(f"a {call.action.name} is answered twice")
+        call.answered = True
         self._under_way -= 1
+        self._bytes -= call.size
         self._exclusive = False
-        if self._queue:
-            self._go_on()
-        if self._full and len(self._queue) + self._under_way <= self._pipeline // 2:
-            self._full = False
-            self._congested(False)
-        if self._closing is not None and not self.busy:
-            self._closing()
+        if self._closed:
+            return
+        self._write(line)
+        self._go_on()
+        self._weigh()
+        self._check_done()
 
     def _go_on(self) -> None:
+        """Begin what may begin now. A call may be answered at once: that must not nest, for the queue may be long."""
+        if self._going_on:
+            return
+        self._going_on = True
         queue = self._queue
-        while queue and not self._exclusive:
-            first = queue[0]
-            if isinstance(first, bytes):
-                if self._under_way:
-                    return
+        try:
+            while queue and not self._exclusive:
+                first = queue[0]
+                if self._under_way and (isinstance(first, bytes) or _is_exclusive(first)):
+                    break
                 queue.popleft()
-                self._write(first)
-                continue
-            if self._under_way and _is_exclusive(first):
-                return
-            queue.popleft()
-            self._begin(first)
+                if isinstance(first, bytes):
+                    self._bytes -= len(first)
+                    self._write(first)
+                else:
+                    self._begin(first)
+        finally:
+            self._going_on = False
+
+    def _weigh(self) -> None:
+        count, size = len(self._queue) + self._under_way, self._bytes
+        if not self._full and (count >= self._pipeline or size >= self._pipeline_bytes):
+            self._full = True
+            self._congested(True)
+        elif self._full and count <= self._pipeline // 2 and size <= self._pipeline_bytes // 2:
+            self._full = False
+            self._congested(False)
+
+    def _check_done(self) -> None:
+        if self._done is not None and not self.busy:
+            done, self._done = self._done, None
+            self._closed = True
+            done()
 
 
 def _is_exclusive(call: Call) -> bool:

@@ -26,8 +26,9 @@ class Hooks(StoreTests):
         rows: list[Any] = await self.store._runner.runInteraction(lambda cursor: cursor.execute(text, args).fetchall())
         return rows
 
-    async def postpone(self, task_id: int) -> None:
-        await self._sql(f"UPDATE tasks SET run_at = run_at + {HOUR} WHERE id = ?", task_id)
+    async def postpone(self, task_id: int, seconds: int = 3600) -> None:
+        text = "UPDATE tasks SET due = 0, run_at = created_at + ? WHERE id = ?"
+        await self._sql(text, seconds * 1_000_000, task_id)
 
     async def age_outbox(self) -> None:
         await self._sql(f"UPDATE outbox SET created_at = created_at - {HOUR}")

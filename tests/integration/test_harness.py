@@ -143,7 +143,7 @@ def which_server(client: LineClient) -> int:
 def test_a_servers_health_is_its_answer_to_a_ping(tmp_path: Path) -> None:
     """deploy/healthcheck.py server: well, then gone."""
     port = free_port()
-    command = [sys.executable, ROOT / "deploy" / "healthcheck.py", "server", f"127.0.0.1:{port}"]
+    command = [sys.executable, str(ROOT / "deploy" / "healthcheck.py"), "server", f"127.0.0.1:{port}"]
     with start_echo(tmp_path, port):
         assert subprocess.run(command).returncode == 0
     sick = subprocess.run(command, capture_output=True, text=True)

@@ -1,0 +1,162 @@
+"""The floor: the same statements and messages, in the same batches, with none of our server and worker code.
+
+Two bare processes (:mod:`bench.bare`) stand for the server and the worker. There are no clients, no accounts and no
+protocol, and no task is run. So what is between this and taskd is what taskd costs; what is below this is what
+PostgreSQL, RabbitMQ and their drivers cost, and no server of this design can be faster on them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from bench import ledger
+from bench.harness import (
+    Figures,
+    Meter,
+    Process,
+    Services,
+    folder,
+    micros_a_task,
+    milliseconds,
+    run_python,
+    wait_ready,
+    wait_report,
+    wait_until,
+)
+from taskd.store import migrations
+from tests.services import unique
+
+WARM_UP = 50
+ONE_AT_A_TIME = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """Mean tasks a transaction, and the share of tasks that go through the backlog.
+
+    The defaults are what a run of 20,000 tasks by two clients with 200 requests each in flight had; see README.md.
+    """
+
+    create: float = 200.0
+    dispatch: float = 500.0
+    claim: float = 100.0
+    finish: float = 100.0
+    backlog: float = 0.0
+
+
+ALONE = Batches(create=1, dispatch=1, claim=1, finish=1, backlog=0)
+
+
+def measure(services: Services, tasks: int, users: int, batches: Batches, limit: float) -> Figures:
+    """One run. Raises Failed."""
+    figures: Figures = {
+        "system": "floor",
+        "version": None,
+        "mode": "distributed",
+        "floor": True,
+        "tasks": tasks,
+        "clients": 0,
+        "in_flight": None,
+        "batch_submit": None,
+        "servers": 1,
+        "workers": 1,
+        "slots": None,
+    }
+    with _Pair(services, tasks, users, batches, sequential=False) as pair:
+        throughput = pair.throughput(limit)
+        measured = pair.books.batches(list(range(1, users + 1)))
+    with _Pair(services, WARM_UP + ONE_AT_A_TIME, 1, ALONE, sequential=True) as pair:
+        latency = pair.latency(limit)
+    return figures | throughput | latency | {"batches": measured}
+
+
+class _Pair:
+    """A creating and a working process over a database and a queue of their own."""
+
+    def __init__(self, services: Services, tasks: int, users: int, batches: Batches, sequential: bool) -> None:
+        self._services = services
+        self._tasks = tasks
+        self._users = users
+        self._batches = batches
+        self._sequential = sequential
+        self._queue = unique("floor")
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> _Pair:
+        with self._stack:
+            place = self._stack.enter_context(folder())
+            database = self._services.postgres.create_database()
+            self._stack.callback(self._services.postgres.drop_database, database)
+            self._create_tables(database)
+            self.books = ledger.in_postgres(self._services.postgres, database)
+            self._stack.callback(self.books.close)
+            self._worker = self._start(place, "work", database)
+            self._creator = self._start(place, "create", database)
+            wait_ready([self._worker, self._creator])
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def throughput(self, limit: float) -> Figures:
+        """All tasks as fast as it goes."""
+        pids = {"server": [self._creator.pid], "worker": [self._worker.pid], **self._services.pids}
+        meter, start = Meter(pids), time.monotonic()
+        self._creator.send(signal.SIGUSR1)
+        told = wait_report(self._creator, limit)
+        end = wait_until(self._done, limit, "all tasks are Completada", pause=0.02)
+        used = meter.used()
+        self.books.check(list(range(1, self._users + 1)), self._tasks)
+        return {
+            "confirmed_per_s": round(self._tasks / (told["confirmed_at"] - start)),
+            "end_to_end_per_s": round(self._tasks / (end - start)),
+            "cpu_us_per_task": micros_a_task(used | {"clients": 0.0}, self._tasks),
+        }
+
+    def latency(self, limit: float) -> Figures:
+        """One task after the other."""
+        self._creator.send(signal.SIGUSR1)
+        told = wait_report(self._creator, limit)
+        wait_until(self._done, limit, "all tasks are Completada")
+        self.books.check([1], self._tasks)
+        timed = slice(WARM_UP, None)
+        return milliseconds(told["completed"][timed], "latency_") | milliseconds(told["confirmed"][timed], "confirm_")
+
+    def _done(self) -> bool:
+        for process in (self._creator, self._worker):
+            # Raises when it has failed.
+            if process.returncode is not None:
+                wait_ready([process])
+        return self.books.all_done()
+
+    def _create_tables(self, database: str) -> None:
+        for migration in migrations.load("postgres"):
+            self._services.postgres.query(migration.sql, database=database)
+
+    def _start(self, place: Path, role: str, database: str) -> Process:
+        job: dict[str, Any] = {
+            "dsn": self._services.postgres.dsn(database),
+            "amqp": {
+                "host": self._services.rabbitmq.host,
+                "port": self._services.rabbitmq.port,
+                "user": self._services.rabbitmq.user,
+                "password": self._services.rabbitmq.password,
+            },
+            "queue": self._queue,
+            "tasks": self._tasks,
+            "users": self._users,
+            "sequential": self._sequential,
+            **dataclasses.asdict(self._batches),
+        }
+        file = place / f"{role}.json"
+        file.write_text(json.dumps(job))
+        process = run_python(place, role, "-m", "bench.bare", role, str(file))
+        self._stack.callback(process.dispose)
+        return process

@@ -1,0 +1,308 @@
+"""What the benchmarks share: private services, real daemons, CPU time by process, figures as lines of JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.daemons import TWISTD, Daemon, LineClient
+from tests.processes import Process, clean_environment, eventually, free_port
+from tests.services import HOST, ROOT, Postgres, RabbitMQ, how_to_get, missing, unique
+
+__all__ = ["HOST", "Failed", "Process", "eventually"]
+
+START_SECONDS = 60.0
+PASSWORD = "a password for benchmarks"
+
+Figures = dict[str, Any]
+
+
+class Failed(Exception):
+    """The run measured nothing: what went wrong, in one line."""
+
+
+# -- CPU time
+
+
+def tree_seconds(pid: int) -> float:
+    """User and system seconds of a process and all its descendants, those that ended and were waited for included."""
+    total = 0.0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        for process in [root, *root.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                t = process.cpu_times()
+                # A parent carries the times of the children it has waited for, of theirs as well.
+                total += t.user + t.system + t.children_user + t.children_system
+    return total
+
+
+class Meter:
+    """CPU seconds of groups of process trees, from its creation on."""
+
+    def __init__(self, groups: Mapping[str, Sequence[int]]) -> None:
+        self._groups = groups
+        self._before = self._read()
+
+    def used(self) -> dict[str, float]:
+        """Seconds by group since the start."""
+        return {name: now - self._before[name] for name, now in self._read().items()}
+
+    def _read(self) -> dict[str, float]:
+        return {name: sum(map(tree_seconds, pids)) for name, pids in self._groups.items()}
+
+
+def micros_a_task(used: Mapping[str, float], tasks: int) -> dict[str, float]:
+    """CPU microseconds a task by group, and their sum as ``total``."""
+    each = {name: round(seconds / tasks * 1e6, 1) for name, seconds in used.items()}
+    return each | {"total": round(sum(used.values()) / tasks * 1e6, 1)}
+
+
+def listener(port: int) -> int:
+    """The id of that child of this process which listens on a port."""
+    for child in psutil.Process().children():
+        # Before psutil 6 the method had another name.
+        connections = getattr(child, "net_connections", None) or child.connections
+        if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections(kind="tcp")):
+            return child.pid
+    raise Failed(f"no process of this run listens on port {port}")
+
+
+# -- figures
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    """The smallest value that at least ``q`` of all do not exceed (nearest rank)."""
+    return sorted(values)[max(0, math.ceil(q * len(values)) - 1)]
+
+
+def milliseconds(seconds: Sequence[float], prefix: str = "") -> Figures:
+    """Median and 99th percentile as figures."""
+    return {
+        f"{prefix}p50_ms": round(quantile(seconds, 0.5) * 1e3, 2),
+        f"{prefix}p99_ms": round(quantile(seconds, 0.99) * 1e3, 2),
+    }
+
+
+def medians(rows: Sequence[Figures]) -> Figures:
+    """Figure by figure the median of several runs; what is no number is taken from the first."""
+    found: Figures = {}
+    for name, first in rows[0].items():
+        values = [row[name] for row in rows if name in row]
+        if isinstance(first, Mapping):
+            found[name] = medians(values)
+        elif isinstance(first, int | float) and not isinstance(first, bool):
+            middle = statistics.median(values)
+            found[name] = round(middle, 3) if isinstance(middle, float) else middle
+        else:
+            found[name] = first
+    return found
+
+
+def emit(row: Figures) -> None:
+    """One line of JSON on standard output, at once."""
+    print(json.dumps(row), flush=True)
+
+
+def emit_all(rows: Sequence[Figures]) -> None:
+    """The line of medians of several runs."""
+    if len(rows) > 1:
+        emit({"median_of": len(rows), **medians(rows)})
+
+
+@contextlib.contextmanager
+def folder() -> Iterator[Path]:
+    """A temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="taskd-bench-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+# -- what is measured
+
+
+class Services:
+    """PostgreSQL and RabbitMQ for this run alone, durable as they are delivered: nothing is tuned or turned off."""
+
+    def __init__(self) -> None:
+        absent = [name for name in missing() if name in ("postgres", "rabbitmq")]
+        if absent:
+            raise Failed(f"not installed: {', '.join(absent)}; {how_to_get(absent)}")
+        self.postgres = Postgres()
+        self.rabbitmq = RabbitMQ()
+        self.rabbitmq.launch()
+        self.postgres.start()
+        self.rabbitmq.wait_ready()
+        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+            if self.postgres.query(f"SHOW {setting}") != [("on",)]:
+                raise Failed(f"PostgreSQL runs with {setting} off: its figures would mean nothing")
+        self.pids = {"postgres": [listener(self.postgres.port)], "rabbitmq": [listener(self.rabbitmq.port)]}
+
+    def stop(self) -> None:
+        """Stop both."""
+        self.rabbitmq.kill()
+        self.postgres.stop("immediate")
+
+
+class Deployment:
+    """taskd as it is deployed: servers and workers over a database and a queue of their own, or one embedded server.
+
+    ``profiles``, a folder, gets what cProfile says about each daemon; it slows them down by half or more.
+    """
+
+    def __init__(
+        self,
+        place: Path,
+        services: Services | None,
+        *,
+        servers: int = 1,
+        workers: int = 1,
+        slots: int | None = None,
+        profiles: Path | None = None,
+    ) -> None:
+        self.place = place
+        self.services = services
+        self.data = place / "data"
+        self.ports = [free_port() for _ in range(servers)]
+        self._workers = workers if services else 0
+        self._profiles = profiles
+        self._servers: list[Daemon] = []
+        self._worker_daemons: list[Daemon] = []
+        self.database = ""
+        self._env = {"TASKD_DATA": str(self.data)} | ({"TASKD_SLOTS": str(slots)} if slots else {})
+
+    @property
+    def daemons(self) -> list[Daemon]:
+        """Servers and workers."""
+        return [*self._servers, *self._worker_daemons]
+
+    @property
+    def pids(self) -> dict[str, list[int]]:
+        """By role; the services' as well."""
+        ours = {"server": [d.pid for d in self._servers]}
+        if self.services is None:
+            return ours
+        return ours | {"worker": [d.pid for d in self._worker_daemons]} | self.services.pids
+
+    def start(self) -> None:
+        """Start everything and wait until the servers answer."""
+        if self.services is not None:
+            self.database = self.services.postgres.create_database()
+            self._env |= self.services.postgres.env(self.database)
+            self._env |= self.services.rabbitmq.env(unique("bench"))
+        for port in self.ports:
+            self._servers.append(self._daemon("taskserver", "--listen", f"tcp:{port}:interface={HOST}"))
+            # One after the other: the first one creates the tables.
+            self._wait_for(self._servers[-1], port)
+        self._worker_daemons = [self._daemon("taskworker") for _ in range(self._workers)]
+
+    def stop(self) -> None:
+        """SIGTERM and wait until all have drained. One that does not is killed, and told of on standard error."""
+        for daemon in reversed(self.daemons):
+            try:
+                status = daemon.terminate()
+            except AssertionError as e:
+                print(f"bench: killed, as it did not stop by itself: {e}", file=sys.stderr)
+            else:
+                if status != 0:
+                    print(f"bench: a daemon ended with {status}: {daemon.output()[-2000:]}", file=sys.stderr)
+        if self.services is not None and self.database:
+            self.services.postgres.drop_database(self.database)
+
+    def check_alive(self) -> None:
+        """Raises Failed when a daemon has ended."""
+        for daemon in self.daemons:
+            if daemon.returncode is not None:
+                raise Failed(f"a daemon ended with {daemon.returncode}: {daemon.output()[-2000:]}")
+
+    def client(self, username: str, server: int = 0, watch: bool = False) -> tuple[LineClient, int]:
+        """A connection of a user registered on first use, logged in, and the user's id."""
+        client = LineClient(self.ports[server], HOST, START_SECONDS)
+        done = client.request("register", username=username, password=PASSWORD)
+        if not done["ok"] and done["status"] != "in_use":
+            raise Failed(f"no registration: {done}")
+        login = client.request("login", username=username, password=PASSWORD)
+        if not login["ok"]:
+            raise Failed(f"no login: {login}")
+        if watch and not (answer := client.request("watch"))["ok"]:
+            raise Failed(f"no watch: {answer}")
+        return client, login["user_id"]
+
+    def _daemon(self, command: str, *arguments: str) -> Daemon:
+        twistd = Path(sys.executable).with_name(TWISTD[0])
+        options = [*TWISTD[1:]]
+        if self._profiles is not None:
+            file = self._profiles.resolve() / f"{command}-{len(self.daemons)}.prof"
+            options += [f"--profile={file}", "--savestats", "--profiler=cprofile"]
+        return Daemon.run([str(twistd), *options, command, *arguments], self._env, cwd=self.place)
+
+    def _wait_for(self, daemon: Daemon, port: int) -> None:
+        def answers() -> bool:
+            self.check_alive()
+            try:
+                with LineClient(port, HOST, START_SECONDS) as client:
+                    # It has to look into the store, so the answer says that this can be reached.
+                    return bool(client.request("login", username="nobody", password="at all")["status"] == "no_user")
+            except OSError:
+                return False
+
+        try:
+            eventually(answers, START_SECONDS)
+        except AssertionError:
+            raise Failed(f"the server on port {port} does not answer: {daemon.output()[-2000:]}") from None
+
+
+def run_python(place: Path, name: str, *command: str | int) -> Process:
+    """``python COMMAND`` in the root of the project, with its output in ``place/name``."""
+    line = [sys.executable, *map(str, command)]
+    return Process(line, place / name, env=clean_environment(PYTHONUNBUFFERED="1"), cwd=ROOT)
+
+
+def wait_ready(processes: Sequence[Process], limit: float = START_SECONDS) -> None:
+    """Wait until each has printed the line ``ready``. Raises Failed when one ends before."""
+
+    def ready() -> bool:
+        for process in processes:
+            if process.returncode is not None:
+                raise Failed(f"a process of the benchmark ended too early: {process.output()[-2000:]}")
+        return all("ready\n" in process.output() for process in processes)
+
+    eventually(ready, limit, "the benchmark's own processes are ready")
+
+
+def report(process: Process) -> Any:
+    """The JSON in the last line that a process printed, None when it is not there yet."""
+    output = process.output()
+    last = output[:-1].rpartition("\n")[2]
+    return json.loads(last) if output.endswith("}\n") else None
+
+
+def wait_report(process: Process, limit: float) -> Any:
+    """Wait for the JSON that a process prints. Raises Failed when it ends without, or in vain."""
+
+    def reported() -> bool:
+        if process.returncode not in (None, 0):
+            raise Failed(f"a process of the benchmark failed: {process.output()[-2000:]}")
+        return report(process) is not None
+
+    eventually(reported, limit, "a process of the benchmark reports")
+    return report(process)
+
+
+def wait_until(condition: Callable[[], bool], limit: float, what: str, pause: float = 0.01) -> float:
+    """Poll until it holds; the monotonic time at which it did. Raises Failed after ``limit`` seconds."""
+    deadline = time.monotonic() + limit
+    while not condition():
+        if time.monotonic() > deadline:
+            raise Failed(f"not within {limit:g} s: {what}")
+        time.sleep(pause)
+    return time.monotonic()

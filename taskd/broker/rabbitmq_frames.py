@@ -1,0 +1,116 @@
+"""The frames of the hot path, built and read without an object for each.
+
+pika takes 12 to 20 microseconds to write a publish and 25 to read a delivery; these take 2 and 3. Everything that is
+not an ordinary delivery of a small message is left to pika. Layouts: AMQP 0-9-1 specification, sections 2.3.5 and 4.2.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pika import frame, spec
+
+Handler = Callable[[int, bool, bytes], None]
+"""Takes a delivery tag, whether the message was delivered before, and its body."""
+
+MAX_FRAME = 131_072
+"""Bytes of payload in a frame at most, as pika and RabbitMQ agree when connecting."""
+
+_DELIVER = struct.pack(">I", spec.Basic.Deliver.INDEX)
+_FRAME = struct.Struct(">BHI")
+_BODY_SIZE = struct.Struct(">Q")
+_TAG = struct.Struct(">QB")
+_END = bytes([spec.FRAME_END])
+
+
+class PublishFrames:
+    """Writes persistent, mandatory messages to one queue on one channel."""
+
+    def __init__(self, channel_number: int, queue: str) -> None:
+        self._channel_number = channel_number
+        publish = spec.Basic.Publish(exchange="", routing_key=queue, mandatory=True)
+        self._method: bytes = frame.Method(channel_number, publish).marshal()
+        self._heads: dict[int, bytes] = {}
+
+    def encode(self, bodies: Sequence[bytes]) -> bytes:
+        """The bytes of one publish for each body; a body is not empty and fits one frame."""
+        heads, pieces = self._heads, []
+        for body in bodies:
+            pieces += (heads.get(len(body)) or self._head(len(body)), body, _END)
+        return b"".join(pieces)
+
+    def _head(self, size: int) -> bytes:
+        properties = spec.BasicProperties(delivery_mode=2)
+        head: bytes = self._method + frame.Header(self._channel_number, size, properties).marshal()
+        head += _FRAME.pack(spec.FRAME_BODY, self._channel_number, size)
+        self._heads[size] = head
+        return head
+
+
+class BadFrame(Exception):
+    """What came is not AMQP."""
+
+
+class FrameReader:
+    """Takes deliveries of one body frame on channels that have a handler; whole frames of all else go to ``other``.
+
+    The order of frames is kept. ``handlers`` is by channel number.
+    """
+
+    def __init__(self, other: Callable[[bytes], Any]) -> None:
+        self.handlers: dict[int, Handler] = {}
+        self._other = other
+        self._rest = b""
+
+    def feed(self, data: bytes) -> None:
+        """Read what came from the network. Raises BadFrame, and what the handlers and ``other`` raise."""
+        data = self._rest + data if self._rest else data
+        size, position, taken = len(data), 0, 0
+        while position + 8 <= size:
+            kind, channel, length = _FRAME.unpack_from(data, position)
+            if length > MAX_FRAME:
+                raise BadFrame(f"a frame of {length} bytes")
+            end = position + length + 8
+            if end > size:
+                break
+            if kind == spec.FRAME_METHOD and channel in self.handlers and data.startswith(_DELIVER, position + 7):
+                content = _find_body(data, channel, end)
+                if content is None:
+                    break
+                begin, after = content
+                if taken < position:
+                    self._other(data[taken:position])
+                    taken = position
+                # what pika has just read may have ended the consumer
+                handler = self.handlers.get(channel) if after else None
+                if handler is not None:
+                    tag, redelivered = _TAG.unpack_from(data, position + 12 + data[position + 11])
+                    handler(tag, bool(redelivered & 1), data[begin : after - 1])
+                    position = taken = after
+                    continue
+            position = end
+        if taken < position:
+            self._other(data[taken:position])
+        self._rest = data[position:]
+
+
+def _find_body(data: bytes, of_channel: int, header: int) -> tuple[int, int] | None:
+    """Where the body begins and where its frame ends, or zeros: that is for pika. None when there is more to come."""
+    if header + 19 > len(data):
+        return None
+    kind, channel, length = _FRAME.unpack_from(data, header)
+    (body_size,) = _BODY_SIZE.unpack_from(data, header + 11)
+    if (kind, channel) != (spec.FRAME_HEADER, of_channel) or not 0 < body_size <= MAX_FRAME:
+        return 0, 0
+    body = header + length + 8
+    if body + 8 > len(data):
+        return None
+    kind, channel, length = _FRAME.unpack_from(data, body)
+    after = body + length + 8
+    if (kind, channel) != (spec.FRAME_BODY, of_channel) or length != body_size:
+        return 0, 0
+    if after > len(data):
+        return None
+    return (body + 7, after) if data.endswith(_END, 0, after) else (0, 0)

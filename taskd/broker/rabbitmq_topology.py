@@ -1,0 +1,65 @@
+"""What taskd declares in RabbitMQ: durable quorum queues for work, one fan-out exchange for news."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.logger import Logger
+
+from taskd.broker.rabbitmq_connection import Channel, Connection, Lost
+
+CHANGES = "taskd.changes"
+"""The exchange on which all processes announce what they have changed."""
+
+NEWS_QUEUE = {"x-max-length": 10_000, "x-overflow": "drop-head", "x-message-ttl": 60_000}
+"""News are of no use to a subscriber that is this far behind. Time in milliseconds."""
+
+
+class Topology:
+    """Declares queues, however often. ``name`` of the server stands in the log."""
+
+    log = Logger()
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._taken_as_is: set[str] = set()
+
+    async def declare(self, connection: Connection, queues: Sequence[str]) -> None:
+        """Declare everything on a new connection. Raises Lost."""
+        channel = await connection.open_channel()
+        await declare_changes(channel)
+        channel.close(Lost("done"))
+        for queue in queues:
+            await self.declare_queue(connection, queue)
+
+    async def declare_queue(self, connection: Connection, queue: str) -> int:
+        """Declare a work queue, on a channel of its own; how many messages are ready in it. Raises Lost.
+
+        A queue that is there already but of another kind is taken as it is: the store keeps the tasks safe.
+        """
+        arguments: dict[str, Any] = {"x-queue-type": "quorum"}
+        if connection.version >= (4,):
+            # its default of 20 would throw away messages that were only near a crashing task; the store counts attempts
+            arguments["x-delivery-limit"] = -1
+        channel = await connection.open_channel()
+        try:
+            raw = channel.raw
+            reply = await channel.call(raw.queue_declare, queue=queue, durable=True, arguments=arguments)
+        except Lost as e:
+            if e.code != 406:
+                raise
+            channel = await connection.open_channel()
+            reply = await channel.call(channel.raw.queue_declare, queue=queue, passive=True)
+            if queue not in self._taken_as_is:
+                self._taken_as_is.add(queue)
+                text = "{name}: queue {queue} was there before and is used as it is: {reason}"
+                self.log.warn(text, name=self._name, queue=queue, reason=str(e))
+        channel.close(Lost("done"))
+        return int(reply.method.message_count)
+
+
+async def declare_changes(channel: Channel) -> None:
+    """Declare the exchange for news. Raises Lost."""
+    raw = channel.raw
+    await channel.call(raw.exchange_declare, exchange=CHANGES, exchange_type="fanout", durable=True)

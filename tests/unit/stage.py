@@ -1,0 +1,387 @@
+"""The stage on which the server's unit tests play: all its rooms in memory, under a clock that stands still.
+
+There is no worker: tests take deliveries, claim and finish through the broker and the store, as a worker would.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sqlite3
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from taskd.broker.memory import MemoryBroker
+from taskd.model import NewTask, State, Task
+from taskd.ports import Claim, Delivery, Dispatch, NewRow, Outcome
+from taskd.server.accounts import Accounts
+from taskd.server.actions import Actions
+from taskd.server.announcer import Announcer
+from taskd.server.dispatcher import Dispatcher
+from taskd.server.hub import Hub
+from taskd.server.lines import LineFactory
+from taskd.server.maintenance import Maintenance
+from taskd.server.outbox import Outbox
+from taskd.server.submission import Submitter
+from taskd.server.window import Windows
+from taskd.store.sqlite import InlineRunner, SqliteStore
+from taskd.wire.changes import changes_of, encode_news
+from taskd.wire.messages import encode
+
+NOON = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)
+PASSWORD = "correct horse"
+LEASE = 30.0
+SESSION = 86_400
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class StageRunner(InlineRunner):
+    """A database that may be away, or keep its callers waiting while ``slow``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away = False
+        self.broken = False
+        self.slow = False
+        self.calls = 0
+        self._waiting: list[Callable[[], None]] = []
+
+    def runInteraction(self, interaction: Callable[..., R], *args: Any) -> Deferred[R]:
+        """As the base does it, but not always, and not always now."""
+        if not self.slow:
+            return self._run(interaction, *args)
+        done: Deferred[R] = Deferred()
+        self._waiting.append(lambda: self._run(interaction, *args).chainDeferred(done))
+        return done
+
+    def go_on(self) -> None:
+        """Do what has been waiting; what follows from it waits again, as long as it is slow."""
+        waiting, self._waiting = self._waiting, []
+        for run in waiting:
+            run()
+
+    @property
+    def waiting(self) -> int:
+        """How many statements are waiting."""
+        return len(self._waiting)
+
+    def _run(self, interaction: Callable[..., R], *args: Any) -> Deferred[R]:
+        self.calls += 1
+        if self.broken:
+            interaction = _broken
+        elif self.away:
+            interaction = _away
+        return super().runInteraction(interaction, *args)
+
+
+def _away(*args: Any) -> Any:
+    raise sqlite3.OperationalError("disk I/O error")
+
+
+def _broken(*args: Any) -> Any:
+    raise ZeroDivisionError("a defect")
+
+
+class StageBroker(MemoryBroker):
+    """A broker that notes what was published. While ``mute`` it takes messages and confirms nothing."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock)
+        self.published: list[Dispatch] = []
+        self.news: list[bytes] = []
+        self.mute = False
+        self._unconfirmed: list[Deferred[None]] = []
+
+    async def publish(self, queue: str, messages: Sequence[Dispatch]) -> None:
+        await super().publish(queue, messages)
+        self.published += messages
+        if self.mute:
+            confirmed: Deferred[None] = Deferred()
+            self._unconfirmed.append(confirmed)
+            await confirmed
+
+    def confirm(self) -> None:
+        """Confirm what was kept waiting."""
+        unconfirmed, self._unconfirmed = self._unconfirmed, []
+        for confirmed in unconfirmed:
+            confirmed.callback(None)
+
+    def announce(self, news: bytes) -> None:
+        self.news.append(news)
+        super().announce(news)
+
+
+async def at_once(function: Callable[..., Any], *args: Any) -> Any:
+    """Runs a hash where it is asked for."""
+    return function(*args)
+
+
+class Client:
+    """One connection, seen from the client's end."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._ids = itertools.count(1)
+        self._kept: list[dict[str, Any]] = []
+        self.transport = StringTransport()
+        connection = stage.lines.buildProtocol(None)
+        assert connection is not None
+        self.connection = connection
+        self.connection.makeConnection(self.transport)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the server has closed it."""
+        return self.transport.disconnecting
+
+    def send(self, *lines: bytes | dict[str, Any]) -> None:
+        """Send lines, all in one piece, and let happen what needs no time."""
+        self.connection.dataReceived(b"".join((x if isinstance(x, bytes) else encode(x)) + b"\n" for x in lines))
+        self._stage.settle()
+
+    def raw(self) -> list[bytes]:
+        """The lines that have come, without their ends."""
+        data = self.transport.value()
+        self.transport.clear()
+        assert data == b"" or data.endswith(b"\n")
+        return data.split(b"\n")[:-1]
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Replies and events that have come and were not taken yet."""
+        self._kept += [json.loads(line) for line in self.raw()]
+        kept, self._kept = self._kept, []
+        return kept
+
+    def events(self) -> list[dict[str, Any]]:
+        """The events among them; replies stay."""
+        lines = self.lines()
+        self._kept = [line for line in lines if "event" not in line]
+        return [line for line in lines if "event" in line]
+
+    def line(self) -> dict[str, Any]:
+        """The one that has come."""
+        [line] = self.lines()
+        return line
+
+    def start(self, action: str, **fields: Any) -> int:
+        """Send a request and return its id."""
+        request_id = next(self._ids)
+        self.send({"action": action, "id": request_id, **fields})
+        return request_id
+
+    def reply(self, request_id: int) -> dict[str, Any]:
+        """The reply to it; what came beside it stays."""
+        lines = self.lines()
+        [reply] = [line for line in lines if line.get("id") == request_id]
+        self._kept = [line for line in lines if line is not reply]
+        return reply
+
+    def ask(self, action: str, **fields: Any) -> dict[str, Any]:
+        """Send a request and return the reply."""
+        return self.reply(self.start(action, **fields))
+
+    def stop_reading(self) -> None:
+        """The transport's buffer is full."""
+        assert self.transport.producer is not None
+        self.transport.producer.pauseProducing()
+
+    def read_on(self) -> None:
+        """The transport's buffer is empty again."""
+        assert self.transport.producer is not None
+        self.transport.producer.resumeProducing()
+        self._stage.settle()
+
+    def half_close(self) -> None:
+        """Send no more, but read on."""
+        self.connection.readConnectionLost()
+        self._stage.settle()
+
+    def lose(self) -> None:
+        """The connection is gone."""
+        self.connection.connectionLost(Failure(ConnectionDone()))
+        self._stage.settle()
+
+
+class Stage:
+    """A server in memory, not started: nothing happens by itself but what clients and tests cause."""
+
+    def __init__(self, queues: Sequence[str] = ("tasks",), window: int = 2000, run_hash: Any = at_once) -> None:
+        self.clock = clock = Clock()
+        clock.advance(NOON.timestamp())
+        self.runner = StageRunner()
+        self.store = store = SqliteStore(self.runner, clock)
+        self.broker = broker = StageBroker(clock)
+        for start in (store.start(), broker.start()):
+            now(start)
+        self.hub, self.windows = Hub(), Windows(queues, window)
+        self.announcer = Announcer(clock, broker, self.hub, self.windows, "node", self.wake)
+        self.outbox = Outbox(store, broker)
+        self.dispatchers = {
+            queue: Dispatcher(
+                *(clock, queue, self.windows.by_queue[queue], store, broker),
+                *(self.outbox, self.announcer, self.new_id),
+            )
+            for queue in queues
+        }
+        self.submitter = Submitter(
+            *(clock, store, broker, self.outbox, self.windows, self.announcer, self.new_id),
+            lambda queue: self.dispatchers[queue].wake(),
+        )
+        self.maintenance = Maintenance(
+            *(clock, store, broker, self.outbox, self.windows, self.dispatchers, self.announcer, LEASE)
+        )
+        self.accounts = Accounts(store, run_hash, 4, SESSION)
+        self.actions = Actions(
+            clock, store, self.accounts, self.submitter, self.hub, self.announcer, queues, "node"
+        )
+        self.lines = LineFactory(self.actions, clock)
+        self.announcer.start()
+        self._ids = itertools.count(1)
+
+    def new_id(self) -> str:
+        """A name for a batch, in the form of a UUID."""
+        return f"00000000-0000-0000-0000-{next(self._ids):012}"
+
+    def wake(self) -> None:
+        """Others' news may have made room."""
+        for dispatcher in self.dispatchers.values():
+            dispatcher.wake()
+
+    def settle(self) -> None:
+        """Let everything happen that needs no time."""
+        self.clock.advance(0)
+
+    def know(self) -> Stage:
+        """With windows that know their backlog, as after the first round of a server's life."""
+        for dispatcher in self.dispatchers.values():
+            dispatcher.tick()
+        self.settle()
+        return self
+
+    def round(self) -> None:
+        """One round of maintenance."""
+        now(self.maintenance.round())
+        self.settle()
+
+    # users and tasks, past the protocol
+
+    def user(self, name: str = "ana") -> int:
+        """The number of a user who is there or is made."""
+        found = now(self.store.find_user(name))
+        return found.user.id if found else now(self.store.create_user(name, name, "no hash")).id
+
+    def create(self, name: str = "ana", count: int = 1, state: State = State.QUEUED, **spec: Any) -> list[Task]:
+        """Tasks of a user, as another server might have made them: nothing of it is known here."""
+        row = NewRow(self.user(name), NewTask(**{"task": "t", "queue": "tasks", **spec}), state)
+        return list(now(self.store.create_tasks(self.new_id(), [row] * count)))
+
+    def claim(self, *tasks: Task | int, worker: str = "w") -> list[Task]:
+        """What a worker does with its deliveries."""
+        claims = [Claim(task.id, task.dispatch, False) for task in self.tasks(*tasks)]
+        return self.tell(now(self.store.claim(worker, LEASE, claims)))
+
+    def finish(
+        self, *tasks: Task | int, state: State = State.COMPLETED, result: str | None = "1", worker: str = "w"
+    ) -> list[Task]:
+        """Tasks that run come to their end."""
+        ends = [Outcome(t.id, t.dispatch, t.attempt, state, result) for t in self.tasks(*tasks)]
+        now(self.store.finish(worker, ends))
+        return self.tell(self.tasks(*tasks))
+
+    def run(self, *tasks: Task | int, **outcome: Any) -> list[Task]:
+        """Claim and finish."""
+        self.claim(*tasks)
+        return self.finish(*tasks, **outcome)
+
+    def tell(self, tasks: Sequence[Task]) -> list[Task]:
+        """A worker's news."""
+        self.broker.announce(encode_news("worker", changes_of(tasks, self.announcer.now())))
+        self.settle()
+        return list(tasks)
+
+    def tasks(self, *tasks: Task | int) -> list[Task]:
+        """The tasks as they are now, in this order; all there are when none is named."""
+        ids = [task if isinstance(task, int) else task.id for task in tasks]
+        users = self.sql("SELECT id FROM users")
+        found = {}
+        for (user_id,) in users:
+            wanted = ids or [n for (n,) in self.sql("SELECT id FROM tasks WHERE user_id = ?", user_id)]
+            found.update({task.id: task for task in now(self.store.get_tasks(user_id, wanted))})
+        return [found[task_id] for task_id in ids or sorted(found)]
+
+    def states(self, *tasks: Task | int) -> list[str]:
+        """Only their states."""
+        return [task.state.value for task in self.tasks(*tasks)]
+
+    def outbox_rows(self) -> int:
+        """Rows that are not settled."""
+        [(count,)] = self.sql("SELECT count(*) FROM outbox WHERE coalesce(published_at, 0) < 4611686018427387904")
+        return int(count)
+
+    def sql(self, text: str, *args: Any) -> list[Any]:
+        """What the database says."""
+        return now(InlineRunner.runInteraction(self.runner, lambda cursor: cursor.execute(text, args).fetchall()))
+
+    def consume(self, queue: str = "tasks", prefetch: int = 10_000) -> list[Delivery]:
+        """A list that fills with the deliveries of a queue."""
+        taken: list[Delivery] = []
+        self.broker.consume(queue, prefetch, taken.extend, lambda: None)
+        self.settle()
+        return taken
+
+    def lose_messages(self, queue: str = "tasks") -> None:
+        """What is in the queue is gone, and nobody has seen it."""
+        taken: list[Delivery] = []
+        consumer = self.broker.consume(queue, 10_000, taken.extend, lambda: None)
+        self.settle()
+        consumer.ack(taken)
+        now(consumer.stop())
+
+    # connections
+
+    def connect(self) -> Client:
+        """Somebody connects."""
+        return Client(self)
+
+    def client(self, name: str = "ana") -> Client:
+        """A connection that is logged in as this user, who is registered if need be."""
+        client = self.connect()
+        client.ask("register", username=name, password=PASSWORD)
+        assert client.ask("login", username=name, password=PASSWORD)["ok"]
+        return client
+
+
+def now(awaitable: Any) -> Any:
+    """The result of what should be done already."""
+    results: list[Any] = []
+    deferred = awaitable if isinstance(awaitable, Deferred) else ensureDeferred(awaitable)
+    deferred.addBoth(results.append)
+    assert results, "this still waits for something"
+    if isinstance(results[0], Failure):
+        results[0].raiseException()
+    return results[0]
+
+
+class StageCase(SynchronousTestCase):
+    """A test on a stage; it fails when anything logs an error that the test does not flush."""
+
+    queues: Sequence[str] = ("tasks",)
+    window = 2000
+
+    def setUp(self) -> None:
+        self.stage = Stage(self.queues, self.window).know()
+
+    def assertRefused(self, reply: dict[str, Any], code: str, field: str | None = None) -> None:
+        """The reply is an error with this code and field, and says something."""
+        self.assertEqual((reply["ok"], reply.get("code"), reply.get("field")), (False, code, field), reply)
+        self.assertGreater(len(reply["message"]), 10)

@@ -1,0 +1,195 @@
+"""taskd.config: variables, the .env file, and one clear line for each thing that is wrong with them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskd.config import Postgres, RabbitMQ, check_queue, read_settings
+from taskd.errors import SettingsError
+
+BOTH = {"POSTGRES_HOST": "db", "RABBITMQ_HOST": "mq"}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder without a .env."""
+    monkeypatch.chdir(tmp_path)
+
+
+def refusal(environ: dict[str, str] | None = None, env_file: str | None = None) -> str:
+    """The one line that is said."""
+    with pytest.raises(SettingsError) as refused:
+        read_settings(env_file, environ or {})
+    text = str(refused.value)
+    assert "\n" not in text and text
+    return text
+
+
+def test_with_nothing_set_it_is_embedded() -> None:
+    settings = read_settings(None, {})
+    assert settings.embedded and settings.postgres is None and settings.rabbitmq is None
+    assert settings.queues == ("tasks",)
+    assert settings.listen == ("tcp:5000:interface=127.0.0.1",)
+    assert settings.data == Path("taskd-data")
+    assert (settings.slots, settings.window, settings.lease) == (None, 2000, 30.0)
+    assert (settings.bcrypt_rounds, settings.session_days) == (12, 30)
+
+
+def test_with_both_hosts_it_is_distributed() -> None:
+    settings = read_settings(None, BOTH)
+    assert not settings.embedded
+    assert settings.postgres == Postgres("db", 5432, "taskd", "", "taskd")
+    assert settings.rabbitmq == RabbitMQ("mq", 5672, "guest", "guest")
+    assert settings.postgres.dsn() == {"host": "db", "port": 5432, "user": "taskd", "password": "", "dbname": "taskd"}
+
+
+def test_everything_can_be_set() -> None:
+    environ = {
+        **BOTH,
+        **{"POSTGRES_PORT": "1", "POSTGRES_USER": "u", "POSTGRES_PASSWORD": " p ", "POSTGRES_DB": "d"},
+        **{"RABBITMQ_PORT": "65535", "RABBITMQ_USER": "v", "RABBITMQ_PASSWORD": "q", "RABBITMQ_QUEUE": "main"},
+        **{"TASKD_QUEUES": "slow, fast,,main", "TASKD_LISTEN": " tcp:1  ssl:2:x=y ", "TASKD_DATA": "/data"},
+        **{"TASKD_SLOTS": "7", "TASKD_WINDOW": "8", "TASKD_LEASE": "1.5", "TASKD_BCRYPT_ROUNDS": "4"},
+        "TASKD_SESSION_DAYS": "9",
+    }
+    settings = read_settings(None, environ)
+    assert settings.postgres == Postgres("db", 1, "u", " p ", "d")
+    assert settings.rabbitmq == RabbitMQ("mq", 65535, "v", "q")
+    assert settings.queues == ("main", "slow", "fast")
+    assert settings.listen == ("tcp:1", "ssl:2:x=y")
+    assert settings.data == Path("/data")
+    assert (settings.slots, settings.window, settings.lease) == (7, 8, 1.5)
+    assert (settings.bcrypt_rounds, settings.session_days) == (4, 9)
+
+
+@pytest.mark.parametrize(("there", "missing"), [("POSTGRES_HOST", "RABBITMQ_HOST"), ("RABBITMQ_HOST", "POSTGRES_HOST")])
+def test_one_host_without_the_other(there: str, missing: str) -> None:
+    assert refusal({there: "x"}).startswith(f"{there} is set but {missing} is not")
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("POSTGRES_PORT", 1, 65535),
+        ("RABBITMQ_PORT", 1, 65535),
+        ("TASKD_SLOTS", 0, 100_000),
+        ("TASKD_WINDOW", 1, 1_000_000),
+        ("TASKD_BCRYPT_ROUNDS", 4, 18),
+        ("TASKD_SESSION_DAYS", 1, 3650),
+    ],
+)
+def test_whole_numbers(name: str, low: int, high: int) -> None:
+    for value in (str(low - 1), str(high + 1), "x", "1.5", "-1", "1_0", "0x10", "٣", "9" * 5000, "1 2", "nan"):
+        text = refusal({name: value})
+        assert text.startswith(f"{name} must be a whole number from {low} to {high}, not ")
+    for value in (str(low), str(high), f" {low} "):
+        read_settings(None, {name: value})
+
+
+@pytest.mark.parametrize("value", ["0", "0.9", "3601", "x", "nan", "inf", "-inf", "-5", "1,5"])
+def test_seconds(value: str) -> None:
+    text = refusal({"TASKD_LEASE": value})
+    assert text == f"TASKD_LEASE must be a number of seconds from 1.0 to 3600.0, not {value!r}"
+
+
+@pytest.mark.parametrize("name", ["POSTGRES_HOST", "RABBITMQ_USER", "RABBITMQ_PASSWORD", "TASKD_DATA", "TASKD_LISTEN"])
+@pytest.mark.parametrize("value", ["a\nb", "a\0b", "a\udcffb", "a\x1bb"])
+def test_control_characters(name: str, value: str) -> None:
+    text = refusal({**BOTH, name: value})
+    assert text.startswith(name) and "control character" in text
+
+
+def test_a_password_is_not_repeated() -> None:
+    assert "hunter2" not in refusal({**BOTH, "POSTGRES_PASSWORD": "hunter2\n"})
+
+
+@pytest.mark.parametrize("queue", ["amq.x", "x" * 201, "ñ" * 101])
+@pytest.mark.parametrize("name", ["RABBITMQ_QUEUE", "TASKD_QUEUES"])
+def test_queue_names(name: str, queue: str) -> None:
+    assert refusal({name: queue}).startswith(f"{name}: a queue's name has 1 to 200 bytes")
+
+
+def test_queue_names_of_options() -> None:
+    assert check_queue("ñ" * 100, "--queue") == "ñ" * 100
+    for queue in ("", "a\nb", "a\ud800"):
+        with pytest.raises(SettingsError, match=r"^--queue: "):
+            check_queue(queue, "--queue")
+
+
+class TestEnvFile:
+    def test_dot_env_is_read_where_one_stands(self) -> None:
+        Path(".env").write_text("# a remark\n\nTASKD_WINDOW=5\nexport TASKD_SLOTS='6' # six\n")
+        settings = read_settings(None, {})
+        assert (settings.window, settings.slots) == (5, 6)
+
+    def test_another_file_instead(self) -> None:
+        Path(".env").write_text("TASKD_WINDOW=5\nTASKD_SLOTS=6\n")
+        Path("other").write_text("TASKD_WINDOW=7\n")
+        settings = read_settings("other", {})
+        assert (settings.window, settings.slots) == (7, None)
+
+    def test_the_environment_wins(self) -> None:
+        Path(".env").write_text("TASKD_WINDOW=5\nTASKD_SLOTS=6\n")
+        settings = read_settings(None, {"TASKD_WINDOW": "8"})
+        assert (settings.window, settings.slots) == (8, 6)
+
+    def test_an_empty_variable_takes_one_of_the_file_back(self) -> None:
+        Path(".env").write_text("POSTGRES_HOST=db\nRABBITMQ_HOST=mq\nTASKD_WINDOW=\n")
+        settings = read_settings(None, {"POSTGRES_HOST": "", "RABBITMQ_HOST": " "})
+        assert settings.embedded and settings.window == 2000
+
+    def test_the_environment_is_not_changed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("TASKD_WINDOW", raising=False)
+        Path(".env").write_text("TASKD_WINDOW=5\n")
+        read_settings()
+        assert "TASKD_WINDOW" not in os.environ
+
+    def test_a_file_of_another_system(self) -> None:
+        Path(".env").write_bytes("\ufeffTASKD_WINDOW=5\r\nTASKD_SLOTS=6\r\n".encode())
+        settings = read_settings(None, {})
+        assert (settings.window, settings.slots) == (5, 6)
+
+    def test_spaces_in_quotes_belong_to_a_password(self) -> None:
+        Path(".env").write_text("POSTGRES_PASSWORD=' a b '\n")
+        postgres = read_settings(None, BOTH).postgres
+        assert postgres is not None and postgres.password == " a b "
+
+    @pytest.mark.parametrize("line", ["hunter2", "POSTGRES_PASSWORD hunter2", "export X", "='hunter2'", "A='hunter2"])
+    def test_a_line_that_sets_nothing(self, line: str) -> None:
+        Path(".env").write_text(f"TASKD_WINDOW=5\n{line}\n")
+        text = refusal()
+        assert text == ".env, line 2: expected NAME=value"
+
+    def test_a_malformed_value_names_its_variable(self) -> None:
+        Path(".env").write_text("TASKD_WINDOW=many\n")
+        assert refusal().startswith("TASKD_WINDOW must be a whole number")
+
+    def test_a_file_that_is_asked_for_must_be_there(self) -> None:
+        Path("folder").mkdir()
+        for name in ("nothing", "folder"):
+            assert refusal(env_file=name) == f"--env-file {name}: there is no such file"
+
+    def test_a_folder_called_dot_env_is_not_meant(self) -> None:
+        Path(".env").mkdir()
+        assert read_settings(None, {}).embedded
+
+    def test_a_file_that_is_not_text(self) -> None:
+        Path(".env").write_bytes(b"TASKD_DATA=caf\xe9\n")
+        assert refusal().startswith(".env: cannot be read: ")
+
+    @pytest.mark.parametrize("name", ["a\0b", "x" * 5000])
+    def test_a_name_that_no_file_can_have(self, name: str) -> None:
+        assert "cannot be read" in refusal(env_file=name)
+
+    def test_a_file_that_may_not_be_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*args: Any, **options: Any) -> str:
+            raise PermissionError(13, "Permission denied")
+
+        Path(".env").write_text("")
+        # the superuser may read everything, so that no mode would do
+        monkeypatch.setattr(Path, "read_text", refuse)
+        assert refusal() == ".env: cannot be read: Permission denied"
