@@ -15,6 +15,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -29,7 +30,6 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from txpostgres import txpostgres
 
 from taskd.broker.rabbitmq_frames import MAX_FRAME, FrameReader, Handler, PublishFrames
-from taskd.model import Task
 from taskd.store.postgres_connection import SESSION
 from taskd.store.postgres_statements import PREPARED
 
@@ -49,8 +49,6 @@ PREFETCH = 1000
 RESULT = '{\\"seconds\\":0}'
 FANOUT = "floor-news"
 
-_ATTEMPT = Task.__struct_fields__.index("attempt")
-_DISPATCH = Task.__struct_fields__.index("dispatch")
 _PLAIN = extensions.new_type((114, 1184), "PLAIN", extensions.UNICODE)
 
 
@@ -91,17 +89,28 @@ class Database:
             await connection.cursor().execute(";".join(f"PREPARE {n} AS {text}" for n, text in PREPARED.items()))
             self._idle.put(connection)
 
-    async def call(self, name: str, *args: object) -> list[tuple[Any, ...]]:
+    async def call(self, name: str, *args: object) -> Rows:
         """Execute a prepared statement in a transaction of its own."""
         connection = await self._idle.get()
         values = ", ".join(["%s"] * len(args))
         cursor = await connection.cursor().execute(f"EXECUTE {name} ({values})", args)
-        rows: list[tuple[Any, ...]] = cursor.fetchall()
+        rows = Rows([column.name for column in cursor.description], cursor.fetchall())
         self._idle.put(connection)
         return rows
 
 
-class Amqp(TwistedProtocolConnection):  # type: ignore[misc]
+class Rows(NamedTuple):
+    """The answer to a statement. Columns are found by their names, as statements may give more than is needed here."""
+
+    names: list[str]
+    rows: list[tuple[Any, ...]]
+
+    def columns(self, *wanted: str) -> list[Any]:
+        """Tuples of these columns."""
+        return list(map(itemgetter(*[self.names.index(name) for name in wanted]), self.rows))
+
+
+class Amqp(TwistedProtocolConnection):
     """A connection whose hot frames go round pika, as taskd's do: pika alone takes several times as long for them."""
 
     def __init__(self, job: Job) -> None:
@@ -307,7 +316,7 @@ class Creator:
             self._waiting += size
             self._dispatch_soon()
         else:
-            self._publish(batch, [(task_id, 1) for task_id in rows[0][0]])
+            self._publish(batch, [(task_id, 1) for task_id in rows.columns("task_ids")[0]])
 
     def _publish(self, batch: str, messages: list[tuple[int, int]]) -> None:
         self._outstanding += len(messages)
@@ -321,7 +330,7 @@ class Creator:
     async def _dispatch(self) -> None:
         batch = str(uuid.uuid4())
         rows = await self._database.call("dispatch", batch, self._job.queue, self._job.dispatch, 0, False)
-        moved = [(row[5], row[5 + _DISPATCH]) for row in rows if row[5] is not None]
+        moved = [message for message in rows.columns("id", "dispatch") if message[0] is not None]
         if moved:
             self._waiting -= len(moved)
             self._news.tell("dispatched", len(moved))
@@ -428,10 +437,10 @@ class Worker:
         dispatches = "{" + ",".join([str(m.dispatch) for m in batch]) + "}"
         flags = "{" + ",".join("f" * len(batch)) + "}"
         rows = await self._database.call("claim", "floor", 30.0, ids, dispatches, flags)
-        self._news.tell("claimed", len(rows))
+        self._news.tell("claimed", len(rows.rows))
         tags = {m.task_id: m.tag for m in batch}
-        for row in rows:
-            self._finishes.add(Held(row[0], row[_DISPATCH], row[_ATTEMPT], tags[row[0]]))
+        for task_id, dispatch, attempt in rows.columns("id", "dispatch", "attempt"):
+            self._finishes.add(Held(task_id, dispatch, attempt, tags[task_id]))
 
     async def _finish(self, batch: list[Held]) -> None:
         batch.sort()
@@ -446,7 +455,7 @@ class Worker:
             "{" + ",".join([f'"{RESULT}"'] * size) + "}",
             "{" + ",".join(['""'] * size) + "}",
         )
-        self._news.tell("finished", len(rows))
+        self._news.tell("finished", len(rows.rows))
         self._ack([held.tag for held in batch])
 
     def _ack(self, tags: list[int]) -> None:

@@ -44,10 +44,10 @@ class Batches:
     """
 
     create: float = 200.0
-    dispatch: float = 500.0
-    claim: float = 100.0
-    finish: float = 100.0
-    backlog: float = 0.0
+    dispatch: float = 200.0
+    claim: float = 45.0
+    finish: float = 45.0
+    backlog: float = 0.87
 
 
 ALONE = Batches(create=1, dispatch=1, claim=1, finish=1, backlog=0)

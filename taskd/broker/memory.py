@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from taskd.errors import BrokerUnavailable
@@ -61,10 +62,13 @@ class MemoryConsumer:
 class _Queue:
     """Messages in order, and the consumers that take turns."""
 
-    def __init__(self, clock: IReactorTime) -> None:
+    _log = Logger()
+
+    def __init__(self, name: str, clock: IReactorTime) -> None:
+        self._name = name
         self._clock = clock
         self._messages: deque[tuple[int, int, bool]] = deque()
-        self._soon = False
+        self._soon: IDelayedCall | None = None
         self._next = 0
         self.consumers: list[MemoryConsumer] = []
 
@@ -83,12 +87,29 @@ class _Queue:
 
     def deliver_soon(self) -> None:
         """Deliver in the reactor's next turn."""
-        if self._messages and not self._soon:
-            self._soon = True
-            self._clock.callLater(0, self._deliver)
+        if self._messages and self.consumers and self._soon is None:
+            self._soon = self._clock.callLater(0, self._deliver)
+
+    def close(self) -> None:
+        """End all consumers. What they hold returns to the queue."""
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
+        consumers, self.consumers = self.consumers, []
+        for consumer in consumers:
+            consumer.ready = False
+            consumer.close()
+            self._tell(consumer.on_lost)
+
+    def _tell(self, callback: Callable[..., None], *arguments: Sequence[Delivery]) -> None:
+        # a defect of one consumer is none of the others' business
+        try:
+            callback(*arguments)
+        except Exception:
+            self._log.failure("queue {queue}: a consumer failed", queue=self._name)
 
     def _deliver(self) -> None:
-        self._soon = False
+        self._soon = None
         shares: dict[MemoryConsumer, list[Delivery]] = {}
         room = {c: c.room for c in self.consumers if c.room > 0}
         order = list(room)
@@ -103,12 +124,14 @@ class _Queue:
             if not room[consumer]:
                 order.remove(consumer)
         for consumer, deliveries in shares.items():
-            consumer.on_deliveries(deliveries)
+            self._tell(consumer.on_deliveries, deliveries)
 
 
 @implementer(IBroker)
 class MemoryBroker:
     """IBroker in this process."""
+
+    _log = Logger()
 
     def __init__(self, clock: IReactorTime) -> None:
         self.ready = False
@@ -116,18 +139,19 @@ class MemoryBroker:
         self._queues: dict[str, _Queue] = {}
         self._subscribers: list[Callable[[bytes], None]] = []
         self._news: list[bytes] = []
+        self._soon: IDelayedCall | None = None
 
     async def start(self) -> None:
         self.ready = True
 
     async def stop(self) -> None:
         self.ready = False
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
+            self._news.clear()
         for queue in self._queues.values():
-            consumers, queue.consumers = queue.consumers, []
-            for consumer in consumers:
-                consumer.ready = False
-                consumer.close()
-                consumer.on_lost()
+            queue.close()
 
     async def publish(self, queue: str, messages: Sequence[Dispatch]) -> None:
         self._check()
@@ -154,8 +178,8 @@ class MemoryBroker:
         if not self.ready or not self._subscribers:
             return
         self._news.append(news)
-        if len(self._news) == 1:
-            self._clock.callLater(0, self._tell)
+        if self._soon is None:
+            self._soon = self._clock.callLater(0, self._tell)
 
     def subscribe(self, on_news: Callable[[bytes], None], on_gap: Callable[[], None]) -> None:
         self._subscribers.append(on_news)
@@ -167,11 +191,15 @@ class MemoryBroker:
     def _queue(self, name: str) -> _Queue:
         found = self._queues.get(name)
         if found is None:
-            found = self._queues[name] = _Queue(self._clock)
+            found = self._queues[name] = _Queue(name, self._clock)
         return found
 
     def _tell(self) -> None:
+        self._soon = None
         news, self._news = self._news, []
         for body in news:
             for subscriber in tuple(self._subscribers):
-                subscriber(body)
+                try:
+                    subscriber(body)
+                except Exception:
+                    self._log.failure("a listener to the news failed")

@@ -1,8 +1,8 @@
 """The broker of the distributed server: RabbitMQ.
 
 Two connections, because RabbitMQ's alarms block those that publish: one publishes work and news, the other consumes
-them, opened when something is first to be consumed. This is the only room that knows pika; it must be imported after the
-reactor is installed.
+them, opened when something is first to be consumed. This module and those named after it are the only ones that know
+pika. Import it when the reactor is installed: pika takes the one it finds.
 """
 
 from __future__ import annotations

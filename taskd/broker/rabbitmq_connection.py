@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
 from pika import ConnectionParameters, PlainCredentials
 from pika.exceptions import AMQPError, ChannelClosed, ConnectionClosed
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import Protocol
 from twisted.logger import Logger
@@ -72,7 +73,7 @@ def within(clock: IReactorTime, seconds: float, waited: Deferred[T]) -> Deferred
     def ended(result: T | Failure) -> None:
         if timer.active():
             timer.cancel()
-            done.callback(result)  # type: ignore[arg-type]
+            done.callback(result)
 
     waited.addBoth(ended)
     return done
@@ -126,11 +127,9 @@ class Channel:
     def close(self, reason: Lost) -> None:
         """Close it; nobody waits for the answer. Its unacked deliveries go back to the queue."""
         if self.lost is None:
-            self._ended(reason)
-            try:
+            with suppress(AMQPError):
                 self.raw.close()
-            except AMQPError:
-                pass
+            self._ended(reason)
 
     def _answered(self, done: Deferred[Any], *reply: Any) -> None:
         if done in self._calls:
@@ -152,6 +151,7 @@ class _Wire:
 
     def __init__(self, transport: Any, lose: Callable[[], None]) -> None:
         self.write = transport.write
+        self.abortConnection = transport.abortConnection
         self.loseConnection = lose
 
 
@@ -170,8 +170,9 @@ class Connection(Protocol):
         self.lost: Deferred[Lost] = Deferred()
         self.blocked: str | None = None
         self.on_blocked: list[Callable[[], None]] = []
-        self._clock = clock
         self.cause: Lost | None = None
+        self._clock = clock
+        self._wire: _Wire | None = None
         self._abort: IDelayedCall | None = None
         self._sleepers: dict[Deferred[None], IDelayedCall] = {}
         parameters = ConnectionParameters(
@@ -212,16 +213,15 @@ class Connection(Protocol):
         """A new channel. Fails with Lost."""
         opened: Deferred[Channel] = Deferred()
         if not self.is_open:
-            opened.errback(self.cause or Lost("the connection is closed"))
-            return opened
+            return fail(self.cause or Lost("the connection is closed"))
         try:
-            raw = self._impl.channel(on_open_callback=lambda _: opened.called or opened.callback(channel))
+            raw = self._impl.channel(on_open_callback=opened.callback)
         except AMQPError as e:
-            opened.errback(as_lost(e))
-            return opened
+            return fail(as_lost(e))
         channel = Channel(raw, self, self._reader.handlers)
-        raw.add_on_close_callback(lambda _, e: opened.called or opened.errback(as_lost(e)))
-        return opened
+        # it may be refused, or the connection lost before the answer
+        channel.closed.addCallback(lambda lost: lost if opened.called else opened.errback(lost))
+        return opened.addCallback(lambda _: channel)
 
     def sleep(self, seconds: float) -> Deferred[None]:
         """Fires after this time, or when the connection is lost."""
@@ -234,8 +234,8 @@ class Connection(Protocol):
     def drop(self, reason: str) -> None:
         """End it at once. What was not sent yet is lost, and RabbitMQ takes unacked deliveries back."""
         self._because(Lost(reason))
-        if self.transport is not None:
-            self.transport.abortConnection()
+        if self._wire is not None:
+            self._wire.abortConnection()
 
     def close(self) -> None:
         """End it in order, or by force after CLOSE_SECONDS. ``lost`` fires when it is over."""
@@ -286,8 +286,6 @@ class Connection(Protocol):
             self._wake(sleeper)
         self.lost.callback(self.cause)
 
-    _wire: _Wire | None = None
-
     def _ready(self, _: object) -> None:
         if not self.opened.called:
             self.opened.callback(None)
@@ -309,8 +307,8 @@ class Connection(Protocol):
             self.transport.loseConnection()
 
     def _abort_later(self) -> None:
-        if self._abort is None and self.transport is not None:
-            self._abort = self._clock.callLater(CLOSE_SECONDS, self.transport.abortConnection)
+        if self._abort is None and self._wire is not None:
+            self._abort = self._clock.callLater(CLOSE_SECONDS, self._wire.abortConnection)
 
     def _wake(self, sleeper: Deferred[None]) -> None:
         timer = self._sleepers.pop(sleeper)

@@ -95,13 +95,7 @@ class RabbitConsumer(Keeper):
         self._on_deliveries = on_deliveries
         self._on_lost = on_lost
         self._held: _Held | None = None
-        self._consuming = False
         self._seen_foreign = False
-
-    @property
-    def ready(self) -> bool:
-        """True while messages can arrive."""
-        return self._consuming and not self.stopped
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         """Settle deliveries for good."""
@@ -122,8 +116,9 @@ class RabbitConsumer(Keeper):
         if self.stopped:
             return
         self.stopped = True
+        was_ready, self.ready = self.ready, False
         held = self._held
-        if held is not None and self._consuming:
+        if held is not None and was_ready:
             try:
                 await within(self._clock, CANCEL_SECONDS, held.channel.cancel())
             except Lost:
@@ -139,14 +134,12 @@ class RabbitConsumer(Keeper):
         await channel.call(channel.raw.basic_qos, prefetch_count=self._prefetch)
         held = self._held = _Held(channel)
         await channel.consume(self._queue, lambda *message: self._take(held, *message), auto_ack=False)
-        self._consuming = True
         if self.stopped:
             channel.close(Lost("stopped"))
 
     def ended(self) -> None:
         """The channel is gone, and every delivery with it."""
         held, self._held = self._held, None
-        self._consuming = False
         if held is not None and (held.unacked or not self.stopped):
             try:
                 self._on_lost()
@@ -166,8 +159,9 @@ class RabbitConsumer(Keeper):
         held.incoming.append(Delivery(found.task_id, found.dispatch, redelivered, (held, tag)))
 
     def _hand_over(self, held: _Held) -> None:
-        deliveries, held.incoming = held.incoming, []
-        if deliveries and held is self._held and not self.stopped:
+        # once stopped, they are not handed over but given back
+        if held is self._held and not self.stopped:
+            deliveries, held.incoming = held.incoming, []
             try:
                 self._on_deliveries(deliveries)
             except Exception:
@@ -192,7 +186,6 @@ class Subscription(Keeper):
 
     def __init__(self, clock: IReactorTime, jitter: Callable[[], float]) -> None:
         super().__init__(clock, "news", jitter)
-        self.ready = False
         self._listeners: list[tuple[Callable[[bytes], None], Callable[[], None]]] = []
 
     def add(self, on_news: Callable[[bytes], None], on_gap: Callable[[], None]) -> None:
@@ -208,15 +201,10 @@ class Subscription(Keeper):
         queue = declared.method.queue
         await channel.call(channel.raw.queue_bind, queue=queue, exchange=CHANGES)
         await channel.consume(queue, self._take, auto_ack=True)
-        self.ready = True
         bound = Deferred.fromCoroutine(self._bind_again(connection, channel, queue))
         bound.addErrback(lambda f: self.log.failure("binding again failed", f))
         for _, on_gap in self._listeners:
             self._tell(on_gap)
-
-    def ended(self) -> None:
-        """Nothing is heard until there is a new channel."""
-        self.ready = False
 
     async def _bind_again(self, connection: Connection, channel: Channel, queue: str) -> None:
         # nobody tells a queue that its exchange was deleted, and with it the binding

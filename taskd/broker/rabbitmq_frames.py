@@ -36,7 +36,8 @@ class PublishFrames:
 
     def encode(self, bodies: Sequence[bytes]) -> bytes:
         """The bytes of one publish for each body; a body is not empty and fits one frame."""
-        heads, pieces = self._heads, []
+        heads = self._heads
+        pieces: list[bytes] = []
         for body in bodies:
             pieces += (heads.get(len(body)) or self._head(len(body)), body, _END)
         return b"".join(pieces)

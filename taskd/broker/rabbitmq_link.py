@@ -152,9 +152,10 @@ class Link:
             endpoint = HostnameEndpoint(self._reactor, self._settings.host, self._settings.port, OPEN_SECONDS)
             self._dialling = endpoint.connect(_Connections(self._reactor, self._settings, self._name))
             try:
-                connection: Connection = await self._dialling
+                connection = await self._dialling
             finally:
                 self._dialling = None
+            assert isinstance(connection, Connection)
             self._present = connection
             await connection.opened
             await self._set_up(connection)
@@ -206,16 +207,17 @@ class _Connections(Factory):
 
 
 class Keeper:
-    """Keeps one channel on each connection that it is given: opens it, has it set up, waits for its end, opens the next.
+    """Keeps one channel on each connection that it is given: opens it, has it set up, and opens the next at its end.
 
     A channel that cannot be set up takes the connection with it: what is left to try is a new one. ``what`` it is for
-    stands in the log; ``stopped`` means that no more channels are opened.
+    stands in the log. ``ready`` is True while there is a channel that is set up; once ``stopped``, no more are opened.
     """
 
     log = Logger()
 
     def __init__(self, clock: IReactorTime, what: str, jitter: Callable[[], float]) -> None:
         self.stopped = False
+        self.ready = False
         self._clock = clock
         self._what = what
         self._jitter = jitter
@@ -232,7 +234,7 @@ class Keeper:
         begun: Deferred[None] = Deferred()
         kept = Deferred.fromCoroutine(self._keep(connection, begun))
         kept.addErrback(self._broke, connection)
-        kept.addBoth(lambda _: begun.called or begun.callback(None))
+        kept.addCallback(lambda _: None if begun.called else begun.callback(None))
         return begun
 
     async def _keep(self, connection: Connection, begun: Deferred[None]) -> None:
@@ -249,9 +251,11 @@ class Keeper:
                 if timer.active():
                     timer.cancel()
             began = self._clock.seconds()
+            self.ready = not self.stopped
             if not begun.called:
                 begun.callback(None)
             reason = await channel.closed
+            self.ready = False
             self.ended()
             if connection.is_open and not self.stopped:
                 self.log.warn("{what}: {reason}: trying on", what=self._what, reason=str(reason))

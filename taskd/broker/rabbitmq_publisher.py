@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import takewhile
 from typing import Any
 
@@ -209,8 +210,6 @@ class NewsKeeper(Keeper):
     def announce(self, news: bytes) -> None:
         """Send news, or drop them where that cannot be."""
         if self._connection is not None and self._channel is not None and not self._connection.blocked:
-            try:
+            # a channel that has just closed is as good as one that closed before
+            with suppress(AMQPError):
                 self._channel.raw.basic_publish(CHANGES, "", news, self._PROPERTIES)
-            except AMQPError:
-                # it has just closed: as if it had been away a moment earlier
-                pass

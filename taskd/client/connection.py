@@ -112,8 +112,8 @@ class LineClient(LineReceiver):
             line = _encode({"action": action, "id": self._last_id + 1, **fields})
         except UnicodeEncodeError:  # bytes of the command line or the environment that were no text
             raise ClientError("not_text") from None
-        except (OverflowError, RecursionError, TypeError, ValueError) as e:
-            raise ClientError("not_json", why=str(e) or type(e).__name__) from None
+        except RecursionError:
+            raise ClientError("too_deep") from None
         if len(line) > MAX_LINE_BYTES:
             raise ClientError("line_too_large", code="too_large", limit=MAX_LINE_BYTES)
         if self.lost is not None:

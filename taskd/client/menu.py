@@ -69,6 +69,8 @@ class Menu:
         try:
             await action()
         except ClientError as e:
+            if self._client is not None and self._client.lost is not None:
+                self._client = None  # this line says it already
             self._say(explain(e, self._ctx.texts))
         except _SessionOver:
             self._token = None
@@ -164,12 +166,12 @@ class Menu:
                     raise _SessionOver from None
                 raise
         self._client = client
-        client.gone().addErrback(self._lost)
+        client.gone().addErrback(self._lost, client)
         return client
 
-    def _lost(self, reason: Failure) -> None:
+    def _lost(self, reason: Failure, client: LineClient) -> None:
         # While an action is under way it fails and says so itself
-        if self._asking:
+        if self._asking and client is self._client:
             self._ctx.out.line("\n" + self._ctx.texts("menu.lost"))
             self._ctx.out.prompt(self._asking)
 

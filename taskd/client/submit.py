@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
 
 from taskd.client.connection import LineClient, Received
 from taskd.client.context import Context
@@ -77,42 +77,78 @@ async def _add_lines(ctx: Context, fields: dict[str, Any], follower: Follower | 
 
 
 class _Created:
-    """What has been confirmed. Batches are confirmed in the order in which they were sent."""
+    """What has been confirmed so far. Replies are counted and printed when they come, however long the input takes.
+
+    The first failure ends the reading at once; what was under way then is still waited for and counted.
+    """
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
-        self._under_way: deque[Deferred[Received]] = deque()
+        self._under_way = 0
+        self._fewer: Deferred[None] | None = None
+        self._reading: Deferred[list[str]] | None = None
+        self._failure: BaseException | None = None
         self.ids: list[int] = []
 
+    async def read(self) -> list[str]:
+        """More lines of the input. Raises EndOfInput, or a failure."""
+        self._check()
+        self._reading = Deferred.fromCoroutine(self._ctx.source.lines())
+        try:
+            return await self._reading
+        except CancelledError:
+            self._check()
+            raise
+        finally:
+            self._reading = None
+
     async def sent(self, answer: Deferred[Received]) -> None:
-        self._under_way.append(answer)
-        while len(self._under_way) >= IN_FLIGHT:
-            await self._next()
+        """Wait until another batch may be sent. Raises a failure."""
+        self._under_way += 1
+        Deferred.fromCoroutine(self._count(answer)).addErrback(self.fail).addBoth(self._one_less)
+        await self._at_most(IN_FLIGHT - 1)
 
     async def settle(self) -> None:
-        """Wait for every answer, also behind an error, so that the count is right."""
-        failed: ClientError | None = None
-        while self._under_way:
-            try:
-                await self._next()
-            except ClientError as e:
-                failed = failed or e
-        if failed is not None:
-            raise failed
+        """Wait for every answer, also behind an error, so that the count is right. Raises a failure."""
+        await self._at_most(0)
 
-    async def _next(self) -> None:
-        reply = await _confirmed(self._ctx, self._under_way.popleft())
+    def fail(self, failure: Failure) -> None:
+        """Something went wrong meanwhile."""
+        if self._failure is None:
+            self._failure = failure.value
+        if self._reading is not None:
+            self._reading.cancel()
+
+    def _one_less(self, _: None) -> None:
+        self._under_way -= 1
+        fewer, self._fewer = self._fewer, None
+        if fewer is not None:
+            fewer.callback(None)
+
+    async def _at_most(self, count: int) -> None:
+        while self._under_way > count:
+            self._fewer = Deferred()
+            await self._fewer
+        self._check()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    async def _count(self, answer: Deferred[Received]) -> None:
+        reply = await _confirmed(self._ctx, answer)
         self.ids += reply.body.task_ids
         if self._ctx.json:
             self._ctx.out.raw((reply.line,))
 
 
 async def _send_lines(ctx: Context, client: LineClient, fields: dict[str, Any], created: _Created) -> None:
+    client.gone().addErrback(created.fail)
     number = 0
     try:
         while True:
             try:
-                lines = await ctx.source.lines()
+                lines = await created.read()
             except EndOfInput:
                 return
             tasks = []

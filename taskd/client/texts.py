@@ -226,9 +226,9 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "the command line or TASKD_PASSWORD has bytes that are no text here; use UTF-8",
         "la orden o TASKD_PASSWORD tiene bytes que aquí no son texto; use UTF-8",
     ),
-    "not_json": (
-        "the request cannot be written as JSON ({why}); change --payload or --field",
-        "la petición no puede escribirse como JSON ({why}); cambie --payload o --field",
+    "too_deep": (
+        "the payload is nested too deeply; make it flatter",
+        "los datos tienen demasiados niveles; redúzcalos",
     ),
     "created": ("Task {id} created.", "Tarea {id} creada."),
     "created_many": ("{n} tasks created ({first} to {last}).", "{n} tareas creadas ({first} a {last})."),

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import bcrypt
+from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
@@ -28,22 +29,24 @@ MAX_HASHES_PENDING = 200
 
 
 class HashPool:
-    """Threads for bcrypt, which releases the GIL."""
+    """Threads for bcrypt, which releases the GIL. What waits for one is not in the pool yet, so that :meth:`stop` has
+    to wait for no more than what they are doing."""
 
     def __init__(self, reactor: IReactorFromThreads, threads: int = 2) -> None:
         self._reactor = reactor
         self._pool = ThreadPool(1, threads, "bcrypt")
+        self._free = DeferredSemaphore(threads)
 
     def start(self) -> None:
         """Start the threads."""
         self._pool.start()
 
     def stop(self) -> None:
-        """End the threads after what they are doing."""
+        """End the threads after what they are doing; what waits is never done."""
         self._pool.stop()
 
-    def __call__(self, function: Callable[..., Any], *args: Any) -> Awaitable[Any]:
-        return deferToThreadPool(self._reactor, self._pool, function, *args)
+    def __call__(self, function: Callable[..., Any], *args: Any) -> Deferred[Any]:
+        return self._free.run(deferToThreadPool, self._reactor, self._pool, function, *args)
 
 
 class Accounts:

@@ -27,7 +27,7 @@ from taskd.model import (
 from taskd.ports import ITaskStore, TaskQuery
 from taskd.server.accounts import Accounts
 from taskd.server.announcer import Announcer
-from taskd.server.hub import Hub, Wait, Watch
+from taskd.server.hub import GAP, Hub, Wait, Watch
 from taskd.server.submission import Submitter
 from taskd.wire import limits
 from taskd.wire import messages as m
@@ -210,8 +210,9 @@ class Actions:
     # live
 
     async def watch(self, peer: Peer, request: m.Watch) -> Answer:
+        user, before = _user(peer), peer.watch
+        gap = before is not None and not before.closed
         peer.unwatch()
-        user = _user(peer)
         watch = peer.watch = self._hub.watch(user.id, peer.send)
         try:
             async with peer.reading:
@@ -220,6 +221,8 @@ class Actions:
                 return Then({"status": "success", "tasks": self._views(tasks)}, lambda: watch.open(tasks))
         except BaseException:
             watch.close()
+            if gap:
+                peer.send(GAP)  # the watch before this one is over, too
             raise
 
     async def unwatch(self, peer: Peer, request: m.Nothing) -> Answer:

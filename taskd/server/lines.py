@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from typing import Any
 
@@ -18,7 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from taskd.errors import Draining, Internal, TaskdError, TooLarge
+from taskd.errors import BadJson, Draining, Internal, TaskdError, TooLarge
 from taskd.server.actions import Actions, Peer, Then
 from taskd.server.hub import DRAINING, GAP
 from taskd.server.turns import Turns
@@ -28,6 +29,8 @@ from taskd.wire.session import Call, ServerSession
 
 MAX_EVENT_BYTES = 1024 * 1024
 """Events kept for a peer that does not read; with more it is told of a gap and gets none until it watches again."""
+
+_HTTP = re.compile(rb"[A-Z]+ \S+ HTTP/\d")
 
 CLOSE_SECONDS = 5.0
 """What a peer gets to read its last replies before the connection is aborted, when the server is stopping."""
@@ -55,6 +58,7 @@ class LineConnection(Protocol):
         self._session = ServerSession(self._start, self._write, self._congested)
         self._framer = Framer()
         self._lines: deque[bytes | None] = deque()
+        self._spoken_to = False
         self._reading = False
         self._paused = False
         self._ended = False
@@ -109,7 +113,13 @@ class LineConnection(Protocol):
         try:
             while self._lines and not (self._blocked or self._full):
                 line = self._lines.popleft()
-                if line is None:
+                first, self._spoken_to = not self._spoken_to, True
+                if first and line is not None and _HTTP.match(line):
+                    # A browser can be made to send a page's text here, where each line of it would be a request.
+                    text = "this port speaks lines of JSON, not HTTP; see docs/protocol.md"
+                    self._session.refuse(BadJson(text))
+                    self._session.close(self._goodbye)
+                elif line is None:
                     text = f"the line is longer than {MAX_LINE_BYTES} bytes; send less in one, or several new_tasks"
                     self._session.refuse(TooLarge(text))
                 else:
@@ -167,7 +177,8 @@ class LineConnection(Protocol):
     def writable(self, yes: bool) -> None:
         """Whether the peer reads what we write. While it does not, nothing more is read from it either."""
         self._blocked = not yes
-        self._unread = 0
+        if yes:
+            self._unread = 0  # not otherwise: a full transport says so with every write
         self._turns.hold(self._blocked)
         self._flow()
 

@@ -24,6 +24,9 @@ MIN_DELAY = 0.1
 MAX_DELAY = 5.0
 """Seconds between attempts to reach the database: doubled from first to last, less a random part of up to a half."""
 
+MAX_ID = 2**63 - 1
+"""The greatest id that a database can hold. Readers may ask for any number; a greater one is nobody's task."""
+
 LOOK_AT = 1000
 """The most rows that a filter may look at and throw away for one page."""
 
@@ -98,6 +101,16 @@ class Filter:
         self.statuses = statuses
         self.condition = " AND ".join(conditions)
         self.walked = bool(conditions) and not self.in_flight
+
+
+def end_of(query: TaskQuery) -> int:
+    """The id below which a page begins, as a number that a database can hold."""
+    return MAX_ID if query.before is None else max(0, min(query.before, MAX_ID))
+
+
+def possible(ids: Iterable[int]) -> list[int]:
+    """Those of the ids that a task can have."""
+    return [i for i in ids if 0 < i <= MAX_ID]
 
 
 def share(limit: int, users: int) -> int:

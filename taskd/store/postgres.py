@@ -42,6 +42,8 @@ from taskd.store.common import (
     Pauses,
     check_storable,
     closed,
+    end_of,
+    possible,
     storable_error,
 )
 from taskd.store.pool import Lost, Pool, reason
@@ -52,7 +54,6 @@ MIGRATION_SECONDS = 600
 """The longest that a server waits for its own migrations or for another server's."""
 
 _MIGRATION_LOCK = 7_461_735_642
-_LAST = 2**63 - 1
 _CANCEL_TRIES = 5
 
 # By whether the statement may have been done
@@ -330,19 +331,19 @@ class PostgresStore:
         return frozenset(task_id for (task_id,) in await self._call("renew", worker, lease))
 
     async def cancel(self, user_id: int, task_id: int) -> Task:
-        for _ in range(_CANCEL_TRIES):
+        task: Task | None = None
+        for _ in range(_CANCEL_TRIES if possible([task_id]) else 0):
             if rows := await self._call("cancel", user_id, task_id):
                 return _task(rows[0])
-            found = await self.get_tasks(user_id, [task_id])
-            if not found:
-                raise NotFound(f"you have no task {task_id}", field="task_id")
-            if found[0].state is State.CANCELLED:
-                return found[0]
-            if found[0].state not in (State.WAITING, State.QUEUED):
+            task = next(iter(await self.get_tasks(user_id, [task_id])), None)
+            if task is None or task.state not in (State.WAITING, State.QUEUED):
                 break
-            # running a moment ago, given back since
-        state = found[0].state.value
-        raise Conflict(f"task {task_id} is {state}: too late to cancel it", field="task_id")
+            # it was running a moment ago, and has been given back since
+        if task is None:
+            raise NotFound(f"you have no task {task_id}", field="task_id")
+        if task.state is not State.CANCELLED:
+            raise Conflict(f"task {task_id} is {task.state.value}: too late to cancel it", field="task_id")
+        return task
 
     # -- repair ------------------------------------------------------------------------------------
     # What changes nothing when repeated but would not be told again is not repeated: the caller learns by
@@ -363,7 +364,7 @@ class PostgresStore:
     # -- reading -----------------------------------------------------------------------------------
 
     async def get_tasks(self, user_id: int, ids: Sequence[int]) -> Sequence[Task]:
-        return _tasks(await self._call("get_tasks", user_id, numbers(ids)))
+        return _tasks(await self._call("get_tasks", user_id, numbers(possible(ids))))
 
     async def list_tasks(self, user_id: int, query: TaskQuery) -> Page:
         wanted = Filter(query, now="now()", placeholder="%s")
@@ -381,7 +382,7 @@ class PostgresStore:
 
 def _listing(user_id: int, query: TaskQuery, wanted: Filter) -> tuple[str, Sequence[Any]]:
     """The statement for a page with one row more than asked for, and its parameters."""
-    before = _LAST if query.before is None else max(0, min(query.before, _LAST))
+    before = end_of(query)
     count = query.limit + 1
     if wanted.in_flight:
         return sql.list_in_flight(wanted.condition), (user_id, before, *wanted.args, count)

@@ -57,17 +57,42 @@ def _timestamp(value: Any, cursor: Any) -> datetime | None:
 _TIMESTAMP = extensions.new_type((1184,), "TIMESTAMPTZ", _timestamp) if sys.version_info >= (3, 11) else None
 
 
-class _Connection(txpostgres.Connection):
-    """Tells ``on_lost`` when it dies while idle, instead of raising into the reactor."""
+class _Cursor(txpostgres.Cursor):
+    """Tells a statement that ran into its timeout from one that its caller has cancelled: nobody here cancels."""
 
+    def _handleCancellation(self, failure: Failure) -> Failure:
+        return failure
+
+
+class _Connection(txpostgres.Connection):
+    """Tells ``on_lost`` when it dies while idle, instead of raising into the reactor. It hears no notifications."""
+
+    cursorFactory = _Cursor
     on_lost: Callable[[BaseException], None] = staticmethod(lambda e: None)
 
     def doRead(self) -> None:
-        """The reactor has something to read while no statement is under way."""
-        try:
-            super().doRead()
-        except psycopg2.Error as e:
-            self.on_lost(e)
+        """The reactor has something to read, of a handshake or while no statement is under way."""
+        self.reactor.removeReader(self)
+        if not self.pollable().closed:
+            try:
+                self.continuePolling()
+            except psycopg2.Error as e:
+                self.on_lost(e)
+            else:
+                self._listen()
+
+    def cursorFinished(self, cursor: _Cursor) -> None:
+        """The reactor is the connection's again."""
+        self._cursors.remove(cursor)
+        self._listen()
+
+    def _listen(self) -> None:
+        # txpostgres would go on listening to a socket that libpq has closed without marking the connection closed
+        if not self.pollable().closed:
+            if self.fileno() >= 0:
+                self.reactor.addReader(self)
+            else:
+                self.on_lost(ConnectionLost())
 
     def connectionLost(self, reason: Failure) -> None:
         """The socket is gone."""

@@ -41,7 +41,9 @@ from taskd.store.common import (
     Pauses,
     check_storable,
     closed,
+    end_of,
     in_turns,
+    possible,
     share,
     storable_error,
 )
@@ -323,6 +325,8 @@ class SqliteStore:
         )
 
     async def cancel(self, user_id: int, task_id: int) -> Task:
+        if not possible([task_id]):
+            raise NotFound(f"you have no task {task_id}", field="task_id")
         return await self._run(self._cancel, user_id, task_id)
 
     def _cancel(self, db: sqlite3.Cursor, user_id: int, task_id: int) -> Task:
@@ -340,7 +344,7 @@ class SqliteStore:
 
     async def expire_leases(self, limit: int) -> Sequence[Task]:
         now = self._now()
-        return await self._run(lambda db: _tasks(db.execute(sql.EXPIRE, {"now": now, "limit": limit})))
+        return await self._run(lambda db: _tasks(db.execute(sql.EXPIRE, {"now": now, "until": now, "limit": limit})))
 
     async def requeue_lost(self, queue: str, older_than: float, limit: int) -> Sequence[Task]:
         before = self._now() - round(older_than * 1_000_000)
@@ -350,10 +354,7 @@ class SqliteStore:
         return await self._run(self._reset_in_flight)
 
     def _reset_in_flight(self, db: sqlite3.Cursor) -> int:
-        now = self._now()
-        expired = db.execute(sql.EXPIRE, {"now": _FOREVER, "limit": -1}).fetchall()
-        # the statement took "now" for the end of every lease; what failed by it failed now
-        db.execute(sql.FINISHED_AT, (now, _FOREVER))
+        expired = db.execute(sql.EXPIRE, {"now": self._now(), "until": _FOREVER, "limit": -1}).fetchall()
         queued = db.execute(sql.RESET_QUEUED).fetchall()
         db.execute("DELETE FROM outbox")
         return len(expired) + len(queued)
@@ -364,7 +365,7 @@ class SqliteStore:
     # -- reading -----------------------------------------------------------------------------------
 
     async def get_tasks(self, user_id: int, ids: Sequence[int]) -> Sequence[Task]:
-        return await self._run(lambda db: _tasks(db.execute(sql.TASK_OF, (user_id, json.dumps(list(ids))))))
+        return await self._run(lambda db: _tasks(db.execute(sql.TASK_OF, (user_id, json.dumps(possible(ids))))))
 
     async def list_tasks(self, user_id: int, query: TaskQuery) -> Page:
         return await self._run(self._list_tasks, user_id, query)
@@ -373,7 +374,7 @@ class SqliteStore:
         wanted = Filter(query, now=str(self._now()), placeholder="?")
         if not wanted.statuses:
             return Page((), None)
-        before = _FOREVER if query.before is None else max(0, min(query.before, _FOREVER))
+        before = end_of(query)
         each = LOOK_AT if wanted.walked else query.limit + 1
         walks = [value for status in wanted.statuses for value in (user_id, status, before, each)]
         if wanted.in_flight:

@@ -94,7 +94,7 @@ WHERE id = ? AND dispatch = ? AND worker = ? AND state = 'running' RETURNING {_A
 """
 RELEASED = f"SELECT {_ALL} FROM tasks WHERE id = ? AND dispatch = ? AND worker = ? AND state = 'waiting'"
 RENEW = """
-UPDATE tasks SET lease_until = ?
+UPDATE tasks INDEXED BY tasks_in_flight SET lease_until = ?
 WHERE worker = ? AND state = 'running' AND dispatched_at IS NOT NULL AND finished_at IS NULL RETURNING id
 """
 CANCEL = f"""
@@ -117,10 +117,9 @@ UPDATE tasks SET
 WHERE id IN (
     SELECT id FROM tasks INDEXED BY tasks_in_flight
     WHERE dispatched_at IS NOT NULL AND finished_at IS NULL AND state = 'running'
-        AND lease_until <= :now LIMIT :limit)
+        AND lease_until <= :until LIMIT :limit)
 RETURNING {_ALL}
 """
-FINISHED_AT = "UPDATE tasks SET finished_at = ? WHERE finished_at = ?"
 REQUEUE_LOST = f"""
 UPDATE tasks SET state = 'waiting', {_BACK}
 WHERE id IN (
@@ -131,7 +130,7 @@ WHERE id IN (
 RETURNING {_ALL}
 """
 RESET_QUEUED = f"""
-UPDATE tasks SET state = 'waiting', {_BACK}
+UPDATE tasks INDEXED BY tasks_in_flight SET state = 'waiting', {_BACK}
 WHERE dispatched_at IS NOT NULL AND finished_at IS NULL AND state = 'queued' RETURNING id
 """
 COUNT_QUEUED = """
@@ -155,7 +154,7 @@ ORDER BY id DESC LIMIT ?
 
 def _walk(statuses: int, select: str) -> str:
     one = (
-        f"SELECT * FROM (SELECT {select} FROM tasks WHERE user_id = ? AND status = ? AND id < ?"
+        f"SELECT * FROM (SELECT {select} FROM tasks INDEXED BY tasks_list WHERE user_id = ? AND status = ? AND id < ?"
         " ORDER BY id DESC LIMIT ?)"
     )
     return " UNION ALL ".join([one] * statuses)

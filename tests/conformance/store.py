@@ -1,6 +1,6 @@
 """The suite of ITaskStore: every promise of its docstrings, against whichever store the test case makes.
 
-A test case mixes StoreTests into twisted.trial's TestCase and makes stores over one fresh database. Where a test
+A test case mixes StoreTests into a StoreCase of its own, which makes stores over one fresh database. Where a test
 needs time to pass it takes leases and ages of no length; what cannot be had through the port is done by hooks.
 """
 
@@ -56,8 +56,8 @@ def moves_of(state: State) -> frozenset[State]:
     return MOVES[state] - {state}
 
 
-class StoreTests(TestCase):
-    """What every store keeps to."""
+class StoreCase(TestCase):
+    """A store over a fresh database, two users, and short names for what tests do all the time."""
 
     store: Any
 
@@ -123,6 +123,31 @@ class StoreTests(TestCase):
         task = await self.get(task)
         self.assertIs(task.state, state)
         return task
+
+    async def dispatch(self, limit: int = 100, after: int | None = None, queue: str = "q") -> Dispatched:
+        turn: Dispatched = await self.store.dispatch(new_batch(), queue, limit, after)
+        return turn
+
+    async def users(self, count: int) -> list[User]:
+        return [await self.store.create_user(f"u{i}", f"u{i}", "x") for i in range(count)]
+
+    async def pages(self, user: User | None = None, limit: int = 3, **query: Any) -> list[int]:
+        """The ids of all pages."""
+        found: list[int] = []
+        before = None
+        while True:
+            page = await self.store.list_tasks((user or self.ana).id, TaskQuery(limit, before, **query))
+            self.assertLessEqual(len(page.tasks), limit)
+            found += [t.id for t in page.tasks]
+            before = page.before
+            if before is None:
+                return found
+            if page.tasks:
+                self.assertLessEqual(before, page.tasks[-1].id)
+
+
+class StoreTests(StoreCase):
+    """What every store keeps to."""
 
     # -- the port
 
@@ -246,10 +271,6 @@ class StoreTests(TestCase):
 
     # -- dispatch
 
-    async def dispatch(self, limit: int = 100, after: int | None = None, queue: str = "q") -> Dispatched:
-        turn: Dispatched = await self.store.dispatch(new_batch(), queue, limit, after)
-        return turn
-
     async def test_dispatch_moves_what_is_due(self) -> None:
         tasks = await self.create(3, State.WAITING)
         await self.create(1, State.WAITING, queue="other")
@@ -270,9 +291,6 @@ class StoreTests(TestCase):
         self.assertEqual([t.id for t in turn.tasks], [late.id])
         turn = await self.dispatch()
         self.assertEqual((len(turn.tasks), turn.last_user, turn.more), (0, None, False))
-
-    async def users(self, count: int) -> list[User]:
-        return [await self.store.create_user(f"u{i}", f"u{i}", "x") for i in range(count)]
 
     async def test_dispatch_goes_round_the_users(self) -> None:
         users = await self.users(4)
@@ -784,19 +802,23 @@ class StoreTests(TestCase):
         self.assertEqual(sorted(t.id for t in found), [t.id for t in mine])
         self.assertEqual(list(await self.store.get_tasks(self.ana.id, [])), [])
 
-    async def pages(self, user: User | None = None, limit: int = 3, **query: Any) -> list[int]:
-        """The ids of all pages."""
-        found: list[int] = []
-        before = None
-        while True:
-            page = await self.store.list_tasks((user or self.ana).id, TaskQuery(limit, before, **query))
-            self.assertLessEqual(len(page.tasks), limit)
-            found += [t.id for t in page.tasks]
-            before = page.before
-            if before is None:
-                return found
-            if page.tasks:
-                self.assertLessEqual(before, page.tasks[-1].id)
+    async def test_numbers_that_no_task_can_have(self) -> None:
+        [task] = await self.create()
+        for number in (10**30, 2**63, 0, -1, -(10**30)):
+            self.assertEqual(list(await self.store.get_tasks(self.ana.id, [number])), [])
+            with self.assertRaises(NotFound):
+                await self.store.cancel(self.ana.id, number)
+            page = await self.store.list_tasks(self.ana.id, TaskQuery(10, number))
+            self.assertEqual([t.id for t in page.tasks], [task.id] if number > 0 else [])
+            self.assertIsNone(page.before)
+
+    async def test_kinds_that_no_task_can_have(self) -> None:
+        await self.create()
+        for kind in ("nul\0", "lone \ud800 surrogate"):
+            with self.assertRaises(BadRequest):
+                await self.store.list_tasks(self.ana.id, TaskQuery(10, kind=kind))
+        for kind in TEXTS:
+            self.assertEqual(await self.pages(kind=kind), [])
 
     async def test_list_is_newest_first(self) -> None:
         tasks = [await self.in_state(state) for _ in range(3) for state in State]

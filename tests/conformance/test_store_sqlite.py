@@ -60,7 +60,7 @@ class SqliteInAFile(Hooks):
     async def open(self) -> Any:
         from twisted.internet import reactor
 
-        store = SqliteStore(open_sqlite(self.folder / "taskd.sqlite3", reactor), reactor)  # type: ignore[arg-type]
+        store = SqliteStore(open_sqlite(self.folder / "taskd.sqlite3", reactor), reactor)
         await store.start()
         self.addCleanup(store.stop)
         return store

@@ -54,7 +54,7 @@ class StageRunner(InlineRunner):
         self.broken = False
         self.slow = False
         self.calls = 0
-        self._waiting: list[Callable[[], None]] = []
+        self._waiting: list[Callable[[], object]] = []
 
     def runInteraction(self, interaction: Callable[..., R], *args: Any) -> Deferred[R]:
         """As the base does it, but not always, and not always now."""
@@ -84,6 +84,20 @@ class StageRunner(InlineRunner):
         return super().runInteraction(interaction, *args)
 
 
+class Direct:
+    """The same database for everybody else: it is never away, and never slow."""
+
+    def __init__(self, runner: InlineRunner) -> None:
+        self._runner = runner
+
+    def runInteraction(self, interaction: Callable[..., R], *args: Any) -> Deferred[R]:
+        """At once."""
+        return InlineRunner.runInteraction(self._runner, interaction, *args)
+
+    def close(self) -> None:
+        """Nothing: it is not ours."""
+
+
 def _away(*args: Any) -> Any:
     raise sqlite3.OperationalError("disk I/O error")
 
@@ -99,24 +113,30 @@ class StageBroker(MemoryBroker):
         super().__init__(clock)
         self.published: list[Dispatch] = []
         self.news: list[bytes] = []
+        self.log: list[str] = []
         self.mute = False
         self._unconfirmed: list[Deferred[None]] = []
 
     async def publish(self, queue: str, messages: Sequence[Dispatch]) -> None:
         await super().publish(queue, messages)
+        self.log.append("messages")
         self.published += messages
         if self.mute:
             confirmed: Deferred[None] = Deferred()
             self._unconfirmed.append(confirmed)
             await confirmed
 
-    def confirm(self) -> None:
-        """Confirm what was kept waiting."""
+    def confirm(self, error: Exception | None = None) -> None:
+        """Confirm what was kept waiting, or fail it."""
         unconfirmed, self._unconfirmed = self._unconfirmed, []
         for confirmed in unconfirmed:
-            confirmed.callback(None)
+            if error is None:
+                confirmed.callback(None)
+            else:
+                confirmed.errback(error)
 
     def announce(self, news: bytes) -> None:
+        self.log.append("news")
         self.news.append(news)
         super().announce(news)
 
@@ -126,6 +146,20 @@ async def at_once(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
+class Transport(StringTransport):
+    """The server's end of a connection. While the peer does ``not reading`` it fills up like a real one."""
+
+    SIZE = 65536
+    reading = True
+
+    def write(self, data: bytes) -> None:
+        if self.disconnecting:
+            raise AssertionError("written after loseConnection()")
+        super().write(data)
+        if not self.reading and self.producer is not None and len(self.io.getbuffer()) > self.SIZE:
+            self.producer.pauseProducing()
+
+
 class Client:
     """One connection, seen from the client's end."""
 
@@ -133,7 +167,7 @@ class Client:
         self._stage = stage
         self._ids = itertools.count(1)
         self._kept: list[dict[str, Any]] = []
-        self.transport = StringTransport()
+        self.transport = Transport()
         connection = stage.lines.buildProtocol(None)
         assert connection is not None
         self.connection = connection
@@ -190,16 +224,31 @@ class Client:
         """Send a request and return the reply."""
         return self.reply(self.start(action, **fields))
 
-    def stop_reading(self) -> None:
-        """The transport's buffer is full."""
-        assert self.transport.producer is not None
-        self.transport.producer.pauseProducing()
+    def stop_reading(self, full: bool = True) -> None:
+        """Read nothing from now on; with ``full`` the transport's buffer is full already."""
+        self.transport.reading = False
+        if full:
+            assert self.transport.producer is not None
+            self.transport.producer.pauseProducing()
 
-    def read_on(self) -> None:
-        """The transport's buffer is empty again."""
-        assert self.transport.producer is not None
-        self.transport.producer.resumeProducing()
+    def read_on(self) -> list[dict[str, Any]]:
+        """Read everything up to now, and go on reading."""
+        lines = self.lines()
+        self.transport.reading = True
+        if self.transport.producer is not None:
+            self.transport.producer.resumeProducing()
         self._stage.settle()
+        return lines
+
+    @property
+    def unread(self) -> int:
+        """Bytes that wait for it."""
+        return len(self.transport.io.getbuffer())
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the server reads what it sends."""
+        return self.transport.producerState == "producing"
 
     def half_close(self) -> None:
         """Send no more, but read on."""
@@ -221,7 +270,8 @@ class Stage:
         self.runner = StageRunner()
         self.store = store = SqliteStore(self.runner, clock)
         self.broker = broker = StageBroker(clock)
-        for start in (store.start(), broker.start()):
+        self.elsewhere = SqliteStore(Direct(self.runner), clock)
+        for start in (self.elsewhere.start(), store.start(), broker.start()):
             now(start)
         self.hub, self.windows = Hub(), Windows(queues, window)
         self.announcer = Announcer(clock, broker, self.hub, self.windows, "node", self.wake)
@@ -241,9 +291,7 @@ class Stage:
             *(clock, store, broker, self.outbox, self.windows, self.dispatchers, self.announcer, LEASE)
         )
         self.accounts = Accounts(store, run_hash, 4, SESSION)
-        self.actions = Actions(
-            clock, store, self.accounts, self.submitter, self.hub, self.announcer, queues, "node"
-        )
+        self.actions = Actions(clock, store, self.accounts, self.submitter, self.hub, self.announcer, queues, "node")
         self.lines = LineFactory(self.actions, clock)
         self.announcer.start()
         self._ids = itertools.count(1)
@@ -277,25 +325,31 @@ class Stage:
 
     def user(self, name: str = "ana") -> int:
         """The number of a user who is there or is made."""
-        found = now(self.store.find_user(name))
-        return found.user.id if found else now(self.store.create_user(name, name, "no hash")).id
+        found = now(self.elsewhere.find_user(name))
+        return found.user.id if found else now(self.elsewhere.create_user(name, name, "no hash")).id
 
-    def create(self, name: str = "ana", count: int = 1, state: State = State.QUEUED, **spec: Any) -> list[Task]:
+    def create(
+        self, name: str = "ana", count: int = 1, state: State = State.QUEUED, settled: bool = True, **spec: Any
+    ) -> list[Task]:
         """Tasks of a user, as another server might have made them: nothing of it is known here."""
         row = NewRow(self.user(name), NewTask(**{"task": "t", "queue": "tasks", **spec}), state)
-        return list(now(self.store.create_tasks(self.new_id(), [row] * count)))
+        batch = self.new_id()
+        tasks = now(self.elsewhere.create_tasks(batch, [row] * count))
+        if settled:
+            now(self.elsewhere.settle([batch]))
+        return list(tasks)
 
     def claim(self, *tasks: Task | int, worker: str = "w") -> list[Task]:
         """What a worker does with its deliveries."""
         claims = [Claim(task.id, task.dispatch, False) for task in self.tasks(*tasks)]
-        return self.tell(now(self.store.claim(worker, LEASE, claims)))
+        return self.tell(now(self.elsewhere.claim(worker, LEASE, claims)))
 
     def finish(
         self, *tasks: Task | int, state: State = State.COMPLETED, result: str | None = "1", worker: str = "w"
     ) -> list[Task]:
         """Tasks that run come to their end."""
         ends = [Outcome(t.id, t.dispatch, t.attempt, state, result) for t in self.tasks(*tasks)]
-        now(self.store.finish(worker, ends))
+        now(self.elsewhere.finish(worker, ends))
         return self.tell(self.tasks(*tasks))
 
     def run(self, *tasks: Task | int, **outcome: Any) -> list[Task]:
@@ -316,7 +370,7 @@ class Stage:
         found = {}
         for (user_id,) in users:
             wanted = ids or [n for (n,) in self.sql("SELECT id FROM tasks WHERE user_id = ?", user_id)]
-            found.update({task.id: task for task in now(self.store.get_tasks(user_id, wanted))})
+            found.update({task.id: task for task in now(self.elsewhere.get_tasks(user_id, wanted))})
         return [found[task_id] for task_id in ids or sorted(found)]
 
     def states(self, *tasks: Task | int) -> list[str]:

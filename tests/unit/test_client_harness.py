@@ -154,6 +154,9 @@ class FakeConnection(LineReceiver):
             if reply is not None:
                 call.succeed(reply)
 
+    def ping(self, call: Call, request: Any) -> dict[str, Any]:
+        return {"status": "success"}
+
     def register(self, call: Call, request: Any) -> dict[str, Any]:
         if request.username in self._taskd.passwords:
             raise UsernameInUse("somebody has this username")
@@ -326,6 +329,11 @@ class Run:
         self.ctx = ctx
         self.status: int | None = None
         self.error: BaseException | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended."""
+        return self.status is not None or self.error is not None
 
     @property
     def out(self) -> str:

@@ -49,7 +49,7 @@ class TestUsernames:
             ("ﬁne", "FINE"),
             ("\u212aelvin", "kelvin"),
             ("İzmir", "i̇zmir"),
-            ("ａｎａ", "ana"),
+            ("\uff41na", "ana"),
             ("Jose\u0301", "josé"),
             ("ΑΣ", "ας"),
             ("\u1fb7", "\u1fbc\u0342"),
@@ -112,7 +112,7 @@ class TestUsernames:
         assert time.process_time() - before < 0.1
 
     def test_a_key_is_its_own_key(self) -> None:
-        for code in range(0, sys.maxunicode + 1, 7):
+        for code in range(0, sys.maxunicode + 1, 37):
             try:
                 folded = key(f"a{chr(code)}b")
             except BadRequest:

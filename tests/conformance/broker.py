@@ -1,0 +1,414 @@
+"""The suite of IBroker and IConsumer: every promise of their docstrings, against whichever broker the case makes.
+
+A test case mixes BrokerTests in and makes brokers that share one set of queues. Nothing sleeps: ``until`` lets time
+pass, the case's own, in small steps until what is expected is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.trial.unittest import TestCase
+from zope.interface.verify import verifyClass, verifyObject
+
+from taskd.errors import BrokerUnavailable
+from taskd.ports import Delivery, Dispatch, IBroker, IConsumer
+
+
+def messages(first: int, last: int, dispatch: int = 1) -> list[Dispatch]:
+    """One message for each task id, ``last`` included."""
+    return [Dispatch(task_id, dispatch) for task_id in range(first, last + 1)]
+
+
+class Inbox:
+    """A consumer's callbacks, and all that they were told. ``consumer`` is set by BrokerTests.consume."""
+
+    consumer: Any
+
+    def __init__(self) -> None:
+        self.turns: list[list[Delivery]] = []
+        self.lost = 0
+
+    def deliver(self, deliveries: Sequence[Delivery]) -> None:
+        """on_deliveries."""
+        self.turns.append(list(deliveries))
+
+    def lose(self) -> None:
+        """on_lost."""
+        self.lost += 1
+
+    @property
+    def all(self) -> list[Delivery]:
+        """Every delivery, in order."""
+        return [delivery for turn in self.turns for delivery in turn]
+
+    @property
+    def ids(self) -> list[int]:
+        """Their task ids."""
+        return [delivery.task_id for delivery in self.all]
+
+
+class BrokerTests(TestCase):
+    """What every broker keeps to."""
+
+    timeout = 120
+    broker: Any
+
+    def make(self) -> Any:
+        """A broker over this case's queues that is not started; the case stops it."""
+        raise NotImplementedError
+
+    async def another(self) -> Any:
+        """A ready broker such as another process would have; where there are no others, ``broker`` itself."""
+        raise NotImplementedError
+
+    async def reopen(self) -> None:
+        """Let ``broker`` be a ready one, after ``broker`` was stopped."""
+        raise NotImplementedError
+
+    def pass_time(self) -> Awaitable[None]:
+        """Let a moment pass."""
+        raise NotImplementedError
+
+    def seconds(self) -> float:
+        """The time that passes."""
+        raise NotImplementedError
+
+    def unique_queue(self) -> str:
+        """The name of a queue that no other test uses."""
+        raise NotImplementedError
+
+    async def setUp(self) -> None:  # type: ignore[override]
+        self.queue = self.unique_queue()
+        self.broker = self.make()
+        self.addCleanup(lambda: Deferred.fromCoroutine(self.broker.stop()))
+        await self.broker.start()
+        await self.until(lambda: self.broker.ready, "the broker is ready")
+
+    # -- helpers
+
+    async def until(self, predicate: Callable[[], object], what: str = "", seconds: float = 10.0) -> None:
+        """Let time pass until ``predicate()`` is true; fails after so many seconds."""
+        deadline = self.seconds() + seconds
+        while not predicate():
+            if self.seconds() > deadline:
+                self.fail(f"not within {seconds} s: {what or 'see the traceback'}")
+            await self.pass_time()
+
+    async def until_depth(self, expected: int, queue: str | None = None) -> None:
+        """Let time pass until so many messages are ready."""
+        deadline = self.seconds() + 10
+        while (found := await self.broker.depth(queue or self.queue)) != expected:
+            if self.seconds() > deadline:
+                self.fail(f"{found} messages are ready, not {expected}")
+            await self.pass_time()
+
+    async def consume(self, prefetch: int = 100, broker: Any = None, queue: str | None = None) -> Inbox:
+        """A consumer that is ready."""
+        inbox = Inbox()
+        inbox.consumer = (broker or self.broker).consume(queue or self.queue, prefetch, inbox.deliver, inbox.lose)
+        await self.until(lambda: inbox.consumer.ready, "the consumer is ready")
+        return inbox
+
+    async def received(self, inbox: Inbox, count: int) -> list[Delivery]:
+        """The inbox's deliveries, once there are so many, and not one more."""
+        await self.until(lambda: len(inbox.all) >= count, f"{count} deliveries", 20)
+        self.assertEqual(len(inbox.all), count)
+        return inbox.all
+
+    # -- the ports
+
+    async def test_provides_its_interfaces(self) -> None:
+        verifyClass(IBroker, type(self.broker))
+        verifyObject(IBroker, self.broker)
+        inbox = await self.consume()
+        verifyClass(IConsumer, type(inbox.consumer))
+        verifyObject(IConsumer, inbox.consumer)
+
+    async def test_is_ready_between_start_and_stop(self) -> None:
+        fresh = self.make()
+        self.assertIs(fresh.ready, False)
+        with self.assertRaises(BrokerUnavailable):
+            await fresh.publish(self.queue, messages(1, 1))
+        self.assertIs(self.broker.ready, True)
+        inbox = await self.consume()
+        self.assertIs(inbox.consumer.ready, True)
+        await self.broker.stop()
+        self.assertIs(self.broker.ready, False)
+        self.assertIs(inbox.consumer.ready, False)
+        await self.broker.stop()
+
+    async def test_takes_nothing_once_stopped(self) -> None:
+        await self.broker.stop()
+        with self.assertRaises(BrokerUnavailable):
+            await self.broker.publish(self.queue, messages(1, 1))
+        with self.assertRaises(BrokerUnavailable):
+            await self.broker.publish(self.queue, [])
+        with self.assertRaises(BrokerUnavailable):
+            await self.broker.depth(self.queue)
+        self.broker.announce(b"into the void")
+        await self.reopen()
+        self.assertEqual(await self.broker.depth(self.queue), 0)
+
+    # -- publish and deliver
+
+    async def test_published_is_delivered(self) -> None:
+        inbox = await self.consume()
+        await self.broker.publish(self.queue, [Dispatch(42, 3)])
+        [delivery] = await self.received(inbox, 1)
+        self.assertEqual((delivery.task_id, delivery.dispatch, delivery.redelivered), (42, 3, False))
+
+    async def test_waits_for_a_consumer(self) -> None:
+        await self.broker.publish(self.queue, messages(1, 3))
+        inbox = await self.consume()
+        await self.received(inbox, 3)
+        self.assertEqual(inbox.ids, [1, 2, 3])
+
+    async def test_nothing_is_nothing(self) -> None:
+        await self.broker.publish(self.queue, [])
+        self.assertEqual(await self.broker.depth(self.queue), 0)
+
+    async def test_large_numbers(self) -> None:
+        inbox = await self.consume()
+        await self.broker.publish(self.queue, [Dispatch(2**63 - 1, 2**31 - 1), Dispatch(1, 0)])
+        first, second = await self.received(inbox, 2)
+        self.assertEqual((first.task_id, first.dispatch), (2**63 - 1, 2**31 - 1))
+        self.assertEqual((second.task_id, second.dispatch), (1, 0))
+
+    async def test_order_is_kept(self) -> None:
+        inbox = await self.consume(5000)
+        publishing = [
+            Deferred.fromCoroutine(self.broker.publish(self.queue, messages(first, first + size - 1)))
+            for first, size in ((1, 1), (2, 9), (11, 490), (501, 1), (502, 1499))
+        ]
+        await gatherResults(publishing)
+        await self.received(inbox, 2000)
+        self.assertEqual(inbox.ids, list(range(1, 2001)))
+        self.assertLess(len(inbox.turns), 1000, "they come in lists")
+
+    async def test_queues_are_apart(self) -> None:
+        other = self.unique_queue()
+        here, there = await self.consume(), await self.consume(queue=other)
+        await self.broker.publish(self.queue, messages(1, 2))
+        await self.broker.publish(other, messages(3, 4))
+        await self.received(here, 2)
+        await self.received(there, 2)
+        self.assertEqual((here.ids, there.ids), ([1, 2], [3, 4]))
+
+    async def test_queue_names_may_be_of_any_script(self) -> None:
+        for name in ("задачи ☃", "a b/c#*.d", "x" * 180):
+            queue = f"{name}{self.unique_queue()}"
+            await self.broker.publish(queue, messages(1, 2))
+            await self.until_depth(2, queue)
+            inbox = await self.consume(queue=queue)
+            await self.received(inbox, 2)
+
+    async def test_consumers_share(self) -> None:
+        one = await self.consume(10)
+        two = await self.consume(10, await self.another())
+        await self.broker.publish(self.queue, messages(1, 20))
+        await self.until(lambda: len(one.ids + two.ids) == 20, "20 deliveries")
+        self.assertEqual(sorted(one.ids + two.ids), list(range(1, 21)))
+        self.assertEqual((len(one.ids), len(two.ids)), (10, 10))
+
+    async def test_failing_callback_is_survived(self) -> None:
+        seen: list[int] = []
+
+        def deliver(deliveries: Sequence[Delivery]) -> None:
+            seen.extend(d.task_id for d in deliveries)
+            raise ValueError("a defect of the caller")
+
+        consumer = self.broker.consume(self.queue, 10, deliver, lambda: None)
+        other = await self.consume(queue=self.unique_queue())
+        await self.until(lambda: consumer.ready)
+        await self.broker.publish(self.queue, messages(1, 1))
+        await self.until(lambda: seen == [1])
+        await self.broker.publish(self.queue, messages(2, 2))
+        await self.until(lambda: seen == [1, 2])
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 2)
+        self.assertIs(other.consumer.ready, True)
+
+    # -- prefetch, ack, requeue
+
+    async def test_prefetch_is_the_bound(self) -> None:
+        inbox = await self.consume(5)
+        await self.broker.publish(self.queue, messages(1, 20))
+        await self.until_depth(15)
+        await self.received(inbox, 5)
+
+    async def test_ack_makes_room(self) -> None:
+        inbox = await self.consume(4)
+        await self.broker.publish(self.queue, messages(1, 30))
+        await self.received(inbox, 4)
+        # whatever the order: the first, the last, one between, several with a gap, all the rest
+        count = 4
+        held = list(inbox.all)
+        for picks in ([0], [3], [1], [0, 2], [3, 0, 1], [2, 3, 1, 0], [3, 2]):
+            acked = [held[i] for i in picks]
+            inbox.consumer.ack(acked)
+            count += len(acked)
+            await self.received(inbox, count)
+            held = [d for d in held if d not in acked] + inbox.all[-len(acked) :]
+        self.assertEqual(inbox.ids, list(range(1, count + 1)))
+        await self.until_depth(30 - count)
+
+    async def test_acked_is_settled_for_good(self) -> None:
+        inbox = await self.consume()
+        await self.broker.publish(self.queue, messages(1, 10))
+        deliveries = await self.received(inbox, 10)
+        inbox.consumer.ack(deliveries[4:7])
+        inbox.consumer.ack(deliveries[1:2])
+        await self.until_depth(0)
+        await self.broker.stop()
+        await self.reopen()
+        again = await self.consume()
+        await self.received(again, 6)
+        self.assertEqual(sorted(again.ids), [1, 3, 4, 8, 9, 10])
+
+    async def test_settling_twice_is_harmless(self) -> None:
+        inbox = await self.consume()
+        await self.broker.publish(self.queue, messages(1, 3))
+        deliveries = await self.received(inbox, 3)
+        for _ in range(2):
+            inbox.consumer.ack([deliveries[0], deliveries[2], deliveries[0]])
+        inbox.consumer.requeue(deliveries[2:])
+        inbox.consumer.ack([])
+        inbox.consumer.requeue([])
+        await self.broker.publish(self.queue, messages(4, 4))
+        await self.received(inbox, 4)
+        self.assertEqual(inbox.lost, 0)
+
+    async def test_requeued_comes_again(self) -> None:
+        inbox = await self.consume(3)
+        await self.broker.publish(self.queue, messages(1, 3))
+        deliveries = await self.received(inbox, 3)
+        self.assertFalse(any(d.redelivered for d in deliveries))
+        inbox.consumer.requeue(deliveries[1:])
+        await self.received(inbox, 5)
+        self.assertEqual(sorted(inbox.ids[3:]), [2, 3])
+        self.assertTrue(all(d.redelivered for d in inbox.all[3:]))
+        # what was given back is no longer the first holder's to ack
+        inbox.consumer.ack(deliveries[1:])
+        inbox.consumer.ack([deliveries[0], *inbox.all[3:]])
+        await self.broker.stop()
+        await self.reopen()
+        self.assertEqual(await self.broker.depth(self.queue), 0)
+
+    async def test_requeued_comes_to_any_consumer(self) -> None:
+        inbox = await self.consume(3)
+        await self.broker.publish(self.queue, messages(1, 3))
+        deliveries = await self.received(inbox, 3)
+        await inbox.consumer.stop()
+        other = await self.consume(broker=await self.another())
+        inbox.consumer.requeue(deliveries)
+        await self.received(other, 3)
+        self.assertTrue(all(d.redelivered for d in other.all))
+
+    # -- the end of a consumer and of a broker
+
+    async def test_stopped_consumer_leaves_the_rest(self) -> None:
+        inbox = await self.consume(3)
+        await self.broker.publish(self.queue, messages(1, 10))
+        taken = await self.received(inbox, 3)
+        await inbox.consumer.stop()
+        self.assertIs(inbox.consumer.ready, False)
+        other = await self.consume()
+        await self.received(other, 7)
+        self.assertEqual(other.ids, list(range(4, 11)))
+        # the room that these make is nobody's
+        inbox.consumer.ack(taken[:2])
+        await self.broker.publish(self.queue, messages(11, 20))
+        await self.received(other, 17)
+        self.assertEqual(len(inbox.all), 3)
+        inbox.consumer.ack(taken[2:])
+        other.consumer.ack(other.all)
+        await self.broker.stop()
+        await self.reopen()
+        self.assertEqual(await self.broker.depth(self.queue), 0)
+
+    async def test_stopping_a_consumer_loses_nothing(self) -> None:
+        inbox = await self.consume(50)
+        publishing = Deferred.fromCoroutine(self.broker.publish(self.queue, messages(1, 500)))
+        await self.until(lambda: inbox.all, "the first delivery")
+        await inbox.consumer.stop()
+        await inbox.consumer.stop()
+        await publishing
+        taken = len(inbox.all)
+        other = await self.consume(1000, await self.another())
+        await self.until(lambda: len(other.ids) == 500 - taken, "all others")
+        self.assertEqual(sorted(inbox.ids + other.ids), list(range(1, 501)))
+        self.assertEqual(len(inbox.all), taken)
+
+    async def test_closing_returns_what_is_not_acked(self) -> None:
+        inbox = await self.consume(3)
+        await self.broker.publish(self.queue, messages(1, 5))
+        deliveries = await self.received(inbox, 3)
+        self.assertEqual(inbox.lost, 0)
+        await self.broker.stop()
+        self.assertEqual(inbox.lost, 1)
+        inbox.consumer.ack(deliveries)
+        inbox.consumer.requeue(deliveries)
+        await self.reopen()
+        other = await self.consume()
+        await self.received(other, 5)
+        self.assertEqual({d.task_id: d.redelivered for d in other.all}, {1: True, 2: True, 3: True, 4: False, 5: False})
+
+    async def test_depth_counts_what_is_ready(self) -> None:
+        self.assertEqual(await self.broker.depth(self.queue), 0)
+        await self.broker.publish(self.queue, messages(1, 7))
+        await self.until_depth(7)
+        inbox = await self.consume(2)
+        await self.received(inbox, 2)
+        await self.until_depth(5)
+
+    # -- news
+
+    async def test_news_reach_everyone(self) -> None:
+        heard: list[list[bytes]] = [[], [], []]
+        other = await self.another()
+        for broker, list_ in zip((self.broker, self.broker, other), heard, strict=True):
+            broker.subscribe(list_.append, lambda: None)
+        # one after the other until all have begun to hear
+        count = 0
+
+        def announce() -> bool:
+            nonlocal count
+            count += 1
+            self.broker.announce(b"hello %d" % count)
+            return all(heard)
+
+        await self.until(announce, "everyone hears")
+        other.announce(b"from the other")
+        await self.until(lambda: all(b"from the other" in list_ for list_ in heard))
+        large = bytes(range(256)) * 1000
+        for news in (b"\0", large, "ñ☃".encode()):
+            self.broker.announce(news)
+        await self.until(lambda: all(list_[-1] == "ñ☃".encode() for list_ in heard))
+        for list_ in heard:
+            self.assertEqual(list_[-3:], [b"\0", large, "ñ☃".encode()])
+
+    async def test_news_are_not_told_inside_the_call(self) -> None:
+        heard: list[bytes] = []
+        self.broker.subscribe(heard.append, lambda: None)
+        self.broker.announce(b"x")
+        self.assertEqual(heard, [])
+
+    async def test_failing_listener_is_survived(self) -> None:
+        heard: list[bytes] = []
+
+        def fail(news: bytes) -> None:
+            raise ValueError("a defect of the listener")
+
+        self.broker.subscribe(fail, lambda: None)
+        self.broker.subscribe(heard.append, lambda: None)
+        await self.until(lambda: self.broker.announce(b"x") or heard)
+        self.assertTrue(self.flushLoggedErrors(ValueError))
+        # news that are still under way
+        await self.broker.stop()
+        self.flushLoggedErrors(ValueError)
+
+    async def test_nobody_listens(self) -> None:
+        self.broker.announce(b"x")
+        await self.pass_time()

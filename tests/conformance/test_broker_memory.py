@@ -1,0 +1,45 @@
+"""The suite of IBroker on the broker of the embedded server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.task import Clock
+
+from taskd.broker.memory import MemoryBroker
+from tests.conformance.broker import BrokerTests, messages
+from tests.services import unique
+
+
+class MemoryBrokerTests(BrokerTests):
+    """Under a clock that stands still."""
+
+    def make(self) -> Any:
+        self.clock = getattr(self, "clock", None) or Clock()
+        return MemoryBroker(self.clock)
+
+    async def another(self) -> Any:
+        return self.broker
+
+    async def reopen(self) -> None:
+        await self.broker.start()
+
+    async def pass_time(self) -> None:
+        self.clock.advance(0.01)
+
+    def seconds(self) -> float:
+        return float(self.clock.seconds())
+
+    def unique_queue(self) -> str:
+        return unique("queue")
+
+    async def test_stopped_leaves_nothing_in_the_reactor(self) -> None:
+        self.broker.subscribe(lambda news: None, lambda: None)
+        await self.consume()
+        await self.broker.publish(self.queue, messages(1, 5))
+        self.broker.announce(b"x")
+        await self.broker.stop()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+del BrokerTests

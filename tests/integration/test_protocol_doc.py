@@ -1,0 +1,271 @@
+"""docs/protocol.md against a real embedded server: every example is run, and nothing is left out."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from taskd import errors
+from taskd.model import SHOWN_STATES, STATUSES, State
+from taskd.server import hub
+from taskd.wire import docs
+from taskd.wire.actions import ACTIONS
+from taskd.wire.messages import TaskView
+from tests.daemons import Daemon, LineClient, free_port
+
+PATH = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
+PAGE = PATH.read_text("utf-8")
+
+ID_KEYS = {"token", "cursor", "user_id", "task_id", "task_ids"}
+"""Values that differ from run to run, but mean the same thing wherever they occur. A task's own id is one more."""
+
+TIME_KEYS = {"created_at", "run_at", "started_at", "finished_at"}
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
+
+
+class Block(NamedTuple):
+    """One example: ``user`` is who is logged in before it begins, ``lines`` are (``>`` or ``<``, message)."""
+
+    number: int
+    user: str
+    lines: list[tuple[str, str]]
+
+
+def blocks(page: str) -> Iterator[Block]:
+    """The examples of a page. Raises ValueError for a line that is neither a message nor the rest of one."""
+    for found in re.finditer(r"^```taskd ?(\w*)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        lines: list[tuple[str, str]] = []
+        for line in found[2].splitlines():
+            if line[:2] in ("> ", "< "):
+                lines.append((line[0], line[2:]))
+            elif line.startswith("  ") and lines:
+                lines[-1] = (lines[-1][0], f"{lines[-1][1]} {line[2:]}")
+            else:
+                raise ValueError(f"in an example: {line!r}")
+        yield Block(page.count("\n", 0, found.start()) + 1, found[1], lines)
+
+
+BLOCKS = list(blocks(PAGE))
+
+
+class Bindings:
+    """What the server has in place of the numbers and tokens of the page, for the whole page."""
+
+    def __init__(self) -> None:
+        self._real: dict[tuple[str, object], object] = {}
+        self._shown: dict[tuple[str, object], object] = {}
+
+    def bind(self, kind: str, shown: object, real: object) -> None:
+        """Note that ``real`` stands for ``shown``; AssertionError when either stands for something else already."""
+        assert type(shown) is type(real), f"{kind}: {real!r} is not of the type of {shown!r}"
+        known = self._real.setdefault((kind, shown), real), self._shown.setdefault((kind, real), shown)
+        assert known == (real, shown), f"{kind} {shown!r} is {known[0]!r}, and {real!r} is {known[1]!r}"
+
+    def request(self, value: Any, key: str = "") -> Any:
+        """A message of the page with what the server knows in the places of what the page shows."""
+        if isinstance(value, dict):
+            return {k: self.request(v, k) for k, v in value.items()}
+        if isinstance(value, list):
+            return [self.request(v, key) for v in value]
+        return self._real.get((_kind(key), value), value) if key in ID_KEYS else value
+
+    def text(self, text: str) -> str:
+        """The same for a message for people, which may name tasks."""
+        return re.sub(r"(?<=\btask )\d+", lambda n: str(self._real.get(("task", int(n[0])), n[0])), text)
+
+
+def _kind(key: str) -> str:
+    return "task" if key in ("task_id", "task_ids") else key
+
+
+def compare(shown: Any, real: Any, bindings: Bindings, path: str = "", key: str = "") -> None:
+    """Check a message of the server against the one on the page. Raises AssertionError that names the place."""
+    if isinstance(shown, dict) and isinstance(real, dict):
+        assert list(shown) == list(real), f"{path or 'the message'} has the fields {list(real)}, not {list(shown)}"
+        for name, value in shown.items():
+            is_task = name == "id" and "version" in shown and "state" in shown
+            compare(value, real[name], bindings, f"{path}.{name}", "task_id" if is_task else name)
+    elif isinstance(shown, list) and isinstance(real, list):
+        assert len(shown) == len(real), f"{path} has {len(real)} entries, not {len(shown)}: {real}"
+        for n, (left, right) in enumerate(zip(shown, real, strict=True)):
+            compare(left, right, bindings, f"{path}[{n}]", key)
+    elif key in ID_KEYS:
+        bindings.bind(_kind(key), shown, real)
+    elif key in TIME_KEYS and shown is not None:
+        assert isinstance(real, str) and TIME.fullmatch(real), f"{path} is not a time: {real!r}"
+        assert TIME.fullmatch(shown), f"{path} on the page is not a time: {shown!r}"
+        datetime.fromisoformat(real.replace("Z", "+00:00"))
+    elif key in ("node", "version") and isinstance(shown, str):
+        assert isinstance(real, str) and real, f"{path} is {real!r}"
+    else:
+        expected = bindings.text(shown) if key == "message" else shown
+        assert expected == real, f"{path} is {real!r}, not {expected!r}"
+
+
+class Server:
+    """The embedded server that the page is run against, and the users it knows."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.bindings = Bindings()
+        self.passwords: dict[str, str] = {}
+        # The shipped cost of a hash would take most of the time of this test.
+        env = {"TASKD_BCRYPT_ROUNDS": "4"}
+        listen = f"tcp:{self.port}:interface=127.0.0.1"
+        self.daemon = Daemon.twistd("taskserver", ["--slots", "1", "--listen", listen], env, cwd=folder)
+        self.daemon.wait_for("is ready on port")
+        # Until a server has looked at its backlog, a new task waits for a moment before it is queued.
+        with self.client() as client:
+            warm = {"username": "warm-up", "password": "correct horse"}
+            assert client.request("register", **warm)["ok"] and client.request("login", **warm)["ok"]
+            task_id = client.request("new_task", task="the first", payload={"seconds": 0})["task_id"]
+            assert client.request("wait", task_ids=[task_id], timeout=20)["done"]
+
+    def client(self) -> LineClient:
+        """A new connection."""
+        return LineClient(self.port)
+
+    def run(self, block: Block) -> None:
+        """Run one example. Raises AssertionError that names the line of the page."""
+        with self.client() as client:
+            if block.user:
+                # An id that no example uses
+                login = {"username": block.user, "password": self.passwords[block.user]}
+                client.send_line(json.dumps({"action": "login", "id": "before", **login}).encode())
+                assert json.loads(client.read_line())["ok"]
+            for mark, text in block.lines:
+                if mark == ">":
+                    client.send_line(self._request(text))
+                else:
+                    real = client.read_line()
+                    assert real, f"line {block.number}: the server has closed instead of {text}"
+                    try:
+                        compare(json.loads(text), json.loads(real), self.bindings)
+                    except AssertionError as e:
+                        raise AssertionError(f"line {block.number}: {e}\nshown: {text}\nreal:  {real.decode()}") from e
+            client.send_line(b'{"action":"ping"}')
+            last = client.read_line()
+            assert json.loads(last) == {"ok": True, "status": "success"}, f"line {block.number}: also came {last!r}"
+
+    def _request(self, text: str) -> bytes:
+        try:
+            request = json.loads(text)
+        except ValueError:
+            return text.encode()  # one that is wrong on purpose
+        if request.get("action") == "register":
+            self.passwords.setdefault(request["username"].casefold(), request["password"])
+        known = self.bindings.request(request)
+        return text.encode() if known == request else json.dumps(known).encode()
+
+
+def test_every_example_is_what_the_server_does(tmp_path: Path) -> None:
+    """In the order of the page, which reads as one story."""
+    server = Server(tmp_path)
+    with server.daemon:
+        for block in BLOCKS:
+            server.run(block)
+        assert "Traceback" not in server.daemon.output()
+
+
+def test_every_action_has_a_section_and_an_example_of_success() -> None:
+    """Wherever on the page that example is."""
+    requests = [json.loads(text) for b in BLOCKS for mark, text in b.lines if mark == ">" and text.endswith("}")]
+    replies = [json.loads(text) for b in BLOCKS for mark, text in b.lines if mark == "<"]
+    succeeded = {r["action"] for r in requests if {"ok": True, "id": r.get("id")}.items() <= _reply(r, replies).items()}
+    assert set(ACTIONS) <= succeeded
+    assert re.findall(r"^### (\w+)$", PAGE.partition("\n## Actions\n")[2], re.MULTILINE) == list(ACTIONS)
+
+
+def _reply(request: Mapping[str, Any], replies: list[dict[str, Any]]) -> dict[str, Any]:
+    """The reply to a request in its own block; of those without an id, the one at the same place."""
+    for block in BLOCKS:
+        asked = [text for mark, text in block.lines if mark == ">"]
+        answered = [a for mark, text in block.lines if mark == "<" and "ok" in (a := json.loads(text))]
+        for n, text in enumerate(asked):
+            if text.endswith("}") and json.loads(text) == request:
+                if "id" not in request:
+                    return {"id": None, **answered[n]}
+                return next(a for a in answered if a.get("id") == request["id"])
+    raise AssertionError(f"no reply to {request}")
+
+
+def rows(heading: str) -> dict[str, str]:
+    """The tables of a section: the first cell without its quotes, and the whole row."""
+    section = PAGE.partition(f"\n{heading}\n")[2]
+    level = heading.partition(" ")[0]
+    section = re.split(rf"^#{{1,{len(level)}}} ", section, maxsplit=1, flags=re.MULTILINE)[0]
+    # not the heads, which have the line of dashes below them
+    return {row[1]: row[0] for row in re.finditer(r"^\| `([^`]+)` \|.*$(?!\n\| ---)", section, re.MULTILINE)}
+
+
+def test_every_code_and_every_status_is_explained() -> None:
+    """Neither more nor less than taskd.errors has."""
+    known = [e for _, e in inspect.getmembers(errors, inspect.isclass) if issubclass(e, errors.TaskdError)]
+    codes = {e.code for e in known}
+    fields = {"ok", "status", "code", "message", "field", "retry_after"}
+    assert set(rows("### Errors")) - fields == codes
+    assert set(rows("## Replies")) - fields - codes == {e.status for e in known} | {
+        "success",
+        "logged_in",
+        "task_created",
+        "no_tasks",
+    }
+
+
+def test_states_fields_and_events_are_those_of_the_code() -> None:
+    """The tables that are written by hand."""
+    states = rows("### Statuses and states")
+    assert set(states) == set(SHOWN_STATES)
+    for state in State:
+        assert f"`{state.value}`" in states[state.value]
+    assert all(f"`{status}`" in PAGE for status in STATUSES)
+    assert list(rows("### The task object")) == list(TaskView.__struct_fields__)
+    events = {json.loads(text)["event"] for text in rows("## Watching") if text.count("{") == 1}
+    assert events == {json.loads(line)["event"] for line in (hub.GAP, hub.DRAINING)}
+
+
+def test_the_reference_tables_are_up_to_date() -> None:
+    """Else: python -m taskd.wire.docs docs/protocol.md"""
+    assert docs.updated(PAGE) == PAGE
+
+
+def test_a_page_with_a_missing_or_doubled_part_is_refused() -> None:
+    """A new action must get its place."""
+    for wrong in (PAGE.replace("fields ping", "fields pong"), PAGE + "<!-- begin actions -->\n<!-- end actions -->\n"):
+        with pytest.raises(ValueError, match="marked parts must be"):
+            docs.updated(wrong)
+
+
+@pytest.mark.parametrize(
+    ("shown", "real"),
+    [
+        ({"ok": True}, {"ok": False}),
+        ({"ok": True}, {"ok": True, "more": 1}),
+        ({"task_ids": [1, 2]}, {"task_ids": [7]}),
+        ({"task_ids": [1, 1]}, {"task_ids": [7, 8]}),
+        ({"task_ids": [1, 2]}, {"task_ids": [7, 7]}),
+        ({"token": "a"}, {"token": None}),
+        ({"created_at": "2026-03-01T12:00:00Z"}, {"created_at": None}),
+        ({"finished_at": None}, {"finished_at": "2026-03-01T12:00:00Z"}),
+        ({"task_id": 1, "message": "task 1"}, {"task_id": 7, "message": "task 1"}),
+    ],
+)
+def test_a_wrong_example_is_found(shown: Any, real: Any) -> None:
+    """The comparison itself."""
+    with pytest.raises(AssertionError):
+        compare(shown, real, Bindings())
+
+
+def test_what_differs_each_run_is_put_into_later_requests() -> None:
+    """And into messages for people."""
+    bindings = Bindings()
+    compare({"task_ids": [1, 2], "token": "shown"}, {"task_ids": [7, 8], "token": "real"}, bindings)
+    assert bindings.request({"task_id": 2, "token": "shown", "limit": 1}) == {"task_id": 8, "token": "real", "limit": 1}
+    compare({"message": "task 2 is over"}, {"message": "task 8 is over"}, bindings)

@@ -1,0 +1,254 @@
+"""README.md and README.es.md: the transcripts are played again on a real terminal, the tables held against the code."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+from twisted.python import usage
+
+from taskd import config
+from taskd.client.texts import LANGUAGES, Texts
+from taskd.server.tap import EMBEDDED_SLOTS
+from taskd.server.tap import Options as ServerOptions
+from taskd.worker.tap import DEFAULT_SLOTS
+from taskd.worker.tap import Options as WorkerOptions
+from tests.daemons import Daemon, free_port
+from tests.integration.terminal import Terminal
+from tests.integration.test_protocol_doc import Bindings, compare
+from tests.processes import clean_environment
+
+ROOT = Path(__file__).resolve().parents[2]
+README, README_ES = ROOT / "README.md", ROOT / "README.es.md"
+PAGES = [README, README_ES, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = README.read_text("utf-8")
+
+PASSWORD = "correct horse"
+QUESTIONS = [
+    Texts(lang)(key)
+    for lang in LANGUAGES
+    for key in ("username", "password", "password_again", "menu.choose", "menu.task")
+]
+
+# What a transcript shows in place of what differs each run.
+VARIABLE = [
+    (re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"), "DATE"),
+    (re.compile(r"^\d\d:\d\d:\d\d "), "TIME "),
+    (re.compile(r"\b\d+ s\b"), "AGE"),
+    (re.compile(r" {2,}"), "  "),
+]
+
+# netcat is on no two machines the same, and perhaps not on this one: it sends, closes that direction, and prints.
+NETCAT = """#!{python}
+import shutil, socket, sys
+assert sys.argv[1:] == ["-N", "127.0.0.1", "5000"], sys.argv
+with socket.create_connection(("127.0.0.1", {port}), 20) as connection:
+    connection.sendall(sys.stdin.buffer.read())
+    connection.shutdown(socket.SHUT_WR)
+    shutil.copyfileobj(connection.makefile("rb"), sys.stdout.buffer)
+"""
+
+
+class Step(NamedTuple):
+    """A command of a transcript, and what it shows, answers to its questions included."""
+
+    command: str
+    shown: list[str]
+
+
+def transcript(page: str) -> Iterator[Step]:
+    """The commands of all ``console`` blocks of a page, in their order."""
+    for block in re.findall(r"^```console\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        first, *steps = re.split(r"^\$ ", block, flags=re.MULTILINE)
+        assert not first, f"a block begins with something else than a command: {first!r}"
+        for step in steps:
+            command, *shown = step.rstrip("\n").split("\n")
+            yield Step(command, shown)
+
+
+class Stage:
+    """A server, and the terminal of a user who has just made a checkout."""
+
+    def __init__(self, folder: Path) -> None:
+        self._port = free_port()
+        self._folder = folder
+        programs = folder / "programs"
+        programs.mkdir()
+        netcat = programs / "nc"
+        netcat.write_text(NETCAT.format(python=sys.executable, port=self._port))
+        netcat.chmod(0o755)
+        (folder / "bin").symlink_to(ROOT / "bin")
+        path = [str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]
+        self._env = clean_environment(
+            PATH=os.pathsep.join(path),
+            HOME=str(folder),
+            TASKD_SERVER=f"127.0.0.1:{self._port}",
+            TERM="dumb",
+            TZ="UTC",
+            LANG="C.UTF-8",
+        )
+        for name in ("LC_ALL", "LC_MESSAGES", "XDG_STATE_HOME", "COLUMNS", "PYTHONIOENCODING"):
+            self._env.pop(name, None)
+        listen = f"tcp:{self._port}:interface=127.0.0.1"
+        # The shipped cost of a hash would take most of the time of this test.
+        self.daemon = Daemon.twistd("taskserver", ["--listen", listen], {"TASKD_BCRYPT_ROUNDS": "4"}, cwd=folder)
+        self.daemon.wait_for("is ready on port")
+
+    def play(self, step: Step) -> list[str]:
+        """Run a command, answer its questions as the transcript does, and give the lines that it shows."""
+        if found := re.fullmatch(r"export (\w+)=(\S+)", step.command):
+            self._env[found[1]] = found[2]
+            return []
+        with Terminal(["bash", "-c", step.command], env=self._env, cwd=self._folder) as terminal:
+            for line in step.shown:
+                for question in QUESTIONS:
+                    if line == question.rstrip() or re.fullmatch(rf"{re.escape(question)}\S.*", line):
+                        terminal.answer(question, line[len(question) :] or PASSWORD)
+            terminal.wait(30)
+            text = terminal.output.replace(f"127.0.0.1:{self._port}", "127.0.0.1:5000")
+        return text.replace("\r\n", "\n").rstrip("\n").split("\n")
+
+
+def normal(line: str) -> str:
+    """A line without what differs each run."""
+    for pattern, name in VARIABLE:
+        line = pattern.sub(name, line.rstrip())
+    return line
+
+
+@pytest.mark.parametrize("page", [README, README_ES], ids=lambda page: page.name)
+def test_the_transcripts_are_what_a_user_sees(page: Path, tmp_path: Path) -> None:
+    """Menu, commands and netcat, at one new server."""
+    stage, bindings = Stage(tmp_path), Bindings()
+    steps = list(transcript(page.read_text("utf-8")))
+    assert {"bin/taskclient", "nc"} <= {word for step in steps for word in step.command.split()}
+    with stage.daemon:
+        for step in steps:
+            real = stage.play(step)
+            if step.shown and step.shown[0].startswith("{"):
+                assert len(step.shown) == len(real), real
+                for left, right in zip(step.shown, real, strict=True):
+                    compare(json.loads(left), json.loads(right), bindings)
+            else:
+                assert [normal(line) for line in step.shown] == [normal(line) for line in real], step.command
+        assert "Traceback" not in stage.daemon.output()
+
+
+def table(heading: str, head: str = "") -> dict[str, list[str]]:
+    """The rows of a table below a heading, whose first row begins with ``head``: cells without quotes, by the first."""
+    section = re.split(r"^#{2,3} ", TEXT.partition(f"\n{heading}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+    rows: dict[str, list[str]] = {}
+    for part in section.split("\n\n"):
+        lines = [line.strip("| \n").split(" | ") for line in part.splitlines() if line.startswith("|")]
+        if lines and lines[0][0].startswith(head):
+            rows |= {cells[0]: cells[1:] for cells in lines[2:]}
+    return rows
+
+
+def code(cell: str) -> str:
+    """What stands between the first quotes of a cell; nothing where there are none."""
+    found = re.match(r"`([^`]*)`", cell.strip("| "))
+    return found[1] if found else ""
+
+
+def test_the_settings_are_those_of_the_code(tmp_path: Path) -> None:
+    """Names and defaults; .env.example shows the same."""
+    shown = {code(name): code(cells[0]) for name, cells in table("## Settings", "variable").items()}
+    source = Path(config.__file__).read_text()
+    assert set(shown) == set(re.findall(r'"((?:POSTGRES|RABBITMQ|TASKD)_[A-Z_]+)"', source)) | {"TASKD_PUBLISH"}
+    example = dict(re.findall(r"^#?([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    assert shown == example
+
+    nothing = tmp_path / "nothing"
+    nothing.touch()
+    defaults = config.read_settings(str(nothing), {})
+    assert msgspec.structs.replace(config.read_settings(str(nothing), shown), slots=None) == defaults
+    hosts = {"POSTGRES_HOST": "db", "RABBITMQ_HOST": "mq"}
+    assert config.read_settings(str(nothing), {**shown, **hosts}).postgres == (
+        config.read_settings(str(nothing), hosts).postgres
+    )
+    assert config.read_settings(str(nothing), {**shown, **hosts}).rabbitmq == (
+        config.read_settings(str(nothing), hosts).rabbitmq
+    )
+    assert {int(shown["TASKD_SLOTS"])} == {EMBEDDED_SLOTS, DEFAULT_SLOTS}
+
+
+def test_the_clients_variables_are_those_it_reads() -> None:
+    """All of them, whatever they are for."""
+    [sentence] = re.findall(r"^The client reads (.*?)\n\n", TEXT, re.MULTILINE | re.DOTALL)
+    source = "".join(path.read_text() for path in (ROOT / "taskd" / "client").glob("*.py"))
+    read = set(re.findall(r"env(?:iron)?\.get\(\"([A-Z_]+)\"|\"(TASKD_[A-Z]+)\"", source))
+    names = {name for pair in read for name in pair if name} - {"HOME", "TERM"}
+    assert set(re.findall(r"`([A-Z_]{5,})`", sentence)) == names
+
+
+@pytest.mark.parametrize(("daemon", "options"), [("taskserver", ServerOptions()), ("taskworker", WorkerOptions())])
+def test_the_options_are_those_of_the_daemons(daemon: str, options: usage.Options) -> None:
+    """Long and short names."""
+    shown = [re.findall(r"`-+([\w-]+)`", name) for name in table("### Options", f"`twistd {daemon}`")]
+    known: Any = options
+    assert {long for long, _ in shown} == {name for name in known.docs if len(name) > 1} - {"help", "version"}
+    for long, short in shown:
+        assert known.synonyms[short] == long
+
+
+def test_every_dependency_has_its_line() -> None:
+    """Those of setup.cfg, of the tests as well, each with a reason."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    wanted = setup["options"]["install_requires"] + setup["options.extras_require"]["test"]
+    names = [re.split(r"[<>=!~]", line)[0] for line in wanted.split("\n") if line and not line.startswith("#")]
+    rows = table("## Dependencies", "package")
+    assert [code(name) for name in rows] == names
+    assert all(cells[0].endswith(".") for cells in rows.values())
+
+
+def test_commands_and_paths_are_there() -> None:
+    """What the pages tell to type, and the tree."""
+    makefile = (ROOT / "Makefile").read_text()
+    for page in (README, README_ES):
+        text = page.read_text("utf-8")
+        targets = set(re.findall(r"^make (\w+)", text, re.MULTILINE))
+        assert {"run", "test"} <= targets
+        assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+        for path in re.findall(r"TESTS=(\S+)", text):
+            assert (ROOT / path).exists(), path
+    [tree] = re.findall(r"^```text\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    for line in tree.splitlines():
+        assert (ROOT / line.split()[0]).exists(), line
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as links name them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    heads = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """To a file, and to a heading in it."""
+    text = page.read_text("utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        there = page.parent / path if path else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_have_no_path_of_a_machine(page: Path) -> None:
+    """And no white space at the ends of lines."""
+    for line in page.read_text("utf-8").splitlines():
+        assert line == line.rstrip(), line
+        assert not re.search(r"(?<![\w.])/(work|root|home|tmp)/", line), line

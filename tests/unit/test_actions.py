@@ -1,0 +1,576 @@
+"""taskd.server.actions: what each action does, through the protocol. Accounts have their own tests."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from taskd.model import State
+from taskd.server.actions import RECHECK
+from taskd.wire import limits
+from taskd.wire.actions import ACTIONS, Access
+from tests.unit.stage import Client, StageCase
+
+MINIMAL: dict[str, dict[str, Any]] = {
+    "new_task": {"task": "x"},
+    "new_tasks": {"tasks": [{"task": "x"}]},
+    "get_task": {"task_id": 1},
+    "cancel_task": {"task_id": 1},
+    "wait": {"task_ids": [1]},
+}
+
+
+def ids(reply: dict[str, Any]) -> list[int]:
+    """The tasks of a reply."""
+    return [task["id"] for task in reply["tasks"]]
+
+
+class ActionCase(StageCase):
+    queues = ("tasks", "slow")
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.client = self.stage.client()
+
+    def add(self, client: Client | None = None, **fields: Any) -> int:
+        """A task through the protocol."""
+        reply = (client or self.client).ask("new_task", **{"task": "x", **fields})
+        self.assertEqual(reply["status"], "task_created", reply)
+        return int(reply["task_id"])
+
+
+class Everyone(ActionCase):
+    def test_hello(self) -> None:
+        reply = self.stage.connect().ask("hello")
+        self.assertEqual((reply["server"], reply["protocol"], reply["node"]), ("taskd", 1, "node"))
+        self.assertEqual((reply["queues"], reply["actions"]), (["tasks", "slow"], list(ACTIONS)))
+        self.assertEqual(reply["limits"]["line_bytes"], 65536)
+        self.assertEqual(reply["limits"]["batch"], 1000)
+
+    def test_ping(self) -> None:
+        self.assertEqual(self.stage.connect().ask("ping"), {"id": 1, "ok": True, "status": "success"})
+
+    def test_whoami(self) -> None:
+        reply = self.client.ask("whoami")
+        self.assertEqual((reply["status"], reply["username"], reply["user_id"]), ("success", "ana", 1))
+
+    def test_all_but_a_few_actions_are_for_a_logged_in_user(self) -> None:
+        client = self.stage.connect()
+        for name, action in ACTIONS.items():
+            if action.access is Access.USER:
+                reply = client.ask(name, **MINIMAL.get(name, {}))
+                self.assertRefused(reply, "auth_required")
+                self.assertIn("log in", reply["message"])
+        self.assertEqual(
+            {name for name, action in ACTIONS.items() if action.access is Access.ANYONE},
+            {"hello", "ping", "register", "login"},
+        )
+
+    def test_a_field_is_checked_before_who_asks(self) -> None:
+        self.assertRefused(self.stage.connect().ask("get_task"), "bad_request", "task_id")
+
+    def test_anothers_task_and_a_missing_one_get_the_same_answer(self) -> None:
+        task_id = self.add()
+        eva = self.stage.client("eva")
+        for action, field in (("get_task", "task_id"), ("cancel_task", "task_id"), ("wait", "task_ids")):
+            replies = []
+            for wanted in (task_id, 2**63 - 1):
+                fields = {"task_ids": [wanted]} if action == "wait" else {"task_id": wanted}
+                reply = eva.ask(action, **fields)
+                self.assertRefused(reply, "not_found", field)
+                replies.append({**reply, "id": 0, "message": reply["message"].replace(str(wanted), "N")})
+            self.assertEqual(*replies)
+        self.assertEqual(self.stage.states(task_id), ["queued"])
+        self.assertEqual(eva.ask("get_tasks")["status"], "no_tasks")
+
+
+class NewTask(ActionCase):
+    def test_with_nothing_but_a_text(self) -> None:
+        reply = self.client.ask("new_task", task=" ñ\n🦀 ")
+        self.assertEqual(reply, {"id": reply["id"], "ok": True, "status": "task_created", "task_id": 1})
+        [task] = self.stage.tasks(1)
+        self.assertEqual((task.task, task.kind, task.queue), (" ñ\n🦀 ", "simulate", "tasks"))
+        self.assertEqual((task.payload, task.max_attempts, task.state), ("{}", 3, State.QUEUED))
+
+    def test_with_everything(self) -> None:
+        payload = {"n": 2**100, "text": "ñ", "list": [1.5, None, True], "": {}}
+        task_id = self.add(kind="render.4k", queue="slow", payload=payload, max_attempts=7)
+        task = self.client.ask("get_task", task_id=task_id)["task"]
+        self.assertEqual((task["kind"], task["queue"], task["max_attempts"]), ("render.4k", "slow", 7))
+        self.assertEqual(task["payload"], payload)
+
+    def test_fields_that_cannot_be(self) -> None:
+        nested: Any = 1
+        for _ in range(101):
+            nested = [nested]
+        cases: dict[str, tuple[Any, ...]] = {
+            "task": ("", " \n", "a\0b", 5, None),
+            "kind": ("", "a b", "x" * 65, "ñ", None),
+            "queue": ("other", "", "tasks ", 5),
+            "payload": ([], "x", 5, {"a": nested}),
+            "max_attempts": (0, 101, "3", None, 1.5),
+        }
+        for field, values in cases.items():
+            for value in values:
+                fields = {"task": "x", field: value}
+                self.assertRefused(self.client.ask("new_task", **fields), "bad_request", field)
+        self.assertRefused(self.client.ask("new_task", task="x" * 4097), "too_large", "task")
+        self.assertEqual(self.stage.tasks(), [])
+
+    def test_the_message_of_an_unknown_queue_names_the_known_ones_and_is_short(self) -> None:
+        message = self.client.ask("new_task", task="x", queue="\U000e0001" * 10_000)["message"]
+        self.assertIn("tasks, slow", message)
+        self.assertLess(len(message), 1000)
+
+    def test_the_reply_comes_before_the_events_of_the_task(self) -> None:
+        self.client.ask("watch")
+        request = self.client.start("new_task", task="x")
+        lines = self.client.lines()
+        self.assertEqual([line.get("id", line.get("event")) for line in lines], [request, "task"])
+        self.assertEqual(lines[0]["task_id"], lines[1]["task"]["id"])
+
+    def test_pipelined_requests_are_stored_together(self) -> None:
+        calls = self.stage.runner.calls
+        self.client.send(*({"action": "new_task", "id": f"t{n}", "task": f"text {n}"} for n in range(50)))
+        replies = self.client.lines()
+        self.assertEqual(self.stage.runner.calls - calls, 1)
+        texts = {task.id: task.task for task in self.stage.tasks()}
+        for reply in replies:
+            self.assertEqual(texts[reply["task_id"]], f"text {reply['id'][1:]}")
+
+
+class NewTasks(ActionCase):
+    def test_in_their_order(self) -> None:
+        specs = [{"task": "a"}, {"task": "b", "queue": "slow"}, {"task": "c", "kind": "k"}]
+        reply = self.client.ask("new_tasks", tasks=specs)
+        self.assertEqual((reply["status"], reply["task_ids"]), ("task_created", [1, 2, 3]))
+        self.assertEqual([t.task for t in self.stage.tasks(1, 2, 3)], ["a", "b", "c"])
+
+    def test_one_that_cannot_be_and_none_is_stored(self) -> None:
+        for bad, field in (
+            ({"task": ""}, "task"),
+            ({}, "task"),
+            ({"task": "x", "kind": "a b"}, "kind"),
+            ({"task": "x", "queue": "other"}, "queue"),
+            ({"task": "x", "max_attempts": 0}, "max_attempts"),
+            ({"task": "x", "payload": 5}, "payload"),
+        ):
+            specs = [{"task": "x"}] * 3 + [bad] + [{"task": "x"}] * 3
+            reply = self.client.ask("new_tasks", tasks=specs)
+            self.assertRefused(reply, "bad_request", f"tasks[3].{field}")
+            self.assertIn("tasks[3]", reply["message"])
+        specs = [{"task": "x"}, {"task": "x" * 5000}]
+        self.assertRefused(self.client.ask("new_tasks", tasks=specs), "too_large", "tasks[1].task")
+        self.assertEqual(self.stage.tasks(), [])
+
+    def test_one_to_a_thousand(self) -> None:
+        self.assertRefused(self.client.ask("new_tasks", tasks=[]), "bad_request", "tasks")
+        self.assertRefused(self.client.ask("new_tasks", tasks=[{"task": "x"}] * 1001), "too_large", "tasks")
+        self.assertEqual(len(self.client.ask("new_tasks", tasks=[{"task": "x"}] * 1000)["task_ids"]), 1000)
+
+
+class GetTasks(ActionCase):
+    def test_none(self) -> None:
+        self.assertEqual(
+            self.client.ask("get_tasks"), {"id": 3, "ok": True, "status": "no_tasks", "tasks": [], "cursor": None}
+        )
+
+    def test_newest_first_and_only_ones_own(self) -> None:
+        mine = [self.add(task=text) for text in "ab"]
+        self.add(self.stage.client("eva"))
+        mine.append(self.add(task="c"))
+        reply = self.client.ask("get_tasks")
+        self.assertEqual((reply["status"], reply["cursor"]), ("success", None))
+        self.assertEqual(ids(reply), mine[::-1])
+        self.assertEqual(
+            reply["tasks"][0],
+            {
+                **{"id": 4, "task": "c", "kind": "simulate", "queue": "tasks", "status": "Procesando"},
+                **{"state": "queued", "attempt": 0, "max_attempts": 3, "version": 1},
+                **{"created_at": "2025-03-01T12:00:00Z", "run_at": "2025-03-01T12:00:00Z"},
+                **{"started_at": None, "finished_at": None, "result": None, "error": None},
+            },
+        )
+
+    def test_pages(self) -> None:
+        self.stage.create(count=7)
+        found, cursor = [], None
+        for _ in range(3):
+            reply = self.client.ask("get_tasks", limit=3, cursor=cursor)
+            found.append(ids(reply))
+            cursor = reply["cursor"]
+        self.assertEqual((found, cursor), ([[7, 6, 5], [4, 3, 2], [1]], None))
+
+    def test_a_page_that_ends_with_the_last_task_is_the_last(self) -> None:
+        self.stage.create(count=3)
+        self.assertIsNone(self.client.ask("get_tasks", limit=3)["cursor"])
+
+    def test_filters(self) -> None:
+        a, b, c, d = self.stage.create(count=4)
+        self.stage.run(a)
+        self.stage.claim(b)
+        [waiting] = self.stage.create(state=State.WAITING, kind="other")
+        self.client.ask("cancel_task", task_id=c.id)
+        for fields, wanted in (
+            ({"status": "Procesando"}, [waiting.id, d.id, b.id]),
+            ({"status": "Completada"}, [a.id]),
+            ({"status": "Cancelada"}, [c.id]),
+            ({"status": "Fallida"}, []),
+            ({"state": "running"}, [b.id]),
+            ({"state": "queued"}, [d.id]),
+            ({"state": "waiting"}, [waiting.id]),
+            ({"state": "scheduled"}, []),
+            ({"kind": "other"}, [waiting.id]),
+            ({"kind": "other", "status": "Completada"}, []),
+            ({"kind": "nothing"}, []),
+        ):
+            reply = self.client.ask("get_tasks", **fields)
+            self.assertEqual(ids(reply), wanted, fields)
+            self.assertEqual(reply["status"], "success" if wanted else "no_tasks")
+
+    def test_filters_that_cannot_be(self) -> None:
+        cases: dict[str, tuple[Any, ...]] = {
+            "status": ("procesando", "", "x" * 5000),
+            "state": ("Running", "", "done"),
+            "kind": ("", "a\0b", "x" * 65, "ñ"),
+            "limit": (0, 501, -1, "5", None),
+        }
+        for field, values in cases.items():
+            for value in values:
+                reply = self.client.ask("get_tasks", **{field: value})
+                self.assertRefused(reply, "bad_request", field)
+                self.assertLess(len(reply["message"]), 300)
+
+    def test_cursors_that_are_not_ours(self) -> None:
+        for cursor in (
+            *("", "x", "!!!", "ñ", "\0", "A" * 60_000, "1"),
+            *(
+                base64.urlsafe_b64encode(raw).decode()
+                for raw in (b"1", b"b", b"b-1", b"b1.5", b"b 1", b"a1", b"b" + b"9" * 30, b"b%d" % 2**63, b"b\xb2")
+            ),
+        ):
+            self.assertRefused(self.client.ask("get_tasks", cursor=cursor), "bad_request", "cursor")
+
+    def test_anothers_cursor_shows_nothing_of_theirs(self) -> None:
+        eva = self.stage.client("eva")
+        for _ in range(3):
+            self.add(eva)
+        cursor = eva.ask("get_tasks", limit=1)["cursor"]
+        self.assertEqual(ids(self.client.ask("get_tasks", cursor=cursor)), [])
+
+    def test_a_page_of_long_texts_ends_early(self) -> None:
+        self.stage.create(count=500, task="x" * 4000)
+        found: list[int] = []
+        cursor, pages = None, 0
+        while cursor is not None or not pages:
+            reply = self.client.ask("get_tasks", limit=500, cursor=cursor)
+            found += ids(reply)
+            cursor, pages = reply["cursor"], pages + 1
+        self.assertEqual(found, list(range(500, 0, -1)))
+        self.assertEqual(pages, 2)
+
+
+class GetTask(ActionCase):
+    def test_everything_about_it(self) -> None:
+        task_id = self.add(payload={"seconds": 2})
+        self.stage.run(task_id, result='{"x":"' + "y" * 5000 + '"}')
+        task = self.client.ask("get_task", task_id=task_id)["task"]
+        self.assertEqual((task["status"], task["state"], task["attempt"]), ("Completada", "completed", 1))
+        self.assertEqual((task["payload"], task["result"]), ({"seconds": 2}, {"x": "y" * 5000}))
+        self.assertEqual(task["finished_at"], "2025-03-01T12:00:00Z")
+
+    def test_lists_leave_out_payload_and_a_large_result(self) -> None:
+        task_id = self.add(payload={"seconds": 2})
+        self.stage.run(task_id, result='"' + "y" * 5000 + '"')
+        [task] = self.client.ask("get_tasks")["tasks"]
+        self.assertEqual((task["result"], task["result_omitted"]), (None, True))
+        self.assertNotIn("payload", task)
+
+
+class CancelTask(ActionCase):
+    def test_before_it_runs(self) -> None:
+        queued, [waiting] = self.add(), self.stage.create(state=State.WAITING)
+        for task_id in (queued, waiting.id):
+            task = self.client.ask("cancel_task", task_id=task_id)["task"]
+            self.assertEqual((task["status"], task["state"]), ("Cancelada", "cancelled"))
+        self.assertEqual(self.stage.claim(queued), [])
+
+    def test_again(self) -> None:
+        task_id = self.add()
+        replies = [self.client.ask("cancel_task", task_id=task_id)["task"] for _ in range(2)]
+        self.assertEqual(*replies)
+
+    def test_too_late(self) -> None:
+        running, ended = self.add(), self.add()
+        self.stage.claim(running)
+        self.stage.run(ended)
+        for task_id, word in ((running, "running"), (ended, "completed")):
+            reply = self.client.ask("cancel_task", task_id=task_id)
+            self.assertRefused(reply, "conflict", "task_id")
+            self.assertIn(word, reply["message"])
+
+    def test_the_reply_comes_before_the_event(self) -> None:
+        task_id = self.add()
+        self.client.ask("watch")
+        request = self.client.start("cancel_task", task_id=task_id)
+        lines = self.client.lines()
+        self.assertEqual([line.get("id", line.get("event")) for line in lines], [request, "task"])
+
+    def test_a_repeated_one_is_no_event(self) -> None:
+        task_id = self.add()
+        self.client.ask("cancel_task", task_id=task_id)
+        self.client.ask("watch")
+        self.client.ask("cancel_task", task_id=task_id)
+        self.assertEqual(self.client.events(), [])
+
+
+class Waiting(ActionCase):
+    def wait(self, *task_ids: int, timeout: float = 60) -> int:
+        return self.client.start("wait", task_ids=task_ids, timeout=timeout)
+
+    def answered(self, request: int) -> bool:
+        """Whether the reply is there; it is kept."""
+        lines = self.client.lines()
+        self.client._kept = lines
+        return any(line.get("id") == request for line in lines)
+
+    def test_for_what_has_ended_already(self) -> None:
+        a, b = self.add(), self.add()
+        self.stage.run(a)
+        self.client.ask("cancel_task", task_id=b)
+        reply = self.client.reply(self.wait(b, a, b))
+        self.assertEqual((reply["status"], reply["done"], ids(reply)), ("success", True, [b, a]))
+
+    def test_until_the_last_has_ended(self) -> None:
+        a, b, c = self.add(), self.add(), self.add()
+        request = self.wait(a, b, c)
+        self.stage.run(a)
+        self.stage.claim(b)
+        self.client.ask("cancel_task", task_id=c)
+        self.assertFalse(self.answered(request))
+        self.stage.finish(b, state=State.FAILED, result=None)
+        reply = self.client.reply(request)
+        self.assertEqual([task["state"] for task in reply["tasks"]], ["completed", "failed", "cancelled"])
+        self.assertTrue(reply["done"])
+        self.assertEqual(self.stage.clock.getDelayedCalls(), [])
+
+    def test_no_time_at_all(self) -> None:
+        a, b = self.add(), self.add()
+        self.stage.run(a)
+        reply = self.client.reply(self.wait(a, b, timeout=0))
+        self.assertEqual((reply["done"], [t["state"] for t in reply["tasks"]]), (False, ["completed", "queued"]))
+
+    def test_until_time_is_up(self) -> None:
+        request = self.wait(self.add(), timeout=2.5)
+        self.stage.clock.advance(2.4)
+        self.assertFalse(self.answered(request))
+        self.stage.clock.advance(0.1)
+        self.stage.settle()
+        reply = self.client.reply(request)
+        self.assertEqual((reply["ok"], reply["done"]), (True, False))
+
+    def test_news_that_never_came_are_made_up_for(self) -> None:
+        """A worker's news may be lost."""
+        task_id = self.add()
+        request = self.wait(task_id)
+        announce, self.stage.broker.announce = self.stage.broker.announce, lambda news: None  # type: ignore[method-assign]
+        self.stage.run(task_id)
+        self.assertFalse(self.answered(request))
+        self.stage.clock.advance(RECHECK)
+        self.assertTrue(self.client.reply(request)["done"])
+        self.stage.broker.announce = announce  # type: ignore[method-assign]
+
+    def test_so_are_those_of_a_gap(self) -> None:
+        task_id = self.add()
+        request = self.wait(task_id)
+        self.stage.broker.announce = lambda news: None  # type: ignore[method-assign]
+        self.stage.run(task_id)
+        self.stage.hub.gap()
+        self.assertTrue(self.client.reply(request)["done"])
+
+    def test_an_end_between_the_look_and_the_answer_is_not_missed(self) -> None:
+        task_id = self.add()
+        self.stage.runner.slow = True
+        request = self.wait(task_id)
+        self.stage.run(task_id)
+        for _ in range(5):
+            self.stage.runner.go_on()
+        self.assertTrue(self.client.reply(request)["done"])
+
+    def test_the_store_goes_away_meanwhile(self) -> None:
+        request = self.wait(self.add())
+        self.stage.runner.away = True
+        self.stage.clock.advance(RECHECK)
+        self.assertRefused(self.client.reply(request), "unavailable")
+        self.assertEqual(self.stage.clock.getDelayedCalls(), [])
+
+    def test_the_connection_is_lost(self) -> None:
+        self.wait(self.add(), timeout=3600)
+        self.client.lose()
+        self.assertEqual(self.stage.clock.getDelayedCalls(), [])
+        self.stage.run(1)
+        self.assertEqual(self.client.raw(), [])
+
+    def test_others_are_served_meanwhile(self) -> None:
+        self.wait(self.add(), timeout=3600)
+        self.assertTrue(self.client.ask("ping")["ok"])
+        self.assertTrue(self.client.ask("get_tasks")["ok"])
+
+    def test_numbers_that_cannot_be(self) -> None:
+        task_id = self.add()
+        for task_ids, code, field in (
+            ([], "bad_request", "task_ids"),
+            ([task_id] * 1001, "too_large", "task_ids"),
+            ([task_id, 0], "bad_request", "task_ids[1]"),
+            ([task_id, "1"], "bad_request", "task_ids[1]"),
+            ([task_id, 99], "not_found", "task_ids"),
+        ):
+            self.assertRefused(self.client.ask("wait", task_ids=task_ids), code, field)
+        for timeout in (-1, 3601, "5", None):
+            self.assertRefused(self.client.ask("wait", task_ids=[task_id], timeout=timeout), "bad_request", "timeout")
+
+    def test_a_thousand(self) -> None:
+        tasks = self.stage.create(count=1000)
+        request = self.wait(*(task.id for task in tasks))
+        self.stage.run(*tasks)
+        reply = self.client.reply(request)
+        self.assertEqual((reply["done"], ids(reply)), (True, [task.id for task in tasks]))
+
+    def test_one_connection_waits_for_so_many_and_no_more(self) -> None:
+        numbers = [task.id for task in self.stage.create(count=1000)]
+        waits = [self.wait(*numbers, timeout=5) for _ in range(limits.MAX_WAITED // 1000)]
+        reply = self.client.ask("wait", task_ids=[1])
+        self.assertRefused(reply, "rate_limited")
+        self.assertIn("watch", reply["message"])
+        self.stage.clock.advance(5)
+        self.stage.settle()
+        self.assertEqual([self.client.reply(wait)["done"] for wait in waits], [False] * 10)
+        self.assertTrue(self.client.ask("wait", task_ids=[1], timeout=0)["ok"])
+
+
+class Watching(ActionCase):
+    def events(self, client: Client | None = None) -> list[tuple[int, str, int]]:
+        """(number, state, version) of each event."""
+        tasks = [event["task"] for event in (client or self.client).events()]
+        return [(task["id"], task["state"], task["version"]) for task in tasks]
+
+    def test_a_snapshot_and_then_every_change(self) -> None:
+        a, b = self.add(), self.add()
+        reply = self.client.ask("watch")
+        self.assertEqual((reply["status"], ids(reply)), ("success", [b, a]))
+        self.assertEqual(self.events(), [])
+        self.stage.run(a)
+        c = self.add()
+        self.assertEqual(self.events(), [(a, "running", 2), (a, "completed", 3), (c, "queued", 1)])
+
+    def test_an_event_is_a_task_as_in_a_list(self) -> None:
+        self.client.ask("watch")
+        self.add(payload={"x": 1})
+        [event] = self.client.events()
+        self.assertEqual(event, {"event": "task", "task": self.client.ask("get_tasks")["tasks"][0]})
+
+    def test_the_newest_tasks_only_but_changes_of_all(self) -> None:
+        numbers = [self.add() for _ in range(5)]
+        self.assertEqual(ids(self.client.ask("watch", limit=2)), numbers[:2:-1])
+        self.stage.claim(numbers[0])
+        self.assertEqual(self.events(), [(numbers[0], "running", 2)])
+
+    def test_an_empty_snapshot_is_a_success(self) -> None:
+        reply = self.client.ask("watch")
+        self.assertEqual((reply["status"], reply["tasks"]), ("success", []))
+
+    def test_neither_gap_nor_duplicate_whenever_a_change_comes(self) -> None:
+        """Before, while and after the snapshot is read, and while its reply is on its way."""
+        for moment in range(6):
+            client = self.stage.client()
+            task_id = self.add()
+            self.stage.runner.slow = True
+
+            def change(now: bool, task_id: int = task_id) -> None:
+                if now:
+                    self.stage.claim(task_id)
+
+            change(moment == 0)
+            request = client.start("watch")
+            change(moment == 1)
+            change(moment == 2)
+            self.stage.runner.go_on()
+            change(moment == 3)
+            self.stage.runner.slow = False
+            self.stage.settle()
+            change(moment == 4)
+            reply = client.reply(request)
+            change(moment == 5)
+            seen = {task["id"]: task["version"] for task in reply["tasks"]}
+            for number, _, version in self.events(client):
+                self.assertGreater(version, seen.get(number, 0), "a duplicate")
+                seen[number] = version
+            self.assertEqual(seen[task_id], 2, moment)
+            client.lose()
+
+    def test_unwatch(self) -> None:
+        self.client.ask("watch")
+        self.assertEqual(self.client.ask("unwatch")["status"], "success")
+        self.assertEqual(self.client.ask("unwatch")["status"], "success")
+        self.add()
+        self.assertEqual(self.events(), [])
+
+    def test_watching_again_is_one_watch(self) -> None:
+        for _ in range(3):
+            self.client.ask("watch")
+        task_id = self.add()
+        self.assertEqual(self.events(), [(task_id, "queued", 1)])
+
+    def test_two_at_the_same_moment_are_one_too(self) -> None:
+        self.stage.runner.slow = True
+        requests = [self.client.start("watch") for _ in range(2)]
+        self.stage.tell(self.stage.create())
+        self.stage.runner.slow = False
+        self.stage.runner.go_on()
+        for request in requests:
+            self.assertEqual(len(self.client.reply(request)["tasks"]), 1)
+        task_id = self.add()
+        self.assertEqual(self.events(), [(task_id, "queued", 1)])
+
+    def test_a_gap_and_watching_again(self) -> None:
+        self.client.ask("watch")
+        self.stage.hub.gap()
+        task_id = self.add()
+        self.assertEqual(self.client.events(), [{"event": "gap"}])
+        self.assertEqual(ids(self.client.ask("watch")), [task_id])
+        self.stage.claim(task_id)
+        self.assertEqual(self.events(), [(task_id, "running", 2)])
+
+    def test_a_watch_that_fails_is_none(self) -> None:
+        self.stage.runner.away = True
+        self.assertRefused(self.client.ask("watch"), "unavailable")
+        self.stage.runner.away = False
+        self.add()
+        self.assertEqual(self.events(), [])
+
+    def test_one_that_fails_ends_the_one_before_and_says_so(self) -> None:
+        self.client.ask("watch")
+        self.stage.runner.away = True
+        self.assertRefused(self.client.ask("watch"), "unavailable")
+        self.assertRefused(self.client.ask("watch"), "unavailable")
+        self.stage.runner.away = False
+        self.add()
+        self.assertEqual(self.client.events(), [{"event": "gap"}])
+
+    def test_nobody_elses_changes(self) -> None:
+        eva = self.stage.client("eva")
+        eva.ask("watch")
+        self.add()
+        self.assertEqual(self.events(eva), [])
+
+    def test_every_connection_of_a_user_hears_of_them(self) -> None:
+        others = [self.stage.client() for _ in range(2)]
+        for client in (self.client, *others):
+            client.ask("watch")
+        task_id = self.add()
+        for client in (self.client, *others):
+            self.assertEqual(self.events(client), [(task_id, "queued", 1)])
+
+    def test_without_watch_there_are_no_events(self) -> None:
+        self.add()
+        self.assertEqual(self.events(), [])

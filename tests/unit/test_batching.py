@@ -1,0 +1,217 @@
+"""taskd.batching: who goes together, when, and what becomes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from taskd.batching import Batcher
+from taskd.errors import Unavailable
+
+
+class Flushes:
+    """Batches that are flushed when the test says so: each answers with its items doubled, or with an error."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self._ends: list[Deferred[None]] = []
+        self.at_once = False
+        self.poison: dict[int, Exception] = {}
+
+    async def __call__(self, batch: list[int]) -> Sequence[int]:
+        self.batches.append(batch)
+        if not self.at_once:
+            end: Deferred[None] = Deferred()
+            self._ends.append(end)
+            await end
+        for item in batch:
+            if item in self.poison:
+                raise self.poison[item]
+        return [item * 2 for item in batch]
+
+    @property
+    def under_way(self) -> int:
+        return len(self._ends)
+
+    def end(self, error: Exception | None = None) -> None:
+        """The oldest batch under way ends."""
+        end = self._ends.pop(0)
+        if error is None:
+            end.callback(None)
+        else:
+            end.errback(error)
+
+
+class BatcherTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.flushes = Flushes()
+        self.results: dict[int, Any] = {}
+        self.order: list[int] = []
+
+    def batcher(self, **options: Any) -> Batcher[int, int]:
+        return Batcher(self.clock, self.flushes, **options)
+
+    def submit(self, batcher: Batcher[int, int], *items: int) -> None:
+        def note(item: int) -> Callable[[Any], None]:
+            def noted(result: Any) -> None:
+                self.results[item] = getattr(result, "value", result)
+                self.order.append(item)
+
+            return noted
+
+        for item in items:
+            batcher.submit(item).addBoth(note(item))
+
+    def test_what_comes_in_one_turn_of_the_reactor_goes_together(self) -> None:
+        batcher = self.batcher()
+        self.submit(batcher, 1, 2, 3)
+        self.assertEqual(self.flushes.batches, [])
+        self.clock.advance(0)
+        self.assertEqual(self.flushes.batches, [[1, 2, 3]])
+        self.assertEqual(self.results, {})
+        self.flushes.end()
+        self.assertEqual(self.results, {1: 2, 2: 4, 3: 6})
+        self.assertEqual(self.order, [1, 2, 3])
+
+    def test_callers_gather_while_one_is_under_way(self) -> None:
+        batcher = self.batcher()
+        self.submit(batcher, 1)
+        self.clock.advance(0)
+        self.submit(batcher, 2)
+        self.clock.advance(0.0005)
+        self.submit(batcher, 3)
+        self.flushes.end()
+        self.clock.advance(0)
+        self.assertEqual(self.flushes.batches, [[1], [2, 3]])
+
+    def test_nobody_waits_longer_than_two_milliseconds_for_company(self) -> None:
+        batcher = self.batcher()
+        self.submit(batcher, 1)
+        self.clock.advance(0)
+        self.submit(batcher, 2)
+        self.clock.advance(0.0019)
+        self.submit(batcher, 3)
+        self.assertEqual(self.flushes.batches, [[1]])
+        self.clock.advance(0.0001)
+        self.assertEqual(self.flushes.batches, [[1], [2, 3]])
+
+    def test_no_more_batches_than_the_concurrency(self) -> None:
+        batcher = self.batcher(concurrency=2)
+        for item in (1, 2, 3, 4):
+            self.submit(batcher, item)
+            self.clock.advance(0.01)
+        self.assertEqual(self.flushes.batches, [[1], [2]])
+        self.flushes.end()
+        self.clock.advance(0)
+        self.assertEqual(self.flushes.batches, [[1], [2], [3, 4]])
+        self.assertEqual(self.flushes.under_way, 2)
+
+    def test_the_weight_of_a_batch_is_bounded(self) -> None:
+        batcher = self.batcher(max_weight=10, weigh=lambda item: item, concurrency=1)
+        self.submit(batcher, 4, 6, 1, 9, 50, 2, 2)
+        self.flushes.at_once = True
+        self.clock.advance(0.1)
+        self.clock.advance(0.1)
+        self.assertEqual(self.flushes.batches, [[4, 6], [1, 9], [50], [2, 2]])
+        self.assertEqual(self.order, [4, 6, 1, 9, 50, 2, 2])
+
+    def test_the_number_of_items_is_bounded(self) -> None:
+        batcher = self.batcher(max_weight=2)
+        self.flushes.at_once = True
+        self.submit(batcher, 1, 2, 3, 4, 5)
+        for _ in range(5):
+            self.clock.advance(0.002)
+        self.assertEqual(self.flushes.batches, [[1, 2], [3, 4], [5]])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_one_bad_item_fails_alone(self) -> None:
+        batcher = self.batcher()
+        self.flushes.at_once = True
+        self.flushes.poison[5] = error = ValueError("bad")
+        self.submit(batcher, *range(9))
+        self.clock.advance(0)
+        self.assertEqual(self.results, {**{n: n * 2 for n in range(9)}, 5: error})
+
+    def test_two_bad_items_fail_each_with_their_own_error(self) -> None:
+        batcher = self.batcher()
+        self.flushes.at_once = True
+        self.flushes.poison.update({0: ValueError("first"), 7: KeyError("last")})
+        self.submit(batcher, *range(8))
+        self.clock.advance(0)
+        self.assertEqual({n: type(e) for n, e in self.results.items() if n in (0, 7)}, {0: ValueError, 7: KeyError})
+        self.assertEqual({n for n, e in self.results.items() if e == n * 2}, set(range(1, 7)))
+
+    def test_unavailable_fails_all_without_trying_them_one_by_one(self) -> None:
+        batcher = self.batcher()
+        self.flushes.at_once = True
+        self.flushes.poison[5] = error = Unavailable("the store is away")
+        self.submit(batcher, *range(9))
+        self.clock.advance(0)
+        self.assertEqual(self.flushes.batches, [list(range(9))])
+        self.assertEqual(self.results, dict.fromkeys(range(9), error))
+
+    def test_it_goes_on_behind_a_failure(self) -> None:
+        batcher = self.batcher(concurrency=1)
+        self.submit(batcher, 1)
+        self.clock.advance(0)
+        self.submit(batcher, 2)
+        self.flushes.end(ValueError("bad"))
+        self.clock.advance(0)
+        self.flushes.end()
+        self.assertEqual(self.results[2], 4)
+
+    def test_too_few_results_confirm_nothing(self) -> None:
+        async def short(batch: list[int]) -> Sequence[int]:
+            return batch[1:]
+
+        batcher: Batcher[int, int] = Batcher(self.clock, short)
+        self.submit(batcher, 1)
+        self.clock.advance(0)
+        self.assertIsInstance(self.results[1], RuntimeError)
+
+    def test_who_is_answered_may_submit_again(self) -> None:
+        batcher = self.batcher()
+        self.flushes.at_once = True
+        batcher.submit(1).addCallback(lambda result: self.submit(batcher, result + 1))
+        self.clock.advance(0)
+        self.clock.advance(0.002)
+        self.assertEqual(self.results, {3: 6})
+
+    def test_a_caller_that_raises_or_gives_up_harms_nobody(self) -> None:
+        batcher = self.batcher()
+        failing = batcher.submit(1).addCallback(lambda _: 1 / 0)
+        given_up = batcher.submit(2)
+        self.submit(batcher, 3)
+        self.clock.advance(0)
+        given_up.cancel()
+        self.failureResultOf(given_up, CancelledError)
+        self.flushes.end()
+        self.failureResultOf(failing, ZeroDivisionError)
+        self.assertEqual(self.results, {3: 6})
+
+    def test_drained(self) -> None:
+        batcher = self.batcher()
+        self.successResultOf(batcher.drained())
+        self.submit(batcher, 1)
+        self.clock.advance(0)
+        self.submit(batcher, 2)
+        drained = batcher.drained()
+        self.flushes.end()
+        self.assertNoResult(drained)
+        self.clock.advance(0)
+        self.flushes.end()
+        self.successResultOf(drained)
+
+    def test_drained_also_after_a_failure(self) -> None:
+        batcher = self.batcher()
+        self.submit(batcher, 1)
+        drained = batcher.drained()
+        self.clock.advance(0)
+        self.assertNoResult(drained)
+        self.flushes.end(Unavailable("the store is away"))
+        self.successResultOf(drained)

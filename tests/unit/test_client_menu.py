@@ -1,0 +1,218 @@
+"""The menu: what it asks and says in which language, and what it makes of trouble on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from twisted.internet import error
+from twisted.internet.defer import CancelledError
+
+from taskd.client.connection import REPLY_SECONDS
+from taskd.client.menu import GOODBYE_SECONDS, SHOWN
+from taskd.errors import Unavailable
+from taskd.model import State
+from tests.unit.test_client_harness import SERVER, Run, Stage
+
+PASSWORD = "correct horse"
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    stage = Stage(tmp_path / "state")
+    stage.taskd.user("ana", PASSWORD)
+    return stage
+
+
+def menu(stage: Stage, *lines: str) -> Run:
+    """The menu of a user who has typed these lines and thinks about the next."""
+    return stage.run(lines=lines, tty=True, open=True)
+
+
+def inside(stage: Stage, *lines: str) -> Run:
+    """The same, behind a login."""
+    return menu(stage, "2", "ana", PASSWORD, *lines)
+
+
+def new(run: Run, *lines: str) -> list[str]:
+    """What these lines bring onto the screen, without menus and questions."""
+    before = len(run.out)
+    run.type(*lines)
+    shown = run.out[before:].replace(run.ctx.texts("menu.choose"), "").replace(run.ctx.texts("menu.task"), "")
+    return [
+        line for line in shown.splitlines() if line and line[:2] not in ("1.", "2.", "3.") and not line.endswith(SERVER)
+    ]
+
+
+class TestTop:
+    def test_the_original_menu(self, stage: Stage) -> None:
+        run = menu(stage)
+        assert run.out == f"\ntaskd at {SERVER}\n1. Register\n2. Log in\n3. Leave\nChoose an option: "
+        run.type("3")
+        assert run.status == 0
+        assert stage.network.attempts == 0
+
+    def test_in_spanish(self, stage: Stage) -> None:
+        stage.lang = "es"
+        run = menu(stage)
+        assert run.out == f"\ntaskd en {SERVER}\n1. Registrarse\n2. Iniciar sesión\n3. Salir\nElija una opción: "
+        run.type("2", "ana", PASSWORD)
+        assert f"\nana en {SERVER}\n1. Ver tareas\n2. Crear tarea\n3. Volver\nElija una opción: " in run.out
+
+    @pytest.mark.parametrize("choice", ["", "4", "1 2", "uno", "\x1b[A"])
+    def test_a_choice_that_is_none(self, stage: Stage, choice: str) -> None:
+        run = menu(stage)
+        assert new(run, choice) == ["Please choose a number from 1 to 3."]
+        assert not run.over
+
+    def test_register(self, stage: Stage) -> None:
+        run = menu(stage, "1", "bob", "secret bob", "secret bob")
+        assert "Registered. You can log in now." in run.out
+        assert run.source.secret == ["secret bob", "secret bob"]
+        assert stage.taskd.passwords["bob"] == "secret bob"
+
+    @pytest.mark.parametrize(
+        ("lines", "says"),
+        [
+            ([" ", ""], "Nothing entered, nothing done."),
+            (["x" * 65], "a username has 1 to 64 visible characters"),
+            (["bob", "short"], "a password has 8 to 72 bytes"),
+            (["bob", "long enough", "other enough"], "the two passwords differ; try again"),
+            (["ana", "long enough", "long enough"], "the username is taken; choose another"),
+        ],
+    )
+    def test_what_cannot_be_registered(self, stage: Stage, lines: list[str], says: str) -> None:
+        run = menu(stage, "1", *lines)
+        assert says in run.out
+        assert list(stage.taskd.passwords) == ["ana"]
+        assert not run.over
+
+    def test_wrong_credentials(self, stage: Stage) -> None:
+        run = menu(stage, "2", "ana", "wrong horse", "2", "eve", PASSWORD)
+        assert run.out.index("wrong password\n") < run.out.index("there is no such user; register first\n")
+        assert "See tasks" not in run.out
+
+    def test_a_server_that_is_not_there_is_told_before_anything_is_asked(self, stage: Stage) -> None:
+        stage.network.failing = error.ConnectionRefusedError()
+        run = menu(stage, "2")
+        assert "nothing listens at" in run.out
+        assert "Username" not in run.out
+
+    def test_the_menu_leaves_no_session_behind(self, stage: Stage) -> None:
+        inside(stage, "3", "3")
+        assert not stage.sessions.path.exists()
+        assert len(stage.taskd.tokens) == 1
+
+
+class TestInside:
+    def test_see_and_create_tasks(self, stage: Stage) -> None:
+        run = inside(stage)
+        assert new(run, "1") == ["No tasks."]
+        assert new(run, "2", "draw a map") == ["Task 1 created."]
+        stage.taskd.move(1, State.COMPLETED)
+        assert new(run, "1") == ["ID  STATUS      AGE  TASK", " 1  Completada  0 s  draw a map"]
+
+    def test_only_the_newest_are_shown(self, stage: Stage) -> None:
+        for n in range(SHOWN + 1):
+            stage.taskd.task(f"task{n}")
+        shown = new(inside(stage), "1")
+        assert len(shown) == SHOWN + 2
+        assert shown[-1] == "The 50 newest; all of them with: taskclient list --all"
+
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [(" ", "Nothing entered, nothing done."), ("x" * 4097, "a task needs 1 to 4,096 characters")],
+    )
+    def test_what_cannot_be_a_task(self, stage: Stage, text: str, says: str) -> None:
+        run = inside(stage)
+        (line,) = new(run, "2", text)
+        assert line.startswith(says)
+        assert not stage.taskd.tasks
+
+    def test_a_connection_lost_before_the_confirmation(self, stage: Stage) -> None:
+        stage.taskd.silent.add("new_task")
+        run = inside(stage, "2", "draw a map")
+        stage.cut()
+        assert "the task may exist or not; look with: See tasks" in run.out
+        assert "the next action connects again" not in run.out
+
+    def test_what_others_wrote_cannot_drive_the_terminal(self, stage: Stage) -> None:
+        stage.taskd.task("\x1b[2J\u202e")
+        run = inside(stage, "1")
+        assert "\\x1b[2J\\u202e" in run.out
+        assert not set("\x1b\u202e") & set(run.out)
+
+    def test_back_logs_out(self, stage: Stage) -> None:
+        run = inside(stage, "3")
+        assert run.out.endswith("3. Leave\nChoose an option: ")
+        assert stage.taskd.actions()[-1] == "logout"
+        assert len(stage.taskd.tokens) == 1
+
+    def test_nobody_stays_logged_in_behind_the_top_menu(self, stage: Stage) -> None:
+        stage.taskd.refusals["logout"] = Unavailable("the store is away")
+        run = inside(stage)
+        assert new(run, "3") == ["the store is away"]
+        new(run, "1", "bob", "secret bob", "secret bob")
+        assert stage.taskd.actions() == ["register"], "on a connection of its own"
+
+
+class TestTrouble:
+    def test_a_lost_connection_is_told_and_made_anew(self, stage: Stage) -> None:
+        run = inside(stage)
+        stage.cut()
+        assert run.out.endswith("\nThe connection was lost; the next action connects again.\nChoose an option: ")
+        assert new(run, "1") == ["No tasks."]
+        assert stage.taskd.actions() == ["login", "get_tasks"]
+        assert "token" in stage.taskd.asked()[0]
+
+    def test_a_connection_lost_while_a_password_is_typed(self, stage: Stage) -> None:
+        run = menu(stage, "2", "ana")
+        stage.cut()
+        run.type(PASSWORD)
+        assert "Logged in as ana." in run.out
+
+    def test_a_session_that_has_ended(self, stage: Stage) -> None:
+        run = inside(stage)
+        stage.taskd.tokens.clear()
+        stage.cut()
+        assert new(run, "1") == ["the session has ended; log in again"]
+        assert run.out.endswith("3. Leave\nChoose an option: ")
+
+    def test_a_server_that_is_away_for_a_while(self, stage: Stage) -> None:
+        run = inside(stage)
+        stage.network.failing = error.ConnectionRefusedError()
+        stage.cut()
+        (line,) = new(run, "2")
+        assert line.startswith("nothing listens at")
+        stage.network.failing = None
+        assert "Task 1 created." in new(run, "2", "draw a map")
+
+    def test_a_server_that_never_answers(self, stage: Stage) -> None:
+        stage.taskd.silent.add("get_tasks")
+        run = inside(stage, "1")
+        stage.advance(REPLY_SECONDS)
+        assert "does not answer" in run.out
+        assert not run.over
+
+    def test_ctrl_d_logs_out_and_leaves(self, stage: Stage) -> None:
+        run = inside(stage)
+        run.source.open = False
+        run.type()
+        assert run.status == 0
+        assert run.out.endswith("Choose an option: \n")
+        assert len(stage.taskd.tokens) == 1
+
+    def test_ctrl_d_does_not_wait_long_for_a_server(self, stage: Stage) -> None:
+        stage.taskd.silent.add("logout")
+        run = inside(stage)
+        run.source.open = False
+        run.type()
+        assert not run.over
+        stage.advance(GOODBYE_SECONDS)
+        assert run.status == 0
+
+    def test_ctrl_c_ends_it_anywhere(self, stage: Stage) -> None:
+        for lines in ([], ["2"], ["2", "ana"], ["2", "ana", PASSWORD]):
+            run = menu(stage, *lines)
+            run.cancel()
+            assert isinstance(run.error, CancelledError)

@@ -1,0 +1,185 @@
+"""``add``: what is sent for which command line or input, and what is said of what was confirmed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from twisted.internet.defer import CancelledError
+
+from taskd.client.submit import batches
+from taskd.errors import Draining
+from taskd.wire.limits import MAX_LINE_BYTES
+from tests.unit.test_client_harness import Stage
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage(tmp_path / "state")
+
+
+class TestAdd:
+    def test_one_task(self, stage: Stage) -> None:
+        run = stage.logged_in().run("add", "render", "scene", "7")
+        assert (run.status, run.out) == (0, "Task 1 created.\n")
+        assert stage.taskd.asked()[-1] == {"action": "new_task", "id": 2, "task": "render scene 7"}
+
+    def test_fields(self, stage: Stage) -> None:
+        argv = ["--payload", '{"a": 1, "b": [2]}', "--field", "a=2", "--field", "c=x=y", "--field", 'd="2"']
+        more = ["--kind", "thumb", "--queue", "slow", "--max-attempts", "5"]
+        assert stage.logged_in().run("add", "x", *argv, *more).status == 0
+        request = stage.taskd.asked()[-1]
+        assert request["payload"] == {"a": 2, "b": [2], "c": "x=y", "d": "2"}
+        assert (request["kind"], request["queue"], request["max_attempts"]) == ("thumb", "slow", 5)
+
+    @pytest.mark.parametrize(
+        "argv",
+        [
+            [],
+            ["x", "--payload", "{"],
+            ["x", "--payload", "[1]"],
+            ["x", "--payload", "NaN"],
+            ["x", "--field", "novalue"],
+            ["x", "--field", "=1"],
+            ["x", "--kind", "a b"],
+            ["x", "--timeout", "3"],
+            ["x", "--stdin"],
+        ],
+    )
+    def test_a_command_line_that_cannot_be_meant(self, stage: Stage, argv: list[str]) -> None:
+        run = stage.logged_in().run("add", *argv)
+        assert (run.status, len(run.err.splitlines())) == (2, 1)
+        assert stage.network.attempts == 1
+
+    @pytest.mark.parametrize("text", [" ", "", "x" * 4097, "\udcff"])
+    def test_a_text_that_cannot_be_one(self, stage: Stage, text: str) -> None:
+        assert stage.logged_in().run("add", text).status == 1
+        assert stage.network.attempts == 1
+
+    def test_a_payload_that_fits_into_no_line(self, stage: Stage) -> None:
+        run = stage.logged_in().run("add", "x", "--field", "a=" + "y" * 65536)
+        assert run.status == 1
+        assert "more than 65536 bytes" in run.err
+
+    def test_lines_of_the_input(self, stage: Stage) -> None:
+        run = stage.logged_in().run("add", "-", lines=["one", "", "two"])
+        assert (run.status, run.out) == (0, "2 tasks created (1 to 2).\n")
+        assert stage.taskd.asked()[-1]["tasks"] == [{"task": "one"}, {"task": "two"}]
+
+    def test_batches_fit_into_lines_and_lists(self, stage: Stage) -> None:
+        short = [f"task {n}" for n in range(2500)]
+        long = ["é" * 4096] * 20
+        run = stage.logged_in().run(
+            "add",
+            "--stdin",
+            lines=short + long,
+        )
+        assert run.status == 0
+        assert [task.task for task in stage.taskd.tasks.values()] == short + long
+        sizes = [len(request["tasks"]) for request in stage.taskd.asked()[1:]]
+        assert sizes == [1000, 1000, 506, 7, 7]
+
+    def test_json_prints_the_replies(self, stage: Stage) -> None:
+        run = stage.logged_in().run("add", "-", "--json", lines=["one", "two"])
+        assert [reply["task_ids"] for reply in run.objects] == [[1, 2]]
+
+    def test_a_bad_line_names_its_number_and_what_was_created(self, stage: Stage) -> None:
+        run = stage.logged_in().run("add", "-", open=True)
+        run.type("one", "two")
+        run.type("", "x" * 5000)
+        assert run.status == 1
+        assert run.err.splitlines() == [
+            "2 tasks were created before the error.",
+            "taskclient: line 4: a task needs 1 to 4,096 characters, one of them visible",
+        ]
+
+    def test_a_pipe_is_submitted_as_it_comes(self, stage: Stage) -> None:
+        run = stage.logged_in().run("add", "-", open=True)
+        run.type("early")
+        assert [task.task for task in stage.taskd.tasks.values()] == ["early"]
+        assert run.status is None
+
+    def test_an_empty_input(self, stage: Stage) -> None:
+        run = stage.logged_in().run("add", "-")
+        assert (run.status, run.out) == (0, "")
+        assert "nothing created" in run.err
+
+    def test_a_connection_lost_before_the_confirmation(self, stage: Stage) -> None:
+        stage.logged_in().taskd.silent.add("new_task")
+        run = stage.run("add", "x")
+        stage.cut()
+        assert run.status == 1
+        assert "the task may exist or not; look with: taskclient list" in run.err
+
+    @pytest.mark.parametrize("option", ["--queue", "--field"])
+    def test_bytes_that_are_no_text(self, stage: Stage, option: str) -> None:
+        run = stage.logged_in().run("add", "x", option, "a=\udcff")
+        assert (run.status, run.out) == (1, "")
+        assert "bytes that are no text" in run.err
+        assert not stage.taskd.tasks
+
+    @pytest.mark.parametrize(
+        ("payload", "statuses"),
+        [
+            (f'{{"a": {10**400}}}', {0}),
+            # How deep is too deep depends on how deep the tests themselves are
+            ('{"a": ' + "[" * 900 + "]" * 900 + "}", {0, 1, 2}),
+            ("[" * 5000, {2}),
+            (f'{{"a": 1{"0" * 5000}}}', {2}),
+            ('{"a": "\\ud800"}', {2}),
+        ],
+    )
+    def test_json_at_its_limits(self, stage: Stage, payload: str, statuses: set[int]) -> None:
+        run = stage.logged_in().run("add", "x", "--payload", payload)
+        assert run.error is None
+        assert run.status in statuses
+
+    def test_a_confirmation_is_printed_while_the_input_goes_on(self, stage: Stage) -> None:
+        run = stage.logged_in().run("add", "-", "--json", open=True)
+        run.type("one")
+        assert [reply["task_ids"] for reply in run.objects] == [[1]]
+        run.type("two")
+        assert [reply["task_ids"] for reply in run.objects] == [[1], [2]]
+
+    def test_an_interruption_tells_what_was_created(self, stage: Stage) -> None:
+        run = stage.logged_in().run("add", "-", open=True)
+        run.type("one")
+        run.cancel()
+        assert isinstance(run.error, CancelledError)
+        assert run.err == "1 tasks were created before the error.\n"
+
+    def test_a_refused_batch_is_not_counted(self, stage: Stage) -> None:
+        run = stage.logged_in().run("add", "-", open=True)
+        run.type("one")
+        stage.taskd.refusals["new_tasks"] = Draining("the server is stopping")
+        run.type("two")
+        run.type("three")
+        assert run.status == 1
+        assert run.err == "1 tasks were created before the error.\ntaskclient: the server is stopping\n"
+
+    def test_a_connection_lost_between_lines(self, stage: Stage) -> None:
+        run = stage.logged_in().run("add", "-", open=True)
+        run.type("one")
+        stage.cut()
+        run.type("two")
+        assert run.status == 1
+        assert run.err.splitlines()[0] == "1 tasks were created before the error."
+        assert "was lost" in run.err.splitlines()[1]
+
+    def test_only_so_many_batches_are_under_way(self, stage: Stage) -> None:
+        stage.logged_in().taskd.silent.add("new_tasks")
+        run = stage.run("add", "-", lines=["x"] * 10_000)
+        assert stage.taskd.actions().count("new_tasks") == 4
+        run.cancel()
+
+
+class TestBatches:
+    def test_a_request_with_the_largest_batch_fits_into_a_line(self) -> None:
+        task = b'{"task":"' + b"x" * 1000 + b'"}'
+        sizes = [len(b'{"action":"new_tasks","id":123456789,"tasks":[]}') + sum(len(t) + 1 for t in batch)
+                 for batch in batches([task] * 500)]  # fmt: skip
+        assert max(sizes) <= MAX_LINE_BYTES
+        assert sizes[0] > MAX_LINE_BYTES - 2 * len(task)
+
+    def test_nothing(self) -> None:
+        assert list(batches([])) == []

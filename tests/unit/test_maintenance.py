@@ -1,0 +1,196 @@
+"""taskd.server.maintenance: what a crash, a lost message or a dead worker left behind is put right."""
+
+from __future__ import annotations
+
+from twisted.internet.defer import succeed
+
+from taskd.errors import BrokerUnavailable
+from taskd.model import State
+from taskd.server.maintenance import LOST_AFTER, ROUND, SWEEP
+from tests.unit.stage import LEASE, StageCase
+
+HOUR = 3_600_000_000
+
+
+class Rounds(StageCase):
+    window = 10
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.place = self.stage.windows.by_queue["tasks"]
+        self.stage.round()  # from now on the store counts as there
+
+    def pass_time(self, seconds: float) -> None:
+        """And then a round."""
+        self.stage.clock.advance(seconds)
+        self.stage.round()
+
+    def test_the_window_is_corrected_by_what_the_store_says(self) -> None:
+        self.stage.create(count=4)
+        self.place.correct(9)
+        self.stage.round()
+        self.assertEqual(self.place.room, 6)
+
+    def test_what_other_servers_left_waiting_is_dispatched(self) -> None:
+        tasks = self.stage.create(count=3, state=State.WAITING)
+        self.stage.round()
+        self.assertEqual(self.stage.states(*tasks), ["queued"] * 3)
+
+    def test_it_runs_by_itself_once_a_second(self) -> None:
+        self.stage.maintenance.start()
+        tasks = self.stage.create(state=State.WAITING)
+        self.stage.clock.advance(ROUND)
+        self.assertEqual(self.stage.states(*tasks), ["queued"])
+        self.stage.maintenance.stop()
+        self.stage.maintenance.stop()
+        self.assertEqual(self.stage.clock.getDelayedCalls(), [])
+
+    def test_a_slow_round_is_not_overtaken_by_the_next(self) -> None:
+        self.stage.runner.slow = True
+        self.stage.maintenance.start()
+        for _ in range(5):
+            self.stage.clock.advance(ROUND)
+        self.assertEqual(self.stage.runner.waiting, 1)
+        self.stage.maintenance.stop()
+        self.stage.runner.slow = False
+        self.stage.runner.go_on()
+
+    # delayed tasks
+
+    def delayed(self, name: str, count: int = 1) -> list[int]:
+        """Tasks whose time comes in an hour."""
+        ids = [task.id for task in self.stage.create(name, count, State.WAITING)]
+        for task_id in ids:
+            self.stage.sql("UPDATE tasks SET run_at = run_at + ?, due = 0 WHERE id = ?", HOUR, task_id)
+        return ids
+
+    def test_a_delayed_task_joins_the_backlog_when_its_time_has_come(self) -> None:
+        ids = self.delayed("ana", 2)
+        self.pass_time(3599)
+        self.assertEqual(self.stage.states(*ids), ["waiting"] * 2)
+        self.assertFalse(self.place.has_backlog)
+        self.pass_time(1)
+        self.assertEqual(self.stage.states(*ids), ["queued"] * 2)
+
+    def test_its_user_is_suspected_until_all_is_handed_over(self) -> None:
+        self.delayed("ana", 15)
+        self.pass_time(3600)
+        self.assertEqual(len(self.stage.broker.published), 10)
+        self.assertTrue(self.place.has_backlog)
+        self.assertFalse(self.place.admit(self.stage.user("ana")))
+
+    def test_more_than_one_sweep_of_them(self) -> None:
+        self.delayed("ana", SWEEP + 20)
+        self.pass_time(3600)
+        self.assertEqual(self.stage.sql("SELECT count(*) FROM tasks WHERE NOT due"), [(0,)])
+
+    # leases
+
+    def running(self, **spec: int) -> int:
+        """A task with a worker that will not be heard of again."""
+        [task] = self.stage.create(**spec)  # type: ignore[arg-type]
+        self.stage.claim(task)
+        return task.id
+
+    def test_an_expired_lease_brings_the_task_back_and_to_another_worker(self) -> None:
+        task_id = self.running()
+        self.pass_time(LEASE - 1)
+        self.assertEqual(self.stage.states(task_id), ["running"])
+        self.pass_time(1)
+        self.pass_time(0)
+        [task] = self.stage.tasks(task_id)
+        self.assertEqual((task.state, task.attempt, task.dispatch), (State.QUEUED, 1, 2))
+        self.assertEqual(self.stage.broker.published[-1], (task_id, 2))
+
+    def test_that_of_the_last_attempt_ends_it_and_its_owner_hears_of_it(self) -> None:
+        client = self.stage.client()
+        task_id = self.running(max_attempts=1)
+        client.ask("watch")
+        wait = client.start("wait", task_ids=[task_id], timeout=3600)
+        self.pass_time(LEASE)
+        [event] = client.events()
+        self.assertEqual((event["task"]["state"], event["task"]["status"]), ("failed", "Fallida"))
+        self.assertIn("lease expired", event["task"]["error"])
+        self.assertTrue(client.reply(wait)["done"])
+
+    def test_after_the_store_was_away_workers_get_the_time_of_a_renewal(self) -> None:
+        task_id = self.running()
+        self.stage.store.ready = False
+        self.pass_time(LEASE)
+        self.stage.store.ready = True
+        self.pass_time(1)
+        self.pass_time(LEASE / 2 - 1)
+        self.assertEqual(self.stage.states(task_id), ["running"])
+        self.pass_time(1)
+        self.assertNotEqual(self.stage.states(task_id), ["running"])
+
+    # lost messages
+
+    def test_tasks_whose_messages_were_lost_are_dispatched_again(self) -> None:
+        tasks = self.stage.create(count=3)
+        self.stage.round()
+        self.pass_time(LOST_AFTER - 1)
+        self.assertEqual(self.stage.states(*tasks), ["queued"] * 3)
+        self.pass_time(1)
+        self.pass_time(0)
+        self.assertEqual([(t.state, t.dispatch) for t in self.stage.tasks(*tasks)], [(State.QUEUED, 2)] * 3)
+        self.assertEqual(len(self.stage.broker.published), 3)
+        self.assertEqual(self.place.room, 7)
+
+    def test_not_while_the_broker_still_has_messages(self) -> None:
+        client = self.stage.client()
+        client.ask("new_task", task="x")
+        for _ in range(5):
+            self.pass_time(LOST_AFTER)
+        self.assertEqual([task.dispatch for task in self.stage.tasks()], [1])
+        self.stage.lose_messages()
+        self.pass_time(0)
+        self.pass_time(0)
+        self.assertEqual([task.dispatch for task in self.stage.tasks()], [2])
+
+    def test_not_while_the_broker_is_away(self) -> None:
+        tasks = self.stage.create()
+        self.stage.broker.ready = False
+        self.pass_time(LOST_AFTER)
+        self.assertEqual(self.stage.states(*tasks), ["queued"])
+
+    def test_the_room_of_lost_messages_is_free_at_once(self) -> None:
+        self.stage.create(count=10)
+        self.pass_time(LOST_AFTER)
+        self.assertEqual(len(self.stage.broker.published), 10)
+
+    # trouble
+
+    def test_nothing_is_tried_while_the_store_is_not_ready(self) -> None:
+        self.stage.store.ready = False
+        calls = self.stage.runner.calls
+        self.stage.round()
+        self.assertEqual(self.stage.runner.calls, calls)
+
+    def test_a_round_cut_short_is_made_up_for_by_the_next(self) -> None:
+        tasks = self.stage.create(state=State.WAITING)
+        self.stage.runner.away = True
+        self.stage.round()
+        self.stage.runner.away = False
+        self.stage.round()
+        self.assertEqual(self.stage.states(*tasks), ["queued"])
+
+    def test_a_defect_of_one_repair_leaves_the_others_be(self) -> None:
+        task_id = self.running()
+        self.stage.store.promote = lambda limit: succeed(1 / 0)  # type: ignore[assignment,return-value]
+        self.pass_time(LEASE)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertNotEqual(self.stage.states(task_id), ["running"])
+
+    def test_a_broker_that_cannot_say_its_depth_is_asked_again(self) -> None:
+        async def depth(queue: str) -> int:
+            raise BrokerUnavailable("gone")
+
+        tasks = self.stage.create()
+        self.stage.broker.depth = depth  # type: ignore[method-assign]
+        self.pass_time(LOST_AFTER)
+        self.assertEqual(self.stage.states(*tasks), ["queued"])
+        del self.stage.broker.depth
+        self.pass_time(0)
+        self.assertEqual(self.stage.states(*tasks), ["queued"])
+        self.assertEqual([task.dispatch for task in self.stage.tasks(*tasks)], [2])

@@ -1,0 +1,368 @@
+"""The pool of connections, on a clock that only the test moves and with connections that do what they are told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.task import Clock
+from twisted.logger import ILogObserver, LogLevel, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+
+from taskd.errors import Unavailable
+from taskd.store.common import MAX_DELAY, MIN_DELAY
+from taskd.store.pool import Lost, Pool
+
+WAIT = 5.0
+
+
+class Dead(Exception):
+    """What the work raises when its connection has died."""
+
+
+class Connection:
+    """Opens, fails and dies when the test says so."""
+
+    def __init__(self) -> None:
+        self.opened: Deferred[None] = Deferred()
+        self.closed = False
+        self.on_lost: Callable[[BaseException], None] = lambda e: None
+
+    def open(self, on_lost: Callable[[BaseException], None]) -> Deferred[None]:
+        self.on_lost = on_lost
+        return self.opened
+
+    def close(self) -> None:
+        self.closed = True
+        if not self.opened.called:
+            self.opened.errback(Dead("closed while opening"))
+
+    def succeed(self) -> None:
+        """It is open now."""
+        self.opened.callback(None)
+
+    def fail(self, why: str = "refused") -> None:
+        """It could not be opened."""
+        self.opened.errback(Dead(why))
+
+    def die(self) -> None:
+        """It dies while nobody uses it."""
+        self.on_lost(Dead("the other side hung up"))
+
+
+class PoolTests(SynchronousTestCase):
+    """A pool of three, whose jitter is none unless a test sets it."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.made: list[Connection] = []
+        self.kind = Connection
+        self.jitter = 0.0
+        self.lines: list[tuple[LogLevel, str]] = []
+        observer = cast(ILogObserver, self._observe)
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        self.pool: Pool[Connection] = Pool(
+            self.clock,
+            self._make,
+            lambda e: isinstance(e, Dead),
+            name="db",
+            size=3,
+            wait=WAIT,
+            jitter=lambda: self.jitter,
+        )
+
+    def _observe(self, event: Any) -> None:
+        if event["log_namespace"] == "taskd.store.pool.Pool":
+            self.lines.append((event["log_level"], event["log_format"].format(**event)))
+
+    def _make(self) -> Connection:
+        self.made.append(self.kind())
+        return self.made[-1]
+
+    def open_all(self) -> None:
+        """Start, and let every connection open."""
+        self.pool.start()
+        for i in range(3):
+            self.made[i].succeed()
+
+    def run_work(self, work: Callable[[Connection], Deferred[Any]]) -> Deferred[Any]:
+        return Deferred.fromCoroutine(self.pool.run(work))
+
+    def use(self) -> tuple[Connection, Deferred[str], Deferred[Any]]:
+        """Work under way: its connection, what ends it, what its caller gets."""
+        got: list[Connection] = []
+        ends: Deferred[str] = Deferred()
+
+        def work(connection: Connection) -> Deferred[str]:
+            got.append(connection)
+            return ends
+
+        answer = self.run_work(work)
+        self.assertEqual(len(got), 1)
+        return got[0], ends, answer
+
+    def prove(self) -> None:
+        """Let every connection have done something."""
+        for _, ends, answer in [self.use() for _ in range(self.pool.live)]:
+            ends.callback("done")
+            self.successResultOf(answer)
+
+    # -- lending
+
+    def test_opens_one_at_a_time_up_to_its_size(self) -> None:
+        self.pool.start()
+        for i in range(3):
+            self.assertEqual((len(self.made), self.pool.live), (i + 1, i))
+            self.made[i].succeed()
+        self.assertEqual((len(self.made), self.pool.live), (3, 3))
+
+    def test_gives_the_result_and_the_errors_of_the_work(self) -> None:
+        self.open_all()
+        _, ends, answer = self.use()
+        ends.callback("result")
+        self.assertEqual(self.successResultOf(answer), "result")
+        _, ends, answer = self.use()
+        ends.errback(ValueError("a refusal"))
+        self.failureResultOf(answer, ValueError)
+        self.assertEqual((self.pool.live, len(self.made)), (3, 3))
+
+    def test_a_connection_does_one_thing_at_a_time(self) -> None:
+        self.open_all()
+        uses = [self.use() for _ in range(3)]
+        self.assertEqual(len({id(connection) for connection, _, _ in uses}), 3)
+        waiting = self.run_work(lambda connection: succeed(connection))
+        self.assertNoResult(waiting)
+        uses[1][1].callback("done")
+        self.assertIs(self.successResultOf(waiting), uses[1][0])
+
+    def test_callers_are_served_in_the_order_in_which_they_came(self) -> None:
+        self.pool.start()
+        order: list[str] = []
+
+        def work(name: str) -> Deferred[None]:
+            order.append(name)
+            return succeed(None)
+
+        for name in "abcd":
+            self.run_work(lambda connection, name=name: work(name))  # type: ignore[misc]
+        self.made[0].succeed()
+        self.assertEqual(order, ["a", "b", "c", "d"])
+
+    def test_waits_for_a_connection_so_long_and_no_longer(self) -> None:
+        self.pool.start()
+        answer = self.run_work(lambda connection: succeed(None))
+        self.clock.advance(WAIT - 0.1)
+        self.assertNoResult(answer)
+        self.clock.advance(0.1)
+        failure = self.failureResultOf(answer, Unavailable)
+        self.assertIn("db cannot be reached now", failure.value.message)
+        self.assertEqual(failure.value.retry_after, MAX_DELAY)
+        # the one who gave up is not served any more
+        self.made[0].succeed()
+        self.assertEqual(self.pool.live, 1)
+
+    def test_tells_busy_from_unreachable(self) -> None:
+        self.open_all()
+        uses = [self.use() for _ in range(3)]
+        answer = self.run_work(lambda connection: succeed(None))
+        self.clock.advance(WAIT)
+        self.assertIn("db has no connection free", self.failureResultOf(answer, Unavailable).value.message)
+        for _, ends, _ in uses:
+            ends.callback("done")
+
+    def test_a_served_caller_leaves_no_timer(self) -> None:
+        self.pool.start()
+        answer = self.run_work(lambda connection: succeed("served"))
+        self.made[0].succeed()
+        self.assertEqual(self.successResultOf(answer), "served")
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_cancelled_while_waiting(self) -> None:
+        self.pool.start()
+        answer = self.run_work(lambda connection: succeed(None))
+        answer.cancel()
+        self.failureResultOf(answer, CancelledError)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.made[0].succeed()
+        self.assertEqual(self.pool.live, 1)
+
+    def test_cancelled_while_working_costs_the_connection_and_tells_nobody(self) -> None:
+        self.open_all()
+        connection, _, answer = self.use()
+        answer.cancel()
+        self.failureResultOf(answer, CancelledError)
+        self.assertTrue(connection.closed)
+        # another one in its place at once: it was no fault of the database
+        self.assertEqual((self.pool.live, len(self.made)), (2, 4))
+        self.assertEqual(self.lines, [])
+
+    # -- death
+
+    def test_death_under_the_work_is_told_and_the_connection_never_used_again(self) -> None:
+        self.open_all()
+        self.prove()
+        connection, ends, answer = self.use()
+        ends.errback(Dead("server closed the connection\nunexpectedly"))
+        failure = self.failureResultOf(answer, Lost)
+        self.assertEqual(str(failure.value), "server closed the connection")
+        self.assertTrue(connection.closed)
+        self.assertEqual(len(self.made), 4)
+        self.made[3].succeed()
+        self.assertNotIn(connection, [self.use()[0] for _ in range(3)])
+
+    def test_a_caller_waits_for_the_replacement(self) -> None:
+        self.open_all()
+        self.prove()
+        for _, ends, answer in [self.use() for _ in range(3)]:
+            ends.errback(Dead("gone"))
+            self.failureResultOf(answer, Lost)
+        self.assertEqual(self.pool.live, 0)
+        answer = self.run_work(lambda connection: succeed(connection))
+        self.made[3].succeed()
+        self.assertIs(self.successResultOf(answer), self.made[3])
+
+    def test_death_while_idle(self) -> None:
+        self.open_all()
+        self.prove()
+        self.made[1].die()
+        self.assertTrue(self.made[1].closed)
+        self.assertEqual((self.pool.live, len(self.made)), (2, 4))
+        self.made[3].succeed()
+        self.assertNotIn(self.made[1], [self.use()[0] for _ in range(3)])
+
+    def test_death_told_twice_counts_once(self) -> None:
+        self.open_all()
+        self.prove()
+        connection, ends, answer = self.use()
+        connection.die()
+        ends.errback(Dead("gone"))
+        self.failureResultOf(answer, Lost)
+        connection.die()
+        self.assertEqual((self.pool.live, len(self.made)), (2, 4))
+
+    # -- backing off
+
+    def delays(self, attempts: int) -> list[float]:
+        """Seconds between attempts to connect that all fail."""
+        found = []
+        for _ in range(attempts):
+            self.made[-1].fail()
+            [call] = self.clock.getDelayedCalls()
+            found.append(call.getTime() - self.clock.seconds())
+            self.clock.advance(found[-1])
+        return found
+
+    def test_failed_attempts_come_ever_slower(self) -> None:
+        self.pool.start()
+        expected = [min(MAX_DELAY, MIN_DELAY * 2**i) for i in range(9)]
+        for delay, wanted in zip(self.delays(9), expected, strict=True):
+            self.assertAlmostEqual(delay, wanted)
+
+    def test_jitter_takes_up_to_a_half(self) -> None:
+        self.pool.start()
+        self.jitter = 1.0
+        self.assertAlmostEqual(self.delays(1)[0], MIN_DELAY / 2)
+        self.jitter = 0.5
+        self.assertAlmostEqual(self.delays(1)[0], 2 * MIN_DELAY * 0.75)
+
+    def test_work_done_ends_the_backing_off(self) -> None:
+        self.pool.start()
+        self.delays(5)
+        self.made[-1].succeed()
+        self.prove()
+        self.assertAlmostEqual(self.delays(1)[0], MIN_DELAY)
+
+    def test_connections_that_open_but_do_nothing_are_no_reason_to_hurry(self) -> None:
+        # a standby where a primary was takes connections and refuses all work
+        self.pool.start()
+        for i in range(4):
+            self.made[-1].succeed()
+            _, ends, answer = self.use()
+            ends.errback(Dead("cannot execute UPDATE in a read-only transaction"))
+            self.failureResultOf(answer, Lost)
+            # the one that was being opened meanwhile gets no further either
+            self.made[-1].fail()
+            [call] = self.clock.getDelayedCalls()
+            self.assertAlmostEqual(call.getTime() - self.clock.seconds(), MIN_DELAY * 2**i)
+            self.clock.advance(MIN_DELAY * 2**i)
+
+    def test_never_opens_two_at_once(self) -> None:
+        self.open_all()
+        self.prove()
+        for connection in self.made[:3]:
+            connection.die()
+        self.assertEqual(len(self.made), 4)
+        self.made[3].fail()
+        self.assertEqual(len(self.made), 4)
+        self.clock.advance(MIN_DELAY)
+        self.assertEqual(len(self.made), 5)
+
+    # -- one line an incident
+
+    def test_an_outage_is_two_lines(self) -> None:
+        self.open_all()
+        self.prove()
+        for connection in self.made[:3]:
+            connection.die()
+        for _ in range(5):
+            self.made[-1].fail()
+            self.clock.advance(MAX_DELAY)
+        for _ in range(3):
+            self.made[-1].succeed()
+        expected = [
+            (LogLevel.warn, "db: connection lost, connecting again: the other side hung up"),
+            (LogLevel.info, "db: all 3 connections are open again"),
+        ]
+        self.assertEqual(self.lines, expected)
+        self.made[-1].die()
+        self.assertEqual(len(self.lines), 3)
+
+    def test_a_first_attempt_that_fails_is_told_once(self) -> None:
+        self.pool.start()
+        self.delays(4)
+        self.assertEqual(self.lines, [(LogLevel.warn, "db: cannot connect, trying on: refused")])
+
+    # -- start and stop
+
+    def test_not_yet_started(self) -> None:
+        failure = self.failureResultOf(self.run_work(lambda connection: succeed(None)), Unavailable)
+        self.assertIn("db cannot be reached yet", failure.value.message)
+
+    def test_stop_closes_everything_and_lets_nobody_wait(self) -> None:
+        self.pool.start()
+        self.made[0].succeed()
+        connection, ends, busy = self.use()
+        waiting = self.run_work(lambda connection: succeed(None))
+        self.pool.stop()
+        self.assertEqual([c.closed for c in self.made], [True, True])
+        self.assertEqual(self.failureResultOf(waiting, Unavailable).value.message, "the store is closed")
+        ends.errback(Dead("closed"))
+        self.failureResultOf(busy, Lost)
+        self.assertTrue(connection.closed)
+        self.assertEqual((self.pool.live, len(self.made)), (0, 2))
+        late = self.run_work(lambda connection: succeed(None))
+        self.assertEqual(self.failureResultOf(late, Unavailable).value.message, "the store is closed")
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_stop_while_backing_off(self) -> None:
+        self.pool.start()
+        self.made[0].fail()
+        self.pool.stop()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.pool.start()
+        self.assertEqual(len(self.made), 1)
+
+    def test_a_connection_that_opens_after_the_stop_is_closed(self) -> None:
+        class Slow(Connection):
+            def close(self) -> None:
+                self.closed = True
+
+        self.kind = Slow
+        self.pool.start()
+        self.pool.stop()
+        self.made[0].closed = False
+        self.made[0].succeed()
+        self.assertTrue(self.made[0].closed)
+        self.assertEqual(self.pool.live, 0)
