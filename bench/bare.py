@@ -30,6 +30,10 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from txpostgres import txpostgres
 
 from taskd.broker.rabbitmq_frames import MAX_FRAME, FrameReader, Handler, PublishFrames
+from taskd.model import NewTask, State
+from taskd.ports import NewRow
+from taskd.store.postgres import PostgresStore
+from taskd.store.postgres_arrays import ids
 from taskd.store.postgres_connection import SESSION
 from taskd.store.postgres_statements import PREPARED
 
@@ -47,6 +51,7 @@ CREATING = 2
 GATHER_SECONDS = 0.02
 PREFETCH = 1000
 RESULT = '{\\"seconds\\":0}'
+_BATCH, _SETTLED = str(uuid.UUID(int=1)), str(uuid.UUID(int=2))
 FANOUT = "floor-news"
 
 _PLAIN = extensions.new_type((114, 1184), "PLAIN", extensions.UNICODE)
@@ -265,7 +270,8 @@ class Creator:
         self._completed: Deferred[None] = Deferred()
         self._publisher: Publisher
         self._news: News
-        self._columns = {size: _columns(size, job.users, job.queue) for size in {job.create, job.tasks % job.create}}
+        sizes = {job.create, job.tasks % job.create}
+        self._arguments = {(n, waits): _create_arguments(n, job, waits) for n in sizes for waits in (False, True)}
 
     async def start(self) -> None:
         """Connect, and wait for SIGUSR1."""
@@ -308,9 +314,9 @@ class Creator:
         batch = str(uuid.uuid4())
         settled = list(self._settled)
         self._settled.clear()
-        columns, queued = self._columns[size]
-        flags = "{" + ",".join("f" * size) + "}" if waits else queued
-        rows = await self._database.call("create_tasks", *columns, flags, "{" + ",".join(settled) + "}", batch, False)
+        given = {_BATCH: batch, ids([_SETTLED]): ids(settled)}
+        arguments = [given.get(argument, argument) for argument in self._arguments[size, waits]]
+        rows = await self._database.call("create_tasks", *arguments)
         self._news.tell("created", size)
         if waits:
             self._waiting += size
@@ -359,21 +365,37 @@ class Creator:
         print(json.dumps({"confirmed": confirmed, "completed": completed}), flush=True)
 
 
-def _columns(size: int, users: int, queue: str) -> tuple[list[str], str]:
-    """The array literals of a batch, made once: what it takes to make them is no part of the floor."""
+class _Asked(Exception):
+    """What the store would have sent."""
 
-    def array(*values: object) -> str:
-        return "{" + ",".join(map(str, values)) + "}"
 
-    columns: list[list[object]] = [
-        [1 + n % users for n in range(size)],
-        ["t"] * size,
-        ["simulate"] * size,
-        [queue] * size,
-        ['"{\\"seconds\\":0}"'] * size,
-        [3] * size,
-    ]
-    return [array(*column) for column in columns], array(*["t"] * size)
+class _NoPool:
+    """Gives the store, instead of connections, one that refuses every statement by telling its arguments."""
+
+    async def run(self, work: Callable[[Any], Awaitable[Any]]) -> Any:
+        """Do the work without a connection."""
+        return await work(self)
+
+    async def call(self, name: str, *args: object) -> list[Any]:
+        """Raises _Asked."""
+        raise _Asked(*args)
+
+
+def _create_arguments(size: int, job: Job, waits: bool) -> list[Any]:
+    """The arguments of ``create_tasks`` for a batch, with _BATCH and _SETTLED to be replaced.
+
+    They come from the store itself, so that this follows every change of the statement; and they are made once, as what
+    it takes to make them is no part of the floor.
+    """
+    spec = NewTask("t", payload='{"seconds":0}', queue=job.queue)
+    rows = [NewRow(1 + n % job.users, spec, State.WAITING if waits else State.QUEUED) for n in range(size)]
+    store = PostgresStore({}, reactor)
+    store._pool = _NoPool()  # type: ignore[assignment]
+    try:
+        store.create_tasks(_BATCH, rows, [_SETTLED]).send(None)
+    except _Asked as asked:
+        return list(asked.args)
+    raise RuntimeError("the store did not ask for a statement at once")
 
 
 # -- instead of the worker

@@ -113,11 +113,13 @@ class _Pair:
         told = wait_report(self._creator, limit)
         end = wait_until(self._done, limit, "all tasks are Completada", pause=0.02)
         used = meter.used()
+        others = meter.others(sum(used.values()))
         self.books.check(list(range(1, self._users + 1)), self._tasks)
         return {
             "confirmed_per_s": round(self._tasks / (told["confirmed_at"] - start)),
             "end_to_end_per_s": round(self._tasks / (end - start)),
             "cpu_us_per_task": micros_a_task(used | {"clients": 0.0}, self._tasks),
+            "others_cpu": others,
         }
 
     def latency(self, limit: float) -> Figures:

@@ -53,13 +53,27 @@ class Meter:
     def __init__(self, groups: Mapping[str, Sequence[int]]) -> None:
         self._groups = groups
         self._before = self._read()
+        self._busy = _busy_seconds()
+        self._start = time.monotonic()
 
     def used(self) -> dict[str, float]:
         """Seconds by group since the start."""
         return {name: now - self._before[name] for name, now in self._read().items()}
 
+    def others(self, measured: float) -> float:
+        """The share of the machine that went, since the start, to anything but the ``measured`` CPU seconds: above a
+        tenth or so, the run says little about speed."""
+        there = (time.monotonic() - self._start) * (psutil.cpu_count() or 1)
+        return round(max(0.0, _busy_seconds() - self._busy - measured) / there, 3)
+
     def _read(self) -> dict[str, float]:
         return {name: sum(map(tree_seconds, pids)) for name, pids in self._groups.items()}
+
+
+def _busy_seconds() -> float:
+    """Of all processors together; what a hypervisor took away counts as busy."""
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))
 
 
 def micros_a_task(used: Mapping[str, float], tasks: int) -> dict[str, float]:

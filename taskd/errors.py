@@ -109,6 +109,10 @@ class UsernameInUse(Conflict):
     status = "in_use"
 
 
+class KeyTaken(Conflict):
+    """A task with this key has just been stored. Look it up and compare; clients never see this."""
+
+
 class NoUser(NotFound):
     """Nobody is registered under this username."""
 

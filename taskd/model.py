@@ -18,6 +18,7 @@ from taskd.errors import BadRequest, TooLarge
 DEFAULT_KIND = "simulate"
 MAX_TASK_CHARS = 4096
 MAX_KIND_CHARS = 64
+MAX_KEY_CHARS = 128
 MAX_USERNAME_CHARS = 64
 _MAX_RAW_USERNAME = 4 * MAX_USERNAME_CHARS
 """Before normalisation, which turns up to four characters into one and takes quadratic time on long texts."""
@@ -80,13 +81,19 @@ class User(msgspec.Struct, frozen=True):
 
 
 class NewTask(msgspec.Struct, frozen=True):
-    """A validated request for one task. ``payload`` is a JSON object, already encoded."""
+    """A validated request for one task. ``payload`` is a JSON object, already encoded.
+
+    Of tasks of one user with the same ``key`` there is only one; ``fingerprint`` tells whether a second request for it
+    asks for the same.
+    """
 
     task: str
     kind: str = DEFAULT_KIND
     payload: str = "{}"
     queue: str = ""
     max_attempts: int = 3
+    key: str | None = None
+    fingerprint: str | None = None
 
 
 class Task(msgspec.Struct):
@@ -138,11 +145,8 @@ def normalize_username(raw: str) -> tuple[str, str]:
     # Cc control, Cf invisible format (bidi overrides, zero width), Cs surrogate, Zl and Zp line ends, Cn unassigned
     if any(unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp", "Cn"} or _INVISIBLE.match(c) for c in name):
         raise BadRequest("username must not contain control or invisible characters", field="username")
-    # Folding can undo the normal form and the normal form can need folding, so twice: Unicode 3.13, D146
-    key = name
-    for _ in range(2):
-        key = unicodedata.normalize("NFKD", key).casefold()
-    return name, unicodedata.normalize("NFKC", key)
+    # Folding wants the decomposed form and undoes the composed one: Unicode 3.13, D146 (compatibility caseless match)
+    return name, unicodedata.normalize("NFKC", unicodedata.normalize("NFKD", name).casefold())
 
 
 # Letters and marks that show as nothing: Default_Ignorable_Code_Point outside of Cf, and the empty Braille pattern
@@ -190,6 +194,13 @@ def check_kind(kind: str) -> str:
     if not 1 <= len(kind) <= MAX_KIND_CHARS or not kind.isascii() or not kind.translate(_KIND_EXTRA).isalnum():
         raise BadRequest(f"kind must be 1 to {MAX_KIND_CHARS} of letters, digits and _ . : -", field="kind")
     return kind
+
+
+def check_key(key: str) -> str:
+    """An idempotency key, unchanged. Raises BadRequest unless it is 1 to 128 printable characters."""
+    if not 1 <= len(key) <= MAX_KEY_CHARS or not key.isprintable():
+        raise BadRequest(f"key must be 1 to {MAX_KEY_CHARS} printable characters", field="key")
+    return key
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")

@@ -36,6 +36,13 @@ class NewRow(msgspec.Struct, frozen=True):
     state: State
 
 
+class Keyed(NamedTuple):
+    """The task that was stored under an idempotency key, and what was asked for."""
+
+    task_id: int
+    fingerprint: str
+
+
 class Dispatch(NamedTuple):
     """What a broker message says: which task, and the number of the dispatch it belongs to."""
 
@@ -104,7 +111,7 @@ class TaskQuery(msgspec.Struct, frozen=True):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """``before`` for the next page, None on the last. With a filter a page may be short, even empty, and not the last."""
+    """``before`` for the next page, None on the last. With a filter a page may be short, or empty, and not the last."""
 
     tasks: Sequence[Task]
     before: int | None
@@ -147,16 +154,20 @@ class ITaskStore(Interface):
         """Insert all rows or none, in order, and one outbox row ``batch`` (a UUID) that names them; delete the
         ``settled`` outbox rows. Running the same batch again creates nothing and returns the same tasks.
 
-        A QUEUED row has dispatch number 1, a WAITING one 0.
+        A QUEUED row has dispatch number 1, a WAITING one 0. Raises KeyTaken, and stores nothing, when the key of a row
+        is taken: :meth:`find_keys` then finds it.
         """
+
+    def find_keys(keys: Sequence[tuple[int, str]]) -> Awaitable[Mapping[tuple[int, str], Keyed]]:
+        """Which of these (user id, key) are taken, and by what."""
 
     def dispatch(batch: str, queue: str, limit: int, after_user: int | None) -> Awaitable[Dispatched]:
         """Move up to ``limit`` tasks of a queue's backlog from waiting to queued under an outbox row ``batch``:
         round-robin over the users behind ``after_user`` (None: from the first), oldest first within a user.
 
         A round that needs several turns gives every user one task, lest those of the last turn get a turn for
-        themselves; one that fits into a turn gives equal shares, and what is left to those who have more. Safe to run on
-        several servers at once; running the same batch again moves nothing more."""
+        themselves; one that fits into a turn gives equal shares, and what is left to those who have more. Safe to run
+        on several servers at once; running the same batch again moves nothing more."""
 
     def promote(limit: int) -> Awaitable[Sequence[tuple[str, int]]]:
         """Move up to ``limit`` delayed tasks whose ``run_at`` has come into the backlog, the longest overdue first;

@@ -53,6 +53,8 @@ CREATE TABLE tasks (
     finished_at   timestamptz,
     result        json,
     error         text,
+    key           text,
+    fingerprint   text,
     CHECK ((finished_at IS NOT NULL) = (state IN ('completed', 'failed', 'cancelled'))),
     CHECK (due OR dispatched_at IS NULL)
 ) WITH (
@@ -86,11 +88,16 @@ COMMENT ON COLUMN tasks.started_at IS 'When the current or last attempt began; N
 COMMENT ON COLUMN tasks.finished_at IS 'When it became completed, failed or cancelled; set once.';
 COMMENT ON COLUMN tasks.result IS 'What the handler returned, any JSON value.';
 COMMENT ON COLUMN tasks.error IS 'Why it failed, one line.';
+COMMENT ON COLUMN tasks.key IS 'The owner''s idempotency key: no second task of theirs has it.';
+COMMENT ON COLUMN tasks.fingerprint IS 'What was asked for under that key.';
 
 -- No index here names state: the move queued -> running then changes no indexed column and stays on its page (HOT).
 
 CREATE INDEX tasks_list ON tasks (user_id, status, id);
 COMMENT ON INDEX tasks_list IS 'Lists of a user, newest first.';
+
+CREATE UNIQUE INDEX tasks_key ON tasks (user_id, key) WHERE key IS NOT NULL;
+COMMENT ON INDEX tasks_key IS 'A request that is sent again finds the task of its first time.';
 
 CREATE INDEX tasks_backlog ON tasks (queue, user_id, run_at, id)
     WHERE dispatched_at IS NULL AND finished_at IS NULL AND due;

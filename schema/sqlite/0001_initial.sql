@@ -46,12 +46,17 @@ CREATE TABLE tasks (
     finished_at   INTEGER,                          -- when it became completed, failed or cancelled; set once
     result        TEXT,                             -- what the handler returned, any JSON value
     error         TEXT,                             -- why it failed, one line
+    key           TEXT,                             -- the owner's idempotency key: no second task of theirs has it
+    fingerprint   TEXT,                             -- what was asked for under that key
     CHECK ((finished_at IS NOT NULL) = (state IN ('completed', 'failed', 'cancelled'))),
     CHECK (due OR dispatched_at IS NULL)
 );
 
 -- Lists of a user, newest first.
 CREATE INDEX tasks_list ON tasks (user_id, status, id);
+
+-- A request that is sent again finds the task of its first time.
+CREATE UNIQUE INDEX tasks_key ON tasks (user_id, key) WHERE key IS NOT NULL;
 
 -- The backlog: waiting tasks that are due, in the order in which they are dispatched.
 CREATE INDEX tasks_backlog ON tasks (queue, user_id, run_at, id)

@@ -20,6 +20,7 @@ from taskd.model import (
     NewTask,
     Task,
     User,
+    check_key,
     check_kind,
     check_task_text,
     encode_json,
@@ -168,8 +169,10 @@ class Actions:
     # tasks
 
     async def new_task(self, peer: Peer, request: m.TaskSpec) -> Answer:
-        (task,) = await self._submitter.submit(_user(peer).id, (self._spec(request),))
-        return {"status": "task_created", "task_id": task.id}
+        (created,) = await self._submitter.submit(_user(peer).id, (self._spec(request),))
+        if created.duplicate:
+            return {"status": "task_created", "task_id": created.task_id, "duplicate": True}
+        return {"status": "task_created", "task_id": created.task_id}
 
     async def new_tasks(self, peer: Peer, request: m.NewTasks) -> Answer:
         _check_count(request.tasks, "tasks")
@@ -180,8 +183,11 @@ class Actions:
             except (BadRequest, TooLarge) as e:
                 where = f"tasks[{n}]"
                 raise type(e)(f"{where}: {e.message}", field=f"{where}.{e.field}") from None
-        tasks = await self._submitter.submit(_user(peer).id, specs)
-        return {"status": "task_created", "task_ids": [task.id for task in tasks]}
+        created = await self._submitter.submit(_user(peer).id, specs)
+        reply: dict[str, Any] = {"status": "task_created", "task_ids": [c.task_id for c in created]}
+        if duplicates := [c.task_id for c in created if c.duplicate]:
+            reply["duplicates"] = duplicates
+        return reply
 
     async def get_tasks(self, peer: Peer, request: m.GetTasks) -> Answer:
         _check_choice(request.status, STATUSES, "status")
@@ -273,7 +279,11 @@ class Actions:
             known = ", ".join(self._queues)
             raise BadRequest(f"there is no queue {quote(queue)} here; known are: {known}", field="queue")
         payload = encode_json(spec.payload, limits.MAX_LINE_BYTES, "payload") if spec.payload else "{}"
-        return NewTask(check_task_text(spec.task), check_kind(spec.kind), payload, queue, spec.max_attempts)
+        key = fingerprint = None
+        if spec.key is not None:
+            key, fingerprint = check_key(spec.key), m.fingerprint(spec, queue)
+        task, kind = check_task_text(spec.task), check_kind(spec.kind)
+        return NewTask(task, kind, payload, queue, spec.max_attempts, key, fingerprint)
 
     async def _mine(self, peer: Peer, ids: Sequence[int], name: str) -> Sequence[Task]:
         found = {task.id: task for task in await self._store.get_tasks(_user(peer).id, ids)}

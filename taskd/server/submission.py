@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from taskd.batching import Batcher
+from taskd.errors import Conflict, KeyTaken, quote
 from taskd.model import NewTask, State, Task
-from taskd.ports import IBroker, ITaskStore, NewRow
+from taskd.ports import IBroker, ITaskStore, Keyed, NewRow
 from taskd.server.announcer import Announcer
 from taskd.server.outbox import Outbox
 from taskd.server.window import Windows
 from taskd.wire.limits import MAX_BATCH
+
+Key = tuple[int, str]
+"""A user's id and an idempotency key."""
 
 
 class Submission(NamedTuple):
@@ -22,6 +26,13 @@ class Submission(NamedTuple):
 
     user_id: int
     specs: Sequence[NewTask]
+
+
+class Created(NamedTuple):
+    """A task that is stored; ``duplicate`` when an earlier request with the same key has stored it."""
+
+    task_id: int
+    duplicate: bool = False
 
 
 class Submitter:
@@ -48,14 +59,37 @@ class Submitter:
         self._batcher: Batcher[Submission, Sequence[Task]] = Batcher(
             clock, self._create, max_weight=MAX_BATCH, weigh=lambda s: len(s.specs)
         )
+        self._look_ups: Batcher[Sequence[Key], Mapping[Key, Keyed]] = Batcher(
+            clock, self._look_up, max_weight=MAX_BATCH, weigh=len
+        )
 
-    def submit(self, user_id: int, specs: Sequence[NewTask]) -> Deferred[Sequence[Task]]:
-        """Store tasks; fires with them, in order, once they are committed. Fails with Unavailable."""
-        return self._batcher.submit(Submission(user_id, specs))
+    async def submit(self, user_id: int, specs: Sequence[NewTask]) -> Sequence[Created]:
+        """Store tasks, all or none; returns them, in order, once they are committed.
+
+        A task whose key is taken is not stored again. Raises Unavailable, and Conflict when a key stands for something
+        else.
+        """
+        if all(spec.key is None for spec in specs):
+            return [Created(task.id) for task in await self._batcher.submit(Submission(user_id, specs))]
+        keys = list(dict.fromkeys((user_id, spec.key) for spec in specs if spec.key is not None))
+        while True:
+            known = {key: found for (_, key), found in (await self._look_ups.submit(keys)).items()}
+            _check_fingerprints(specs, known)
+            fresh = _to_be_stored(specs, known)
+            try:
+                tasks = await self._batcher.submit(Submission(user_id, fresh)) if fresh else ()
+            except KeyTaken:
+                # by another request, between the look and the commit
+                continue
+            return _answers(specs, known, tasks)
 
     def drained(self) -> Deferred[None]:
         """Fires when nothing is under way."""
         return self._batcher.drained()
+
+    async def _look_up(self, requests: list[Sequence[Key]]) -> Sequence[Mapping[Key, Keyed]]:
+        found = await self._store.find_keys([key for keys in requests for key in keys])
+        return [{key: found[key] for key in keys if key in found} for keys in requests]
 
     async def _create(self, submissions: list[Submission]) -> Sequence[Sequence[Task]]:
         batch, settled = self._new_id(), self._outbox.take_settled()
@@ -88,3 +122,36 @@ class Submitter:
             return State.QUEUED
         window.suspect(user_id)
         return State.WAITING
+
+
+def _check_fingerprints(specs: Sequence[NewTask], known: Mapping[str, Keyed]) -> None:
+    meant = {key: found.fingerprint for key, found in known.items()}
+    for spec in specs:
+        if spec.key is not None and meant.setdefault(spec.key, spec.fingerprint or "") != spec.fingerprint:
+            raise Conflict(f"the key {quote(spec.key)} stands for another task already; use a new one", field="key")
+
+
+def _to_be_stored(specs: Sequence[NewTask], known: Mapping[str, Keyed]) -> list[NewTask]:
+    seen = set(known)
+    fresh = []
+    for spec in specs:
+        if spec.key is None or spec.key not in seen:
+            fresh.append(spec)
+        if spec.key is not None:
+            seen.add(spec.key)
+    return fresh
+
+
+def _answers(specs: Sequence[NewTask], known: Mapping[str, Keyed], tasks: Iterable[Task]) -> list[Created]:
+    stored = iter(tasks)
+    duplicates = {key: Created(found.task_id, True) for key, found in known.items()}
+    created = []
+    for spec in specs:
+        if spec.key is None:
+            created.append(Created(next(stored).id))
+        elif spec.key in duplicates:
+            created.append(duplicates[spec.key])
+        else:
+            created.append(Created(next(stored).id))
+            duplicates[spec.key] = Created(created[-1].task_id, True)
+    return created

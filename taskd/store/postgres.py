@@ -16,8 +16,8 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from taskd.errors import BadRequest, Conflict, NotFound, SettingsError, Unavailable, UsernameInUse
-from taskd.model import State, Task, User
+from taskd.errors import BadRequest, Conflict, KeyTaken, NotFound, SettingsError, Unavailable, UsernameInUse
+from taskd.model import NewTask, State, Task, User
 from taskd.ports import (
     Account,
     Claim,
@@ -25,6 +25,7 @@ from taskd.ports import (
     Dispatched,
     Finished,
     ITaskStore,
+    Keyed,
     NewRow,
     OutboxBatch,
     Outcome,
@@ -180,7 +181,10 @@ class PostgresStore:
                 if now >= deadline or (again and not repeat):
                     raise Unavailable(_GAVE_UP[again].format(reason(e)), retry_after=MAX_DELAY) from e
             except psycopg2.Error as e:
-                raise _translated(e) from e
+                translated = _translated(e)
+                if translated is None:
+                    raise
+                raise translated from e
             except UnicodeEncodeError as e:
                 raise BadRequest("text must be valid Unicode") from e
             await deferLater(self._reactor, MIN_DELAY)
@@ -223,9 +227,13 @@ class PostgresStore:
             try:
                 return False, await connection.call(name, *args, again)
             except psycopg2.errors.UniqueViolation as e:
-                if e.diag.constraint_name != "outbox_pkey":
+                if e.diag.constraint_name not in ("outbox_pkey", "tasks_key"):
                     raise
-            return True, await connection.call("batch", batch)
+                violated = e.diag.constraint_name
+            rows = await connection.call("batch", batch)
+            if violated == "tasks_key" and not rows:
+                raise KeyTaken("the key is taken", field="key")
+            return True, rows
 
         known: tuple[bool, Rows] = await self._run(work)
         return known
@@ -242,6 +250,7 @@ class PostgresStore:
             texts([spec.payload for spec in specs]),
             numbers([spec.max_attempts for spec in specs]),
             flags([row.state is State.QUEUED for row in rows]),
+            *_keys(specs),
             ids(settled),
             batch,
         )
@@ -264,6 +273,10 @@ class PostgresStore:
             )
             for task_id, row, spec in zip(created, rows, specs, strict=True)
         ]
+
+    async def find_keys(self, keys: Sequence[tuple[int, str]]) -> Mapping[tuple[int, str], Keyed]:
+        rows = await self._call("find_keys", numbers([user for user, _ in keys]), texts([key for _, key in keys]))
+        return {(user, key): Keyed(task_id, fingerprint) for user, key, task_id, fingerprint in rows}
 
     async def dispatch(self, batch: str, queue: str, limit: int, after_user: int | None) -> Dispatched:
         known, rows = await self._batch("dispatch", batch, batch, queue, limit, after_user or 0)
@@ -372,12 +385,20 @@ class PostgresStore:
             return Page((), None)
         text, args = _listing(user_id, query, wanted)
         rows: Rows = await self._run(lambda again, connection: connection.query(text, args))
-        end = None
+        more, end = len(rows) > query.limit, None
         if wanted.walked:
-            end = rows[0][0]
-            rows = [row[1:] for row in rows if row[1] is not None]
+            # one that does not pass is only there to tell where the walk ended
+            end = rows[-1][2] if rows and rows[-1][1] else None
+            rows = [row[2:] for row in rows if row[0]]
         tasks = _tasks(rows[: query.limit])
-        return Page(tasks, tasks[-1].id if len(rows) > query.limit else end)
+        return Page(tasks, tasks[-1].id if more else end)
+
+
+def _keys(specs: Sequence[NewTask]) -> tuple[str, str]:
+    """Keys and fingerprints as arrays, empty when no task has any, which is cheaper than a row of blanks."""
+    if all(spec.key is None for spec in specs):
+        return "{}", "{}"
+    return texts([spec.key or "" for spec in specs]), texts([spec.fingerprint or "" for spec in specs])
 
 
 def _listing(user_id: int, query: TaskQuery, wanted: Filter) -> tuple[str, Sequence[Any]]:
@@ -390,7 +411,7 @@ def _listing(user_id: int, query: TaskQuery, wanted: Filter) -> tuple[str, Seque
     walk = [v for status in wanted.statuses for v in (user_id, status, before, each, user_id, status)]
     if not wanted.walked:
         return sql.list_walk(len(wanted.statuses)), (*walk, count)
-    args = *walk, each, *wanted.args, count, count, *walk, each - 1
+    args = *wanted.args, each, *walk, each, count
     return sql.list_filtered(len(wanted.statuses), wanted.condition), args
 
 
@@ -406,11 +427,11 @@ async def _migrate(connection: PostgresConnection) -> None:
     await connection.query("COMMIT")
 
 
-def _translated(e: psycopg2.Error) -> Exception:
-    """A refused value is the caller's fault, a shortage passes, anything else is a defect of ours."""
+def _translated(e: psycopg2.Error) -> BadRequest | Unavailable | None:
+    """A refused value is the caller's fault, a shortage passes, anything else is a defect of ours: None."""
     code = e.pgcode or ""
-    if code.startswith(("22", "23")):
+    if code.startswith(("22", "23", "54")):
         return BadRequest(f"cannot be stored: {reason(e)}")
-    if code.startswith("53") or code in {"57014", "55P03"}:
+    if code.startswith(("53", "58")) or code in {"57014", "55P03"}:
         return Unavailable(f"the database cannot do this now: {reason(e)}", retry_after=MAX_DELAY)
-    return e
+    return None

@@ -49,19 +49,26 @@ UPDATE outbox SET published_at = 'infinity' WHERE id = ANY({ids}) AND published_
 """
 
 # The ids come back from the outbox row, in the order of the rows: the sequence was drawn in that order. A
-# second run stops at the outbox's primary key, or waits there for the first to end.
+# second run stops at the outbox's primary key, or waits there for the first to end. Keys come in arrays that are empty
+# when no task has one.
 PREPARED["create_tasks"] = f"""
 WITH new AS (
-    INSERT INTO tasks (user_id, task, kind, queue, payload, max_attempts, state, dispatch, dispatched_at)
+    INSERT INTO tasks (user_id, task, kind, queue, payload, max_attempts, state, dispatch, dispatched_at, key,
+        fingerprint)
     SELECT user_id, task, kind, queue, payload, max_attempts,
-        CASE WHEN queued THEN 'queued' ELSE 'waiting' END, queued::int, CASE WHEN queued THEN now() END
-    FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::json[], $6::int[], $7::bool[])
-        AS n (user_id, task, kind, queue, payload, max_attempts, queued)
+        CASE WHEN queued THEN 'queued' ELSE 'waiting' END, queued::int, CASE WHEN queued THEN now() END,
+        nullif(key, ''), nullif(fingerprint, '')
+    FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::json[], $6::int[], $7::bool[], $8::text[],
+        $9::text[]) AS n (user_id, task, kind, queue, payload, max_attempts, queued, key, fingerprint)
     RETURNING id
-), settled AS ({_SETTLE.format(ids="$8::uuid[]")}), kept AS ({_SETTLE_TAKEN.format(ids="$8::uuid[]")})
+), settled AS ({_SETTLE.format(ids="$10::uuid[]")}), kept AS ({_SETTLE_TAKEN.format(ids="$10::uuid[]")})
 INSERT INTO outbox (id, task_ids, published_at)
-SELECT $9::uuid, coalesce(array_agg(id ORDER BY id), '{{}}'), CASE WHEN $10::bool THEN now() END FROM new
+SELECT $11::uuid, coalesce(array_agg(id ORDER BY id), '{{}}'), CASE WHEN $12::bool THEN now() END FROM new
 RETURNING task_ids, created_at
+"""
+PREPARED["find_keys"] = """
+SELECT t.user_id, t.key, t.id, t.fingerprint
+FROM unnest($1::bigint[], $2::text[]) AS k (user_id, key) JOIN tasks t ON t.user_id = k.user_id AND t.key = k.key
 """
 PREPARED["batch"] = f"""
 SELECT {_T} FROM outbox o, unnest(o.task_ids) WITH ORDINALITY AS i (id, n) JOIN tasks t USING (id)
@@ -284,27 +291,26 @@ SELECT id FROM (
     SELECT user_id, status, id FROM tasks WHERE (user_id, status, id) < (%s, %s, %s)
     ORDER BY user_id DESC, status DESC, id DESC LIMIT %s) AS s WHERE user_id = %s AND status = %s
 """
-    return f"(SELECT id FROM ({' UNION ALL '.join([one] * statuses)}) AS w ORDER BY id DESC"
+    return f"SELECT id FROM ({' UNION ALL '.join([one] * statuses)}) AS w ORDER BY id DESC LIMIT %s"
 
 
 def list_walk(statuses: int) -> str:
     """The newest of some statuses. Parameters: (user, status, before, limit, user, status) a status, limit."""
-    return f"SELECT {_LISTED} FROM {_walk(statuses)} LIMIT %s) AS w JOIN tasks t USING (id) ORDER BY id DESC"
+    return f"SELECT {_LISTED} FROM ({_walk(statuses)}) AS w JOIN tasks t USING (id) ORDER BY id DESC"
 
 
 def list_filtered(statuses: int, condition: str) -> str:
     """What passes a condition among the newest of some statuses; it stops at the last row of the page.
 
-    The first column is the last id looked at, NULL when the page is full or nothing is left to look at: in
-    the same statement, because what another one found would be another walk. There is always a row.
-    Parameters: (user, status, before, look at, user, status) a status, look at, those of the condition, limit,
-    limit, and those of the walk again, with look at less one at its end.
+    Before a task come two columns: whether it passes, and whether it is the last that may be looked at. That one
+    comes in any case, since where the walk ends must be told by the statement that walks: another one would walk
+    among other rows.
+    Parameters: those of the condition, look at, (user, status, before, look at, user, status) a status, look at, limit.
     """
     return f"""
-WITH found AS MATERIALIZED (
-    SELECT {_LISTED} FROM {_walk(statuses)} LIMIT %s) AS w JOIN tasks t USING (id) WHERE {condition}
-    ORDER BY id DESC LIMIT %s
-)
-SELECT CASE WHEN (SELECT count(*) FROM found) < %s THEN {_walk(statuses)} OFFSET %s LIMIT 1) END, found.*
-FROM (SELECT) AS always LEFT JOIN found ON true ORDER BY found.id DESC
+SELECT * FROM (
+    SELECT {condition} AS passes, w.n = %s AS is_last, {_LISTED}
+    FROM (SELECT id, row_number() OVER (ORDER BY id DESC) AS n FROM ({_walk(statuses)}) AS w) AS w
+        JOIN tasks t USING (id)) AS looked_at
+WHERE passes OR is_last ORDER BY id DESC LIMIT %s
 """

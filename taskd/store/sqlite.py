@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from taskd.errors import BadRequest, Conflict, NotFound, SettingsError, Unavailable, UsernameInUse
+from taskd.errors import BadRequest, Conflict, KeyTaken, NotFound, SettingsError, Unavailable, UsernameInUse
 from taskd.model import State, Task, User
 from taskd.ports import (
     Account,
@@ -24,6 +24,7 @@ from taskd.ports import (
     Dispatched,
     Finished,
     ITaskStore,
+    Keyed,
     NewRow,
     OutboxBatch,
     Outcome,
@@ -190,6 +191,7 @@ class SqliteStore:
                 (
                     *(task_id, row.user_id, spec.task, spec.kind, spec.queue, spec.payload),
                     *(spec.max_attempts, row.state.value, int(queued), now, now, now if queued else None),
+                    *(spec.key, spec.fingerprint),
                 )
             )
             tasks.append(
@@ -198,9 +200,21 @@ class SqliteStore:
                     *(spec.payload, 0, spec.max_attempts, int(queued)),
                 )
             )
-        db.executemany(sql.CREATE_TASK, values)
+        try:
+            db.executemany(sql.CREATE_TASK, values)
+        except sqlite3.IntegrityError as e:
+            if "tasks.key" in str(e):
+                raise KeyTaken("the key is taken", field="key") from None
+            raise
         db.execute(sql.CREATE_BATCH, (batch, json.dumps([t.id for t in tasks]), now))
         return tasks
+
+    async def find_keys(self, keys: Sequence[tuple[int, str]]) -> Mapping[tuple[int, str], Keyed]:
+        return await self._run(self._find_keys, keys)
+
+    def _find_keys(self, db: sqlite3.Cursor, keys: Sequence[tuple[int, str]]) -> Mapping[tuple[int, str], Keyed]:
+        rows = ((key, db.execute(sql.FIND_KEY, key).fetchone()) for key in keys)
+        return {key: Keyed(*row) for key, row in rows if row is not None}
 
     def _in_order(self, db: sqlite3.Cursor, ids: str) -> list[Task]:
         found = {task.id: task for task in _tasks(db.execute(sql.TASKS_BY_ID, (ids,)))}

@@ -28,9 +28,10 @@ CLOSE_SESSION = "DELETE FROM sessions WHERE token_hash = ?"
 LAST_TASK = "SELECT coalesce(max(id), 0) FROM tasks"
 CREATE_TASK = """
 INSERT INTO tasks (id, user_id, task, kind, queue, payload, max_attempts, state, dispatch, created_at, run_at,
-    dispatched_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    dispatched_at, key, fingerprint)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
+FIND_KEY = "SELECT id, fingerprint FROM tasks WHERE user_id = ? AND key = ?"
 CREATE_BATCH = "INSERT INTO outbox VALUES (?, ?, ?, NULL)"
 FIND_BATCH = "SELECT task_ids FROM outbox WHERE id = ?"
 TASKS_BY_ID = f"SELECT {_ALL} FROM tasks WHERE id IN (SELECT value FROM json_each(?))"

@@ -6,12 +6,13 @@ Fields that are not declared are ignored, so that a newer client can talk to an 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, TypeAlias, Union
 
 import msgspec
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, structs
 
 from taskd.model import DEFAULT_KIND, LISTED_RESULT_BYTES, STATUS_OF, Task, shown_state
 from taskd.wire import limits
@@ -53,6 +54,16 @@ class TaskSpec(Struct):
     payload: Annotated[dict[str, Any], Meta(description="The handler's arguments, a JSON object.")] = {}
     queue: Annotated[str | None, Meta(description="One of the server's queues; left out, the first.")] = None
     max_attempts: Annotated[int, Meta(ge=1, le=100, description="How often it may be tried.")] = 3
+    key: Annotated[
+        str | None,
+        Meta(description="The same key again gives the same task, so that a request can be sent again safely."),
+    ] = None
+
+
+def fingerprint(spec: TaskSpec, queue: str) -> str:
+    """Tells whether two requests with the same key ask for the same, ``queue`` being the one that is meant."""
+    asked = structs.replace(spec, key=None, queue=queue)
+    return hashlib.blake2b(_in_order(asked), digest_size=16).hexdigest()
 
 
 class NewTasks(Struct):
@@ -146,3 +157,4 @@ Reply: TypeAlias = Mapping[str, Any]
 """A reply's fields but for ``id`` and ``ok``; always with ``status``."""
 
 encode = msgspec.json.Encoder().encode
+_in_order = msgspec.json.Encoder(order="sorted").encode

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
+from itertools import chain
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -42,9 +43,13 @@ CLOSE_SECONDS = 5.0
 
 
 class _Held:
-    """A delivery, and what has become of it here."""
+    """A delivery, and what has become of it here.
 
-    __slots__ = ("attempt", "claim", "consumer", "delivery", "finishing", "since")
+    ``delivery`` is None once it is settled or void. ``passed`` is the dispatch and attempt that ended here while this
+    one was being claimed: an answer that tells of it comes too late.
+    """
+
+    __slots__ = ("attempt", "claim", "consumer", "delivery", "finishing", "passed", "since")
 
     def __init__(self, delivery: Delivery, consumer: IConsumer, since: float) -> None:
         self.claim = Claim(delivery.task_id, delivery.dispatch, delivery.redelivered)
@@ -53,6 +58,7 @@ class _Held:
         self.since = since
         self.attempt: Attempt | None = None
         self.finishing = False
+        self.passed = (0, 0)
 
 
 class _Ended:
@@ -96,6 +102,7 @@ class Worker:
         self._consumers: list[IConsumer] = []
         self._backlog: deque[_Held] = deque()
         self._claiming = 0
+        self._asked: dict[int, list[_Held]] = {}
         self._running: dict[int, _Held] = {}
         self._draining = False
         self._over = False
@@ -194,7 +201,7 @@ class Worker:
     def _lost(self, consumer: IConsumer) -> None:
         """The channel is gone: its deliveries will come again, here or elsewhere."""
         self._backlog = deque(held for held in self._backlog if held.consumer is not consumer)
-        for held in self._running.values():
+        for held in chain(self._running.values(), *self._asked.values()):
             if held.consumer is consumer:
                 held.delivery = None
 
@@ -203,6 +210,7 @@ class Worker:
         while backlog and self.busy < self._slots and not self._draining:
             held = backlog.popleft()
             self._claiming += 1
+            self._asked.setdefault(held.claim.task_id, []).append(held)
             self._claims.submit(held).addCallbacks(
                 self._claimed, self._not_claimed, callbackArgs=(held,), errbackArgs=(held,)
             )
@@ -218,25 +226,32 @@ class Worker:
 
     def _claimed(self, task: Task | None, held: _Held) -> None:
         if task is not None and self._over:
-            Deferred.fromCoroutine(self._release([(held, task)])).addBoth(lambda _: self._claim_ended())
+            released = Deferred.fromCoroutine(self._release([(held, task)]))
+            released.addBoth(lambda _: self._claim_ended(held))
             return
-        if task is not None and not self._runs_already(task, held):
+        if task is not None and not self._had_before(task, held):
             self._run(held, task)
-        self._claim_ended()
+        self._claim_ended(held)
 
-    def _runs_already(self, task: Task, held: _Held) -> bool:
+    def _had_before(self, task: Task, held: _Held) -> bool:
+        """Whether the attempt is not a new one: the message came twice, or the answer comes after a later one's."""
+        claimed = (task.dispatch, task.attempt)
         before = self._running.get(task.id)
-        if before is None or before.attempt is None:
+        if before is not None and before.attempt is not None:
+            runs = (before.attempt.task.dispatch, before.attempt.task.attempt)
+            if runs < claimed:
+                before.attempt.stop()
+                return False
+            if before.delivery is None and before.claim.dispatch == held.claim.dispatch:
+                # a redelivery of what runs here: its ack is the one that counts
+                before.delivery, before.consumer, held.delivery = held.delivery, held.consumer, None
+        elif held.passed < claimed:
             return False
-        runs = before.attempt.task
-        if (runs.dispatch, runs.attempt) != (task.dispatch, task.attempt):
-            before.attempt.stop()
-            return False
-        # a redelivery of what runs here: from now on its ack is the one that counts
-        before.delivery, before.consumer = held.delivery, held.consumer
+        self._ack([held])
         return True
 
-    def _claim_ended(self) -> None:
+    def _claim_ended(self, held: _Held) -> None:
+        self._not_asked(held)
         self._claiming -= 1
         self._slot_free()
 
@@ -245,13 +260,16 @@ class Worker:
             self._log.failure("a claim failed", failure)
         if self._draining:
             self._give_back([held])
+            self._not_asked(held)
         else:
             # Not given back: every other worker has the same store. If the claim was committed unseen, the next
             # one finds the task in our hands.
             self._clock.callLater(AGAIN_AFTER, self._again, held)
-        self._claim_ended()
+        self._claiming -= 1
+        self._slot_free()
 
     def _again(self, held: _Held) -> None:
+        self._not_asked(held)
         if held.delivery is None:
             return
         if self._draining:
@@ -259,6 +277,12 @@ class Worker:
             return
         self._backlog.append(held)
         self._fill()
+
+    def _not_asked(self, held: _Held) -> None:
+        asked = self._asked[held.claim.task_id]
+        asked.remove(held)
+        if not asked:
+            del self._asked[held.claim.task_id]
 
     # -- from claim to outcome -----------------------------------------------------------------------
 
@@ -285,9 +309,16 @@ class Worker:
     async def _finish(self, batch: list[_Ended]) -> Sequence[Finished | None]:
         again = any(ended.again for ended in batch)
         found = await self._store.finish(self._name, [ended.outcome for ended in batch], again)
+        # of two attempts of a task the earlier one is fenced by the later one: the answer is not its
+        last: dict[int, tuple[int, int]] = {}
+        for ended in batch:
+            o = ended.outcome
+            last[o.task_id] = max(last.get(o.task_id, (0, 0)), (o.dispatch, o.attempt))
         changed, answers = [], []
         for ended in batch:
-            outcome, finished = ended.outcome, found.get(ended.outcome.task_id)
+            outcome = ended.outcome
+            counts = last[outcome.task_id] == (outcome.dispatch, outcome.attempt)
+            finished = found.get(outcome.task_id) if counts else None
             answers.append(finished)
             if finished is not None and ended.held.attempt is not None:
                 task = ended.held.attempt.task
@@ -321,9 +352,11 @@ class Worker:
 
     def _forget(self, held: _Held) -> None:
         assert held.attempt is not None
-        task_id = held.attempt.task.id
-        if self._running.get(task_id) is held:
-            del self._running[task_id]
+        task = held.attempt.task
+        if self._running.get(task.id) is held:
+            del self._running[task.id]
+        for other in self._asked.get(task.id, ()):
+            other.passed = max(other.passed, (task.dispatch, task.attempt))
         self._slot_free()
 
     def _slot_free(self) -> None:

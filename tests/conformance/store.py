@@ -15,9 +15,9 @@ from typing import Any
 from twisted.trial.unittest import TestCase
 from zope.interface.verify import verifyClass, verifyObject
 
-from taskd.errors import BadRequest, Conflict, NotFound, UsernameInUse
+from taskd.errors import BadRequest, Conflict, KeyTaken, NotFound, UsernameInUse
 from taskd.model import LISTED_RESULT_BYTES, MOVES, TERMINAL, NewTask, State, Task, User
-from taskd.ports import Claim, Dispatch, Dispatched, ITaskStore, NewRow, OutboxBatch, Outcome, TaskQuery
+from taskd.ports import Claim, Dispatch, Dispatched, ITaskStore, Keyed, NewRow, OutboxBatch, Outcome, TaskQuery
 
 TEXTS = [
     "plain",
@@ -222,6 +222,28 @@ class StoreTests(StoreCase):
             self.assertEqual(task.created_at.utcoffset(), timedelta(0))
             self.assertEqual(task.created_at, task.run_at)
             self.assertIsNone(task.started_at or task.finished_at or task.result or task.error)
+
+    async def test_a_key_is_taken_once(self) -> None:
+        specs = [NewTask("t", key=k, fingerprint=f) for k, f in (("a", "1"), ("b\N{SNOWMAN}", "2"), (None, None))]
+        rows = [NewRow(self.ana.id, spec, State.QUEUED) for spec in specs]
+        first = await self.store.create_tasks(new_batch(), rows)
+        for again in ([rows[0]], [rows[2], rows[1]]):
+            with self.assertRaises(KeyTaken):
+                await self.store.create_tasks(new_batch(), again)
+        self.assertEqual(await self.store.count_queued(), {"": 3})
+        # somebody else's, and none at all, are in nobody's way
+        await self.store.create_tasks(new_batch(), [NewRow(self.ben.id, specs[0], State.QUEUED), rows[2]])
+        wanted = [(self.ana.id, "a"), (self.ana.id, "b\N{SNOWMAN}"), (self.ana.id, "c"), (self.ben.id, "b")]
+        self.assertEqual(
+            await self.store.find_keys(wanted),
+            {wanted[0]: Keyed(first[0].id, "1"), wanted[1]: Keyed(first[1].id, "2")},
+        )
+        self.assertEqual(await self.store.find_keys([]), {})
+
+    async def test_a_batch_with_keys_repeated_creates_nothing(self) -> None:
+        batch, rows = new_batch(), [NewRow(self.ana.id, NewTask("t", key="a", fingerprint="1"), State.QUEUED)]
+        first = await self.store.create_tasks(batch, rows)
+        self.assertEqual(list(await self.store.create_tasks(batch, rows)), list(first))
 
     async def test_texts_are_kept_as_they_are(self) -> None:
         specs = [NewTask(text, payload=PAYLOADS[i % len(PAYLOADS)]) for i, text in enumerate(TEXTS)]

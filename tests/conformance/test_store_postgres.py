@@ -17,7 +17,7 @@ from twisted.internet.threads import deferToThread
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
-from taskd.errors import Conflict, SchemaTooNew, Unavailable, UsernameInUse
+from taskd.errors import BadRequest, Conflict, SchemaTooNew, Unavailable, UsernameInUse
 from taskd.model import NewTask, State, Task
 from taskd.ports import Claim, NewRow, Outcome, TaskQuery
 from taskd.store import migrations
@@ -279,6 +279,7 @@ class Schema(Hooks):
         by_key, in_flight = {"tasks_pkey"}, {"tasks_in_flight", "tasks_pkey"}
         expected = {
             "batch": by_key,
+            "find_keys": {"tasks_key"},
             "dispatch": {"tasks_backlog", "tasks_pkey"},
             "promote": {"tasks_delayed", "tasks_pkey"},
             "take_over": by_key,
@@ -363,6 +364,16 @@ class Shared(Hooks):
         self.assertEqual([t.id for t in turn.tasks], [t.id for t in tasks[2:4]])
         other.rollback()
         self.assertEqual([t.id for t in (await self.dispatch(9)).tasks], [tasks[i].id for i in (0, 1, 4)])
+
+    async def test_promote_steps_over_what_another_has_in_hand(self) -> None:
+        tasks = await self.create(3, State.WAITING)
+        for task in tasks:
+            await self.postpone(task.id, -1)
+        other = self.transaction("SELECT FROM tasks WHERE id = %s FOR UPDATE", tasks[0].id)
+        self.assertEqual(await self.store.promote(10), [("q", self.ana.id)])
+        self.assertEqual({t.id for t in (await self.dispatch()).tasks}, {tasks[1].id, tasks[2].id})
+        other.rollback()
+        self.assertEqual(await self.store.promote(10), [("q", self.ana.id)])
 
     async def test_batches_take_their_locks_in_one_order(self) -> None:
         # Whoever waits for the first row may not hold the second
@@ -532,6 +543,13 @@ class Failing(Hooks):
             self.kill()
             await until(lambda: proxy.fate is None)
             self.assertIsNotNone(await store.find_user("ana"))
+
+    async def test_what_the_server_cannot_take_is_refused(self) -> None:
+        [task] = await self.running()
+        for result in ("no json", "[" * 300_000 + "]" * 300_000):
+            with self.assertRaisesRegex(BadRequest, "cannot be stored"):
+                await self.finish(task, result=result)
+        self.assertEqual(await self.get(task), task)
 
     async def test_deadlock_is_tried_again(self) -> None:
         first, second = await self.create(2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from taskd.errors import SettingsError, Unavailable
 from taskd.model import NewTask, State
 from taskd.ports import NewRow
 from taskd.store.sqlite import InlineRunner, SqliteStore, open_sqlite
-from tests.conformance.store import StoreTests, new_batch
+from tests.conformance.store import StoreCase, StoreTests, new_batch
 
 HOUR = 3_600_000_000
 
 
-class Hooks(StoreTests):
+class Hooks(StoreCase):
     """The hooks on SQLite, through the store's own runner."""
 
     async def _sql(self, text: str, *args: Any) -> list[Any]:
@@ -38,7 +39,7 @@ class Hooks(StoreTests):
         return int(count)
 
 
-class SqliteInMemory(Hooks):
+class SqliteInMemory(Hooks, StoreTests):
     """As the simulation has it: at once, under a clock that stands still."""
 
     async def make(self) -> Any:
@@ -50,16 +51,16 @@ class SqliteInMemory(Hooks):
         return store
 
 
-class SqliteInAFile(Hooks):
+class SqliteInAFile(Hooks, StoreTests):
     """As the embedded server has it: a file, and a thread of its own."""
 
     async def make(self) -> Any:
-        self.folder = Path(self.mktemp()).absolute() / "data"
+        place = tempfile.TemporaryDirectory()
+        self.addCleanup(place.cleanup)
+        self.folder = Path(place.name) / "data"
         return await self.open()
 
     async def open(self) -> Any:
-        from twisted.internet import reactor
-
         store = SqliteStore(open_sqlite(self.folder / "taskd.sqlite3", reactor), reactor)
         await store.start()
         self.addCleanup(store.stop)
@@ -84,8 +85,19 @@ class SqliteInAFile(Hooks):
         self.store = await self.open()
         self.assertEqual(await self.get(task), task)
 
+    async def test_not_yet_started(self) -> None:
+        await self.store.stop()
+        store = SqliteStore(open_sqlite(self.folder / "taskd.sqlite3", reactor), reactor)
+        with self.assertRaisesRegex(Unavailable, "cannot be reached yet"):
+            await store.find_user("ana")
+        await store.stop()
+        with self.assertRaisesRegex(Unavailable, "the store is closed"):
+            await store.find_user("ana")
+        with self.assertRaisesRegex(Unavailable, "the store is closed"):
+            await store.start()
+
     async def test_unusable_folder(self) -> None:
-        blocked = Path(self.mktemp())
+        blocked = self.folder.parent / "blocked"
         blocked.write_text("a file")
         with self.assertRaisesRegex(SettingsError, "cannot use the data folder"):
             open_sqlite(blocked / "taskd.sqlite3", reactor)
@@ -103,4 +115,4 @@ class SqliteInAFile(Hooks):
         self.assertTrue(os.path.exists(self.folder))
 
 
-del StoreTests, Hooks
+del StoreCase, StoreTests, Hooks

@@ -152,9 +152,15 @@ class Transport(StringTransport):
     SIZE = 65536
     reading = True
 
+    def loseConnection(self) -> None:
+        assert self.producer is None, "a real one would wait until the producer is unregistered"
+        super().loseConnection()
+
+    def abortConnection(self) -> None:
+        self.disconnecting = self.disconnected = True
+
     def write(self, data: bytes) -> None:
-        if self.disconnecting:
-            raise AssertionError("written after loseConnection()")
+        assert not self.disconnecting, "written after the connection was closed"
         super().write(data)
         if not self.reading and self.producer is not None and len(self.io.getbuffer()) > self.SIZE:
             self.producer.pauseProducing()

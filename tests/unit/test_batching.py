@@ -125,6 +125,7 @@ class BatcherTests(SynchronousTestCase):
         self.flushes.at_once = True
         self.submit(batcher, 1, 2, 3, 4, 5)
         for _ in range(5):
+            self.assertLessEqual(len(self.clock.getDelayedCalls()), 1)
             self.clock.advance(0.002)
         self.assertEqual(self.flushes.batches, [[1, 2], [3, 4], [5]])
         self.assertEqual(self.clock.getDelayedCalls(), [])

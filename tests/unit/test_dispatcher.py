@@ -177,24 +177,35 @@ class Turns:
         self.answers = list(answers)
         self.asked: list[tuple[int, int | None]] = []
         self.meanwhile: Any = lambda: None
+        self.slow = False
+        self.pending: list[Deferred[Dispatched]] = []
 
     def dispatch(self, batch: str, queue: str, limit: int, after_user: int | None) -> Deferred[Dispatched]:
         self.asked.append((limit, after_user))
         self.meanwhile()
         answer: Deferred[Dispatched] = Deferred()
-        answer.callback(self.answers.pop(0) if self.answers else Dispatched((), None, False))
+        self.pending.append(answer)
+        if not self.slow:
+            self.answer()
         return answer
+
+    def answer(self) -> None:
+        """The turn has ended."""
+        self.pending.pop(0).callback(self.answers.pop(0) if self.answers else Dispatched((), None, False))
 
 
 class Rounds(StageCase):
     """What full turns and complete rounds mean, with turns that are told."""
 
+    def dispatcher(self, store: Turns, window: Window) -> Dispatcher:
+        return Dispatcher(
+            *(self.stage.clock, "tasks", window, store, self.stage.broker),  # type: ignore[arg-type]
+            *(self.stage.outbox, self.stage.announcer, self.stage.new_id),
+        )
+
     def run_turns(self, *answers: Dispatched, room: int = 5000) -> tuple[Turns, Window]:
         stage, store, window = self.stage, Turns(*answers), Window(room)
-        dispatcher = Dispatcher(
-            *(stage.clock, "tasks", window, store, stage.broker),  # type: ignore[arg-type]
-            *(stage.outbox, stage.announcer, stage.new_id),
-        )
+        dispatcher = self.dispatcher(store, window)
         window.suspect(1)
         store.meanwhile = lambda: window.suspect(2)
         dispatcher.tick()
@@ -232,6 +243,23 @@ class Rounds(StageCase):
         self.assertEqual(store.asked, [(3, None)])
         window.take(-1)
         self.assertFalse(window.admit(1))
+
+    def test_who_wakes_it_during_a_turn_gets_another_one(self) -> None:
+        """That one may have looked too early."""
+        store, window = Turns(), Window(5000)
+        store.slow = True
+        dispatcher = self.dispatcher(store, window)
+        dispatcher.tick()
+        window.suspect(1)
+        dispatcher.wake()
+        self.stage.settle()
+        self.assertEqual(len(store.asked), 1)
+        store.answer()
+        self.stage.settle()
+        self.assertEqual(len(store.asked), 2)
+        store.answer()
+        self.stage.settle()
+        self.assertEqual(len(store.asked), 2)
 
     def test_a_large_backlog_is_handed_over_in_as_many_turns_as_it_takes(self) -> None:
         stage = Stage(window=3000).know()

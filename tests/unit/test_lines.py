@@ -252,6 +252,20 @@ class Backpressure(StageCase):
         self.assertEqual(len({line["id"] for line in replies}), len(replies))
         self.assertEqual(len(replies), 40)
 
+    def test_nor_are_those_that_were_asked_for_before_it_stopped(self) -> None:
+        client = self.stage.client()
+        self.stage.create(count=300, task="x" * 4000)
+        self.stage.runner.slow = True
+        client.send(*({"action": "get_tasks", "limit": 200, "id": n} for n in range(30)))
+        client.stop_reading(full=False)
+        for replies in (4, 8, 12):
+            while self.stage.runner.waiting:
+                self.stage.runner.go_on()
+                self.stage.settle()
+            self.assertLess(client.unread, 4 * 200 * 4500)
+            self.assertLessEqual(len(client.read_on()), 4, replies)
+            client.stop_reading(full=False)
+
     def test_events_for_a_client_that_does_not_read_become_a_gap(self) -> None:
         client = self.stage.client()
         client.ask("watch")

@@ -7,7 +7,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from taskd.errors import BadRequest, Unavailable
-from taskd.model import NewTask, State
+from taskd.model import NewTask, State, Task
 from taskd.server.outbox import RELAY_AFTER
 from tests.unit.stage import NOON, StageCase
 
@@ -24,13 +24,17 @@ class Submitting(StageCase):
     def submit(self, user_id: int = 0, count: int = 1, **fields: Any) -> Deferred[Any]:
         """A request for tasks."""
         spec = NewTask(**{"task": "t", "queue": "tasks", **fields})
-        return self.stage.submitter.submit(user_id or self.ana, [spec] * count)
+        return Deferred.fromCoroutine(self.stage.submitter.submit(user_id or self.ana, [spec] * count))
 
-    def create_here(self, *args: Any, **options: Any) -> list[Any]:
+    def answer(self, request: Deferred[Any]) -> list[Task]:
+        """Its tasks, as they are now."""
+        return self.stage.tasks(*(created.task_id for created in self.successResultOf(request)))
+
+    def create_here(self, *args: Any, **options: Any) -> list[Task]:
         """A request, answered."""
         done = self.submit(*args, **options)
         self.stage.settle()
-        return list(self.successResultOf(done))
+        return self.answer(done)
 
     def test_with_room_and_no_backlog_a_task_goes_straight_to_the_broker(self) -> None:
         [task] = self.create_here()
@@ -44,7 +48,7 @@ class Submitting(StageCase):
         requests = [self.submit(count=n, task=f"t{n}") for n in (1, 2, 3)]
         self.stage.settle()
         self.assertEqual(self.stage.runner.calls, before + 1)
-        answers = [self.successResultOf(request) for request in requests]
+        answers = [self.answer(request) for request in requests]
         self.assertEqual([[t.task for t in answer] for answer in answers], [["t1"], ["t2"] * 2, ["t3"] * 3])
         self.assertEqual([t.id for answer in answers for t in answer], [1, 2, 3, 4, 5, 6])
 
@@ -64,7 +68,7 @@ class Submitting(StageCase):
         self.place.take(-1)
         mine, others = self.submit(), self.submit(self.eva)
         self.stage.settle()
-        states = [self.successResultOf(done)[0].state for done in (mine, others)]
+        states = [self.answer(done)[0].state for done in (mine, others)]
         self.assertEqual(states, [State.WAITING, State.QUEUED])
 
     def test_the_queues_have_windows_of_their_own(self) -> None:
@@ -119,7 +123,8 @@ class Submitting(StageCase):
         self.assertEqual(len(self.stage.broker.published), 2)
 
     def test_a_request_is_stored_whole_or_not_at_all(self) -> None:
-        done = self.stage.submitter.submit(self.ana, [NewTask("t", queue="tasks"), NewTask("\0", queue="tasks")])
+        specs = [NewTask("t", queue="tasks"), NewTask("\0", queue="tasks")]
+        done = Deferred.fromCoroutine(self.stage.submitter.submit(self.ana, specs))
         self.stage.settle()
         self.failureResultOf(done, BadRequest)
         self.assertEqual(self.stage.tasks(), [])
@@ -157,7 +162,8 @@ class OutboxTests(StageCase):
 
     def create_here(self, count: int = 1) -> None:
         """Tasks through this server."""
-        done = self.stage.submitter.submit(self.stage.user(), [NewTask("t", queue="tasks")] * count)
+        specs = [NewTask("t", queue="tasks")] * count
+        done = Deferred.fromCoroutine(self.stage.submitter.submit(self.stage.user(), specs))
         done.addErrback(lambda failure: failure.trap(Unavailable))
         self.stage.settle()
 

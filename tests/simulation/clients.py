@@ -1,0 +1,296 @@
+"""Users and their clients: they submit, cancel, list, watch and wait, and check what they are told."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+
+from tests.simulation.network import Connection
+from tests.simulation.referee import (
+    CONFIRMED_EXIST,
+    NO_ERROR,
+    ONE_REPLY,
+    WAIT_TRUTH,
+    WATCH_ENDS,
+    WATCH_GROWS,
+)
+
+if TYPE_CHECKING:
+    from tests.simulation.processes import ServerProcess
+    from tests.simulation.world import World
+
+_ENDED = frozenset({"completed", "failed", "cancelled"})
+_EXPECTED_ERRORS = frozenset({"unavailable", "draining", "conflict", "auth_required"})
+PATIENCE = 20.0
+"""Seconds that a user waits for a reply before trying another server."""
+
+
+class User(NamedTuple):
+    """An account, and a token that logs in to it."""
+
+    name: str
+    id: int
+    token: str
+
+
+class _Request:
+    """A request that was sent and not answered yet."""
+
+    __slots__ = ("action", "done", "fields")
+
+    def __init__(self, action: str, fields: dict[str, Any]) -> None:
+        self.action = action
+        self.fields = fields
+        self.done: Deferred[dict[str, Any] | None] = Deferred()
+
+
+class Talk:
+    """One connection of a client, from the first byte to the last. It checks every line that it reads."""
+
+    def __init__(self, client: Client, server: ServerProcess, number: int) -> None:
+        self._client = client
+        self._referee = client.world.referee
+        self._rest = b""
+        self._sent = 0
+        self._watching = False
+        self._latest = 0
+        self._seen: dict[int, int] = {}
+        self.requests: dict[int, _Request] = {}
+        self.over = False
+        self.connection = Connection(client.world, server, self, f"{client.name} {number}")
+
+    def request(self, action: str, **fields: Any) -> Deferred[dict[str, Any] | None]:
+        """Send a request. Fires with the reply, or with None when the connection ends before it."""
+        self._sent += 1
+        request = _Request(action, fields)
+        if self.over:
+            request.done.callback(None)
+            return request.done
+        self.requests[self._sent] = request
+        self._client.note("asks", action, fields)
+        self.connection.send(msgspec.json.encode({"action": action, "id": self._sent, **fields}) + b"\n")
+        return request.done
+
+    def close(self) -> None:
+        """The client ends it, with whatever is under way."""
+        self.connection.cut()
+
+    # -- Reader
+
+    def data(self, data: bytes) -> None:
+        """Bytes from the server."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            message = msgspec.json.decode(line)
+            if "event" in message:
+                self._event(message)
+            else:
+                self._reply(message)
+
+    def lost(self) -> None:
+        """The connection is over."""
+        if not self.over:
+            self.over = True
+            self._client.note("loses", "the connection")
+            requests, self.requests = self.requests, {}
+            for request in requests.values():
+                request.done.callback(None)
+
+    # -- what is read
+
+    def _event(self, message: dict[str, Any]) -> None:
+        kind, client = message["event"], self._client
+        if kind != "task":
+            client.note("hears", kind)
+            self._watching = False
+            return
+        view = message["task"]
+        client.note("hears", f"task {view['id']} is {view['state']}, version {view['version']}")
+        self._referee.saw(client.user.name, view)
+        if not self._watching:
+            self._referee.fail(WATCH_ENDS, f"{client.name} does not watch, and hears of task {view['id']}")
+        before = self._seen.get(view["id"], 0)
+        if view["version"] <= before:
+            what = f"task {view['id']} version {view['version']} after {before}"
+            self._referee.fail(WATCH_GROWS, f"{client.name} hears of {what}")
+        self._seen[view["id"]] = view["version"]
+
+    def _reply(self, message: dict[str, Any]) -> None:
+        request, client = self.requests.pop(message.get("id"), None), self._client
+        if request is None:
+            self._referee.fail(ONE_REPLY, f"{client.name} reads {message}, which answers nothing")
+            return
+        client.note("reads", f"{request.action}: {message['status']}", message.get("code", ""))
+        for view in [*message.get("tasks", ()), *([message["task"]] if "task" in message else ())]:
+            self._referee.saw(client.user.name, view)
+        if message["ok"]:
+            self._check(message.get("id", 0), request, message)
+        elif message["code"] == "not_found":
+            self._referee.fail(CONFIRMED_EXIST, f"{client.name} asks {request.action} {request.fields}: not found")
+        elif message["code"] not in _EXPECTED_ERRORS:
+            self._referee.fail(NO_ERROR, f"{client.name} asks {request.action} {request.fields}: {message}")
+        request.done.callback(message)
+
+    def _check(self, number: int, request: _Request, message: dict[str, Any]) -> None:
+        action = request.action
+        if action == "new_task":
+            self._client.created([message["task_id"]], [request.fields])
+        elif action == "new_tasks":
+            self._client.created(message["task_ids"], request.fields["tasks"])
+        elif action == "watch":
+            # of two that were asked for, the later one counts
+            if number > self._latest:
+                self._latest, self._watching = number, True
+                self._seen = {view["id"]: view["version"] for view in message["tasks"]}
+        elif action == "unwatch":
+            if number > self._latest:
+                self._latest, self._watching = number, False
+        elif action == "wait" and message["done"]:
+            left = [view["id"] for view in message["tasks"] if view["state"] not in _ENDED]
+            if left or len(message["tasks"]) != len(request.fields["task_ids"]):
+                self._referee.fail(WAIT_TRUTH, f"{self._client.name} reads {message}")
+
+
+class Client:
+    """One program of a user's. It talks to one server after another."""
+
+    def __init__(self, world: World, name: str, user: User, tasks: int) -> None:
+        self.world = world
+        self.name = name
+        self.user = user
+        self.mine: list[int] = []
+        """Tasks whose creation it has read."""
+        self.finished = False
+        """It has read that all of them have ended."""
+        self._left = tasks
+        self._texts = 0
+        self._talks = 0
+        self._stream = world.stream(name)
+        self.talk: Talk | None = None
+
+    def start(self) -> None:
+        """Begin to use the service."""
+        Deferred.fromCoroutine(self._run()).addErrback(self._broken)
+
+    def note(self, what: str, *detail: Any) -> None:
+        """A line of the game's log."""
+        self.world.note(self.name, what, *detail)
+
+    def created(self, task_ids: list[int], specs: list[dict[str, Any]]) -> None:
+        """The server has confirmed tasks."""
+        for task_id, spec in zip(task_ids, specs, strict=True):
+            self.mine.append(task_id)
+            self.world.referee.was_confirmed(task_id, spec["task"])
+
+    def _broken(self, failure: Failure) -> None:
+        self.world.referee.fail(NO_ERROR, f"{self.name}: {failure.getTraceback()}")
+
+    async def _sleep(self, seconds: float) -> None:
+        await deferLater(self.world.clock, seconds)
+
+    async def _run(self) -> None:
+        await self._sleep(self._stream.random())
+        while not self.world.closing:
+            server = self.world.a_server(self._stream)
+            if server is not None:
+                self._talks += 1
+                talk = self.talk = Talk(self, server, self._talks)
+                login = talk.request("login", token=self.user.token)
+                if self._stream.random() < 0.3:
+                    # does not wait for it: what follows is answered in its turn
+                    talk.request("watch")
+                    await self._hurried(talk)
+                reply = await self._patient(login)
+                if reply is not None and reply["ok"]:
+                    await (self._play(talk) if self.world.rates else self._settle(talk))
+                if not self.world.closing:
+                    talk.close()
+            await self._sleep(self._stream.uniform(0.05, 1.0))
+
+    async def _hurried(self, talk: Talk) -> None:
+        if self._stream.random() < 0.2:
+            await self._sleep(self._stream.expovariate(50))
+            talk.close()
+
+    async def _patient(self, reply: Deferred[Any]) -> Any:
+        """The reply; None when it does not come in time."""
+        done: Deferred[Any] = Deferred()
+        timer = self.world.clock.callLater(PATIENCE, done.callback, None)
+
+        def answered(message: Any) -> None:
+            if timer.active():
+                timer.cancel()
+                done.callback(message)
+
+        reply.addCallback(answered)
+        return await done
+
+    # -- while things go wrong
+
+    async def _play(self, talk: Talk) -> None:
+        stream = self._stream
+        for _ in range(stream.randint(5, 40)):
+            if talk.over or not self.world.rates:
+                return
+            reply = self._act(talk)
+            if stream.random() < 0.3:
+                await self._patient(reply)
+            if stream.random() < self.world.plan.rates.slow_reader * 0.1:
+                talk.connection.read(False)
+                self.world.clock.callLater(stream.uniform(0.5, 5.0), talk.connection.read, True)
+            await self._sleep(stream.expovariate(8))
+        if stream.random() < 0.3:
+            talk.connection.half_close()
+            await self._sleep(stream.uniform(0, 3.0))
+
+    def _act(self, talk: Talk) -> Deferred[Any]:
+        stream = self._stream
+        if self._left > 0 and stream.random() < 0.55:
+            if stream.random() < 0.6:
+                return talk.request("new_task", **self._spec())
+            return talk.request("new_tasks", tasks=[self._spec() for _ in range(stream.randint(1, 10))])
+        kind = stream.random()
+        if kind < 0.2:
+            if stream.random() < 0.2:
+                talk.request(stream.choice(("watch", "unwatch")))
+            return talk.request(stream.choice(("watch", "watch", "watch", "unwatch")))
+        if kind < 0.4 or not self.mine:
+            return talk.request("get_tasks", limit=stream.choice((5, 100)))
+        if kind < 0.5:
+            return talk.request("get_task", task_id=stream.choice(self.mine))
+        if kind < 0.7:
+            return talk.request("cancel_task", task_id=stream.choice(self.mine))
+        some = sorted(set(stream.choices(self.mine, k=5)))
+        return talk.request("wait", task_ids=some, timeout=stream.choice((0, 3, 30)))
+
+    def _spec(self) -> dict[str, Any]:
+        # A key for idempotent resubmission will be added here; then a client may ask again with the same text.
+        stream = self._stream
+        self._left -= 1
+        self._texts += 1
+        payload: dict[str, Any] = {"seconds": stream.choice((0, 0.01, stream.uniform(0, 0.5), stream.uniform(0, 3.0)))}
+        for what, share in (("fails", 0.1), ("unstorable", 0.05), ("stubborn", 0.2)):
+            if stream.random() < share:
+                payload[what] = True
+        return {
+            "task": f"{self.user.name} {self.name} {self._texts}",
+            "payload": payload,
+            "queue": stream.choice(self.world.plan.queues),
+            "max_attempts": stream.choice((1, 2, 3, 5)),
+        }
+
+    # -- when they do not any more
+
+    async def _settle(self, talk: Talk) -> None:
+        talk.request("watch")
+        for start in range(0, len(self.mine), 30):
+            reply = await self._patient(talk.request("wait", task_ids=self.mine[start : start + 30], timeout=15))
+            if reply is None or not reply["ok"] or not reply["done"]:
+                return
+        self.finished = True
+        while not (talk.over or self.world.closing):
+            await self._sleep(0.5)

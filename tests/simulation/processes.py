@@ -1,0 +1,205 @@
+"""Servers and workers as processes: they start, stop, freeze and die."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from taskd.errors import Unavailable
+from taskd.model import DEFAULT_KIND, Task
+from taskd.ports import ITaskHandler
+from taskd.server.accounts import Accounts
+from taskd.server.service import TaskServer
+from taskd.worker.runner import Runner
+from taskd.worker.worker import Worker
+from tests.simulation.broker import BrokerLink
+from tests.simulation.clock import Owner, OwnClock
+from tests.simulation.referee import NO_ERROR
+from tests.simulation.store import StoreLink
+
+if TYPE_CHECKING:
+    from tests.simulation.network import Connection
+    from tests.simulation.world import World
+
+SESSION_SECONDS = 10**7
+
+
+class Process(Owner):
+    """One life of a process, with links of its own to the store and the broker."""
+
+    def __init__(self, world: World, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.world = world
+        self.stream = world.stream(name)
+        self.clock: Any = OwnClock(world.clock, self, self.stream.uniform(-2.0, 2.0))
+        self.store = StoreLink(world, self)
+        self.broker = BrokerLink(world, self)
+        self.draining = False
+
+    def start(self) -> None:
+        """As ``twistd`` would."""
+        self.world.note(self.name, "starts")
+        Deferred.fromCoroutine(self._start()).addErrback(self._broken)
+
+    async def _start(self) -> None:
+        await self.broker.start()
+        try:
+            await self.store.start()
+        except Unavailable:
+            return
+        self.serve()
+
+    def serve(self) -> None:
+        """The store is there: begin to work."""
+        raise NotImplementedError
+
+    def terminate(self) -> None:
+        """SIGTERM: it drains, and ends."""
+        if not self.draining and not self.dead:
+            self.draining = True
+            self.world.note(self.name, "drains")
+            Deferred.fromCoroutine(self._stop()).addErrback(self._broken)
+
+    async def _stop(self) -> None:
+        await self.drain()
+        await self.broker.stop()
+        await self.store.stop()
+        self.world.note(self.name, "ends")
+        self.vanish()
+
+    async def drain(self) -> None:
+        """Finish what it has."""
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        """SIGKILL: everything of it vanishes."""
+        if not self.dead:
+            self.world.note(self.name, "is killed")
+            self.vanish()
+
+    def vanish(self) -> None:
+        """Nothing of it runs any more. The others notice in their time."""
+        self.dead = True
+        self.world.gone(self)
+
+    def freeze(self) -> None:
+        """SIGSTOP."""
+        if not self.paused:
+            self.world.note(self.name, "freezes")
+            self.paused = True
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        if self.paused:
+            self.world.note(self.name, "thaws")
+            self.paused = False
+            self.world.clock.go_on(self)
+
+    def _broken(self, failure: Failure) -> None:
+        self.world.referee.fail(NO_ERROR, f"{self.name}: {failure.getErrorMessage()}")
+
+
+def _no_passwords(*_: Any) -> NoReturn:
+    raise AssertionError("everybody logs in with a token")
+
+
+class ServerProcess(Process):
+    """A task server."""
+
+    def __init__(self, world: World, name: str) -> None:
+        super().__init__(world, name)
+        plan, self._ids = world.plan, 0
+        self.connections: list[Connection] = []
+        self.server = TaskServer(
+            self.clock,
+            self.store,
+            self.broker,
+            Accounts(self.store, _no_passwords, 4, SESSION_SECONDS),
+            queues=plan.queues,
+            window=plan.window,
+            lease=plan.lease,
+            node=name,
+            new_id=self._new_id,
+        )
+
+    def _new_id(self) -> str:
+        self._ids += 1
+        return f"{self.name}:{self._ids}"
+
+    @property
+    def accepting(self) -> bool:
+        """Whether a client finds it."""
+        return not self.dead and not self.draining
+
+    def build_protocol(self) -> Any:
+        """The protocol for a new connection; None where it is refused."""
+        return self.server.lines.buildProtocol(None) if self.accepting else None
+
+    def serve(self) -> None:
+        if not self.draining:
+            self.server.start()
+
+    async def drain(self) -> None:
+        await self.server.drain()
+
+    def vanish(self) -> None:
+        super().vanish()
+        for connection in tuple(self.connections):
+            connection.cut()
+
+
+class WorkerProcess(Process):
+    """A worker."""
+
+    def __init__(self, world: World, name: str, slots: int) -> None:
+        super().__init__(world, name)
+        self.slots = slots
+        self._serving = False
+        runner = Runner([Handler(self)])
+        plan = world.plan
+        self.worker = Worker(self.clock, self.store, self.broker, runner, plan.queues, slots, plan.lease, name)
+
+    def serve(self) -> None:
+        if not self.draining:
+            self._serving = True
+            self.worker.start()
+
+    async def drain(self) -> None:
+        if self._serving:
+            disturbed = self.store.disturbed
+            await self.worker.drain(self.stream.choice((0.0, 1.0, 5.0)))
+            self.world.referee.drained(self.name, self.store.disturbed == disturbed)
+
+
+@implementer(ITaskHandler)
+class Handler:
+    """Takes its time, fails, or will not be stopped, as the payload says."""
+
+    kind = DEFAULT_KIND
+
+    def __init__(self, process: WorkerProcess) -> None:
+        self._process = process
+
+    async def run(self, task: Task, payload: Mapping[str, Any]) -> Any:
+        process = self._process
+        referee = process.world.referee
+        referee.began(process.name, task, process.slots)
+        try:
+            if payload["seconds"]:
+                try:
+                    await deferLater(process.clock, payload["seconds"])
+                except CancelledError:
+                    if not payload.get("stubborn"):
+                        raise
+                    await deferLater(process.clock, 1.0)
+            if payload.get("fails"):
+                raise ValueError("it was to fail")
+            return object() if payload.get("unstorable") else {"attempt": task.attempt}
+        finally:
+            referee.ended(process.name)

@@ -1,0 +1,234 @@
+"""The invariants. The referee sees every change of the store and every word that clients read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from taskd.model import MOVES, TERMINAL, State, Task
+from taskd.ports import Claim, Delivery, Finished, Outcome
+
+CONFIRMED_EXIST = "a confirmed task is in the store"
+ONCE = "a task is created once"
+LEGAL_MOVES = "every change of state is a legal move"
+ONE_END = "a task ends once, and nothing changes it any more"
+VERSIONS = "the version grows by one with every change"
+BOUNDED_ATTEMPTS = "attempts are counted right and never exceed their maximum"
+DISPATCHES = "the dispatch number grows with every dispatch, and only then"
+FENCED = "no outcome of a fenced attempt is accepted"
+CLAIMS_MATCH = "a message claims its own dispatch only"
+ATTEMPT_ONCE = "an attempt is begun once"
+SLOTS = "a worker runs no more tasks than it has slots"
+INTERRUPTED = "interruption is not failure"
+OUTBOX_KEPT = "an outbox row outlives its unconfirmed messages"
+ACK_AFTER_OUTCOME = "a message is acked after the outcome"
+TRUE_VIEWS = "what a client is shown was so"
+OWN_TASKS = "a client sees no task of another user"
+WATCH_GROWS = "versions grow within a watch"
+WATCH_ENDS = "events come after a watch, until it ends"
+WAIT_TRUTH = "a wait that is done shows tasks that have ended"
+ONE_REPLY = "every request gets one reply"
+EVERY_END = "every task ends"
+OUTBOX_SETTLES = "the outbox settles"
+WINDOWS_RIGHT = "the windows are right again"
+MESSAGES_SETTLE = "no message stays unacked"
+NOTHING_KEPT = "nothing is kept for who has gone"
+DRAIN_ENDS = "a drained process ends"
+NO_ERROR = "no unexpected error"
+
+_STATES = {state.value: state for state in State}
+
+
+class Violation(Exception):
+    """An invariant does not hold."""
+
+    def __init__(self, invariant: str, detail: str) -> None:
+        super().__init__(f"{invariant}: {detail}")
+        self.invariant = invariant
+        self.detail = detail
+
+
+class Change(NamedTuple):
+    """A row of the audit table: a task before and after one change. ``old_state`` is None for a new one."""
+
+    task_id: int
+    text: str
+    old_state: str | None
+    state: str
+    old_attempt: int
+    attempt: int
+    max_attempts: int
+    old_version: int
+    version: int
+    old_dispatch: int
+    dispatch: int
+    worker: str | None
+
+
+@dataclass
+class Known:
+    """A task as it is in the store now, and every state it was in by version."""
+
+    task_id: int
+    text: str
+    state: State
+    attempt: int
+    dispatch: int
+    version: int
+    worker: str | None
+    history: dict[int, State]
+
+
+class Referee:
+    """Watches. ``tell`` hears of the first violation of each kind of event; the world stops then."""
+
+    def __init__(self, tell: Callable[[Violation], None], note: Callable[..., None]) -> None:
+        self._tell = tell
+        self._note = note
+        self.tasks: dict[int, Known] = {}
+        self.texts: dict[str, int] = {}
+        self.open = 0
+        """Tasks that have not ended."""
+        self.confirmed: dict[int, str] = {}
+        self.delivered: set[tuple[int, int]] = set()
+        """Dispatches whose messages the broker confirmed to a publisher."""
+        self._begun: set[tuple[int, int, int]] = set()
+        self._busy: dict[str, int] = {}
+
+    def fail(self, invariant: str, detail: str) -> None:
+        """An invariant does not hold."""
+        self._tell(Violation(invariant, detail))
+
+    # -- the store
+
+    def changed(self, who: str, how: str, changes: Iterable[Change]) -> None:
+        """A call has committed these changes."""
+        for c in changes:
+            state = _STATES[c.state]
+            self._note(who, how, f"task {c.task_id}: {c.old_state} -> {c.state}, attempt {c.attempt} of {c.worker}")
+            if c.old_state is None:
+                self._created(c, state)
+            else:
+                self._moved(how, c, _STATES[c.old_state], state)
+
+    def _created(self, c: Change, state: State) -> None:
+        if c.text in self.texts:
+            self.fail(ONCE, f"{c.text!r} is task {self.texts[c.text]} and task {c.task_id}")
+        if state not in (State.WAITING, State.QUEUED) or c.attempt or c.version != 1:
+            self.fail(LEGAL_MOVES, f"a new task is {c}")
+        if c.dispatch != (state is State.QUEUED):
+            self.fail(DISPATCHES, f"a new task is {c}")
+        self.texts[c.text] = c.task_id
+        self.tasks[c.task_id] = Known(c.task_id, c.text, state, 0, c.dispatch, 1, None, {1: state})
+        self.open += 1
+
+    def _moved(self, how: str, c: Change, old: State, new: State) -> None:
+        known, what = self.tasks[c.task_id], f"{how}: {c}"
+        if old in TERMINAL:
+            self.fail(ONE_END, what)
+        if new not in MOVES[old]:
+            self.fail(LEGAL_MOVES, what)
+        if c.version != c.old_version + 1:
+            self.fail(VERSIONS, what)
+        spent = c.attempt - c.old_attempt
+        if spent != {"claim": 1, "release": -1}.get(how, 0) or not 0 <= c.attempt <= c.max_attempts:
+            self.fail(BOUNDED_ATTEMPTS, what)
+        if how == "release" and (new is not State.WAITING or spent != -1):
+            self.fail(INTERRUPTED, what)
+        if c.dispatch - c.old_dispatch != (new is State.QUEUED):
+            self.fail(DISPATCHES, what)
+        known.state, known.attempt, known.dispatch, known.worker = new, c.attempt, c.dispatch, c.worker
+        known.version = c.version
+        known.history[c.version] = new
+        if new in TERMINAL:
+            self.open -= 1
+
+    def claimed(self, worker: str, claims: Sequence[Claim], tasks: Sequence[Task]) -> None:
+        """A claim has committed and is answered with these tasks."""
+        asked = {(claim.task_id, claim.dispatch) for claim in claims}
+        for task in tasks:
+            if (task.id, task.dispatch) not in asked:
+                self.fail(CLAIMS_MATCH, f"task {task.id} dispatch {task.dispatch} by {worker} with {sorted(claims)}")
+
+    def finished(
+        self,
+        worker: str,
+        outcomes: Sequence[Outcome],
+        again: bool,
+        before: Mapping[int, tuple[Any, ...]],
+        found: Mapping[int, Finished],
+    ) -> None:
+        """A finish has committed; ``before`` has the tasks as they were by :meth:`present`."""
+        for task_id in found:
+            state, *key = before[task_id]
+            mine = [o for o in outcomes if o.task_id == task_id and [o.dispatch, o.attempt, worker] == key]
+            if state is not State.RUNNING and not (again and any(o.state is state for o in mine)) or not mine:
+                self.fail(FENCED, f"task {task_id} was {before[task_id]}, {worker} finished {list(outcomes)}")
+
+    def present(self, task_ids: Iterable[int]) -> dict[int, tuple[Any, ...]]:
+        """State, dispatch, attempt and worker of tasks now."""
+        known = (self.tasks[task_id] for task_id in task_ids)
+        return {k.task_id: (k.state, k.dispatch, k.attempt, k.worker) for k in known}
+
+    def settled(self, batch: str, task_ids: Iterable[int], elsewhere: Callable[[int], bool]) -> None:
+        """An outbox row was deleted. ``elsewhere`` tells whether another row names a task."""
+        for task_id in task_ids:
+            known = self.tasks[task_id]
+            if (
+                known.state is State.QUEUED
+                and (task_id, known.dispatch) not in self.delivered
+                and not elsewhere(task_id)
+            ):
+                self.fail(OUTBOX_KEPT, f"task {task_id} dispatch {known.dispatch} was never confirmed")
+
+    def acked(self, worker: str, delivery: Delivery, others: bool) -> None:
+        """A delivery of a living channel was acked; ``others``: the worker has another one of the same message."""
+        known = self.tasks.get(delivery.task_id)
+        if known is None or others:
+            return
+        if (known.state, known.worker, known.dispatch) == (State.RUNNING, worker, delivery.dispatch):
+            self.fail(ACK_AFTER_OUTCOME, f"{worker} has acked task {known.task_id}, which it runs")
+
+    # -- workers
+
+    def began(self, worker: str, task: Task, slots: int) -> None:
+        """A handler has begun."""
+        self._note(worker, "begins", f"task {task.id} attempt {task.attempt} dispatch {task.dispatch}")
+        attempt = task.id, task.dispatch, task.attempt
+        if attempt in self._begun:
+            self.fail(ATTEMPT_ONCE, f"task {task.id} dispatch {task.dispatch} attempt {task.attempt} by {worker}")
+        self._begun.add(attempt)
+        busy = self._busy[worker] = self._busy.get(worker, 0) + 1
+        if busy > slots:
+            self.fail(SLOTS, f"{worker} has {slots} slots and runs {busy} tasks")
+
+    def ended(self, worker: str) -> None:
+        """A handler has ended, or was stopped."""
+        self._busy[worker] -= 1
+
+    def drained(self, worker: str, undisturbed: bool) -> None:
+        """A worker has drained; ``undisturbed``: the store answered it all the while."""
+        left = [k.task_id for k in self.tasks.values() if k.worker == worker and k.state is State.RUNNING]
+        if left and undisturbed:
+            self.fail(INTERRUPTED, f"{worker} has drained and left tasks {left} running")
+
+    # -- clients
+
+    def was_confirmed(self, task_id: int, text: str) -> None:
+        """A client has read that this task was created."""
+        self.confirmed[task_id] = text
+        known = self.tasks.get(task_id)
+        if known is None or known.text != text:
+            self.fail(CONFIRMED_EXIST, f"task {task_id}, {text!r}, is {known and known.text!r} in the store")
+
+    def saw(self, user: str, view: Mapping[str, Any]) -> None:
+        """A client was shown a task."""
+        known = self.tasks.get(view["id"])
+        if not view["task"].startswith(f"{user} ") or known is None or known.text != view["task"]:
+            self.fail(OWN_TASKS, f"{user} was shown {view}")
+            return
+        was = known.history.get(view["version"])
+        shown = {"scheduled": "waiting", "retrying": "waiting"}.get(view["state"], view["state"])
+        if was is None or was.value != shown:
+            self.fail(TRUE_VIEWS, f"task {known.task_id} version {view['version']} was {was}, {user} saw {shown}")

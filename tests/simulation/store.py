@@ -1,0 +1,406 @@
+"""The database that all share, and the fragile link of each process to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from taskd.errors import Unavailable
+from taskd.model import Task, User
+from taskd.ports import (
+    Account,
+    Claim,
+    Dispatched,
+    Finished,
+    ITaskStore,
+    NewRow,
+    OutboxBatch,
+    Outcome,
+    Page,
+    TaskQuery,
+)
+from taskd.store.sqlite import InlineRunner, SqliteStore
+from tests.simulation.referee import Change
+
+if TYPE_CHECKING:
+    from tests.simulation.processes import Process
+    from tests.simulation.world import World
+
+_FOREVER = 2**62
+"""When a settled row that is kept for a while was published."""
+
+REPEAT_AFTER = 0.1
+"""Seconds before a link repeats what may have been done."""
+
+_AUDIT = f"""
+CREATE TEMP TABLE audit (task_id, task, old_state, state, old_attempt, attempt, max_attempts, old_version, version,
+    old_dispatch, dispatch, worker);
+CREATE TEMP TABLE settled (id, task_ids);
+CREATE TEMP TRIGGER new_task AFTER INSERT ON main.tasks BEGIN
+    INSERT INTO audit VALUES (NEW.id, NEW.task, NULL, NEW.state, 0, NEW.attempt, NEW.max_attempts, 0, NEW.version,
+        0, NEW.dispatch, NEW.worker);
+END;
+CREATE TEMP TRIGGER changed_task AFTER UPDATE ON main.tasks
+WHEN OLD.state <> NEW.state OR OLD.version <> NEW.version OR OLD.attempt <> NEW.attempt
+    OR OLD.dispatch <> NEW.dispatch OR OLD.worker IS NOT NEW.worker OR OLD.finished_at IS NOT NEW.finished_at
+    OR OLD.result IS NOT NEW.result OR OLD.error IS NOT NEW.error
+BEGIN
+    INSERT INTO audit VALUES (NEW.id, NEW.task, OLD.state, NEW.state, OLD.attempt, NEW.attempt, NEW.max_attempts,
+        OLD.version, NEW.version, OLD.dispatch, NEW.dispatch, NEW.worker);
+END;
+CREATE TEMP TRIGGER deleted_row AFTER DELETE ON main.outbox WHEN coalesce(OLD.published_at, 0) <> {_FOREVER} BEGIN
+    INSERT INTO settled VALUES (OLD.id, OLD.task_ids);
+END;
+CREATE TEMP TRIGGER settled_row AFTER UPDATE ON main.outbox WHEN NEW.published_at = {_FOREVER} BEGIN
+    INSERT INTO settled VALUES (NEW.id, NEW.task_ids);
+END;
+"""
+
+_ELSEWHERE = f"""
+SELECT EXISTS (SELECT 1 FROM outbox, json_each(task_ids) WHERE value = ? AND coalesce(published_at, 0) <> {_FOREVER})
+"""
+
+
+class _Runner(InlineRunner):
+    """Hands out its connection, for the referee."""
+
+    @property
+    def connection(self) -> Any:
+        """The connection, outside of any transaction."""
+        return self._connection
+
+
+class Database:
+    """The truth. Every call is one transaction, done at once; the referee hears of what it changed."""
+
+    def __init__(self, world: World) -> None:
+        self._referee = world.referee
+        self._runner = _Runner()
+        self._changes = 0
+        self.store = SqliteStore(self._runner, world.clock)
+        self.up = True
+        self.links: list[StoreLink] = []
+        at_once(self.store.start())
+        self._runner.connection.executescript(_AUDIT)
+
+    def perform(self, who: str, name: str, *args: Any, again: bool = False) -> Any:
+        """Do a call, for a process; ``again`` when it may have been done before. Raises what the store raises."""
+        if name == "finish":
+            worker, outcomes, repeated = args
+            before = self._referee.present(outcome.task_id for outcome in outcomes)
+            found = at_once(self.store.finish(worker, outcomes, repeated or again))
+            self._referee.finished(worker, outcomes, repeated or again, before, found)
+            self._audit(who, name)
+            return found
+        batch = args[0] if again and name in ("create_tasks", "dispatch") else None
+        known = batch is not None and self.query("SELECT 1 FROM outbox WHERE id = ?", batch)
+        result = at_once(getattr(self.store, name)(*args))
+        if batch is not None and not known:
+            # as the store of many servers does: the row will outlive its settling, lest a straggler come after it
+            self.query("UPDATE outbox SET published_at = created_at WHERE id = ?", batch)
+            self._runner.connection.commit()
+        self._audit(who, name)
+        if name == "claim":
+            self._referee.claimed(args[0], args[2], result)
+        return result
+
+    def query(self, text: str, *args: Any) -> list[Any]:
+        """Rows of a statement of the referee's."""
+        rows: list[Any] = self._runner.connection.execute(text, args).fetchall()
+        return rows
+
+    def _audit(self, who: str, how: str) -> None:
+        connection = self._runner.connection
+        if connection.total_changes == self._changes:
+            return
+        changes = [Change(*row) for row in self.query("SELECT * FROM audit ORDER BY rowid")]
+        settled = self.query("SELECT * FROM settled ORDER BY rowid")
+        connection.execute("DELETE FROM audit")
+        connection.execute("DELETE FROM settled")
+        connection.commit()
+        self._changes = connection.total_changes
+        self._referee.changed(who, how, changes)
+        for batch, task_ids in settled:
+            self._referee.settled(batch, json.loads(task_ids), self._in_outbox)
+
+    def _in_outbox(self, task_id: int) -> bool:
+        return bool(self.query(_ELSEWHERE, task_id)[0][0])
+
+    # -- what the world does to it and asks of it
+
+    def stop(self) -> None:
+        """Nobody reaches it."""
+        self.up = False
+        self._tell()
+
+    def start(self) -> None:
+        """Everybody does."""
+        self.up = True
+        self._tell()
+
+    def unsettled(self) -> int:
+        """Rows of the outbox that wait for a confirm."""
+        return int(self.query(f"SELECT count(*) FROM outbox WHERE coalesce(published_at, 0) <> {_FOREVER}")[0][0])
+
+    def queued(self) -> Mapping[str, int]:
+        """Queued tasks by queue."""
+        counts: Mapping[str, int] = at_once(self.store.count_queued())
+        return counts
+
+    def close(self) -> None:
+        """The game is over."""
+        self._runner.close()
+
+    def _tell(self) -> None:
+        for link in self.links:
+            link.changed()
+
+
+def at_once(work: Any) -> Any:
+    """The result of a coroutine that waits for nothing."""
+    results: list[Any] = []
+    Deferred.fromCoroutine(work).addBoth(results.append)
+    [result] = results
+    if isinstance(result, Failure):
+        result.raiseException()
+    return result
+
+
+class _Call:
+    """A call under way. ``again``: it may have been done. ``sent`` tells the tries apart."""
+
+    __slots__ = ("again", "args", "deadline", "done", "name", "repeat", "sent", "stream")
+
+    def __init__(self, name: str, args: Sequence[Any], repeat: bool, stream: Any) -> None:
+        self.name = name
+        self.args = args
+        self.repeat = repeat
+        self.stream = stream
+        self.done: Deferred[Any] = Deferred()
+        self.again = False
+        self.sent = 0
+        self.deadline: float | None = None
+
+
+@implementer(ITaskStore)
+class StoreLink:
+    """ITaskStore of one process: the shared store behind delays, refusals, lost answers and outages.
+
+    Like the store of many servers it repeats what may have been done, for a while, and what may not be repeated it does
+    not. What a killed process has asked for may still be done.
+    """
+
+    def __init__(self, world: World, process: Process) -> None:
+        self.ready = False
+        self.disturbed = 0
+        """How often a call was not answered, or late."""
+        self._world = world
+        self._database = world.database
+        self._process = process
+        self._plan = world.plan
+        self._cut = False
+        self._started = False
+        self._stopped = False
+        self._open: dict[_Call, None] = {}
+        self._database.links.append(self)
+
+    # -- what the world does to it
+
+    @property
+    def _reached(self) -> bool:
+        return self._database.up and not self._cut
+
+    def cut(self, cut: bool) -> None:
+        """Whether the network between this process and the database is cut."""
+        self._cut = cut
+        self.changed()
+
+    def changed(self) -> None:
+        """The database can be reached no more, or again: it takes a moment to notice."""
+        stream = self._world.stream(self._process.name, "store notices")
+        self._process.clock.callLater(stream.uniform(0, 1.0), self._notice)
+
+    def _notice(self) -> None:
+        self.ready = self._started and not self._stopped and self._reached
+
+    # -- calls
+
+    def _call(self, name: str, *args: Any, repeat: bool = True, about: str = "") -> Deferred[Any]:
+        call = _Call(name, args, repeat, self._world.stream(self._process.name, name, about))
+        if self._stopped:
+            call.done.errback(Unavailable("the store is closed"))
+        else:
+            self._open[call] = None
+            self._send(call)
+        return call.done
+
+    def _send(self, call: _Call) -> None:
+        if call not in self._open:
+            return
+        stream, later = call.stream, self._process.clock.callLater
+        call.sent += 1
+        if not self.ready:
+            self.disturbed += 1
+            later(stream.choice((0.0, 0.2, 5.0)), self._refused, call)
+            return
+        rates, kind = self._world.rates, stream.random()
+        there, back = self._takes(stream), self._takes(stream)
+        self.disturbed += max(there, back) > 1
+        if rates and kind < rates.refused:
+            self.disturbed += 1
+            later(there, self._refused, call)
+        elif rates and kind < rates.refused + rates.ambiguous:
+            self._world.clock.call(None, there, self._arrive, call, partial(later, back, self._lost, call, call.sent))
+        elif rates and kind < rates.refused + rates.ambiguous + rates.straggling:
+            late = stream.uniform(0, 4.0)
+            self._world.clock.call(None, late, self._arrive, call, lambda _: None)
+            later(there, self._lost, call, call.sent)
+        else:
+            answer = partial(self._answer, call, call.sent, back)
+            self._world.clock.call(None, there, self._arrive, call, answer)
+
+    def _takes(self, stream: Any) -> float:
+        rates = self._world.rates
+        if rates and stream.random() < rates.slow_store:
+            return float(stream.uniform(0, 3.0))
+        return float(stream.expovariate(1 / self._plan.store_seconds))
+
+    def _arrive(self, call: _Call, answer: Any) -> None:
+        """The call reaches the database, or not."""
+        if self._process.dead and call.stream.random() < 0.5:
+            return
+        if not self._reached:
+            self._process.clock.callLater(call.stream.uniform(0, 1.0), self._lost, call, call.sent)
+            return
+        result: Any
+        try:
+            result = self._database.perform(self._process.name, call.name, *call.args, again=call.again)
+        except Exception as e:
+            result = e
+        answer(result)
+
+    def _answer(self, call: _Call, sent: int, back: float, result: Any) -> None:
+        self._process.clock.callLater(back, self._answered, call, sent, result)
+
+    def _answered(self, call: _Call, sent: int, result: Any) -> None:
+        if call not in self._open or call.sent != sent:
+            return
+        del self._open[call]
+        if isinstance(result, Exception):
+            call.done.errback(result)
+        else:
+            call.done.callback(result)
+
+    def _refused(self, call: _Call) -> None:
+        if call.again:
+            self._lost(call, call.sent)
+        else:
+            self._fail(call, "the database is too busy now")
+
+    def _lost(self, call: _Call, sent: int, _: object = None) -> None:
+        if call not in self._open or call.sent != sent:
+            return
+        self.disturbed += 1
+        call.again = True
+        now = self._world.clock.seconds()
+        if call.deadline is None:
+            call.deadline = now + self._plan.retry
+        if now >= call.deadline or not call.repeat:
+            self._fail(call, "the database connection was lost")
+        else:
+            self._process.clock.callLater(REPEAT_AFTER, self._send, call)
+
+    def _fail(self, call: _Call, why: str) -> None:
+        if call in self._open:
+            del self._open[call]
+            self._world.note(self._process.name, "store", f"{call.name}: {why}")
+            call.done.errback(Unavailable(why))
+
+    # -- ITaskStore
+
+    async def start(self) -> None:
+        while not self._reached and not self._stopped:
+            await deferLater(self._process.clock, 0.5)
+        if self._stopped:
+            raise Unavailable("the store is closed")
+        self._started = self.ready = True
+
+    async def stop(self) -> None:
+        self._stopped = True
+        self.ready = False
+        for call in tuple(self._open):
+            self._fail(call, "the store is closed")
+
+    def create_user(self, username: str, key: str, password: str) -> Awaitable[User]:
+        return self._call("create_user", username, key, password)
+
+    def find_user(self, key: str) -> Awaitable[Account | None]:
+        return self._call("find_user", key)
+
+    def open_session(self, user_id: int, token_hash: bytes, seconds: int) -> Awaitable[None]:
+        return self._call("open_session", user_id, token_hash, seconds)
+
+    def find_session(self, token_hash: bytes) -> Awaitable[User | None]:
+        return self._call("find_session", token_hash)
+
+    def close_session(self, token_hash: bytes) -> Awaitable[None]:
+        return self._call("close_session", token_hash)
+
+    def create_tasks(self, batch: str, rows: Sequence[NewRow], settled: Sequence[str] = ()) -> Awaitable[Sequence[Task]]:
+        return self._call("create_tasks", batch, rows, settled)
+
+    def dispatch(self, batch: str, queue: str, limit: int, after_user: int | None) -> Awaitable[Dispatched]:
+        return self._call("dispatch", batch, queue, limit, after_user, about=queue)
+
+    def promote(self, limit: int) -> Awaitable[Sequence[tuple[str, int]]]:
+        return self._call("promote", limit, repeat=False)
+
+    def settle(self, batches: Sequence[str]) -> Awaitable[None]:
+        return self._call("settle", batches)
+
+    def take_over(self, older_than: float, limit: int) -> Awaitable[Sequence[OutboxBatch]]:
+        return self._call("take_over", older_than, limit, repeat=False)
+
+    def claim(self, worker: str, lease: float, claims: Sequence[Claim]) -> Awaitable[Sequence[Task]]:
+        return self._call("claim", worker, lease, claims)
+
+    def finish(
+        self, worker: str, outcomes: Sequence[Outcome], again: bool = False
+    ) -> Awaitable[Mapping[int, Finished]]:
+        return self._call("finish", worker, outcomes, again)
+
+    def release(self, worker: str, held: Sequence[Claim]) -> Awaitable[Sequence[Task]]:
+        return self._call("release", worker, held)
+
+    def renew(self, worker: str, lease: float) -> Awaitable[frozenset[int]]:
+        return self._call("renew", worker, lease)
+
+    def cancel(self, user_id: int, task_id: int) -> Awaitable[Task]:
+        return self._call("cancel", user_id, task_id)
+
+    def expire_leases(self, limit: int) -> Awaitable[Sequence[Task]]:
+        return self._call("expire_leases", limit, repeat=False)
+
+    def requeue_lost(self, queue: str, older_than: float, limit: int) -> Awaitable[Sequence[Task]]:
+        return self._call("requeue_lost", queue, older_than, limit, repeat=False)
+
+    def reset_in_flight(self) -> Awaitable[int]:
+        return self._call("reset_in_flight")
+
+    def count_queued(self) -> Awaitable[Mapping[str, int]]:
+        return self._call("count_queued")
+
+    def get_tasks(self, user_id: int, ids: Sequence[int]) -> Awaitable[Sequence[Task]]:
+        return self._call("get_tasks", user_id, ids)
+
+    def list_tasks(self, user_id: int, query: TaskQuery) -> Awaitable[Page]:
+        return self._call("list_tasks", user_id, query)
+
+

@@ -1,0 +1,262 @@
+"""The actions wait, watch and unwatch, through the protocol."""
+
+from __future__ import annotations
+
+from taskd.model import State
+from taskd.server.actions import RECHECK
+from taskd.wire import limits
+from tests.unit.stage import Client
+from tests.unit.test_actions import ActionCase, ids
+
+
+class Waiting(ActionCase):
+    def wait(self, *task_ids: int, timeout: float = 60) -> int:
+        return self.client.start("wait", task_ids=task_ids, timeout=timeout)
+
+    def answered(self, request: int) -> bool:
+        """Whether the reply is there; it is kept."""
+        lines = self.client.lines()
+        self.client._kept = lines
+        return any(line.get("id") == request for line in lines)
+
+    def test_for_what_has_ended_already(self) -> None:
+        a, b = self.add(), self.add()
+        self.stage.run(a)
+        self.client.ask("cancel_task", task_id=b)
+        reply = self.client.reply(self.wait(b, a, b))
+        self.assertEqual((reply["status"], reply["done"], ids(reply)), ("success", True, [b, a]))
+
+    def test_until_the_last_has_ended(self) -> None:
+        a, b, c = self.add(), self.add(), self.add()
+        request = self.wait(a, b, c)
+        self.stage.run(a)
+        self.stage.claim(b)
+        self.client.ask("cancel_task", task_id=c)
+        self.assertFalse(self.answered(request))
+        self.stage.finish(b, state=State.FAILED, result=None)
+        reply = self.client.reply(request)
+        self.assertEqual([task["state"] for task in reply["tasks"]], ["completed", "failed", "cancelled"])
+        self.assertTrue(reply["done"])
+        self.assertEqual(self.stage.clock.getDelayedCalls(), [])
+
+    def test_no_time_at_all(self) -> None:
+        a, b = self.add(), self.add()
+        self.stage.run(a)
+        reply = self.client.reply(self.wait(a, b, timeout=0))
+        self.assertEqual((reply["done"], [t["state"] for t in reply["tasks"]]), (False, ["completed", "queued"]))
+
+    def test_until_time_is_up(self) -> None:
+        request = self.wait(self.add(), timeout=2.5)
+        self.stage.clock.advance(2.4)
+        self.assertFalse(self.answered(request))
+        self.stage.clock.advance(0.1)
+        self.stage.settle()
+        reply = self.client.reply(request)
+        self.assertEqual((reply["ok"], reply["done"]), (True, False))
+
+    def test_news_that_never_came_are_made_up_for(self) -> None:
+        """A worker's news may be lost."""
+        task_id = self.add()
+        request = self.wait(task_id)
+        announce, self.stage.broker.announce = self.stage.broker.announce, lambda news: None  # type: ignore[method-assign]
+        self.stage.run(task_id)
+        self.assertFalse(self.answered(request))
+        self.stage.clock.advance(RECHECK)
+        self.assertTrue(self.client.reply(request)["done"])
+        self.stage.broker.announce = announce  # type: ignore[method-assign]
+
+    def test_so_are_those_of_a_gap(self) -> None:
+        task_id = self.add()
+        request = self.wait(task_id)
+        self.stage.broker.announce = lambda news: None  # type: ignore[method-assign]
+        self.stage.run(task_id)
+        self.stage.hub.gap()
+        self.assertTrue(self.client.reply(request)["done"])
+
+    def test_an_end_between_the_look_and_the_answer_is_not_missed(self) -> None:
+        task_id = self.add()
+        self.stage.runner.slow = True
+        request = self.wait(task_id)
+        self.stage.run(task_id)
+        for _ in range(5):
+            self.stage.runner.go_on()
+        self.assertTrue(self.client.reply(request)["done"])
+
+    def test_the_store_goes_away_meanwhile(self) -> None:
+        request = self.wait(self.add())
+        self.stage.runner.away = True
+        self.stage.clock.advance(RECHECK)
+        self.assertRefused(self.client.reply(request), "unavailable")
+        self.assertEqual(self.stage.clock.getDelayedCalls(), [])
+
+    def test_the_connection_is_lost(self) -> None:
+        self.wait(self.add(), timeout=3600)
+        self.client.lose()
+        self.assertEqual(self.stage.clock.getDelayedCalls(), [])
+        self.stage.run(1)
+        self.assertEqual(self.client.raw(), [])
+
+    def test_others_are_served_meanwhile(self) -> None:
+        self.wait(self.add(), timeout=3600)
+        self.assertTrue(self.client.ask("ping")["ok"])
+        self.assertTrue(self.client.ask("get_tasks")["ok"])
+
+    def test_numbers_that_cannot_be(self) -> None:
+        task_id = self.add()
+        for task_ids, code, field in (
+            ([], "bad_request", "task_ids"),
+            ([task_id] * 1001, "too_large", "task_ids"),
+            ([task_id, 0], "bad_request", "task_ids[1]"),
+            ([task_id, "1"], "bad_request", "task_ids[1]"),
+            ([task_id, 99], "not_found", "task_ids"),
+        ):
+            self.assertRefused(self.client.ask("wait", task_ids=task_ids), code, field)
+        for timeout in (-1, 3601, "5", None):
+            self.assertRefused(self.client.ask("wait", task_ids=[task_id], timeout=timeout), "bad_request", "timeout")
+
+    def test_a_thousand(self) -> None:
+        tasks = self.stage.create(count=1000)
+        request = self.wait(*(task.id for task in tasks))
+        self.stage.run(*tasks)
+        reply = self.client.reply(request)
+        self.assertEqual((reply["done"], ids(reply)), (True, [task.id for task in tasks]))
+
+    def test_one_connection_waits_for_so_many_and_no_more(self) -> None:
+        numbers = [task.id for task in self.stage.create(count=1000)]
+        waits = [self.wait(*numbers, timeout=5) for _ in range(limits.MAX_WAITED // 1000)]
+        reply = self.client.ask("wait", task_ids=[1])
+        self.assertRefused(reply, "rate_limited")
+        self.assertIn("watch", reply["message"])
+        self.stage.clock.advance(5)
+        self.stage.settle()
+        self.assertEqual([self.client.reply(wait)["done"] for wait in waits], [False] * 10)
+        self.assertTrue(self.client.ask("wait", task_ids=[1], timeout=0)["ok"])
+
+
+class Watching(ActionCase):
+    def events(self, client: Client | None = None) -> list[tuple[int, str, int]]:
+        """(number, state, version) of each event."""
+        tasks = [event["task"] for event in (client or self.client).events()]
+        return [(task["id"], task["state"], task["version"]) for task in tasks]
+
+    def test_a_snapshot_and_then_every_change(self) -> None:
+        a, b = self.add(), self.add()
+        reply = self.client.ask("watch")
+        self.assertEqual((reply["status"], ids(reply)), ("success", [b, a]))
+        self.assertEqual(self.events(), [])
+        self.stage.run(a)
+        c = self.add()
+        self.assertEqual(self.events(), [(a, "running", 2), (a, "completed", 3), (c, "queued", 1)])
+
+    def test_an_event_is_a_task_as_in_a_list(self) -> None:
+        self.client.ask("watch")
+        self.add(payload={"x": 1})
+        [event] = self.client.events()
+        self.assertEqual(event, {"event": "task", "task": self.client.ask("get_tasks")["tasks"][0]})
+
+    def test_the_newest_tasks_only_but_changes_of_all(self) -> None:
+        numbers = [self.add() for _ in range(5)]
+        self.assertEqual(ids(self.client.ask("watch", limit=2)), numbers[:2:-1])
+        self.stage.claim(numbers[0])
+        self.assertEqual(self.events(), [(numbers[0], "running", 2)])
+
+    def test_an_empty_snapshot_is_a_success(self) -> None:
+        reply = self.client.ask("watch")
+        self.assertEqual((reply["status"], reply["tasks"]), ("success", []))
+
+    def test_neither_gap_nor_duplicate_whenever_a_change_comes(self) -> None:
+        """Before, while and after the snapshot is read, and while its reply is on its way."""
+        for moment in range(6):
+            client = self.stage.client()
+            task_id = self.add()
+            self.stage.runner.slow = True
+
+            def change(now: bool, task_id: int = task_id) -> None:
+                if now:
+                    self.stage.claim(task_id)
+
+            change(moment == 0)
+            request = client.start("watch")
+            change(moment == 1)
+            change(moment == 2)
+            self.stage.runner.go_on()
+            change(moment == 3)
+            self.stage.runner.slow = False
+            self.stage.settle()
+            change(moment == 4)
+            reply = client.reply(request)
+            change(moment == 5)
+            seen = {task["id"]: task["version"] for task in reply["tasks"]}
+            for number, _, version in self.events(client):
+                self.assertGreater(version, seen.get(number, 0), "a duplicate")
+                seen[number] = version
+            self.assertEqual(seen[task_id], 2, moment)
+            client.lose()
+
+    def test_unwatch(self) -> None:
+        self.client.ask("watch")
+        self.assertEqual(self.client.ask("unwatch")["status"], "success")
+        self.assertEqual(self.client.ask("unwatch")["status"], "success")
+        self.add()
+        self.assertEqual(self.events(), [])
+
+    def test_watching_again_is_one_watch(self) -> None:
+        for _ in range(3):
+            self.client.ask("watch")
+        task_id = self.add()
+        self.assertEqual(self.events(), [(task_id, "queued", 1)])
+
+    def test_two_at_the_same_moment_are_one_too(self) -> None:
+        self.stage.runner.slow = True
+        requests = [self.client.start("watch") for _ in range(2)]
+        self.stage.tell(self.stage.create())
+        self.stage.runner.slow = False
+        self.stage.runner.go_on()
+        for request in requests:
+            self.assertEqual(len(self.client.reply(request)["tasks"]), 1)
+        task_id = self.add()
+        self.assertEqual(self.events(), [(task_id, "queued", 1)])
+
+    def test_a_gap_and_watching_again(self) -> None:
+        self.client.ask("watch")
+        self.stage.hub.gap()
+        task_id = self.add()
+        self.assertEqual(self.client.events(), [{"event": "gap"}])
+        self.assertEqual(ids(self.client.ask("watch")), [task_id])
+        self.stage.claim(task_id)
+        self.assertEqual(self.events(), [(task_id, "running", 2)])
+
+    def test_a_watch_that_fails_is_none(self) -> None:
+        self.stage.runner.away = True
+        self.assertRefused(self.client.ask("watch"), "unavailable")
+        self.stage.runner.away = False
+        self.add()
+        self.assertEqual(self.events(), [])
+        self.assertEqual(self.stage.hub._watches, {})
+
+    def test_one_that_fails_ends_the_one_before_and_says_so(self) -> None:
+        self.client.ask("watch")
+        self.stage.runner.away = True
+        self.assertRefused(self.client.ask("watch"), "unavailable")
+        self.assertRefused(self.client.ask("watch"), "unavailable")
+        self.stage.runner.away = False
+        self.add()
+        self.assertEqual(self.client.events(), [{"event": "gap"}])
+
+    def test_nobody_elses_changes(self) -> None:
+        eva = self.stage.client("eva")
+        eva.ask("watch")
+        self.add()
+        self.assertEqual(self.events(eva), [])
+
+    def test_every_connection_of_a_user_hears_of_them(self) -> None:
+        others = [self.stage.client() for _ in range(2)]
+        for client in (self.client, *others):
+            client.ask("watch")
+        task_id = self.add()
+        for client in (self.client, *others):
+            self.assertEqual(self.events(client), [(task_id, "queued", 1)])
+
+    def test_without_watch_there_are_no_events(self) -> None:
+        self.add()
+        self.assertEqual(self.events(), [])
