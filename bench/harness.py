@@ -116,8 +116,8 @@ def medians(rows: Sequence[Figures]) -> Figures:
         if isinstance(first, Mapping):
             found[name] = medians(values)
         elif isinstance(first, int | float) and not isinstance(first, bool):
-            middle = statistics.median(values)
-            found[name] = round(middle, 3) if isinstance(middle, float) else middle
+            middle = round(statistics.median(values), 3)
+            found[name] = int(middle) if isinstance(first, int) and middle == int(middle) else middle
         else:
             found[name] = first
     return found

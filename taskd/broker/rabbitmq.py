@@ -19,7 +19,7 @@ from taskd.broker.rabbitmq_connection import Connection, Lost, quiet_pika, withi
 from taskd.broker.rabbitmq_consumer import RabbitConsumer, Subscription
 from taskd.broker.rabbitmq_link import Incident, Keeper, Link
 from taskd.broker.rabbitmq_publisher import NewsKeeper, PublisherKeeper
-from taskd.broker.rabbitmq_topology import Topology
+from taskd.broker.rabbitmq_topology import Declared, Topology
 from taskd.config import RabbitMQ
 from taskd.errors import BrokerUnavailable
 from taskd.ports import Delivery, Dispatch, IBroker
@@ -116,7 +116,7 @@ class RabbitBroker:
 
     async def depth(self, queue: str) -> int:
         """Messages ready in the queue; one that was deleted is declared again, and empty. Raises BrokerUnavailable."""
-        return await self._declare(queue)
+        return (await self._declare(queue)).messages
 
     def announce(self, news: bytes) -> None:
         """Send news to every subscriber."""
@@ -136,7 +136,7 @@ class RabbitBroker:
         elif self._running:
             self._incoming.start()
 
-    async def _declare(self, queue: str) -> int:
+    async def _declare(self, queue: str) -> Declared:
         connection = self._outgoing.connection
         if connection is None:
             raise BrokerUnavailable(f"{self._name} cannot be reached")
@@ -144,11 +144,11 @@ class RabbitBroker:
             raise BrokerUnavailable(f"{self._name} takes no messages: {connection.blocked}")
         try:
             declared = Deferred.fromCoroutine(self._topology.declare_queue(connection, queue))
-            depth = await within(self._reactor, DECLARE_SECONDS, declared)
+            found = await within(self._reactor, DECLARE_SECONDS, declared)
         except Lost as e:
             raise BrokerUnavailable(f"{self._name}: {e}") from None
         self._declared.add(queue)
-        return depth
+        return found
 
     async def _open_outgoing(self, connection: Connection) -> None:
         connection.on_blocked.append(lambda: self._tell_blocked(connection))

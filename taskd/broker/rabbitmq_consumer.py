@@ -22,6 +22,9 @@ MAX_PREFETCH = 65_535
 BIND_SECONDS = 30.0
 """How often a subscription is bound again, in case the exchange was deleted and made anew."""
 
+CONSUME_SECONDS = 5.0
+"""How long RabbitMQ may take to begin delivering before the queue is suspected of having no leader."""
+
 CANCEL_SECONDS = 5.0
 """How long a consumer waits for RabbitMQ to agree that it has stopped."""
 
@@ -95,6 +98,7 @@ class RabbitConsumer(Keeper):
         self._on_deliveries = on_deliveries
         self._on_lost = on_lost
         self._held: _Held | None = None
+        self._unanswered = False
         self._seen_foreign = False
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
@@ -130,10 +134,18 @@ class RabbitConsumer(Keeper):
 
     async def set_up(self, connection: Connection, channel: Channel) -> None:
         """Begin to consume."""
-        await self._topology.declare_queue(connection, self._queue)
+        declared = await self._topology.declare_queue(connection, self._queue)
+        if self._unanswered:
+            await self._topology.revive_queue(connection, self._queue, declared)
         await channel.call(channel.raw.basic_qos, prefetch_count=self._prefetch)
         held = self._held = _Held(channel)
-        await channel.consume(self._queue, lambda *message: self._take(held, *message), auto_ack=False)
+        consuming = channel.consume(self._queue, lambda *message: self._take(held, *message), auto_ack=False)
+        try:
+            await within(self._clock, CONSUME_SECONDS, consuming)
+        except Lost:
+            self._unanswered = connection.is_open and channel.lost is None
+            raise
+        self._unanswered = False
         if self.stopped:
             channel.close(Lost("stopped"))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.logger import Logger
 
@@ -14,6 +14,13 @@ CHANGES = "taskd.changes"
 
 NEWS_QUEUE = {"x-max-length": 10_000, "x-overflow": "drop-head", "x-message-ttl": 60_000}
 """News are of no use to a subscriber that is this far behind. Time in milliseconds."""
+
+
+class Declared(NamedTuple):
+    """What RabbitMQ says of a queue: messages that are ready, and consumers."""
+
+    messages: int
+    consumers: int
 
 
 class Topology:
@@ -33,8 +40,8 @@ class Topology:
         for queue in queues:
             await self.declare_queue(connection, queue)
 
-    async def declare_queue(self, connection: Connection, queue: str) -> int:
-        """Declare a work queue, on a channel of its own; how many messages are ready in it. Raises Lost.
+    async def declare_queue(self, connection: Connection, queue: str) -> Declared:
+        """Declare a work queue, on a channel of its own. Raises Lost.
 
         A queue that is there already but of another kind is taken as it is: the store keeps the tasks safe.
         """
@@ -56,7 +63,21 @@ class Topology:
                 text = "{name}: queue {queue} was there before and is used as it is: {reason}"
                 self.log.warn(text, name=self._name, queue=queue, reason=str(e))
         channel.close(Lost("done"))
-        return int(reply.method.message_count)
+        return Declared(reply.method.message_count, reply.method.consumer_count)
+
+    async def revive_queue(self, connection: Connection, queue: str, declared: Declared) -> None:
+        """Make a queue anew that looks empty and does not answer. Raises Lost.
+
+        A quorum queue that was declared in the last seconds before RabbitMQ was killed comes back without a leader, and
+        never gets one (rabbitmq-server issue 15725): only its being deleted helps.
+        """
+        if queue not in self._taken_as_is and declared == Declared(0, 0):
+            text = "{name}: queue {queue} has lost its leader, perhaps in a crash: deleting it and making it anew"
+            self.log.warn(text, name=self._name, queue=queue)
+            channel = await connection.open_channel()
+            await channel.call(channel.raw.queue_delete, queue=queue)
+            channel.close(Lost("done"))
+            await self.declare_queue(connection, queue)
 
 
 async def declare_changes(channel: Channel) -> None:

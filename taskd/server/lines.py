@@ -14,8 +14,9 @@ from twisted.internet.interfaces import (
     IReactorTime,
     ITCPTransport,
 )
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.protocol import Factory
 from twisted.logger import Logger
+from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -30,7 +31,8 @@ from taskd.wire.session import Call, ServerSession
 MAX_EVENT_BYTES = 1024 * 1024
 """Events kept for a peer that does not read; with more it is told of a gap and gets none until it watches again."""
 
-_HTTP = re.compile(rb"[A-Z]+ \S+ HTTP/\d")
+_POST = re.compile(rb"POST \S+ HTTP/\d")
+"""The only request with a body that a page of any origin can have a browser send, with its text as it is."""
 
 CLOSE_SECONDS = 5.0
 """What a peer gets to read its last replies before the connection is aborted, when the server is stopping."""
@@ -40,10 +42,12 @@ LINGER_SECONDS = 300.0
 
 
 @implementer(IHalfCloseableProtocol)
-class LineConnection(Protocol):
+class LineConnection(LineReceiver):
     """One client. A client that only writes (``printf ... | nc``) is answered before the connection is closed.
 
-    Nothing is read from a client that does not read its replies, or that has enough requests under way.
+    Nothing is read from a client that does not read its replies, or that has enough requests under way. Lines are cut
+    by a Framer: LineReceiver itself copies its whole buffer for each line, searches it again for each chunk (Twisted
+    #6357), and takes what stands behind an overlong line for a part of it.
     """
 
     _log = Logger()
@@ -79,6 +83,19 @@ class LineConnection(Protocol):
             self.transport.setTcpNoDelay(True)
         self.transport.registerProducer(_Flow(self), True)
 
+    def lineReceived(self, line: bytes) -> None:
+        if not self._spoken_to and _POST.match(line):
+            # each line of the page's text would be a request, sent from inside the network that the browser is in
+            self._session.refuse(BadJson("this port speaks lines of JSON, not HTTP; see docs/protocol.md"))
+            self._session.close(self._goodbye)
+        else:
+            self._session.receive(line)
+        self._spoken_to = True
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        text = f"the line is longer than {MAX_LINE_BYTES} bytes; send less in one, or several new_tasks"
+        self._session.refuse(TooLarge(text))
+
     def dataReceived(self, data: bytes) -> None:
         self._lines.extend(self._framer.feed(data))
         self._read()
@@ -113,17 +130,10 @@ class LineConnection(Protocol):
         try:
             while self._lines and not (self._blocked or self._full):
                 line = self._lines.popleft()
-                first, self._spoken_to = not self._spoken_to, True
-                if first and line is not None and _HTTP.match(line):
-                    # A browser can be made to send a page's text here, where each line of it would be a request.
-                    text = "this port speaks lines of JSON, not HTTP; see docs/protocol.md"
-                    self._session.refuse(BadJson(text))
-                    self._session.close(self._goodbye)
-                elif line is None:
-                    text = f"the line is longer than {MAX_LINE_BYTES} bytes; send less in one, or several new_tasks"
-                    self._session.refuse(TooLarge(text))
+                if line is None:
+                    self.lineLengthExceeded(b"")
                 else:
-                    self._session.receive(line)
+                    self.lineReceived(line)
         finally:
             self._reading = False
         if self._ended and not self._lines and not self._lost:

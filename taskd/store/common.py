@@ -27,8 +27,8 @@ MAX_DELAY = 5.0
 MAX_ID = 2**63 - 1
 """The greatest id that a database can hold. Readers may ask for any number; a greater one is nobody's task."""
 
-LOOK_AT = 1000
-"""The most rows that a filter may look at and throw away for one page."""
+LOOK_AT = 500
+"""The most rows that a filter looks at for one page, unless the page is to be longer itself."""
 
 COLUMNS = (
     "id",
@@ -106,6 +106,11 @@ class Filter:
 def end_of(query: TaskQuery) -> int:
     """The id below which a page begins, as a number that a database can hold."""
     return MAX_ID if query.before is None else max(0, min(query.before, MAX_ID))
+
+
+def look_at(query: TaskQuery) -> int:
+    """How many rows a filter may look at for this page."""
+    return max(LOOK_AT, query.limit + 1)
 
 
 def possible(ids: Iterable[int]) -> list[int]:

@@ -35,7 +35,6 @@ from taskd.ports import (
 from taskd.store import migrations
 from taskd.store import postgres_statements as sql
 from taskd.store.common import (
-    LOOK_AT,
     MAX_DELAY,
     MIN_DELAY,
     STATES,
@@ -44,6 +43,7 @@ from taskd.store.common import (
     check_storable,
     closed,
     end_of,
+    look_at,
     possible,
     storable_error,
 )
@@ -407,7 +407,7 @@ def _listing(user_id: int, query: TaskQuery, wanted: Filter) -> tuple[str, Seque
     count = query.limit + 1
     if wanted.in_flight:
         return sql.list_in_flight(wanted.condition), (user_id, before, *wanted.args, count)
-    each = LOOK_AT if wanted.walked else count
+    each = look_at(query) if wanted.walked else count
     walk = [v for status in wanted.statuses for v in (user_id, status, before, each, user_id, status)]
     if not wanted.walked:
         return sql.list_walk(len(wanted.statuses)), (*walk, count)

@@ -35,7 +35,6 @@ from taskd.store import migrations
 from taskd.store import sqlite_statements as sql
 from taskd.store.common import (
     KEEP_SECONDS,
-    LOOK_AT,
     MAX_DELAY,
     STATES,
     Filter,
@@ -44,6 +43,7 @@ from taskd.store.common import (
     closed,
     end_of,
     in_turns,
+    look_at,
     possible,
     share,
     storable_error,
@@ -58,7 +58,7 @@ _FOREVER = 2**62
 
 
 def _time(micros: int | None) -> datetime | None:
-    return None if micros is None else _EPOCH + timedelta(microseconds=micros)
+    return None if micros is None else _EPOCH + timedelta(0, 0, micros)
 
 
 def _task(row: Sequence[Any]) -> Task:
@@ -389,7 +389,7 @@ class SqliteStore:
         if not wanted.statuses:
             return Page((), None)
         before = end_of(query)
-        each = LOOK_AT if wanted.walked else query.limit + 1
+        each = look_at(query) if wanted.walked else query.limit + 1
         walks = [value for status in wanted.statuses for value in (user_id, status, before, each)]
         if wanted.in_flight:
             db.execute(sql.list_in_flight(wanted.condition), (user_id, before, *wanted.args, query.limit + 1))
@@ -401,7 +401,7 @@ class SqliteStore:
             return Page(tasks[: query.limit], tasks[query.limit - 1].id)
         if not wanted.walked:
             return Page(tasks, None)
-        row = db.execute(sql.list_end(len(wanted.statuses)), (*walks, LOOK_AT - 1)).fetchone()
+        row = db.execute(sql.list_end(len(wanted.statuses)), (*walks, each - 1)).fetchone()
         return Page(tasks, row[0] if row else None)
 
 

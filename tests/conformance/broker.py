@@ -1,6 +1,7 @@
 """The suite of IBroker and IConsumer: every promise of their docstrings, against whichever broker the case makes.
 
-A test case mixes BrokerTests in and makes brokers that share one set of queues. Nothing sleeps: ``until`` lets time
+A test case mixes BrokerTests in (BrokerCase for tests of its own) and makes brokers that share one set of queues. Nothing
+sleeps: ``until`` lets time
 pass, the case's own, in small steps until what is expected is there.
 """
 
@@ -50,8 +51,8 @@ class Inbox:
         return [delivery.task_id for delivery in self.all]
 
 
-class BrokerTests(TestCase):
-    """What every broker keeps to."""
+class BrokerCase(TestCase):
+    """A ready ``broker`` and an unused ``queue``, and what is needed to look at them."""
 
     timeout = 120
     broker: Any
@@ -117,6 +118,10 @@ class BrokerTests(TestCase):
         await self.until(lambda: len(inbox.all) >= count, f"{count} deliveries", 20)
         self.assertEqual(len(inbox.all), count)
         return inbox.all
+
+
+class BrokerTests(BrokerCase):
+    """What every broker keeps to."""
 
     # -- the ports
 

@@ -23,7 +23,7 @@ from tests.daemons import Daemon, LineClient, free_port
 PATH = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
 PAGE = PATH.read_text("utf-8")
 
-ID_KEYS = {"token", "cursor", "user_id", "task_id", "task_ids"}
+ID_KEYS = {"token", "cursor", "user_id", "task_id", "task_ids", "duplicates"}
 """Values that differ from run to run, but mean the same thing wherever they occur. A task's own id is one more."""
 
 TIME_KEYS = {"created_at", "run_at", "started_at", "finished_at"}
@@ -82,7 +82,7 @@ class Bindings:
 
 
 def _kind(key: str) -> str:
-    return "task" if key in ("task_id", "task_ids") else key
+    return "task" if key in ("task_id", "task_ids", "duplicates") else key
 
 
 def compare(shown: Any, real: Any, bindings: Bindings, path: str = "", key: str = "") -> None:

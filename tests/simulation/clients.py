@@ -131,7 +131,7 @@ class Talk:
             self._check(message.get("id", 0), request, message)
         elif message["code"] == "not_found":
             self._referee.fail(CONFIRMED_EXIST, f"{client.name} asks {request.action} {request.fields}: not found")
-        elif message["code"] not in _EXPECTED_ERRORS:
+        elif message["code"] not in _EXPECTED_ERRORS or message["code"] == "conflict" and request.action != "cancel_task":
             self._referee.fail(NO_ERROR, f"{client.name} asks {request.action} {request.fields}: {message}")
         request.done.callback(message)
 
@@ -167,6 +167,8 @@ class Client:
         self.finished = False
         """It has read that all of them have ended."""
         self._left = tasks
+        self._unsure: list[tuple[str, dict[str, Any]]] = []
+        """Submissions that may have been stored, and can be sent again because of their keys."""
         self._texts = 0
         self._talks = 0
         self._stream = world.stream(name)
@@ -183,7 +185,8 @@ class Client:
     def created(self, task_ids: list[int], specs: list[dict[str, Any]]) -> None:
         """The server has confirmed tasks."""
         for task_id, spec in zip(task_ids, specs, strict=True):
-            self.mine.append(task_id)
+            if task_id not in self.mine:
+                self.mine.append(task_id)
             self.world.referee.was_confirmed(task_id, spec["task"])
 
     def _broken(self, failure: Failure) -> None:
@@ -249,10 +252,17 @@ class Client:
 
     def _act(self, talk: Talk) -> Deferred[Any]:
         stream = self._stream
+        if self._unsure and stream.random() < 0.4:
+            return self._submit(talk, *self._unsure.pop(stream.randrange(len(self._unsure))))
         if self._left > 0 and stream.random() < 0.55:
-            if stream.random() < 0.6:
-                return talk.request("new_task", **self._spec())
-            return talk.request("new_tasks", tasks=[self._spec() for _ in range(stream.randint(1, 10))])
+            keyed = stream.random() < 0.5
+            action, fields = "new_task", self._spec(keyed)
+            if stream.random() < 0.4:
+                more = [self._spec(keyed) for _ in range(stream.randint(0, 9))]
+                action, fields = "new_tasks", {"tasks": [fields, *more]}
+            if keyed and stream.random() < 0.1:
+                self._submit(talk, action, fields)
+            return self._submit(talk, action, fields)
         kind = stream.random()
         if kind < 0.2:
             if stream.random() < 0.2:
@@ -267,8 +277,18 @@ class Client:
         some = sorted(set(stream.choices(self.mine, k=5)))
         return talk.request("wait", task_ids=some, timeout=stream.choice((0, 3, 30)))
 
-    def _spec(self) -> dict[str, Any]:
-        # A key for idempotent resubmission will be added here; then a client may ask again with the same text.
+    def _submit(self, talk: Talk, action: str, fields: dict[str, Any]) -> Deferred[Any]:
+        """Submit, for the first time or again."""
+
+        def answered(message: dict[str, Any] | None) -> dict[str, Any] | None:
+            keyed = all("key" in spec for spec in fields.get("tasks", [fields]))
+            if keyed and (message is None or not message["ok"]):
+                self._unsure.append((action, fields))
+            return message
+
+        return talk.request(action, **fields).addCallback(answered)
+
+    def _spec(self, keyed: bool) -> dict[str, Any]:
         stream = self._stream
         self._left -= 1
         self._texts += 1
@@ -276,17 +296,22 @@ class Client:
         for what, share in (("fails", 0.1), ("unstorable", 0.05), ("stubborn", 0.2)):
             if stream.random() < share:
                 payload[what] = True
-        return {
+        spec = {
             "task": f"{self.user.name} {self.name} {self._texts}",
             "payload": payload,
             "queue": stream.choice(self.world.plan.queues),
             "max_attempts": stream.choice((1, 2, 3, 5)),
         }
+        return {**spec, "key": f"{self.name} {self._texts}"} if keyed else spec
 
     # -- when they do not any more
 
     async def _settle(self, talk: Talk) -> None:
         talk.request("watch")
+        while self._unsure:
+            reply = await self._patient(self._submit(talk, *self._unsure.pop()))
+            if reply is None or not reply["ok"]:
+                return
         for start in range(0, len(self.mine), 30):
             reply = await self._patient(talk.request("wait", task_ids=self.mine[start : start + 30], timeout=15))
             if reply is None or not reply["ok"] or not reply["done"]:

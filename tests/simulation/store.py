@@ -20,6 +20,7 @@ from taskd.ports import (
     Dispatched,
     Finished,
     ITaskStore,
+    Keyed,
     NewRow,
     OutboxBatch,
     Outcome,
@@ -199,8 +200,8 @@ class StoreLink:
 
     def __init__(self, world: World, process: Process) -> None:
         self.ready = False
-        self.disturbed = 0
-        """How often a call was not answered, or late."""
+        self.disturbed = 0.0
+        """When a call was last not answered, or late."""
         self._world = world
         self._database = world.database
         self._process = process
@@ -247,14 +248,15 @@ class StoreLink:
         stream, later = call.stream, self._process.clock.callLater
         call.sent += 1
         if not self.ready:
-            self.disturbed += 1
+            self._disturb()
             later(stream.choice((0.0, 0.2, 5.0)), self._refused, call)
             return
         rates, kind = self._world.rates, stream.random()
         there, back = self._takes(stream), self._takes(stream)
-        self.disturbed += max(there, back) > 1
+        if max(there, back) > 1:
+            self._disturb()
         if rates and kind < rates.refused:
-            self.disturbed += 1
+            self._disturb()
             later(there, self._refused, call)
         elif rates and kind < rates.refused + rates.ambiguous:
             self._world.clock.call(None, there, self._arrive, call, partial(later, back, self._lost, call, call.sent))
@@ -265,6 +267,9 @@ class StoreLink:
         else:
             answer = partial(self._answer, call, call.sent, back)
             self._world.clock.call(None, there, self._arrive, call, answer)
+
+    def _disturb(self) -> None:
+        self.disturbed = self._world.clock.seconds()
 
     def _takes(self, stream: Any) -> float:
         rates = self._world.rates
@@ -307,7 +312,7 @@ class StoreLink:
     def _lost(self, call: _Call, sent: int, _: object = None) -> None:
         if call not in self._open or call.sent != sent:
             return
-        self.disturbed += 1
+        self._disturb()
         call.again = True
         now = self._world.clock.seconds()
         if call.deadline is None:
@@ -355,6 +360,9 @@ class StoreLink:
 
     def create_tasks(self, batch: str, rows: Sequence[NewRow], settled: Sequence[str] = ()) -> Awaitable[Sequence[Task]]:
         return self._call("create_tasks", batch, rows, settled)
+
+    def find_keys(self, keys: Sequence[tuple[int, str]]) -> Awaitable[Mapping[tuple[int, str], Keyed]]:
+        return self._call("find_keys", keys)
 
     def dispatch(self, batch: str, queue: str, limit: int, after_user: int | None) -> Awaitable[Dispatched]:
         return self._call("dispatch", batch, queue, limit, after_user, about=queue)

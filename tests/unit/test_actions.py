@@ -167,6 +167,74 @@ class NewTasks(ActionCase):
         self.assertEqual(len(self.client.ask("new_tasks", tasks=[{"task": "x"}] * 1000)["task_ids"]), 1000)
 
 
+class Keys(ActionCase):
+    """Requests that may be sent again."""
+
+    def test_the_same_key_gives_the_same_task(self) -> None:
+        first = self.client.ask("new_task", task="t", key="k", payload={"a": 1, "b": 2})
+        again = self.client.ask("new_task", task="t", key="k", payload={"b": 2, "a": 1})
+        self.assertEqual(again, {**first, "id": again["id"], "duplicate": True})
+        self.assertNotIn("duplicate", first)
+        self.assertEqual(len(self.client.ask("get_tasks")["tasks"]), 1)
+
+    def test_it_does_so_after_the_task_has_ended_and_on_another_connection(self) -> None:
+        first = self.client.ask("new_task", task="t", key="k")
+        self.stage.run(first["task_id"])
+        again = self.stage.client().ask("new_task", task="t", key="k")
+        self.assertEqual((again["task_id"], again["duplicate"]), (first["task_id"], True))
+
+    def test_another_body_is_a_conflict_and_stores_nothing(self) -> None:
+        self.client.ask("new_task", task="t", key="k")
+        others: list[dict[str, Any]] = [
+            *({"task": "u"}, {"task": "t", "kind": "x"}, {"task": "t", "payload": {"a": 1}}),
+            {"task": "t", "max_attempts": 2},
+        ]
+        for other in others:
+            self.assertRefused(self.client.ask("new_task", key="k", **other), "conflict", "key")
+        self.assertEqual(len(self.client.ask("get_tasks")["tasks"]), 1)
+
+    def test_the_default_queue_by_name_or_not_is_the_same_body(self) -> None:
+        first = self.client.ask("new_task", task="t", key="k")
+        again = self.client.ask("new_task", task="t", key="k", queue="tasks")
+        self.assertEqual(again["task_id"], first["task_id"])
+
+    def test_keys_are_each_users_own(self) -> None:
+        mine = self.client.ask("new_task", task="t", key="k")
+        theirs = self.stage.client("eva").ask("new_task", task="other", key="k")
+        self.assertEqual((theirs["ok"], theirs.get("duplicate")), (True, None))
+        self.assertNotEqual(mine["task_id"], theirs["task_id"])
+
+    def test_two_at_the_same_moment_are_one_task(self) -> None:
+        other = self.stage.client()
+        asked = [(c, c.start("new_task", task="t", key="k")) for c in (self.client, other, self.client, other)]
+        self.stage.settle()
+        replies = [client.reply(number) for client, number in asked]
+        self.assertEqual(len({r["task_id"] for r in replies}), 1)
+        self.assertEqual(sorted(r.get("duplicate", False) for r in replies), [False, True, True, True])
+
+    def test_a_batch_again_creates_what_is_missing(self) -> None:
+        specs = [{"task": f"t{n}", "key": f"k{n}"} for n in range(3)]
+        [one] = self.client.ask("new_tasks", tasks=specs[1:2])["task_ids"]
+        reply = self.client.ask("new_tasks", tasks=[*specs, {"task": "keyless"}, specs[0]])
+        ids = reply["task_ids"]
+        self.assertEqual((ids[1], ids[4], len(set(ids))), (one, ids[0], 4))
+        self.assertEqual(reply["duplicates"], [one, ids[0]])
+        self.assertEqual([t.task for t in self.stage.tasks(*ids[:4])], ["t0", "t1", "t2", "keyless"])
+
+    def test_a_batch_with_a_conflict_creates_nothing(self) -> None:
+        self.client.ask("new_task", task="t", key="k")
+        reply = self.client.ask("new_tasks", tasks=[{"task": "new"}, {"task": "u", "key": "k"}])
+        self.assertRefused(reply, "conflict", "key")
+        reply = self.client.ask("new_tasks", tasks=[{"task": "a", "key": "x"}, {"task": "b", "key": "x"}])
+        self.assertRefused(reply, "conflict", "key")
+        self.assertEqual(len(self.client.ask("get_tasks")["tasks"]), 1)
+
+    def test_what_no_key_can_be(self) -> None:
+        for key in ("", "x" * 129, "a\nb", "a\0b"):
+            self.assertRefused(self.client.ask("new_task", task="t", key=key), "bad_request", "key")
+        self.assertTrue(self.client.ask("new_task", task="t", key="ñ \N{SNOWMAN}" * 40)["ok"])
+
+
 class GetTasks(ActionCase):
     def test_none(self) -> None:
         self.assertEqual(
