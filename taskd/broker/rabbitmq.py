@@ -66,7 +66,8 @@ class RabbitBroker:
     @property
     def consuming(self) -> bool:
         """True while everything that is to be consumed can arrive."""
-        return bool(self._consumers) and all(consumer.ready for consumer in self._consumers)
+        wanted = [consumer for consumer in self._consumers if not consumer.stopped]
+        return bool(wanted) and all(consumer.ready for consumer in wanted)
 
     @property
     def blocked(self) -> str | None:

@@ -105,11 +105,11 @@ class Actions:
             name: getattr(self, name) for name in ACTIONS
         }
 
-    async def perform(self, peer: Peer, action: Action, request: Any) -> Answer:
+    def perform(self, peer: Peer, action: Action, request: Any) -> Awaitable[Answer]:
         """Check who may, then do it. Raises TaskdError."""
         if action.access is Access.USER and peer.user is None:
             raise AuthRequired(f"log in first: {action.name} is for a logged-in user")
-        return await self._handlers[action.name](peer, request)
+        return self._handlers[action.name](peer, request)
 
     # who and what is there
 

@@ -211,26 +211,24 @@ class LineConnection(LineReceiver):
     # calls
 
     def _start(self, call: Call) -> None:
-        Deferred.fromCoroutine(self._perform(call)).addErrback(self._failed, call)
+        Deferred.fromCoroutine(self._perform(call))
 
     async def _perform(self, call: Call) -> None:
         try:
             if self._draining:
                 raise Draining("this server is stopping; connect again", retry_after=1)
             answer = await self._actions.perform(self._peer, call.action, call.request)
+            if isinstance(answer, Then):
+                call.succeed(answer.reply)
+                answer.after()
+            else:
+                call.succeed(answer)
         except TaskdError as e:
             call.fail(e)
-            return
-        if isinstance(answer, Then):
-            call.succeed(answer.reply)
-            answer.after()
-        else:
-            call.succeed(answer)
-
-    def _failed(self, failure: Failure, call: Call) -> None:
-        self._log.failure("{action} failed", failure, action=call.action.name)
-        if not call.answered:
-            call.fail(Internal(f"{call.action.name} failed for a reason of the server's; its log says more"))
+        except Exception:
+            self._log.failure("{action} failed", action=call.action.name)
+            if not call.answered:
+                call.fail(Internal(f"{call.action.name} failed for a reason of the server's; its log says more"))
 
 
 @implementer(IPushProducer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from twisted.internet.defer import Deferred
@@ -10,7 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from taskd.batching import Batcher
 from taskd.errors import Conflict, KeyTaken, quote
-from taskd.model import NewTask, State, Task
+from taskd.model import NewTask, State
 from taskd.ports import IBroker, ITaskStore, Keyed, NewRow
 from taskd.server.announcer import Announcer
 from taskd.server.outbox import Outbox
@@ -56,32 +57,36 @@ class Submitter:
         self._announcer = announcer
         self._new_id = new_id
         self._backlogged = backlogged
-        self._batcher: Batcher[Submission, Sequence[Task]] = Batcher(
+        self._batcher: Batcher[Submission, Sequence[Created]] = Batcher(
             clock, self._create, max_weight=MAX_BATCH, weigh=lambda s: len(s.specs)
         )
         self._look_ups: Batcher[Sequence[Key], Mapping[Key, Keyed]] = Batcher(
             clock, self._look_up, max_weight=MAX_BATCH, weigh=len
         )
 
-    async def submit(self, user_id: int, specs: Sequence[NewTask]) -> Sequence[Created]:
-        """Store tasks, all or none; returns them, in order, once they are committed.
+    def submit(self, user_id: int, specs: Sequence[NewTask]) -> Deferred[Sequence[Created]]:
+        """Store tasks, all or none; answers with them, in order, once they are committed.
 
         A task whose key is taken is not stored again. Raises Unavailable, and Conflict when a key stands for something
         else.
         """
-        if all(spec.key is None for spec in specs):
-            return [Created(task.id) for task in await self._batcher.submit(Submission(user_id, specs))]
+        for spec in specs:
+            if spec.key is not None:
+                return Deferred.fromCoroutine(self._submit_keyed(user_id, specs))
+        return self._batcher.submit(Submission(user_id, specs))
+
+    async def _submit_keyed(self, user_id: int, specs: Sequence[NewTask]) -> Sequence[Created]:
         keys = list(dict.fromkeys((user_id, spec.key) for spec in specs if spec.key is not None))
         while True:
             known = {key: found for (_, key), found in (await self._look_ups.submit(keys)).items()}
             _check_fingerprints(specs, known)
             fresh = _to_be_stored(specs, known)
             try:
-                tasks = await self._batcher.submit(Submission(user_id, fresh)) if fresh else ()
+                stored = await self._batcher.submit(Submission(user_id, fresh)) if fresh else ()
             except KeyTaken:
                 # by another request, between the look and the commit
                 continue
-            return _answers(specs, known, tasks)
+            return _answers(specs, known, stored)
 
     def drained(self) -> Deferred[None]:
         """Fires when nothing is under way."""
@@ -91,7 +96,7 @@ class Submitter:
         found = await self._store.find_keys([key for keys in requests for key in keys])
         return [{key: found[key] for key in keys if key in found} for keys in requests]
 
-    async def _create(self, submissions: list[Submission]) -> Sequence[Sequence[Task]]:
+    async def _create(self, submissions: list[Submission]) -> Sequence[Sequence[Created]]:
         batch, settled = self._new_id(), self._outbox.take_settled()
         rows = [
             NewRow(user_id, spec, self._first_state(user_id, spec)) for user_id, specs in submissions for spec in specs
@@ -108,12 +113,8 @@ class Submitter:
         self._outbox.publish(batch, tasks)
         for queue in {row.spec.queue for row in rows if row.state is State.WAITING}:
             self._backlogged(queue)
-        answers, start = [], 0
-        for submission in submissions:
-            end = start + len(submission.specs)
-            answers.append(tasks[start:end])
-            start = end
-        return answers
+        created = iter([Created(task.id) for task in tasks])
+        return [list(islice(created, len(submission.specs))) for submission in submissions]
 
     def _first_state(self, user_id: int, spec: NewTask) -> State:
         window = self._windows[spec.queue]
@@ -142,16 +143,16 @@ def _to_be_stored(specs: Sequence[NewTask], known: Mapping[str, Keyed]) -> list[
     return fresh
 
 
-def _answers(specs: Sequence[NewTask], known: Mapping[str, Keyed], tasks: Iterable[Task]) -> list[Created]:
-    stored = iter(tasks)
+def _answers(specs: Sequence[NewTask], known: Mapping[str, Keyed], stored: Iterable[Created]) -> list[Created]:
+    fresh = iter(stored)
     duplicates = {key: Created(found.task_id, True) for key, found in known.items()}
     created = []
     for spec in specs:
         if spec.key is None:
-            created.append(Created(next(stored).id))
+            created.append(next(fresh))
         elif spec.key in duplicates:
             created.append(duplicates[spec.key])
         else:
-            created.append(Created(next(stored).id))
+            created.append(next(fresh))
             duplicates[spec.key] = Created(created[-1].task_id, True)
     return created

@@ -58,6 +58,7 @@ _FOREVER = 2**62
 
 
 def _time(micros: int | None) -> datetime | None:
+    # by position: three times as fast as by name, and there are four in a row
     return None if micros is None else _EPOCH + timedelta(0, 0, micros)
 
 

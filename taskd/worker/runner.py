@@ -65,25 +65,19 @@ class Runner:
     async def _run(self, attempt: Attempt) -> Outcome:
         task = attempt.task
         try:
-            outcome = _ended(task, State.COMPLETED, result=await self._result(task))
+            handler = self._handlers.get(task.kind)
+            if handler is None:
+                raise TaskdError(f"no worker serves the kind {task.kind!r}; known are: {', '.join(self._handlers)}")
+            payload = _payload(task.payload) if task.payload != "{}" else {}
+            result = encode_json(await handler.run(task, payload), MAX_RESULT_BYTES, "result")
+            outcome = Outcome(task.id, task.dispatch, task.attempt, State.COMPLETED, result)
         except (Exception, CancelledError, SystemExit) as e:
-            outcome = _ended(task, State.FAILED, error=_why(e))
+            outcome = Outcome(task.id, task.dispatch, task.attempt, State.FAILED, error=_why(e))
             if not isinstance(e, TaskdError | CancelledError):
                 self._log.failure("task {id} attempt {attempt} failed", id=task.id, attempt=task.attempt)
         if attempt.stopped:
             raise Stopped
         return outcome
-
-    async def _result(self, task: Task) -> str:
-        handler = self._handlers.get(task.kind)
-        if handler is None:
-            raise TaskdError(f"no worker serves the kind {task.kind!r}; known are: {', '.join(self._handlers)}")
-        payload = _payload(task.payload) if task.payload != "{}" else {}
-        return encode_json(await handler.run(task, payload), MAX_RESULT_BYTES, "result")
-
-
-def _ended(task: Task, state: State, result: str | None = None, error: str | None = None) -> Outcome:
-    return Outcome(task.id, task.dispatch, task.attempt, state, result, error)
 
 
 def _why(e: BaseException) -> str:

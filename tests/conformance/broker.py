@@ -1,8 +1,7 @@
 """The suite of IBroker and IConsumer: every promise of their docstrings, against whichever broker the case makes.
 
-A test case mixes BrokerTests in (BrokerCase for tests of its own) and makes brokers that share one set of queues. Nothing
-sleeps: ``until`` lets time
-pass, the case's own, in small steps until what is expected is there.
+A test case mixes BrokerTests in, or BrokerCase for tests of its own, and makes brokers that share one set of queues.
+Nothing sleeps: ``until`` lets time pass, the case's own, in small steps until what is expected is there.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""README.md and README.es.md: the transcripts are played again on a real terminal, the tables held against the code."""
+"""README.md, README.es.md and docs/: what they show is played again, what they list is held against the code.
+
+docs/protocol.md has a module of its own.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,27 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import pytest
 from twisted.python import usage
+from twisted.trial.unittest import TestCase
+from zope.interface.verify import verifyObject
 
 from taskd import config
 from taskd.client.texts import LANGUAGES, Texts
+from taskd.model import State, Task
+from taskd.ports import ITaskHandler
 from taskd.server.tap import EMBEDDED_SLOTS
 from taskd.server.tap import Options as ServerOptions
+from taskd.store import migrations
+from taskd.worker.runner import Runner
 from taskd.worker.tap import DEFAULT_SLOTS
 from taskd.worker.tap import Options as WorkerOptions
+from tests import services
 from tests.daemons import Daemon, free_port
 from tests.integration.terminal import Terminal
 from tests.integration.test_protocol_doc import Bindings, compare
@@ -28,6 +39,7 @@ from tests.processes import clean_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 README, README_ES = ROOT / "README.md", ROOT / "README.es.md"
+OPERATIONS, ARCHITECTURE = ROOT / "docs" / "operations.md", ROOT / "docs" / "architecture.md"
 PAGES = [README, README_ES, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = README.read_text("utf-8")
 
@@ -252,3 +264,59 @@ def test_pages_have_no_path_of_a_machine(page: Path) -> None:
     for line in page.read_text("utf-8").splitlines():
         assert line == line.rstrip(), line
         assert not re.search(r"(?<![\w.])/(work|root|home|tmp)/", line), line
+
+
+def examples(page: Path, language: str) -> list[str]:
+    """The blocks of a page in this language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_the_sql_for_operators_runs(postgres: services.Postgres, database: str) -> None:
+    """On the schema as it is, with a task to read and change."""
+    for migration in migrations.load("postgres"):
+        postgres.query(migration.sql, database=database)
+    postgres.query(migrations.CREATE_TABLE, database=database)
+    postgres.query("INSERT INTO users (username, username_key, password) VALUES ('Ana', 'ana', '')", database=database)
+    postgres.query("INSERT INTO tasks (user_id, task) VALUES (1, 'one')", database=database)
+    reading, changing = examples(OPERATIONS, "sql")
+    statements = [statement for statement in reading.split(";") if statement.strip()]
+    assert len(statements) == reading.count("\n-- ") + 1
+    for statement in statements:
+        assert "SELECT" in statement
+        postgres.query(statement, database=database)
+    for statement in changing.split(";"):
+        if statement.strip():
+            postgres.query(statement, database=database)
+    assert postgres.query("SELECT state, status FROM tasks", database=database) == [("cancelled", "Cancelada")]
+    [old] = re.findall(r"`(DELETE FROM tasks [^`]*)`", OPERATIONS.read_text("utf-8"))
+    postgres.query(old, database=database)
+
+
+def test_the_log_lines_are_those_of_the_code() -> None:
+    """To the letter, as the code formats them."""
+    section = OPERATIONS.read_text("utf-8").partition("\n## What the log says\n")[2].partition("\n## ")[0]
+    lines = [text for cell in re.findall(r"^\| (`.*?`) \| ", section, re.MULTILINE) for text in cell.split("`")[1::2]]
+    source = "".join(path.read_text() for path in (ROOT / "taskd").rglob("*.py"))
+    assert len(lines) > 20
+    assert [line for line in lines if f'"{line}"' not in source] == []
+
+
+class OwnHandler(TestCase):
+    """The handler in docs/architecture.md."""
+
+    async def test_it_is_one_and_runs(self) -> None:
+        """It returns a result, and fails with its own words."""
+        names: dict[str, Any] = {}
+        [text] = examples(ARCHITECTURE, "python")
+        exec(text, names)
+        handler = names["Digest"]()
+        verifyObject(ITaskHandler, handler)
+        now = datetime.now(timezone.utc)
+        for payload, state, result, error in (
+            ("{}", State.FAILED, None, "text must be a string"),
+            ('{"text":""}', State.COMPLETED, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", None),
+        ):
+            task = Task(1, 1, "one", handler.kind, "tasks", State.RUNNING, now, now, payload)
+            outcome = await Runner([handler]).run(task).done
+            self.assertEqual((outcome.state, outcome.error), (state, error))
+            self.assertEqual(outcome.result, result and f'{{"sha256":"{result}"}}')

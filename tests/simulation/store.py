@@ -100,12 +100,10 @@ class Database:
             self._referee.finished(worker, outcomes, repeated or again, before, found)
             self._audit(who, name)
             return found
-        batch = args[0] if again and name in ("create_tasks", "dispatch") else None
-        known = batch is not None and self.query("SELECT 1 FROM outbox WHERE id = ?", batch)
         result = at_once(getattr(self.store, name)(*args))
-        if batch is not None and not known:
+        if again and name in ("create_tasks", "dispatch"):
             # as the store of many servers does: the row will outlive its settling, lest a straggler come after it
-            self.query("UPDATE outbox SET published_at = created_at WHERE id = ?", batch)
+            self.query("UPDATE outbox SET published_at = created_at WHERE id = ? AND published_at IS NULL", args[0])
             self._runner.connection.commit()
         self._audit(who, name)
         if name == "claim":

@@ -132,17 +132,17 @@ class World:
         self.clock.call(None, stream.uniform(0, 1.0), process.broker.vanish)
         if isinstance(process, ServerProcess):
             self.servers.remove(process)
-            begin: Callable[[], None] = self._start_server
-        else:
-            assert isinstance(process, WorkerProcess)
+        elif isinstance(process, WorkerProcess):
             self.workers.remove(process)
-            slots = process.slots
+        self.clock.call(None, stream.uniform(0.3, 4.0), self._replace, process)
 
-            def begin() -> None:
-                self._start_worker(slots)
-
-        if not self.closing:
-            self.clock.call(None, stream.uniform(0.3, 4.0), begin)
+    def _replace(self, process: Process) -> None:
+        if self.closing:
+            return
+        if isinstance(process, WorkerProcess):
+            self._start_worker(process.slots)
+        else:
+            self._start_server()
 
     def _name(self, kind: str) -> str:
         self._numbers[kind] += 1

@@ -24,7 +24,7 @@ class Submitting(StageCase):
     def submit(self, user_id: int = 0, count: int = 1, **fields: Any) -> Deferred[Any]:
         """A request for tasks."""
         spec = NewTask(**{"task": "t", "queue": "tasks", **fields})
-        return Deferred.fromCoroutine(self.stage.submitter.submit(user_id or self.ana, [spec] * count))
+        return self.stage.submitter.submit(user_id or self.ana, [spec] * count)
 
     def answer(self, request: Deferred[Any]) -> list[Task]:
         """Its tasks, as they are now."""
@@ -124,7 +124,7 @@ class Submitting(StageCase):
 
     def test_a_request_is_stored_whole_or_not_at_all(self) -> None:
         specs = [NewTask("t", queue="tasks"), NewTask("\0", queue="tasks")]
-        done = Deferred.fromCoroutine(self.stage.submitter.submit(self.ana, specs))
+        done: Deferred[Any] = self.stage.submitter.submit(self.ana, specs)
         self.stage.settle()
         self.failureResultOf(done, BadRequest)
         self.assertEqual(self.stage.tasks(), [])
@@ -163,7 +163,7 @@ class OutboxTests(StageCase):
     def create_here(self, count: int = 1) -> None:
         """Tasks through this server."""
         specs = [NewTask("t", queue="tasks")] * count
-        done = Deferred.fromCoroutine(self.stage.submitter.submit(self.stage.user(), specs))
+        done: Deferred[Any] = self.stage.submitter.submit(self.stage.user(), specs)
         done.addErrback(lambda failure: failure.trap(Unavailable))
         self.stage.settle()
 
