@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.processes import Process, clean_environment, eventually, free_port
 
-__all__ = ["TWISTD", "Daemon", "LineClient", "eventually", "free_port"]
+__all__ = ["TWISTD", "Daemon", "LineClient", "eventually", "free_port", "talk"]
 
 TWISTD = ("twistd", "-n", "--pidfile=")
 """How a daemon is started here, by ``make run``, in the containers and by systemd. A pid file would do
@@ -141,3 +141,12 @@ class LineClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def talk(port: int, lines: Sequence[str]) -> list[dict[str, Any]]:
+    """As ``printf '...' | nc`` does it: send everything, close that direction, read to the end."""
+    with socket.create_connection(("127.0.0.1", port), 20) as connection:
+        connection.sendall("".join(f"{line}\n" for line in lines).encode())
+        connection.shutdown(socket.SHUT_WR)
+        with connection.makefile("rb") as replies:
+            return [json.loads(line) for line in replies]

@@ -164,7 +164,8 @@ class Link:
             return connection
         except Exception as e:
             if self._present is not None:
-                self._present.drop(str(e))
+                if self._running:
+                    self._present.drop(str(e))
                 await self._present.lost
             if not timer.active():
                 raise Lost(f"no answer within {OPEN_SECONDS:.0f} s") from e
@@ -244,8 +245,10 @@ class Keeper:
             try:
                 channel = await connection.open_channel()
                 await self.set_up(connection, channel)
-            except Lost as e:
-                connection.drop(f"{self._what}: {e}")
+            except (Lost, AMQPError) as e:
+                # one that is closing already may do so in order
+                if connection.is_open:
+                    connection.drop(f"{self._what}: {as_lost(e)}")
                 break
             finally:
                 if timer.active():

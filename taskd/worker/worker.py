@@ -219,8 +219,8 @@ class Worker:
         claimed = await self._store.claim(self._name, self._lease, [held.claim for held in batch])
         found = {(task.id, task.dispatch): task for task in claimed}
         self._announce(claimed)
-        # None for what is doubled, late, cancelled meanwhile, or the second of two that name the same dispatch
-        tasks = [found.pop((held.claim.task_id, held.claim.dispatch), None) for held in batch]
+        # None for what is late, cancelled meanwhile, or run elsewhere
+        tasks = [found.get((held.claim.task_id, held.claim.dispatch)) for held in batch]
         self._ack(held for held, task in zip(batch, tasks, strict=True) if task is None)
         return tasks
 

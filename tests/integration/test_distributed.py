@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests import services
-from tests.daemons import Daemon, LineClient, eventually, free_port
+from tests.daemons import Daemon, LineClient, eventually, free_port, talk
 
 USERS = 20
 TASKS = 2000
@@ -150,6 +150,8 @@ def test_two_servers_two_workers_behind_a_balancer(cluster: Cluster) -> None:
         ("completed", "Completada", 1, TASKS + 1)
     ]
     assert len(cluster.rows("SELECT worker FROM tasks GROUP BY worker")) == 2, "both workers had some"
+    # who closes one direction, as nc does at the end of its input, is answered through the balancer as well
+    assert [reply["status"] for reply in talk(port, ['{"action":"ping"}'] * 3)] == ["success"] * 3
     with user(port, names[0]) as client:
         page = client.request("get_tasks", limit=500)
         assert {t["id"] for t in page["tasks"]} == set(ids[names[0]])

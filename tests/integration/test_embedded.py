@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import sqlite3
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.daemons import Daemon, LineClient, eventually, free_port
+from tests.daemons import Daemon, LineClient, eventually, free_port, talk
 
 READY = "is ready on port"
 
@@ -57,15 +56,6 @@ def embedded(tmp_path: Path) -> Iterator[Embedded]:
     yield server
     if server.daemon is not None:
         server.daemon.dispose()
-
-
-def talk(port: int, lines: Sequence[str]) -> list[dict[str, Any]]:
-    """As ``printf '...' | nc`` does it: send everything, close that direction, read to the end."""
-    with socket.create_connection(("127.0.0.1", port), 20) as connection:
-        connection.sendall("".join(f"{line}\n" for line in lines).encode())
-        connection.shutdown(socket.SHUT_WR)
-        with connection.makefile("rb") as replies:
-            return [json.loads(line) for line in replies]
 
 
 def test_lines_piped_into_a_socket_work_like_commands_in_a_shell(embedded: Embedded) -> None:

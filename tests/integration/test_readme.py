@@ -278,7 +278,7 @@ def test_the_sql_for_operators_runs(postgres: services.Postgres, database: str) 
     postgres.query(migrations.CREATE_TABLE, database=database)
     postgres.query("INSERT INTO users (username, username_key, password) VALUES ('Ana', 'ana', '')", database=database)
     postgres.query("INSERT INTO tasks (user_id, task) VALUES (1, 'one')", database=database)
-    reading, changing = examples(OPERATIONS, "sql")
+    reading, changing, deleting = examples(OPERATIONS, "sql")
     statements = [statement for statement in reading.split(";") if statement.strip()]
     assert len(statements) == reading.count("\n-- ") + 1
     for statement in statements:
@@ -288,8 +288,9 @@ def test_the_sql_for_operators_runs(postgres: services.Postgres, database: str) 
         if statement.strip():
             postgres.query(statement, database=database)
     assert postgres.query("SELECT state, status FROM tasks", database=database) == [("cancelled", "Cancelada")]
-    [old] = re.findall(r"`(DELETE FROM tasks [^`]*)`", OPERATIONS.read_text("utf-8"))
-    postgres.query(old, database=database)
+    postgres.query("UPDATE tasks SET finished_at = now() - interval '2 years'", database=database)
+    postgres.query(deleting, database=database)
+    assert postgres.query("SELECT count(*) FROM tasks", database=database) == [(0,)]
 
 
 def test_the_log_lines_are_those_of_the_code() -> None:

@@ -57,6 +57,7 @@ class Talk:
         self._rest = b""
         self._sent = 0
         self._watching = False
+        self._draining = False
         self._latest = 0
         self._seen: dict[int, int] = {}
         self.requests: dict[int, _Request] = {}
@@ -90,6 +91,9 @@ class Talk:
                 self._event(message)
             else:
                 self._reply(message)
+        read_all = not (self._rest or self.requests) and self.connection.idle
+        if read_all and self._watching and not self.connection.is_watched:
+            self._referee.fail(WATCH_ENDS, f"{self._client.name} watches, and the server will tell it of nothing")
 
     def lost(self) -> None:
         """The connection is over."""
@@ -107,6 +111,7 @@ class Talk:
         if kind != "task":
             client.note("hears", kind)
             self._watching = False
+            self._draining = self._draining or kind == "draining"
             return
         view = message["task"]
         client.note("hears", f"task {view['id']} is {view['state']}, version {view['version']}")
@@ -144,7 +149,7 @@ class Talk:
         elif action == "watch":
             # of two that were asked for, the later one counts
             if number > self._latest:
-                self._latest, self._watching = number, True
+                self._latest, self._watching = number, not self._draining
                 self._seen = {view["id"]: view["version"] for view in message["tasks"]}
         elif action == "unwatch":
             if number > self._latest:

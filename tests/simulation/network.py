@@ -69,6 +69,17 @@ class Connection:
         self._protocol.makeConnection(self)
         self._flush_to_server_later()
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is on its way to the client, or has just been written."""
+        return not (self._to_client or self.over)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether the server will tell this client of changes."""
+        watch = self._protocol._peer.watch
+        return watch is not None and not watch.closed
+
     # -- the client's side
 
     def send(self, data: bytes) -> None:

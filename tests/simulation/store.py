@@ -247,7 +247,7 @@ class StoreLink:
         call.sent += 1
         if not self.ready:
             self._disturb()
-            later(stream.choice((0.0, 0.2, 5.0)), self._refused, call)
+            later(stream.choice((0.0, 0.2, 1.0)), self._refused, call)
             return
         rates, kind = self._world.rates, stream.random()
         there, back = self._takes(stream), self._takes(stream)

@@ -16,6 +16,7 @@ from tests.simulation import faults
 from tests.simulation.broker import SimBroker
 from tests.simulation.clients import Client, User
 from tests.simulation.clock import START, SimClock
+from tests.simulation.pending import repaired
 from tests.simulation.plan import Plan, Rates, draw
 from tests.simulation.processes import SESSION_SECONDS, Process, ServerProcess, WorkerProcess
 from tests.simulation.referee import (
@@ -34,6 +35,9 @@ from tests.simulation.store import Database, at_once
 
 PATIENCE = 150.0
 """Seconds after the last fault in which everything must come to its end."""
+
+LEAVING = 15.0
+"""Seconds after which a server has noticed that all clients have gone, and what they asked for is done."""
 
 PARTING = 40.0
 """Seconds that all processes get to drain in the end."""
@@ -243,15 +247,18 @@ class World:
         for client in self.clients:
             if client.talk is not None:
                 client.talk.close()
-        self.clock.call(None, 3.0, self._look_for_leaks)
+        self.clock.call(None, 1.0, self._look_for_leaks, self.clock.seconds() + LEAVING)
 
-    def _look_for_leaks(self) -> None:
+    def _look_for_leaks(self, deadline: float) -> None:
         for server in self.servers:
             hub = server.server._announcer._hub
             kept = [("watches", hub._watches), ("waits", hub._waits), ("connections", server.server.lines.connections)]
             for what, things in kept:
-                if things:
+                if things and self.clock.seconds() > deadline:
                     self.referee.fail(NOTHING_KEPT, f"{server.name} keeps {len(things)} {what}")
+                elif things:
+                    self.clock.call(None, 1.0, self._look_for_leaks, deadline)
+                    return
         stored = self.database.query("SELECT count(*) FROM tasks")[0][0]
         if stored != len(self.referee.tasks):
             self.referee.fail(EVERY_END, f"{stored} of {len(self.referee.tasks)} tasks are in the store")
@@ -301,7 +308,7 @@ def play(seed: int, hear: Callable[[str], None] | None = None) -> World:
     """Play one game. Raises Failed. ``hear`` gets every line of the log at once."""
     world = World(seed, hear)
     try:
-        with _alone(world):
+        with repaired(), _alone(world):
             world.play()
     finally:
         world.close()
