@@ -78,13 +78,13 @@ class Publisher:
         raw = self._channel.raw
         await self._channel.call(raw.confirm_delivery, ack_nack_callback=self._confirmed)
         raw.add_on_return_callback(self._returned)
-        self._channel.closed.addCallback(self._ended)
-        self._connection.on_blocked.append(self._blocked)
         # RabbitMQ tells only those who publish that there is an alarm: this message goes nowhere
+        raw.basic_publish("", "", b"")
         self._last_tag = 1
         probe = self._unconfirmed[1] = _Batch("", 1, 0.0)
         probe.done.addCallback(self._prove)
-        raw.basic_publish("", "", b"")
+        self._connection.on_blocked.append(self._blocked)
+        self._channel.closed.addCallback(self._ended)
         await self._answer
 
     def publish(self, queue: str, messages: Sequence[Dispatch]) -> Deferred[None]:

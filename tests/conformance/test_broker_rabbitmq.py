@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import signal
 import struct
@@ -82,6 +83,8 @@ class Incidents(Hooks):
             if event.get("log_level", LogLevel.debug) >= LogLevel.warn:
                 self.lines.append(str(formatEvent(event)))
 
+        # a failure that nobody has looked at is reported when it goes
+        self.addCleanup(gc.collect)
         globalLogPublisher.addObserver(observe)
         self.addCleanup(globalLogPublisher.removeObserver, observe)
         await super().setUp()

@@ -91,7 +91,7 @@ class Talk:
                 self._event(message)
             else:
                 self._reply(message)
-        read_all = not (self._rest or self.requests) and self.connection.idle
+        read_all = not (self._rest or self.requests) and self.connection.told_all
         if read_all and self._watching and not self.connection.is_watched:
             self._referee.fail(WATCH_ENDS, f"{self._client.name} watches, and the server will tell it of nothing")
 

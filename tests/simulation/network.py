@@ -50,6 +50,7 @@ class Connection:
         self._server_flush = False
         self._client_flush = False
         self._half_closed = False
+        self._leaving = False
         self._closing = False
         self._full = False
         self.over = False
@@ -70,9 +71,9 @@ class Connection:
         self._flush_to_server_later()
 
     @property
-    def idle(self) -> bool:
-        """Whether nothing is on its way to the client, or has just been written."""
-        return not (self._to_client or self.over)
+    def told_all(self) -> bool:
+        """Whether it lives, and nothing is on its way to the client."""
+        return not (self._to_client or self._leaving or self.over)
 
     @property
     def is_watched(self) -> bool:
@@ -90,7 +91,7 @@ class Connection:
 
     def half_close(self) -> None:
         """The client will write no more, and reads on."""
-        self._half_closed = True
+        self._half_closed = self._leaving = True
         self._flush_to_server_later()
 
     def read(self, yes: bool) -> None:

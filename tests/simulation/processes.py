@@ -103,6 +103,10 @@ class Process(Owner):
             self.paused = False
             self.world.clock.go_on(self)
 
+    def tasks(self) -> set[int]:
+        """What it runs, is about to run, or asks for."""
+        return set()
+
     def _broken(self, failure: Failure) -> None:
         self.world.referee.fail(NO_ERROR, f"{self.name}: {failure.getErrorMessage()}")
 
@@ -166,6 +170,10 @@ class WorkerProcess(Process):
         runner = Runner([Handler(self)])
         plan = world.plan
         self.worker = Worker(self.clock, self.store, self.broker, runner, plan.queues, slots, plan.lease, name)
+
+    def tasks(self) -> set[int]:
+        worker = self.worker
+        return {*worker._running, *worker._asked, *(held.claim.task_id for held in worker._backlog)}
 
     def serve(self) -> None:
         if not self.draining:

@@ -20,6 +20,7 @@ FENCED = "no outcome of a fenced attempt is accepted"
 CLAIMS_MATCH = "a message claims its own dispatch only"
 ATTEMPT_ONCE = "an attempt is begun once"
 SLOTS = "a worker runs no more tasks than it has slots"
+RENEWED = "a worker renews the leases of what it runs, and no others"
 INTERRUPTED = "interruption is not failure"
 OUTBOX_KEPT = "an outbox row outlives its unconfirmed messages"
 ACK_AFTER_OUTCOME = "a message is acked after the outcome"
@@ -95,6 +96,7 @@ class Referee:
         """Dispatches whose messages the broker confirmed to a publisher."""
         self._begun: set[tuple[int, int, int]] = set()
         self._busy: dict[str, int] = {}
+        self._strays: dict[tuple[str, int], int] = {}
 
     def fail(self, invariant: str, detail: str) -> None:
         """An invariant does not hold."""
@@ -206,6 +208,13 @@ class Referee:
     def ended(self, worker: str) -> None:
         """A handler has ended, or was stopped."""
         self._busy[worker] -= 1
+
+    def renewed(self, worker: str, task_ids: Iterable[int], has: set[int]) -> None:
+        """A worker has renewed the leases of these tasks and ``has`` those. What it has just got may be on its way."""
+        for task_id in task_ids:
+            times = self._strays[worker, task_id] = 0 if task_id in has else self._strays.get((worker, task_id), 0) + 1
+            if times > 2:
+                self.fail(RENEWED, f"{worker} has renewed task {task_id} {times} times, and does not run it")
 
     def drained(self, worker: str, undisturbed: bool) -> None:
         """A worker has drained; ``undisturbed``: the store answered it all the while."""

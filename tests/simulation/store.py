@@ -287,6 +287,9 @@ class StoreLink:
             result = self._database.perform(self._process.name, call.name, *call.args, again=call.again)
         except Exception as e:
             result = e
+        else:
+            if call.name == "renew":
+                self._world.referee.renewed(self._process.name, result, self._process.tasks())
         answer(result)
 
     def _answer(self, call: _Call, sent: int, back: float, result: Any) -> None:
