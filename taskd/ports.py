@@ -220,6 +220,9 @@ class ITaskStore(Interface):
     def get_tasks(user_id: int, ids: Sequence[int]) -> Awaitable[Sequence[Task]]:
         """Those of the ids that are this user's, in no particular order."""
 
+    def find_tasks(ids: Sequence[int]) -> Awaitable[Sequence[Task]]:
+        """Those of the ids that exist, whoever's they are, in no particular order."""
+
     def list_tasks(user_id: int, query: TaskQuery) -> Awaitable[Page]:
         """A page, newest first. Its cost does not grow with the length of the list."""
 
@@ -279,7 +282,8 @@ class IBroker(Interface):
         """Messages ready in the queue. Raises BrokerUnavailable."""
 
     def announce(news: bytes) -> None:
-        """Send news to every subscriber, this process's own included. Dropped when the broker is away."""
+        """Send news, which are not empty, to every subscriber, this process's own included. Dropped when the broker is
+        away; every subscriber is told of a gap when it is back."""
 
     def subscribe(on_news: Callable[[bytes], None], on_gap: Callable[[], None]) -> None:
         """Hear all news from now on. ``on_gap`` tells that some may have been missed, each time it may be so."""

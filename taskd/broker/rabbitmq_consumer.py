@@ -215,8 +215,7 @@ class Subscription(Keeper):
         await channel.consume(queue, self._take, auto_ack=True)
         bound = Deferred.fromCoroutine(self._bind_again(connection, channel, queue))
         bound.addErrback(lambda f: self.log.failure("binding again failed", f))
-        for _, on_gap in self._listeners:
-            self._tell(on_gap)
+        self._gap()
 
     async def _bind_again(self, connection: Connection, channel: Channel, queue: str) -> None:
         # nobody tells a queue that its exchange was deleted, and with it the binding
@@ -228,8 +227,15 @@ class Subscription(Keeper):
                 return
 
     def _take(self, tag: int, redelivered: bool, body: bytes) -> None:
-        for on_news, _ in self._listeners:
+        if not body:
+            # somebody could not send all of theirs
+            self._gap()
+        for on_news, _ in self._listeners if body else ():
             self._tell(on_news, body)
+
+    def _gap(self) -> None:
+        for _, on_gap in self._listeners:
+            self._tell(on_gap)
 
     def _tell(self, listener: Callable[..., None], *news: Any) -> None:
         try:

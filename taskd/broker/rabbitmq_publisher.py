@@ -189,7 +189,10 @@ class PublisherKeeper(Keeper):
 
 
 class NewsKeeper(Keeper):
-    """Keeps a channel for news on each connection."""
+    """Keeps a channel for news on each connection.
+
+    What had to be dropped, or was lost with a connection, is made up for by an empty message, which tells of a gap.
+    """
 
     _PROPERTIES = BasicProperties(delivery_mode=1)
 
@@ -197,19 +200,32 @@ class NewsKeeper(Keeper):
         super().__init__(clock, "announcing", jitter)
         self._connection: Connection | None = None
         self._channel: Channel | None = None
+        self._missed = False
 
     async def set_up(self, connection: Connection, channel: Channel) -> None:
         """News can go out once the exchange is there."""
         await declare_changes(channel)
         self._connection, self._channel = connection, channel
+        connection.on_blocked.append(self._tell_gap)
+        self._tell_gap()
 
     def ended(self) -> None:
-        """News are dropped until there is a new channel."""
+        """News are dropped until there is a new channel, and some may never have left."""
+        if self._connection is not None:
+            self._connection.on_blocked.remove(self._tell_gap)
         self._connection = self._channel = None
+        self._missed = True
 
     def announce(self, news: bytes) -> None:
         """Send news, or drop them where that cannot be."""
-        if self._connection is not None and self._channel is not None and not self._connection.blocked:
-            # a channel that has just closed is as good as one that closed before
-            with suppress(AMQPError):
-                self._channel.raw.basic_publish(CHANGES, "", news, self._PROPERTIES)
+        if self._connection is None or self._channel is None or self._connection.blocked:
+            self._missed = True
+            return
+        # a channel that has just closed is as good as one that closed before
+        with suppress(AMQPError):
+            self._channel.raw.basic_publish(CHANGES, "", news, self._PROPERTIES)
+
+    def _tell_gap(self) -> None:
+        if self._missed and self._connection is not None and not self._connection.blocked:
+            self._missed = False
+            self.announce(b"")

@@ -379,6 +379,9 @@ class PostgresStore:
     async def get_tasks(self, user_id: int, ids: Sequence[int]) -> Sequence[Task]:
         return _tasks(await self._call("get_tasks", user_id, numbers(possible(ids))))
 
+    async def find_tasks(self, ids: Sequence[int]) -> Sequence[Task]:
+        return _tasks(await self._call("find_tasks", numbers(ids)))
+
     async def list_tasks(self, user_id: int, query: TaskQuery) -> Page:
         wanted = Filter(query, now="now()", placeholder="%s")
         if not wanted.statuses:

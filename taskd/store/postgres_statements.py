@@ -271,6 +271,7 @@ SELECT queue, count(*) FROM tasks WHERE {_IN_FLIGHT} AND state = 'queued' GROUP 
 # -- reading
 
 # `+ 0`: found by their ids, never by walking all tasks of the user.
+PREPARED["find_tasks"] = f"SELECT {_ALL} FROM tasks WHERE id = ANY ($1::bigint[])"
 PREPARED["get_tasks"] = f"SELECT {_ALL} FROM tasks WHERE id = ANY ($2::bigint[]) AND user_id + 0 = $1"
 
 

@@ -382,6 +382,9 @@ class SqliteStore:
     async def get_tasks(self, user_id: int, ids: Sequence[int]) -> Sequence[Task]:
         return await self._run(lambda db: _tasks(db.execute(sql.TASK_OF, (user_id, json.dumps(possible(ids))))))
 
+    async def find_tasks(self, ids: Sequence[int]) -> Sequence[Task]:
+        return await self._run(lambda db: _tasks(db.execute(sql.TASKS_BY_ID, (json.dumps(list(ids)),))))
+
     async def list_tasks(self, user_id: int, query: TaskQuery) -> Page:
         return await self._run(self._list_tasks, user_id, query)
 

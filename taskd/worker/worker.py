@@ -221,7 +221,11 @@ class Worker:
         self._announce(claimed)
         # None for what is late, cancelled meanwhile, or run elsewhere
         tasks = [found.get((held.claim.task_id, held.claim.dispatch)) for held in batch]
-        self._ack(held for held, task in zip(batch, tasks, strict=True) if task is None)
+        nothing = [held for held, task in zip(batch, tasks, strict=True) if task is None]
+        if again := [held.claim.task_id for held in nothing if held.claim.redelivered]:
+            # whoever had it may have died between the commit of its outcome and the news of it
+            self._announce(await self._store.find_tasks(again))
+        self._ack(nothing)
         return tasks
 
     def _claimed(self, task: Task | None, held: _Held) -> None:

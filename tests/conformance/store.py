@@ -817,6 +817,12 @@ class StoreTests(StoreCase):
 
     # -- reading
 
+    async def test_find_tasks_asks_nobody(self) -> None:
+        [mine], [theirs] = await self.create(), await self.create(user=self.ben)
+        found = await self.store.find_tasks([mine.id, theirs.id, 10**15])
+        self.assertEqual({t.id: t for t in found}, {mine.id: mine, theirs.id: theirs})
+        self.assertEqual(list(await self.store.find_tasks([])), [])
+
     async def test_get_tasks_gives_only_the_users_own(self) -> None:
         mine, theirs = await self.create(2), await self.create(2, user=self.ben)
         ids = [t.id for t in (*mine, *theirs)]

@@ -293,6 +293,7 @@ class Schema(Hooks):
             "requeue_lost": in_flight,
             "reset_in_flight": {"tasks_in_flight"},
             "count_queued": {"tasks_in_flight"},
+            "find_tasks": by_key,
             "get_tasks": by_key,
         }
         for statistics in ("old", "new"):

@@ -14,7 +14,7 @@ from zope.interface.verify import verifyObject
 from taskd.broker.memory import MemoryBroker
 from taskd.errors import Unavailable
 from taskd.model import MAX_RESULT_BYTES, NewTask, State, Task
-from taskd.ports import Claim, Dispatch, ITaskHandler, ITaskStore, NewRow
+from taskd.ports import Claim, Dispatch, ITaskHandler, ITaskStore, NewRow, Outcome
 from taskd.store.sqlite import InlineRunner, SqliteStore
 from taskd.wire.changes import decode_news
 from taskd.worker.handlers import Simulate
@@ -259,6 +259,21 @@ def test_a_worker_that_dies_leaves_everything_to_the_next(stage: Stage) -> None:
     first.close()
     stage.advance(4)
     assert stage.states(ids) == [("completed", 2)] * 4
+
+
+def test_the_end_of_a_task_is_told_again_when_its_worker_died_before_it_told(stage: Stage) -> None:
+    [task] = stage.simulate(3)
+    delivered: list[Any] = []
+    dead = stage.broker.consume("tasks", 1, delivered.extend, lambda: None)
+    stage.advance(0)
+    [claimed] = stage.done(stage.store._store.claim("dead", LEASE, [Claim(task, 1, False)]))
+    outcome = Outcome(task, 1, claimed.attempt, State.COMPLETED, "1")
+    stage.done(stage.store._store.finish("dead", [outcome]))
+    stage.done(dead.stop())
+    dead.close()
+    stage.worker()
+    stage.advance(0)
+    assert (stage.news, stage.depth(), stage.states([task])) == ([(task, "completed")], 0, [("completed", 1)])
 
 
 def test_the_first_holder_of_a_task_that_was_taken_over_is_fenced(stage: Stage) -> None:
