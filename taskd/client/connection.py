@@ -42,11 +42,15 @@ class Message(Struct):
     event: str | None = None
     status: str = ""
     code: str | None = None
+    field: str | None = None
     message: str = ""
+    retry_after: float | None = None
     token: str = ""
     username: str = ""
     task_id: int = 0
     task_ids: list[int] = []
+    duplicate: bool = False
+    duplicates: list[int] = []
     task: Raw = Raw(b"null")
     tasks: list[Raw] = []
     cursor: str | None = None
@@ -87,6 +91,7 @@ class LineClient(LineReceiver):
         self._last_id = 0
         self._spoken = False
         self._closing = False
+        self._finishing = False
         self._timer: IDelayedCall | None = None
         self._mourners: list[Deferred[None]] = []
         self.lost: Exception | None = None
@@ -131,6 +136,12 @@ class LineClient(LineReceiver):
         self._stop_timer()
         self.transport.loseConnection()
 
+    def finish(self) -> None:
+        """End the connection once everything that is under way has been answered; events are of no use any more."""
+        self._finishing = True
+        self.on_event = lambda client, received: None
+        self._close_if_finished()
+
     def check_often(self) -> None:
         """From now on ask for a sign of life every CHECK_SECONDS; :meth:`gone` hears when there is none."""
         if not self._closing:
@@ -146,8 +157,9 @@ class LineClient(LineReceiver):
 
     def abandon(self, why: Exception) -> None:
         """End the connection for a reason that all who wait for it shall hear."""
-        self._fail(why)
-        self.transport.abortConnection()
+        if self.lost is None:
+            self._fail(why)
+            self.transport.abortConnection()
 
     def failed(self, failure: Failure) -> None:
         """The same as an errback."""
@@ -195,7 +207,12 @@ class LineClient(LineReceiver):
         answer, timer = self._pending.pop(request_id)
         if timer.active():
             timer.cancel()
+        self._close_if_finished()
         return answer
+
+    def _close_if_finished(self) -> None:
+        if self._finishing and not self._pending:
+            self.close()
 
     def _give_up(self, request_id: int) -> None:
         self._forget(request_id)
@@ -220,7 +237,7 @@ class LineClient(LineReceiver):
             self.abandon(e)
 
     def _not_taskd(self) -> None:
-        self.abandon(ConnectionTrouble("not_taskd", transient=False, server=self._server))
+        self.abandon(ConnectionTrouble("not_taskd", transient=False, undone=not self._spoken, server=self._server))
 
     def _fail(self, why: Exception) -> None:
         if self.lost is not None:

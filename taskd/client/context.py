@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -12,9 +14,10 @@ import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
 
 from taskd.client.connection import LineClient, Received, connect
-from taskd.client.errors import ClientError, EndOfInput, NotLoggedIn, Refused, UsageError
+from taskd.client.errors import ClientError, EndOfInput, NotLoggedIn, Refused, Unconfirmed, UsageError
 from taskd.client.rendering import Renderer, ShownTask, read_view, visible
 from taskd.client.sessions import BrokenSession, Session, SessionFile
 from taskd.client.terminal import Output, Source
@@ -44,37 +47,64 @@ class Context:
     renderer: Renderer
     sessions: SessionFile
     json: bool = False
+    new_key: Callable[[], str] = lambda: uuid.uuid4().hex
 
     async def connect(self) -> LineClient:
         """A new connection. Raises ConnectionTrouble."""
         return await connect(self.endpoint, self.clock, self.server)
+
+    async def log_in(
+        self, session: Session, on_event: Callable[[LineClient, Received], None] | None = None
+    ) -> tuple[LineClient, Deferred[Received]]:
+        """A connection, and the answer to its login. Requests may be sent at once, which saves a round trip.
+
+        The server handles nothing before the login is through. When that fails the connection ends, and the requests
+        fail for the same reason, such as NotLoggedIn.
+        """
+        client = await self.connect()
+        if on_event is not None:
+            client.on_event = on_event
+        login = client.request("login", token=session.token)
+        login.addErrback(self._login_failed, session, client)
+        return client, login
+
+    def _login_failed(self, failure: Failure, session: Session, client: LineClient) -> Failure:
+        e: Any = failure.value
+        if isinstance(e, Refused):
+            try:
+                e.undone = True
+                if e.code == "auth_required":
+                    self._forget(session)
+                    e = NotLoggedIn("session_gone", server=self.server, command=self.command("login"))
+            except ClientError as trouble:
+                e = trouble
+            client.abandon(e)
+        return Failure(e)
+
+    def _forget(self, session: Session) -> None:
+        # Somebody may have logged in anew meanwhile
+        with contextlib.suppress(BrokenSession):
+            if self.sessions.load() == session:
+                self.sessions.remove()
 
     async def logged_in(
         self, *requests: Request, on_event: Callable[[LineClient, Received], None] | None = None
     ) -> tuple[LineClient, list[Deferred[Received]]]:
         """A connection logged in with the kept session, and the answers to requests sent with the login.
 
-        The server handles nothing before the login is through, so they save a round trip. Raises NotLoggedIn,
-        after forgetting a session that the server does not know any more.
+        Raises NotLoggedIn, after forgetting a session that the server does not know any more.
         """
-        session = self.session()
-        client = await self.connect()
-        if on_event is not None:
-            client.on_event = on_event
+        client, login = await self.log_in(self.session(), on_event)
         answers: list[Deferred[Received]] = []
         try:
-            login = client.request("login", token=session.token)
             for action, fields in requests:
                 answers.append(client.request(action, **fields))
             await login
-        except BaseException as e:
-            for answer in answers:
+        except BaseException:
+            for answer in (login, *answers):
                 answer.addErrback(lambda _: None)
             client.close()
-            if not isinstance(e, Refused) or e.code != "auth_required":
-                raise
-            self.sessions.remove()
-            raise NotLoggedIn("session_gone", server=self.server, command=self.command("login")) from None
+            raise
         return client, answers
 
     def session(self) -> Session:
@@ -187,8 +217,9 @@ def check_password(password: str) -> None:
 def explain(e: ClientError, texts: Texts) -> str:
     """The one line that tells a user about an error."""
     if e.key == "refused":
-        key = e.fields["status"] if e.fields["status"] in ORIGINAL_REFUSALS else f"code.{e.code}"
-        return texts(key if key in texts else "code.other", message=visible(e.fields["message"]))
+        status, field = e.fields["status"], e.fields["field"]
+        keys = (status if status in ORIGINAL_REFUSALS else "", f"code.{e.code}.{field}", f"code.{e.code}", "code.other")
+        return texts(next(key for key in keys if key in texts), message=visible(e.fields["message"]))
     return texts(e.key, **{name: visible(str(value)) for name, value in e.fields.items()})
 
 
@@ -204,4 +235,7 @@ def error_line(e: ClientError, texts: Texts) -> bytes:
     """The same for ``--json``: the server's reply, or one of the same shape."""
     if isinstance(e, Refused):
         return e.received.line
-    return msgspec.json.encode({"ok": False, "status": "error", "code": e.code, "message": explain(e, texts)})
+    line = {"ok": False, "status": "error", "code": e.code, "message": explain(e, texts)}
+    if isinstance(e, Unconfirmed):
+        line["key"] = e.task_key
+    return msgspec.json.encode(line)

@@ -22,16 +22,21 @@ TERMINATED = 143
 class ClientError(Exception):
     """One clear line for the user. ``key`` names it in :mod:`taskd.client.texts`, ``fields`` fill it in.
 
-    ``code`` is what ``--json`` says, from the protocol's list. ``transient`` troubles may be gone next time.
+    ``code`` is what ``--json`` says, from the protocol's list. ``transient`` troubles may be gone next time, but not
+    before ``retry_after`` seconds. After one that is ``undone`` it is certain that nothing was created.
     """
 
     exit = ERROR
+    retry_after = 0.0
 
-    def __init__(self, key: str, *, code: str = "bad_request", transient: bool = False, **fields: Any) -> None:
+    def __init__(
+        self, key: str, *, code: str = "bad_request", transient: bool = False, undone: bool = True, **fields: Any
+    ) -> None:
         super().__init__(key)
         self.key = key
         self.code = code
         self.transient = transient
+        self.undone = undone
         self.fields = fields
 
 
@@ -53,8 +58,8 @@ class NotLoggedIn(ClientError):
 class ConnectionTrouble(ClientError):
     """No connection, or no longer one, or not to a taskd."""
 
-    def __init__(self, key: str, *, transient: bool = True, **fields: Any) -> None:
-        super().__init__(key, code="unavailable", transient=transient, **fields)
+    def __init__(self, key: str, *, transient: bool = True, undone: bool = False, **fields: Any) -> None:
+        super().__init__(key, code="unavailable", transient=transient, undone=undone, **fields)
 
 
 class Refused(ClientError):
@@ -66,12 +71,25 @@ class Refused(ClientError):
         super().__init__(
             "refused",
             code=code,
-            transient=code in ("draining", "unavailable"),
+            transient=code in ("draining", "unavailable", "rate_limited"),
+            # Without an id it may be the answer to another request
+            undone=body.id is not None and code not in ("unavailable", "internal"),
             status=body.status,
+            field=body.field,
             message=body.message,
         )
         self.received = received
+        self.retry_after = body.retry_after or 0.0
         self.exit = NOT_LOGGED_IN if code == "auth_required" else ERROR
+
+
+class Unconfirmed(ClientError):
+    """Nobody knows whether the tasks exist; sent again under ``task_key`` they would not be created twice."""
+
+    def __init__(self, cause: ClientError, task_key: str, why: str) -> None:
+        super().__init__("unconfirmed", code=cause.code, undone=False, task_key=task_key, why=why)
+        self.task_key = task_key
+        self.exit = cause.exit
 
 
 class EndOfInput(Exception):

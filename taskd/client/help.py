@@ -23,7 +23,8 @@ EXAMPLES = {
   taskclient add "render scene 7"
   taskclient add "render scene 8" --field seconds=5 --wait --timeout 60
   taskclient add resize --kind thumbnail --payload '{"width": 320}'
-  seq 1 5000 | taskclient add -""",
+  taskclient add "pay invoice 17" --key invoice-17
+  seq 1 5000 | taskclient add - --key numbers""",
     "list": "  taskclient list --status Procesando\n  taskclient list --all --json | jq .id",
     "show": "  taskclient show 42",
     "watch": "  taskclient watch\n  taskclient watch --json | jq .task.state",
@@ -107,6 +108,15 @@ _OPTIONS = {
     ),
     "queue": (_field(m.TaskSpec, "queue"), "Una de las colas del servidor; si falta, la primera."),
     "max_attempts": (_field(m.TaskSpec, "max_attempts"), "Cuántas veces puede intentarse."),
+    "key": (
+        _field(m.TaskSpec, "key") + " 1 to 128 printable characters. With -, line N of the input has the key K:N,"
+        " so that the same command with the same lines goes on where it was interrupted. Default: a random key, which"
+        " an error names where it matters.",
+        "La misma clave da otra vez la misma tarea, así que se puede repetir la orden sin duplicarla."
+        " De 1 a 128 caracteres imprimibles. Con -, la línea N de la entrada lleva la clave K:N: la misma orden con"
+        " las mismas líneas continúa donde se interrumpió. Por omisión, una clave al azar, que un error nombra si"
+        " hace falta.",
+    ),
     "wait": ("Show its states live until it has ended.", "Mostrar sus estados en vivo hasta que termine."),
     "timeout": (
         "Seconds to wait at most; exit status 3 when they have passed.",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-import random
 from argparse import Namespace
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -15,14 +14,13 @@ from twisted.python.failure import Failure
 
 from taskd.client.connection import LineClient, Received
 from taskd.client.context import Context, Request
-from taskd.client.errors import OK, TASK_FAILED, TIMED_OUT, ClientError
+from taskd.client.errors import OK, TASK_FAILED, TIMED_OUT
+from taskd.client.persistence import Persistence
 from taskd.client.rendering import ShownTask
 from taskd.model import State
 from taskd.wire.limits import MAX_BATCH, MAX_PAGE, MAX_WAIT_SECONDS
 
 WATCH_COLUMNS = ("id", "status", "state", "age", "text")
-FIRST_RETRY = 0.5
-LAST_RETRY = 10.0
 ANSWER_SECONDS = 10.0
 """What the server gets to answer a wait when its time is up; after that its answer would change nothing."""
 
@@ -30,49 +28,6 @@ REMEMBERED = 10_000
 """Tasks of which the version last shown is known, so that a snapshot shows only what is new."""
 
 ENDED = frozenset({State.COMPLETED.value, State.FAILED.value, State.CANCELLED.value})
-
-
-class Persistence:
-    """Makes an attempt anew when its connection is lost, with growing pauses, and says so.
-
-    The first connection has to work: until :meth:`connected` is called, every error is raised. The pauses
-    double, with jitter, so that many clients do not come back at once. ``deadline`` is in seconds of the clock.
-    """
-
-    def __init__(self, ctx: Context, deadline: float = math.inf) -> None:
-        self._ctx = ctx
-        self._deadline = deadline
-        self._pause = FIRST_RETRY
-        self._was_connected = False
-        self._told = False
-
-    def connected(self) -> None:
-        """The attempt has got through to the server."""
-        self._was_connected = True
-        self._pause = FIRST_RETRY
-        if self._told:
-            self._told = False
-            self._ctx.out.note(self._ctx.texts("reconnected"))
-
-    async def run(self, attempt: Callable[[], Awaitable[int]]) -> int | None:
-        """What the attempt returns in the end, None past the deadline.
-
-        Raises ClientError when trying again would not help.
-        """
-        while True:
-            try:
-                return await attempt()
-            except ClientError as e:
-                if not (self._was_connected and e.transient):
-                    raise
-            left = self._deadline - self._ctx.clock.seconds()
-            if left <= 0:
-                return None
-            if not self._told:
-                self._told = True
-                self._ctx.out.note(self._ctx.texts("reconnecting"))
-            await self._ctx.sleep(min(random.uniform(self._pause / 2, self._pause), left))
-            self._pause = min(self._pause * 2, LAST_RETRY)
 
 
 class _Changes:

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from twisted.python.failure import Failure
 
-from taskd.client.connection import LineClient, Received
+from taskd.client.connection import LineClient
 from taskd.client.context import Context, check_username, explain
-from taskd.client.errors import OK, ClientError, ConnectionTrouble, EndOfInput
+from taskd.client.delivery import Delivery
+from taskd.client.errors import OK, ClientError, EndOfInput, Unconfirmed
+from taskd.client.fields import task_text
 from taskd.client.rendering import visible
-from taskd.errors import BadRequest, TooLarge
-from taskd.model import check_task_text
 
 SHOWN = 50
 COLUMNS = ("id", "status", "age", "text")
+RELOGIN_SECONDS = 10.0
+"""How long logging in with a token may take, where somebody waits for what comes after it."""
+
 GOODBYE_SECONDS = 5.0
 """How long leaving waits for the server to forget the login."""
-
-
-class _SessionOver(Exception):
-    """The server does not know this login any more."""
 
 
 class Menu:
@@ -71,10 +69,11 @@ class Menu:
         except ClientError as e:
             if self._client is not None and self._client.lost is not None:
                 self._client = None  # this line says it already
+            if e.code == "auth_required":
+                self._token = None
+                if not isinstance(e, Unconfirmed):
+                    e = ClientError("menu.session_gone")
             self._say(explain(e, self._ctx.texts))
-        except _SessionOver:
-            self._token = None
-            self._say(self._ctx.texts("menu.session_gone"))
 
     async def _register(self) -> None:
         await self._connection()
@@ -102,7 +101,7 @@ class Menu:
         self._say(self._ctx.texts("logged_in", username=visible(self._username)))
 
     async def _see(self) -> None:
-        page = (await self._request("get_tasks", limit=SHOWN)).body
+        page = (await (await self._connection()).request("get_tasks", limit=SHOWN)).body
         ctx = self._ctx
         if not page.tasks:
             self._say(ctx.texts("no_tasks"))
@@ -118,17 +117,12 @@ class Menu:
         if not text.strip():
             self._say(self._ctx.texts("menu.nothing"))
             return
+        task, key = task_text(text), self._ctx.new_key()
+        delivery = Delivery(self._ctx, self._connect, await self._connection())
         try:
-            check_task_text(text)
-        except (BadRequest, TooLarge):
-            raise ClientError("bad_task", where="") from None
-        try:
-            reply = await self._request("new_task", task=text)
-        except ConnectionTrouble as e:
-            if e.key in ("lost", "no_answer"):
-                raise ConnectionTrouble(
-                    "lost_unconfirmed", server=self._ctx.server, command=self._ctx.texts("menu.tasks")
-                ) from None
+            reply, _ = await delivery.send("new_task", key, task=task, key=key)
+        except Unconfirmed as e:
+            e.key, e.fields["command"] = "menu.unconfirmed", self._ctx.command("add", "--key", key, task)
             raise
         self._say(self._ctx.texts("created", id=reply.body.task_id))
 
@@ -143,27 +137,22 @@ class Menu:
         finally:
             client.close()  # in any case: nobody must remain logged in behind a menu that says nobody is
 
-    async def _request(self, action: str, **fields: Any) -> Received:
-        client = await self._connection()
-        try:
-            return await client.request(action, **fields)
-        except ClientError as e:
-            if e.code == "auth_required":
-                raise _SessionOver from None
-            raise
-
     async def _connection(self) -> LineClient:
-        """The connection, or a new one, logged in again where somebody was."""
+        """The connection, or a new one."""
         if self._client is not None and self._client.lost is None:
             return self._client
+        return await self._connect()
+
+    async def _connect(self) -> LineClient:
+        """A new connection, logged in again where somebody was."""
         client = await self._ctx.connect()
         if self._token is not None:
             try:
-                await client.request("login", token=self._token)
-            except ClientError as e:
+                await client.request("login", RELOGIN_SECONDS, token=self._token)
+            except BaseException as e:
                 client.close()
-                if e.code == "auth_required":
-                    raise _SessionOver from None
+                if isinstance(e, ClientError):
+                    e.undone = True
                 raise
         self._client = client
         client.gone().addErrback(self._lost, client)

@@ -57,6 +57,7 @@ class _Builder:
         add.add_argument("--field", metavar=name_value, action="append", default=[], help=self._help("field"))
         add.add_argument("--queue", metavar="Q", help=self._help("queue"))
         add.add_argument("--max-attempts", metavar="N", type=number, help=self._help("max_attempts"))
+        add.add_argument("--key", metavar="K", help=self._help("key"))
         add.add_argument("--wait", action="store_true", help=self._help("wait"))
         add.add_argument("--timeout", metavar="S", type=seconds, help=self._help("timeout"))
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from taskd.client.connection import LineClient, Received
+from taskd.client.connection import LineClient
 from taskd.client.context import Context
-from taskd.client.errors import OK, ClientError, ConnectionTrouble, EndOfInput, UsageError
+from taskd.client.delivery import Delivery
+from taskd.client.errors import OK, ClientError, EndOfInput, UsageError
+from taskd.client.fields import check_own_key, line_key, task_fields, task_text
 from taskd.client.live import Follower
-from taskd.errors import BadRequest, TooLarge
-from taskd.model import check_kind, check_task_text
 from taskd.wire.limits import MAX_BATCH, MAX_LINE_BYTES
 
 IN_FLIGHT = 4
@@ -36,62 +36,124 @@ async def add(ctx: Context, options: Namespace) -> int:
         raise UsageError("text_and_stdin")
     if not from_input and not words:
         raise UsageError("no_text")
+    if options.key is not None:
+        check_own_key(options.key, common=from_input)
+    key: str = ctx.new_key() if options.key is None else options.key
+    if not from_input:
+        fields = {"task": task_text(" ".join(words)), "key": key, **fields}
     follower = Follower(ctx, options.timeout) if options.wait else None
-    if from_input:
-        return await _add_lines(ctx, fields, follower)
-    return await _add_one(ctx, {"task": _checked(" ".join(words), ""), **fields}, follower)
-
-
-async def _add_one(ctx: Context, task: dict[str, Any], follower: Follower | None) -> int:
-    client, answers = await _connect(ctx, follower, ("new_task", task))
+    delivery = _delivery(ctx, follower)
     try:
-        reply = await _confirmed(ctx, answers[-1])
-        task_id = reply.body.task_id
-        ctx.show(reply, ctx.texts("created", id=task_id))
-        return await follower.follow([task_id], client) if follower is not None else OK
+        ids = await (_add_lines if from_input else _add_one)(ctx, delivery, key, fields)
+        return await follower.follow(ids, delivery.client) if ids and follower is not None else OK
     finally:
-        client.close()
+        delivery.close()
 
 
-async def _add_lines(ctx: Context, fields: dict[str, Any], follower: Follower | None) -> int:
-    client, _ = await _connect(ctx, follower)
-    created = _Created(ctx)
+def _delivery(ctx: Context, follower: Follower | None) -> Delivery:
+    # The same session to the end: with one of another user's, all that is sent again would be theirs
+    session = ctx.session()
+
+    async def connect() -> LineClient:
+        client, login = await ctx.log_in(session, None if follower is None else follower.event)
+        login.addErrback(_ignore)
+        if follower is not None:
+            # Watching begins before the task exists, so that none of its changes is missed
+            client.request("watch", limit=1).addErrback(_ignore)
+        return client
+
+    return Delivery(ctx, connect)
+
+
+def _ignore(failure: Failure) -> None:
+    """What comes behind on the same connection fails for the same reason."""
+
+
+async def _add_one(ctx: Context, delivery: Delivery, key: str, task: dict[str, Any]) -> list[int]:
     try:
-        try:
-            await _send_lines(ctx, client, fields, created)
-        except Exception:  # an interruption too: what has been created stays
-            if created.ids and not ctx.json:
-                ctx.out.note(ctx.texts("created_before", n=len(created.ids)))
-            raise
-        if not created.ids:
-            if not ctx.json:
-                ctx.out.note(ctx.texts("created_none"))
-            return OK
-        if not ctx.json:
-            first, last = min(created.ids), max(created.ids)
-            key = "created" if len(created.ids) == 1 else "created_many"
-            ctx.out.line(ctx.texts(key, id=first, n=len(created.ids), first=first, last=last))
-        return await follower.follow(created.ids, client) if follower is not None else OK
-    finally:
-        client.close()
+        reply, resent = await delivery.send("new_task", key, **task)
+    except CancelledError:
+        ctx.out.note(ctx.texts("interrupted_unconfirmed", key=key))
+        raise
+    task_id = reply.body.task_id
+    created = resent or not reply.body.duplicate
+    ctx.show(reply, ctx.texts("created" if created else "known", id=task_id))
+    return [task_id]
 
 
-class _Created:
-    """What has been confirmed so far. Replies are counted and printed when they come, however long the input takes.
+async def _add_lines(ctx: Context, delivery: Delivery, key: str, fields: dict[str, Any]) -> list[int]:
+    # Who is not logged in shall hear it before typing
+    await delivery.send("ping", None)
+    lines = _Lines(ctx, delivery, key, fields)
+    try:
+        await lines.run()
+    except BaseException:  # what has been created stays
+        if lines.begun:
+            ctx.out.note(ctx.texts("created_before", n=len(lines.ids), key=key))
+        raise
+    if not ctx.json:
+        _sum_up(ctx, lines.ids, lines.known)
+    return lines.ids
+
+
+def _sum_up(ctx: Context, ids: list[int], known: set[int]) -> None:
+    if not ids:
+        ctx.out.note(ctx.texts("created_none"))
+    for key, some in (("created", [n for n in ids if n not in known]), ("known", sorted(known))):
+        if some:
+            first, last = min(some), max(some)
+            key += "_many" if len(some) > 1 else ""
+            ctx.out.line(ctx.texts(key, id=first, n=len(some), first=first, last=last))
+
+
+class _Lines:
+    """Creates a task for each line. Replies are counted and printed when they come, however long the input takes.
 
     The first failure ends the reading at once; what was under way then is still waited for and counted.
     """
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: Context, delivery: Delivery, key: str, fields: dict[str, Any]) -> None:
         self._ctx = ctx
-        self._under_way = 0
+        self._delivery = delivery
+        self._key = key
+        self._fields = fields
+        self._number = 0
+        self._under_way: set[Deferred[None]] = set()
         self._fewer: Deferred[None] | None = None
         self._reading: Deferred[list[str]] | None = None
         self._failure: BaseException | None = None
+        self.begun = False
         self.ids: list[int] = []
+        self.known: set[int] = set()
+        """Those of them that an earlier command with the same key has created."""
 
-    async def read(self) -> list[str]:
-        """More lines of the input. Raises EndOfInput, or a failure."""
+    async def run(self) -> None:
+        """To the end of the input, and of what is under way then. Raises a failure."""
+        try:
+            try:
+                await self._send_all()
+            except ClientError as e:
+                self._fail(Failure(e))
+            await self._at_most(0)
+        finally:
+            # An interruption ends it all at once
+            for sending in tuple(self._under_way):
+                sending.cancel()
+
+    async def _send_all(self) -> None:
+        while True:
+            try:
+                lines = await self._read()
+            except EndOfInput:
+                return
+            for batch in batches(self._tasks(lines)):
+                self.begun = True
+                sending = Deferred.fromCoroutine(self._send(batch))
+                self._under_way.add(sending)
+                sending.addErrback(self._fail).addBoth(self._one_less, sending)
+                await self._at_most(IN_FLIGHT - 1)
+
+    async def _read(self) -> list[str]:
         self._check()
         self._reading = Deferred.fromCoroutine(self._ctx.source.lines())
         try:
@@ -102,31 +164,39 @@ class _Created:
         finally:
             self._reading = None
 
-    async def sent(self, answer: Deferred[Received]) -> None:
-        """Wait until another batch may be sent. Raises a failure."""
-        self._under_way += 1
-        Deferred.fromCoroutine(self._count(answer)).addErrback(self.fail).addBoth(self._one_less)
-        await self._at_most(IN_FLIGHT - 1)
+    def _tasks(self, lines: Iterable[str]) -> list[bytes]:
+        tasks = []
+        for line in lines:
+            self._number += 1
+            if line.strip():
+                text = task_text(line, self._ctx.texts("line", n=self._number))
+                tasks.append(
+                    msgspec.json.encode({"task": text, "key": line_key(self._key, self._number), **self._fields})
+                )
+        return tasks
 
-    async def settle(self) -> None:
-        """Wait for every answer, also behind an error, so that the count is right. Raises a failure."""
-        await self._at_most(0)
+    async def _send(self, tasks: list[bytes]) -> None:
+        reply, resent = await self._delivery.send("new_tasks", self._key, tasks=[msgspec.Raw(task) for task in tasks])
+        self.ids += reply.body.task_ids
+        if not resent:
+            self.known.update(reply.body.duplicates)
+        if self._ctx.json:
+            self._ctx.out.raw((reply.line,))
 
-    def fail(self, failure: Failure) -> None:
-        """Something went wrong meanwhile."""
+    def _fail(self, failure: Failure) -> None:
         if self._failure is None:
             self._failure = failure.value
         if self._reading is not None:
             self._reading.cancel()
 
-    def _one_less(self, _: None) -> None:
-        self._under_way -= 1
+    def _one_less(self, _: None, sending: Deferred[None]) -> None:
+        self._under_way.discard(sending)
         fewer, self._fewer = self._fewer, None
         if fewer is not None:
             fewer.callback(None)
 
     async def _at_most(self, count: int) -> None:
-        while self._under_way > count:
+        while len(self._under_way) > count:
             self._fewer = Deferred()
             await self._fewer
         self._check()
@@ -134,33 +204,6 @@ class _Created:
     def _check(self) -> None:
         if self._failure is not None:
             raise self._failure
-
-    async def _count(self, answer: Deferred[Received]) -> None:
-        reply = await _confirmed(self._ctx, answer)
-        self.ids += reply.body.task_ids
-        if self._ctx.json:
-            self._ctx.out.raw((reply.line,))
-
-
-async def _send_lines(ctx: Context, client: LineClient, fields: dict[str, Any], created: _Created) -> None:
-    client.gone().addErrback(created.fail)
-    number = 0
-    try:
-        while True:
-            try:
-                lines = await created.read()
-            except EndOfInput:
-                return
-            tasks = []
-            for line in lines:
-                number += 1
-                if line.strip():
-                    where = ctx.texts("line", n=number)
-                    tasks.append(msgspec.json.encode({"task": _checked(line, where), **fields}))
-            for batch in batches(tasks):
-                await created.sent(client.request("new_tasks", tasks=[msgspec.Raw(task) for task in batch]))
-    finally:
-        await created.settle()
 
 
 def batches(tasks: list[bytes]) -> Iterator[list[bytes]]:
@@ -177,70 +220,3 @@ def batches(tasks: list[bytes]) -> Iterator[list[bytes]]:
         size += len(task) + 1
     if batch:
         yield batch
-
-
-async def _connect(
-    ctx: Context, follower: Follower | None, *requests: tuple[str, dict[str, Any]]
-) -> tuple[LineClient, list[Deferred[Received]]]:
-    if follower is None:
-        return await ctx.logged_in(*requests)
-    # Watching begins before the task exists, so that none of its changes is missed
-    return await ctx.logged_in(("watch", {"limit": 1}), *requests, on_event=follower.event)
-
-
-async def _confirmed(ctx: Context, answer: Deferred[Received]) -> Received:
-    try:
-        return await answer
-    except ConnectionTrouble as e:
-        if e.key in ("lost", "no_answer"):
-            raise ConnectionTrouble("lost_unconfirmed", server=ctx.server, command=ctx.command("list")) from None
-        raise
-
-
-def task_fields(options: Namespace) -> dict[str, Any]:
-    """The fields of a task that options give; the rest is the server's to choose. Raises ClientError."""
-    fields: dict[str, Any] = {}
-    payload = _payload(options.payload)
-    for given in options.field:
-        name, equals, value = given.partition("=")
-        if not equals or not name:
-            raise UsageError("bad_field", given=given)
-        payload[name] = _value(value)
-    if payload:
-        fields["payload"] = payload
-    if options.kind is not None:
-        try:
-            fields["kind"] = check_kind(options.kind)
-        except BadRequest:
-            raise UsageError("bad_kind") from None
-    for name in ("queue", "max_attempts"):
-        if getattr(options, name) is not None:
-            fields[name] = getattr(options, name)
-    return fields
-
-
-def _payload(text: str | None) -> dict[str, Any]:
-    if text is None:
-        return {}
-    try:
-        value = msgspec.json.decode(text.encode())
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise UsageError("bad_payload", example="'{\"seconds\": 2}'")
-    return value
-
-
-def _value(text: str) -> Any:
-    try:
-        return msgspec.json.decode(text.encode())
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        return text
-
-
-def _checked(text: str, where: str) -> str:
-    try:
-        text.encode()
-        return check_task_text(text)
-    except (BadRequest, TooLarge, UnicodeEncodeError):
-        raise ClientError("bad_task", where=where) from None

@@ -26,7 +26,7 @@ def _tls_trouble(e: BaseException | None, server: str) -> ClientError | None:
     # By name, not by type: pyOpenSSL and service_identity are not to be imported for a plain connection
     module = type(e).__module__.partition(".")[0]
     if module == "service_identity":
-        return ConnectionTrouble("tls_name", transient=False, server=server)
+        return ConnectionTrouble("tls_name", transient=False, undone=True, server=server)
     if module != "OpenSSL":
         return None
     # An error of OpenSSL is a list of (library, function, reason); one of the system below it a number and a text
@@ -35,9 +35,9 @@ def _tls_trouble(e: BaseException | None, server: str) -> ClientError | None:
     if "eof" in why.lower():
         return None
     if why == "certificate verify failed":
-        return ConnectionTrouble("tls_untrusted", transient=False, server=server)
+        return ConnectionTrouble("tls_untrusted", transient=False, undone=True, server=server)
     if why in _NOT_TLS:
-        return ConnectionTrouble("tls_plain", transient=False, server=server)
+        return ConnectionTrouble("tls_plain", transient=False, undone=True, server=server)
     return ConnectionTrouble("tls_failed", server=server, why=why)
 
 

@@ -40,6 +40,10 @@ PREPARED["close_session"] = "DELETE FROM sessions WHERE token_hash = $1"
 
 # -- a task's life
 
+# What is not confirmed to anybody need not wait for the disk: it is there at the latest with the next commit that
+# waits, and what a crash of the database undoes is dispatched or claimed again. Evaluated once, before the commit.
+_RELAXED = "(SELECT set_config('synchronous_commit', 'off', true)) = 'off'"
+
 # Outbox rows that were taken over or repeated are kept for a while: see KEEP_SECONDS.
 _SETTLE = """
 DELETE FROM outbox WHERE id = ANY({ids}) AND published_at IS NULL
@@ -123,7 +127,8 @@ WITH RECURSIVE walk (user_id, run_at, id, n) AS (
 {_pass(1, "(free + users - 1) / users")}{_pass(2, "(free + users - 1) / users")}{_pass(3, "free")}
 ), moved AS (
     UPDATE tasks t SET state = 'queued', dispatch = dispatch + 1, version = version + 1, dispatched_at = now()
-    FROM ({" UNION ALL ".join(f"SELECT id FROM pick{k}" for k in range(4))}) AS picked WHERE t.id = picked.id
+    FROM ({" UNION ALL ".join(f"SELECT id FROM pick{k}" for k in range(4))}) AS picked
+    WHERE {_RELAXED} AND t.id = picked.id
     RETURNING {_T}
 ), turn AS MATERIALIZED (
     SELECT *, row_number() OVER (PARTITION BY user_id ORDER BY run_at, id) AS n FROM moved
@@ -176,7 +181,7 @@ UPDATE tasks t SET state = 'running', worker = $1,
     lease_until = CASE WHEN {_HELD} THEN t.lease_until ELSE now() + make_interval(secs => $2) END,
     started_at = CASE WHEN {_HELD} THEN t.started_at ELSE now() END
 FROM unnest($3::bigint[], $4::int[], $5::bool[]) AS c (id, dispatch, redelivered)
-WHERE t.id = c.id AND t.dispatch = c.dispatch AND (t.state = 'queued'
+WHERE {_RELAXED} AND t.id = c.id AND t.dispatch = c.dispatch AND (t.state = 'queued'
     OR t.state = 'running' AND (t.worker = $1 OR c.redelivered AND t.attempt < t.max_attempts))
 RETURNING {_T}
 """

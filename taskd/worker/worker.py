@@ -312,7 +312,11 @@ class Worker:
 
     async def _finish(self, batch: list[_Ended]) -> Sequence[Finished | None]:
         again = any(ended.again for ended in batch)
-        found = await self._store.finish(self._name, [ended.outcome for ended in batch], again)
+        found = dict(await self._store.finish(self._name, [ended.outcome for ended in batch], again))
+        fenced = [ended for ended in batch if ended.outcome.task_id not in found]
+        if fenced and (back := await self._claim_again([ended.held for ended in fenced])):
+            outcomes = [ended.outcome for ended in fenced if ended.held in back]
+            found |= await self._store.finish(self._name, outcomes, again)
         # of two attempts of a task the earlier one is fenced by the later one: the answer is not its
         last: dict[int, tuple[int, int]] = {}
         for ended in batch:
@@ -390,13 +394,30 @@ class Worker:
         except Exception:
             self._log.failure("leases were not renewed")
             return
+        try:
+            back = await self._claim_again([held for task_id, held in running.items() if task_id not in mine])
+        except Unavailable:
+            return
         for task_id, held in running.items():
-            if task_id not in mine and not held.finishing and self._running.get(task_id) is held and held.attempt:
+            if task_id in mine or held in back or held.finishing or self._running.get(task_id) is not held:
+                continue
+            if held.attempt is not None:
                 self._log.info("task {id} is not ours any more: stopped", id=task_id)
                 held.attempt.stop()
                 self._ack([held])
 
     # -- what they share ---------------------------------------------------------------------------
+
+    async def _claim_again(self, fenced: Sequence[_Held]) -> set[_Held]:
+        """Those that are ours after all: a database that crashed may have forgotten a claim, which does not wait for
+        the disk, and then has the task queued as it was before. Raises Unavailable."""
+        if not fenced:
+            return set()
+        claims = [held.claim._replace(redelivered=False) for held in fenced]
+        claimed = await self._store.claim(self._name, self._lease, claims)
+        ours = {(task.id, task.dispatch, task.attempt) for task in claimed}
+        tasks = ((held, held.attempt.task) for held in fenced if held.attempt is not None)
+        return {held for held, task in tasks if (task.id, task.dispatch, task.attempt) in ours}
 
     def _ack(self, helds: Iterable[_Held]) -> None:
         for consumer, deliveries in _by_consumer(helds):

@@ -455,7 +455,8 @@ class Node(Incidents):
 
     async def test_memory_alarm(self) -> None:
         inbox = await self.consume(2)
-        heard, _ = self.drawer()
+        heard, gaps = self.drawer()
+        await self.until(lambda: gaps, "the subscription")
         await self.broker.publish(self.queue, messages(1, 6))
         await self.received(inbox, 2)
         self.addCleanup(lambda: Deferred.fromCoroutine(self.alarm(False)))
@@ -467,6 +468,7 @@ class Node(Incidents):
         self.assertIn("takes no messages", await self.unavailable())
         with self.assertRaises(BrokerUnavailable):
             await self.broker.depth(self.queue)
+        before = len(gaps)
         self.broker.announce(b"dropped")
         # consuming goes on
         inbox.consumer.ack(inbox.all)
@@ -486,7 +488,9 @@ class Node(Incidents):
         await self.broker.publish(self.queue, messages(7, 8))
         inbox.consumer.ack(inbox.all)
         await self.until(lambda: len(inbox.all) >= 6)
+        await self.until(lambda: len(gaps) > before, "who listens is told that news were dropped")
         self.assertNotIn(b"dropped", heard)
+        self.assertNotIn(b"", heard)
         self.assertEqual(len(self.lines), 3, self.lines)
         self.assertTrue(all("takes no messages" in line for line in self.lines))
 

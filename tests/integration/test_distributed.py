@@ -2,75 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests import services
-from tests.daemons import Daemon, LineClient, eventually, free_port, talk
+from tests.cluster import Cluster, user
+from tests.daemons import LineClient, eventually, talk
 
 USERS = 20
 TASKS = 2000
 BATCH = 20
-
-
-class Cluster:
-    """The daemons of one test over the run's services."""
-
-    def __init__(self, folder: Path, postgres: services.Postgres, database: str, rabbitmq: services.RabbitMQ) -> None:
-        self._folder = folder
-        self._stack = contextlib.ExitStack()
-        self._postgres = postgres
-        self._database = database
-        self.rabbitmq = rabbitmq
-        self.queue = services.unique("tasks")
-        self.env = {
-            **postgres.env(database),
-            **rabbitmq.env(self.queue),
-            "TASKD_BCRYPT_ROUNDS": "4",
-            "TASKD_LEASE": "3",
-        }
-        self.ports: list[int] = []
-        self.daemons: list[Daemon] = []
-
-    def launch_server(self, **env: str) -> Daemon:
-        """A server on a port of its own."""
-        port = free_port()
-        self.ports.append(port)
-        return self._launch("taskserver", ["--listen", f"tcp:{port}:interface=127.0.0.1"], env)
-
-    def launch_worker(self, *options: str, **env: str) -> Daemon:
-        """A worker."""
-        return self._launch("taskworker", list(options), env)
-
-    def _launch(self, command: str, options: list[str], env: dict[str, str]) -> Daemon:
-        folder = self._folder / f"{command}-{len(self.daemons)}"
-        folder.mkdir()
-        daemon = self._stack.enter_context(Daemon.twistd(command, options, {**self.env, **env}, cwd=folder))
-        self.daemons.append(daemon)
-        return daemon
-
-    def balancer(self) -> int:
-        """The port of nginx in front of the servers there are."""
-        nginx = services.Nginx(self.ports)
-        nginx.start()
-        self._stack.callback(nginx.stop)
-        return nginx.port
-
-    def rows(self, sql: str) -> list[Any]:
-        """What the database holds."""
-        return self._postgres.query(sql, database=self._database)
-
-    def close(self) -> None:
-        """End everything."""
-        self._stack.close()
 
 
 @pytest.fixture
@@ -81,15 +28,6 @@ def cluster(
     made = Cluster(tmp_path, postgres, database, rabbitmq)
     yield made
     made.close()
-
-
-def user(port: int, name: str) -> LineClient:
-    """A connection that is logged in as this user, who is registered if need be."""
-    client = LineClient(port)
-    client.request("register", username=name, password="correct horse")
-    reply = client.request("login", username=name, password="correct horse")
-    assert reply["ok"], reply
-    return client
 
 
 def test_two_servers_two_workers_behind_a_balancer(cluster: Cluster) -> None:

@@ -252,6 +252,7 @@ class BrokerLink:
         self._life = 0
         self._stopped = False
         self._cut = False
+        self._missed = False
         self._sent = 0.0
         self._connecting = self.stream("connecting")
         self._publishing = self.stream("publishing")
@@ -329,6 +330,10 @@ class BrokerLink:
             consumer.open()
         for _, on_gap in self._listeners:
             on_gap()
+        if self._missed:
+            # nobody has heard what was said meanwhile
+            self._missed = False
+            self.announce(b"")
 
     # -- IBroker
 
@@ -426,17 +431,21 @@ class BrokerLink:
         if self.ready:
             there = self.takes(self._news)
             self._world.clock.call(None, there, self._spread, news, self._life)
+        else:
+            self._missed = True
 
     def _spread(self, news: bytes, life: int) -> None:
-        if life == self._life:
+        if life == self._life and self.up:
             for link in self._broker.links:
                 if link.up:
                     link._hear(news)
+        else:
+            self._missed = True
 
     def _hear(self, news: bytes) -> None:
         stream, rates = self._news, self._world.rates
         for on_news, on_gap in self._listeners:
-            if rates and stream.random() < rates.news_gap:
+            if not news or rates and stream.random() < rates.news_gap:
                 self.later(stream.uniform(0, 2.0), on_gap)
                 continue
             copies = 2 if rates and stream.random() < rates.news_doubled else 1

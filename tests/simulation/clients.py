@@ -132,6 +132,8 @@ class Talk:
         client.note("reads", f"{request.action}: {message['status']}", message.get("code", ""))
         for view in [*message.get("tasks", ()), *([message["task"]] if "task" in message else ())]:
             self._referee.saw(client.user.name, view)
+        if message.get("code") == "draining":
+            self._draining, self._watching = True, False
         if message["ok"]:
             self._check(message.get("id", 0), request, message)
         elif message["code"] == "not_found":

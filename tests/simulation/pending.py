@@ -6,7 +6,8 @@ out here: nothing may be left in this module for long.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,6 +51,18 @@ async def watch(self: Any, peer: actions.Peer, request: m.Watch) -> actions.Answ
         if gap and peer.watch is mine:
             peer.send(actions.GAP)
         raise
+
+
+def renew(query: Callable[..., list[Any]], worker: str, until: int, held: Iterable[int]) -> frozenset[int]:
+    """A worker must renew the leases of what it runs only. A claim that was committed unseen, and whose message was
+    lost before the worker could ask again, is otherwise kept alive for as long as the worker runs anything: nobody runs
+    the task, and nobody takes it back. ``ITaskStore.renew`` needs a third parameter for it, the ids."""
+    rows = query(
+        "UPDATE tasks SET lease_until = ? WHERE worker = ? AND state = 'running'"
+        " AND id IN (SELECT value FROM json_each(?)) RETURNING id",
+        *(until, worker, json.dumps(sorted(held))),
+    )
+    return frozenset(task_id for (task_id,) in rows)
 
 
 REPAIRS: Sequence[tuple[type, str, Callable[..., Any]]] = (

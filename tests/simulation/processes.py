@@ -107,6 +107,10 @@ class Process(Owner):
         """What it runs, is about to run, or asks for."""
         return set()
 
+    def runs(self) -> set[int]:
+        """What it runs."""
+        return set()
+
     def _broken(self, failure: Failure) -> None:
         self.world.referee.fail(NO_ERROR, f"{self.name}: {failure.getErrorMessage()}")
 
@@ -170,6 +174,9 @@ class WorkerProcess(Process):
         runner = Runner([Handler(self)])
         plan = world.plan
         self.worker = Worker(self.clock, self.store, self.broker, runner, plan.queues, slots, plan.lease, name)
+
+    def runs(self) -> set[int]:
+        return set(self.worker._running)
 
     def tasks(self) -> set[int]:
         worker = self.worker

@@ -28,6 +28,7 @@ from taskd.ports import (
     TaskQuery,
 )
 from taskd.store.sqlite import InlineRunner, SqliteStore
+from tests.simulation import pending
 from tests.simulation.referee import Change
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Database:
     def __init__(self, world: World) -> None:
         self._referee = world.referee
         self._runner = _Runner()
+        self._clock = world.clock
         self._changes = 0
         self.store = SqliteStore(self._runner, world.clock)
         self.up = True
@@ -100,6 +102,12 @@ class Database:
             self._referee.finished(worker, outcomes, repeated or again, before, found)
             self._audit(who, name)
             return found
+        if name == "renew":
+            worker, lease, held = args
+            until = round((self._clock.seconds() + lease) * 1_000_000)
+            renewed = pending.renew(self.query, worker, until, held)
+            self._runner.connection.commit()
+            return renewed
         result = at_once(getattr(self.store, name)(*args))
         if again and name in ("create_tasks", "dispatch"):
             # as the store of many servers does: the row will outlive its settling, lest a straggler come after it
@@ -389,7 +397,7 @@ class StoreLink:
         return self._call("release", worker, held)
 
     def renew(self, worker: str, lease: float) -> Awaitable[frozenset[int]]:
-        return self._call("renew", worker, lease)
+        return self._call("renew", worker, lease, self._process.runs())
 
     def cancel(self, user_id: int, task_id: int) -> Awaitable[Task]:
         return self._call("cancel", user_id, task_id)
@@ -408,6 +416,9 @@ class StoreLink:
 
     def get_tasks(self, user_id: int, ids: Sequence[int]) -> Awaitable[Sequence[Task]]:
         return self._call("get_tasks", user_id, ids)
+
+    def find_tasks(self, ids: Sequence[int]) -> Awaitable[Sequence[Task]]:
+        return self._call("find_tasks", ids)
 
     def list_tasks(self, user_id: int, query: TaskQuery) -> Awaitable[Page]:
         return self._call("list_tasks", user_id, query)

@@ -19,7 +19,6 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
 
 import taskd.client
-from taskd.client import texts as all_texts
 from taskd.client.address import endpoint, is_plain, normalized
 from taskd.client.cli import _without_tls, main
 from taskd.client.errors import ClientError, OutputClosed, UsageError
@@ -27,6 +26,7 @@ from taskd.client.help import EXAMPLES
 from taskd.client.options import parser
 from taskd.client.runner import Runner
 from taskd.client.texts import Texts, language
+from taskd.client.words import WORDS
 
 
 class TestAddress:
@@ -103,7 +103,7 @@ class TestTexts:
         def fields(text: str) -> set[str]:
             return {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
 
-        for key, (english, spanish) in all_texts._TEXTS.items():
+        for key, (english, spanish) in WORDS.items():
             # Where the server explains, English passes that on, and Spanish may say it by itself
             missing = {"message"} if key.startswith("code.") else set()
             assert fields(english) - missing <= fields(spanish) <= fields(english), key
@@ -114,7 +114,7 @@ class TestTexts:
             r"(?:texts|\bt|ClientError|UsageError|NotLoggedIn|ConnectionTrouble|prompt|_ask)\(\s*\"([\w.]+)\"", source
         )
         assert len(asked) > 60
-        assert set(asked) - set(all_texts._TEXTS) == {"key"}, "which is only an example"
+        assert set(asked) - set(WORDS) == {"key"}, "which is only an example"
 
 
 class TestCommandLine:

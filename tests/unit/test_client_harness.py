@@ -39,7 +39,11 @@ SERVER = "127.0.0.1:5000"
 
 
 class FakeTaskd:
-    """What a taskd answers, in memory: one queue, no workers; tests move the tasks themselves."""
+    """What a taskd answers, in memory: one queue, no workers; tests move the tasks themselves.
+
+    Of the actions in ``refusals`` it does none, nor of those in ``silent``, which it does not even answer; those in
+    ``mute`` it does and does not answer, like a server that dies in that moment.
+    """
 
     def __init__(self) -> None:
         self.passwords: dict[str, str] = {}
@@ -48,6 +52,8 @@ class FakeTaskd:
         self.connections: list[FakeConnection] = []
         self.refusals: dict[str, TaskdError] = {}
         self.silent: set[str] = set()
+        self.mute: set[str] = set()
+        self.keys: dict[str, tuple[int, Any]] = {}
         self._ids = itertools.count(1)
 
     def user(self, name: str = "ana", password: str = "correct horse") -> str:
@@ -151,7 +157,7 @@ class FakeConnection(LineReceiver):
         except TaskdError as e:
             call.fail(e)
         else:
-            if reply is not None:
+            if reply is not None and name not in self._taskd.mute:
                 call.succeed(reply)
 
     def ping(self, call: Call, request: Any) -> dict[str, Any]:
@@ -188,15 +194,25 @@ class FakeConnection(LineReceiver):
         return {"status": "success", "user_id": 1, "username": self._taskd.tokens[self._token or ""]}
 
     def new_task(self, call: Call, request: Any) -> dict[str, Any]:
-        task = self._taskd.task(request.task, kind=request.kind, payload=json.dumps(request.payload))
-        self.tell(task)
-        return {"status": "task_created", "task_id": task.id}
+        task_id, duplicate = self._create(request)
+        return {"status": "task_created", "task_id": task_id, **({"duplicate": True} if duplicate else {})}
 
     def new_tasks(self, call: Call, request: Any) -> dict[str, Any]:
-        return {
-            "status": "task_created",
-            "task_ids": [self._taskd.task(spec.task).id for spec in request.tasks],
-        }
+        created = [self._create(spec) for spec in request.tasks]
+        duplicates = [task_id for task_id, duplicate in created if duplicate]
+        reply: dict[str, Any] = {"status": "task_created", "task_ids": [task_id for task_id, _ in created]}
+        return reply | ({"duplicates": duplicates} if duplicates else {})
+
+    def _create(self, spec: Any) -> tuple[int, bool]:
+        known = self._taskd.keys.get(spec.key)
+        if known is not None:
+            if known[1] != spec:
+                raise Conflict(f"the key '{spec.key}' stands for another task already; use a new one", field="key")
+            return known[0], True
+        task = self._taskd.task(spec.task, kind=spec.kind, payload=json.dumps(spec.payload))
+        self._taskd.keys[spec.key] = task.id, spec
+        self.tell(task)
+        return task.id, False
 
     def get_tasks(self, call: Call, request: Any) -> dict[str, Any]:
         below = int(request.cursor) if request.cursor else 1 << 62
@@ -374,6 +390,7 @@ class Stage:
         self.network = FakeNetwork(lambda: FakeConnection(self.taskd))
         self.env = {"XDG_STATE_HOME": str(folder)}
         self.sessions = SessionFile(state_folder(self.env), SERVER)
+        self.new_key = (f"key{n}" for n in itertools.count(1)).__next__
 
     def logged_in(self) -> Stage:
         """With the session of ana."""
@@ -408,6 +425,7 @@ class Stage:
             renderer=Renderer(texts, columns, colour=False),
             sessions=self.sessions,
             json=options.json,
+            new_key=self.new_key,
         )
         run = Run(self, stdout, stderr, source, ctx)
 

@@ -91,7 +91,8 @@ class Stage:
     def __init__(self) -> None:
         self.clock = Clock()
         self.clock.advance(1_700_000_000)
-        store = SqliteStore(InlineRunner(), self.clock)
+        self.runner = InlineRunner()
+        store = SqliteStore(self.runner, self.clock)
         self.done(store.start())
         self.broker = MemoryBroker(self.clock)
         self.done(self.broker.start())
@@ -158,6 +159,10 @@ class Stage:
     def states(self, ids: Sequence[int]) -> list[tuple[str, int]]:
         """State and attempt of each."""
         return [(t.state.value, t.attempt) for t in self.tasks(ids)]
+
+    def sql(self, text: str) -> None:
+        """Change the database behind everybody's back."""
+        self.runner.runInteraction(lambda cursor: cursor.execute(text))
 
     def depth(self) -> int:
         """Messages ready in the broker."""
@@ -284,6 +289,19 @@ def test_the_first_holder_of_a_task_that_was_taken_over_is_fenced(stage: Stage) 
     stage.advance(3)
     assert stage.states([task]) == [("running", 2)]
     assert (worker.busy, stage.depth()) == (0, 0)
+
+
+def test_a_claim_that_a_crash_of_the_database_undid_is_made_again(stage: Stage) -> None:
+    worker = stage.worker()
+    undo = "UPDATE tasks SET state = 'queued', attempt = 0, version = 1, worker = NULL, lease_until = NULL"
+    [short, long] = [*stage.simulate(3), *stage.simulate(100)]
+    stage.sql(undo)
+    stage.advance(4)
+    assert stage.states([short, long]) == [("completed", 1), ("queued", 0)]
+    stage.advance(LEASE / 3)
+    assert stage.states([short, long]) == [("completed", 1), ("running", 1)] and worker.busy == 1
+    stage.advance(100)
+    assert stage.states([short, long]) == [("completed", 1)] * 2
 
 
 def test_leases_are_renewed_while_tasks_run_and_lost_ones_are_stopped(stage: Stage) -> None:

@@ -1,0 +1,294 @@
+"""Every word the client says, in English and in Spanish."""
+
+from __future__ import annotations
+
+STATES = {
+    "waiting": "en espera",
+    "scheduled": "programada",
+    "retrying": "reintentando",
+    "queued": "en cola",
+    "running": "en curso",
+    "completed": "completada",
+    "failed": "fallida",
+    "cancelled": "cancelada",
+}
+
+WORDS: dict[str, tuple[str, str]] = {
+    # connections
+    "bad_server": (
+        "{server} is no server address; use HOST:PORT or an endpoint such as tls:HOST:PORT",
+        "{server} no es una dirección válida; use HOST:PUERTO o un endpoint como tls:HOST:PUERTO",
+    ),
+    "bad_port": (
+        "{server} is no server address; a port is a number from 1 to 65535",
+        "{server} no es una dirección válida; un puerto es un número del 1 al 65535",
+    ),
+    "bad_endpoint": (
+        "{server} is no server address ({why}); use HOST:PORT or an endpoint such as tls:HOST:PORT",
+        "{server} no es una dirección válida ({why}); use HOST:PUERTO o un endpoint como tls:HOST:PUERTO",
+    ),
+    "dns_failed": (
+        "{server}: no such host name; check --server or TASKD_SERVER",
+        "{server}: no existe ese nombre de host; revise --server o TASKD_SERVER",
+    ),
+    "refused_connection": (
+        "nothing listens at {server}; start the server (make run) or check --server",
+        "nadie escucha en {server}; inicie el servidor (make run) o revise --server",
+    ),
+    "connect_timeout": (
+        "{server} did not answer within {seconds} s; check the address and the network",
+        "{server} no respondió en {seconds} s; revise la dirección y la red",
+    ),
+    "unreachable": (
+        "cannot reach {server}: {why}; check --server and the network",
+        "no se puede conectar con {server}: {why}; revise --server y la red",
+    ),
+    "tls_failed": (
+        "no secure connection to {server}: {why}; try again, or ask who runs the server",
+        "no hay conexión segura con {server}: {why}; inténtelo de nuevo o consulte a quien administra el servidor",
+    ),
+    "tls_untrusted": (
+        "the certificate of {server} is not trusted; if it is signed by yourself, save it as NAME.pem in a folder"
+        " and use tls:HOST:PORT:trustRoots=FOLDER",
+        "el certificado de {server} no es de confianza; si lo firmó usted, guárdelo como NOMBRE.pem en una carpeta"
+        " y use tls:HOST:PUERTO:trustRoots=CARPETA",
+    ),
+    "tls_name": (
+        "the certificate of {server} is for another host name; use the name that it is for",
+        "el certificado de {server} es de otro nombre de host; use el nombre al que corresponde",
+    ),
+    "tls_plain": (
+        "{server} does not speak TLS; use HOST:PORT without tls:, or the server's TLS port",
+        "{server} no usa TLS; use HOST:PUERTO sin tls:, o el puerto TLS del servidor",
+    ),
+    "tls_silent": (
+        "{server} does not speak TLS, or did not within {seconds} s; use HOST:PORT without tls:, or try again",
+        "{server} no usa TLS, o no en {seconds} s; use HOST:PUERTO sin tls:, o inténtelo de nuevo",
+    ),
+    "closed_early": (
+        "{server} closed the connection without an answer; is it a taskd, does it want TLS (tls:HOST:PORT)?",
+        "{server} cerró la conexión sin responder; ¿es un taskd, y requiere TLS (tls:HOST:PUERTO)?",
+    ),
+    "lost": (
+        "the connection to {server} was lost; try again",
+        "se perdió la conexión con {server}; inténtelo de nuevo",
+    ),
+    "unconfirmed": (
+        "no confirmation: what was sent may exist or not; the same command with --key {task_key} creates only what does"
+        " not exist yet ({why})",
+        "sin confirmación: lo enviado puede existir o no; la misma orden con --key {task_key} crea solo lo que aún no"
+        " exista ({why})",
+    ),
+    "no_answer": (
+        "{server} accepted the connection but does not answer; try again later or check --server",
+        "{server} aceptó la conexión pero no responde; inténtelo más tarde o revise --server",
+    ),
+    "not_taskd": (
+        "what answers at {server} is not a taskd; check --server",
+        "lo que responde en {server} no es un taskd; revise --server",
+    ),
+    "reconnecting": ("Connection lost; connecting again ...", "Conexión perdida; conectando de nuevo..."),
+    "retrying": ("{why}; trying again ...", "{why}; reintentando..."),
+    "reconnected": ("Connected again.", "Conectado de nuevo."),
+    # what the server refuses; English has the server's own message
+    "in_use": ("the username is taken; choose another", "el nombre de usuario ya está en uso; elija otro"),
+    "no_user": (
+        "there is no such user; register first",
+        "no existe ese usuario; regístrese primero",
+    ),
+    "wrong_credentials": ("wrong password", "contraseña incorrecta"),
+    "code.auth_required": ("{message}", "primero hay que iniciar sesión"),
+    "code.not_found": ("{message}", "no existe, o no es suyo: {message}"),
+    "code.conflict": ("{message}", "no es posible en su estado actual: {message}"),
+    "code.conflict.key": ("{message}", "esa clave ya es de otra tarea; use una nueva: {message}"),
+    "code.too_large": ("{message}", "demasiado grande: {message}"),
+    "code.rate_limited": ("{message}", "demasiadas peticiones; espere un poco e inténtelo de nuevo"),
+    "code.quota_exceeded": ("{message}", "ha agotado su cuota: {message}"),
+    "code.draining": ("{message}", "el servidor se está deteniendo; inténtelo de nuevo"),
+    "code.unavailable": (
+        "{message}",
+        "el servidor no tiene acceso a su base de datos; nada se ha confirmado, inténtelo más tarde",
+    ),
+    "code.internal": ("{message}", "error interno del servidor; su registro tiene los detalles"),
+    "code.other": ("{message}", "el servidor lo rechazó: {message}"),
+    # accounts
+    "username": ("Username: ", "Usuario: "),
+    "password": ("Password: ", "Contraseña: "),
+    "password_again": ("Password again: ", "Repita la contraseña: "),
+    "passwords_differ": (
+        "the two passwords differ; try again",
+        "las contraseñas no coinciden; inténtelo de nuevo",
+    ),
+    "username_missing": (
+        "which user? give the username after the command",
+        "¿qué usuario? indique el nombre después de la orden",
+    ),
+    "password_missing": (
+        "no password: set TASKD_PASSWORD or give it as the first line of the input",
+        "falta la contraseña: use TASKD_PASSWORD o la primera línea de la entrada",
+    ),
+    "bad_username": (
+        "a username has 1 to 64 visible characters and no space at its ends",
+        "un nombre de usuario tiene de 1 a 64 caracteres visibles, sin espacios en los extremos",
+    ),
+    "bad_password": (
+        "a password has 8 to 72 bytes (an accented letter counts as two)",
+        "una contraseña tiene de 8 a 72 bytes (una letra con tilde cuenta por dos)",
+    ),
+    "registered": ("Registered {username}. Next: {command}", "{username} se ha registrado. Ahora: {command}"),
+    "logged_in": ("Logged in as {username}.", "Sesión iniciada como {username}."),
+    "logged_out": ("Logged out.", "Sesión cerrada."),
+    "not_logged_in": (
+        "not logged in at {server}; log in: {command}",
+        "no hay sesión en {server}; inicie sesión: {command}",
+    ),
+    "session_gone": (
+        "the session at {server} has ended; log in again: {command}",
+        "la sesión en {server} ha terminado; inicie sesión de nuevo: {command}",
+    ),
+    "state_unreadable": (
+        "cannot read {path}: {why}; repair its permissions or remove it",
+        "no se puede leer {path}: {why}; corrija sus permisos o bórrelo",
+    ),
+    "state_broken": (
+        "{path} is not a session file; log in again: {command}",
+        "{path} no es un fichero de sesión; inicie sesión de nuevo: {command}",
+    ),
+    "state_unwritable": (
+        "cannot keep the session in {path}: {why}; repair that or set XDG_STATE_HOME",
+        "no se puede guardar la sesión en {path}: {why}; corríjalo o cambie XDG_STATE_HOME",
+    ),
+    # tasks
+    "bad_task": (
+        "{where}a task needs 1 to 4,096 characters, one of them visible",
+        "{where}una tarea necesita de 1 a 4.096 caracteres, al menos uno visible",
+    ),
+    "bad_kind": (
+        "a kind has 1 to 64 letters, digits or _ . : -",
+        "un tipo tiene de 1 a 64 letras, cifras o _ . : -",
+    ),
+    "bad_payload": (
+        "--payload must be a JSON object, such as {example}",
+        "--payload debe ser un objeto JSON, como {example}",
+    ),
+    "bad_field": (
+        "--field must read NAME=VALUE, not {given}",
+        "--field debe tener la forma NOMBRE=VALOR, no {given}",
+    ),
+    "bad_key": (
+        "a key has 1 to {limit} printable characters",
+        "una clave tiene de 1 a {limit} caracteres imprimibles",
+    ),
+    "no_text": (
+        "what is the task? give its text, or - to read one task a line from the input",
+        "¿cuál es la tarea? indique su texto, o - para leer una tarea por línea de la entrada",
+    ),
+    "text_and_stdin": ("give either a text or --stdin", "indique un texto o --stdin, no ambos"),
+    "bad_number": ("{given} is not a number from 1 up", "{given} no es un número a partir de 1"),
+    "bad_seconds": ("{given} is not a number of seconds", "{given} no es un número de segundos"),
+    "timeout_needs_wait": ("--timeout goes with --wait", "--timeout va con --wait"),
+    "line_too_large": (
+        "the request has more than {limit} bytes; make the payload smaller",
+        "la petición supera los {limit} bytes; reduzca los datos",
+    ),
+    "line": ("line {n}: ", "línea {n}: "),
+    "input_too_long": ("a line of the input is too long", "una línea de la entrada es demasiado larga"),
+    "not_utf8": (
+        "the input is not UTF-8, nor in the encoding of the locale",
+        "la entrada no es UTF-8, ni tiene la codificación de la configuración regional",
+    ),
+    "not_text": (
+        "the command line or TASKD_PASSWORD has bytes that are no text here; use UTF-8",
+        "la orden o TASKD_PASSWORD tiene bytes que aquí no son texto; use UTF-8",
+    ),
+    "too_deep": (
+        "the payload is nested too deeply; make it flatter",
+        "los datos tienen demasiados niveles; redúzcalos",
+    ),
+    "created": ("Task {id} created.", "Tarea {id} creada."),
+    "created_many": ("{n} tasks created ({first} to {last}).", "{n} tareas creadas ({first} a {last})."),
+    "created_none": ("no tasks in the input; nothing created", "la entrada no tiene tareas; no se creó nada"),
+    "created_before": (
+        "{n} tasks were created before the error; --key {key} and the same lines go on from there.",
+        "Se crearon {n} tareas antes del error; --key {key} con las mismas líneas continúa desde ahí.",
+    ),
+    "known": (
+        "Task {id} was created before under this key.",
+        "La tarea {id} ya se había creado con esta clave.",
+    ),
+    "known_many": (
+        "{n} tasks were created before under these keys ({first} to {last}).",
+        "{n} tareas ya se habían creado con estas claves ({first} a {last}).",
+    ),
+    "interrupted_unconfirmed": (
+        "Not confirmed yet; the same command with --key {key} creates it only if it does not exist.",
+        "Aún sin confirmar; la misma orden con --key {key} la crea solo si no existe.",
+    ),
+    "no_tasks": ("No tasks.", "No hay tareas."),
+    "more": ("There are more: --limit N or --all", "Hay más: --limit N o --all"),
+    "more_menu": (
+        "The {n} newest; all of them with: {command}",
+        "Las {n} más recientes; todas con: {command}",
+    ),
+    "cancelled": ("Task {id} cancelled.", "Tarea {id} cancelada."),
+    "timed_out": (
+        "{n} of the tasks have not ended in time: {ids}",
+        "{n} de las tareas no terminaron a tiempo: {ids}",
+    ),
+    "watching": ("Watching; Ctrl-C ends it.", "Siguiendo los cambios; Ctrl-C para terminar."),
+    "attempt": ("attempt {n} of {max}", "intento {n} de {max}"),
+    "col.id": ("ID", "N.º"),
+    "col.status": ("STATUS", "ESTADO"),
+    "col.state": ("STATE", "DETALLE"),
+    "col.kind": ("KIND", "TIPO"),
+    "col.age": ("AGE", "EDAD"),
+    "col.text": ("TASK", "TAREA"),
+    "show.id": ("Task", "Tarea"),
+    "show.text": ("Text", "Texto"),
+    "show.status": ("Status", "Estado"),
+    "show.kind": ("Kind", "Tipo"),
+    "show.queue": ("Queue", "Cola"),
+    "show.attempt": ("Attempts", "Intentos"),
+    "show.of": ("{n} of {max}", "{n} de {max}"),
+    "show.created": ("Created", "Creada"),
+    "show.run_at": ("Not before", "No antes de"),
+    "show.started": ("Started", "Iniciada"),
+    "show.finished": ("Finished", "Terminada"),
+    "show.payload": ("Payload", "Datos"),
+    "show.result": ("Result", "Resultado"),
+    "show.error": ("Error", "Error"),
+    # the menu
+    "menu.server": ("taskd at {server}", "taskd en {server}"),
+    "menu.user": ("{username} at {server}", "{username} en {server}"),
+    "menu.register": ("Register", "Registrarse"),
+    "menu.login": ("Log in", "Iniciar sesión"),
+    "menu.leave": ("Leave", "Salir"),
+    "menu.tasks": ("See tasks", "Ver tareas"),
+    "menu.create": ("Create task", "Crear tarea"),
+    "menu.back": ("Back", "Volver"),
+    "menu.choose": ("Choose an option: ", "Elija una opción: "),
+    "menu.wrong": ("Please choose a number from 1 to {n}.", "Elija un número del 1 al {n}."),
+    "menu.task": ("Task: ", "Tarea: "),
+    "menu.nothing": ("Nothing entered, nothing done.", "No escribió nada; no se hizo nada."),
+    "menu.registered": ("Registered. You can log in now.", "Registro correcto. Ya puede iniciar sesión."),
+    "menu.unconfirmed": (
+        "no confirmation: the task may exist or not; this creates it only if it does not: {command} ({why})",
+        "sin confirmación: la tarea puede existir o no; esto la crea solo si no existe: {command} ({why})",
+    ),
+    "menu.lost": (
+        "The connection was lost; the next action connects again.",
+        "Se perdió la conexión; la próxima acción conectará de nuevo.",
+    ),
+    "menu.session_gone": (
+        "the session has ended; log in again",
+        "la sesión ha terminado; inicie sesión de nuevo",
+    ),
+    # the program
+    "interrupted": ("Interrupted.", "Interrumpido."),
+    "no_input": ("the input ended; nothing done", "se acabó la entrada; no se hizo nada"),
+    "output_failed": ("cannot write the output: {why}", "no se puede escribir la salida: {why}"),
+    "unexpected": (
+        "unexpected error, please report it: {why}",
+        "error inesperado, por favor comuníquelo: {why}",
+    ),
+}

@@ -1,0 +1,83 @@
+"""The daemons of one test over PostgreSQL and RabbitMQ, as real processes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests import services
+from tests.daemons import Daemon, LineClient, free_port
+
+PASSWORD = "correct horse"
+READY = "is ready on port"
+TAKES_TASKS = "worker takes tasks"
+
+
+class Cluster:
+    """Servers and workers over a database and queues of their own; ``env`` is added to what all of them are given."""
+
+    def __init__(
+        self, folder: Path, postgres: services.Postgres, database: str, rabbitmq: services.RabbitMQ, **env: str
+    ) -> None:
+        self._folder = folder
+        self._stack = contextlib.ExitStack()
+        self._postgres = postgres
+        self._database = database
+        self.rabbitmq = rabbitmq
+        self.queue = services.unique("tasks")
+        self.env = {
+            **postgres.env(database),
+            **rabbitmq.env(self.queue),
+            "TASKD_BCRYPT_ROUNDS": "4",
+            "TASKD_LEASE": "3",
+            **env,
+        }
+        self.ports: list[int] = []
+        self.daemons: list[Daemon] = []
+
+    def launch_server(self, port: int | None = None, **env: str) -> Daemon:
+        """A server on a port of its own, or on that of one that has ended."""
+        if port is None:
+            port = free_port()
+            self.ports.append(port)
+        return self._launch("taskserver", ["--listen", f"tcp:{port}:interface=127.0.0.1"], env)
+
+    def launch_worker(self, *options: str, **env: str) -> Daemon:
+        """A worker."""
+        return self._launch("taskworker", list(options), env)
+
+    def _launch(self, command: str, options: list[str], env: dict[str, str]) -> Daemon:
+        folder = self._folder / f"{command}-{len(self.daemons)}"
+        folder.mkdir()
+        daemon = self._stack.enter_context(self._run(command, options, {**self.env, **env}, folder))
+        self.daemons.append(daemon)
+        return daemon
+
+    def _run(self, command: str, options: Sequence[str], env: dict[str, str], folder: Path) -> Daemon:
+        return Daemon.twistd(command, options, env, cwd=folder)
+
+    def balancer(self) -> int:
+        """The port of nginx in front of the servers there are."""
+        nginx = services.Nginx(self.ports)
+        nginx.start()
+        self._stack.callback(nginx.stop)
+        return nginx.port
+
+    def rows(self, sql: str) -> list[Any]:
+        """What the database holds."""
+        return self._postgres.query(sql, database=self._database)
+
+    def close(self) -> None:
+        """End everything."""
+        self._stack.close()
+
+
+def user(port: int, name: str) -> LineClient:
+    """A connection that is logged in as this user, who is registered if need be."""
+    client = LineClient(port)
+    client.request("register", username=name, password=PASSWORD)
+    reply = client.request("login", username=name, password=PASSWORD)
+    assert reply["ok"], reply
+    return client
