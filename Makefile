@@ -3,6 +3,9 @@ VENV ?= .venv
 # What `make test` runs, and how.
 TESTS ?= tests
 PYTEST_ARGS ?=
+# How many games `make simulate` plays, from which seed on.
+SEEDS ?= 1000
+FIRST ?= 0
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
@@ -10,13 +13,16 @@ PACKAGE := setup.cfg pyproject.toml
 FORMATTED := . bin/taskclient
 TYPED := $(wildcard taskd twisted/plugins tests bench deploy)
 
-.PHONY: run test lint format bench clean
+.PHONY: run test simulate lint format bench clean
 
 run: $(VENV)/.run
 	$(BIN)/twistd -n --pidfile= taskserver
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -ra $(PYTEST_ARGS) $(TESTS)
+
+simulate: $(VENV)/.test
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check $(FORMATTED)

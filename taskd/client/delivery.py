@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
-from twisted.internet.defer import DeferredLock
+from twisted.internet.defer import Deferred, succeed
+from twisted.python.failure import Failure
 
 from taskd.client.connection import REPLY_SECONDS, LineClient, Received
 from taskd.client.context import Context, explain
@@ -42,7 +43,8 @@ class Delivery:
     ) -> None:
         self._ctx = ctx
         self._connect = connect
-        self._connecting = DeferredLock()
+        self._connecting: Deferred[Any] | None = None
+        self._waiting: list[Deferred[LineClient]] = []
         self._pauses = Pauses(ctx)
         self._trouble: Exception | None = None
         self._since: float | None = None
@@ -91,28 +93,54 @@ class Delivery:
             client.finish()
 
     async def _be_slower(self, e: ClientError) -> None:
-        self._left(e)
+        left = self._left(e)
         if not self._told_to_wait:
             self._told_to_wait = True
             self._ctx.out.note(self._ctx.texts("retrying", why=explain(e, self._ctx.texts)))
-        await self._ctx.sleep(e.retry_after or self._pauses.next())
+        await self._ctx.sleep(e.retry_after or min(self._pauses.next(), left))
 
-    async def _connected(self) -> LineClient:
-        """The connection, or a new one: whoever needs it first makes it, the others wait."""
-        async with self._connecting:
-            if self.client is not None and self._trouble is None:
-                self._trouble = self.client.lost
-            while self.client is None or self._trouble is not None:
-                if self._trouble is not None:
-                    await self._pause(self._trouble)
-                try:
-                    self.client = await self._connect()
-                    self._trouble = None
-                except ClientError as e:
-                    if self._trouble is None:
-                        raise
-                    self._trouble = e
-            return self.client
+    def _connected(self) -> Deferred[LineClient]:
+        """The connection, or a new one, which all who wait for it get in their order."""
+        if self.client is not None and self.client.lost is None and self._trouble is None:
+            return succeed(self.client)
+        waiting: Deferred[LineClient] = Deferred(self._no_longer_waits)
+        self._waiting.append(waiting)
+        if self._connecting is None:
+            self._connecting = Deferred.fromCoroutine(self._connect_again())
+            self._connecting.addCallbacks(self._hand_out, self._hand_out)
+        return waiting
+
+    def _hand_out(self, result: LineClient | Failure) -> None:
+        self._connecting = None
+        all_waiting, self._waiting = self._waiting, []
+        for waiting in all_waiting:
+            if isinstance(result, Failure):
+                waiting.errback(result)
+            else:
+                waiting.callback(result)
+
+    def _no_longer_waits(self, waiting: Deferred[LineClient]) -> None:
+        # A hand-out that is under way has taken the list
+        if waiting in self._waiting:
+            self._waiting.remove(waiting)
+            if not self._waiting and self._connecting is not None:
+                self._connecting.cancel()
+
+    async def _connect_again(self) -> LineClient:
+        if self.client is not None and self._trouble is None:
+            self._trouble = self.client.lost
+        while True:
+            if self._trouble is not None:
+                await self._pause(self._trouble)
+            try:
+                self.client = await self._connect()
+            except ClientError as e:
+                if self.client is None:
+                    raise
+                self._trouble = e
+            else:
+                self._trouble = None
+                return self.client
 
     async def _pause(self, why: Exception) -> None:
         if not isinstance(why, ClientError) or not why.transient:

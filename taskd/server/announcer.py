@@ -13,7 +13,7 @@ from taskd.model import Task
 from taskd.ports import IBroker
 from taskd.server.hub import Hub
 from taskd.server.window import Windows
-from taskd.wire.changes import Change, changes_of, decode_news, encode_news
+from taskd.wire.changes import Change, changes_of, decode_news, encode_news, news_prefix
 
 MAX_NEWS_BYTES = 256 * 1024
 """About as much goes into one message of the fan-out: brokers refuse messages of several megabytes."""
@@ -39,6 +39,7 @@ class Announcer:
         self._hub = hub
         self._windows = windows
         self._node = node
+        self._own_prefix = news_prefix(node)
         self._moved = moved
         self._own: list[Change] = []
         self._deaf = False
@@ -71,6 +72,8 @@ class Announcer:
         self._hub.publish(own)
 
     def _heard(self, body: bytes) -> None:
+        if body.startswith(self._own_prefix):
+            return
         try:
             news = decode_news(body)
         except (msgspec.MsgspecError, UnicodeDecodeError) as e:
@@ -79,10 +82,9 @@ class Announcer:
                 self._deaf = True
                 self._log.warn("news cannot be read, live views may be late: {why}", why=str(e))
             return
-        if news.origin != self._node:
-            self._windows.heard(news.changes)
-            self._hub.publish(news.changes)
-            self._moved()
+        self._windows.heard(news.changes)
+        self._hub.publish(news.changes)
+        self._moved()
 
 
 def _pieces(changes: Sequence[Change]) -> Iterator[Sequence[Change]]:

@@ -43,6 +43,11 @@ def encode_news(origin: str, changes: Sequence[Change]) -> bytes:
     return encode(News(origin, list(changes)))
 
 
+def news_prefix(origin: str) -> bytes:
+    """How all news of this origin begin, so that it can pass over its own unread."""
+    return b"[" + encode(origin) + b","
+
+
 def decode_news(body: bytes) -> News:
     """The reverse of :func:`encode_news`. Raises msgspec.MsgspecError or UnicodeDecodeError."""
     return _decode(body)

@@ -32,7 +32,14 @@ ACK_AFTER = 600.0
 """Seconds after which a running task is acked early: RabbitMQ closes a channel whose delivery stays unacked for its
 consumer_timeout, 30 minutes by default. From then on the lease alone protects the task."""
 
-GIVE_BACK_AFTER = 60.0
+AHEAD_FROM = 50
+"""Slots from which on as many more deliveries are taken ahead, MAX_AHEAD at most. While some of a worker's tasks are
+being claimed and others stored, the next are here already: batches get twice as large. A worker of few slots has long
+tasks, and gains nothing by this."""
+
+MAX_AHEAD = 100
+
+GIVE_BACK_AFTER = 1.0
 """Seconds that a delivery may wait here for a slot before other workers get it offered."""
 
 AGAIN_AFTER = 1.0
@@ -73,9 +80,9 @@ class _Ended:
 
 
 class Worker:
-    """Runs up to ``slots`` tasks of ``queues`` at a time. ``name`` is unique to this life of the process: it fences.
+    """Runs up to ``slots`` tasks of ``queues`` at a time; those whose outcome is being stored do not count.
 
-    ``lease`` is in seconds.
+    ``name`` is unique to this life of the process: it fences. ``lease`` is in seconds.
     """
 
     _log = Logger()
@@ -104,13 +111,15 @@ class Worker:
         self._claiming = 0
         self._asked: dict[int, list[_Held]] = {}
         self._running: dict[int, _Held] = {}
+        self._finishing = 0
         self._draining = False
         self._over = False
         self._idle: Deferred[None] | None = None
         self._claims: Batcher[_Held, Task | None] = Batcher(clock, self._claim)
         self._ends: Batcher[_Ended, Finished | None] = Batcher(clock, self._finish)
         self._renewal = LoopingCall(lambda: Deferred.fromCoroutine(self._renew()))
-        self._renewal.clock = clock
+        self._tidying = LoopingCall(self._give_back_old)
+        self._renewal.clock = self._tidying.clock = clock
 
     @property
     def consuming(self) -> bool:
@@ -128,6 +137,7 @@ class Worker:
         """Begin to take tasks."""
         self._consumers = [self._consume(queue) for queue in self._queues]
         self._renewal.start(self._lease / RENEWALS, now=False)
+        self._tidying.start(GIVE_BACK_AFTER, now=False)
 
     async def drain(self, grace: float) -> None:
         """Take nothing more, give running tasks ``grace`` seconds, and give the rest back unspent. Never fails."""
@@ -144,8 +154,9 @@ class Worker:
         await self._until_idle(CLOSE_SECONDS)
         if self.busy:
             self._log.warn("{count} tasks could not be settled: their leases will expire", count=self.busy)
-        if self._renewal.running:
-            self._renewal.stop()
+        for loop in (self._renewal, self._tidying):
+            if loop.running:
+                loop.stop()
 
     def hurry(self) -> None:
         """Wait no longer for what :meth:`drain` is waiting for."""
@@ -187,7 +198,8 @@ class Worker:
         def lost() -> None:
             self._lost(consumer)
 
-        consumer: IConsumer = self._broker.consume(queue, self._slots, taken, lost)
+        ahead = min(self._slots, MAX_AHEAD) if self._slots >= AHEAD_FROM else 0
+        consumer: IConsumer = self._broker.consume(queue, self._slots + ahead, taken, lost)
         return consumer
 
     def _taken(self, consumer: IConsumer, deliveries: Sequence[Delivery]) -> None:
@@ -207,7 +219,7 @@ class Worker:
 
     def _fill(self) -> None:
         backlog = self._backlog
-        while backlog and self.busy < self._slots and not self._draining:
+        while backlog and self.busy - self._finishing < self._slots and not self._draining:
             held = backlog.popleft()
             self._claiming += 1
             self._asked.setdefault(held.claim.task_id, []).append(held)
@@ -298,7 +310,10 @@ class Worker:
 
     def _ended(self, outcome: Outcome, held: _Held) -> None:
         held.finishing = True
+        self._finishing += 1
         self._submit(_Ended(held, outcome))
+        if self._backlog:
+            self._fill()
 
     def _not_ended(self, failure: Failure, held: _Held) -> None:
         if not failure.check(Stopped):
@@ -363,6 +378,8 @@ class Worker:
         task = held.attempt.task
         if self._running.get(task.id) is held:
             del self._running[task.id]
+        if held.finishing:
+            self._finishing -= 1
         for other in self._asked.get(task.id, ()):
             other.passed = max(other.passed, (task.dispatch, task.attempt))
         self._slot_free()
@@ -374,16 +391,19 @@ class Worker:
         elif self._backlog:
             self._fill()
 
+    def _give_back_old(self) -> None:
+        latest = self._clock.seconds() - GIVE_BACK_AFTER
+        old = [held for held in self._backlog if held.since <= latest]
+        if old:
+            self._backlog = deque(held for held in self._backlog if held.since > latest)
+            self._give_back(old)
+
     # -- leases ------------------------------------------------------------------------------------
 
     async def _renew(self) -> None:
         now = self._clock.seconds()
         running = dict(self._running)
         self._ack([held for held in running.values() if now - held.since >= ACK_AFTER])
-        old = [held for held in self._backlog if now - held.since >= GIVE_BACK_AFTER]
-        if old:
-            self._backlog = deque(held for held in self._backlog if now - held.since < GIVE_BACK_AFTER)
-            self._give_back(old)
         if not running:
             return
         try:

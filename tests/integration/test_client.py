@@ -266,6 +266,16 @@ class TestTasks:
         assert listed == [f"task {n}" for n in reversed(range(2500))]
         assert len(ana.run("list", "--limit", "3").stdout.splitlines()) == 4
 
+    def test_a_key_of_ones_own(self, ana: Client) -> None:
+        created = ana.ok("add", "pay", "--key", "invoice 17")
+        known = ana.ok("add", "pay", "--key", "invoice 17")
+        assert known == created.replace("created", "was created before under this key")
+        assert "the key 'invoice 17' stands for another task" in ana.fails(1, "add", "other", "--key", "invoice 17")
+        ana.ok("add", "-", "--key", "k", input="one\n\ntwo\n")
+        again = ana.ok("add", "-", "--key", "k", input="one\n\ntwo\nthree\n").splitlines()
+        assert again[0].endswith(" created.") and again[1].startswith("2 tasks were created before under these keys")
+        assert len(ana.ok("list", "--json").splitlines()) == 4
+
     def test_states_are_shown_while_they_change(self, ana: Client) -> None:
         with ana.start("add", "slow", "--field", "seconds=60", "--wait") as add:
             add.wait_for("running")
@@ -448,6 +458,37 @@ class TestTrouble:
                 menu.answer("Choose an option: ", "3")
                 menu.answer("Choose an option: ", "3")
                 assert menu.wait() == 0
+
+    def test_every_line_is_one_task_though_the_server_is_killed(self, tmp_path: Path) -> None:
+        """Long lines make many requests, of which several are under way at any moment."""
+        server = Server(tmp_path)
+        bob = Client(tmp_path, server.address).log_in()
+        lines = [f"{n} ".ljust(1000, "x") for n in range(2000)]
+        (tmp_path / "input").write_text("\n".join(lines))
+        command = bob.command("add", "-", "--json", "--field", "seconds=60")
+        with (
+            server.daemon,
+            open(tmp_path / "input") as file,
+            subprocess.Popen(
+                command, env=bob.env, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            ) as add,
+        ):
+            assert add.stdout is not None and add.stderr is not None
+            confirmed: list[str] = []
+            for _ in range(2):
+                confirmed.append(add.stdout.readline())
+                server.daemon.kill()
+                server.start()
+            with server.daemon:
+                confirmed += add.stdout
+                notes = add.stderr.read()
+                assert add.wait(10) == 0, notes
+                listed = [json.loads(line) for line in bob.ok("list", "--all", "--json").splitlines()]
+        assert notes.splitlines()[:2] == ["Connection lost; connecting again ...", "Connected again."]
+        assert [task["task"] for task in reversed(listed)] == lines
+        ids = [task_id for line in confirmed for task_id in json.loads(line)["task_ids"]]
+        assert len(ids) == len(lines)
+        assert set(ids) == {task["id"] for task in listed}
 
 
 class TestTerminal:

@@ -445,7 +445,7 @@ class BrokerLink:
     def _hear(self, news: bytes) -> None:
         stream, rates = self._news, self._world.rates
         for on_news, on_gap in self._listeners:
-            if not news or rates and stream.random() < rates.news_gap:
+            if not news or (rates and stream.random() < rates.news_gap):
                 self.later(stream.uniform(0, 2.0), on_gap)
                 continue
             copies = 2 if rates and stream.random() < rates.news_doubled else 1

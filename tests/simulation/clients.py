@@ -138,7 +138,9 @@ class Talk:
             self._check(message.get("id", 0), request, message)
         elif message["code"] == "not_found":
             self._referee.fail(CONFIRMED_EXIST, f"{client.name} asks {request.action} {request.fields}: not found")
-        elif message["code"] not in _EXPECTED_ERRORS or message["code"] == "conflict" and request.action != "cancel_task":
+        elif message["code"] not in _EXPECTED_ERRORS or (
+            message["code"] == "conflict" and request.action != "cancel_task"
+        ):
             self._referee.fail(NO_ERROR, f"{client.name} asks {request.action} {request.fields}: {message}")
         request.done.callback(message)
 
@@ -273,16 +275,21 @@ class Client:
         kind = stream.random()
         if kind < 0.2:
             if stream.random() < 0.2:
-                talk.request(stream.choice(("watch", "unwatch")))
-            return talk.request(stream.choice(("watch", "watch", "watch", "unwatch")))
+                self._watch(talk)
+            return self._watch(talk)
         if kind < 0.4 or not self.mine:
-            return talk.request("get_tasks", limit=stream.choice((5, 100)))
+            return talk.request("get_tasks", limit=stream.choice((3, 10, 100)))
         if kind < 0.5:
             return talk.request("get_task", task_id=stream.choice(self.mine))
         if kind < 0.7:
             return talk.request("cancel_task", task_id=stream.choice(self.mine))
         some = sorted(set(stream.choices(self.mine, k=5)))
         return talk.request("wait", task_ids=some, timeout=stream.choice((0, 3, 30)))
+
+    def _watch(self, talk: Talk) -> Deferred[Any]:
+        if self._stream.random() < 0.25:
+            return talk.request("unwatch")
+        return talk.request("watch", limit=self._stream.choice((3, 10, 100)))
 
     def _submit(self, talk: Talk, action: str, fields: dict[str, Any]) -> Deferred[Any]:
         """Submit, for the first time or again."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet.address import IPv4Address
@@ -218,5 +217,3 @@ class Connection:
 
     def stopProducing(self) -> None:
         self.loseConnection()
-
-

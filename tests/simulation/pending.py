@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred, succeed
 from taskd.model import Task
 from taskd.ports import TaskQuery
 from taskd.server import actions, outbox
+from taskd.server.hub import GAP
 from taskd.wire import messages as m
 
 _publish = outbox.Outbox.publish
@@ -38,7 +39,7 @@ async def watch(self: Any, peer: actions.Peer, request: m.Watch) -> actions.Answ
     def after() -> None:
         now = peer.watch
         if mine.closed and now is not None and now is not mine and now.closed:
-            peer.send(actions.GAP)
+            peer.send(GAP)
         mine.open(tasks)
 
     try:
@@ -49,7 +50,7 @@ async def watch(self: Any, peer: actions.Peer, request: m.Watch) -> actions.Answ
     except BaseException:
         mine.close()
         if gap and peer.watch is mine:
-            peer.send(actions.GAP)
+            peer.send(GAP)
         raise
 
 

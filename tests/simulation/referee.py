@@ -165,7 +165,7 @@ class Referee:
         for task_id in found:
             state, *key = before[task_id]
             mine = [o for o in outcomes if o.task_id == task_id and [o.dispatch, o.attempt, worker] == key]
-            if state is not State.RUNNING and not (again and any(o.state is state for o in mine)) or not mine:
+            if (state is not State.RUNNING and not (again and any(o.state is state for o in mine))) or not mine:
                 self.fail(FENCED, f"task {task_id} was {before[task_id]}, {worker} finished {list(outcomes)}")
 
     def present(self, task_ids: Iterable[int]) -> dict[int, tuple[Any, ...]]:

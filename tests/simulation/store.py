@@ -118,6 +118,14 @@ class Database:
             self._referee.claimed(args[0], args[2], result)
         return result
 
+    def rehearse(self, batch: str, rows: Sequence[NewRow], settled: Sequence[str]) -> Sequence[Task]:
+        """What creating tasks would return now. Nothing is done."""
+        connection = self._runner.connection
+        try:
+            return self.store._create_tasks(connection.cursor(), batch, rows, settled)
+        finally:
+            connection.rollback()
+
     def query(self, text: str, *args: Any) -> list[Any]:
         """Rows of a statement of the referee's."""
         rows: list[Any] = self._runner.connection.execute(text, args).fetchall()
@@ -367,7 +375,9 @@ class StoreLink:
     def close_session(self, token_hash: bytes) -> Awaitable[None]:
         return self._call("close_session", token_hash)
 
-    def create_tasks(self, batch: str, rows: Sequence[NewRow], settled: Sequence[str] = ()) -> Awaitable[Sequence[Task]]:
+    def create_tasks(
+        self, batch: str, rows: Sequence[NewRow], settled: Sequence[str] = ()
+    ) -> Awaitable[Sequence[Task]]:
         return self._call("create_tasks", batch, rows, settled)
 
     def find_keys(self, keys: Sequence[tuple[int, str]]) -> Awaitable[Mapping[tuple[int, str], Keyed]]:
@@ -422,5 +432,3 @@ class StoreLink:
 
     def list_tasks(self, user_id: int, query: TaskQuery) -> Awaitable[Page]:
         return self._call("list_tasks", user_id, query)
-
-

@@ -230,7 +230,7 @@ class World:
             return EVERY_END, f"{len(left)} of {len(ends)} tasks have not: {left[:5]}"
         for client in self.clients:
             talk = client.talk
-            if talk is not None and talk.requests or not client.finished:
+            if (talk is not None and talk.requests) or not client.finished:
                 asked = [(r.action, r.fields) for r in talk.requests.values()] if talk is not None else []
                 return ONE_REPLY, f"{client.name} waits for {asked}"
         if rows := self.database.unsettled():
@@ -270,10 +270,14 @@ class World:
             self.referee.fail(EVERY_END, f"{stored} of {len(self.referee.tasks)} tasks are in the store")
         for process in [*self.servers, *self.workers]:
             process.terminate()
-        self.clock.call(None, PARTING, self._end)
+        self._wait_for_the_last(self.clock.seconds() + PARTING)
 
-    def _end(self) -> None:
-        if left := [process.name for process in [*self.servers, *self.workers]]:
+    def _wait_for_the_last(self, deadline: float) -> None:
+        left = [process.name for process in [*self.servers, *self.workers]]
+        if left and self.clock.seconds() < deadline:
+            self.clock.call(None, 1.0, self._wait_for_the_last, deadline)
+            return
+        if left:
             self.referee.fail(DRAIN_ENDS, f"{left} have not")
         self.over = True
 

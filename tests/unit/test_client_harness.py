@@ -42,7 +42,8 @@ class FakeTaskd:
     """What a taskd answers, in memory: one queue, no workers; tests move the tasks themselves.
 
     Of the actions in ``refusals`` it does none, nor of those in ``silent``, which it does not even answer; those in
-    ``mute`` it does and does not answer, like a server that dies in that moment.
+    ``mute`` it does and does not answer, like a server that dies in that moment; those in ``held`` it answers when the
+    connection is released.
     """
 
     def __init__(self) -> None:
@@ -53,6 +54,7 @@ class FakeTaskd:
         self.refusals: dict[str, TaskdError] = {}
         self.silent: set[str] = set()
         self.mute: set[str] = set()
+        self.held: set[str] = set()
         self.keys: dict[str, tuple[int, Any]] = {}
         self._ids = itertools.count(1)
 
@@ -102,6 +104,7 @@ class FakeConnection(LineReceiver):
         self._token: str | None = None
         self._watching = False
         self._waits: list[tuple[Call, list[int]]] = []
+        self._held: list[tuple[Call, dict[str, Any]]] = []
         self.requests: list[dict[str, Any]] = []
         self.chunks: list[bytes] = []
 
@@ -141,6 +144,11 @@ class FakeConnection(LineReceiver):
         for call, ids in waits:
             call.succeed({"status": "success", "done": False, "tasks": self._views(ids)})
 
+    def release(self) -> None:
+        """Answer what is held."""
+        for call, reply in self._held:
+            call.succeed(reply)
+
     def _write(self, line: bytes) -> None:
         self.transport.write(line)
 
@@ -157,7 +165,9 @@ class FakeConnection(LineReceiver):
         except TaskdError as e:
             call.fail(e)
         else:
-            if reply is not None and name not in self._taskd.mute:
+            if name in self._taskd.held:
+                self._held.append((call, reply))
+            elif reply is not None and name not in self._taskd.mute:
                 call.succeed(reply)
 
     def ping(self, call: Call, request: Any) -> dict[str, Any]:

@@ -325,7 +325,8 @@ class TestAddAndWait:
         finish(stage, 1)
         finish(stage, 2, State.CANCELLED)
         assert run.status == 3
-        assert words(run) == [["1", "completed", "one"], ["2", "cancelled", "two"]]
+        assert words(run)[:2] == [["1", "queued", "one"], ["2", "queued", "two"]]
+        assert words(run)[2:] == [["1", "completed", "one"], ["2", "cancelled", "two"]]
 
     def test_what_is_held_until_the_numbers_are_known_is_bounded(self, stage: Stage) -> None:
         run = stage.run("add", "-", "--wait", open=True)
@@ -340,7 +341,7 @@ class TestAddAndWait:
         run.type()
         finish(stage, 2)
         assert run.status == 0
-        assert words(run) == [["2", "completed", "mine"]]
+        assert words(run) == [["2", "queued", "mine"], ["2", "completed", "mine"]]
 
     def test_a_gap_on_the_way(self, stage: Stage) -> None:
         run = stage.run("add", "one", "--wait")

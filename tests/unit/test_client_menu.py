@@ -10,6 +10,7 @@ from twisted.internet.defer import CancelledError
 
 from taskd.client.connection import REPLY_SECONDS
 from taskd.client.menu import GOODBYE_SECONDS, SHOWN
+from taskd.client.persistence import FIRST_RETRY
 from taskd.errors import Unavailable
 from taskd.model import State
 from tests.unit.test_client_harness import SERVER, Run, Stage
@@ -130,11 +131,35 @@ class TestInside:
         assert not stage.taskd.tasks
 
     def test_a_connection_lost_before_the_confirmation(self, stage: Stage) -> None:
+        stage.taskd.mute.add("new_task")
+        run = inside(stage, "2", "draw a map")
+        stage.taskd.mute.clear()
+        stage.cut()
+        stage.advance(FIRST_RETRY)
+        assert run.out.count("Task 1 created.") == 1
+        assert run.err == "Connection lost; connecting again ...\nConnected again.\n"
+        assert [task.task for task in stage.taskd.tasks.values()] == ["draw a map"]
+        assert new(run, "1") == ["ID  STATUS      AGE  TASK", " 1  Procesando  0 s  draw a map"]
+
+    def test_a_confirmation_that_never_comes(self, stage: Stage) -> None:
         stage.taskd.silent.add("new_task")
         run = inside(stage, "2", "draw a map")
         stage.cut()
-        assert "the task may exist or not; look with: See tasks" in run.out
+        stage.network.failing = error.ConnectionRefusedError()
+        for _ in range(70):
+            stage.advance(1)
+        assert "creates it only if it does not: taskclient add --key key1 'draw a map' (nothing listens" in run.out
         assert "the next action connects again" not in run.out
+        assert not run.over
+
+    def test_a_session_that_ends_before_the_confirmation(self, stage: Stage) -> None:
+        stage.taskd.silent.add("new_task")
+        run = inside(stage, "2", "draw a map")
+        stage.taskd.tokens.clear()
+        stage.cut()
+        stage.advance(FIRST_RETRY)
+        assert "no confirmation: the task may exist or not" in run.out
+        assert run.out.endswith("3. Leave\nChoose an option: ")
 
     def test_what_others_wrote_cannot_drive_the_terminal(self, stage: Stage) -> None:
         stage.taskd.task("\x1b[2J\u202e")

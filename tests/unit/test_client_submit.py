@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from twisted.internet.defer import CancelledError
 
+from taskd.client.context import Context
 from taskd.client.submit import batches
-from taskd.errors import Draining
+from taskd.errors import QuotaExceeded
+from taskd.model import State
 from taskd.wire.limits import MAX_LINE_BYTES
-from tests.unit.test_client_harness import Stage
+from tests.unit.test_client_harness import NOON, Stage
 
 
 @pytest.fixture
@@ -22,7 +24,7 @@ class TestAdd:
     def test_one_task(self, stage: Stage) -> None:
         run = stage.logged_in().run("add", "render", "scene", "7")
         assert (run.status, run.out) == (0, "Task 1 created.\n")
-        assert stage.taskd.asked()[-1] == {"action": "new_task", "id": 2, "task": "render scene 7"}
+        assert stage.taskd.asked()[-1] == {"action": "new_task", "id": 2, "task": "render scene 7", "key": "key1"}
 
     def test_fields(self, stage: Stage) -> None:
         argv = ["--payload", '{"a": 1, "b": [2]}', "--field", "a=2", "--field", "c=x=y", "--field", 'd="2"']
@@ -64,7 +66,7 @@ class TestAdd:
     def test_lines_of_the_input(self, stage: Stage) -> None:
         run = stage.logged_in().run("add", "-", lines=["one", "", "two"])
         assert (run.status, run.out) == (0, "2 tasks created (1 to 2).\n")
-        assert stage.taskd.asked()[-1]["tasks"] == [{"task": "one"}, {"task": "two"}]
+        assert stage.taskd.asked()[-1]["tasks"] == [{"task": "one", "key": "key1:1"}, {"task": "two", "key": "key1:3"}]
 
     def test_batches_fit_into_lines_and_lists(self, stage: Stage) -> None:
         short = [f"task {n}" for n in range(2500)]
@@ -76,8 +78,8 @@ class TestAdd:
         )
         assert run.status == 0
         assert [task.task for task in stage.taskd.tasks.values()] == short + long
-        sizes = [len(request["tasks"]) for request in stage.taskd.asked()[1:]]
-        assert sizes == [1000, 1000, 506, 7, 7]
+        sizes = [len(request["tasks"]) for request in stage.taskd.asked()[2:]]
+        assert sizes == [1000, 1000, 505, 7, 7, 1]
 
     def test_json_prints_the_replies(self, stage: Stage) -> None:
         run = stage.logged_in().run("add", "-", "--json", lines=["one", "two"])
@@ -89,7 +91,7 @@ class TestAdd:
         run.type("", "x" * 5000)
         assert run.status == 1
         assert run.err.splitlines() == [
-            "2 tasks were created before the error.",
+            "2 tasks were created before the error; --key key1 and the same lines go on from there.",
             "taskclient: line 4: a task needs 1 to 4,096 characters, one of them visible",
         ]
 
@@ -103,13 +105,6 @@ class TestAdd:
         run = stage.logged_in().run("add", "-")
         assert (run.status, run.out) == (0, "")
         assert "nothing created" in run.err
-
-    def test_a_connection_lost_before_the_confirmation(self, stage: Stage) -> None:
-        stage.logged_in().taskd.silent.add("new_task")
-        run = stage.run("add", "x")
-        stage.cut()
-        assert run.status == 1
-        assert "the task may exist or not; look with: taskclient list" in run.err
 
     @pytest.mark.parametrize("option", ["--queue", "--field"])
     def test_bytes_that_are_no_text(self, stage: Stage, option: str) -> None:
@@ -146,31 +141,103 @@ class TestAdd:
         run.type("one")
         run.cancel()
         assert isinstance(run.error, CancelledError)
-        assert run.err == "1 tasks were created before the error.\n"
+        assert run.err == "1 tasks were created before the error; --key key1 and the same lines go on from there.\n"
 
     def test_a_refused_batch_is_not_counted(self, stage: Stage) -> None:
         run = stage.logged_in().run("add", "-", open=True)
         run.type("one")
-        stage.taskd.refusals["new_tasks"] = Draining("the server is stopping")
+        stage.taskd.refusals["new_tasks"] = QuotaExceeded("your share is used up")
         run.type("two")
         run.type("three")
         assert run.status == 1
-        assert run.err == "1 tasks were created before the error.\ntaskclient: the server is stopping\n"
-
-    def test_a_connection_lost_between_lines(self, stage: Stage) -> None:
-        run = stage.logged_in().run("add", "-", open=True)
-        run.type("one")
-        stage.cut()
-        run.type("two")
-        assert run.status == 1
-        assert run.err.splitlines()[0] == "1 tasks were created before the error."
-        assert "was lost" in run.err.splitlines()[1]
+        assert run.err.startswith("1 tasks were created before the error")
+        assert run.err.endswith("\ntaskclient: your share is used up\n")
 
     def test_only_so_many_batches_are_under_way(self, stage: Stage) -> None:
         stage.logged_in().taskd.silent.add("new_tasks")
         run = stage.run("add", "-", lines=["x"] * 10_000)
         assert stage.taskd.actions().count("new_tasks") == 4
         run.cancel()
+
+
+class TestKeys:
+    def test_a_key_of_ones_own(self, stage: Stage) -> None:
+        run = stage.logged_in().run("add", "pay", "--key", "invoice 17")
+        assert (run.status, run.out, run.err) == (0, "Task 1 created.\n", "")
+        again = stage.run("add", "pay", "--key", "invoice 17")
+        assert (again.status, again.out, again.err) == (0, "Task 1 was created before under this key.\n", "")
+        assert len(stage.taskd.tasks) == 1
+
+    def test_what_is_known_is_waited_for_too(self, stage: Stage) -> None:
+        stage.logged_in().run("add", "pay", "--key", "k")
+        stage.taskd.move(1, State.FAILED, finished_at=NOON)
+        assert stage.run("add", "pay", "--key", "k", "--wait").status == 5
+
+    def test_json_passes_the_reply_on(self, stage: Stage) -> None:
+        stage.logged_in().run("add", "pay", "--key", "k")
+        (reply,) = stage.run("add", "pay", "--key", "k", "--json").objects
+        assert (reply["task_id"], reply["duplicate"]) == (1, True)
+
+    @pytest.mark.parametrize(
+        ("lang", "says"),
+        [
+            ("en", "the key 'k' stands for another task already; use a new one"),
+            ("es", "esa clave ya es de otra tarea; use una nueva: the key 'k' stands for another task already; use a"),
+        ],
+    )
+    def test_a_key_that_stands_for_something_else(self, stage: Stage, lang: str, says: str) -> None:
+        stage.logged_in().run("add", "pay", "--key", "k")
+        stage.lang = lang
+        run = stage.run("add", "pay twice", "--key", "k")
+        assert run.status == 1
+        assert run.err.startswith(f"taskclient: {says}")
+        assert len(stage.taskd.tasks) == 1
+
+    @pytest.mark.parametrize(
+        ("text", "key", "fits"),
+        [
+            ("x", "k" * 128, True),
+            ("x", "k" * 129, False),
+            ("x", "", False),
+            ("x", "a\tb", False),
+            ("x", "\udcff", False),
+            ("-", "k" * 108, True),
+            ("-", "k" * 109, False),
+        ],
+    )
+    def test_what_can_be_a_key(self, stage: Stage, text: str, key: str, fits: bool) -> None:
+        run = stage.logged_in().run("add", text, "--key", key, lines=["one"])
+        assert run.status == (0 if fits else 2)
+        assert fits or f"a key has 1 to {108 if text == '-' else 128} printable characters" in run.err
+        assert bool(stage.taskd.tasks) is fits
+
+    def test_lines_go_on_where_they_were_interrupted(self, stage: Stage) -> None:
+        stage.logged_in().run("add", "-", "--key", "k", lines=["one", "", "two"])
+        run = stage.run("add", "-", "--key", "k", lines=["one", "", "two", "three", "one"])
+        assert run.status == 0
+        assert run.out.splitlines() == [
+            "2 tasks created (3 to 4).",
+            "2 tasks were created before under these keys (1 to 2).",
+        ]
+        assert list(stage.taskd.keys) == ["k:1", "k:3", "k:4", "k:5"]
+
+    def test_lines_that_are_all_known(self, stage: Stage) -> None:
+        stage.logged_in().run("add", "-", "--key", "k", lines=["one"])
+        run = stage.run("add", "-", "--key", "k", lines=["one"])
+        assert (run.status, run.out) == (0, "Task 1 was created before under this key.\n")
+
+    def test_a_line_that_stands_for_something_else(self, stage: Stage) -> None:
+        stage.logged_in().run("add", "-", "--key", "k", lines=["one", "two"])
+        run = stage.run("add", "-", "--key", "k", lines=["one", "other"])
+        assert run.status == 1
+        assert "'k:2' stands for another task" in run.err
+
+    def test_every_task_has_a_random_key(self, stage: Stage) -> None:
+        for _ in range(2):
+            assert stage.logged_in().run("add", "same").out == f"Task {len(stage.taskd.tasks)} created.\n"
+        key = Context.new_key()
+        assert len(key) == 32 and int(key, 16)
+        assert key != Context.new_key()
 
 
 class TestBatches:

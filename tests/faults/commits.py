@@ -1,0 +1,36 @@
+"""The scenario in which connections to PostgreSQL are cut around a COMMIT."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from tests.faults.processes import Line, lasting
+from tests.faults.proxy import Moment, Proxy
+from tests.faults.stage import ATTEMPTS, Stage
+
+STATEMENTS = "create_tasks", "dispatch", "claim", "finish"
+"""Those whose repetition must be harmless: of server, server, worker and worker."""
+
+HIT_SECONDS = 20.0
+
+
+def commits_cut(stage: Stage, *, times: int, moments: Sequence[Moment], rate: float) -> Line:
+    """Each of the statements loses its connection at each of these moments, so many times."""
+    with Proxy(stage.postgres.port) as proxy:
+        # so small a window that tasks wait, and the dispatcher has something to move
+        stage.cluster.env |= {"POSTGRES_PORT": str(proxy.port), "TASKD_WINDOW": "5"}
+        stage.start(options=("--slots", "10"))
+        load = stage.load(lasting(0.02, 0.15, max_attempts=ATTEMPTS), rate=rate)
+        load.await_confirmed(int(rate))
+        slowest = 0.0
+        for _ in range(times):
+            for moment in moments:
+                for statement in STATEMENTS:
+                    proxy.arm(statement, moment)
+                    hit = proxy.wait_hit(HIT_SECONDS)
+                    stage.must(hit, f"{statement} was not executed within {HIT_SECONDS:g} s")
+                    if hit:
+                        slowest = max(slowest, stage.await_back(load, time.time()))
+        stage.extra |= {"cuts": proxy.cuts, "slowest_back_s": round(slowest, 2)}
+        return stage.finish(load)

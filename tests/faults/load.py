@@ -1,0 +1,243 @@
+"""Clients that submit tasks until each is confirmed: they reconnect, and send again by key what had no answer."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from tests.cluster import PASSWORD
+from tests.daemons import LineClient
+from tests.processes import eventually
+
+Spec = dict[str, Any]
+Key = tuple[str, str]
+"""A user's name and an idempotency key."""
+
+IN_FLIGHT = 8
+"""Requests that a client keeps open on its connection."""
+
+BATCH = 5
+"""Tasks of a request of those clients that use new_tasks."""
+
+SILENCE = 30.0
+"""Seconds after which a request counts as never answered."""
+
+TRY_AGAIN = ("unavailable", "draining", "rate_limited")
+"""Refusals that say to come back; any other is a defect."""
+
+
+class Confirmation(NamedTuple):
+    """A reply that a client has read."""
+
+    user: str
+    key: str
+    task_id: int
+    at: float
+
+
+class Load:
+    """Submits ``total`` tasks, or tasks until it is stopped, by ``clients`` users.
+
+    ``spec(n)`` makes the n-th task; its key is added here. ``ports`` are the servers'. ``rate`` is in tasks a second.
+    """
+
+    def __init__(
+        self,
+        ports: Sequence[int],
+        spec: Callable[[int], Spec],
+        *,
+        total: int | None = None,
+        rate: float | None = None,
+        clients: int = 4,
+    ) -> None:
+        self.ports = ports
+        self.confirmations: list[Confirmation] = []
+        self.refusals: Counter[str] = Counter()
+        self.trouble: list[str] = []
+        self.resent = 0
+        self._spec = spec
+        self._total = total
+        self._rate = rate
+        self._allowed: int | None = None
+        self._began = time.monotonic()
+        self._lock = threading.Lock()
+        self._attempted: set[Key] = set()
+        self._stopping = threading.Event()
+        self._clients = [_Client(self, f"user{n}", BATCH if n % 2 else 1) for n in range(clients)]
+
+    # -- for the scenario
+
+    @property
+    def attempted(self) -> int:
+        """Tasks that were sent at least once."""
+        return len(self._attempted)
+
+    @property
+    def confirmed(self) -> int:
+        """Tasks that were confirmed at least once."""
+        return len({(c.user, c.key) for c in list(self.confirmations)})
+
+    @property
+    def done(self) -> bool:
+        """Whether every client has ended."""
+        return not any(client.is_alive() for client in self._clients)
+
+    def start(self) -> Load:
+        """Begin."""
+        self._began = time.monotonic()
+        for client in self._clients:
+            client.start()
+        return self
+
+    def allow(self, tasks: int) -> None:
+        """From now on no more than so many are sent altogether."""
+        self._allowed = tasks
+
+    def await_confirmed(self, tasks: int, timeout: float = 60.0) -> None:
+        """Wait until so many are confirmed altogether."""
+        eventually(lambda: self.done or self.confirmed >= tasks, timeout, f"{tasks} tasks are confirmed")
+
+    def confirmed_after(self, moment: float) -> float | None:
+        """When the first confirmation after a moment was read."""
+        return next((c.at for c in list(self.confirmations) if c.at > moment), None)
+
+    def stop(self) -> None:
+        """Send nothing new, and wait until all that was sent is confirmed."""
+        self._allowed = None
+        if self._total is None:
+            self._stopping.set()
+        deadline = time.monotonic() + 2 * SILENCE
+        for client in self._clients:
+            if client.ident is not None:
+                client.join(max(0.0, deadline - time.monotonic()))
+        if not self.done:
+            self.trouble.append("clients still have unconfirmed tasks")
+            self.abandon()
+
+    def abandon(self) -> None:
+        """End the clients, whatever they are waiting for."""
+        self._stopping.set()
+        for client in self._clients:
+            client.abandoned = True
+            if client.ident is not None:
+                client.join(SILENCE)
+
+    # -- for the clients
+
+    def next(self, user: str, most: int) -> list[Spec] | None:
+        """The tasks of one more request; None when it is not time yet, empty when there are no more."""
+        with self._lock:
+            sent = self.attempted
+            if self._stopping.is_set() or (self._total is not None and sent >= self._total):
+                return []
+            limits = [most]
+            if self._total is not None:
+                limits.append(self._total - sent)
+            if self._allowed is not None:
+                limits.append(self._allowed - sent)
+            if self._rate is not None:
+                limits.append(int(self._rate * (time.monotonic() - self._began)) + 1 - sent)
+            count = min(limits)
+            if count <= 0:
+                return None
+            specs = [self._spec(sent + n) | {"key": f"key-{sent + n}"} for n in range(count)]
+            self._attempted.update((user, spec["key"]) for spec in specs)
+            return specs
+
+
+class _Client(threading.Thread):
+    """One user on one connection at a time."""
+
+    def __init__(self, load: Load, user: str, batch: int) -> None:
+        super().__init__(name=user, daemon=True)
+        self.abandoned = False
+        self._load = load
+        self._user = user
+        self._batch = batch
+        self._ids = itertools.count(1)
+        self._random = random.Random(user)
+        self._waiting: deque[list[Spec]] = deque()
+        self._open: dict[int, list[Spec]] = {}
+        self._more = True
+
+    def run(self) -> None:
+        """Until all is confirmed."""
+        try:
+            while (self._more or self._waiting) and not self.abandoned:
+                try:
+                    with self._connect() as connection:
+                        self._talk(connection)
+                except TimeoutError as e:
+                    self._load.trouble.append(f"no answer within {SILENCE:g} s: {e}")
+                except OSError:
+                    time.sleep(0.05)
+                # what has no answer may be stored, or not: the key makes it harmless to ask again
+                self._load.resent += len(self._open)
+                self._waiting.extendleft(self._open.values())
+                self._open.clear()
+        except Exception as e:
+            self._load.trouble.append(f"{self._user}: {type(e).__name__}: {e}")
+
+    def _connect(self) -> LineClient:
+        client = LineClient(self._random.choice(self._load.ports), timeout=SILENCE)
+        try:
+            for action, fine in (("register", ("success", "in_use")), ("login", ("logged_in",))):
+                reply = client.request(action, username=self._user, password=PASSWORD)
+                if reply["status"] not in fine:
+                    self._refused(reply)
+                    raise ConnectionError(reply["code"])
+        except BaseException:
+            client.close()
+            raise
+        return client
+
+    def _talk(self, connection: LineClient) -> None:
+        while not self.abandoned:
+            while len(self._open) < IN_FLIGHT and (specs := self._next()):
+                self._send(connection, specs)
+            if self._open:
+                self._read(connection)
+            elif self._more or self._waiting:
+                time.sleep(0.01)
+            else:
+                return
+
+    def _next(self) -> list[Spec] | None:
+        if self._waiting:
+            return self._waiting.popleft()
+        found = self._load.next(self._user, self._batch) if self._more else None
+        self._more = found != [] and self._more
+        return found
+
+    def _send(self, connection: LineClient, specs: list[Spec]) -> None:
+        number = next(self._ids)
+        self._open[number] = specs
+        request = {"action": "new_task", **specs[0]} if self._batch == 1 else {"action": "new_tasks", "tasks": specs}
+        connection.send_line(json.dumps(request | {"id": number}).encode())
+
+    def _read(self, connection: LineClient) -> None:
+        line = connection.read_line()
+        if not line:
+            raise ConnectionError("closed")
+        reply = json.loads(line)
+        specs = self._open.pop(reply["id"])
+        if reply["ok"]:
+            ids = reply["task_ids"] if "task_ids" in reply else [reply["task_id"]]
+            now = time.time()
+            for spec, task_id in zip(specs, ids, strict=True):
+                self._load.confirmations.append(Confirmation(self._user, spec["key"], task_id, now))
+        else:
+            self._refused(reply)
+            self._waiting.append(specs)
+            time.sleep(0.05)
+
+    def _refused(self, reply: dict[str, Any]) -> None:
+        self._load.refusals[reply["code"]] += 1
+        if reply["code"] not in TRY_AGAIN:
+            raise RuntimeError(f"refused: {reply}")

@@ -1,0 +1,146 @@
+"""Scenarios in which PostgreSQL or RabbitMQ crash, are away, take nothing, or forget."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+
+import pika
+
+from tests import services
+from tests.cluster import user
+from tests.faults.processes import Line, lasting
+from tests.faults.stage import ATTEMPTS, Stage
+from tests.processes import eventually
+
+
+@contextlib.contextmanager
+def _postgres_away(stage: Stage) -> Iterator[None]:
+    """It crashes, and is back at the end of the block whatever happens there."""
+    stage.postgres.stop("immediate")
+    try:
+        yield
+    finally:
+        stage.postgres.start()
+
+
+@contextlib.contextmanager
+def _rabbitmq_away(stage: Stage) -> Iterator[None]:
+    """It is killed, and is back at the end of the block whatever happens there."""
+    stage.rabbitmq.kill()
+    try:
+        yield
+    finally:
+        stage.rabbitmq.start()
+
+
+def postgres_crashes(stage: Stage, *, pauses: Sequence[float], rate: float) -> Line:
+    """``pg_ctl stop -m immediate`` under load, and a start after so many seconds."""
+    stage.start()
+    load = stage.load(lasting(0.05, 0.3, max_attempts=ATTEMPTS), rate=rate)
+    backs = []
+    for pause in pauses:
+        load.await_confirmed(load.confirmed + int(rate))
+        with _postgres_away(stage):
+            time.sleep(pause)
+        backs.append(stage.await_back(load, time.time()))
+    stage.extra |= {"crashes": len(backs), "slowest_back_s": round(max(backs), 2)}
+    if max(pauses) > 6:
+        stage.must(load.refusals["unavailable"], "no client was told that the service is unavailable")
+    return stage.finish(load)
+
+
+def rabbitmq_crashes(stage: Stage, *, times: int, rate: float) -> Line:
+    """``kill -9`` of RabbitMQ under load, and a start at once."""
+    stage.start()
+    load = stage.load(lasting(0.05, 0.3, max_attempts=ATTEMPTS), rate=rate)
+    backs = []
+    for _ in range(times):
+        load.await_confirmed(load.confirmed + int(rate))
+        with _rabbitmq_away(stage):
+            pass
+        backs.append(stage.await_back(load, time.time()))
+    stage.extra |= {"crashes": len(backs), "slowest_back_s": round(max(backs), 2)}
+    return stage.finish(load)
+
+
+def rabbitmq_down(stage: Stage, *, seconds: float, tasks: int) -> Line:
+    """RabbitMQ is away while tasks are created, listed and cancelled."""
+    stage.start()
+    before = tasks // 10
+    load = stage.load(lasting(0.0, 0.2, max_attempts=ATTEMPTS), total=tasks + before + 1, rate=tasks / seconds * 2)
+    load.allow(before)
+    load.await_confirmed(before)
+    with _rabbitmq_away(stage):
+        gone = time.monotonic()
+        load.allow(tasks + before)
+        try:
+            load.await_confirmed(tasks + before, seconds)
+        except AssertionError:
+            stage.violations.append(f"only {load.confirmed - before} tasks were confirmed while RabbitMQ was away")
+        with user(stage.cluster.ports[0], "user0") as client:
+            listed = client.request("get_tasks", state="waiting", limit=5)
+            stage.must(listed["ok"] and listed["tasks"], f"tasks could not be listed: {listed}")
+            cancelled = client.request("cancel_task", task_id=listed["tasks"][-1]["id"])
+            stage.must(cancelled.get("task", {}).get("status") == "Cancelada", f"not cancelled: {cancelled}")
+        time.sleep(max(0.0, gone + seconds - time.monotonic()))
+    since = time.time()
+    # one more, so that a confirmation after the return can be seen
+    load.allow(tasks + before + 1)
+    stage.extra |= {"down_s": seconds, "created_meanwhile": tasks, "back_s": round(stage.await_back(load, since), 2)}
+    return stage.finish(load)
+
+
+def memory_alarm(stage: Stage, *, seconds: float, rate: float) -> Line:
+    """RabbitMQ takes no messages for a while, because it is low on memory as it believes."""
+    stage.start()
+    load = stage.load(lasting(0.0, 0.2, max_attempts=ATTEMPTS), rate=rate)
+    load.await_confirmed(int(rate))
+    stage.rabbitmq.ctl("set_vm_memory_high_watermark", "0")
+    try:
+        before, began = load.confirmed, time.monotonic()
+        time.sleep(seconds)
+        meanwhile = load.confirmed - before
+        expected = rate * (time.monotonic() - began)
+    finally:
+        stage.rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
+    since = time.time()
+    stage.must(meanwhile > expected / 2, f"only {meanwhile} of some {expected:.0f} tasks were confirmed in the alarm")
+    back = stage.await_back(load, since)
+    stage.extra |= {"alarm_s": seconds, "created_meanwhile": meanwhile, "back_s": round(back, 2)}
+    return stage.finish(load)
+
+
+def queue_lost(stage: Stage, *, messages: int) -> Line:
+    """One queue is purged and another one deleted under its consumer, with so many messages in each."""
+    other = services.unique("other")
+    stage.cluster.env["TASKD_QUEUES"] = other
+    queues = stage.cluster.queue, other
+    stage.start(options=("--slots", "20"))
+    task = lasting(0.1, 0.3)
+    load = stage.load(lambda n: task(n) | {"queue": queues[n % 2]}, total=2 * messages)
+    load.await_confirmed(2 * messages)
+    with _channel(stage) as channel:
+        # the last ones may be on their way
+        eventually(lambda: not stage.count("state = 'waiting'"), 20, "all messages are in the queues")
+        purged = channel.queue_purge(queues[0]).method.message_count
+        deleted = channel.queue_delete(queues[1]).method.message_count
+    lost = time.monotonic()
+    eventually(lambda: not stage.count("finished_at IS NULL"), 60 + messages / 50, "all tasks have ended")
+    stage.extra |= {"purged": purged, "deleted": deleted, "all_ended_s": round(time.monotonic() - lost, 1)}
+    stage.must(min(purged, deleted) > messages / 2, f"only {purged} and {deleted} messages were there to lose")
+    return stage.finish(load)
+
+
+@contextlib.contextmanager
+def _channel(stage: Stage) -> Iterator[pika.adapters.blocking_connection.BlockingChannel]:
+    rabbitmq = stage.rabbitmq
+    credentials = pika.PlainCredentials(rabbitmq.user, rabbitmq.password)
+    connection = pika.BlockingConnection(
+        pika.ConnectionParameters(rabbitmq.host, rabbitmq.port, credentials=credentials)
+    )
+    try:
+        yield connection.channel()
+    finally:
+        connection.close()

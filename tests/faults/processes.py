@@ -1,0 +1,149 @@
+"""Scenarios in which daemons are killed, stopped, told to end, or end themselves."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tests.daemons import Daemon
+from tests.faults.load import Load, Spec
+from tests.faults.stage import AGAIN_WITHIN, ATTEMPTS, END_SECONDS, Stage
+from tests.processes import eventually
+
+Line = dict[str, Any]
+
+LEASE = 3.0
+"""Of the workers, in seconds: TASKD_LEASE of the cluster."""
+
+
+def lasting(least: float, most: float, **more: Any) -> Callable[[int], Spec]:
+    """Tasks that take from ``least`` to ``most`` seconds, the n-th of every run the same."""
+
+    def spec(n: int) -> Spec:
+        seconds = round(random.Random(n).uniform(least, most), 3)
+        return {"task": f"task {n}", "kind": "record", "payload": {"seconds": seconds}, **more}
+
+    return spec
+
+
+def await_busy(stage: Stage, worker: Daemon, load: Load, tasks: int = 1) -> None:
+    """Wait until this worker runs so many tasks, or until there are no more to come."""
+    eventually(lambda: running(stage, worker) >= tasks or load.done, 30, "the worker has tasks to lose")
+
+
+def running(stage: Stage, worker: Daemon) -> int:
+    """How many tasks this worker has."""
+    return stage.count(f"state = 'running' AND worker LIKE '%:{worker.pid}:%'")
+
+
+def await_new_run(stage: Stage, worker: Daemon, since: float) -> None:
+    """Wait until this worker has claimed something after a moment."""
+    sql = f"SELECT FROM audit WHERE at > {since} AND new = 'running' AND worker LIKE '%:{worker.pid}:%' LIMIT 1"
+    eventually(lambda: stage.rows(sql), 30, "the worker takes tasks again")
+
+
+def kills(stage: Stage, *, tasks: int, workers: int, servers: int, rate: float) -> Line:
+    """``kill -9`` of so many workers and servers, one at a time, while tasks are submitted and run."""
+    chance = random.Random(1)
+    stage.start(servers=2, workers=2)
+    plan = ["worker"] * workers + ["server"] * servers
+    chance.shuffle(plan)
+    share = tasks / (len(plan) + 1)
+    load = stage.load(lasting(0.05, 0.4, max_attempts=ATTEMPTS), total=tasks, rate=rate)
+    killed = []
+    for n, what in enumerate(plan):
+        # the clients go no further than this before the next one is killed
+        load.allow(int(share * (n + 2)))
+        load.await_confirmed(int(share * (n + chance.random())))
+        stage.await_ready()
+        if what == "server":
+            stage.replace_server(chance.choice(stage.servers))
+            continue
+        victim = chance.choice(stage.workers)
+        await_busy(stage, victim, load)
+        killed.append(stage.kill_worker(victim))
+        stage.launch_worker()
+    load.allow(tasks)
+    stage.await_end(load)
+    stage.must_run_again(killed)
+    return stage.finish(load)
+
+
+def frozen(stage: Stage, *, seconds: Sequence[float], rate: float) -> Line:
+    """SIGSTOP of a worker for longer than its lease, then SIGCONT: what it then says does not count; it works on."""
+    stage.start(workers=2)
+    load = stage.load(lasting(0.3, 0.6, max_attempts=ATTEMPTS), rate=rate)
+    victim = stage.workers[0]
+    slowest = 0.0
+    for pause in seconds:
+        await_busy(stage, victim, load, 2)
+        victim.send(signal.SIGSTOP)
+        began = time.time()
+        eventually(lambda: not running(stage, victim), LEASE + 10, "its tasks have been taken back")
+        slowest = max(slowest, time.time() - began)
+        time.sleep(max(0.0, began + pause - time.time()))
+        victim.send(signal.SIGCONT)
+        await_new_run(stage, victim, time.time())
+    stage.extra |= {"taken_back_s": round(slowest, 2)}
+    stage.must(slowest <= LEASE + AGAIN_WITHIN, f"tasks of a silent worker were taken back after {slowest:.1f} s only")
+    return stage.finish(load)
+
+
+def drains(stage: Stage, *, times: int, rate: float) -> Line:
+    """SIGTERM of workers under load, with tasks that outlast their grace: no task spends an attempt for it."""
+    options = "--slots", "50", "--grace", "1"
+    stage.start(workers=2, options=options)
+    short, long = lasting(0.05, 0.4), lasting(3, 4)
+    load = stage.load(lambda n: long(n) if n % 10 == 0 else short(n), rate=rate)
+    slowest = 0.0
+    for _ in range(times):
+        stage.await_ready()
+        victim = stage.workers.pop(0)
+        await_busy(stage, victim, load, 3)
+        stage.gone(victim)
+        stage.launch_worker(*options)
+        began = time.monotonic()
+        status = victim.terminate(END_SECONDS)
+        slowest = max(slowest, time.monotonic() - began)
+        stage.must(status == 0, f"a drained worker ended with {status}")
+    stage.extra |= {"slowest_drain_s": round(slowest, 2)}
+    stage.await_end(load)
+    spent = stage.count("attempt <> 1")
+    stage.extra |= {"attempts_spent": spent}
+    stage.must(spent == 0, f"{spent} tasks spent an attempt on being given back")
+    return stage.finish(load)
+
+
+def poison(stage: Stage, *, good: int) -> Line:
+    """One task kills its worker whenever it is run. It alone fails, and says why."""
+    stage.start(workers=2)
+    well = lasting(0.0, 0.3)
+
+    def spec(n: int) -> Spec:
+        return {"task": "poison", "kind": "poison"} if n == good // 2 else well(n)
+
+    load = stage.load(spec, total=good + 1)
+    deadline = time.monotonic() + END_SECONDS
+    # who restarts workers here as systemd does
+    while (not load.done or stage.count("finished_at IS NULL")) and time.monotonic() < deadline:
+        for worker in [w for w in stage.workers if w.returncode is not None]:
+            stage.must(worker.returncode == 1, f"a worker ended with {worker.returncode}: {worker.output()[-1000:]}")
+            stage.gone(worker)
+            stage.workers.remove(worker)
+            stage.launch_worker()
+        time.sleep(0.1)
+    stage.await_ready()
+    [(task_id, status, attempt, error)] = stage.rows(
+        "SELECT id, status, attempt, error FROM tasks WHERE kind = 'poison'"
+    )
+    deaths = sum(run.task_id == task_id for run in stage.runs())
+    stage.extra |= {"poison": {"status": status, "attempt": attempt, "error": error, "deaths": deaths}}
+    stage.must(status == "Fallida", f"the poison is {status}")
+    stage.must(attempt == deaths == 3, f"the poison was run {deaths} times and is in attempt {attempt}")
+    stage.must(error and "worker" in error, f"the poison does not say why it failed: {error!r}")
+    innocent = stage.count("kind <> 'poison' AND status <> 'Completada'")
+    stage.must(innocent == 0, f"{innocent} innocent tasks did not end well")
+    return stage.finish(load, {"failed": 1})

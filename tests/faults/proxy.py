@@ -1,0 +1,219 @@
+"""A proxy before PostgreSQL that cuts a connection at a chosen statement, before or after PostgreSQL has had it.
+
+It reads just enough of the protocol (PostgreSQL's manual, "Frontend/Backend Protocol", "Message Formats") to know where
+a message begins. taskd's statements are simple queries, each a transaction of its own: with the message ``EXECUTE
+name`` the COMMIT has been forwarded, and the answer's last message, ReadyForQuery, says that it was done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from types import TracebackType
+
+_SIZE = struct.Struct("!I")
+_REFUSES_TLS = {80877103: "SSLRequest", 80877104: "GSSENCRequest"}
+"""After these the client begins again, once the server has declined."""
+
+_RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER: closing discards what is left and resets the connection."""
+
+
+class Moment(enum.Enum):
+    """When to cut."""
+
+    BEFORE = "before the statement is forwarded"
+    DURING = "once it is forwarded, while PostgreSQL works on it"
+    AFTER = "when PostgreSQL has answered, before the answer is forwarded"
+    SILENT = "not at all: it is forwarded, and nothing ever comes back"
+
+
+class Proxy:
+    """Listens on ``port``; as a context manager it is closed at the end of the block."""
+
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+        self._target = (host, port)
+        self._listener = socket.create_server((host, 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.cuts = 0
+        self._lock = threading.Lock()
+        self._armed: tuple[bytes, Moment] | None = None
+        self._hit = threading.Event()
+        self._links: set[_Link] = set()
+        threading.Thread(target=self._accept, name="proxy", daemon=True).start()
+
+    def arm(self, statement: str, moment: Moment) -> None:
+        """Cut the connection on which this prepared statement is next executed, once."""
+        with self._lock:
+            self._hit.clear()
+            self._armed = (b"EXECUTE %s " % statement.encode(), moment)
+
+    def wait_hit(self, timeout: float) -> bool:
+        """Wait until that has happened; disarmed and False when it did not."""
+        hit = self._hit.wait(timeout)
+        with self._lock:
+            self._armed = None
+        return hit
+
+    def triggered(self, query: bytes) -> Moment | None:
+        """Whether this query is the one, and what is to be done."""
+        with self._lock:
+            if self._armed is None or not query.lstrip().startswith(self._armed[0]):
+                return None
+            moment = self._armed[1]
+            self._armed = None
+            self.cuts += 1
+            return moment
+
+    def done(self) -> None:
+        """It has been done."""
+        self._hit.set()
+
+    def gone(self, link: _Link) -> None:
+        """A connection has ended."""
+        self._links.discard(link)
+
+    def close(self) -> None:
+        """Cut everything."""
+        self._listener.close()
+        for link in tuple(self._links):
+            link.cut()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                server = socket.create_connection(self._target, 5)
+            except OSError:
+                client.close()
+                continue
+            server.settimeout(None)
+            link = _Link(self, client, server)
+            self._links.add(link)
+            link.start()
+
+    def __enter__(self) -> Proxy:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Link:
+    """One connection through the proxy, a thread for each direction."""
+
+    def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket) -> None:
+        self._proxy = proxy
+        self._client = client
+        self._server = server
+        self._moment: Moment | None = None
+        for each in (client, server):
+            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def start(self) -> None:
+        """Forward until one side closes."""
+        for forward in (self._to_server, self._to_client):
+            threading.Thread(target=self._guard, args=(forward,), name="link", daemon=True).start()
+
+    def cut(self) -> None:
+        """Reset the client's connection, close the server's."""
+        with contextlib.suppress(OSError):
+            self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        for each in (self._client, self._server):
+            # a thread that reads from it wakes up
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+    def _guard(self, forward: Callable[[], None]) -> None:
+        with contextlib.suppress(OSError):
+            forward()
+        # what PostgreSQL still works on is not disturbed by the end of the client's side
+        if self._moment in (None, Moment.SILENT) or forward == self._to_client:
+            self.cut()
+            self._proxy.gone(self)
+
+    def _to_server(self) -> None:
+        reader = _Reader(self._client)
+        for packet in reader.start():
+            self._server.sendall(packet)
+        for kind, message in reader.messages():
+            moment = self._proxy.triggered(message[5:]) if kind == b"Q" else None
+            if moment is None:
+                self._server.sendall(message)
+                continue
+            self._moment = moment
+            if moment is not Moment.BEFORE:
+                self._server.sendall(message)
+            if moment is Moment.BEFORE:
+                self.cut()
+                self._proxy.done()
+                return
+            if moment is Moment.DURING:
+                self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                self._client.close()
+                self._proxy.done()
+                return
+
+    def _to_client(self) -> None:
+        end = b""
+        while data := self._server.recv(65536):
+            end = (end + data)[-6:]
+            if self._moment is None:
+                self._client.sendall(data)
+            elif self._moment is Moment.SILENT:
+                self._proxy.done()
+            # ReadyForQuery is the last message of an answer, and six bytes long
+            elif end[:-1] == b"Z\0\0\0\5":
+                self.cut()
+                self._proxy.done()
+                return
+
+
+class _Reader:
+    """Messages of a client."""
+
+    def __init__(self, source: socket.socket) -> None:
+        self._source = source
+        self._buffer = bytearray()
+
+    def start(self) -> Iterator[bytes]:
+        """The packets before the first message: they have no type."""
+        while True:
+            packet = self._take(self._size(0))
+            yield packet
+            if _SIZE.unpack_from(packet, 4)[0] not in _REFUSES_TLS:
+                return
+
+    def messages(self) -> Iterator[tuple[bytes, bytes]]:
+        """Type and whole message."""
+        while True:
+            size = self._size(1)
+            message = self._take(1 + size)
+            yield message[:1], message
+
+    def _size(self, at: int) -> int:
+        self._fill(at + 4)
+        return int(_SIZE.unpack_from(self._buffer, at)[0])
+
+    def _take(self, size: int) -> bytes:
+        self._fill(size)
+        taken = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return taken
+
+    def _fill(self, size: int) -> None:
+        while len(self._buffer) < size:
+            data = self._source.recv(65536)
+            if not data:
+                raise ConnectionError
+            self._buffer += data

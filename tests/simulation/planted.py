@@ -1,0 +1,104 @@
+"""Defects put into taskd on purpose, in the simulation only, to see that it finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+
+from taskd.model import Task
+from taskd.ports import Dispatch, NewRow
+from taskd.server.outbox import Outbox
+from taskd.store import sqlite_statements as sql
+from taskd.worker.worker import Worker
+from tests.simulation.referee import (
+    ACK_AFTER_OUTCOME,
+    CLAIMS_MATCH,
+    CONFIRMED_EXIST,
+    FENCED,
+    OUTBOX_KEPT,
+    OUTBOX_SETTLES,
+)
+from tests.simulation.store import StoreLink
+
+
+@dataclass(frozen=True)
+class Defect:
+    """``owner``'s attribute ``name`` is replaced; ``invariant`` is what then does not hold, in one of the first
+    ``within`` games."""
+
+    owner: Any
+    name: str
+    broken: Any
+    invariant: str
+    within: int
+
+    @contextmanager
+    def planted(self) -> Iterator[None]:
+        """taskd with this defect."""
+        sound = getattr(self.owner, self.name)
+        setattr(self.owner, self.name, self.broken)
+        try:
+            yield
+        finally:
+            setattr(self.owner, self.name, sound)
+
+
+def _without(statement: str, check: str, instead: str) -> str:
+    assert statement.count(check) == 1
+    return statement.replace(check, instead)
+
+
+_publish = Outbox._publish
+_run = Worker._run
+_create_tasks: Callable[..., Any] = StoreLink.create_tasks
+
+
+async def _settles_before_the_confirm(self: Outbox, batch: str, messages: Mapping[str, Sequence[Dispatch]]) -> None:
+    self._settled.append(batch)
+    await _publish(self, batch, messages)
+
+
+def _replies_before_the_commit(
+    self: StoreLink, batch: str, rows: Sequence[NewRow], settled: Sequence[str] = ()
+) -> Deferred[Sequence[Task]]:
+    tasks = self._database.rehearse(batch, rows, settled)
+    _create_tasks(self, batch, rows, settled).addErrback(lambda _: None)
+    return succeed(tasks)
+
+
+def _acks_before_the_outcome(self: Worker, held: Any, task: Task) -> None:
+    _run(self, held, task)
+    self._ack([held])
+
+
+async def _does_not_relay(self: Outbox) -> int:
+    await self.settle()
+    return 0
+
+
+DEFECTS: Mapping[str, Defect] = {
+    "any worker may finish any attempt": Defect(
+        sql,
+        "FINISH",
+        _without(sql.FINISH, "dispatch = ? AND attempt = ? AND worker = ?", "? > 0 AND ? > 0 AND ? <> ''"),
+        FENCED,
+        within=60,
+    ),
+    "any message claims the present dispatch": Defect(
+        sql, "CLAIM", _without(sql.CLAIM, "dispatch = ?", "? > 0"), CLAIMS_MATCH, within=60
+    ),
+    "the outbox row goes before the confirm": Defect(
+        Outbox, "_publish", _settles_before_the_confirm, OUTBOX_KEPT, within=30
+    ),
+    "the reply comes before the commit": Defect(
+        StoreLink, "create_tasks", _replies_before_the_commit, CONFIRMED_EXIST, within=30
+    ),
+    "the worker acks before the outcome is committed": Defect(
+        Worker, "_run", _acks_before_the_outcome, ACK_AFTER_OUTCOME, within=30
+    ),
+    "orphaned batches are not relayed": Defect(Outbox, "relay", _does_not_relay, OUTBOX_SETTLES, within=30),
+}

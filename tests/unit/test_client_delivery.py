@@ -1,0 +1,431 @@
+"""Tasks that are confirmed in the end: lost connections and replies, servers that are away, stop or are busy."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from twisted.internet import error
+from twisted.internet.defer import CancelledError
+
+from taskd.client.connection import CONNECT_SECONDS, REPLY_SECONDS
+from taskd.client.delivery import GIVE_UP_SECONDS, LEAST_PATIENCE
+from taskd.client.persistence import FIRST_RETRY, LAST_RETRY
+from taskd.errors import Draining, Internal, RateLimited, TaskdError, Unavailable
+from tests.unit.test_client_harness import Run, Stage
+
+AGAIN = ["Connection lost; connecting again ...", "Connected again."]
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    return Stage(tmp_path / "state").logged_in()
+
+
+def until_over(stage: Stage, run: Run, most: float = 200.0) -> float:
+    """Let time pass until the command has ended; how long that took."""
+    begun = stage.clock.seconds()
+    while not run.over and stage.clock.seconds() - begun < most:
+        stage.advance(0.5)
+    return stage.clock.seconds() - begun
+
+
+def texts(stage: Stage) -> list[str]:
+    """Of the tasks that there are."""
+    return [task.task for task in stage.taskd.tasks.values()]
+
+
+class TestOneTask:
+    @pytest.mark.parametrize("lost_after", [True, False])
+    def test_a_connection_lost_before_the_reply(self, stage: Stage, lost_after: bool) -> None:
+        """Before the server has stored the task, or when it has."""
+        failing = stage.taskd.mute if lost_after else stage.taskd.silent
+        failing.add("new_task")
+        run = stage.run("add", "x")
+        assert len(stage.taskd.tasks) == lost_after
+        failing.clear()
+        stage.cut()
+        assert run.err.splitlines() == AGAIN[:1]
+        stage.advance(FIRST_RETRY)
+        assert (run.status, run.out, run.err.splitlines()) == (0, "Task 1 created.\n", AGAIN)
+        assert texts(stage) == ["x"]
+        assert stage.taskd.asked(-1)[-1] == stage.taskd.asked(-2)[-1], "the very same again"
+
+    def test_it_is_the_own_task_under_a_key_of_ones_own_too(self, stage: Stage) -> None:
+        stage.taskd.mute.add("new_task")
+        run = stage.run("add", "x", "--key", "k")
+        stage.taskd.mute.clear()
+        stage.cut()
+        stage.advance(FIRST_RETRY)
+        assert (run.status, run.out) == (0, "Task 1 created.\n")
+
+    def test_a_reply_that_never_comes(self, stage: Stage) -> None:
+        stage.taskd.mute.add("new_task")
+        run = stage.run("add", "x")
+        stage.taskd.mute.clear()
+        stage.advance(REPLY_SECONDS)
+        stage.advance(FIRST_RETRY)
+        assert (run.status, run.out, run.err.splitlines()) == (0, "Task 1 created.\n", AGAIN)
+
+    def test_a_server_that_is_away_for_a_while(self, stage: Stage) -> None:
+        stage.taskd.silent.add("new_task")
+        run = stage.run("add", "x", "--json")
+        stage.network.failing = error.ConnectionRefusedError()
+        stage.cut()
+        attempts = stage.network.attempts
+        for _ in range(60):
+            stage.advance(0.5)
+        assert not run.over
+        assert 5 <= stage.network.attempts - attempts <= 12, "with pauses that grow"
+        stage.taskd.silent.clear()
+        stage.network.failing = None
+        stage.advance(LAST_RETRY)
+        assert run.status == 0
+        assert [reply["task_id"] for reply in run.objects] == [1]
+        assert run.err.splitlines() == AGAIN
+
+    def test_it_gives_up_in_the_end(self, stage: Stage) -> None:
+        stage.taskd.silent.add("new_task")
+        run = stage.run("add", "x")
+        stage.network.failing = error.ConnectionRefusedError()
+        stage.cut()
+        assert GIVE_UP_SECONDS <= until_over(stage, run) <= GIVE_UP_SECONDS + 1
+        assert run.status == 1
+        note, says = run.err.splitlines()
+        assert note == AGAIN[0]
+        assert says.startswith("taskclient: no confirmation: what was sent may exist or not; the same command with")
+        assert "--key key1 creates only what does not exist yet (nothing listens at" in says
+
+        stage.network.failing = None
+        stage.taskd.silent.clear()
+        assert stage.run("add", "x", "--key", "key1").out == "Task 1 created.\n"
+
+    def test_json_names_the_key(self, stage: Stage) -> None:
+        stage.taskd.silent.add("new_task")
+        run = stage.run("add", "x", "--json")
+        stage.network.failing = error.ConnectionRefusedError()
+        stage.cut()
+        until_over(stage, run)
+        (reply,) = run.objects
+        assert (reply["ok"], reply["code"], reply["key"]) == (False, "unavailable", "key1")
+
+    def test_a_server_that_accepts_and_never_answers(self, stage: Stage) -> None:
+        stage.taskd.silent |= {"login", "new_task"}
+        run = stage.run("add", "x")
+        assert until_over(stage, run) <= REPLY_SECONDS + GIVE_UP_SECONDS + LEAST_PATIENCE + CONNECT_SECONDS
+        assert run.status == 1
+        assert "--key key1" in run.err and "does not answer" in run.err
+
+    @pytest.mark.parametrize("action", ["new_task", "login"])
+    @pytest.mark.parametrize("refusal", [Draining("it is stopping", retry_after=1), Unavailable("the store is away")])
+    def test_a_server_that_cannot_do_it_now(self, stage: Stage, refusal: TaskdError, action: str) -> None:
+        stage.taskd.refusals[action] = refusal
+        run = stage.run("add", "x")
+        first = stage.taskd.connections[-1]
+        stage.advance(3)
+        assert not run.over
+        del stage.taskd.refusals[action]
+        stage.advance(4)
+        assert (run.status, run.out) == (0, "Task 1 created.\n")
+        assert run.err.splitlines() == [f"{refusal.message}; trying again ...", "Connected again."]
+        assert stage.taskd.connections[-1] is not first
+        assert first.transport.disconnected or first.transport.disconnecting
+
+    def test_a_pause_is_as_long_as_the_server_asks(self, stage: Stage) -> None:
+        stage.taskd.refusals["new_task"] = Draining("it is stopping", retry_after=7)
+        stage.run("add", "x")
+        attempts = stage.network.attempts
+        stage.advance(6.9)
+        assert stage.network.attempts == attempts
+        stage.advance(0.1)
+        assert stage.network.attempts == attempts + 1
+
+    def test_a_server_that_is_stopping_has_created_nothing(self, stage: Stage) -> None:
+        stage.taskd.refusals["new_task"] = Draining("it is stopping")
+        run = stage.run("add", "x")
+        assert GIVE_UP_SECONDS <= until_over(stage, run) <= GIVE_UP_SECONDS + 1
+        assert run.err.splitlines()[-1] == "taskclient: it is stopping"
+
+    def test_what_a_lost_store_has_done_is_not_known(self, stage: Stage) -> None:
+        stage.taskd.refusals["new_task"] = Unavailable("the store is away")
+        run = stage.run("add", "x")
+        until_over(stage, run)
+        assert "--key key1" in run.err and "(the store is away)" in run.err
+
+    def test_nor_what_a_server_with_a_defect_has_done(self, stage: Stage) -> None:
+        stage.taskd.refusals["new_task"] = Internal("its log says more")
+        run = stage.run("add", "x")
+        assert run.status == 1
+        assert "--key key1" in run.err and "(its log says more)" in run.err
+
+    def test_too_much_at_once(self, stage: Stage) -> None:
+        stage.taskd.refusals["new_task"] = RateLimited("too much at once", retry_after=20)
+        run = stage.run("add", "x")
+        assert run.err == "too much at once; trying again ...\n"
+        stage.advance(19.9)
+        assert stage.taskd.actions() == ["login", "new_task"]
+        stage.taskd.refusals.clear()
+        stage.advance(0.1)
+        assert stage.taskd.actions() == ["login", "new_task", "new_task"], "on the same connection"
+        assert (run.status, run.out, run.err.count("\n")) == (0, "Task 1 created.\n", 1)
+
+    @pytest.mark.parametrize(("asked", "took"), [(20, 60), (61, 0), (None, 60)])
+    def test_too_much_for_too_long(self, stage: Stage, asked: float | None, took: float) -> None:
+        stage.taskd.refusals["new_task"] = RateLimited("too much at once", retry_after=asked)
+        run = stage.run("add", "x")
+        assert took <= until_over(stage, run) <= took + 1
+        assert (run.status, run.err.splitlines()[-1]) == (1, "taskclient: too much at once")
+
+    def test_a_login_that_has_to_wait(self, stage: Stage) -> None:
+        stage.taskd.refusals["login"] = RateLimited("too many logins", retry_after=5)
+        run = stage.run("add", "x")
+        stage.taskd.refusals.clear()
+        stage.advance(5)
+        assert (run.status, run.out) == (0, "Task 1 created.\n")
+
+    def test_a_conflict_is_not_tried_again(self, stage: Stage) -> None:
+        stage.run("add", "other", "--key", "k")
+        stage.taskd.silent.add("new_task")
+        run = stage.run("add", "x", "--key", "k")
+        stage.taskd.silent.clear()
+        stage.cut()
+        stage.advance(FIRST_RETRY)
+        assert run.status == 1
+        assert run.err.splitlines()[-1].startswith("taskclient: the key 'k' stands for another task already")
+
+    def test_the_first_connection_has_to_work(self, stage: Stage) -> None:
+        stage.network.failing = error.ConnectionRefusedError()
+        for text in ("x", "-"):
+            run = stage.run("add", text, lines=["x"])
+            assert run.status == 1
+            assert run.err.startswith("taskclient: nothing listens at") and run.err.count("\n") == 1
+
+    def test_a_session_that_has_ended_is_no_reason_to_try_again(self, stage: Stage) -> None:
+        stage.taskd.tokens.clear()
+        for text in ("x", "-"):
+            run = stage.run("add", text, open=True)
+            assert run.status == 4
+            assert len(run.err.splitlines()) == 1 and "log in" in run.err
+
+    def test_a_session_that_ends_before_the_confirmation(self, stage: Stage) -> None:
+        stage.taskd.silent.add("new_task")
+        run = stage.run("add", "x")
+        stage.taskd.tokens.clear()
+        stage.cut()
+        stage.advance(FIRST_RETRY)
+        assert run.status == 4
+        assert "--key key1" in run.err and "log in again" in run.err
+
+    def test_who_logs_in_meanwhile_gets_nobody_elses_tasks(self, stage: Stage) -> None:
+        stage.taskd.silent.add("new_task")
+        run = stage.run("add", "x")
+        eve = stage.run("login", "eve", lines=["horse of eve"], prepare=lambda: stage.taskd.user("eve", "horse of eve"))
+        assert eve.status == 0
+        stage.taskd.silent.clear()
+        stage.taskd.connections[-2].transport.loseConnection()
+        stage.settle()
+        stage.advance(FIRST_RETRY)
+        assert (run.status, stage.taskd.asked()[0]["token"]) == (0, "token-1")
+
+    def test_nor_does_it_forget_their_session(self, stage: Stage) -> None:
+        stage.taskd.silent.add("new_task")
+        run = stage.run("add", "x")
+        stage.taskd.tokens.clear()
+        stage.run("login", "ana", lines=["correct horse"])
+        stage.taskd.connections[-2].transport.loseConnection()
+        stage.settle()
+        stage.advance(FIRST_RETRY)
+        assert run.status == 4
+        assert stage.sessions.path.exists()
+
+    def test_ctrl_c_names_the_key(self, stage: Stage) -> None:
+        stage.taskd.silent.add("new_task")
+        run = stage.run("add", "x")
+        stage.cut()
+        run.cancel()
+        assert isinstance(run.error, CancelledError)
+        assert run.err.splitlines()[1:] == [
+            "Not confirmed yet; the same command with --key key1 creates it only if it does not exist."
+        ]
+        assert not stage.clock.getDelayedCalls()
+
+    def test_its_states_are_shown_from_the_new_connection_on(self, stage: Stage) -> None:
+        stage.taskd.mute.add("new_task")
+        run = stage.run("add", "x", "--wait")
+        stage.taskd.mute.clear()
+        stage.cut()
+        stage.advance(FIRST_RETRY)
+        assert stage.taskd.actions() == ["login", "watch", "new_task", "wait"]
+        assert run.out.startswith("Task 1 created.\n")
+
+
+class TestLines:
+    def test_what_is_not_confirmed_is_sent_again(self, stage: Stage) -> None:
+        """Four batches are under way: one is confirmed, of three the server has stored one without saying so."""
+        lines = [f"task {n}" for n in range(8000)]
+        stage.taskd.silent.add("new_tasks")
+        run = stage.run("add", "-", lines=lines)
+        assert stage.taskd.actions().count("new_tasks") == 4
+        first = stage.taskd.asked()[2:]
+        stage.taskd.silent.clear()
+        stage.taskd.mute.add("new_tasks")
+        stage.cut()
+        stage.advance(FIRST_RETRY)
+        assert stage.taskd.asked()[1:] == [dict(r, id=n) for n, r in enumerate(first, 2)], "the same in the same order"
+        stage.taskd.mute.clear()
+        stage.cut()
+        assert until_over(stage, run) <= 2 * FIRST_RETRY
+        assert (run.status, run.out) == (0, "8000 tasks created (1 to 8000).\n")
+        assert texts(stage) == lines
+        assert run.err.splitlines() == AGAIN
+
+    def test_json_prints_each_confirmation_once(self, stage: Stage) -> None:
+        stage.taskd.mute.add("new_tasks")
+        run = stage.run("add", "-", "--json", lines=["x"] * 3000)
+        stage.taskd.mute.clear()
+        stage.cut()
+        until_over(stage, run)
+        assert run.status == 0
+        counted = Counter(task_id for reply in run.objects for task_id in reply["task_ids"])
+        assert counted == Counter(range(1, 3001))
+
+    def test_a_connection_lost_between_lines(self, stage: Stage) -> None:
+        run = stage.run("add", "-", open=True)
+        run.type("one")
+        stage.cut()
+        assert run.err == "", "there is nothing to send"
+        run.type("two")
+        stage.advance(FIRST_RETRY)
+        assert run.err.splitlines() == AGAIN
+        run.source.open = False
+        run.type()
+        assert (run.status, run.out) == (0, "2 tasks created (1 to 2).\n")
+
+    def test_each_trouble_has_its_own_time(self, stage: Stage) -> None:
+        run = stage.run("add", "-", open=True)
+        for n in range(3):
+            stage.network.failing = error.ConnectionRefusedError()
+            stage.cut()
+            run.type(f"line {n}")
+            for _ in range(40):
+                stage.advance(1)
+            stage.network.failing = None
+            stage.advance(LAST_RETRY)
+        assert texts(stage) == ["line 0", "line 1", "line 2"]
+        assert run.err.splitlines() == AGAIN * 3
+
+    def test_it_gives_up_in_the_end(self, stage: Stage) -> None:
+        run = stage.run("add", "-", open=True)
+        run.type("one")
+        stage.taskd.mute.add("new_tasks")
+        run.type("two")
+        run.type("three")
+        stage.network.failing = error.ConnectionRefusedError()
+        stage.cut()
+        assert until_over(stage, run) <= GIVE_UP_SECONDS + 1
+        assert run.status == 1
+        note, count, says = run.err.splitlines()
+        assert note == AGAIN[0]
+        assert count == "1 tasks were created before the error; --key key1 and the same lines go on from there."
+        assert "may exist or not; the same command with --key key1 creates only" in says
+
+        stage.network.failing = None
+        stage.taskd.mute.clear()
+        run = stage.run("add", "-", "--key", "key1", lines=["one", "two", "three", "four"])
+        assert run.out.splitlines() == [
+            "Task 4 created.",
+            "3 tasks were created before under these keys (1 to 3).",
+        ]
+
+    def test_what_was_never_sent_does_surely_not_exist(self, stage: Stage) -> None:
+        run = stage.run("add", "-", open=True)
+        run.type("one")
+        stage.network.failing = error.ConnectionRefusedError()
+        stage.cut()
+        run.type("two")
+        until_over(stage, run)
+        assert run.err.splitlines()[-1].startswith("taskclient: nothing listens at")
+
+    @pytest.mark.parametrize("refusal", [Draining("it is stopping"), Unavailable("the store is away")])
+    def test_a_server_that_cannot_do_it_now(self, stage: Stage, refusal: TaskdError) -> None:
+        run = stage.run("add", "-", open=True)
+        run.type("one")
+        stage.taskd.refusals["new_tasks"] = refusal
+        run.type("two")
+        run.type("three")
+        stage.taskd.refusals.clear()
+        stage.advance(FIRST_RETRY)
+        assert texts(stage) == ["one", "two", "three"]
+        run.source.open = False
+        run.type()
+        assert (run.status, run.out) == (0, "3 tasks created (1 to 3).\n")
+        assert run.err.splitlines() == [f"{refusal.message}; trying again ...", "Connected again."]
+
+    def test_what_is_under_way_at_a_server_that_stops_is_still_answered(self, stage: Stage) -> None:
+        run = stage.run("add", "-", open=True)
+        stage.taskd.held.add("new_tasks")
+        run.type("one")
+        stage.taskd.held.clear()
+        stage.taskd.refusals["new_tasks"] = Draining("it is stopping")
+        run.type("two")
+        stage.taskd.refusals.clear()
+        old = stage.taskd.connections[-1]
+        assert not old.transport.disconnecting
+        old.release()
+        stage.settle()
+        assert old.transport.disconnected or old.transport.disconnecting
+        stage.advance(FIRST_RETRY)
+        run.source.open = False
+        run.type()
+        assert (run.status, run.out) == (0, "2 tasks created (1 to 2).\n")
+        assert stage.taskd.actions(-2).count("new_tasks") == 2
+        assert stage.taskd.actions(-1).count("new_tasks") == 1
+
+    def test_too_much_at_once_is_said_once(self, stage: Stage) -> None:
+        stage.taskd.refusals["new_tasks"] = RateLimited("too much at once", retry_after=10)
+        run = stage.run("add", "-", lines=["x"] * 3000)
+        stage.advance(10)
+        stage.taskd.refusals.clear()
+        stage.advance(10)
+        assert (run.status, run.out) == (0, "3000 tasks created (1 to 3000).\n")
+        assert run.err == "too much at once; trying again ...\n"
+        assert texts(stage) == ["x"] * 3000
+
+    def test_ctrl_c_ends_it_at_once_wherever_it_is(self, stage: Stage) -> None:
+        run = stage.run("add", "-", open=True)
+        run.type("one", "two")
+        stage.taskd.silent.add("new_tasks")
+        run.type("three")
+        stage.network.failing = error.ConnectionRefusedError()
+        stage.cut()
+        for _ in range(3):
+            stage.advance(1)
+        assert not run.over
+        run.cancel()
+        assert isinstance(run.error, CancelledError)
+        assert run.err.splitlines()[1:] == [
+            "2 tasks were created before the error; --key key1 and the same lines go on from there."
+        ]
+        assert not stage.clock.getDelayedCalls()
+
+    def test_ctrl_c_while_the_server_is_silent(self, stage: Stage) -> None:
+        stage.taskd.silent.add("new_tasks")
+        run = stage.run("add", "-", lines=["x"] * 10_000)
+        run.cancel()
+        assert isinstance(run.error, CancelledError)
+        assert run.err.startswith("0 tasks were created before the error; --key key1")
+        assert not stage.clock.getDelayedCalls()
+
+    def test_a_bad_line_waits_for_what_is_under_way(self, stage: Stage) -> None:
+        run = stage.run("add", "-", open=True)
+        stage.taskd.mute.add("new_tasks")
+        run.type("one")
+        run.type("x" * 5000)
+        assert not run.over
+        stage.taskd.mute.clear()
+        stage.cut()
+        stage.advance(FIRST_RETRY)
+        assert run.status == 1
+        assert run.err.splitlines()[2].startswith("1 tasks were created before the error")
+        assert "line 2: a task needs" in run.err.splitlines()[3]
