@@ -109,13 +109,13 @@ _OPTIONS = {
     "queue": (_field(m.TaskSpec, "queue"), "Una de las colas del servidor; si falta, la primera."),
     "max_attempts": (_field(m.TaskSpec, "max_attempts"), "Cuántas veces puede intentarse."),
     "key": (
-        _field(m.TaskSpec, "key") + " 1 to 128 printable characters. With -, line N of the input has the key K:N,"
-        " so that the same command with the same lines goes on where it was interrupted. Default: a random key, which"
-        " an error names where it matters.",
+        _field(m.TaskSpec, "key") + " 1 to 128 printable characters. With -, line N of the input has the key K:N (K at"
+        " most 108 characters), so that the same command with the same lines goes on where it was interrupted."
+        " Default: a random key, which an error names where it matters.",
         "La misma clave da otra vez la misma tarea, así que se puede repetir la orden sin duplicarla."
-        " De 1 a 128 caracteres imprimibles. Con -, la línea N de la entrada lleva la clave K:N: la misma orden con"
-        " las mismas líneas continúa donde se interrumpió. Por omisión, una clave al azar, que un error nombra si"
-        " hace falta.",
+        " De 1 a 128 caracteres imprimibles. Con -, la línea N de la entrada lleva la clave K:N (K, 108 como máximo):"
+        " la misma orden con las mismas líneas continúa donde se interrumpió. Por omisión, una clave al azar, que un"
+        " error nombra si hace falta.",
     ),
     "wait": ("Show its states live until it has ended.", "Mostrar sus estados en vivo hasta que termine."),
     "timeout": (

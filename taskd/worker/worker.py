@@ -256,15 +256,22 @@ class Worker:
         if before is not None and before.attempt is not None:
             runs = (before.attempt.task.dispatch, before.attempt.task.attempt)
             if runs < claimed:
+                self._keep_one(held, before)
                 before.attempt.stop()
                 return False
-            if before.delivery is None and before.claim.dispatch == held.claim.dispatch:
-                # a redelivery of what runs here: its ack is the one that counts
-                before.delivery, before.consumer, held.delivery = held.delivery, held.consumer, None
-        elif held.passed < claimed:
+            self._keep_one(before, held)
+            return True
+        if held.passed < claimed:
             return False
         self._ack([held])
         return True
+
+    def _keep_one(self, stays: _Held, goes: _Held) -> None:
+        """Of two deliveries of a task one is acked now. The attempt that stays acks the other in the end, be it that
+        its own is void and this one is the redelivery."""
+        if stays.delivery is None and stays.claim.dispatch == goes.claim.dispatch:
+            stays.delivery, stays.consumer, goes.delivery = goes.delivery, goes.consumer, None
+        self._ack([goes])
 
     def _claim_ended(self, held: _Held) -> None:
         self._not_asked(held)

@@ -1,4 +1,4 @@
-"""``python -m tests.faults [--full] [--only NAME]``: a line of JSON for each scenario, status 1 for a broken promise."""
+"""``python -m tests.faults [--full] [--only NAME]``: a line of JSON a scenario; status 1 when a promise was broken."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from tests import services
 from tests.faults.scenarios import SCENARIOS, play
@@ -17,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=(__doc__ or "").partition(": ")[2])
     parser.add_argument("--full", action="store_true", help="the full counts, which take some minutes")
     parser.add_argument("--only", action="append", choices=list(SCENARIOS), help="this scenario; repeatable")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave what the daemons print there")
     options = parser.parse_args(arguments)
     if absent := [name for name in services.missing() if name in ("postgres", "rabbitmq")]:
         print(f"not installed: {', '.join(absent)}; {services.how_to_get(absent)}", file=sys.stderr)
@@ -26,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for name in options.only or [n for n, s in SCENARIOS.items() if options.full or s.quick is not None]:
             try:
-                line = play(name, own, options.full)
+                line = play(name, own, options.full, options.keep and options.keep.resolve())
             except Broken as e:
                 line, broken = e.line, True
             print(json.dumps(line), flush=True)

@@ -55,21 +55,25 @@ def kills(stage: Stage, *, tasks: int, workers: int, servers: int, rate: float) 
     load = stage.load(lasting(0.05, 0.4, max_attempts=ATTEMPTS), total=tasks, rate=rate)
     killed = []
     for n, what in enumerate(plan):
+        stage.await_ready()
         # the clients go no further than this before the next one is killed
         load.allow(int(share * (n + 2)))
-        load.await_confirmed(int(share * (n + chance.random())))
-        stage.await_ready()
+        load.await_confirmed(int(share * (n + 1 + chance.random() * 0.8)))
         if what == "server":
             stage.replace_server(chance.choice(stage.servers))
-            continue
-        victim = chance.choice(stage.workers)
-        await_busy(stage, victim, load)
-        killed.append(stage.kill_worker(victim))
-        stage.launch_worker()
+        else:
+            killed.append(stage.kill_worker(_busy_worker(stage, chance)))
+            stage.launch_worker()
     load.allow(tasks)
     stage.await_end(load)
     stage.must_run_again(killed)
     return stage.finish(load)
+
+
+def _busy_worker(stage: Stage, chance: random.Random) -> Daemon:
+    """Any worker, of those that have something to lose if there are any."""
+    busy = [worker for worker in stage.workers if running(stage, worker)]
+    return chance.choice(busy or stage.workers)
 
 
 def frozen(stage: Stage, *, seconds: Sequence[float], rate: float) -> Line:

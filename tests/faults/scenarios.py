@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -63,12 +64,19 @@ SCENARIOS: dict[str, Scenario] = {
 }
 
 
-def play(name: str, own: Services, full: bool = False) -> dict[str, Any]:
-    """Play one scenario; its line. Raises Broken with the line when a promise was broken."""
+def play(name: str, own: Services, full: bool = False, keep: Path | None = None) -> dict[str, Any]:
+    """Play one scenario; its line. Raises Broken with the line when a promise was broken.
+
+    What the daemons print is in the folder ``keep`` afterwards.
+    """
     scenario = SCENARIOS[name]
     counts = scenario.full if full else scenario.quick
-    with (
-        tempfile.TemporaryDirectory(prefix="taskd-faults-", ignore_cleanup_errors=True) as folder,
-        Stage(name, Path(folder), own, thorough=full) as stage,
-    ):
+    with contextlib.ExitStack() as stack:
+        if keep is None:
+            temporary = tempfile.TemporaryDirectory(prefix="taskd-faults-", ignore_cleanup_errors=True)
+            folder = Path(stack.enter_context(temporary))
+        else:
+            folder = keep / name
+            folder.mkdir(parents=True)
+        stage = stack.enter_context(Stage(name, folder, own, thorough=full))
         return scenario.play(stage, **(counts or {}))

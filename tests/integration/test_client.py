@@ -485,7 +485,7 @@ class TestTrouble:
                 assert add.wait(10) == 0, notes
                 listed = [json.loads(line) for line in bob.ok("list", "--all", "--json").splitlines()]
         assert notes.splitlines()[:2] == ["Connection lost; connecting again ...", "Connected again."]
-        assert [task["task"] for task in reversed(listed)] == lines
+        assert sorted(task["task"] for task in listed) == sorted(lines)
         ids = [task_id for line in confirmed for task_id in json.loads(line)["task_ids"]]
         assert len(ids) == len(lines)
         assert set(ids) == {task["id"] for task in listed}

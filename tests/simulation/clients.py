@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 _ENDED = frozenset({"completed", "failed", "cancelled"})
-_EXPECTED_ERRORS = frozenset({"unavailable", "draining", "conflict", "auth_required"})
+_EXPECTED_ERRORS = frozenset({"unavailable", "draining", "auth_required"})
+_TOO_LATE = ("conflict", "cancel_task")
 PATIENCE = 20.0
 """Seconds that a user waits for a reply before trying another server."""
 
@@ -125,7 +126,7 @@ class Talk:
         self._seen[view["id"]] = view["version"]
 
     def _reply(self, message: dict[str, Any]) -> None:
-        request, client = self.requests.pop(message.get("id"), None), self._client
+        request, client = self.requests.pop(message.get("id", 0), None), self._client
         if request is None:
             self._referee.fail(ONE_REPLY, f"{client.name} reads {message}, which answers nothing")
             return
@@ -138,9 +139,7 @@ class Talk:
             self._check(message.get("id", 0), request, message)
         elif message["code"] == "not_found":
             self._referee.fail(CONFIRMED_EXIST, f"{client.name} asks {request.action} {request.fields}: not found")
-        elif message["code"] not in _EXPECTED_ERRORS or (
-            message["code"] == "conflict" and request.action != "cancel_task"
-        ):
+        elif message["code"] not in _EXPECTED_ERRORS and (message["code"], request.action) != _TOO_LATE:
             self._referee.fail(NO_ERROR, f"{client.name} asks {request.action} {request.fields}: {message}")
         request.done.callback(message)
 
@@ -306,7 +305,8 @@ class Client:
         stream = self._stream
         self._left -= 1
         self._texts += 1
-        payload: dict[str, Any] = {"seconds": stream.choice((0, 0.01, stream.uniform(0, 0.5), stream.uniform(0, 3.0)))}
+        longest = stream.uniform(0, self.world.plan.longest)
+        payload: dict[str, Any] = {"seconds": stream.choice((0, 0.01, stream.uniform(0, 0.3), longest))}
         for what, share in (("fails", 0.1), ("unstorable", 0.05), ("stubborn", 0.2)):
             if stream.random() < share:
                 payload[what] = True

@@ -79,8 +79,24 @@ def stop_database(world: World, stream: random.Random) -> None:
     """The database is down for some seconds."""
     if world.database.up:
         world.note("world", "stops", "the database")
-        world.database.stop()
+        world.database.stop(lost=stream.choice((0.0, 0.5, 1.0)))
         world.clock.call(None, stream.choice((0.2, 2.0, 6.0, 12.0)), world.database.start)
+
+
+def crash_database(world: World, stream: random.Random) -> None:
+    """It crashes at the worst moment: just after a commit that does not wait for the disk."""
+
+    def soon() -> None:
+        world.database.on_unflushed = lambda: None
+        world.clock.call(None, stream.choice((0.0, 0.01, 0.1)), crash)
+
+    def crash() -> None:
+        if world.rates and world.database.up:
+            world.note("world", "crashes", "the database")
+            world.database.stop(lost=stream.choice((0.5, 1.0, 1.0)))
+            world.clock.call(None, stream.choice((0.2, 2.0, 6.0)), world.database.start)
+
+    world.database.on_unflushed = soon
 
 
 def cut_from_database(world: World, stream: random.Random) -> None:

@@ -59,6 +59,8 @@ class Plan:
     queues: tuple[str, ...]
     window: int
     lease: float
+    longest: float
+    """What a task takes at most, in seconds."""
     chaos: float
     """Seconds in which things go wrong."""
     store_seconds: float
@@ -82,6 +84,7 @@ FAULTS = (
     "freeze_server",
     "freeze_worker",
     "stop_database",
+    "crash_database",
     "cut_from_database",
     "stop_broker",
     "cut_from_broker",
@@ -106,6 +109,7 @@ def draw(random: random.Random) -> Plan:
         queues=random.choice((("tasks",), ("tasks",), ("tasks", "urgent"))),
         window=random.choice((1, 3, 10, 50)),
         lease=random.choice((3.0, 5.0, 8.0)),
+        longest=random.choice((0.3, 2.0, 6.0)),
         chaos=random.uniform(3.0, 15.0),
         store_seconds=random.choice((0.001, 0.005, 0.05)),
         broker_seconds=random.choice((0.001, 0.005, 0.05)),

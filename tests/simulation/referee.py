@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -65,6 +66,14 @@ class Change(NamedTuple):
     old_dispatch: int
     dispatch: int
     worker: str | None
+    old_worker: str | None = None
+    old_lease_until: int | None = None
+    old_started_at: int | None = None
+    old_dispatched_at: int | None = None
+
+    def __str__(self) -> str:
+        was, now = (self.old_state, self.old_attempt, self.old_dispatch), (self.state, self.attempt, self.dispatch)
+        return f"task {self.task_id} from {was} to {now} of {self.max_attempts} attempts by {self.worker}"
 
 
 @dataclass
@@ -78,7 +87,8 @@ class Known:
     dispatch: int
     version: int
     worker: str | None
-    history: dict[int, State]
+    history: dict[int, set[State]]
+    """By version. A crash of the database may undo what had been shown already, and then the number is used again."""
 
 
 class Referee:
@@ -94,7 +104,9 @@ class Referee:
         self.confirmed: dict[int, str] = {}
         self.delivered: set[tuple[int, int]] = set()
         """Dispatches whose messages the broker confirmed to a publisher."""
-        self._begun: set[tuple[int, int, int]] = set()
+        self._to_begin: Counter[tuple[int, int, int]] = Counter()
+        """Task, dispatch and attempt of claims whose handlers have not begun. A crash of the database may undo a claim,
+        and then there is a second one of the same numbers."""
         self._busy: dict[str, int] = {}
         self._strays: dict[tuple[str, int], int] = {}
 
@@ -122,7 +134,7 @@ class Referee:
         if c.dispatch != (state is State.QUEUED):
             self.fail(DISPATCHES, f"a new task is {c}")
         self.texts[c.text] = c.task_id
-        self.tasks[c.task_id] = Known(c.task_id, c.text, state, 0, c.dispatch, 1, None, {1: state})
+        self.tasks[c.task_id] = Known(c.task_id, c.text, state, 0, c.dispatch, 1, None, {1: {state}})
         self.open += 1
 
     def _moved(self, how: str, c: Change, old: State, new: State) -> None:
@@ -142,9 +154,22 @@ class Referee:
             self.fail(DISPATCHES, what)
         known.state, known.attempt, known.dispatch, known.worker = new, c.attempt, c.dispatch, c.worker
         known.version = c.version
-        known.history[c.version] = new
+        if how == "claim":
+            self._to_begin[c.task_id, c.dispatch, c.attempt] += 1
+        known.history.setdefault(c.version, set()).add(new)
         if new in TERMINAL:
             self.open -= 1
+
+    def undone(self, changes: Sequence[Change]) -> None:
+        """A crash of the database has undone these changes, which nobody was promised."""
+        for c in reversed(changes):
+            assert c.old_state is not None
+            self._note("world", "undoes", f"task {c.task_id}: {c.old_state} -> {c.state}")
+            known = self.tasks[c.task_id]
+            known.state, known.attempt, known.dispatch = _STATES[c.old_state], c.old_attempt, c.old_dispatch
+            known.version, known.worker = c.old_version, c.old_worker
+            if c.state == "queued":
+                self.delivered.discard((c.task_id, c.dispatch))
 
     def claimed(self, worker: str, claims: Sequence[Claim], tasks: Sequence[Task]) -> None:
         """A claim has committed and is answered with these tasks."""
@@ -198,9 +223,9 @@ class Referee:
         """A handler has begun."""
         self._note(worker, "begins", f"task {task.id} attempt {task.attempt} dispatch {task.dispatch}")
         attempt = task.id, task.dispatch, task.attempt
-        if attempt in self._begun:
+        self._to_begin[attempt] -= 1
+        if self._to_begin[attempt] < 0:
             self.fail(ATTEMPT_ONCE, f"task {task.id} dispatch {task.dispatch} attempt {task.attempt} by {worker}")
-        self._begun.add(attempt)
         busy = self._busy[worker] = self._busy.get(worker, 0) + 1
         if busy > slots:
             self.fail(SLOTS, f"{worker} has {slots} slots and runs {busy} tasks")
@@ -237,7 +262,7 @@ class Referee:
         if not view["task"].startswith(f"{user} ") or known is None or known.text != view["task"]:
             self.fail(OWN_TASKS, f"{user} was shown {view}")
             return
-        was = known.history.get(view["version"])
+        was = known.history.get(view["version"], ())
         shown = {"scheduled": "waiting", "retrying": "waiting"}.get(view["state"], view["state"])
-        if was is None or was.value != shown:
+        if _STATES[shown] not in was:
             self.fail(TRUE_VIEWS, f"task {known.task_id} version {view['version']} was {was}, {user} saw {shown}")

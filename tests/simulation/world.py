@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
@@ -258,8 +258,12 @@ class World:
     def _look_for_leaks(self, deadline: float) -> None:
         for server in self.servers:
             hub = server.server._announcer._hub
-            kept = [("watches", hub._watches), ("waits", hub._waits), ("connections", server.server.lines.connections)]
-            for what, things in kept:
+            kept: dict[str, Sized] = {
+                "watches": hub._watches,
+                "waits": hub._waits,
+                "connections": server.server.lines.connections,
+            }
+            for what, things in kept.items():
                 if things and self.clock.seconds() > deadline:
                     self.referee.fail(NOTHING_KEPT, f"{server.name} keeps {len(things)} {what}")
                 elif things:

@@ -11,7 +11,8 @@ from twisted.internet import error
 
 from taskd.client.sessions import SessionFile
 from taskd.model import State
-from tests.unit.test_client_harness import NOON, SERVER, Stage
+from tests.unit.test_client_harness import SERVER, Stage
+from tests.unit.test_client_taskd import NOON
 
 
 @pytest.fixture

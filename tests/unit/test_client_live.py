@@ -12,7 +12,8 @@ from taskd.client.live import ANSWER_SECONDS, REMEMBERED
 from taskd.client.persistence import FIRST_RETRY, LAST_RETRY
 from taskd.errors import Draining
 from taskd.model import State
-from tests.unit.test_client_harness import NOON, Run, Stage
+from tests.unit.test_client_harness import Run, Stage
+from tests.unit.test_client_taskd import NOON
 
 
 @pytest.fixture

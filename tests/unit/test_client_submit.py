@@ -12,7 +12,8 @@ from taskd.client.submit import batches
 from taskd.errors import QuotaExceeded
 from taskd.model import State
 from taskd.wire.limits import MAX_LINE_BYTES
-from tests.unit.test_client_harness import NOON, Stage
+from tests.unit.test_client_harness import Stage
+from tests.unit.test_client_taskd import NOON
 
 
 @pytest.fixture

@@ -1,0 +1,245 @@
+"""A small taskd in memory, for the client's unit tests."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from typing import Any
+
+from twisted.protocols.basic import LineReceiver
+from twisted.python.failure import Failure
+
+from taskd.errors import AuthRequired, Conflict, NotFound, NoUser, TaskdError, UsernameInUse, WrongCredentials
+from taskd.model import State, Task
+from taskd.wire.limits import MAX_LINE_BYTES, MAX_REPLY_BYTES
+from taskd.wire.messages import encode, view
+from taskd.wire.session import Call, ServerSession
+
+NOON = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)
+
+
+class FakeTaskd:
+    """What a taskd answers, in memory: one queue, no workers; tests move the tasks themselves.
+
+    Of the actions in ``refusals`` it does none, nor of those in ``silent``, which it does not even answer; those in
+    ``mute`` it does and does not answer, like a server that dies in that moment; those in ``held`` it answers when the
+    connection is released.
+    """
+
+    def __init__(self) -> None:
+        self.passwords: dict[str, str] = {}
+        self.tokens: dict[str, str] = {}
+        self.tasks: dict[int, Task] = {}
+        self.connections: list[FakeConnection] = []
+        self.refusals: dict[str, TaskdError] = {}
+        self.silent: set[str] = set()
+        self.mute: set[str] = set()
+        self.held: set[str] = set()
+        self.keys: dict[str, tuple[int, Any]] = {}
+        self._ids = itertools.count(1)
+
+    def user(self, name: str = "ana", password: str = "correct horse") -> str:
+        """An account and a token for it."""
+        self.passwords[name] = password
+        token = f"token-{len(self.tokens)}"
+        self.tokens[token] = name
+        return token
+
+    def task(self, text: str = "one", state: State = State.QUEUED, **fields: Any) -> Task:
+        """A task there is."""
+        defaults: dict[str, Any] = {"kind": "simulate", "queue": "tasks", "created_at": NOON, "run_at": NOON}
+        task = Task(next(self._ids), 1, text, state=state, **defaults | fields)
+        self.tasks[task.id] = task
+        return task
+
+    def move(self, task_id: int, state: State, **fields: Any) -> None:
+        """Change a task's state and tell who watches or waits."""
+        task = self.tasks[task_id]
+        task.state = state
+        task.version += 1
+        for name, value in fields.items():
+            setattr(task, name, value)
+        for connection in tuple(self.connections):
+            connection.tell(task)
+
+    def asked(self, connection: int = -1) -> list[dict[str, Any]]:
+        """The requests of one connection, in their order."""
+        return self.connections[connection].requests
+
+    def actions(self, connection: int = -1) -> list[str]:
+        """The names of those requests."""
+        return [request["action"] for request in self.asked(connection)]
+
+
+class FakeConnection(LineReceiver):
+    """The server's end of one connection, with the real session for the order of replies."""
+
+    delimiter = b"\n"
+    MAX_LENGTH = MAX_REPLY_BYTES
+    transport: Any
+
+    def __init__(self, taskd: FakeTaskd) -> None:
+        self._taskd = taskd
+        self._session = ServerSession(self._start, self._write, lambda full: None)
+        self._token: str | None = None
+        self._watching = False
+        self._waits: list[tuple[Call, list[int]]] = []
+        self._held: list[tuple[Call, dict[str, Any]]] = []
+        self.requests: list[dict[str, Any]] = []
+        self.chunks: list[bytes] = []
+
+    def connectionMade(self) -> None:
+        self._taskd.connections.append(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        self.chunks.append(data)
+        super().dataReceived(data)
+
+    def lineReceived(self, line: bytes) -> None:
+        assert len(line) <= MAX_LINE_BYTES
+        self.requests.append(json.loads(line))
+        self._session.receive(line)
+
+    def connectionLost(self, reason: Failure | None = None) -> None:
+        if self in self._taskd.connections:
+            self._watching = False
+            self._waits.clear()
+
+    def event(self, fields: dict[str, Any]) -> None:
+        """Send an event."""
+        self._write(encode(fields) + b"\n")
+
+    def tell(self, task: Task) -> None:
+        """A task has changed."""
+        if self._watching:
+            self.event({"event": "task", "task": view(task, NOON)})
+        for call, ids in tuple(self._waits):
+            if all(self._taskd.tasks[n].finished_at for n in ids):
+                self._waits.remove((call, ids))
+                call.succeed({"status": "success", "done": True, "tasks": self._views(ids)})
+
+    def time_out(self) -> None:
+        """Answer the waits as after their timeout."""
+        waits, self._waits = self._waits, []
+        for call, ids in waits:
+            call.succeed({"status": "success", "done": False, "tasks": self._views(ids)})
+
+    def release(self) -> None:
+        """Answer what is held."""
+        for call, reply in self._held:
+            call.succeed(reply)
+
+    def _write(self, line: bytes) -> None:
+        self.transport.write(line)
+
+    def _start(self, call: Call) -> None:
+        name = call.action.name
+        if name in self._taskd.silent:
+            return
+        try:
+            if name in self._taskd.refusals:
+                raise self._taskd.refusals[name]
+            if name not in ("register", "login", "hello", "ping") and self._token is None:
+                raise AuthRequired(f"log in first: {name} is for a logged-in user")
+            reply = getattr(self, name)(call, call.request)
+        except TaskdError as e:
+            call.fail(e)
+        else:
+            if name in self._taskd.held:
+                self._held.append((call, reply))
+            elif reply is not None and name not in self._taskd.mute:
+                call.succeed(reply)
+
+    def ping(self, call: Call, request: Any) -> dict[str, Any]:
+        return {"status": "success"}
+
+    def register(self, call: Call, request: Any) -> dict[str, Any]:
+        if request.username in self._taskd.passwords:
+            raise UsernameInUse("somebody has this username")
+        self._taskd.user(request.username, request.password)
+        return {"status": "success", "user_id": 1, "username": request.username}
+
+    def login(self, call: Call, request: Any) -> dict[str, Any]:
+        if request.token is not None:
+            if request.token not in self._taskd.tokens:
+                raise AuthRequired("this session has ended; log in again")
+            token = request.token
+        else:
+            if request.username not in self._taskd.passwords:
+                raise NoUser("nobody is registered under this username")
+            if self._taskd.passwords[request.username] != request.password:
+                raise WrongCredentials("the password does not belong to the username")
+            token = f"token-{len(self._taskd.tokens)}"
+            self._taskd.tokens[token] = request.username
+        self._token = token
+        name = self._taskd.tokens[token]
+        return {"status": "logged_in", "token": token, "user_id": 1, "username": name, "expires_in": 3600}
+
+    def logout(self, call: Call, request: Any) -> dict[str, Any]:
+        self._taskd.tokens.pop(self._token or "", None)
+        self._token = None
+        return {"status": "success"}
+
+    def whoami(self, call: Call, request: Any) -> dict[str, Any]:
+        return {"status": "success", "user_id": 1, "username": self._taskd.tokens[self._token or ""]}
+
+    def new_task(self, call: Call, request: Any) -> dict[str, Any]:
+        task_id, duplicate = self._create(request)
+        return {"status": "task_created", "task_id": task_id, **({"duplicate": True} if duplicate else {})}
+
+    def new_tasks(self, call: Call, request: Any) -> dict[str, Any]:
+        created = [self._create(spec) for spec in request.tasks]
+        duplicates = [task_id for task_id, duplicate in created if duplicate]
+        reply: dict[str, Any] = {"status": "task_created", "task_ids": [task_id for task_id, _ in created]}
+        return reply | ({"duplicates": duplicates} if duplicates else {})
+
+    def _create(self, spec: Any) -> tuple[int, bool]:
+        known = self._taskd.keys.get(spec.key)
+        if known is not None:
+            if known[1] != spec:
+                raise Conflict(f"the key '{spec.key}' stands for another task already; use a new one", field="key")
+            return known[0], True
+        task = self._taskd.task(spec.task, kind=spec.kind, payload=json.dumps(spec.payload))
+        self._taskd.keys[spec.key] = task.id, spec
+        self.tell(task)
+        return task.id, False
+
+    def get_tasks(self, call: Call, request: Any) -> dict[str, Any]:
+        below = int(request.cursor) if request.cursor else 1 << 62
+        # Like the server's, a page is cut before the filter is applied: it may be short, or even empty
+        page = [task for task in reversed(self._taskd.tasks.values()) if task.id < below][: request.limit]
+        cursor = str(page[-1].id) if page and page[-1].id > 1 else None
+        ids = [task.id for task in page if request.state in (None, task.state.value)]
+        status = "success" if ids or cursor else "no_tasks"
+        return {"status": status, "tasks": self._views(ids), "cursor": cursor}
+
+    def get_task(self, call: Call, request: Any) -> dict[str, Any]:
+        self._views([request.task_id])
+        return {"status": "success", "task": view(self._taskd.tasks[request.task_id], NOON, full=True)}
+
+    def cancel_task(self, call: Call, request: Any) -> dict[str, Any]:
+        self._views([request.task_id])
+        if self._taskd.tasks[request.task_id].state is State.RUNNING:
+            raise Conflict(f"task {request.task_id} runs already")
+        self._taskd.move(request.task_id, State.CANCELLED, finished_at=NOON)
+        return {"status": "success", "task": self._views([request.task_id])[0]}
+
+    def watch(self, call: Call, request: Any) -> dict[str, Any]:
+        self._watching = True
+        return {"status": "success", "tasks": self._views(list(reversed(self._taskd.tasks))[: request.limit])}
+
+    def wait(self, call: Call, request: Any) -> dict[str, Any] | None:
+        tasks = self._views(request.task_ids)
+        done = all(self._taskd.tasks[n].finished_at for n in request.task_ids)
+        if done or request.timeout == 0:
+            return {"status": "success", "done": done, "tasks": tasks}
+        self._waits.append((call, request.task_ids))
+        return None
+
+    def _views(self, ids: Iterable[int]) -> list[Any]:
+        for n in ids:
+            if n not in self._taskd.tasks:
+                raise NotFound(f"you have no task {n}", field="task_id")
+        return [view(self._taskd.tasks[n], NOON) for n in ids]
