@@ -339,6 +339,8 @@ class Worker:
         if fenced and (back := await self._claim_again([ended.held for ended in fenced])):
             outcomes = [ended.outcome for ended in fenced if ended.held in back]
             found |= await self._store.finish(self._name, outcomes, again)
+            if any(held.claim.task_id not in found for held in back):
+                raise Unavailable("the database has crashed once more: what it has forgotten is stored again")
         # of two attempts of a task the earlier one is fenced by the later one: the answer is not its
         last: dict[int, tuple[int, int]] = {}
         for ended in batch:

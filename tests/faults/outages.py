@@ -35,6 +35,11 @@ def _rabbitmq_away(stage: Stage) -> Iterator[None]:
         stage.rabbitmq.start()
 
 
+SETTLED = 2.0
+"""Seconds from the declaration of a quorum queue until it survives kill -9 of RabbitMQ for sure: one that was declared a
+moment before comes back without a leader (rabbitmq-server issue 15725), which is another story."""
+
+
 def postgres_crashes(stage: Stage, *, pauses: Sequence[float], rate: float) -> Line:
     """``pg_ctl stop -m immediate`` under load, and a start after so many seconds."""
     stage.start()
@@ -56,6 +61,7 @@ def rabbitmq_crashes(stage: Stage, *, times: int, rate: float) -> Line:
     stage.start()
     load = stage.load(lasting(0.05, 0.3, max_attempts=ATTEMPTS), rate=rate)
     backs = []
+    time.sleep(SETTLED)
     for _ in range(times):
         load.await_confirmed(load.confirmed + int(rate))
         with _rabbitmq_away(stage):
@@ -72,6 +78,7 @@ def rabbitmq_down(stage: Stage, *, seconds: float, tasks: int) -> Line:
     load = stage.load(lasting(0.0, 0.2, max_attempts=ATTEMPTS), total=tasks + before + 1, rate=tasks / seconds * 2)
     load.allow(before)
     load.await_confirmed(before)
+    time.sleep(SETTLED)
     with _rabbitmq_away(stage):
         gone = time.monotonic()
         load.allow(tasks + before)

@@ -100,6 +100,8 @@ def test_children_end_with_a_killed_test_run(tmp_path: Path) -> None:
     run = subprocess.Popen([sys.executable, "-c", program, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert run.stdout is not None
     child = int(run.stdout.readline())
+    # before that it is setpriv, which has yet to ask for the signal
+    eventually(lambda: Path(f"/proc/{child}/comm").read_text().strip() == "sleep", 10, "the child has begun")
     run.kill()
     run.wait()
     run.stdout.close()
