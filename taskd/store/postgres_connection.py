@@ -72,7 +72,7 @@ class _Connection(txpostgres.Connection):
 
     def doRead(self) -> None:
         """The reactor has something to read, of a handshake or while no statement is under way."""
-        self.reactor.removeReader(self)
+        self._unwatch()
         if not self.pollable().closed:
             try:
                 self.continuePolling()
@@ -80,6 +80,17 @@ class _Connection(txpostgres.Connection):
                 self.on_lost(e)
             else:
                 self._listen()
+
+    def doWrite(self) -> None:
+        """The reactor can write, of a handshake."""
+        self._unwatch()
+        super().doWrite()
+
+    def _unwatch(self) -> None:
+        # Any step may close the socket, and epoll can be told nothing of one that is closed: what still watched it then
+        # would stay, and make the reactor deaf to the next socket of that number.
+        self.reactor.removeReader(self)
+        self.reactor.removeWriter(self)
 
     def cursorFinished(self, cursor: _Cursor) -> None:
         """The reactor is the connection's again."""

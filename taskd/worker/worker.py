@@ -311,13 +311,15 @@ class Worker:
 
     def _run(self, held: _Held, task: Task) -> None:
         held.since = self._clock.seconds()
+        if (before := self._running.get(task.id)) is not None:
+            self._finishing -= before.finishing
         self._running[task.id] = held
         held.attempt = self._runner.run(task)
         held.attempt.done.addCallbacks(self._ended, self._not_ended, callbackArgs=(held,), errbackArgs=(held,))
 
     def _ended(self, outcome: Outcome, held: _Held) -> None:
         held.finishing = True
-        self._finishing += 1
+        self._finishing += self._running.get(outcome.task_id) is held
         self._submit(_Ended(held, outcome))
         if self._backlog:
             self._fill()
@@ -387,8 +389,7 @@ class Worker:
         task = held.attempt.task
         if self._running.get(task.id) is held:
             del self._running[task.id]
-        if held.finishing:
-            self._finishing -= 1
+            self._finishing -= held.finishing
         for other in self._asked.get(task.id, ()):
             other.passed = max(other.passed, (task.dispatch, task.attempt))
         self._slot_free()

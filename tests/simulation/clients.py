@@ -77,6 +77,14 @@ class Talk:
         self.connection.send(msgspec.json.encode({"action": action, "id": self._sent, **fields}) + b"\n")
         return request.done
 
+    def unheard(self, since: float) -> list[str]:
+        """What has changed since then and this talk, which watches, was not told of."""
+        if not self._watching or self.over:
+            return []
+        changed = [known for known in self._referee.tasks.values() if known.changed > since]
+        mine = [known for known in changed if known.text.startswith(f"{self._client.user.name} ")]
+        return [f"task {k.task_id} version {k.version}" for k in mine if self._seen.get(k.task_id) != k.version]
+
     def close(self) -> None:
         """The client ends it, with whatever is under way."""
         self.connection.cut()
@@ -178,6 +186,7 @@ class Client:
         self._unsure: list[tuple[str, dict[str, Any]]] = []
         """Submissions that may have been stored, and can be sent again because of their keys."""
         self._texts = 0
+        self._encores = 3
         self._talks = 0
         self._stream = world.stream(name)
         self.talk: Talk | None = None
@@ -326,6 +335,12 @@ class Client:
             reply = await self._patient(self._submit(talk, *self._unsure.pop()))
             if reply is None or not reply["ok"]:
                 return
+        while self._encores and self.world.plan.encore:
+            await self._sleep(max(self.world.aftermath - self.world.clock.seconds(), self._stream.random()))
+            reply = await self._patient(self._submit(talk, "new_task", self._spec(True)))
+            if reply is None or not reply["ok"]:
+                return
+            self._encores -= 1
         for start in range(0, len(self.mine), 30):
             reply = await self._patient(talk.request("wait", task_ids=self.mine[start : start + 30], timeout=15))
             if reply is None or not reply["ok"] or not reply["done"]:

@@ -72,6 +72,8 @@ class Plan:
     rates: Rates
     faults: tuple[str, ...]
     """Names of functions in :mod:`tests.simulation.faults`."""
+    encore: bool
+    """Whether the clients go on a little when nothing goes wrong any more."""
     calm: float
     """Seconds between faults, on average."""
 
@@ -131,5 +133,6 @@ def draw(random: random.Random) -> Plan:
             slow_reader=maybe(0.3),
         ),
         faults=tuple(f for f in FAULTS if random.random() < 0.4),
+        encore=random.random() < 0.4,
         calm=random.choice((0.7, 1.5, 3.0)),
     )

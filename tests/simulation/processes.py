@@ -210,14 +210,18 @@ class Handler:
         referee.began(process.name, task, process.slots)
         try:
             if payload["seconds"]:
-                try:
-                    await deferLater(process.clock, payload["seconds"])
-                except CancelledError:
-                    if not payload.get("stubborn"):
-                        raise
-                    await deferLater(process.clock, 1.0)
-            if payload.get("fails"):
-                raise ValueError("it was to fail")
-            return object() if payload.get("unstorable") else {"attempt": task.attempt}
+                await deferLater(process.clock, payload["seconds"])
+        except CancelledError:
+            if not payload.get("stubborn"):
+                raise
+            stubborn = True
+        else:
+            stubborn = False
         finally:
+            # the slot is free, even if it goes on unasked
             referee.ended(process.name)
+        if stubborn:
+            await deferLater(process.clock, 1.0)
+        if payload.get("fails"):
+            raise ValueError("it was to fail")
+        return object() if payload.get("unstorable") else {"attempt": task.attempt}

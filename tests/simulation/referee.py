@@ -28,6 +28,7 @@ ACK_AFTER_OUTCOME = "a message is acked after the outcome"
 TRUE_VIEWS = "what a client is shown was so"
 OWN_TASKS = "a client sees no task of another user"
 WATCH_GROWS = "versions grow within a watch"
+WATCH_HEARS = "while nothing goes wrong, a watch hears of every change"
 WATCH_ENDS = "events come after a watch, until it ends"
 WAIT_TRUTH = "a wait that is done shows tasks that have ended"
 ONE_REPLY = "every request gets one reply"
@@ -87,6 +88,8 @@ class Known:
     dispatch: int
     version: int
     worker: str | None
+    changed: float
+    """When its state last changed."""
     history: dict[int, set[State]]
     """By version. A crash of the database may undo what had been shown already, and then the number is used again."""
 
@@ -94,8 +97,9 @@ class Known:
 class Referee:
     """Watches. ``tell`` hears of the first violation of each kind of event; the world stops then."""
 
-    def __init__(self, tell: Callable[[Violation], None], note: Callable[..., None]) -> None:
+    def __init__(self, tell: Callable[[Violation], None], note: Callable[..., None], now: Callable[[], float]) -> None:
         self._tell = tell
+        self._now = now
         self._note = note
         self.tasks: dict[int, Known] = {}
         self.texts: dict[str, int] = {}
@@ -134,7 +138,7 @@ class Referee:
         if c.dispatch != (state is State.QUEUED):
             self.fail(DISPATCHES, f"a new task is {c}")
         self.texts[c.text] = c.task_id
-        self.tasks[c.task_id] = Known(c.task_id, c.text, state, 0, c.dispatch, 1, None, {1: {state}})
+        self.tasks[c.task_id] = Known(c.task_id, c.text, state, 0, c.dispatch, 1, None, self._now(), {1: {state}})
         self.open += 1
 
     def _moved(self, how: str, c: Change, old: State, new: State) -> None:
@@ -153,7 +157,7 @@ class Referee:
         if c.dispatch - c.old_dispatch != (new is State.QUEUED):
             self.fail(DISPATCHES, what)
         known.state, known.attempt, known.dispatch, known.worker = new, c.attempt, c.dispatch, c.worker
-        known.version = c.version
+        known.version, known.changed = c.version, self._now()
         if how == "claim":
             self._to_begin[c.task_id, c.dispatch, c.attempt] += 1
         known.history.setdefault(c.version, set()).add(new)

@@ -30,6 +30,7 @@ from tests.simulation.referee import (
     NOTHING_KEPT,
     ONE_REPLY,
     OUTBOX_SETTLES,
+    WATCH_HEARS,
     WINDOWS_RIGHT,
     Referee,
     Violation,
@@ -38,6 +39,9 @@ from tests.simulation.store import Database, at_once
 
 PATIENCE = 150.0
 """Seconds after the last fault in which everything must come to its end."""
+
+AFTERMATH = 5.0
+"""Seconds after the last fault in which what was asked for before may still be done without a word."""
 
 LEAVING = 15.0
 """Seconds after which a server has noticed that all clients have gone, and what they asked for is done."""
@@ -85,7 +89,7 @@ class World:
         self._healed = 0.0
         self._past: list[Process] = []
         self.plan: Plan = draw(self.stream("plan"))
-        self.referee = Referee(self._violated, self.note)
+        self.referee = Referee(self._violated, self.note, self.clock.seconds)
         self.database = Database(self)
         self.broker = SimBroker(self)
         self.servers: list[ServerProcess] = []
@@ -128,6 +132,11 @@ class World:
     def lines(events: Iterable[Event]) -> list[str]:
         """Events as text."""
         return [_line(event) for event in events]
+
+    @property
+    def aftermath(self) -> float:
+        """When all that was asked for while things went wrong has been done, or never will be."""
+        return self._healed + AFTERMATH
 
     def a_server(self, stream: random.Random) -> ServerProcess | None:
         """One that a client finds, by chance."""
@@ -233,6 +242,8 @@ class World:
             if (talk is not None and talk.requests) or not client.finished:
                 asked = [(r.action, r.fields) for r in talk.requests.values()] if talk is not None else []
                 return ONE_REPLY, f"{client.name} waits for {asked}"
+            if talk is not None and (unheard := talk.unheard(self.aftermath)):
+                return WATCH_HEARS, f"{client.name} was not told of {unheard[:5]}"
         if rows := self.database.unsettled():
             return OUTBOX_SETTLES, f"{rows} rows are left"
         counts = self.database.queued()

@@ -302,6 +302,10 @@ class Stage:
         self.announcer.start()
         self._ids = itertools.count(1)
 
+    def close(self) -> None:
+        """Forget the database."""
+        self.runner.close()
+
     def new_id(self) -> str:
         """A name for a batch, in the form of a UUID."""
         return f"00000000-0000-0000-0000-{next(self._ids):012}"
@@ -440,6 +444,7 @@ class StageCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.stage = Stage(self.queues, self.window).know()
+        self.addCleanup(self.stage.close)
 
     def assertRefused(self, reply: dict[str, Any], code: str, field: str | None = None) -> None:
         """The reply is an error with this code and field, and says something."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -177,9 +177,11 @@ class Stage:
 
 
 @pytest.fixture
-def stage() -> Stage:
+def stage() -> Iterator[Stage]:
     """With a user and no worker."""
-    return Stage()
+    made = Stage()
+    yield made
+    made.runner.close()
 
 
 def test_handlers_provide_their_interface() -> None:
