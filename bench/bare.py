@@ -458,7 +458,7 @@ class Worker:
         ids = "{" + ",".join([str(m.task_id) for m in batch]) + "}"
         dispatches = "{" + ",".join([str(m.dispatch) for m in batch]) + "}"
         flags = "{" + ",".join("f" * len(batch)) + "}"
-        rows = await self._database.call("claim", "floor", 30.0, ids, dispatches, flags)
+        rows = await self._database.call("claim", "floor", 30.0, ids, dispatches, flags, flags)
         self._news.tell("claimed", len(rows.rows))
         tags = {m.task_id: m.tag for m in batch}
         for task_id, dispatch, attempt in rows.columns("id", "dispatch", "attempt"):

@@ -71,11 +71,12 @@ class Dispatched(msgspec.Struct, frozen=True):
 
 
 class Claim(NamedTuple):
-    """A delivery that a worker wants to run."""
+    """A delivery that a worker wants to run; ``alone`` when it runs no other last attempt beside it."""
 
     task_id: int
     dispatch: int
     redelivered: bool
+    alone: bool = False
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -184,7 +185,8 @@ class ITaskStore(Interface):
     def claim(worker: str, lease: float, claims: Sequence[Claim]) -> Awaitable[Sequence[Task]]:
         """queued -> running under the next attempt, for ``lease`` seconds. Returns the tasks that are this worker's
         now. A redelivered message also takes a running task over; claiming what this worker already holds changes
-        nothing and returns it."""
+        nothing and returns it. The last attempt, when others were spent before, is only for a claim that is ``alone``:
+        a task that kills its worker must not take those beside it along each time."""
 
     def finish(worker: str, outcomes: Sequence[Outcome], again: bool = False) -> Awaitable[Mapping[int, Finished]]:
         """running -> completed or failed, where dispatch, attempt and worker still match. A task id missing from the

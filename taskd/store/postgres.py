@@ -310,6 +310,7 @@ class PostgresStore:
             numbers([c.task_id for c in claims]),
             numbers([c.dispatch for c in claims]),
             flags([c.redelivered for c in claims]),
+            flags([c.alone for c in claims]),
         )
         return _tasks(await self._call("claim", worker, lease, *args))
 

@@ -180,9 +180,10 @@ UPDATE tasks t SET state = 'running', worker = $1,
     version = CASE WHEN {_HELD} THEN t.version ELSE t.version + 1 END,
     lease_until = CASE WHEN {_HELD} THEN t.lease_until ELSE now() + make_interval(secs => $2) END,
     started_at = CASE WHEN {_HELD} THEN t.started_at ELSE now() END
-FROM unnest($3::bigint[], $4::int[], $5::bool[]) AS c (id, dispatch, redelivered)
-WHERE {_RELAXED} AND t.id = c.id AND t.dispatch = c.dispatch AND (t.state = 'queued'
-    OR t.state = 'running' AND (t.worker = $1 OR c.redelivered AND t.attempt < t.max_attempts))
+FROM unnest($3::bigint[], $4::int[], $5::bool[], $6::bool[]) AS c (id, dispatch, redelivered, alone)
+WHERE {_RELAXED} AND t.id = c.id AND t.dispatch = c.dispatch AND ({_HELD}
+    OR (t.state = 'queued' OR t.state = 'running' AND c.redelivered AND t.attempt < t.max_attempts)
+        AND (c.alone OR t.attempt = 0 OR t.attempt + 1 <> t.max_attempts))
 RETURNING {_T}
 """
 PREPARED["finish"] = """

@@ -296,7 +296,9 @@ class SqliteStore:
         mine: dict[int, Task] = {}
         for c in claims:
             row = (
-                db.execute(sql.CLAIM, (worker, until, now, c.task_id, c.dispatch, c.redelivered, worker)).fetchone()
+                db.execute(
+                    sql.CLAIM, (worker, until, now, c.task_id, c.dispatch, c.redelivered, worker, c.alone)
+                ).fetchone()
                 or db.execute(sql.HELD, (c.task_id, c.dispatch, worker)).fetchone()
             )
             if row:

@@ -74,6 +74,7 @@ UPDATE tasks SET state = 'running', attempt = attempt + 1, version = version + 1
     started_at = ?
 WHERE id = ? AND dispatch = ?
     AND (state = 'queued' OR ? AND state = 'running' AND worker <> ? AND attempt < max_attempts)
+    AND (? OR attempt = 0 OR attempt + 1 <> max_attempts)
 RETURNING {_ALL}
 """
 HELD = f"SELECT {_ALL} FROM tasks WHERE id = ? AND dispatch = ? AND worker = ? AND state = 'running'"

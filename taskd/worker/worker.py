@@ -56,7 +56,7 @@ class _Held:
     one was being claimed: an answer that tells of it comes too late.
     """
 
-    __slots__ = ("attempt", "claim", "consumer", "delivery", "finishing", "passed", "since")
+    __slots__ = ("attempt", "claim", "consumer", "delivery", "finishing", "passed", "since", "suspect")
 
     def __init__(self, delivery: Delivery, consumer: IConsumer, since: float) -> None:
         self.claim = Claim(delivery.task_id, delivery.dispatch, delivery.redelivered)
@@ -66,6 +66,7 @@ class _Held:
         self.attempt: Attempt | None = None
         self.finishing = False
         self.passed = (0, 0)
+        self.suspect = False
 
 
 class _Ended:
@@ -108,6 +109,7 @@ class Worker:
         self._name = name
         self._consumers: list[IConsumer] = []
         self._backlog: deque[_Held] = deque()
+        self._suspects: deque[_Held] = deque()
         self._claiming = 0
         self._asked: dict[int, list[_Held]] = {}
         self._running: dict[int, _Held] = {}
@@ -144,8 +146,9 @@ class Worker:
         self._draining = True
         for consumer in self._consumers:
             await consumer.stop()
-        self._give_back(self._backlog)
-        self._backlog.clear()
+        for waiting in (self._backlog, self._suspects):
+            self._give_back(waiting)
+            waiting.clear()
         if self.busy:
             self._log.info("{count} tasks get {grace:g} seconds to end", count=self.busy, grace=grace)
             await self._until_idle(grace)
@@ -213,6 +216,7 @@ class Worker:
     def _lost(self, consumer: IConsumer) -> None:
         """The channel is gone: its deliveries will come again, here or elsewhere."""
         self._backlog = deque(held for held in self._backlog if held.consumer is not consumer)
+        self._suspects = deque(held for held in self._suspects if held.consumer is not consumer)
         for held in chain(self._running.values(), *self._asked.values()):
             if held.consumer is consumer:
                 held.delivery = None
@@ -233,12 +237,29 @@ class Worker:
         self._announce(claimed)
         # None for what is late, cancelled meanwhile, or run elsewhere
         tasks = [found.get((held.claim.task_id, held.claim.dispatch)) for held in batch]
-        nothing = [held for held, task in zip(batch, tasks, strict=True) if task is None]
-        if again := [held.claim.task_id for held in nothing if held.claim.redelivered]:
-            # whoever had it may have died between the commit of its outcome and the news of it
-            self._announce(await self._store.find_tasks(again))
-        self._ack(nothing)
+        if nothing := [held for held, task in zip(batch, tasks, strict=True) if task is None]:
+            await self._look_at(nothing)
         return tasks
+
+    async def _look_at(self, nothing: Sequence[_Held]) -> None:
+        """What came of messages that claimed nothing."""
+        found = {task.id: task for task in await self._store.find_tasks([held.claim.task_id for held in nothing])}
+        # whoever had it may have died between the commit of its outcome and the news of it
+        again = [held.claim.task_id for held in nothing if held.claim.redelivered]
+        self._announce([found[n] for n in dict.fromkeys(again) if n in found])
+        for held in nothing:
+            held.suspect = _is_suspect(found.get(held.claim.task_id), held.claim)
+        self._ack(held for held in nothing if not held.suspect)
+
+    def _next_suspect(self) -> None:
+        """Claim the next last attempt, if none runs here. Should it kill this worker, it kills no other one with it."""
+        held_here = chain(self._running.values(), self._backlog, *self._asked.values())
+        if self._draining or any(held.claim.alone for held in held_here):
+            return
+        held = self._suspects.popleft()
+        held.claim = held.claim._replace(alone=True)
+        self._backlog.appendleft(held)
+        self._fill()
 
     def _claimed(self, task: Task | None, held: _Held) -> None:
         if task is not None and self._over:
@@ -247,6 +268,8 @@ class Worker:
             return
         if task is not None and not self._had_before(task, held):
             self._run(held, task)
+        elif task is None and held.suspect and held.delivery is not None:
+            self._suspects.append(held)
         self._claim_ended(held)
 
     def _had_before(self, task: Task, held: _Held) -> bool:
@@ -398,14 +421,18 @@ class Worker:
         if self._draining:
             if not self.busy:
                 self.hurry()
-        elif self._backlog:
+            return
+        if self._suspects:
+            self._next_suspect()
+        if self._backlog:
             self._fill()
 
     def _give_back_old(self) -> None:
         latest = self._clock.seconds() - GIVE_BACK_AFTER
-        old = [held for held in self._backlog if held.since <= latest]
-        if old:
-            self._backlog = deque(held for held in self._backlog if held.since > latest)
+        for waiting in (self._backlog, self._suspects):
+            old = [held for held in waiting if held.since <= latest]
+            for held in old:
+                waiting.remove(held)
             self._give_back(old)
 
     # -- leases ------------------------------------------------------------------------------------
@@ -443,7 +470,7 @@ class Worker:
         the disk, and then has the task queued as it was before. Raises Unavailable."""
         if not fenced:
             return set()
-        claims = [held.claim._replace(redelivered=False) for held in fenced]
+        claims = [held.claim._replace(redelivered=False, alone=True) for held in fenced]
         claimed = await self._store.claim(self._name, self._lease, claims)
         ours = {(task.id, task.dispatch, task.attempt) for task in claimed}
         tasks = ((held, held.attempt.task) for held in fenced if held.attempt is not None)
@@ -461,6 +488,14 @@ class Worker:
         now = datetime.fromtimestamp(self._clock.seconds(), timezone.utc)
         if changes := changes_of(tasks, now):
             self._broker.announce(encode_news(self._name, changes))
+
+
+def _is_suspect(task: Task | None, claim: Claim) -> bool:
+    """Whether this would be the last attempt of a task whose others ended with their workers."""
+    if task is None or claim.alone or task.dispatch != claim.dispatch:
+        return False
+    there = task.state is State.QUEUED or (task.state is State.RUNNING and claim.redelivered)
+    return there and 0 < task.attempt == task.max_attempts - 1
 
 
 def _by_consumer(helds: Iterable[_Held]) -> list[tuple[IConsumer, list[Delivery]]]:

@@ -542,6 +542,27 @@ class StoreTests(StoreCase):
             self.assertIsNotNone(task.started_at)
             self.assertEqual(await self.get(task), task)
 
+    async def test_the_last_of_several_attempts_is_for_a_claim_that_is_alone(self) -> None:
+        [task] = await self.running(worker="w1", max_attempts=3)
+        for worker, alone, attempt in (("w2", False, 2), ("w3", False, None), ("w3", True, 3)):
+            claimed = await self.store.claim(worker, 60, [Claim(task.id, task.dispatch, True, alone)])
+            self.assertEqual([t.attempt for t in claimed], [attempt] if attempt else [])
+        # and who has it already keeps it
+        held = await self.store.claim("w3", 60, [Claim(task.id, task.dispatch, False)])
+        self.assertEqual([t.attempt for t in held], [3])
+
+    async def test_so_it_is_when_it_was_queued_again(self) -> None:
+        [task] = await self.create(max_attempts=2)
+        await self.store.claim("w1", 0, [Claim(task.id, task.dispatch, False)])
+        await self.store.expire_leases(10)
+        [again] = (await self.dispatch()).tasks
+        for alone, found in ((False, 0), (True, 1)):
+            claimed = await self.store.claim("w2", 60, [Claim(again.id, again.dispatch, False, alone)])
+            self.assertEqual(len(claimed), found)
+
+    async def test_the_only_attempt_needs_no_such_claim(self) -> None:
+        self.assertEqual(len(await self.running(3, max_attempts=1)), 3)
+
     async def test_claim_needs_the_dispatch_number(self) -> None:
         [task] = await self.create()
         for number in (0, 2):

@@ -36,8 +36,8 @@ def _rabbitmq_away(stage: Stage) -> Iterator[None]:
 
 
 SETTLED = 2.0
-"""Seconds from the declaration of a quorum queue until it survives kill -9 of RabbitMQ for sure: one that was declared a
-moment before comes back without a leader (rabbitmq-server issue 15725), which is another story."""
+"""Seconds from the declaration of a quorum queue until it survives kill -9 of RabbitMQ for sure: one that was declared
+only a moment before comes back without a leader (rabbitmq-server issue 15725), which is another story."""
 
 
 def postgres_crashes(stage: Stage, *, pauses: Sequence[float], rate: float) -> Line:

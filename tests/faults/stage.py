@@ -265,6 +265,8 @@ class Stage:
         alive = [daemon for daemon in self.cluster.daemons if daemon not in self._ended]
         for daemon in alive:
             self.must(daemon.returncode is None, f"a daemon ended by itself: {daemon.output()[-1000:]}")
+            # one that has only just begun has no handler for the signal yet
+            daemon.wait_for("taskd ")
             daemon.send(signal.SIGTERM)
         for daemon in alive:
             try:

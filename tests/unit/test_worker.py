@@ -306,6 +306,33 @@ def test_a_claim_that_a_crash_of_the_database_undid_is_made_again(stage: Stage) 
     assert stage.states([short, long]) == [("completed", 1)] * 2
 
 
+def test_last_attempts_run_one_after_the_other(stage: Stage) -> None:
+    """One of them may be what killed the workers: the next death must take no other one along."""
+    ids = stage.simulate(50, 4)
+    for name in ("first", "second"):
+        worker = stage.worker(name=name)
+        stage.advance(0.1)
+        consumer = stage.broker._queue("tasks").consumers.pop()
+        consumer.ready = False
+        worker._renewal.stop()
+        worker._tidying.stop()
+        for held in tuple(worker._running.values()):
+            assert held.attempt is not None
+            held.attempt.stop()
+        consumer.close()
+    assert stage.states(ids) == [("running", 2)] * 4
+    stage.worker(name="third")
+    [fresh] = stage.simulate(1)
+    stage.advance(2)
+    assert sorted(attempt for _, attempt in stage.states(ids)) == [2, 2, 2, 3]
+    assert stage.states([fresh]) == [("completed", 1)]
+    stage.advance(60)
+    assert sorted(stage.states(ids))[0] == ("completed", 3)
+    assert [s for s in stage.states(ids) if s == ("running", 3)] == [("running", 3)]
+    stage.advance(200)
+    assert stage.states(ids) == [("completed", 3)] * 4
+
+
 def test_leases_are_renewed_while_tasks_run_and_lost_ones_are_stopped(stage: Stage) -> None:
     worker = stage.worker()
     ids = stage.simulate(200, 2)
