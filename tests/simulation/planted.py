@@ -16,11 +16,13 @@ from taskd.store import sqlite_statements as sql
 from taskd.worker.worker import Worker
 from tests.simulation.referee import (
     ACK_AFTER_OUTCOME,
+    BOUNDED_ATTEMPTS,
     CLAIMS_MATCH,
     CONFIRMED_EXIST,
     FENCED,
     OUTBOX_KEPT,
     OUTBOX_SETTLES,
+    WATCH_HEARS,
 )
 from tests.simulation.store import StoreLink
 
@@ -101,4 +103,17 @@ DEFECTS: Mapping[str, Defect] = {
         Worker, "_run", _acks_before_the_outcome, ACK_AFTER_OUTCOME, within=30
     ),
     "orphaned batches are not relayed": Defect(Outbox, "relay", _does_not_relay, OUTBOX_SETTLES, within=30),
+    "what a drained worker gives back costs an attempt": Defect(
+        sql, "RELEASE", _without(sql.RELEASE, "attempt = attempt - 1, ", ""), BOUNDED_ATTEMPTS, within=60
+    ),
+    "a lease expires on the last attempt without an end": Defect(
+        sql,
+        "EXPIRE",
+        sql.EXPIRE.replace("attempt < max_attempts", "true").replace("attempt >=", "0 >"),
+        BOUNDED_ATTEMPTS,
+        within=60,
+    ),
+    "workers do not tell what they change": Defect(
+        Worker, "_announce", lambda self, tasks: None, WATCH_HEARS, within=30
+    ),
 }
