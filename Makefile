@@ -24,6 +24,10 @@ test: $(VENV)/.test
 simulate: $(VENV)/.test
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST)
 
+# The tests of tests/faults with their full counts: a line of JSON each, some ten minutes in all.
+faults: $(VENV)/.test
+	$(BIN)/python -m tests.faults --full
+
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check $(FORMATTED)
 	$(BIN)/ruff check $(FORMATTED)

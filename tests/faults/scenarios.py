@@ -42,7 +42,7 @@ SCENARIOS: dict[str, Scenario] = {
         {"pauses": [0, 0, 7], "rate": 40},
         {"pauses": [0, 0, 0.5, 0.5, 1, 1, 2, 5, 7, 15], "rate": 100},
     ),
-    "rabbitmq_crashes": Scenario(outages.rabbitmq_crashes, {"times": 2, "rate": 40}, {"times": 5, "rate": 100}),
+    "rabbitmq_crashes": Scenario(outages.rabbitmq_crashes, {"times": 1, "rate": 40}, {"times": 5, "rate": 100}),
     "rabbitmq_down": Scenario(
         outages.rabbitmq_down,
         {"seconds": 5, "tasks": 200},
