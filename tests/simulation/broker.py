@@ -384,7 +384,8 @@ class BrokerLink:
             elif rates and stream.random() < rates.doubled:
                 copies = 2
             for _ in range(copies):
-                delay = stream.uniform(0, 5.0) if rates and stream.random() < rates.reordered / 2 else 0.0
+                late = rates and stream.random() < rates.reordered / 2
+                delay = stream.uniform(0, stream.choice((0.1, 5.0, 15.0))) if late else 0.0
                 self._world.clock.call(
                     None, delay, self._broker.queues[queue].put, Message(message.task_id, message.dispatch, False)
                 )

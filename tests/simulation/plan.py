@@ -67,6 +67,10 @@ class Plan:
     """What a call of the store takes, on average."""
     broker_seconds: float
     network_seconds: float
+    lost_after: float
+    """Seconds after which a queued task is missed; shorter than in life, so that more of it happens in a game."""
+    relay_after: float
+    """Seconds after which an outbox row counts as orphaned."""
     retry: float
     """Seconds for which the link to the store repeats what may have been done; 0: it gives up at once."""
     rates: Rates
@@ -116,6 +120,8 @@ def draw(random: random.Random) -> Plan:
         store_seconds=random.choice((0.001, 0.005, 0.05)),
         broker_seconds=random.choice((0.001, 0.005, 0.05)),
         network_seconds=random.choice((0.001, 0.02)),
+        lost_after=random.choice((1.0, 3.0, 10.0)),
+        relay_after=random.choice((0.5, 2.0, 5.0)),
         retry=random.choice((0.0, 2.0, 10.0)),
         rates=Rates(
             refused=maybe(0.1),

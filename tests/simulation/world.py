@@ -12,6 +12,7 @@ from typing import Any
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher
 from zope.interface import implementer
 
+from taskd.server import maintenance, outbox
 from taskd.server.accounts import token_hash
 from taskd.server.hub import Wait, Watch
 from taskd.server.lines import LineConnection
@@ -329,8 +330,10 @@ def _numbered(numbers: Iterator[int]) -> Callable[[Any], int]:
 @contextmanager
 def _alone(world: World) -> Iterator[None]:
     """While a game is played nobody else hears the log, nothing is cleared away at a moment of its own, and sets of
-    objects have an order that does not depend on where in memory they are."""
+    objects have an order that does not depend on where in memory they are. Some waits are those of its plan."""
     observers = globalLogPublisher._observers
+    lost_after, relay_after = maintenance.LOST_AFTER, outbox.RELAY_AFTER
+    maintenance.LOST_AFTER, outbox.RELAY_AFTER = world.plan.lost_after, world.plan.relay_after
     globalLogPublisher._observers = [_Ear(world)]
     number = _numbered(count())
     for kind in _IN_SETS:
@@ -343,6 +346,7 @@ def _alone(world: World) -> Iterator[None]:
         for kind in _IN_SETS:
             kind.__hash__ = object.__hash__  # type: ignore[method-assign]
         globalLogPublisher._observers = observers
+        maintenance.LOST_AFTER, outbox.RELAY_AFTER = lost_after, relay_after
 
 
 def play(seed: int, hear: Callable[[str], None] | None = None) -> World:

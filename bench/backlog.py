@@ -1,0 +1,214 @@
+"""What a million waiting tasks of one user cost the others: dispatch and claim rates with them and without.
+
+In both cases five users have no-op tasks in the backlog, which are dispatched in fair order and run by one worker, and
+the rates are those of all five until the first four are served. The fifth has as many as each of the others in one
+case, and a million in the other. Prints one JSON line:
+
+- ``empty`` and ``full``: the medians of the two cases, and ``ratio``, full / empty;
+- ``dispatched_per_s``, ``claimed_per_s``: tasks a second from waiting to queued and from queued to running, once the
+  first of them have gone through;
+- ``new_task_starts_s``: how long the slowest of ten new tasks of yet another user waited until it ran, while the rest
+  of the backlog went on; of all rounds the worst;
+- ``server_grew_mib``: by how much the server's resident memory grew from its start; of all rounds the worst;
+- ``others_cpu``: the share of the machine that went to anything else. Above 0.1 the rates say little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bench.harness import Deployment, Failed, Figures, Meter, Services, emit, folder, wait_until
+from taskd import __version__
+
+USERS = 4
+"""Beside the one with the backlog."""
+
+PROBES = 10
+"""New tasks of another user that are timed, one after the other."""
+
+WARM_UP = 0.15
+"""The share of the tasks that does not count: until batches and caches are what they will be."""
+
+# As old as the users' own: in the backlog from the start.
+_INSERT = """
+INSERT INTO tasks (user_id, task, queue, payload, run_at)
+SELECT %s, 't', %s, %s::json, now() - interval '1 minute' FROM generate_series(1, %s)
+"""
+_OPEN = "SELECT FROM tasks WHERE user_id = ANY (%s) AND status = 'Procesando' LIMIT 1"
+# The times of everybody's tasks up to the moment when the last one of these users was served: from then on the cases
+# are not the same.
+_TIMES = """
+SELECT extract(epoch FROM {column})::float8 FROM tasks
+WHERE {column} >= to_timestamp(%s)
+    AND {column} <= (SELECT max({column}) FROM tasks WHERE user_id = ANY (%s) AND id > %s)
+ORDER BY 1
+"""
+_WAITED = "SELECT extract(epoch FROM started_at - created_at)::float8 FROM tasks WHERE id = %s"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure as the options say; the exit status."""
+    options = _options(arguments)
+    try:
+        with contextlib.ExitStack() as stack:
+            services = Services()
+            stack.callback(services.stop)
+            place = stack.enter_context(folder())
+            without = stack.enter_context(_Case(place, "without", services))
+            with_it = stack.enter_context(_Case(place, "with", services))
+            filling = with_it.fill(options.backlog, options.seconds)
+            rounds = []
+            for _ in range(options.repeat):
+                # by turns, so that whatever else the machine does meets both
+                rounds.append((without.measure(options), with_it.measure(options)))
+            emit(_line(options, rounds) | {"fill_s": filling})
+    except (Failed, AssertionError) as e:
+        print(f"bench: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _line(options: argparse.Namespace, rounds: Sequence[tuple[Figures, Figures]]) -> Figures:
+    empty, full = (
+        {name: round(statistics.median(each[case][name] for each in rounds), 3) for name in rounds[0][case]}
+        for case in (0, 1)
+    )
+    rates = "dispatched_per_s", "claimed_per_s"
+    return {
+        "system": "taskd",
+        "version": __version__,
+        "backlog": options.backlog,
+        "tasks": options.tasks,
+        "rounds": options.repeat,
+        "empty": empty,
+        "full": full,
+        "ratio": {name: round(full[name] / empty[name], 3) for name in rates},
+        # of all rounds the worst
+        "new_task_starts_s": max(each[1]["new_task_starts_s"] for each in rounds),
+        "server_grew_mib": max(each[1]["server_grew_mib"] for each in rounds),
+    }
+
+
+class _Case(Deployment):
+    """One server and one worker, which are started for a measurement when all tasks are there, and ended after it."""
+
+    def __init__(self, place: Path, name: str, services: Services) -> None:
+        (place / name).mkdir()
+        super().__init__(place / name, services)
+        self._store: Any = None
+        self._users: list[int] = []
+
+    def __enter__(self) -> _Case:
+        self.start()
+        self._store = self.services.postgres.connect(self.database).cursor() if self.services else None
+        self._store.execute("SET enable_seqscan = off")
+        for n in range(USERS + 1):
+            connection, user = self.client(f"user-{n}")
+            connection.close()
+            self._users.append(user)
+        self._halt()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._store is not None:
+            self._store.connection.close()
+        self.stop()
+
+    def fill(self, tasks: int, seconds: float) -> float:
+        """Give the last user a backlog; how long the statement took."""
+        start = time.monotonic()
+        self._insert(self._users[-1], tasks, seconds)
+        return round(time.monotonic() - start, 1)
+
+    def measure(self, options: argparse.Namespace) -> Figures:
+        """The figures of one round, which leaves nothing behind but a smaller backlog."""
+        each = options.tasks // (USERS + 1)
+        last = self._query("SELECT coalesce(max(id), 0) FROM tasks")[0][0]
+        others, hog = self._users[:-1], self._users[-1]
+        for user in others:
+            self._insert(user, each)
+        if not self._query(_OPEN, [hog]):
+            self._insert(hog, each)
+        self._query("VACUUM (ANALYZE) tasks")
+        self._query("CHECKPOINT")
+        self._start_server()
+        server = psutil.Process(self._servers[0].pid)
+        before = server.memory_info().rss
+        # from now on: a first window has been dispatched while nobody took tasks
+        began = time.time()
+        self._worker_daemons = [self._daemon("taskworker")]
+        meter = Meter(self.pids)
+        wait_until(lambda: not self._query(_OPEN, others), options.limit, "all tasks of the others have ended", 0.05)
+        noise = meter.others(sum(meter.used().values()))
+        figures: Figures = {
+            "dispatched_per_s": self._rate("dispatched_at", began, others, last, options.tasks),
+            "claimed_per_s": self._rate("started_at", began, others, last, options.tasks),
+            "new_task_starts_s": self._probe(),
+            "server_grew_mib": round((server.memory_info().rss - before) / 2**20, 1),
+            "others_cpu": noise,
+        }
+        self.check_alive()
+        self._halt()
+        return figures
+
+    def _rate(self, column: str, began: float, users: Sequence[int], last: int, tasks: int) -> float:
+        times = [at for (at,) in self._query(_TIMES.format(column=column), began, list(users), last)]
+        counted = times[int(tasks * WARM_UP) :]
+        if len(counted) < tasks / 10:
+            raise Failed(f"only {len(times)} tasks were seen: too few to tell a rate; use more --tasks")
+        return round(len(counted) / (counted[-1] - counted[0]))
+
+    def _probe(self) -> float:
+        """How long the slowest of some new tasks of another user waited until it ran, while the backlog goes on."""
+        slowest = 0.0
+        client, _ = self.client("another")
+        with client:
+            for _ in range(PROBES):
+                answer = client.request("new_task", task="t", payload={"seconds": 0})
+                if not answer["ok"] or not client.request("wait", task_ids=[answer["task_id"]], timeout=60)["done"]:
+                    raise Failed(f"a new task of another user did not end within a minute: {answer}")
+                slowest = max(slowest, self._query(_WAITED, answer["task_id"])[0][0])
+        return round(slowest, 3)
+
+    def _start_server(self) -> None:
+        (port,) = self.ports
+        self._servers = [self._daemon("taskserver", "--listen", f"tcp:{port}:interface=127.0.0.1")]
+        self._wait_for(self._servers[0], port)
+
+    def _halt(self) -> None:
+        for daemon in reversed(self.daemons):
+            daemon.terminate()
+        self._servers, self._worker_daemons = [], []
+
+    def _insert(self, user: int, tasks: int, seconds: float = 0.0) -> None:
+        payload = json.dumps({"seconds": seconds})
+        self._query(_INSERT, user, self._env["RABBITMQ_QUEUE"], payload, tasks)
+
+    def _query(self, sql: str, *arguments: Any) -> list[Any]:
+        self._store.execute(sql, arguments or None)
+        return list(self._store.fetchall()) if self._store.description is not None else []
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.backlog", description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("--backlog", type=int, default=1_000_000, metavar="N", help="waiting tasks of the one user")
+    add("--seconds", type=float, default=0.0, metavar="S", help="how long each of those takes (0)")
+    add("--tasks", type=int, default=20_000, metavar="N", help="tasks of all five users that a rate is taken from")
+    add("--repeat", type=int, default=3, metavar="N", help="rounds of both cases by turns; the line has the medians")
+    add("--limit", type=float, default=300.0, metavar="SECONDS", help="for each measurement")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
