@@ -46,12 +46,16 @@ class InlineRunner:
 
     def runInteraction(self, interaction: Callable[..., R], *args: Any) -> Deferred[R]:
         """Call ``interaction(cursor, *args)`` and commit; roll back when it raises."""
+        cursor = self._connection.cursor()
         try:
-            result = interaction(self._connection.cursor(), *args)
+            result = interaction(cursor, *args)
             self._connection.commit()
         except Exception:
             self._connection.rollback()
             return fail()
+        finally:
+            # not left to the collector: a statement with rows left is in use, and Python 3.10 may fail to bind it
+            cursor.close()
         return succeed(result)
 
     def close(self) -> None:
