@@ -196,8 +196,9 @@ class ITaskStore(Interface):
     def release(worker: str, held: Sequence[Claim]) -> Awaitable[Sequence[Task]]:
         """Give running tasks back: running -> waiting, the attempt unspent."""
 
-    def renew(worker: str, lease: float) -> Awaitable[frozenset[int]]:
-        """Renew all leases of a worker in one statement; the ids it still holds."""
+    def renew(worker: str, lease: float, task_ids: Sequence[int]) -> Awaitable[frozenset[int]]:
+        """Renew the leases of what a worker runs in one statement; those of the ids that it still holds. What it holds
+        without knowing, by a claim whose answer was lost, is left to expire."""
 
     def cancel(user_id: int, task_id: int) -> Awaitable[Task]:
         """waiting or queued -> cancelled. Cancelling a cancelled task changes nothing. Raises NotFound, Conflict."""

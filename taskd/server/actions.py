@@ -220,14 +220,22 @@ class Actions:
         gap = before is not None and not before.closed
         peer.unwatch()
         watch = peer.watch = self._hub.watch(user.id, peer.send)
+
+        def opened() -> None:
+            now = peer.watch
+            if watch.closed and now is not None and now is not watch and now.closed:
+                # a later one, asked for in the same go, has failed before: nothing is watched, whatever this reply says
+                peer.send(GAP)
+            watch.open(tasks)
+
         try:
             async with peer.reading:
                 page = await self._store.list_tasks(user.id, TaskQuery(request.limit))
                 tasks = _that_fit(page.tasks)
-                return Then({"status": "success", "tasks": self._views(tasks)}, lambda: watch.open(tasks))
+                return Then({"status": "success", "tasks": self._views(tasks)}, opened)
         except BaseException:
             watch.close()
-            if gap:
+            if gap and peer.watch is watch:
                 peer.send(GAP)  # the watch before this one is over, too
             raise
 

@@ -116,8 +116,10 @@ class Dispatcher:
         self._last_user = found.last_user
         self._clean = self._clean and not found.more
         window.take(len(found.tasks))
-        self._announcer.announce(found.tasks)
-        self._outbox.publish(batch, found.tasks)
+        if found.tasks:
+            self._announcer.announce(found.tasks)
+            # an empty turn has no row to settle; one that a straggling first run stores later is for the relay
+            self._outbox.publish(batch, found.tasks)
         if found.last_user is None and self._clean:
             window.cleared(self._round)
             return False

@@ -341,8 +341,8 @@ class PostgresStore:
         args = numbers([c.task_id for c in held]), numbers([c.dispatch for c in held])
         return _tasks(await self._call("release", worker, *args))
 
-    async def renew(self, worker: str, lease: float) -> frozenset[int]:
-        return frozenset(task_id for (task_id,) in await self._call("renew", worker, lease))
+    async def renew(self, worker: str, lease: float, task_ids: Sequence[int]) -> frozenset[int]:
+        return frozenset(task_id for (task_id,) in await self._call("renew", worker, lease, numbers(task_ids)))
 
     async def cancel(self, user_id: int, task_id: int) -> Task:
         task: Task | None = None

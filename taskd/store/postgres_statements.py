@@ -74,9 +74,12 @@ PREPARED["find_keys"] = """
 SELECT t.user_id, t.key, t.id, t.fingerprint
 FROM unnest($1::bigint[], $2::text[]) AS k (user_id, key) JOIN tasks t ON t.user_id = k.user_id AND t.key = k.key
 """
+# Whoever asks has repeated the batch: the row is marked, so that it outlives its settling (see KEEP_SECONDS).
 PREPARED["batch"] = f"""
-SELECT {_T} FROM outbox o, unnest(o.task_ids) WITH ORDINALITY AS i (id, n) JOIN tasks t USING (id)
-WHERE o.id = $1::uuid ORDER BY i.n
+WITH o AS (
+    UPDATE outbox SET published_at = coalesce(published_at, now()) WHERE id = $1::uuid RETURNING task_ids
+)
+SELECT {_T} FROM o, unnest(o.task_ids) WITH ORDINALITY AS i (id, n) JOIN tasks t USING (id) ORDER BY i.n
 """
 
 # A walk over the users who have a backlog, from key to key of the index. A round that needs several turns gives
@@ -215,9 +218,9 @@ RETURNING {_T}
 """
 # Only leases with less than three quarters left are written, so that short tasks cost nothing here. Rows that
 # are being finished at this moment are passed over: waiting for them could be a deadlock.
-PREPARED["renew"] = f"""
+PREPARED["renew"] = """
 WITH held AS MATERIALIZED (
-    SELECT id, lease_until FROM tasks WHERE {_IN_FLIGHT} AND state = 'running' AND worker = $1
+    SELECT id, lease_until FROM tasks WHERE id = ANY ($3::bigint[]) AND state = 'running' AND worker = $1
 ), due AS (
     SELECT t.id FROM held JOIN tasks t USING (id)
     WHERE held.lease_until < now() + make_interval(secs => $2 * 0.75) AND t.state = 'running'

@@ -335,11 +335,9 @@ class SqliteStore:
                 given[row[0]] = _task(row)
         return list(given.values())
 
-    async def renew(self, worker: str, lease: float) -> frozenset[int]:
-        until = self._now() + round(lease * 1_000_000)
-        return await self._run(
-            lambda db: frozenset(task_id for (task_id,) in db.execute(sql.RENEW, (until, worker)).fetchall())
-        )
+    async def renew(self, worker: str, lease: float, task_ids: Sequence[int]) -> frozenset[int]:
+        args = self._now() + round(lease * 1_000_000), worker, json.dumps(list(task_ids))
+        return await self._run(lambda db: frozenset(task_id for (task_id,) in db.execute(sql.RENEW, args).fetchall()))
 
     async def cancel(self, user_id: int, task_id: int) -> Task:
         if not possible([task_id]):

@@ -96,8 +96,8 @@ WHERE id = ? AND dispatch = ? AND worker = ? AND state = 'running' RETURNING {_A
 """
 RELEASED = f"SELECT {_ALL} FROM tasks WHERE id = ? AND dispatch = ? AND worker = ? AND state = 'waiting'"
 RENEW = """
-UPDATE tasks INDEXED BY tasks_in_flight SET lease_until = ?
-WHERE worker = ? AND state = 'running' AND dispatched_at IS NOT NULL AND finished_at IS NULL RETURNING id
+UPDATE tasks SET lease_until = ?
+WHERE worker = ? AND state = 'running' AND id IN (SELECT value FROM json_each(?)) RETURNING id
 """
 CANCEL = f"""
 UPDATE tasks SET state = 'cancelled', version = version + 1, finished_at = ?

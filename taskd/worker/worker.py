@@ -49,11 +49,21 @@ CLOSE_SECONDS = 5.0
 """What an orderly end may take beyond the grace that tasks get."""
 
 
+_Turn = tuple[int, int, datetime]
+_NEVER: _Turn = (0, 0, datetime.min.replace(tzinfo=timezone.utc))
+
+
+def _turn(task: Task) -> _Turn:
+    """Grows with every claim of a task. The time tells a claim from an earlier one of the same dispatch and attempt,
+    which a crash of the database has undone."""
+    return task.dispatch, task.attempt, task.started_at or _NEVER[2]
+
+
 class _Held:
     """A delivery, and what has become of it here.
 
-    ``delivery`` is None once it is settled or void. ``passed`` is the dispatch and attempt that ended here while this
-    one was being claimed: an answer that tells of it comes too late.
+    ``delivery`` is None once it is settled or void. ``passed`` is the attempt that ended here while this one was being
+    claimed: an answer that tells of it comes too late.
     """
 
     __slots__ = ("attempt", "claim", "consumer", "delivery", "finishing", "passed", "since", "suspect")
@@ -65,7 +75,7 @@ class _Held:
         self.since = since
         self.attempt: Attempt | None = None
         self.finishing = False
-        self.passed = (0, 0)
+        self.passed = _NEVER
         self.suspect = False
 
 
@@ -274,11 +284,11 @@ class Worker:
 
     def _had_before(self, task: Task, held: _Held) -> bool:
         """Whether the attempt is not a new one: the message came twice, or the answer comes after a later one's."""
-        claimed = (task.dispatch, task.attempt)
+        claimed = _turn(task)
         before = self._running.get(task.id)
         if before is not None and before.attempt is not None:
-            runs = (before.attempt.task.dispatch, before.attempt.task.attempt)
-            if runs < claimed:
+            # of the same numbers: what runs here stands for both
+            if _turn(before.attempt.task)[:2] < claimed[:2]:
                 self._keep_one(held, before)
                 before.attempt.stop()
                 return False
@@ -414,7 +424,7 @@ class Worker:
             del self._running[task.id]
             self._finishing -= held.finishing
         for other in self._asked.get(task.id, ()):
-            other.passed = max(other.passed, (task.dispatch, task.attempt))
+            other.passed = max(other.passed, _turn(task))
         self._slot_free()
 
     def _slot_free(self) -> None:
@@ -444,7 +454,7 @@ class Worker:
         if not running:
             return
         try:
-            mine = await self._store.renew(self._name, self._lease)
+            mine = await self._store.renew(self._name, self._lease, list(running))
         except Unavailable as e:
             self._log.warn("leases were not renewed: {why}", why=e.message)
             return
@@ -473,6 +483,12 @@ class Worker:
         claims = [held.claim._replace(redelivered=False, alone=True) for held in fenced]
         claimed = await self._store.claim(self._name, self._lease, claims)
         ours = {(task.id, task.dispatch, task.attempt) for task in claimed}
+        here = [held.attempt.task for held in self._running.values() if held.attempt is not None]
+        known = {(task.id, task.dispatch, task.attempt) for task in here}
+        # forgotten together with an attempt before it, so that it got another number: begun anew, by whomever
+        anew = [t for t in claimed if (t.id, t.dispatch, t.attempt) not in known and t.id not in self._asked]
+        if anew:
+            self._announce(await self._store.release(self._name, [Claim(t.id, t.dispatch, False) for t in anew]))
         tasks = ((held, held.attempt.task) for held in fenced if held.attempt is not None)
         return {held for held, task in tasks if (task.id, task.dispatch, task.attempt) in ours}
 

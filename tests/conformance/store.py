@@ -593,7 +593,7 @@ class StoreTests(StoreCase):
         self.assertEqual((taken.attempt, taken.version, taken.state), (2, 3, State.RUNNING))
         self.assertIsNone(await self.finish(task, "one"))
         self.assertIsNone(await self.finish(task, "two"))
-        self.assertEqual(await self.store.renew("one", 60), frozenset())
+        self.assertEqual(await self.store.renew("one", 60, [1, 2, 3]), frozenset())
         self.assertEqual(await self.get(task), taken)
         self.assertIsNotNone(await self.finish(taken, "two"))
 
@@ -692,13 +692,22 @@ class StoreTests(StoreCase):
         await self.running(2, "v")
         await self.create(2)
         await self.finish(mine[0])
-        self.assertEqual(await self.store.renew("w", 60), {mine[1].id, mine[2].id})
-        self.assertEqual(await self.store.renew("nobody", 60), frozenset())
+        ids = [task.id for task in mine]
+        self.assertEqual(await self.store.renew("w", 60, ids), {mine[1].id, mine[2].id})
+        self.assertEqual(await self.store.renew("w", 60, ids[:2]), {mine[1].id})
+        self.assertEqual(await self.store.renew("nobody", 60, ids), frozenset())
+        self.assertEqual(await self.store.renew("w", 60, []), frozenset())
+
+    async def test_what_is_not_named_is_not_renewed(self) -> None:
+        named, other = await self.create(2)
+        await self.store.claim("w", 0, [Claim(named.id, 1, False), Claim(other.id, 1, False)])
+        await self.store.renew("w", 60, [named.id])
+        self.assertEqual([t.id for t in await self.store.expire_leases(10)], [other.id])
 
     async def test_renewed_lease_does_not_expire(self) -> None:
         [task] = await self.create()
         await self.store.claim("w", 0, [Claim(task.id, 1, False)])
-        self.assertEqual(await self.store.renew("w", 60), {task.id})
+        self.assertEqual(await self.store.renew("w", 60, [task.id]), {task.id})
         self.assertEqual(list(await self.store.expire_leases(10)), [])
 
     async def test_cancel(self) -> None:
@@ -742,7 +751,7 @@ class StoreTests(StoreCase):
             "complete": lambda t: self.finish(t),
             "fail": lambda t: self.finish(t, state=State.FAILED),
             "release": lambda t: self.store.release("w", [Claim(t.id, t.dispatch, False)]),
-            "renew": lambda t: self.store.renew("w", 60),
+            "renew": lambda t: self.store.renew("w", 60, [t.id]),
             "cancel": cancel,
             "expire": lambda t: self.store.expire_leases(100),
             "requeue": lambda t: self.store.requeue_lost("q", 0, 100),

@@ -315,10 +315,12 @@ class Client:
         self._left -= 1
         self._texts += 1
         longest = stream.uniform(0, self.world.plan.longest)
-        payload: dict[str, Any] = {"seconds": stream.choice((0, 0.01, stream.uniform(0, 0.3), longest))}
+        payload: dict[str, Any] = {"seconds": stream.choice((0, stream.uniform(0, 0.3), longest, longest))}
         for what, share in (("fails", 0.1), ("unstorable", 0.05), ("stubborn", 0.2)):
             if stream.random() < share:
                 payload[what] = True
+        if self.world.plan.poison and stream.random() < 0.05:
+            payload["kills"] = True
         spec = {
             "task": f"{self.user.name} {self.name} {self._texts}",
             "payload": payload,

@@ -76,6 +76,8 @@ class Plan:
     rates: Rates
     faults: tuple[str, ...]
     """Names of functions in :mod:`tests.simulation.faults`."""
+    poison: bool
+    """Whether some tasks kill their worker."""
     encore: bool
     """Whether the clients go on a little when nothing goes wrong any more."""
     calm: float
@@ -109,13 +111,13 @@ def draw(random: random.Random) -> Plan:
     users = random.randint(1, 3)
     return Plan(
         servers=random.choice((1, 2, 2, 3)),
-        slots=tuple(random.randint(3, 20) for _ in range(random.choice((1, 2, 2, 3)))),
+        slots=tuple(random.randint(3, 20) for _ in range(random.choice((1, 2, 3)))),
         clients=tuple(n % users for n in range(random.randint(users, users + 2))),
         tasks=random.choice((15, 30, 50, 80)),
         queues=random.choice((("tasks",), ("tasks",), ("tasks", "urgent"))),
         window=random.choice((1, 3, 10, 50)),
         lease=random.choice((3.0, 5.0, 8.0)),
-        longest=random.choice((0.3, 2.0, 6.0)),
+        longest=random.choice((0.5, 3.0, 6.0)),
         chaos=random.uniform(3.0, 15.0),
         store_seconds=random.choice((0.001, 0.005, 0.05)),
         broker_seconds=random.choice((0.001, 0.005, 0.05)),
@@ -138,7 +140,8 @@ def draw(random: random.Random) -> Plan:
             news_doubled=maybe(0.1),
             slow_reader=maybe(0.3),
         ),
-        faults=tuple(f for f in FAULTS if random.random() < 0.4),
+        faults=tuple(f for f in FAULTS if random.random() < 0.5),
+        poison=random.random() < 0.15,
         encore=random.random() < 0.4,
-        calm=random.choice((0.7, 1.5, 3.0)),
+        calm=random.choice((0.3, 0.7, 2.0)),
     )

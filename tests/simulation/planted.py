@@ -88,10 +88,10 @@ DEFECTS: Mapping[str, Defect] = {
         "FINISH",
         _without(sql.FINISH, "dispatch = ? AND attempt = ? AND worker = ?", "? > 0 AND ? > 0 AND ? <> ''"),
         FENCED,
-        within=60,
+        within=100,
     ),
     "any message claims the present dispatch": Defect(
-        sql, "CLAIM", _without(sql.CLAIM, "dispatch = ?", "? > 0"), CLAIMS_MATCH, within=60
+        sql, "CLAIM", _without(sql.CLAIM, "dispatch = ?", "? > 0"), CLAIMS_MATCH, within=100
     ),
     "the outbox row goes before the confirm": Defect(
         Outbox, "_publish", _settles_before_the_confirm, OUTBOX_KEPT, within=30
@@ -104,14 +104,14 @@ DEFECTS: Mapping[str, Defect] = {
     ),
     "orphaned batches are not relayed": Defect(Outbox, "relay", _does_not_relay, OUTBOX_SETTLES, within=30),
     "what a drained worker gives back costs an attempt": Defect(
-        sql, "RELEASE", _without(sql.RELEASE, "attempt = attempt - 1, ", ""), BOUNDED_ATTEMPTS, within=60
+        sql, "RELEASE", _without(sql.RELEASE, "attempt = attempt - 1, ", ""), BOUNDED_ATTEMPTS, within=100
     ),
     "a lease expires on the last attempt without an end": Defect(
         sql,
         "EXPIRE",
         sql.EXPIRE.replace("attempt < max_attempts", "true").replace("attempt >=", "0 >"),
         BOUNDED_ATTEMPTS,
-        within=60,
+        within=100,
     ),
     "workers do not tell what they change": Defect(
         Worker, "_announce", lambda self, tasks: None, WATCH_HEARS, within=30

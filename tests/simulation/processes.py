@@ -107,10 +107,6 @@ class Process(Owner):
         """What it runs, is about to run, or asks for."""
         return set()
 
-    def runs(self) -> set[int]:
-        """What it runs."""
-        return set()
-
     def _broken(self, failure: Failure) -> None:
         self.world.referee.fail(NO_ERROR, f"{self.name}: {failure.getErrorMessage()}")
 
@@ -175,9 +171,6 @@ class WorkerProcess(Process):
         plan = world.plan
         self.worker = Worker(self.clock, self.store, self.broker, runner, plan.queues, slots, plan.lease, name)
 
-    def runs(self) -> set[int]:
-        return set(self.worker._running)
-
     def tasks(self) -> set[int]:
         worker = self.worker
         return {*worker._running, *worker._asked, *(held.claim.task_id for held in worker._backlog)}
@@ -197,7 +190,7 @@ class WorkerProcess(Process):
 
 @implementer(ITaskHandler)
 class Handler:
-    """Takes its time, fails, or will not be stopped, as the payload says."""
+    """Takes its time, fails, kills its worker, or will not be stopped, as the payload says."""
 
     kind = DEFAULT_KIND
 
@@ -220,6 +213,9 @@ class Handler:
         finally:
             # the slot is free, even if it goes on unasked
             referee.ended(process.name)
+        if payload.get("kills"):
+            process.world.clock.call(None, 0, process.kill)
+            await Deferred()
         if stubborn:
             await deferLater(process.clock, 1.0)
         if payload.get("fails"):

@@ -172,8 +172,9 @@ class Referee:
             known = self.tasks[c.task_id]
             known.state, known.attempt, known.dispatch = _STATES[c.old_state], c.old_attempt, c.old_dispatch
             known.version, known.worker = c.old_version, c.old_worker
-            if c.state == "queued":
-                self.delivered.discard((c.task_id, c.dispatch))
+            if c.old_state == "running":
+                # fenced, and perhaps thrown away, by a takeover that never was: its worker may begin it once more
+                self._to_begin[c.task_id, c.old_dispatch, c.old_attempt] += 1
 
     def claimed(self, worker: str, claims: Sequence[Claim], tasks: Sequence[Task]) -> None:
         """A claim has committed and is answered with these tasks."""

@@ -28,7 +28,6 @@ from taskd.ports import (
     TaskQuery,
 )
 from taskd.store.sqlite import InlineRunner, SqliteStore
-from tests.simulation import pending
 from tests.simulation.referee import Change
 
 if TYPE_CHECKING:
@@ -115,13 +114,6 @@ class Database:
             self._referee.finished(worker, outcomes, repeated or again, before, found)
             self._audit(who, name, args)
             return found
-        if name == "renew":
-            worker, lease, held = args
-            until = round((self._clock.seconds() + lease) * 1_000_000)
-            renewed = pending.renew(self.query, worker, until, held)
-            self._runner.connection.commit()
-            self._audit(who, name, args)
-            return renewed
         result = at_once(getattr(self.store, name)(*args))
         if again and name in ("create_tasks", "dispatch"):
             # as the store of many servers does: the row will outlive its settling, lest a straggler come after it
@@ -439,8 +431,8 @@ class StoreLink:
     def release(self, worker: str, held: Sequence[Claim]) -> Awaitable[Sequence[Task]]:
         return self._call("release", worker, held)
 
-    def renew(self, worker: str, lease: float) -> Awaitable[frozenset[int]]:
-        return self._call("renew", worker, lease, self._process.runs())
+    def renew(self, worker: str, lease: float, task_ids: Sequence[int]) -> Awaitable[frozenset[int]]:
+        return self._call("renew", worker, lease, task_ids)
 
     def cancel(self, user_id: int, task_id: int) -> Awaitable[Task]:
         return self._call("cancel", user_id, task_id)

@@ -20,7 +20,6 @@ from tests.simulation import faults
 from tests.simulation.broker import SimBroker
 from tests.simulation.clients import Client, User
 from tests.simulation.clock import START, SimClock
-from tests.simulation.pending import repaired
 from tests.simulation.plan import Plan, Rates, draw
 from tests.simulation.processes import SESSION_SECONDS, Process, ServerProcess, WorkerProcess
 from tests.simulation.referee import (
@@ -243,7 +242,7 @@ class World:
             if (talk is not None and talk.requests) or not client.finished:
                 asked = [(r.action, r.fields) for r in talk.requests.values()] if talk is not None else []
                 return ONE_REPLY, f"{client.name} waits for {asked}"
-            if talk is not None and (unheard := talk.unheard(self.aftermath)):
+            if talk is not None and not self.plan.poison and (unheard := talk.unheard(self.aftermath)):
                 return WATCH_HEARS, f"{client.name} was not told of {unheard[:5]}"
         if rows := self.database.unsettled():
             return OUTBOX_SETTLES, f"{rows} rows are left"
@@ -353,7 +352,7 @@ def play(seed: int, hear: Callable[[str], None] | None = None) -> World:
     """Play one game. Raises Failed. ``hear`` gets every line of the log at once."""
     world = World(seed, hear)
     try:
-        with repaired(), _alone(world):
+        with _alone(world):
             world.play()
     finally:
         world.close()
