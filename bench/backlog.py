@@ -4,7 +4,7 @@ In both cases five users have no-op tasks in the backlog, which are dispatched i
 the rates are those of all five until the first four are served. The fifth has as many as each of the others in one
 case, and a million in the other. Prints one JSON line:
 
-- ``empty`` and ``full``: the medians of the two cases, and ``ratio``, full / empty;
+- ``empty`` and ``full``: the medians of the two cases; ``ratio``: the median of full / empty, round by round;
 - ``dispatched_per_s``, ``claimed_per_s``: tasks a second from waiting to queued and from queued to running, once the
   first of them have gone through;
 - ``new_task_starts_s``: how long the slowest of ten new tasks of yet another user waited until it ran, while the rest
@@ -68,9 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with_it = stack.enter_context(_Case(place, "with", services))
             filling = with_it.fill(options.backlog, options.seconds)
             rounds = []
-            for _ in range(options.repeat):
+            for n in range(options.repeat):
                 # by turns, so that whatever else the machine does meets both
-                rounds.append((without.measure(options), with_it.measure(options)))
+                cases = (without, with_it) if n % 2 == 0 else (with_it, without)
+                found = {case: case.measure(options) for case in cases}
+                rounds.append((found[without], found[with_it]))
             emit(_line(options, rounds) | {"fill_s": filling})
     except (Failed, AssertionError) as e:
         print(f"bench: {e}", file=sys.stderr)
@@ -92,7 +94,7 @@ def _line(options: argparse.Namespace, rounds: Sequence[tuple[Figures, Figures]]
         "rounds": options.repeat,
         "empty": empty,
         "full": full,
-        "ratio": {name: round(full[name] / empty[name], 3) for name in rates},
+        "ratio": {name: round(statistics.median(b[name] / a[name] for a, b in rounds), 3) for name in rates},
         # of all rounds the worst
         "new_task_starts_s": max(each[1]["new_task_starts_s"] for each in rounds),
         "server_grew_mib": max(each[1]["server_grew_mib"] for each in rounds),
@@ -205,7 +207,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--backlog", type=int, default=1_000_000, metavar="N", help="waiting tasks of the one user")
     add("--seconds", type=float, default=0.0, metavar="S", help="how long each of those takes (0)")
     add("--tasks", type=int, default=20_000, metavar="N", help="tasks of all five users that a rate is taken from")
-    add("--repeat", type=int, default=3, metavar="N", help="rounds of both cases by turns; the line has the medians")
+    add("--repeat", type=int, default=5, metavar="N", help="rounds of both cases by turns; the line has the medians")
     add("--limit", type=float, default=300.0, metavar="SECONDS", help="for each measurement")
     return parser.parse_args(arguments)
 

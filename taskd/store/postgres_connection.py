@@ -57,47 +57,81 @@ def _timestamp(value: Any, cursor: Any) -> datetime | None:
 _TIMESTAMP = extensions.new_type((1184,), "TIMESTAMPTZ", _timestamp) if sys.version_info >= (3, 11) else None
 
 
-class _Cursor(txpostgres.Cursor):
+class _Watched:
+    """What the reactor watches a socket of libpq for.
+
+    Any step of libpq may close its socket, and epoll can be told nothing of one that is closed: what still watched it
+    then would stay, and make the reactor deaf to the next socket of that number. So nothing is watched during a step.
+    """
+
+    reactor: Any
+
+    def unwatch(self) -> None:
+        """Before a step."""
+        self.reactor.removeReader(self)
+        self.reactor.removeWriter(self)
+
+    def doWrite(self) -> None:
+        """The reactor can write."""
+        self.unwatch()
+        super().doWrite()  # type: ignore[misc]
+
+
+class _Cursor(_Watched, txpostgres.Cursor):
     """Tells a statement that ran into its timeout from one that its caller has cancelled: nobody here cancels."""
 
     def _handleCancellation(self, failure: Failure) -> Failure:
         return failure
 
+    def doRead(self) -> None:
+        """The reactor has something to read, of a statement."""
+        self.unwatch()
+        super().doRead()
 
-class _Connection(txpostgres.Connection):
+    def _doit(self, name: str, *args: Any, **kwargs: Any) -> Deferred[Any]:
+        # it sends, while it is still the connection that is watched
+        self._connection.unwatch()
+        answer: Deferred[Any] = super()._doit(name, *args, **kwargs)
+        if self not in self._connection.cursors:
+            self._connection.listen()
+        return answer
+
+
+class _Connection(_Watched, txpostgres.Connection):
     """Tells ``on_lost`` when it dies while idle, instead of raising into the reactor. It hears no notifications."""
 
     cursorFactory = _Cursor
     on_lost: Callable[[BaseException], None] = staticmethod(lambda e: None)
 
+    @property
+    def cursors(self) -> set[_Cursor]:
+        """Those whose statement is under way."""
+        return self._cursors
+
     def doRead(self) -> None:
         """The reactor has something to read, of a handshake or while no statement is under way."""
-        self._unwatch()
+        self.unwatch()
         if not self.pollable().closed:
             try:
                 self.continuePolling()
             except psycopg2.Error as e:
                 self.on_lost(e)
             else:
-                self._listen()
+                self.listen()
 
-    def doWrite(self) -> None:
-        """The reactor can write, of a handshake."""
-        self._unwatch()
-        super().doWrite()
-
-    def _unwatch(self) -> None:
-        # Any step may close the socket, and epoll can be told nothing of one that is closed: what still watched it then
-        # would stay, and make the reactor deaf to the next socket of that number.
-        self.reactor.removeReader(self)
-        self.reactor.removeWriter(self)
+    def close(self) -> None:
+        """Close the socket, under a statement too."""
+        for each in (self, *self.cursors):
+            each.unwatch()
+        super().close()
 
     def cursorFinished(self, cursor: _Cursor) -> None:
         """The reactor is the connection's again."""
         self._cursors.remove(cursor)
-        self._listen()
+        self.listen()
 
-    def _listen(self) -> None:
+    def listen(self) -> None:
+        """No step is under way and no statement."""
         # txpostgres would go on listening to a socket that libpq has closed without marking the connection closed
         if not self.pollable().closed:
             if self.fileno() >= 0:

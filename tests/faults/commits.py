@@ -32,5 +32,7 @@ def commits_cut(stage: Stage, *, times: int, moments: Sequence[Moment], rate: fl
                     stage.must(hit, f"{statement} was not executed within {HIT_SECONDS:g} s")
                     if hit:
                         slowest = max(slowest, stage.await_back(load, time.time()))
+        wanted = times * len(moments) * len(STATEMENTS)
+        stage.must(proxy.cuts == wanted, f"{proxy.cuts} cuts, not {wanted}")
         stage.extra |= {"cuts": proxy.cuts, "slowest_back_s": round(slowest, 2)}
         return stage.finish(load)

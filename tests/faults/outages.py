@@ -122,7 +122,8 @@ def memory_alarm(stage: Stage, *, seconds: float, rate: float) -> Line:
 def queue_lost(stage: Stage, *, messages: int) -> Line:
     """One queue is purged and another one deleted under its consumer, with so many messages in each."""
     other = services.unique("other")
-    stage.cluster.env["TASKD_QUEUES"] = other
+    # all of them go to the broker at once
+    stage.cluster.env |= {"TASKD_QUEUES": other, "TASKD_WINDOW": str(messages)}
     queues = stage.cluster.queue, other
     stage.start(options=("--slots", "20"))
     task = lasting(0.1, 0.3)

@@ -116,6 +116,7 @@ class _Link:
         self._client = client
         self._server = server
         self._moment: Moment | None = None
+        self._told = False
         for each in (client, server):
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -133,6 +134,12 @@ class _Link:
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
             each.close()
+
+    def _done(self) -> None:
+        # once: by the second time another one may have been ordered
+        if not self._told:
+            self._told = True
+            self._proxy.done()
 
     def _guard(self, forward: Callable[[], None]) -> None:
         with contextlib.suppress(OSError):
@@ -156,12 +163,12 @@ class _Link:
                 self._server.sendall(message)
             if moment is Moment.BEFORE:
                 self.cut()
-                self._proxy.done()
+                self._done()
                 return
             if moment is Moment.DURING:
                 self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 self._client.close()
-                self._proxy.done()
+                self._done()
                 return
 
     def _to_client(self) -> None:
@@ -171,11 +178,11 @@ class _Link:
             if self._moment is None:
                 self._client.sendall(data)
             elif self._moment is Moment.SILENT:
-                self._proxy.done()
+                self._done()
             # ReadyForQuery is the last message of an answer, and six bytes long
             elif end[:-1] == b"Z\0\0\0\5":
                 self.cut()
-                self._proxy.done()
+                self._done()
                 return
 
 

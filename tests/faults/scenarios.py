@@ -39,7 +39,7 @@ SCENARIOS: dict[str, Scenario] = {
     "poison": Scenario(processes.poison, {"good": 200}, {"good": 1000}),
     "postgres_crashes": Scenario(
         outages.postgres_crashes,
-        {"pauses": [0, 0, 7], "rate": 40},
+        {"pauses": [0, 7], "rate": 40},
         {"pauses": [0, 0, 0.5, 0.5, 1, 1, 2, 5, 7, 15], "rate": 100},
     ),
     "rabbitmq_crashes": Scenario(outages.rabbitmq_crashes, {"times": 1, "rate": 40}, {"times": 5, "rate": 100}),
@@ -49,7 +49,7 @@ SCENARIOS: dict[str, Scenario] = {
         {"seconds": 60, "tasks": 2000},
     ),
     "memory_alarm": Scenario(outages.memory_alarm, {"seconds": 3, "rate": 40}, {"seconds": 30, "rate": 100}),
-    "queue_lost": Scenario(outages.queue_lost, {"messages": 150}, {"messages": 2000}),
+    "queue_lost": Scenario(outages.queue_lost, {"messages": 150}, {"messages": 2500}),
     "commits_cut": Scenario(
         commits.commits_cut,
         {"times": 1, "moments": _CUTS, "rate": 40},

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import socket
+import contextlib
 import threading
-from collections.abc import Iterator
+from typing import Any
 
 import psycopg2
 import pytest
-from twisted.internet import reactor
-from twisted.trial.unittest import TestCase
 
-from taskd.store.postgres_connection import PostgresConnection
+from tests import services
+from tests.faults.proxy import Moment, Proxy
 from tests.faults.scenarios import play
 from tests.faults.stage import Services
+from tests.processes import eventually
 
 
 def test_cuts_around_a_commit(own: Services) -> None:
@@ -21,40 +21,33 @@ def test_cuts_around_a_commit(own: Services) -> None:
     assert play("commits_cut", own)["cuts"] == 12
 
 
-class Handshake(TestCase):
-    """A server that goes away in the middle of the handshake."""
-
-    async def test_nothing_is_left_in_the_reactor(self) -> None:
-        """libpq closes its socket in the middle of a step: the reactor must not watch that number any longer."""
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            threading.Thread(target=_decline_and_go, args=(listener,), daemon=True).start()
-            dsn = {"host": "127.0.0.1", "port": listener.getsockname()[1], "user": "u", "dbname": "d"}
-            before = _watched()
-            for _ in range(5):
-                connection = PostgresConnection(dsn, reactor, {})
-                with pytest.raises(psycopg2.OperationalError, match="closed the connection"):
-                    await connection.open(lambda e: None)
-                connection.close()
-            self.assertEqual(_watched(), before)
-
-
-def _watched() -> set[object]:
-    """Those that the reactor would call, itself excepted."""
-    everything: set[object] = {*reactor.getReaders(), *reactor.getWriters()}
-    return {each for each in everything if not type(each).__module__.startswith("twisted.internet.")}
-
-
-def _decline_and_go(listener: socket.socket) -> None:
-    for client in _accepted(listener):
-        with client:
-            # it asks for TLS first, as a packet of eight bytes
-            if client.recv(8)[:4] == b"\0\0\0\x08":
-                client.sendall(b"N")
+@pytest.mark.parametrize("moment", Moment)
+def test_the_proxy_cuts_when_it_says(own: Services, moment: Moment) -> None:
+    """Only what it did not forward was not done; the client never sees an answer, and other connections live on."""
+    table = services.unique("cut")
+    own.postgres.query(f"CREATE TABLE {table} (n integer)")
+    # the proxy is closed first: a connection that waits for an answer can not be closed
+    with contextlib.ExitStack() as stack, Proxy(own.postgres.port) as proxy:
+        first, second = (
+            stack.enter_context(contextlib.closing(psycopg2.connect(**own.postgres.dsn() | {"port": proxy.port})))
+            for _ in range(2)
+        )
+        for connection in (first, second):
+            connection.autocommit = True
+            connection.cursor().execute(f"PREPARE put AS INSERT INTO {table} VALUES ($1)")
+        proxy.arm("put", moment)
+        failed = threading.Event()
+        threading.Thread(target=_execute, args=(first, failed), daemon=True).start()
+        assert proxy.wait_hit(10)
+        there = moment is not Moment.BEFORE
+        eventually(lambda: own.postgres.query(f"SELECT n FROM {table}") == [(1,)] * there, 10)
+        assert failed.wait(0.5 if moment is Moment.SILENT else 10) == (moment is not Moment.SILENT)
+        second.cursor().execute("EXECUTE put (2)")
+        assert own.postgres.query(f"SELECT count(*) FROM {table}") == [(1 + there,)]
 
 
-def _accepted(listener: socket.socket) -> Iterator[socket.socket]:
-    while True:
-        try:
-            yield listener.accept()[0]
-        except OSError:
-            return
+def _execute(connection: Any, failed: threading.Event) -> None:
+    try:
+        connection.cursor().execute("EXECUTE put (1)")
+    except psycopg2.OperationalError:
+        failed.set()
