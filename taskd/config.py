@@ -22,6 +22,7 @@ from taskd.errors import SettingsError
 T = TypeVar("T")
 
 DEFAULT_LISTEN = "tcp:5000:interface=127.0.0.1"
+MAX_QUEUE_BYTES = 180
 
 
 class Postgres(msgspec.Struct, frozen=True):
@@ -63,7 +64,19 @@ class Settings(msgspec.Struct, frozen=True):
     listen: tuple[str, ...]
     data: Path
     slots: int | None
-    """Tasks at a time in a worker; None leaves the choice to the daemon."""
+    """Async tasks at a time in a worker; None leaves the choice to the daemon."""
+    threads: int
+    """Tasks at a time whose handlers run in threads."""
+    processes: int | None
+    """Tasks at a time whose handlers run in child processes, and programs at a time; None: as many as cores."""
+    handlers: tuple[str, ...]
+    """Python modules whose handlers a worker serves."""
+    programs: Path | None
+    """The TOML file of the programs that may be run; None: none may."""
+    log_bytes: int
+    """What of a task's log is kept."""
+    keep_days: float
+    """Days after which finished tasks are deleted; 0 keeps them for ever."""
     window: int
     """Tasks of one queue in the broker at most; the rest waits in the store."""
     lease: float
@@ -110,6 +123,12 @@ def read_settings(env_file: str | None = None, environ: Mapping[str, str] = os.e
         listen=tuple(values.text("TASKD_LISTEN", DEFAULT_LISTEN).split()),
         data=Path(values.text("TASKD_DATA", "./taskd-data")),
         slots=values.number("TASKD_SLOTS", 0, 0, 100_000) or None,
+        threads=values.number("TASKD_THREADS", 10, 1, 1000),
+        processes=values.number("TASKD_PROCESSES", 0, 0, 1000) or None,
+        handlers=values.modules("TASKD_HANDLERS"),
+        programs=Path(programs) if (programs := values.text("TASKD_PROGRAMS", "")) else None,
+        log_bytes=values.number("TASKD_LOG_KIB", 1024, 1, 1_048_576) * 1024,
+        keep_days=values.days("TASKD_KEEP_DAYS", 0.0, 0.0, 36_500.0),
         window=values.number("TASKD_WINDOW", 2000, 1, 1_000_000),
         lease=values.seconds("TASKD_LEASE", 30.0, 1.0, 3600.0),
         bcrypt_rounds=values.number("TASKD_BCRYPT_ROUNDS", 12, 4, 18),
@@ -162,6 +181,14 @@ class _Values:
     def seconds(self, name: str, default: float, low: float, high: float) -> float:
         return self._bounded(name, default, low, high, float, "a number of seconds")
 
+    def days(self, name: str, default: float, low: float, high: float) -> float:
+        return self._bounded(name, default, low, high, float, "a number of days")
+
+    def modules(self, name: str) -> tuple[str, ...]:
+        """Names of Python modules, with commas or spaces between them."""
+        found = self.text(name, "").replace(",", " ").split()
+        return tuple(dict.fromkeys(check_module(module, name) for module in found))
+
     def _bounded(self, name: str, default: T, low: Any, high: Any, kind: Callable[[str], T], what: str) -> T:
         text = self.text(name, "")
         if not text:
@@ -190,7 +217,18 @@ def _digits(text: str) -> int:
 
 
 def check_queue(queue: str, name: str) -> str:
-    """A queue's name, unchanged. Raises SettingsError unless RabbitMQ takes it; ``name`` is who said it."""
-    if not queue.isprintable() or not 1 <= len(queue.encode()) <= 200 or queue.startswith("amq."):
-        raise SettingsError(f"{name}: a queue's name has 1 to 200 bytes and does not begin with amq., not {queue!r}")
+    """A queue's name, unchanged. Raises SettingsError unless RabbitMQ takes it and a kind can be added behind a ``#``
+    (taskd.model.Route); ``name`` is who said it."""
+    if not queue.isprintable() or not 1 <= len(queue.encode()) <= MAX_QUEUE_BYTES or queue.startswith("amq."):
+        text = f"{name}: a queue's name has 1 to {MAX_QUEUE_BYTES} bytes and does not begin with amq., not {queue!r}"
+        raise SettingsError(text)
+    if "#" in queue:
+        raise SettingsError(f"{name}: a queue's name has no # in it, not {queue!r}")
     return queue
+
+
+def check_module(module: str, name: str) -> str:
+    """The name of a Python module, unchanged. Raises SettingsError; ``name`` is who said it."""
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise SettingsError(f"{name}: {module!r} is not the name of a Python module, such as lab.handlers")
+    return module

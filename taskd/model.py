@@ -9,13 +9,24 @@ import enum
 import re
 import unicodedata
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from taskd.errors import BadRequest, TooLarge
 
 DEFAULT_KIND = "simulate"
+DEFAULT_ATTEMPTS = 3
+MAX_ATTEMPTS = 100
+MAX_DELAY_SECONDS = 10 * 366 * 86400.0
+"""How far ahead a task may be scheduled."""
+MAX_TIMEOUT_SECONDS = 30 * 86400.0
+MAX_NOTE_CHARS = 200
+"""Of what a handler says beside its progress; the rest is cut."""
+MAX_TRACE_CHARS = 16 * 1024
+"""Of a traceback; the middle is cut, because the ends say what failed and where it came from."""
+MAX_LINE_CHARS = 4096
+"""Of one line of a task's log; the rest is cut."""
 MAX_TASK_CHARS = 4096
 MAX_KIND_CHARS = 64
 MAX_KEY_CHARS = 128
@@ -61,11 +72,12 @@ MOVES: dict[State, frozenset[State]] = {
     State.WAITING: frozenset({State.QUEUED, State.CANCELLED}),
     # back to waiting: the message was lost, or the queue was paused
     State.QUEUED: frozenset({State.RUNNING, State.WAITING, State.CANCELLED}),
-    # running to running: a redelivery takes over from a worker that lost its channel
+    # running to running: a redelivery takes over from a worker that lost its channel; to waiting: to be tried again
     State.RUNNING: frozenset({State.RUNNING, State.WAITING, State.COMPLETED, State.FAILED, State.CANCELLED}),
     State.COMPLETED: frozenset(),
-    State.FAILED: frozenset(),
-    State.CANCELLED: frozenset(),
+    # only when the owner asks for it
+    State.FAILED: frozenset({State.WAITING}),
+    State.CANCELLED: frozenset({State.WAITING}),
 }
 """Every legal change of state. The stores' statements implement it; their conformance suite checks it."""
 
@@ -80,10 +92,39 @@ class User(msgspec.Struct, frozen=True):
     username: str
 
 
+class Route(NamedTuple):
+    """Tasks that the same workers can run: those of one kind in one queue. Each has a queue of the broker to itself."""
+
+    queue: str
+    kind: str
+
+    @property
+    def name(self) -> str:
+        """The broker's name for it. The default kind has the queue's own, which therefore holds no ``#``."""
+        return self.queue if self.kind == DEFAULT_KIND else f"{self.queue}#{self.kind}"
+
+
+class Backoff(msgspec.Struct, frozen=True):
+    """How long to wait between attempts, in seconds: ``first``, then ``factor`` times as long each time up to
+    ``longest``; a random part of up to ``jitter`` of it is left out, so that what failed together does not come
+    together again (Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015)."""
+
+    first: float = 2.0
+    factor: float = 2.0
+    longest: float = 3600.0
+    jitter: float = 0.5
+
+    def delay(self, failures: int, chance: float) -> float:
+        """Seconds to wait after so many failures (1 or more); ``chance`` is a random number from 0 to 1."""
+        exponent = min(max(failures, 1) - 1, 64)
+        return min(self.longest, self.first * self.factor**exponent) * (1 - self.jitter * chance)
+
+
 class NewTask(msgspec.Struct, frozen=True):
     """A validated request for one task. ``payload`` is a JSON object, already encoded.
 
-    Of tasks of one user with the same ``key`` there is only one; ``fingerprint`` tells whether a second request for it
+    ``max_attempts`` 0 means what its kind has, which the first worker that claims it knows. ``timeout`` is in seconds;
+    a ``run_at`` in the future keeps it waiting until then. Of tasks of one user with the same ``key`` there is only one; ``fingerprint`` tells whether a second request for it
     asks for the same.
     """
 
@@ -91,7 +132,9 @@ class NewTask(msgspec.Struct, frozen=True):
     kind: str = DEFAULT_KIND
     payload: str = "{}"
     queue: str = ""
-    max_attempts: int = 3
+    max_attempts: int = DEFAULT_ATTEMPTS
+    timeout: float | None = None
+    run_at: datetime | None = None
     key: str | None = None
     fingerprint: str | None = None
 
@@ -100,7 +143,8 @@ class Task(msgspec.Struct):
     """One row of ``tasks`` as its owner may see it. Times are aware and in UTC.
 
     ``version`` grows by one with every change of state, so that a reader can tell an old view from a new one.
-    ``payload`` and ``result`` are JSON text; ``error`` is one line for people.
+    ``payload`` and ``result`` are JSON text; ``error`` is one line for people, of the last attempt that failed.
+    ``max_attempts`` is 0 until it is known. ``progress`` is from 0 to 1, as the handler says, with a ``note``.
     """
 
     id: int
@@ -113,13 +157,21 @@ class Task(msgspec.Struct):
     run_at: datetime
     payload: str = "{}"
     attempt: int = 0
-    max_attempts: int = 3
+    max_attempts: int = DEFAULT_ATTEMPTS
     dispatch: int = 0
     version: int = 1
     started_at: datetime | None = None
     finished_at: datetime | None = None
     result: str | None = None
     error: str | None = None
+    timeout: float | None = None
+    progress: float | None = None
+    note: str | None = None
+
+    @property
+    def route(self) -> Route:
+        """Which workers can run it."""
+        return Route(self.queue, self.kind)
 
 
 def shown_state(task: Task, now: datetime) -> str:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 from zope.interface import Attribute, Interface
 
-from taskd.model import NewTask, State, Task, User
+from taskd.model import DEFAULT_ATTEMPTS, Backoff, NewTask, Route, State, Task, User
 
 # -- values ------------------------------------------------------------------------------------------------------
 
@@ -51,10 +51,10 @@ class Dispatch(NamedTuple):
 
 
 class OutboxBatch(msgspec.Struct, frozen=True):
-    """An outbox row that outlived its publisher: what of it still waits for a worker, by queue."""
+    """An outbox row that outlived its publisher: what of it still waits for a worker, by route."""
 
     id: str
-    messages: Mapping[str, Sequence[Dispatch]]
+    messages: Mapping[Route, Sequence[Dispatch]]
 
 
 class Dispatched(msgspec.Struct, frozen=True):
@@ -71,16 +71,19 @@ class Dispatched(msgspec.Struct, frozen=True):
 
 
 class Claim(NamedTuple):
-    """A delivery that a worker wants to run; ``alone`` when it runs no other last attempt beside it."""
+    """A delivery that a worker wants to run; ``alone`` when it runs no other last attempt beside it. ``max_attempts``
+    is what its kind has, for a task that did not ask for a number."""
 
     task_id: int
     dispatch: int
     redelivered: bool
     alone: bool = False
+    max_attempts: int = DEFAULT_ATTEMPTS
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """How an attempt ended: COMPLETED with a ``result`` (JSON text) or FAILED with an ``error`` (one line)."""
+    """How an attempt ended: COMPLETED with a ``result`` (JSON text), FAILED, or WAITING to be tried again after
+    ``delay`` seconds. An attempt that failed has an ``error`` (one line) and perhaps a ``trace`` (several)."""
 
     task_id: int
     dispatch: int
@@ -88,13 +91,83 @@ class Outcome(msgspec.Struct, frozen=True):
     state: State
     result: str | None = None
     error: str | None = None
+    trace: str | None = None
+    delay: float = 0.0
 
 
 class Finished(NamedTuple):
-    """What the store made of an outcome that was not fenced."""
+    """What the store made of an outcome that was not fenced. ``finished_at`` is None, and ``run_at`` is there, for a
+    task that is to be tried again."""
 
     version: int
-    finished_at: datetime
+    finished_at: datetime | None
+    run_at: datetime | None = None
+
+
+class Failed(NamedTuple):
+    """An attempt that failed, or was lost with its worker."""
+
+    dispatch: int
+    attempt: int
+    worker: str
+    started_at: datetime | None
+    ended_at: datetime
+    error: str
+    trace: str | None
+
+
+class LogPlace(NamedTuple):
+    """A line of a task's log: the number ``line``, from 1 on, of an attempt. Places sort as the lines were written."""
+
+    dispatch: int
+    attempt: int
+    line: int
+
+
+class LogChunk(NamedTuple):
+    """Lines of a log, one after the other from ``place`` on. What is missing between two chunks was cut."""
+
+    place: LogPlace
+    at: datetime
+    lines: Sequence[str]
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What a running attempt has said since its last report.
+
+    ``first_line`` is the number of the first of ``lines``, which makes a repetition harmless. With ``keep_from`` above
+    1, everything in the log before that line of this attempt is dropped, earlier attempts included. ``progress`` and
+    ``note`` are None when nothing new was said of them.
+    """
+
+    task_id: int
+    dispatch: int
+    attempt: int
+    progress: float | None = None
+    note: str | None = None
+    first_line: int = 1
+    lines: Sequence[str] = ()
+    keep_from: int = 1
+
+
+class KindInfo(msgspec.Struct, frozen=True):
+    """What a worker says of a kind that it serves. ``timeout`` is in seconds, ``isolation`` one of
+    :data:`ISOLATIONS`; ``summary`` is one line for people."""
+
+    kind: str
+    isolation: str
+    timeout: float | None = None
+    max_attempts: int = DEFAULT_ATTEMPTS
+    summary: str = ""
+
+
+class WorkerInfo(msgspec.Struct, frozen=True):
+    """A worker that lives: every kind of ``kinds`` of every queue of ``queues``, ``slots`` tasks at a time."""
+
+    name: str
+    queues: Sequence[str]
+    kinds: Sequence[KindInfo]
+    slots: int
 
 
 class TaskQuery(msgspec.Struct, frozen=True):
@@ -155,24 +228,25 @@ class ITaskStore(Interface):
         """Insert all rows or none, in order, and one outbox row ``batch`` (a UUID) that names them; delete the
         ``settled`` outbox rows. Running the same batch again creates nothing and returns the same tasks.
 
-        A QUEUED row has dispatch number 1, a WAITING one 0. Raises KeyTaken, and stores nothing, when the key of a row
+        A QUEUED row has dispatch number 1, a WAITING one 0; one with a ``run_at`` in the future, which is WAITING,
+        joins the backlog by :meth:`promote` only. Raises KeyTaken, and stores nothing, when the key of a row
         is taken: :meth:`find_keys` then finds it.
         """
 
     def find_keys(keys: Sequence[tuple[int, str]]) -> Awaitable[Mapping[tuple[int, str], Keyed]]:
         """Which of these (user id, key) are taken, and by what."""
 
-    def dispatch(batch: str, queue: str, limit: int, after_user: int | None) -> Awaitable[Dispatched]:
-        """Move up to ``limit`` tasks of a queue's backlog from waiting to queued under an outbox row ``batch``:
+    def dispatch(batch: str, route: Route, limit: int, after_user: int | None) -> Awaitable[Dispatched]:
+        """Move up to ``limit`` tasks of a route's backlog from waiting to queued under an outbox row ``batch``:
         round-robin over the users behind ``after_user`` (None: from the first), oldest first within a user.
 
         A round that needs several turns gives every user one task, lest those of the last turn get a turn for
         themselves; one that fits into a turn gives equal shares, and what is left to those who have more. Safe to run
         on several servers at once; running the same batch again moves nothing more."""
 
-    def promote(limit: int) -> Awaitable[Sequence[tuple[str, int]]]:
+    def promote(limit: int) -> Awaitable[Sequence[tuple[Route, int]]]:
         """Move up to ``limit`` delayed tasks whose ``run_at`` has come into the backlog, the longest overdue first;
-        the distinct (queue, user id) pairs they belong to. Empty when there are none. Safe to run on several servers
+        the distinct (route, user id) pairs they belong to. Empty when there are none. Safe to run on several servers
         at once."""
 
     def settle(batches: Sequence[str]) -> Awaitable[None]:
@@ -189,7 +263,8 @@ class ITaskStore(Interface):
         a task that kills its worker must not take those beside it along each time."""
 
     def finish(worker: str, outcomes: Sequence[Outcome], again: bool = False) -> Awaitable[Mapping[int, Finished]]:
-        """running -> completed or failed, where dispatch, attempt and worker still match. A task id missing from the
+        """running -> completed, failed, or waiting and not due before the delay is over, where dispatch, attempt and
+        worker still match. Attempts that failed are kept, for :meth:`failed_attempts`. A task id missing from the
         answer was fenced. With ``again`` (the batch may have been committed before) what is so finished already
         counts as finished by this call."""
 
@@ -200,23 +275,52 @@ class ITaskStore(Interface):
         """Renew the leases of what a worker runs in one statement; those of the ids that it still holds. What it holds
         without knowing, by a claim whose answer was lost, is left to expire."""
 
+    def report(worker: str, reports: Sequence[Report]) -> Awaitable[frozenset[int]]:
+        """Store what running attempts have said; the ids of those that are still this worker's. The others' reports
+        are not stored. ``version`` does not change."""
+
     def cancel(user_id: int, task_id: int) -> Awaitable[Task]:
-        """waiting or queued -> cancelled. Cancelling a cancelled task changes nothing. Raises NotFound, Conflict."""
+        """waiting, queued or running -> cancelled. Cancelling a cancelled task changes nothing. Raises NotFound,
+        Conflict."""
+
+    def retry(user_id: int, task_id: int) -> Awaitable[Task]:
+        """failed or cancelled -> waiting and due, its attempts counted from 0 again, as if nothing had been tried but
+        for the log and the failed attempts, which stay. Raises NotFound, and Conflict in any other state."""
 
     # repair
 
     def expire_leases(limit: int) -> Awaitable[Sequence[Task]]:
-        """Take running tasks whose lease has expired back to waiting, or to failed when attempts are spent."""
+        """Take running tasks whose lease has expired back to waiting, or to failed when attempts are spent. The
+        attempts are kept as failed ones."""
 
-    def requeue_lost(queue: str, older_than: float, limit: int) -> Awaitable[Sequence[Task]]:
+    def requeue_lost(route: Route, older_than: float, limit: int) -> Awaitable[Sequence[Task]]:
         """queued for more than ``older_than`` seconds -> waiting: their messages are lost."""
 
     def reset_in_flight() -> Awaitable[int]:
         """Take all queued and running tasks back as if every lease had expired, and empty the outbox: for the start of
         a server that has the store to itself. Returns how many."""
 
-    def count_queued() -> Awaitable[Mapping[str, int]]:
-        """Tasks in state queued, by queue. Costs no more than the window is large."""
+    def count_queued() -> Awaitable[Mapping[Route, int]]:
+        """Tasks in state queued, by route. Costs no more than the windows are large."""
+
+    def delete_finished(seconds: float, after_id: int, limit: int) -> Awaitable[tuple[int, int | None]]:
+        """Look at the ``limit`` oldest tasks with an id above ``after_id`` and delete those that ended more than so many
+        seconds ago, with their logs and attempts. Returns how many, and the id of the last one looked at: None when
+        there are none left that were created so long ago."""
+
+    # workers
+
+    def worker_seen(worker: WorkerInfo) -> Awaitable[None]:
+        """This worker lives and serves this. What it said before is replaced."""
+
+    def worker_gone(name: str) -> Awaitable[None]:
+        """This worker has stopped."""
+
+    def list_workers(seconds: float) -> Awaitable[Sequence[WorkerInfo]]:
+        """Workers seen in the last so many seconds, by name. Forgets those that were not for a day."""
+
+    def usernames(user_ids: Sequence[int]) -> Awaitable[Mapping[int, str]]:
+        """The names of these users, as far as they exist."""
 
     # reading
 
@@ -229,8 +333,24 @@ class ITaskStore(Interface):
     def list_tasks(user_id: int, query: TaskQuery) -> Awaitable[Page]:
         """A page, newest first. Its cost does not grow with the length of the list."""
 
+    def failed_attempts(task_id: int) -> Awaitable[Sequence[Failed]]:
+        """The attempts of a task that failed or were lost, in the order in which they ended; the last 100."""
+
+    def read_log(task_id: int, after: LogPlace | None, limit: int) -> Awaitable[Sequence[LogChunk]]:
+        """The log of a task behind a place, from the first line that there is: up to ``limit`` chunks, in order. The
+        first of them may begin before that place or at it."""
+
+    def log_bytes(task_id: int) -> Awaitable[int]:
+        """How much of a log there is, in bytes of UTF-8."""
+
 
 # -- the broker --------------------------------------------------------------------------------------------------
+
+CHANGES = "changes"
+"""The topic of what servers tell their clients: changes of state, progress, log lines, workers that come and go."""
+
+ORDERS = "orders"
+"""The topic of what workers must hear: cancelled tasks. Few, so that a worker need not read all changes."""
 
 
 class Delivery(msgspec.Struct, eq=False):
@@ -269,6 +389,8 @@ class IBroker(Interface):
     def stop() -> Awaitable[None]:
         """Close the connections; unacked deliveries go back to their queues."""
 
+    # a queue here is a name that Route.name gave
+
     def publish(queue: str, messages: Sequence[Dispatch]) -> Awaitable[None]:
         """Hand messages over; done when each is confirmed and routed. Raises BrokerUnavailable."""
 
@@ -284,21 +406,53 @@ class IBroker(Interface):
     def depth(queue: str) -> Awaitable[int]:
         """Messages ready in the queue. Raises BrokerUnavailable."""
 
-    def announce(news: bytes) -> None:
-        """Send news, which are not empty, to every subscriber, this process's own included. Dropped when the broker is
-        away; every subscriber is told of a gap when it is back."""
+    def announce(news: bytes, topic: str = CHANGES) -> None:
+        """Send news, which are not empty, to every subscriber of a topic, this process's own included. Dropped when the
+        broker is away; every subscriber is told of a gap when it is back."""
 
-    def subscribe(on_news: Callable[[bytes], None], on_gap: Callable[[], None]) -> None:
-        """Hear all news from now on. ``on_gap`` tells that some may have been missed, each time it may be so."""
+    def subscribe(on_news: Callable[[bytes], None], on_gap: Callable[[], None], topic: str = CHANGES) -> None:
+        """Hear all news of a topic from now on. ``on_gap`` tells that some may have been missed, each time it may be
+        so."""
 
 
 # -- what a worker runs ------------------------------------------------------------------------------------------
 
 
+ISOLATIONS = ("async", "thread", "process", "program")
+"""Ways of running: on the reactor, in a thread, in a child process that is reused, as a program of its own."""
+
+
+class ITaskContext(Interface):
+    """What a handler gets: its task, and ways to say how it goes. The same calls work on the reactor, in a thread and
+    in a child process."""
+
+    id: int = Attribute("the task's number; with attempt an idempotency key for what the handler does elsewhere")
+    attempt: int = Attribute("which attempt this is, from 1 on")
+    max_attempts: int = Attribute("after how many the task has failed")
+    user: str = Attribute("the owner's username")
+    task: str = Attribute("what it is, in the owner's words")
+    kind: str = Attribute("the kind it is run as")
+    queue: str = Attribute("the queue it came through")
+    payload: Mapping[str, Any] = Attribute("the arguments, a JSON object")
+    cancelled: bool = Attribute("True once the attempt should end: cancelled, out of time, or the worker stops")
+
+    def progress(fraction: float, note: str = "") -> Awaitable[None]:
+        """Say how far it is, from 0 to 1, and at what. It is said at once; awaiting is allowed and never needed."""
+
+    def log(text: str) -> None:
+        """Add a line, or several, to the task's log."""
+
+
 class ITaskHandler(Interface):
-    """Runs the tasks of one kind."""
+    """Runs the tasks of one kind. What provides it in a Twisted plugin is served by every worker there."""
 
     kind: str = Attribute("the kind of task it serves")
+    isolation: str = Attribute("'async', 'thread' or 'process': where run() is called")
+    timeout: float | None = Attribute("seconds that an attempt may take; a task may ask for less")
+    max_attempts: int = Attribute("how often a task is tried that does not say so itself")
+    backoff: Backoff = Attribute("how long to wait between attempts")
+    summary: str = Attribute("one line for people")
 
-    def run(task: Task, payload: Mapping[str, Any]) -> Awaitable[Any]:
-        """Do the work; the answer is the result, any JSON value. Raising fails the attempt. Must not block."""
+    def run(task: ITaskContext) -> Any:
+        """Do the work; the answer is the result, any JSON value. With isolation ``async`` it must not block, and its
+        answer is awaited. Raising fails the attempt: taskd.worker.Retry and taskd.worker.Reject say how."""

@@ -55,6 +55,9 @@ CREATE TABLE tasks (
     error         text,
     key           text,
     fingerprint   text,
+    timeout       real,
+    progress      real,
+    note          text,
     CHECK ((finished_at IS NOT NULL) = (state IN ('completed', 'failed', 'cancelled'))),
     CHECK (due OR dispatched_at IS NULL)
 ) WITH (
@@ -71,7 +74,7 @@ COMMENT ON COLUMN tasks.user_id IS 'The owner, users.id. No foreign key: checkin
 COMMENT ON COLUMN tasks.run_at IS 'Not to be handed to the broker before this moment.';
 COMMENT ON COLUMN tasks.created_at IS 'When the owner submitted it.';
 COMMENT ON COLUMN tasks.attempt IS 'Number of the current or last attempt, 0 until first claimed; with dispatch and worker it fences late outcomes.';
-COMMENT ON COLUMN tasks.max_attempts IS 'When this many attempts have failed, the task has failed.';
+COMMENT ON COLUMN tasks.max_attempts IS 'When this many attempts have failed, the task has failed; 0 until the first claim when it is for the kind to say.';
 COMMENT ON COLUMN tasks.dispatch IS 'How often it was handed to the broker; a message with another number claims nothing.';
 COMMENT ON COLUMN tasks.version IS 'Grows by one with every change of state, so that a reader can tell an old view from a new one.';
 COMMENT ON COLUMN tasks.due IS 'Its run_at has come: it is in the backlog. Whoever sets a run_at in the future sets this to false.';
@@ -85,11 +88,14 @@ COMMENT ON COLUMN tasks.worker IS 'The worker that has it, or had it last.';
 COMMENT ON COLUMN tasks.lease_until IS 'While running: from then on the worker counts as dead.';
 COMMENT ON COLUMN tasks.dispatched_at IS 'When it was last handed to the broker; NULL while waiting.';
 COMMENT ON COLUMN tasks.started_at IS 'When the current or last attempt began; NULL while waiting or queued.';
-COMMENT ON COLUMN tasks.finished_at IS 'When it became completed, failed or cancelled; set once.';
+COMMENT ON COLUMN tasks.finished_at IS 'When it became completed, failed or cancelled; NULL again when its owner has it tried once more.';
 COMMENT ON COLUMN tasks.result IS 'What the handler returned, any JSON value.';
-COMMENT ON COLUMN tasks.error IS 'Why it failed, one line.';
+COMMENT ON COLUMN tasks.error IS 'Why the last attempt failed, one line.';
 COMMENT ON COLUMN tasks.key IS 'The owner''s idempotency key: no second task of theirs has it.';
 COMMENT ON COLUMN tasks.fingerprint IS 'What was asked for under that key.';
+COMMENT ON COLUMN tasks.timeout IS 'Seconds that an attempt may take, when less than its kind allows.';
+COMMENT ON COLUMN tasks.progress IS 'How far the running attempt is, from 0 to 1, as its handler says.';
+COMMENT ON COLUMN tasks.note IS 'What the running attempt is at, as its handler says.';
 
 -- No index here names state: the move queued -> running then changes no indexed column and stays on its page (HOT).
 
@@ -99,14 +105,14 @@ COMMENT ON INDEX tasks_list IS 'Lists of a user, newest first.';
 CREATE UNIQUE INDEX tasks_key ON tasks (user_id, key) WHERE key IS NOT NULL;
 COMMENT ON INDEX tasks_key IS 'A request that is sent again finds the task of its first time.';
 
-CREATE INDEX tasks_backlog ON tasks (queue, user_id, run_at, id)
+CREATE INDEX tasks_backlog ON tasks (queue, kind, user_id, run_at, id)
     WHERE dispatched_at IS NULL AND finished_at IS NULL AND due;
 COMMENT ON INDEX tasks_backlog IS 'The backlog: waiting tasks that are due, in the order in which they are dispatched.';
 
 CREATE INDEX tasks_delayed ON tasks (run_at) WHERE NOT due AND finished_at IS NULL;
 COMMENT ON INDEX tasks_delayed IS 'Waiting tasks that are not due yet, in the order in which they will be.';
 
-CREATE INDEX tasks_in_flight ON tasks (queue, dispatched_at) WHERE dispatched_at IS NOT NULL AND finished_at IS NULL;
+CREATE INDEX tasks_in_flight ON tasks (queue, kind, dispatched_at) WHERE dispatched_at IS NOT NULL AND finished_at IS NULL;
 COMMENT ON INDEX tasks_in_flight IS 'Queued and running tasks: as many as the window and the workers hold, however long the backlog.';
 
 CREATE TABLE outbox (
@@ -120,3 +126,61 @@ COMMENT ON COLUMN outbox.id IS 'Chosen by the publisher before it stores the bat
 COMMENT ON COLUMN outbox.task_ids IS 'All tasks of the batch in their order, those that wait included.';
 COMMENT ON COLUMN outbox.created_at IS 'When the batch was stored.';
 COMMENT ON COLUMN outbox.published_at IS 'NULL while its first publisher has it; when it was taken over; infinity when done but kept for a while, lest a late repetition of the batch find nothing.';
+
+CREATE TABLE task_attempts (
+    task_id    bigint NOT NULL,
+    dispatch   integer NOT NULL,
+    attempt    integer NOT NULL,
+    worker     text NOT NULL,
+    started_at timestamptz,
+    ended_at   timestamptz NOT NULL DEFAULT now(),
+    error      text NOT NULL,
+    trace      text,
+    PRIMARY KEY (task_id, dispatch, attempt)
+);
+COMMENT ON TABLE task_attempts IS 'Attempts that failed or were lost. The one that succeeds leaves nothing here.';
+COMMENT ON COLUMN task_attempts.task_id IS 'Whose attempt it was, tasks.id.';
+COMMENT ON COLUMN task_attempts.dispatch IS 'The dispatch it belonged to.';
+COMMENT ON COLUMN task_attempts.attempt IS 'Its number; they begin anew when the owner has the task tried once more.';
+COMMENT ON COLUMN task_attempts.worker IS 'Who ran it.';
+COMMENT ON COLUMN task_attempts.started_at IS 'When it was claimed.';
+COMMENT ON COLUMN task_attempts.ended_at IS 'When its failure was recorded.';
+COMMENT ON COLUMN task_attempts.error IS 'Why, one line.';
+COMMENT ON COLUMN task_attempts.trace IS 'Where in the handler, several lines.';
+
+CREATE TABLE task_log (
+    task_id  bigint NOT NULL,
+    dispatch integer NOT NULL,
+    attempt  integer NOT NULL,
+    line     integer NOT NULL,
+    at       timestamptz NOT NULL DEFAULT now(),
+    lines    integer NOT NULL,
+    bytes    integer NOT NULL,
+    text     text NOT NULL,
+    PRIMARY KEY (task_id, dispatch, attempt, line)
+);
+COMMENT ON TABLE task_log IS 'What handlers and programs have said, some lines a row. The oldest are cut when a log gets too long.';
+COMMENT ON COLUMN task_log.task_id IS 'Whose log it is, tasks.id.';
+COMMENT ON COLUMN task_log.dispatch IS 'Said under this dispatch.';
+COMMENT ON COLUMN task_log.attempt IS 'Said in this attempt.';
+COMMENT ON COLUMN task_log.line IS 'Number of the first line here, from 1 in each attempt; numbers that are missing were cut.';
+COMMENT ON COLUMN task_log.at IS 'When it was stored.';
+COMMENT ON COLUMN task_log.lines IS 'How many lines.';
+COMMENT ON COLUMN task_log.bytes IS 'The length of the text in bytes.';
+COMMENT ON COLUMN task_log.text IS 'The lines, with a line feed between each two.';
+
+CREATE TABLE workers (
+    name       text PRIMARY KEY,
+    queues     json NOT NULL,
+    kinds      json NOT NULL,
+    slots      integer NOT NULL,
+    started_at timestamptz NOT NULL DEFAULT now(),
+    seen_at    timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE workers IS 'Who runs tasks, and of which kinds.';
+COMMENT ON COLUMN workers.name IS 'Host, process id and chance: another one in each life of the process.';
+COMMENT ON COLUMN workers.queues IS 'A list of the queues it takes tasks from.';
+COMMENT ON COLUMN workers.kinds IS 'A list of the kinds it serves in all of them, with what each says of itself.';
+COMMENT ON COLUMN workers.slots IS 'How many tasks it runs at a time.';
+COMMENT ON COLUMN workers.started_at IS 'When it was first seen.';
+COMMENT ON COLUMN workers.seen_at IS 'When it last said that it lives.';

@@ -76,9 +76,25 @@ def _registry() -> Iterator[Action]:
         "cancel_task",
         m.OneTask,
         user,
-        "Cancel a task that does not run yet.",
-        "Cancelar una tarea que aún no se ejecuta.",
+        "Cancel a task, be it that it runs already.",
+        "Cancelar una tarea, aunque ya se esté ejecutando.",
     )
+    yield Action(
+        "retry_task",
+        m.OneTask,
+        user,
+        "Have a failed or cancelled task tried again.",
+        "Volver a intentar una tarea fallida o cancelada.",
+    )
+    yield Action(
+        "explain",
+        m.OneTask,
+        user,
+        "Why a task is where it is.",
+        "Por qué una tarea está como está.",
+    )
+    yield Action("get_log", m.GetLog, user, "The log of a task.", "El registro de una tarea.")
+    yield Action("kinds", m.Nothing, user, "What the workers serve.", "Qué tipos atienden los workers.")
     yield Action("watch", m.Watch, user, "Hear of every change from now on.", "Seguir los cambios en vivo.")
     yield Action("unwatch", m.Nothing, user, "Hear no more of changes.", "Dejar de seguir los cambios.")
     yield Action(

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from taskd.model import State, Task
+from taskd.wire.limits import MAX_LOG_EVENT_CHARS
 from taskd.wire.messages import encode, view
 
 
@@ -20,27 +21,78 @@ class Change(Struct, array_like=True):
     version: int
     state: State
     queue: str
+    kind: str
     view: Raw
 
 
+class Said(Struct, array_like=True):
+    """What a running task has said. ``event`` is the whole event line for those who watch, without its line end."""
+
+    user_id: int
+    task_id: int
+    event: Raw
+
+
 class News(Struct, array_like=True):
-    """All changes of one batch. ``origin`` is the id of the process that made them."""
+    """All changes of one batch. ``origin`` is the id of the process that made them. ``workers`` says that one has come
+    or gone, or serves other kinds than before."""
 
     origin: str
-    changes: list[Change]
+    changes: list[Change] = []
+    said: list[Said] = []
+    workers: bool = False
+
+
+class Order(Struct, array_like=True):
+    """Tasks that were cancelled under their workers, on the topic of orders."""
+
+    cancelled: list[int]
 
 
 _decode = msgspec.json.Decoder(News).decode
+_decode_order = msgspec.json.Decoder(Order).decode
 
 
 def changes_of(tasks: Iterable[Task], now: datetime) -> list[Change]:
     """The changes that led to these tasks' present state."""
-    return [Change(t.user_id, t.id, t.version, t.state, t.queue, Raw(encode(view(t, now)))) for t in tasks]
+    return [Change(t.user_id, t.id, t.version, t.state, t.queue, t.kind, Raw(encode(view(t, now)))) for t in tasks]
 
 
-def encode_news(origin: str, changes: Sequence[Change]) -> bytes:
+def encode_news(origin: str, changes: Sequence[Change] = (), said: Sequence[Said] = (), workers: bool = False) -> bytes:
     """News for :meth:`taskd.ports.IBroker.announce`."""
-    return encode(News(origin, list(changes)))
+    return encode(News(origin, list(changes), list(said), workers))
+
+
+def encode_order(cancelled: Iterable[int]) -> bytes:
+    """An order for :meth:`taskd.ports.IBroker.announce`."""
+    return encode(Order(list(cancelled)))
+
+
+def decode_order(body: bytes) -> Order:
+    """The reverse of :func:`encode_order`. Raises msgspec.MsgspecError or UnicodeDecodeError."""
+    return _decode_order(body)
+
+
+def said_progress(task: Task, progress: float, note: str | None) -> Said:
+    """That a task has got further."""
+    event = {"event": "progress", "task_id": task.id, "attempt": task.attempt, "progress": progress, "note": note}
+    return Said(task.user_id, task.id, Raw(encode(event)))
+
+
+def said_lines(task: Task, first_line: int, lines: Sequence[str], at: datetime) -> Said:
+    """That there are new lines in a task's log: as many of the last ones as one event holds."""
+    size, start = 0, len(lines)
+    while start and (size := size + len(lines[start - 1])) <= MAX_LOG_EVENT_CHARS:
+        start -= 1
+    event = {
+        "event": "log",
+        "task_id": task.id,
+        "attempt": task.attempt,
+        "at": at,
+        "first_line": first_line + start,
+        "lines": lines[start:],
+    }
+    return Said(task.user_id, task.id, Raw(encode(event)))
 
 
 def news_prefix(origin: str) -> bytes:

@@ -14,6 +14,12 @@ DEFAULT_PAGE = 100
 MAX_WAIT_SECONDS = 3600.0
 DEFAULT_WAIT_SECONDS = 60.0
 
+MAX_LOG_LINES = 1000
+DEFAULT_LOG_LINES = 200
+
+MAX_LOG_EVENT_CHARS = 16 * 1024
+"""Of a task's new log lines, what one event brings to those who watch; the log itself has them all."""
+
 MAX_PIPELINE = 1024
 """Requests of one connection under way or pending; beyond it the server stops reading until some are answered."""
 

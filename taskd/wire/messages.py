@@ -7,14 +7,24 @@ Fields that are not declared are ignored, so that a newer client can talk to an 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Annotated, Any, TypeAlias, Union
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, structs
 
-from taskd.model import DEFAULT_KIND, LISTED_RESULT_BYTES, STATUS_OF, Task, shown_state
+from taskd.model import (
+    DEFAULT_KIND,
+    LISTED_RESULT_BYTES,
+    MAX_ATTEMPTS,
+    MAX_DELAY_SECONDS,
+    MAX_TIMEOUT_SECONDS,
+    STATUS_OF,
+    Task,
+    shown_state,
+)
+from taskd.ports import Failed
 from taskd.wire import limits
 
 Scalar: TypeAlias = Union[str, int, float, bool, None]  # noqa: UP007 (evaluated at run time on 3.10)
@@ -53,7 +63,19 @@ class TaskSpec(Struct):
     kind: Annotated[str, Meta(description="Which handler runs it.")] = DEFAULT_KIND
     payload: Annotated[dict[str, Any], Meta(description="The handler's arguments, a JSON object.")] = {}
     queue: Annotated[str | None, Meta(description="One of the server's queues; left out, the first.")] = None
-    max_attempts: Annotated[int, Meta(ge=1, le=100, description="How often it may be tried.")] = 3
+    max_attempts: Annotated[
+        int | None, Meta(ge=1, le=MAX_ATTEMPTS, description="How often it may be tried; left out, its kind says.")
+    ] = None
+    timeout: Annotated[
+        float | None,
+        Meta(gt=0, le=MAX_TIMEOUT_SECONDS, description="Seconds that an attempt may take, if less than its kind's."),
+    ] = None
+    delay: Annotated[
+        float | None, Meta(ge=0, le=MAX_DELAY_SECONDS, description="Seconds from now before which it is not run.")
+    ] = None
+    run_at: Annotated[
+        datetime | None, Meta(tz=True, description="When to run it at the earliest, RFC 3339; instead of `delay`.")
+    ] = None
     key: Annotated[
         str | None,
         Meta(description="The same key again gives the same task, so that a request can be sent again safely."),
@@ -92,6 +114,18 @@ class OneTask(Struct):
     task_id: TaskId
 
 
+class GetLog(Struct):
+    task_id: TaskId
+    limit: Annotated[int, Meta(ge=1, le=limits.MAX_LOG_LINES, description="Lines in the reply, at most 1,000.")] = (
+        limits.DEFAULT_LOG_LINES
+    )
+    cursor: Annotated[str | None, Meta(description="The `cursor` of the reply or event before.")] = None
+    tail: Annotated[bool, Meta(description="Begin so many lines before the end.")] = False
+    follow: Annotated[
+        bool, Meta(description="Send what comes after the reply as `log` events, until the task has ended.")
+    ] = False
+
+
 class Watch(Struct):
     limit: Annotated[
         int, Meta(ge=1, le=limits.MAX_PAGE, description="How many of the newest tasks the snapshot has.")
@@ -105,8 +139,20 @@ class Wait(Struct):
     )
 
 
+class AttemptView(Struct):
+    """An attempt that failed, or was lost with its worker."""
+
+    attempt: int
+    worker: str
+    started_at: datetime | None
+    ended_at: datetime
+    error: str
+    traceback: str | None
+
+
 class TaskView(Struct):
-    """A task as its owner sees it. ``payload`` is there only in the answer to ``get_task``."""
+    """A task as its owner sees it. ``payload``, ``timeout`` and ``attempts`` are there only in the answer to
+    ``get_task``; ``max_attempts`` is null until a worker of its kind has said."""
 
     id: int
     task: str
@@ -115,7 +161,7 @@ class TaskView(Struct):
     status: str
     state: str
     attempt: int
-    max_attempts: int
+    max_attempts: int | None
     version: int
     created_at: datetime
     run_at: datetime
@@ -123,12 +169,18 @@ class TaskView(Struct):
     finished_at: datetime | None
     result: Raw | None
     error: str | None
+    progress: float | None
+    note: str | None
     payload: Raw | UnsetType = UNSET
+    timeout: float | UnsetType | None = UNSET
+    attempts: list[AttemptView] | UnsetType = UNSET
     result_omitted: bool | UnsetType = UNSET
 
 
-def view(task: Task, now: datetime, full: bool = False) -> TaskView:
-    """What the owner sees of a task. Unless ``full``, payload and a result above 4 KiB are left out."""
+def view(task: Task, now: datetime, failed: Iterable[Failed] | None = None) -> TaskView:
+    """What the owner sees of a task. Without its ``failed`` attempts, payload and a result above 4 KiB are left out,
+    too."""
+    full = failed is not None
     result, omitted = None if task.result is None else task.result.encode(), False
     if result is not None and not full and len(result) > LISTED_RESULT_BYTES:
         result, omitted = None, True
@@ -140,7 +192,7 @@ def view(task: Task, now: datetime, full: bool = False) -> TaskView:
         STATUS_OF[task.state],
         shown_state(task, now),
         task.attempt,
-        task.max_attempts,
+        task.max_attempts or None,
         task.version,
         task.created_at,
         task.run_at,
@@ -148,7 +200,11 @@ def view(task: Task, now: datetime, full: bool = False) -> TaskView:
         task.finished_at,
         None if result is None else Raw(result),
         task.error,
+        task.progress,
+        task.note,
         Raw(task.payload.encode()) if full else UNSET,
+        task.timeout if full else UNSET,
+        UNSET if failed is None else [AttemptView(f.attempt, *f[2:]) for f in failed],
         True if omitted else UNSET,
     )
 

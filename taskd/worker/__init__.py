@@ -1,1 +1,9 @@
-"""The worker: takes deliveries, claims their tasks, runs them and records how they ended."""
+"""The worker: takes deliveries, claims their tasks, runs them and records how they ended.
+
+Who writes handlers imports ``handler``, ``Retry``, ``Reject`` and ``Backoff`` from here.
+"""
+
+from taskd.model import Backoff
+from taskd.worker.api import Handler, Reject, Retry, handler
+
+__all__ = ["Backoff", "Handler", "Reject", "Retry", "handler"]

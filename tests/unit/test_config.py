@@ -110,7 +110,7 @@ def test_a_password_is_not_repeated() -> None:
 @pytest.mark.parametrize("queue", ["amq.x", "x" * 201, "ñ" * 101])
 @pytest.mark.parametrize("name", ["RABBITMQ_QUEUE", "TASKD_QUEUES"])
 def test_queue_names(name: str, queue: str) -> None:
-    assert refusal({name: queue}).startswith(f"{name}: a queue's name has 1 to 200 bytes")
+    assert refusal({name: queue}).startswith(f"{name}: a queue's name has 1 to 180 bytes")
 
 
 def test_queue_names_of_options() -> None:
