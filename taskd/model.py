@@ -124,8 +124,8 @@ class NewTask(msgspec.Struct, frozen=True):
     """A validated request for one task. ``payload`` is a JSON object, already encoded.
 
     ``max_attempts`` 0 means what its kind has, which the first worker that claims it knows. ``timeout`` is in seconds;
-    a ``run_at`` in the future keeps it waiting until then. Of tasks of one user with the same ``key`` there is only one; ``fingerprint`` tells whether a second request for it
-    asks for the same.
+    a ``run_at`` in the future keeps it waiting until then. Of tasks of one user with the same ``key`` there is only
+    one; ``fingerprint`` tells whether a second request for it asks for the same.
     """
 
     task: str

@@ -304,9 +304,9 @@ class ITaskStore(Interface):
         """Tasks in state queued, by route. Costs no more than the windows are large."""
 
     def delete_finished(seconds: float, after_id: int, limit: int) -> Awaitable[tuple[int, int | None]]:
-        """Look at the ``limit`` oldest tasks with an id above ``after_id`` and delete those that ended more than so many
-        seconds ago, with their logs and attempts. Returns how many, and the id of the last one looked at: None when
-        there are none left that were created so long ago."""
+        """Look at the ``limit`` oldest tasks with an id above ``after_id`` and delete those that ended more than so
+        many seconds ago, with their logs and attempts. Returns how many, and the id of the last one looked at: None
+        when there are none left that were created so long ago."""
 
     # workers
 

@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from taskd.errors import BrokerUnavailable
-from taskd.ports import Delivery, Dispatch, IBroker, IConsumer
+from taskd.ports import CHANGES, Delivery, Dispatch, IBroker, IConsumer
 
 
 @implementer(IConsumer)
@@ -137,8 +137,8 @@ class MemoryBroker:
         self.ready = False
         self._clock = clock
         self._queues: dict[str, _Queue] = {}
-        self._subscribers: list[Callable[[bytes], None]] = []
-        self._news: list[bytes] = []
+        self._subscribers: dict[str, list[Callable[[bytes], None]]] = {}
+        self._news: list[tuple[str, bytes]] = []
         self._soon: IDelayedCall | None = None
 
     async def start(self) -> None:
@@ -174,15 +174,15 @@ class MemoryBroker:
         self._check()
         return len(self._queue(queue))
 
-    def announce(self, news: bytes) -> None:
-        if not self.ready or not self._subscribers:
+    def announce(self, news: bytes, topic: str = CHANGES) -> None:
+        if not self.ready or topic not in self._subscribers:
             return
-        self._news.append(news)
+        self._news.append((topic, news))
         if self._soon is None:
             self._soon = self._clock.callLater(0, self._tell)
 
-    def subscribe(self, on_news: Callable[[bytes], None], on_gap: Callable[[], None]) -> None:
-        self._subscribers.append(on_news)
+    def subscribe(self, on_news: Callable[[bytes], None], on_gap: Callable[[], None], topic: str = CHANGES) -> None:
+        self._subscribers.setdefault(topic, []).append(on_news)
 
     def _check(self) -> None:
         if not self.ready:
@@ -197,8 +197,8 @@ class MemoryBroker:
     def _tell(self) -> None:
         self._soon = None
         news, self._news = self._news, []
-        for body in news:
-            for subscriber in tuple(self._subscribers):
+        for topic, body in news:
+            for subscriber in tuple(self._subscribers[topic]):
                 try:
                     subscriber(body)
                 except Exception:

@@ -22,7 +22,7 @@ from taskd.broker.rabbitmq_publisher import NewsKeeper, PublisherKeeper
 from taskd.broker.rabbitmq_topology import Declared, Topology
 from taskd.config import RabbitMQ
 from taskd.errors import BrokerUnavailable
-from taskd.ports import Delivery, Dispatch, IBroker
+from taskd.ports import CHANGES, Delivery, Dispatch, IBroker
 
 DECLARE_SECONDS = 5.0
 """How long RabbitMQ may take to declare a queue, or to tell its depth."""
@@ -51,7 +51,7 @@ class RabbitBroker:
         self._declared: set[str] = set()
         self._publishing = PublisherKeeper(reactor, self._declared.discard, jitter)
         self._news = NewsKeeper(reactor, jitter)
-        self._subscription = Subscription(reactor, jitter)
+        self._subscriptions: dict[str, Subscription] = {}
         self._consumers: list[Keeper] = []
         self._outgoing = Link(reactor, settings, "taskd publishing", self._open_outgoing, self._incident, jitter)
         self._incoming = Link(reactor, settings, "taskd consuming", self._open_incoming, self._incident, jitter)
@@ -119,15 +119,18 @@ class RabbitBroker:
         """Messages ready in the queue; one that was deleted is declared again, and empty. Raises BrokerUnavailable."""
         return (await self._declare(queue)).messages
 
-    def announce(self, news: bytes) -> None:
-        """Send news to every subscriber."""
-        self._news.announce(news)
+    def announce(self, news: bytes, topic: str = CHANGES) -> None:
+        """Send news to every subscriber of a topic."""
+        self._news.announce(news, topic)
 
-    def subscribe(self, on_news: Callable[[bytes], None], on_gap: Callable[[], None]) -> None:
-        """Hear all news from now on. ``on_gap`` is called each time that hearing begins."""
-        self._subscription.add(on_news, on_gap)
-        if self._subscription not in self._consumers:
-            self._add(self._subscription)
+    def subscribe(self, on_news: Callable[[bytes], None], on_gap: Callable[[], None], topic: str = CHANGES) -> None:
+        """Hear all news of a topic from now on. ``on_gap`` is called each time that hearing begins."""
+        subscription = self._subscriptions.get(topic)
+        if subscription is None:
+            subscription = self._subscriptions[topic] = Subscription(self._reactor, topic, self._jitter)
+        subscription.add(on_news, on_gap)
+        if subscription not in self._consumers:
+            self._add(subscription)
 
     def _add(self, consumer: Keeper) -> None:
         self._consumers = [c for c in self._consumers if not c.stopped]

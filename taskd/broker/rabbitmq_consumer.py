@@ -13,7 +13,7 @@ from zope.interface import implementer
 
 from taskd.broker.rabbitmq_connection import Channel, Connection, Lost, within
 from taskd.broker.rabbitmq_link import Keeper
-from taskd.broker.rabbitmq_topology import CHANGES, NEWS_QUEUE, Topology, declare_changes
+from taskd.broker.rabbitmq_topology import EXCHANGES, NEWS_QUEUE, Topology, declare_exchanges
 from taskd.ports import Delivery, Dispatch, IConsumer
 
 MAX_PREFETCH = 65_535
@@ -192,12 +192,13 @@ class RabbitConsumer(Keeper):
 
 
 class Subscription(Keeper):
-    """News for this process: one queue for all its listeners, as long as its channel lives."""
+    """News of one topic for this process: one queue for all its listeners, as long as its channel lives."""
 
     log = Logger()
 
-    def __init__(self, clock: IReactorTime, jitter: Callable[[], float]) -> None:
-        super().__init__(clock, "news", jitter)
+    def __init__(self, clock: IReactorTime, topic: str, jitter: Callable[[], float]) -> None:
+        super().__init__(clock, f"news of {topic}", jitter)
+        self._exchange = EXCHANGES[topic]
         self._listeners: list[tuple[Callable[[bytes], None], Callable[[], None]]] = []
 
     def add(self, on_news: Callable[[bytes], None], on_gap: Callable[[], None]) -> None:
@@ -206,12 +207,12 @@ class Subscription(Keeper):
 
     async def set_up(self, connection: Connection, channel: Channel) -> None:
         """Begin to hear. What was said until now was missed."""
-        await declare_changes(channel)
+        await declare_exchanges(channel)
         declared = await channel.call(
             channel.raw.queue_declare, queue="", exclusive=True, auto_delete=True, arguments=NEWS_QUEUE
         )
         queue = declared.method.queue
-        await channel.call(channel.raw.queue_bind, queue=queue, exchange=CHANGES)
+        await channel.call(channel.raw.queue_bind, queue=queue, exchange=self._exchange)
         await channel.consume(queue, self._take, auto_ack=True)
         bound = Deferred.fromCoroutine(self._bind_again(connection, channel, queue))
         bound.addErrback(lambda f: self.log.failure("binding again failed", f))
@@ -222,7 +223,7 @@ class Subscription(Keeper):
         while True:
             await connection.sleep(BIND_SECONDS)
             try:
-                await channel.call(channel.raw.queue_bind, queue=queue, exchange=CHANGES)
+                await channel.call(channel.raw.queue_bind, queue=queue, exchange=self._exchange)
             except Lost:
                 return
 

@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from taskd.broker.rabbitmq_connection import Channel, Connection, Lost
 from taskd.broker.rabbitmq_frames import PublishFrames
 from taskd.broker.rabbitmq_link import Keeper
-from taskd.broker.rabbitmq_topology import CHANGES, declare_changes
+from taskd.broker.rabbitmq_topology import EXCHANGES, declare_exchanges
 from taskd.errors import BrokerUnavailable
 from taskd.ports import Dispatch
 
@@ -204,7 +204,7 @@ class NewsKeeper(Keeper):
 
     async def set_up(self, connection: Connection, channel: Channel) -> None:
         """News can go out once the exchange is there."""
-        await declare_changes(channel)
+        await declare_exchanges(channel)
         self._connection, self._channel = connection, channel
         connection.on_blocked.append(self._tell_gap)
         self._tell_gap()
@@ -216,16 +216,17 @@ class NewsKeeper(Keeper):
         self._connection = self._channel = None
         self._missed = True
 
-    def announce(self, news: bytes) -> None:
+    def announce(self, news: bytes, topic: str) -> None:
         """Send news, or drop them where that cannot be."""
         if self._connection is None or self._channel is None or self._connection.blocked:
             self._missed = True
             return
         # a channel that has just closed is as good as one that closed before
         with suppress(AMQPError):
-            self._channel.raw.basic_publish(CHANGES, "", news, self._PROPERTIES)
+            self._channel.raw.basic_publish(EXCHANGES[topic], "", news, self._PROPERTIES)
 
     def _tell_gap(self) -> None:
         if self._missed and self._connection is not None and not self._connection.blocked:
             self._missed = False
-            self.announce(b"")
+            for topic in EXCHANGES:
+                self.announce(b"", topic)

@@ -1,4 +1,4 @@
-"""What taskd declares in RabbitMQ: durable quorum queues for work, one fan-out exchange for news."""
+"""What taskd declares in RabbitMQ: durable quorum queues for work, a fan-out exchange for each topic of news."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 from twisted.logger import Logger
 
 from taskd.broker.rabbitmq_connection import Channel, Connection, Lost
+from taskd.ports import CHANGES, ORDERS
 
-CHANGES = "taskd.changes"
-"""The exchange on which all processes announce what they have changed."""
+EXCHANGES = {topic: f"taskd.{topic}" for topic in (CHANGES, ORDERS)}
+"""The exchanges for news."""
 
 NEWS_QUEUE = {"x-max-length": 10_000, "x-overflow": "drop-head", "x-message-ttl": 60_000}
 """News are of no use to a subscriber that is this far behind. Time in milliseconds."""
@@ -35,7 +36,7 @@ class Topology:
     async def declare(self, connection: Connection, queues: Sequence[str]) -> None:
         """Declare everything on a new connection. Raises Lost."""
         channel = await connection.open_channel()
-        await declare_changes(channel)
+        await declare_exchanges(channel)
         channel.close(Lost("done"))
         for queue in queues:
             await self.declare_queue(connection, queue)
@@ -80,7 +81,7 @@ class Topology:
             await self.declare_queue(connection, queue)
 
 
-async def declare_changes(channel: Channel) -> None:
-    """Declare the exchange for news. Raises Lost."""
-    raw = channel.raw
-    await channel.call(raw.exchange_declare, exchange=CHANGES, exchange_type="fanout", durable=True)
+async def declare_exchanges(channel: Channel) -> None:
+    """Declare the exchanges for news. Raises Lost."""
+    for exchange in EXCHANGES.values():
+        await channel.call(channel.raw.exchange_declare, exchange=exchange, exchange_type="fanout", durable=True)

@@ -9,6 +9,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from taskd.errors import Unavailable
+from taskd.model import Route
 from taskd.ports import IBroker, ITaskStore
 from taskd.server.announcer import Announcer
 from taskd.server.outbox import Outbox
@@ -19,7 +20,7 @@ TURN = 500
 
 
 class Dispatcher:
-    """Moves the backlog of one queue from waiting to queued, round-robin over its users.
+    """Moves the backlog of one route from waiting to queued, round-robin over its users.
 
     Turns begin when :meth:`wake` is called and there is room for a worthwhile number, or when :meth:`tick` is: that is
     for what was left by other servers. They go on round after round, as far as there is room, until a round was
@@ -31,7 +32,7 @@ class Dispatcher:
     def __init__(
         self,
         clock: IReactorTime,
-        queue: str,
+        route: Route,
         window: Window,
         store: ITaskStore,
         broker: IBroker,
@@ -40,7 +41,7 @@ class Dispatcher:
         new_id: Callable[[], str],
     ) -> None:
         self._clock = clock
-        self._queue = queue
+        self._route = route
         self._window = window
         self._store = store
         self._broker = broker
@@ -102,9 +103,9 @@ class Dispatcher:
             while not self._stopped and self._broker.ready and self._window.room and await self._turn():
                 pass
         except Unavailable as e:
-            self._log.info("queue {queue}: dispatch waits: {why}", queue=self._queue, why=e.message)
+            self._log.info("route {route}: dispatch waits: {why}", route=self._route.name, why=e.message)
         except Exception:
-            self._log.failure("queue {queue}: a turn of the dispatcher failed", queue=self._queue)
+            self._log.failure("route {route}: a turn of the dispatcher failed", route=self._route.name)
 
     async def _turn(self) -> bool:
         """One statement; whether another one right away may find more."""
@@ -112,7 +113,7 @@ class Dispatcher:
         if self._last_user is None:
             self._round, self._clean = window.suspects(), True
         limit = min(TURN, window.room)
-        found = await self._store.dispatch(batch, self._queue, limit, self._last_user)
+        found = await self._store.dispatch(batch, self._route, limit, self._last_user)
         self._last_user = found.last_user
         self._clean = self._clean and not found.more
         window.take(len(found.tasks))

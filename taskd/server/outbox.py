@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from taskd.errors import BrokerUnavailable
-from taskd.model import State, Task
+from taskd.model import Route, State, Task
 from taskd.ports import Dispatch, IBroker, ITaskStore
 
 RELAY_AFTER = 5.0
@@ -34,17 +34,17 @@ class Outbox:
 
     def publish(self, batch: str, tasks: Sequence[Task]) -> Deferred[None]:
         """Publish those of a committed batch that are queued. Never fails; fires when there is nothing left to try."""
-        messages: dict[str, list[Dispatch]] = {}
+        messages: dict[Route, list[Dispatch]] = {}
         for task in tasks:
             if task.state is State.QUEUED:
-                messages.setdefault(task.queue, []).append(Dispatch(task.id, task.dispatch))
+                messages.setdefault(task.route, []).append(Dispatch(task.id, task.dispatch))
         return Deferred.fromCoroutine(self._publish(batch, messages))
 
-    async def _publish(self, batch: str, messages: Mapping[str, Sequence[Dispatch]]) -> None:
+    async def _publish(self, batch: str, messages: Mapping[Route, Sequence[Dispatch]]) -> None:
         self._publishing.add(batch)
         try:
-            for queue, those in messages.items():
-                await self._broker.publish(queue, those)
+            for route, those in messages.items():
+                await self._broker.publish(route.name, those)
         except BrokerUnavailable as e:
             self._log.info("batch {batch} stays in the outbox: {why}", batch=batch, why=str(e))
         except Exception:

@@ -1,4 +1,4 @@
-"""The window: how much of each queue this server believes to be in the broker, and who has a backlog behind it.
+"""The window: how much of each route this server believes to be in the broker, and who has a backlog behind it.
 
 The figures follow the news of all servers and workers and are corrected from the store once a second; being a little
 wrong costs a slightly larger or smaller window, never a task.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from taskd.model import State
+from taskd.model import Route, State
 from taskd.wire.changes import Change
 
 
 class Window:
-    """One queue's window of ``limit`` tasks."""
+    """One route's window of ``limit`` tasks."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -26,6 +26,11 @@ class Window:
     def room(self) -> int:
         """How many more tasks may go to the broker now."""
         return max(0, self.limit - self._queued)
+
+    @property
+    def queued(self) -> int:
+        """How many tasks are in the broker, as far as is known."""
+        return self._queued
 
     @property
     def has_backlog(self) -> bool:
@@ -60,12 +65,12 @@ class Window:
         self._known = True
 
     def heard(self, change: Change) -> None:
-        """Somebody else changed a task of this queue."""
+        """Somebody else changed a task of this route."""
         if change.state is State.QUEUED:
             self._queued += 1
         elif change.state is State.RUNNING:
             self._queued = max(0, self._queued - 1)
-        elif change.state is State.WAITING:
+        elif change.state is State.WAITING and change.due:
             self.suspect(change.user_id)
 
     def correct(self, queued: int) -> None:
@@ -74,20 +79,37 @@ class Window:
 
 
 class Windows:
-    """The windows of all queues."""
+    """The windows of the routes that are open. What concerns any other route is passed over: users may name any kind
+    they like, and a route that nobody serves has to cost nothing."""
 
-    def __init__(self, queues: Iterable[str], limit: int) -> None:
-        self.by_queue = {queue: Window(limit) for queue in queues}
+    def __init__(self, limit: int) -> None:
+        self.by_route: dict[Route, Window] = {}
+        self._limit = limit
+
+    def open(self, route: Route) -> Window:
+        """A new window, which knows nothing of its backlog."""
+        window = self.by_route[route] = Window(self._limit)
+        return window
+
+    def close(self, route: Route) -> None:
+        """Forget a window."""
+        del self.by_route[route]
+
+    def suspect(self, route: Route, user_id: int) -> None:
+        """This user has something of this route waiting in the store."""
+        window = self.by_route.get(route)
+        if window is not None:
+            window.suspect(user_id)
 
     def heard(self, changes: Iterable[Change]) -> None:
         """Follow the changes that others announced."""
-        by_queue = self.by_queue
+        by_route = self.by_route
         for change in changes:
-            window = by_queue.get(change.queue)
+            window = by_route.get(Route(change.queue, change.kind))
             if window is not None:
                 window.heard(change)
 
-    def correct(self, counts: Mapping[str, int]) -> None:
+    def correct(self, counts: Mapping[Route, int]) -> None:
         """Take over the store's counts."""
-        for queue, window in self.by_queue.items():
-            window.correct(counts.get(queue, 0))
+        for route, window in self.by_route.items():
+            window.correct(counts.get(route, 0))

@@ -14,7 +14,8 @@ from taskd.wire.messages import encode, view
 
 
 class Change(Struct, array_like=True):
-    """One change of state. ``view`` is the encoded :class:`~taskd.wire.messages.TaskView`, passed on unread."""
+    """One change of state. ``view`` is the encoded :class:`~taskd.wire.messages.TaskView`, passed on unread. A task
+    that waits for its ``run_at`` to come is not ``due``: it is in nobody's backlog yet."""
 
     user_id: int
     task_id: int
@@ -23,6 +24,7 @@ class Change(Struct, array_like=True):
     queue: str
     kind: str
     view: Raw
+    due: bool = True
 
 
 class Said(Struct, array_like=True):
@@ -55,7 +57,10 @@ _decode_order = msgspec.json.Decoder(Order).decode
 
 def changes_of(tasks: Iterable[Task], now: datetime) -> list[Change]:
     """The changes that led to these tasks' present state."""
-    return [Change(t.user_id, t.id, t.version, t.state, t.queue, t.kind, Raw(encode(view(t, now)))) for t in tasks]
+    return [
+        Change(t.user_id, t.id, t.version, t.state, t.queue, t.kind, Raw(encode(view(t, now))), t.run_at <= now)
+        for t in tasks
+    ]
 
 
 def encode_news(origin: str, changes: Sequence[Change] = (), said: Sequence[Said] = (), workers: bool = False) -> bytes:

@@ -64,17 +64,20 @@ class TaskSpec(Struct):
     payload: Annotated[dict[str, Any], Meta(description="The handler's arguments, a JSON object.")] = {}
     queue: Annotated[str | None, Meta(description="One of the server's queues; left out, the first.")] = None
     max_attempts: Annotated[
-        int | None, Meta(ge=1, le=MAX_ATTEMPTS, description="How often it may be tried; left out, its kind says.")
+        Annotated[int, Meta(ge=1, le=MAX_ATTEMPTS)] | None,
+        Meta(description="How often it may be tried; left out, its kind says."),
     ] = None
     timeout: Annotated[
-        float | None,
-        Meta(gt=0, le=MAX_TIMEOUT_SECONDS, description="Seconds that an attempt may take, if less than its kind's."),
+        Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_SECONDS)] | None,
+        Meta(description="Seconds that an attempt may take, if less than its kind's."),
     ] = None
     delay: Annotated[
-        float | None, Meta(ge=0, le=MAX_DELAY_SECONDS, description="Seconds from now before which it is not run.")
+        Annotated[float, Meta(ge=0, le=MAX_DELAY_SECONDS)] | None,
+        Meta(description="Seconds from now before which it is not run."),
     ] = None
     run_at: Annotated[
-        datetime | None, Meta(tz=True, description="When to run it at the earliest, RFC 3339; instead of `delay`.")
+        Annotated[datetime, Meta(tz=True)] | None,
+        Meta(description="When to run it at the earliest, RFC 3339; instead of `delay`."),
     ] = None
     key: Annotated[
         str | None,

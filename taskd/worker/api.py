@@ -81,7 +81,7 @@ def handler(
         if not callable(function):
             raise SettingsError(f"handler {kind!r}: put @handler(...) above a function, not {function!r}")
         name = f"handler {kind!r} ({getattr(function, '__qualname__', function)})"
-        awaits = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", 0))
+        awaits = inspect.iscoroutinefunction(function)
         found = isolation or ("async" if awaits else "thread")
         made = Handler(function, kind, found, timeout, max_attempts, backoff or Backoff())
         check_handler(made, name)
@@ -94,7 +94,8 @@ def handler(
 
 
 def check_handler(found: Any, name: str) -> None:
-    """Whether a handler, be it somebody else's class, says what it must. Raises SettingsError, which ``name`` begins."""
+    """Look whether a handler, be it somebody else's class, says what it must. Raises SettingsError, which ``name``
+    begins."""
     try:
         check_kind(found.kind)
     except BadRequest as e:

@@ -8,10 +8,11 @@ had to be delivered again.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from itertools import chain
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
@@ -20,10 +21,23 @@ from twisted.python.failure import Failure
 
 from taskd.batching import Batcher
 from taskd.errors import TaskdError, Unavailable
-from taskd.model import State, Task
-from taskd.ports import Claim, Delivery, Finished, IBroker, IConsumer, ITaskStore, Outcome
-from taskd.wire.changes import changes_of, encode_news
-from taskd.worker.runner import Attempt, Runner, Stopped
+from taskd.model import Route, State, Task
+from taskd.ports import (
+    ORDERS,
+    Claim,
+    Delivery,
+    Finished,
+    IBroker,
+    IConsumer,
+    ITaskStore,
+    KindInfo,
+    Outcome,
+    WorkerInfo,
+)
+from taskd.wire.changes import Said, changes_of, decode_order, encode_news
+from taskd.worker.lanes import Ended, Held, Lane, by_consumer, is_suspect, turn
+from taskd.worker.reports import Reports
+from taskd.worker.runner import Runner, Stopped
 
 RENEWALS = 3
 """Renewals in the time of one lease, so that two may be lost."""
@@ -45,55 +59,23 @@ GIVE_BACK_AFTER = 1.0
 AGAIN_AFTER = 1.0
 """Seconds between attempts to reach a store that is away."""
 
+STOP_SECONDS = 7.0
+"""What attempts that are stopped may take to end: child processes are asked first, then killed."""
+
+LOG_BYTES = 1024 * 1024
+
+MAX_USERNAMES = 10_000
+
 CLOSE_SECONDS = 5.0
 """What an orderly end may take beyond the grace that tasks get."""
 
 
-_Turn = tuple[int, int, datetime]
-_NEVER: _Turn = (0, 0, datetime.min.replace(tzinfo=timezone.utc))
-
-
-def _turn(task: Task) -> _Turn:
-    """Grows with every claim of a task. The time tells a claim from an earlier one of the same dispatch and attempt,
-    which a crash of the database has undone."""
-    return task.dispatch, task.attempt, task.started_at or _NEVER[2]
-
-
-class _Held:
-    """A delivery, and what has become of it here.
-
-    ``delivery`` is None once it is settled or void. ``passed`` is the attempt that ended here while this one was being
-    claimed: an answer that tells of it comes too late.
-    """
-
-    __slots__ = ("attempt", "claim", "consumer", "delivery", "finishing", "passed", "since", "suspect")
-
-    def __init__(self, delivery: Delivery, consumer: IConsumer, since: float) -> None:
-        self.claim = Claim(delivery.task_id, delivery.dispatch, delivery.redelivered)
-        self.delivery: Delivery | None = delivery
-        self.consumer = consumer
-        self.since = since
-        self.attempt: Attempt | None = None
-        self.finishing = False
-        self.passed = _NEVER
-        self.suspect = False
-
-
-class _Ended:
-    """An outcome on its way to the store; ``again`` when an earlier try may have been committed."""
-
-    __slots__ = ("again", "held", "outcome")
-
-    def __init__(self, held: _Held, outcome: Outcome) -> None:
-        self.held = held
-        self.outcome = outcome
-        self.again = False
-
-
 class Worker:
-    """Runs up to ``slots`` tasks of ``queues`` at a time; those whose outcome is being stored do not count.
+    """Runs tasks of all kinds that ``runner`` can run, from all ``queues``; those whose outcome is being stored take no
+    slot.
 
-    ``name`` is unique to this life of the process: it fences. ``lease`` is in seconds.
+    ``slots`` says for each way of running (:data:`taskd.ports.ISOLATIONS`) how many tasks at a time. ``lease`` is in
+    seconds. ``name`` is unique to this life of the process: it fences. ``log_bytes`` is what of a task's log is kept.
     """
 
     _log = Logger()
@@ -105,30 +87,32 @@ class Worker:
         broker: IBroker,
         runner: Runner,
         queues: Sequence[str],
-        slots: int,
+        slots: Mapping[str, int],
         lease: float,
         name: str,
+        log_bytes: int = LOG_BYTES,
     ) -> None:
         self._clock = clock
         self._store = store
         self._broker = broker
         self._runner = runner
         self._queues = queues
-        self._slots = slots
+        self._lanes = {isolation: Lane(count) for isolation, count in slots.items()}
         self._lease = lease
         self._name = name
         self._consumers: list[IConsumer] = []
-        self._backlog: deque[_Held] = deque()
-        self._suspects: deque[_Held] = deque()
+        self._suspects: deque[Held] = deque()
         self._claiming = 0
-        self._asked: dict[int, list[_Held]] = {}
-        self._running: dict[int, _Held] = {}
-        self._finishing = 0
+        self._asked: dict[int, list[Held]] = {}
+        self._running: dict[int, Held] = {}
+        self._usernames: dict[int, str] = {}
         self._draining = False
         self._over = False
         self._idle: Deferred[None] | None = None
-        self._claims: Batcher[_Held, Task | None] = Batcher(clock, self._claim)
-        self._ends: Batcher[_Ended, Finished | None] = Batcher(clock, self._finish)
+        self._seen = False
+        self._claims: Batcher[Held, Task | None] = Batcher(clock, self._claim)
+        self._ends: Batcher[Ended, Finished | None] = Batcher(clock, self._finish)
+        self._reports = Reports(clock, store, name, log_bytes, self._tell_said, self._not_ours)
         self._renewal = LoopingCall(lambda: Deferred.fromCoroutine(self._renew()))
         self._tidying = LoopingCall(self._give_back_old)
         self._renewal.clock = self._tidying.clock = clock
@@ -145,9 +129,15 @@ class Worker:
 
     # -- start and end -----------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Begin to take tasks."""
-        self._consumers = [self._consume(queue) for queue in self._queues]
+    async def start(self) -> None:
+        """Begin to take tasks. Raises SettingsError when a handler cannot be loaded where it is to run."""
+        await self._runner.start()
+        if self._draining:
+            return
+        self._broker.subscribe(self._ordered, lambda: None, ORDERS)
+        kinds = self._runner.kinds.values()
+        self._consumers = [self._consume(queue, kind) for queue in self._queues for kind in kinds]
+        await self._say_hello()
         self._renewal.start(self._lease / RENEWALS, now=False)
         self._tidying.start(GIVE_BACK_AFTER, now=False)
 
@@ -156,20 +146,29 @@ class Worker:
         self._draining = True
         for consumer in self._consumers:
             await consumer.stop()
-        for waiting in (self._backlog, self._suspects):
+        for waiting in (*(lane.backlog for lane in self._lanes.values()), self._suspects):
             self._give_back(waiting)
             waiting.clear()
+        if self._seen:
+            await self._say_goodbye()
         if self.busy:
             self._log.info("{count} tasks get {grace:g} seconds to end", count=self.busy, grace=grace)
             await self._until_idle(grace)
         self._over = True
-        await self._release([(h, h.attempt.task) for h in self._running.values() if h.attempt and not h.finishing])
+        left = [(h, h.attempt.task) for h in self._running.values() if h.attempt and not h.finishing]
+        for held, _ in left:
+            if held.attempt is not None:
+                held.attempt.stop()
+        # a child process gets the time to be ended first: nobody else begins before
+        await self._until_idle(STOP_SECONDS)
+        await self._release(left)
         await self._until_idle(CLOSE_SECONDS)
         if self.busy:
             self._log.warn("{count} tasks could not be settled: their leases will expire", count=self.busy)
         for loop in (self._renewal, self._tidying):
             if loop.running:
                 loop.stop()
+        await self._runner.stop()
 
     def hurry(self) -> None:
         """Wait no longer for what :meth:`drain` is waiting for."""
@@ -186,12 +185,9 @@ class Worker:
         if timer.active():
             timer.cancel()
 
-    async def _release(self, left: Sequence[tuple[_Held, Task]]) -> None:
+    async def _release(self, left: Sequence[tuple[Held, Task]]) -> None:
         if not left:
             return
-        for held, _ in left:
-            if held.attempt is not None:
-                held.attempt.stop()
         try:
             released = await self._store.release(self._name, [Claim(t.id, t.dispatch, False) for _, t in left])
         except TaskdError as e:
@@ -202,93 +198,125 @@ class Worker:
         self._announce(released)
         self._ack(held for held, _ in left)
 
+    async def _say_hello(self) -> None:
+        """Tell the servers what is served here; they hand out nothing that nobody serves."""
+        kinds = list(self._runner.kinds.values())
+        slots = sum(lane.slots for lane in self._lanes.values())
+        try:
+            await self._store.worker_seen(WorkerInfo(self._name, self._queues, kinds, slots))
+        except Unavailable as e:
+            self._log.warn("the servers do not know of this worker yet: {why}", why=e.message)
+            return
+        except Exception:
+            self._log.failure("the servers do not know of this worker yet")
+            return
+        if not self._seen:
+            self._seen = True
+            self._broker.announce(encode_news(self._name, workers=True))
+
+    async def _say_goodbye(self) -> None:
+        try:
+            await self._store.worker_gone(self._name)
+        except Unavailable as e:
+            self._log.info("the servers will miss this worker after a while: {why}", why=e.message)
+            return
+        self._broker.announce(encode_news(self._name, workers=True))
+
     # -- from delivery to claim ----------------------------------------------------------------------
 
-    def _consume(self, queue: str) -> IConsumer:
+    def _consume(self, queue: str, kind: KindInfo) -> IConsumer:
+        lane = self._lanes[kind.isolation]
+
         def taken(deliveries: Sequence[Delivery]) -> None:
-            self._taken(consumer, deliveries)
+            if self._draining:
+                consumer.requeue(deliveries)
+                return
+            now = self._clock.seconds()
+            lane.backlog.extend([Held(delivery, consumer, lane, now, kind.max_attempts) for delivery in deliveries])
+            self._fill(lane)
 
         def lost() -> None:
             self._lost(consumer)
 
-        ahead = min(self._slots, MAX_AHEAD) if self._slots >= AHEAD_FROM else 0
-        consumer: IConsumer = self._broker.consume(queue, self._slots + ahead, taken, lost)
+        ahead = min(lane.slots, MAX_AHEAD) if lane.slots >= AHEAD_FROM else 0
+        consumer: IConsumer = self._broker.consume(Route(queue, kind.kind).name, lane.slots + ahead, taken, lost)
         return consumer
-
-    def _taken(self, consumer: IConsumer, deliveries: Sequence[Delivery]) -> None:
-        if self._draining:
-            consumer.requeue(deliveries)
-            return
-        now = self._clock.seconds()
-        self._backlog.extend([_Held(delivery, consumer, now) for delivery in deliveries])
-        self._fill()
 
     def _lost(self, consumer: IConsumer) -> None:
         """The channel is gone: its deliveries will come again, here or elsewhere."""
-        self._backlog = deque(held for held in self._backlog if held.consumer is not consumer)
+        for lane in self._lanes.values():
+            lane.backlog = deque(held for held in lane.backlog if held.consumer is not consumer)
         self._suspects = deque(held for held in self._suspects if held.consumer is not consumer)
         for held in chain(self._running.values(), *self._asked.values()):
             if held.consumer is consumer:
                 held.delivery = None
 
-    def _fill(self) -> None:
-        backlog = self._backlog
-        while backlog and self.busy - self._finishing < self._slots and not self._draining:
-            held = backlog.popleft()
+    def _fill(self, lane: Lane) -> None:
+        while lane.backlog and lane.free and not self._draining:
+            held = lane.backlog.popleft()
             self._claiming += 1
+            lane.taken += 1
             self._asked.setdefault(held.claim.task_id, []).append(held)
             self._claims.submit(held).addCallbacks(
                 self._claimed, self._not_claimed, callbackArgs=(held,), errbackArgs=(held,)
             )
 
-    async def _claim(self, batch: list[_Held]) -> Sequence[Task | None]:
+    async def _claim(self, batch: list[Held]) -> Sequence[Task | None]:
         claimed = await self._store.claim(self._name, self._lease, [held.claim for held in batch])
         found = {(task.id, task.dispatch): task for task in claimed}
         self._announce(claimed)
+        if unknown := {task.user_id for task in claimed} - self._usernames.keys():
+            if len(self._usernames) > MAX_USERNAMES:
+                self._usernames.clear()
+                unknown = {task.user_id for task in claimed}
+            self._usernames |= await self._store.usernames(list(unknown))
         # None for what is late, cancelled meanwhile, or run elsewhere
         tasks = [found.get((held.claim.task_id, held.claim.dispatch)) for held in batch]
         if nothing := [held for held, task in zip(batch, tasks, strict=True) if task is None]:
             await self._look_at(nothing)
         return tasks
 
-    async def _look_at(self, nothing: Sequence[_Held]) -> None:
+    async def _look_at(self, nothing: Sequence[Held]) -> None:
         """What came of messages that claimed nothing."""
         found = {task.id: task for task in await self._store.find_tasks([held.claim.task_id for held in nothing])}
         # whoever had it may have died between the commit of its outcome and the news of it
         again = [held.claim.task_id for held in nothing if held.claim.redelivered]
         self._announce([found[n] for n in dict.fromkeys(again) if n in found])
         for held in nothing:
-            held.suspect = _is_suspect(found.get(held.claim.task_id), held.claim)
+            held.suspect = is_suspect(found.get(held.claim.task_id), held.claim)
         self._ack(held for held in nothing if not held.suspect)
 
     def _next_suspect(self) -> None:
         """Claim the next last attempt, if none runs here. Should it kill this worker, it kills no other one with it."""
-        held_here = chain(self._running.values(), self._backlog, *self._asked.values())
+        backlogs = (lane.backlog for lane in self._lanes.values())
+        held_here = chain(self._running.values(), *backlogs, *self._asked.values())
         if self._draining or any(held.claim.alone for held in held_here):
             return
         held = self._suspects.popleft()
         held.claim = held.claim._replace(alone=True)
-        self._backlog.appendleft(held)
-        self._fill()
+        held.lane.backlog.appendleft(held)
+        self._fill(held.lane)
 
-    def _claimed(self, task: Task | None, held: _Held) -> None:
+    def _claimed(self, task: Task | None, held: Held) -> None:
         if task is not None and self._over:
             released = Deferred.fromCoroutine(self._release([(held, task)]))
             released.addBoth(lambda _: self._claim_ended(held))
             return
         if task is not None and not self._had_before(task, held):
             self._run(held, task)
-        elif task is None and held.suspect and held.delivery is not None:
-            self._suspects.append(held)
+        else:
+            held.lane.taken -= 1
+            if task is None and held.suspect and held.delivery is not None:
+                self._suspects.append(held)
         self._claim_ended(held)
 
-    def _had_before(self, task: Task, held: _Held) -> bool:
+    def _had_before(self, task: Task, held: Held) -> bool:
         """Whether the attempt is not a new one: the message came twice, or the answer comes after a later one's."""
-        claimed = _turn(task)
+        claimed = turn(task)
         before = self._running.get(task.id)
         if before is not None and before.attempt is not None:
             # of the same numbers: what runs here stands for both
-            if _turn(before.attempt.task)[:2] < claimed[:2]:
+            if turn(before.attempt.task)[:2] < claimed[:2]:
                 self._keep_one(held, before)
                 before.attempt.stop()
                 return False
@@ -299,19 +327,19 @@ class Worker:
         self._ack([held])
         return True
 
-    def _keep_one(self, stays: _Held, goes: _Held) -> None:
+    def _keep_one(self, stays: Held, goes: Held) -> None:
         """Of two deliveries of a task one is acked now. The attempt that stays acks the other in the end, be it that
         its own is void and this one is the redelivery."""
         if stays.delivery is None and stays.claim.dispatch == goes.claim.dispatch:
             stays.delivery, stays.consumer, goes.delivery = goes.delivery, goes.consumer, None
         self._ack([goes])
 
-    def _claim_ended(self, held: _Held) -> None:
+    def _claim_ended(self, held: Held) -> None:
         self._not_asked(held)
         self._claiming -= 1
-        self._slot_free()
+        self._slot_free(held.lane)
 
-    def _not_claimed(self, failure: Failure, held: _Held) -> None:
+    def _not_claimed(self, failure: Failure, held: Held) -> None:
         if not failure.check(Unavailable):
             self._log.failure("a claim failed", failure)
         if self._draining:
@@ -322,19 +350,20 @@ class Worker:
             # one finds the task in our hands.
             self._clock.callLater(AGAIN_AFTER, self._again, held)
         self._claiming -= 1
-        self._slot_free()
+        held.lane.taken -= 1
+        self._slot_free(held.lane)
 
-    def _again(self, held: _Held) -> None:
+    def _again(self, held: Held) -> None:
         self._not_asked(held)
         if held.delivery is None:
             return
         if self._draining:
             self._give_back([held])
             return
-        self._backlog.append(held)
-        self._fill()
+        held.lane.backlog.append(held)
+        self._fill(held.lane)
 
-    def _not_asked(self, held: _Held) -> None:
+    def _not_asked(self, held: Held) -> None:
         asked = self._asked[held.claim.task_id]
         asked.remove(held)
         if not asked:
@@ -342,32 +371,39 @@ class Worker:
 
     # -- from claim to outcome -----------------------------------------------------------------------
 
-    def _run(self, held: _Held, task: Task) -> None:
+    def _run(self, held: Held, task: Task) -> None:
         held.since = self._clock.seconds()
-        if (before := self._running.get(task.id)) is not None:
-            self._finishing -= before.finishing
         self._running[task.id] = held
-        held.attempt = self._runner.run(task)
+        held.voice = self._reports.voice(task)
+        held.attempt = self._runner.run(task, self._usernames.get(task.user_id, ""), held.voice)
         held.attempt.done.addCallbacks(self._ended, self._not_ended, callbackArgs=(held,), errbackArgs=(held,))
+        held.attempt.freed.addBoth(self._freed, held.lane)
 
-    def _ended(self, outcome: Outcome, held: _Held) -> None:
+    def _freed(self, _: object, lane: Lane) -> None:
+        lane.taken -= 1
+        if lane.backlog:
+            self._fill(lane)
+
+    def _ended(self, outcome: Outcome, held: Held) -> None:
         held.finishing = True
-        self._finishing += self._running.get(outcome.task_id) is held
-        self._submit(_Ended(held, outcome))
-        if self._backlog:
-            self._fill()
+        assert held.voice is not None
+        # what it has said is stored before its outcome, behind which nothing counts
+        if (heard := self._reports.close(held.voice)) is None:
+            self._submit(Ended(held, outcome))
+        else:
+            heard.addCallback(lambda _: self._submit(Ended(held, outcome)))
 
-    def _not_ended(self, failure: Failure, held: _Held) -> None:
+    def _not_ended(self, failure: Failure, held: Held) -> None:
         if not failure.check(Stopped):
             self._log.failure("an attempt ended without an outcome", failure)
         self._forget(held)
 
-    def _submit(self, ended: _Ended) -> None:
+    def _submit(self, ended: Ended) -> None:
         self._ends.submit(ended).addCallbacks(
             self._finished, self._not_finished, callbackArgs=(ended,), errbackArgs=(ended,)
         )
 
-    async def _finish(self, batch: list[_Ended]) -> Sequence[Finished | None]:
+    async def _finish(self, batch: list[Ended]) -> Sequence[Finished | None]:
         again = any(ended.again for ended in batch)
         found = dict(await self._store.finish(self._name, [ended.outcome for ended in batch], again))
         fenced = [ended for ended in batch if ended.outcome.task_id not in found]
@@ -388,21 +424,18 @@ class Worker:
             finished = found.get(outcome.task_id) if counts else None
             answers.append(finished)
             if finished is not None and ended.held.attempt is not None:
-                task = ended.held.attempt.task
-                task.state, task.result, task.error = outcome.state, outcome.result, outcome.error
-                task.version, task.finished_at = finished
-                changed.append(task)
+                changed.append(_after(ended.held.attempt.task, outcome, finished))
         self._announce(changed)
         self._ack([ended.held for ended in batch])
         return answers
 
-    def _finished(self, finished: Finished | None, ended: _Ended) -> None:
+    def _finished(self, finished: Finished | None, ended: Ended) -> None:
         if finished is None:
             text = "task {id} attempt {attempt} was fenced: its outcome does not count"
             self._log.info(text, id=ended.outcome.task_id, attempt=ended.outcome.attempt)
         self._forget(ended.held)
 
-    def _not_finished(self, failure: Failure, ended: _Ended) -> None:
+    def _not_finished(self, failure: Failure, ended: Ended) -> None:
         error = failure.value
         if isinstance(error, Unavailable):
             ended.again = True
@@ -417,29 +450,30 @@ class Worker:
         self._log.failure("the outcome of task {id} cannot be stored, its lease will expire", failure, id=task_id)
         self._forget(ended.held)
 
-    def _forget(self, held: _Held) -> None:
+    def _forget(self, held: Held) -> None:
         assert held.attempt is not None
         task = held.attempt.task
         if self._running.get(task.id) is held:
             del self._running[task.id]
-            self._finishing -= held.finishing
+        if held.voice is not None and not held.voice.closed:
+            self._reports.close(held.voice)
         for other in self._asked.get(task.id, ()):
-            other.passed = max(other.passed, _turn(task))
-        self._slot_free()
+            other.passed = max(other.passed, turn(task))
+        self._slot_free(held.lane)
 
-    def _slot_free(self) -> None:
+    def _slot_free(self, lane: Lane) -> None:
         if self._draining:
             if not self.busy:
                 self.hurry()
             return
         if self._suspects:
             self._next_suspect()
-        if self._backlog:
-            self._fill()
+        if lane.backlog:
+            self._fill(lane)
 
     def _give_back_old(self) -> None:
         latest = self._clock.seconds() - GIVE_BACK_AFTER
-        for waiting in (self._backlog, self._suspects):
+        for waiting in (*(lane.backlog for lane in self._lanes.values()), self._suspects):
             old = [held for held in waiting if held.since <= latest]
             for held in old:
                 waiting.remove(held)
@@ -451,6 +485,12 @@ class Worker:
         now = self._clock.seconds()
         running = dict(self._running)
         self._ack([held for held in running.values() if now - held.since >= ACK_AFTER])
+        if not self._draining:
+            await self._say_hello()
+        await self._look_after(running)
+
+    async def _look_after(self, running: Mapping[int, Held]) -> None:
+        """Renew the leases of these; what is not ours any more is stopped."""
         if not running:
             return
         try:
@@ -468,14 +508,35 @@ class Worker:
         for task_id, held in running.items():
             if task_id in mine or held in back or held.finishing or self._running.get(task_id) is not held:
                 continue
-            if held.attempt is not None:
+            if held.attempt is not None and not held.attempt.stopped:
                 self._log.info("task {id} is not ours any more: stopped", id=task_id)
                 held.attempt.stop()
                 self._ack([held])
 
+    def _ordered(self, body: bytes) -> None:
+        """Somebody has cancelled tasks, perhaps of ours. The order may be old: the store says whether it stands."""
+        try:
+            cancelled = decode_order(body).cancelled
+        except (msgspec.MsgspecError, UnicodeDecodeError) as e:
+            self._log.warn("an order cannot be read, cancelling takes until a lease is renewed: {why}", why=str(e))
+            return
+        ours = {task_id: self._running[task_id] for task_id in cancelled if task_id in self._running}
+        if ours:
+            Deferred.fromCoroutine(self._look_after(ours)).addErrback(self._failed, "looking after cancelled tasks")
+
+    def _not_ours(self, task: Task) -> None:
+        """A report has been refused."""
+        held = self._running.get(task.id)
+        if held is not None and held.attempt is not None and held.attempt.task is task:
+            looked = Deferred.fromCoroutine(self._look_after({task.id: held}))
+            looked.addErrback(self._failed, "looking after a task")
+
+    def _failed(self, failure: Failure, what: str) -> None:
+        self._log.failure("{what} failed", failure, what=what)
+
     # -- what they share ---------------------------------------------------------------------------
 
-    async def _claim_again(self, fenced: Sequence[_Held]) -> set[_Held]:
+    async def _claim_again(self, fenced: Sequence[Held]) -> set[Held]:
         """Those that are ours after all: a database that crashed may have forgotten a claim, which does not wait for
         the disk, and then has the task queued as it was before. Raises Unavailable."""
         if not fenced:
@@ -492,12 +553,12 @@ class Worker:
         tasks = ((held, held.attempt.task) for held in fenced if held.attempt is not None)
         return {held for held, task in tasks if (task.id, task.dispatch, task.attempt) in ours}
 
-    def _ack(self, helds: Iterable[_Held]) -> None:
-        for consumer, deliveries in _by_consumer(helds):
+    def _ack(self, helds: Iterable[Held]) -> None:
+        for consumer, deliveries in by_consumer(helds):
             consumer.ack(deliveries)
 
-    def _give_back(self, helds: Iterable[_Held]) -> None:
-        for consumer, deliveries in _by_consumer(helds):
+    def _give_back(self, helds: Iterable[Held]) -> None:
+        for consumer, deliveries in by_consumer(helds):
             consumer.requeue(deliveries)
 
     def _announce(self, tasks: Iterable[Task]) -> None:
@@ -505,20 +566,15 @@ class Worker:
         if changes := changes_of(tasks, now):
             self._broker.announce(encode_news(self._name, changes))
 
-
-def _is_suspect(task: Task | None, claim: Claim) -> bool:
-    """Whether this would be the last attempt of a task whose others ended with their workers."""
-    if task is None or claim.alone or task.dispatch != claim.dispatch:
-        return False
-    there = task.state is State.QUEUED or (task.state is State.RUNNING and claim.redelivered)
-    return there and 0 < task.attempt == task.max_attempts - 1
+    def _tell_said(self, said: Sequence[Said]) -> None:
+        self._broker.announce(encode_news(self._name, said=said))
 
 
-def _by_consumer(helds: Iterable[_Held]) -> list[tuple[IConsumer, list[Delivery]]]:
-    """Their deliveries, which are from now on no longer theirs."""
-    found: dict[IConsumer, list[Delivery]] = {}
-    for held in helds:
-        if held.delivery is not None:
-            found.setdefault(held.consumer, []).append(held.delivery)
-            held.delivery = None
-    return list(found.items())
+def _after(task: Task, outcome: Outcome, finished: Finished) -> Task:
+    """The task with what the store made of an outcome."""
+    task.state, task.result, task.error = outcome.state, outcome.result, outcome.error
+    task.version, task.finished_at = finished.version, finished.finished_at
+    if outcome.state is State.WAITING:
+        task.started_at = task.progress = task.note = None
+        task.run_at = finished.run_at or task.run_at
+    return task

@@ -14,7 +14,7 @@ from twisted.trial.unittest import TestCase
 from zope.interface.verify import verifyClass, verifyObject
 
 from taskd.errors import BrokerUnavailable
-from taskd.ports import Delivery, Dispatch, IBroker, IConsumer
+from taskd.ports import ORDERS, Delivery, Dispatch, IBroker, IConsumer
 
 
 def messages(first: int, last: int, dispatch: int = 1) -> list[Dispatch]:
@@ -392,6 +392,16 @@ class BrokerTests(BrokerCase):
         await self.until(lambda: all(list_[-1] == "ñ☃".encode() for list_ in heard))
         for list_ in heard:
             self.assertEqual(list_[-3:], [b"\0", large, "ñ☃".encode()])
+
+    async def test_topics_are_apart(self) -> None:
+        orders: list[bytes] = []
+        changes: list[bytes] = []
+        self.broker.subscribe(orders.append, lambda: None, ORDERS)
+        self.broker.subscribe(changes.append, lambda: None)
+        await self.until(lambda: self.broker.announce(b"order", ORDERS) or orders)
+        await self.until(lambda: self.broker.announce(b"change") or changes)
+        await self.pass_time()
+        self.assertEqual((set(orders), set(changes)), ({b"order"}, {b"change"}))
 
     async def test_news_are_not_told_inside_the_call(self) -> None:
         heard: list[bytes] = []

@@ -26,10 +26,10 @@ from taskd.broker import rabbitmq_connection, rabbitmq_consumer, rabbitmq_link, 
 from taskd.broker.rabbitmq import RabbitBroker
 from taskd.broker.rabbitmq_consumer import read_body
 from taskd.broker.rabbitmq_frames import BadFrame, FrameReader, PublishFrames
-from taskd.broker.rabbitmq_topology import CHANGES
+from taskd.broker.rabbitmq_topology import EXCHANGES
 from taskd.config import RabbitMQ
 from taskd.errors import BrokerUnavailable
-from taskd.ports import Dispatch
+from taskd.ports import CHANGES, Dispatch
 from tests import services
 from tests.conformance.broker import BrokerCase, BrokerTests, Inbox, messages
 
@@ -240,7 +240,7 @@ class Queues(Incidents):
         self.patch(rabbitmq_consumer, "BIND_SECONDS", 0.05)
         heard, _ = self.drawer()
         await self.until(lambda: self.broker.announce(b"x") or heard, "news")
-        await self.amqp(lambda channel: channel.exchange_delete(CHANGES))
+        await self.amqp(lambda channel: channel.exchange_delete(EXCHANGES[CHANGES]))
         # what is still under way
         await self.until(lambda: self.lines, "the loss is noticed")
         heard.clear()

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from taskd.errors import BrokerUnavailable
-from taskd.ports import Delivery, Dispatch, IBroker, IConsumer
+from taskd.ports import CHANGES, ORDERS, Delivery, Dispatch, IBroker, IConsumer
 
 if TYPE_CHECKING:
     from tests.simulation.processes import Process
@@ -248,7 +248,7 @@ class BrokerLink:
         self._broker = world.broker
         self._process = process
         self._plan = world.plan
-        self._listeners: list[tuple[Callable[[bytes], None], Callable[[], None]]] = []
+        self._listeners: dict[str, list[tuple[Callable[[bytes], None], Callable[[], None]]]] = {}
         self._life = 0
         self._stopped = False
         self._cut = False
@@ -328,12 +328,13 @@ class BrokerLink:
         self.up = self.ready = True
         for consumer in self.consumers:
             consumer.open()
-        for _, on_gap in self._listeners:
+        for _, on_gap in [each for those in self._listeners.values() for each in those]:
             on_gap()
         if self._missed:
             # nobody has heard what was said meanwhile
             self._missed = False
-            self.announce(b"")
+            for topic in (CHANGES, ORDERS):
+                self.announce(b"", topic)
 
     # -- IBroker
 
@@ -428,24 +429,24 @@ class BrokerLink:
         self.later(self.takes(self._depth), answer)
         return done
 
-    def announce(self, news: bytes) -> None:
+    def announce(self, news: bytes, topic: str = CHANGES) -> None:
         if self.ready:
             there = self.takes(self._news)
-            self._world.clock.call(None, there, self._spread, news, self._life)
+            self._world.clock.call(None, there, self._spread, news, topic, self._life)
         else:
             self._missed = True
 
-    def _spread(self, news: bytes, life: int) -> None:
+    def _spread(self, news: bytes, topic: str, life: int) -> None:
         if life == self._life and self.up:
             for link in self._broker.links:
                 if link.up:
-                    link._hear(news)
+                    link._hear(news, topic)
         else:
             self._missed = True
 
-    def _hear(self, news: bytes) -> None:
+    def _hear(self, news: bytes, topic: str) -> None:
         stream, rates = self._news, self._world.rates
-        for on_news, on_gap in self._listeners:
+        for on_news, on_gap in self._listeners.get(topic, ()):
             if not news or (rates and stream.random() < rates.news_gap):
                 self.later(stream.uniform(0, 2.0), on_gap)
                 continue
@@ -454,5 +455,5 @@ class BrokerLink:
                 slow = rates and stream.random() < rates.reordered
                 self.later(stream.uniform(0, 2.0) if slow else self.takes(stream), on_news, news)
 
-    def subscribe(self, on_news: Callable[[bytes], None], on_gap: Callable[[], None]) -> None:
-        self._listeners.append((on_news, on_gap))
+    def subscribe(self, on_news: Callable[[bytes], None], on_gap: Callable[[], None], topic: str = CHANGES) -> None:
+        self._listeners.setdefault(topic, []).append((on_news, on_gap))
