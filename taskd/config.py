@@ -232,3 +232,16 @@ def check_module(module: str, name: str) -> str:
     if not all(part.isidentifier() for part in module.split(".")):
         raise SettingsError(f"{name}: {module!r} is not the name of a Python module, such as lab.handlers")
     return module
+
+
+def whole_number(text: str | int | None, name: str, low: int, high: int) -> int | None:
+    """An option's value, None when it was not given. Raises SettingsError with one line that names the option."""
+    if text is None:
+        return None
+    try:
+        value = int(text)
+    except ValueError:
+        value = low - 1
+    if not low <= value <= high:
+        raise SettingsError(f"{name} must be a whole number from {low} to {high}, not {text!r}")
+    return value

@@ -103,16 +103,3 @@ def handle_signals(reactor: Any, hurry: Callable[[], None]) -> None:
 def _handle(handler: Any) -> None:
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, handler)
-
-
-def whole_number(text: str | int | None, name: str, low: int, high: int) -> int | None:
-    """An option's value, None when it was not given. Raises SettingsError with one line that names the option."""
-    if text is None:
-        return None
-    try:
-        value = int(text)
-    except ValueError:
-        value = low - 1
-    if not low <= value <= high:
-        raise SettingsError(f"{name} must be a whole number from {low} to {high}, not {text!r}")
-    return value

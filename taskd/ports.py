@@ -259,8 +259,9 @@ class ITaskStore(Interface):
     def claim(worker: str, lease: float, claims: Sequence[Claim]) -> Awaitable[Sequence[Task]]:
         """queued -> running under the next attempt, for ``lease`` seconds. Returns the tasks that are this worker's
         now. A redelivered message also takes a running task over; claiming what this worker already holds changes
-        nothing and returns it. The last attempt, when others were spent before, is only for a claim that is ``alone``:
-        a task that kills its worker must not take those beside it along each time."""
+        nothing and returns it. The last attempt, when the one before was lost with its worker, is only for a
+        claim that is ``alone``: a task that kills its worker must not take those beside it along each time. The error
+        of an attempt before is gone."""
 
     def finish(worker: str, outcomes: Sequence[Outcome], again: bool = False) -> Awaitable[Mapping[int, Finished]]:
         """running -> completed, failed, or waiting and not due before the delay is over, where dispatch, attempt and

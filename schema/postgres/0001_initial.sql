@@ -55,8 +55,8 @@ CREATE TABLE tasks (
     error         text,
     key           text,
     fingerprint   text,
-    timeout       real,
-    progress      real,
+    timeout       double precision,
+    progress      double precision,
     note          text,
     CHECK ((finished_at IS NOT NULL) = (state IN ('completed', 'failed', 'cancelled'))),
     CHECK (due OR dispatched_at IS NULL)

@@ -85,8 +85,8 @@ def _run(options: Namespace, texts: Texts, address: str) -> int:
     globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
     out = Output(sys.stdout, sys.stderr)
     ctx = _context(reactor, options, texts, address, os.environ, out)
-    # These two may have nothing to print for hours, and nobody else would notice that their reader has gone
-    watched = out.pipe if options.command in ("watch", "wait") else None
+    # These may have nothing to print for hours, and nobody else would notice that their reader has gone
+    watched = out.pipe if options.command in ("watch", "wait", "log") else None
     return Runner(reactor, texts).run(lambda: perform(ctx, options), watched)
 
 
@@ -119,9 +119,10 @@ def _context(
     from taskd.client.context import Context
     from taskd.client.rendering import Renderer
     from taskd.client.sessions import SessionFile, state_folder
-    from taskd.client.terminal import Input, colour_wanted
+    from taskd.client.terminal import Input, Screen, can_move, colour_wanted
 
-    columns = shutil.get_terminal_size().columns if out.tty else None
+    size = shutil.get_terminal_size()
+    colour = colour_wanted(env, out.tty)
     return Context(
         clock=reactor,
         endpoint=endpoint(reactor, address),
@@ -131,9 +132,10 @@ def _context(
         texts=texts,
         out=out,
         source=Input(reactor, sys.stdin),
-        renderer=Renderer(texts, columns, colour_wanted(env, out.tty)),
+        renderer=Renderer(texts, size.columns if out.tty else None, colour),
         sessions=SessionFile(state_folder(env), address),
         json=options.json,
+        screen=Screen(size.columns, size.lines, colour) if can_move(env, out.tty) else None,
     )
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from argparse import Namespace
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from taskd.client.connection import Message, Received
+import msgspec
+from msgspec import Struct
+
+from taskd.client.connection import Message, Received, read
 from taskd.client.context import Context, check_password, check_username
 from taskd.client.errors import OK, ClientError, ConnectionTrouble, NotLoggedIn, Refused
+from taskd.client.kinds import kinds
 from taskd.client.live import wait, watch
-from taskd.client.rendering import visible
+from taskd.client.log import log
+from taskd.client.rendering import Moment, moment, visible
 from taskd.client.sessions import Session
 from taskd.client.submit import add
 from taskd.wire.limits import DEFAULT_PAGE, MAX_PAGE
@@ -117,15 +122,65 @@ async def show(ctx: Context, options: Namespace) -> int:
     return OK
 
 
+class Explanation(Struct):
+    """What is read of the answer to ``explain``; what does not apply is missing or null."""
+
+    code: str = ""
+    message: str = ""
+    kind: str | None = None
+    queue: str | None = None
+    attempt: int | None = None
+    max_attempts: int | None = None
+    run_at: Moment | None = None
+    since: Moment | None = None
+    error: str | None = None
+
+
+_decode_explanation = msgspec.json.Decoder(Explanation).decode
+
+
+async def explain(ctx: Context, options: Namespace) -> int:
+    """Why a task is where it is."""
+    reply = await ctx.ask("explain", task_id=options.task_id)
+    ctx.show(reply, *([] if ctx.json else [reason(ctx, options.task_id, reply)]))
+    return OK
+
+
+def reason(ctx: Context, task_id: int, reply: Received) -> str:
+    """The answer to ``explain`` in the user's language. Raises ConnectionTrouble."""
+    why = read(reply.line, _decode_explanation, ctx.server)
+    fields = {
+        "kind": why.kind,
+        "queue": why.queue,
+        "attempt": why.attempt and ctx.renderer.attempt(why.attempt, why.max_attempts),
+        "run_at": why.run_at and moment(why.run_at),
+        "since": why.since and moment(why.since),
+        "error": why.error and why.error.rstrip("."),
+        "show": ctx.command("show", str(task_id)),
+        "retry": ctx.command("retry", str(task_id)),
+    }
+    known = {name: visible(value) for name, value in fields.items() if value}
+    return ctx.texts.reason(why.code, visible(why.message), **known)
+
+
 async def cancel(ctx: Context, options: Namespace) -> int:
     """Cancel each task; one that cannot be cancelled does not keep the others from it."""
-    ids = list(dict.fromkeys(options.task_ids))
-    client, answers = await ctx.logged_in(*(("cancel_task", {"task_id": task_id}) for task_id in ids))
+    return await _each(ctx, options.task_ids, "cancel_task", "cancelled")
+
+
+async def retry(ctx: Context, options: Namespace) -> int:
+    """Have each task tried again; one that cannot be does not keep the others from it."""
+    return await _each(ctx, options.task_ids, "retry_task", "retried")
+
+
+async def _each(ctx: Context, task_ids: Iterable[int], action: str, done: str) -> int:
+    ids = list(dict.fromkeys(task_ids))
+    client, answers = await ctx.logged_in(*((action, {"task_id": task_id}) for task_id in ids))
     status = OK
     try:
         for task_id, answer in zip(ids, answers, strict=True):
             try:
-                ctx.show(await answer, ctx.texts("cancelled", id=task_id))
+                ctx.show(await answer, ctx.texts(done, id=task_id))
             except Refused as e:
                 ctx.report(e)
                 status = e.exit
@@ -144,6 +199,10 @@ COMMANDS: dict[str, Callable[[Context, Namespace], Awaitable[int]]] = {
     "show": show,
     "watch": watch,
     "wait": wait,
+    "log": log,
+    "explain": explain,
     "cancel": cancel,
+    "retry": retry,
+    "kinds": kinds,
 }
 """Each returns the exit status, or raises ClientError, EndOfInput or OutputClosed."""

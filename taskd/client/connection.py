@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
@@ -62,6 +62,17 @@ class Received(NamedTuple):
 
     line: bytes
     body: Message
+
+
+_T = TypeVar("_T")
+
+
+def read(line: bytes, decode: Callable[[bytes], _T], server: str) -> _T:
+    """What a line, or a part of it, says to a command that knows more of it. Raises ConnectionTrouble."""
+    try:
+        return decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise ConnectionTrouble("not_taskd", transient=False, server=server) from None
 
 
 _encode = msgspec.json.Encoder().encode

@@ -20,7 +20,7 @@ from taskd.client.connection import LineClient, Received, connect
 from taskd.client.errors import ClientError, EndOfInput, NotLoggedIn, Refused, Unconfirmed, UsageError
 from taskd.client.rendering import Renderer, ShownTask, read_view, visible
 from taskd.client.sessions import BrokenSession, Session, SessionFile
-from taskd.client.terminal import Output, Source
+from taskd.client.terminal import Output, Screen, Source
 from taskd.client.texts import Texts
 from taskd.errors import BadRequest, TooLarge
 from taskd.model import check_new_password, normalize_username
@@ -47,6 +47,8 @@ class Context:
     renderer: Renderer
     sessions: SessionFile
     json: bool = False
+    screen: Screen | None = None
+    """Where the output can keep lines at the foot of a terminal."""
     new_key: Callable[[], str] = lambda: uuid.uuid4().hex
 
     async def connect(self) -> LineClient:
@@ -153,14 +155,14 @@ class Context:
         """Wait without blocking."""
         return deferLater(self.clock, seconds)
 
-    async def prompt(self, key: str, hidden: bool = False) -> str:
+    async def prompt(self, key: str, hidden: bool = False, **fields: Any) -> str:
         """Ask at the terminal. Raises EndOfInput."""
         if not hidden:
-            self.out.prompt(self.texts(key))
+            self.out.prompt(self.texts(key, **fields))
             return await self.source.line()
         with self.source.hidden():
             # Echo is off before the question is there: who answers at once would be overlooked otherwise
-            self.out.prompt(self.texts(key))
+            self.out.prompt(self.texts(key, **fields))
             try:
                 return await self.source.line()
             finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -18,12 +19,7 @@ MAX_COMMON_KEY_CHARS = MAX_KEY_CHARS - 20
 def task_fields(options: Namespace) -> dict[str, Any]:
     """The fields that options give, but for text and key; the rest is the server's to choose. Raises ClientError."""
     fields: dict[str, Any] = {}
-    payload = _payload(options.payload)
-    for given in options.field:
-        name, equals, value = given.partition("=")
-        if not equals or not name:
-            raise UsageError("bad_field", given=given)
-        payload[name] = _value(value)
+    payload = _payload(options.payload) | read_fields(options.field)
     if payload:
         fields["payload"] = payload
     if options.kind is not None:
@@ -31,10 +27,33 @@ def task_fields(options: Namespace) -> dict[str, Any]:
             fields["kind"] = check_kind(options.kind)
         except BadRequest:
             raise UsageError("bad_kind") from None
-    for name in ("queue", "max_attempts"):
+    for name in ("queue", "max_attempts", "timeout", "delay"):
         if getattr(options, name) is not None:
             fields[name] = getattr(options, name)
+    if options.at is not None:
+        fields["run_at"] = options.at.isoformat()
     return fields
+
+
+def read_fields(given: Iterable[str]) -> dict[str, Any]:
+    """The values in ``NAME=VALUE``, each JSON if it reads as such. Raises UsageError."""
+    values = {}
+    for field in given:
+        name, equals, value = field.partition("=")
+        if not equals or not name:
+            raise UsageError("bad_field", given=field)
+        values[name] = _value(value)
+    return values
+
+
+def kind_perhaps(words: Sequence[str]) -> str | None:
+    """The kind that a task's text may name: if it is one word that has the form of a kind."""
+    if len(words) != 1:
+        return None
+    try:
+        return check_kind(words[0])
+    except BadRequest:
+        return None
 
 
 def task_text(text: str, where: str = "") -> str:

@@ -21,15 +21,22 @@ EXAMPLES = {
     "login": "  taskclient login ana\n  taskclient login ana < password-file",
     "add": """\
   taskclient add "render scene 7"
-  taskclient add "render scene 8" --field seconds=5 --wait --timeout 60
-  taskclient add resize --kind thumbnail --payload '{"width": 320}'
+  taskclient add "render scene 8" --field seconds=5 --wait --wait-timeout 1m
+  taskclient add "album 7" --kind thumbnail --payload '{"width": 320}' --timeout 30s
+  taskclient add command:convert --field from=a.png --field to=a.jpg --wait
+  taskclient add backup --delay 1h30m --max-attempts 5
+  taskclient add "night report" --at "2026-12-01 02:00"
   taskclient add "pay invoice 17" --key invoice-17
   seq 1 5000 | taskclient add - --key numbers""",
     "list": "  taskclient list --status Procesando\n  taskclient list --all --json | jq .id",
     "show": "  taskclient show 42",
     "watch": "  taskclient watch\n  taskclient watch --json | jq .task.state",
-    "wait": "  taskclient wait 42 43 --timeout 60 && echo done",
+    "wait": "  taskclient wait 42 43 --timeout 1m && echo done",
+    "log": "  taskclient log 42 -n 20\n  taskclient log 42 -f --times",
+    "explain": "  taskclient explain 42",
     "cancel": "  taskclient cancel 42 43",
+    "retry": "  taskclient retry 42 43",
+    "kinds": "  taskclient kinds\n  taskclient kinds --json | jq .kind",
 }
 
 
@@ -54,7 +61,14 @@ def _field(request: type, name: str) -> str:
     return next((m.description for m in meta if m.description), "").replace("`", "")
 
 
-_ACTION_OF = {"add": "new_task", "list": "get_tasks", "show": "get_task", "cancel": "cancel_task"}
+_ACTION_OF = {
+    "add": "new_task",
+    "list": "get_tasks",
+    "show": "get_task",
+    "log": "get_log",
+    "cancel": "cancel_task",
+    "retry": "retry_task",
+}
 
 _SUMMARIES = {
     "main": (
@@ -97,9 +111,17 @@ _OPTIONS = {
         "Qué es, en palabras del usuario: de 1 a 4.096 caracteres. - lee una tarea por línea de la entrada.",
     ),
     "stdin": ("The same as -.", "Lo mismo que -."),
+    "kind_or_text": (
+        "A single word that is a kind is taken for the kind: a program (command:NAME), or one that the workers serve"
+        " now, see `taskclient kinds`. It is the text as well then. Everything else is the text of a task of the"
+        " default kind. With --kind nothing is guessed.",
+        "Una sola palabra que sea un tipo se toma como tal: un programa (command:NOMBRE), o uno que los workers"
+        " atiendan ahora, vea `taskclient kinds`; es entonces también el texto. Todo lo demás es el texto de una tarea"
+        " del tipo por omisión. Con --kind no se adivina nada.",
+    ),
     "kind": (
-        _field(m.TaskSpec, "kind") + " Default: simulate.",
-        "Qué manejador la ejecuta. Por omisión, simulate.",
+        _field(m.TaskSpec, "kind") + " Default: simulate. The text may be left out then.",
+        "Qué manejador la ejecuta. Por omisión, simulate. El texto puede faltar entonces.",
     ),
     "payload": (_field(m.TaskSpec, "payload"), "Los argumentos del manejador, un objeto JSON."),
     "field": (
@@ -107,7 +129,10 @@ _OPTIONS = {
         "Un argumento del manejador: VALOR es JSON si se lee como tal; si no, texto. Repetible.",
     ),
     "queue": (_field(m.TaskSpec, "queue"), "Una de las colas del servidor; si falta, la primera."),
-    "max_attempts": (_field(m.TaskSpec, "max_attempts"), "Cuántas veces puede intentarse."),
+    "max_attempts": (
+        _field(m.TaskSpec, "max_attempts"),
+        "Cuántas veces puede intentarse; si falta, lo decide su tipo.",
+    ),
     "key": (
         _field(m.TaskSpec, "key") + " 1 to 128 printable characters. With -, line N of the input has the key K:N (K at"
         " most 108 characters), so that the same command with the same lines goes on where it was interrupted."
@@ -117,11 +142,35 @@ _OPTIONS = {
         " la misma orden con las mismas líneas continúa donde se interrumpió. Por omisión, una clave al azar, que un"
         " error nombra si hace falta.",
     ),
-    "wait": ("Show its states live until it has ended.", "Mostrar sus estados en vivo hasta que termine."),
-    "timeout": (
-        "Seconds to wait at most; exit status 3 when they have passed.",
-        "Segundos de espera como máximo; código de salida 3 si se agotan.",
+    "wait": (
+        "Show its states and its progress live until it has ended.",
+        "Mostrar sus estados y su progreso en vivo hasta que termine.",
     ),
+    "wait_timeout": (
+        "How long to wait at most, such as 90, 90s or 1h30m; exit status 3 when it has passed.",
+        "Cuánto esperar como máximo, p. ej. 90, 90s o 1h30m; código de salida 3 si se agota.",
+    ),
+    "timeout": (
+        "How long an attempt may take, if less than its kind allows: 90, 90s, 1h30m, 2d, 1.5h.",
+        "Cuánto puede durar un intento, si es menos de lo que permite su tipo: 90, 90s, 1h30m, 2d, 1.5h.",
+    ),
+    "delay": (
+        "Do not run it before this time has passed: 90, 90s, 1h30m, 2d, 1.5h.",
+        "No ejecutarla antes de que pase este tiempo: 90, 90s, 1h30m, 2d, 1.5h.",
+    ),
+    "at": (
+        'Do not run it before then: "2026-12-01 08:00" in the local time zone, or with one: 2026-12-01T08:00Z,'
+        " 2026-12-01T08:00+02:00.",
+        'No ejecutarla antes: "2026-12-01 08:00" en la zona horaria local, o con una: 2026-12-01T08:00Z,'
+        " 2026-12-01T08:00+02:00.",
+    ),
+    "follow": (
+        "Go on with what the task says until it has ended.",
+        "Seguir con lo que diga la tarea hasta que termine.",
+    ),
+    "lines": ("Begin with the last N lines.", "Empezar por las últimas N líneas."),
+    "attempt": ("Only the lines of this attempt.", "Solo las líneas de este intento."),
+    "times": ("Begin each line with its date and time.", "Anteponer a cada línea su fecha y hora."),
     "status": (
         _field(m.GetTasks, "status"),
         "Solo las de este estado: Procesando, Completada, Fallida o Cancelada.",

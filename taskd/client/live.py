@@ -16,6 +16,7 @@ from taskd.client.connection import LineClient, Received
 from taskd.client.context import Context, Request
 from taskd.client.errors import OK, TASK_FAILED, TIMED_OUT
 from taskd.client.persistence import Persistence
+from taskd.client.progress import REMEMBERED, display, read_said
 from taskd.client.rendering import ShownTask
 from taskd.model import State
 from taskd.wire.limits import MAX_BATCH, MAX_PAGE, MAX_WAIT_SECONDS
@@ -23,9 +24,6 @@ from taskd.wire.limits import MAX_BATCH, MAX_PAGE, MAX_WAIT_SECONDS
 WATCH_COLUMNS = ("id", "status", "state", "age", "text")
 ANSWER_SECONDS = 10.0
 """What the server gets to answer a wait when its time is up; after that its answer would change nothing."""
-
-REMEMBERED = 10_000
-"""Tasks of which the version last shown is known, so that a snapshot shows only what is new."""
 
 ENDED = frozenset({State.COMPLETED.value, State.FAILED.value, State.CANCELLED.value})
 
@@ -35,6 +33,7 @@ class _Changes:
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
+        self._display = display(ctx)
         self._versions: dict[int, int] = {}
         self._newest = 0
 
@@ -53,10 +52,30 @@ class _Changes:
         return [task for task in snapshot if task.id in self._versions or task.id > newest]
 
     def show(self, tasks: Iterable[ShownTask]) -> None:
-        ctx, now = self._ctx, self._ctx.now()
-        lines = [ctx.renderer.change(task, now) for task in tasks if self.note(task)]
-        if lines and not ctx.json:
-            ctx.out.lines(lines)
+        """Print those that are new."""
+        ctx, new = self._ctx, [task for task in tasks if self.note(task)]
+        if new and not ctx.json:
+            now = ctx.now()
+            ctx.out.lines(ctx.renderer.change(task, now) for task in new)
+            self.have_shown(new)
+
+    def have_shown(self, tasks: Iterable[ShownTask]) -> None:
+        """These have been printed, and some of them may run."""
+        for task in tasks:
+            self._display.changed(task)
+
+    def said(self, received: Received) -> None:
+        """Show a ``progress`` event."""
+        if not self._ctx.json:
+            self._display.said(read_said(received, self._ctx.server))
+
+    def reconnected(self) -> None:
+        """What seemed to run may have ended meanwhile."""
+        self._display.forget()
+
+    def close(self) -> None:
+        """Nothing more will be shown."""
+        self._display.close()
 
 
 class Watcher:
@@ -71,7 +90,10 @@ class Watcher:
 
     async def run(self) -> int:
         """Raises ClientError when the server cannot be reached at first, or refuses."""
-        await self._persistence.run(self._attempt)
+        try:
+            await self._persistence.run(self._attempt)
+        finally:
+            self._changes.close()
         return OK
 
     async def _attempt(self) -> int:
@@ -92,6 +114,8 @@ class Watcher:
             self._ctx.out.raw((received.line,))
         if received.body.event == "task":
             self._changes.show([self._ctx.view(received.body.task)])
+        elif received.body.event == "progress":
+            self._changes.said(received)
         elif received.body.event == "gap":
             again = client.request("watch", limit=MAX_PAGE)
             again.addCallback(self._snapshot).addErrback(client.failed)
@@ -107,8 +131,11 @@ class Watcher:
                 ctx.out.lines(ctx.renderer.table(WATCH_COLUMNS).rows(tasks, ctx.now()))
             if ctx.out.tty:
                 ctx.out.note(ctx.texts("watching"))
+            self._changes.have_shown(tasks)
         else:
+            self._changes.reconnected()
             self._changes.show(reversed(self._changes.missed(tasks)))
+            self._changes.have_shown(tasks)
         self._first = False
 
 
@@ -138,22 +165,29 @@ class Follower:
         self._client = client
         while self._held:
             self.event(*self._held.popleft())
-        status = await self._persistence.run(self._attempt)
+        try:
+            status = await self._persistence.run(self._attempt)
+        finally:
+            self._changes.close()
         return self._status() if status is None else status
 
     def event(self, client: LineClient, received: Received) -> None:
         """Hear of an event of the connection."""
         if received.body.event == "gap":
             client.request("watch", limit=1).addErrback(_ignore)
-        elif received.body.event == "task":
+        elif received.body.event in ("task", "progress", "log"):
             if self._ids is None:
                 self._held.append((client, received))
                 return
-            task = self._ctx.view(received.body.task)
-            if task.id in self._ids:
-                if self._ctx.json:
-                    self._ctx.out.raw((received.line,))
+            task = self._ctx.view(received.body.task) if received.body.event == "task" else None
+            if (received.body.task_id if task is None else task.id) not in self._ids:
+                return
+            if self._ctx.json:
+                self._ctx.out.raw((received.line,))
+            if task is not None:
                 self._changes.show([task])
+            elif received.body.event == "progress":
+                self._changes.said(received)
 
     async def _attempt(self) -> int:
         client, waiting = await self._begin()
@@ -177,6 +211,7 @@ class Follower:
         if client is not None:
             return client, client.request("wait", **self._wait())
         requests: list[Request] = [("watch", {"limit": 1})] if self._live else []
+        self._changes.reconnected()
         client, (*watch, waiting) = await self._ctx.logged_in(*requests, ("wait", self._wait()), on_event=self.event)
         for answer in watch:
             answer.addErrback(_ignore)

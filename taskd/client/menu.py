@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
 
 from twisted.python.failure import Failure
 
+from taskd.client.commands import reason
 from taskd.client.connection import LineClient
 from taskd.client.context import Context, check_username, explain
 from taskd.client.delivery import Delivery
-from taskd.client.errors import OK, ClientError, EndOfInput, Unconfirmed
-from taskd.client.fields import task_text
+from taskd.client.errors import OK, ClientError, EndOfInput, Unconfirmed, UsageError
+from taskd.client.fields import kind_perhaps, read_fields, task_text
+from taskd.client.log import print_page
 from taskd.client.rendering import visible
+from taskd.client.submit import PROGRAM, served_kinds
+from taskd.client.words import WORDS
+from taskd.model import DEFAULT_KIND
+
+Action = Callable[[], Awaitable[None]]
 
 SHOWN = 50
+SHOWN_KINDS = 10
 COLUMNS = ("id", "status", "age", "text")
+LOG_LINES = 100
+"""Of a log, its end; ``taskclient log`` has all of it."""
+
+VERBS = {
+    "show": "get_task",
+    "log": "get_log",
+    "explain": "explain",
+    "retry": "retry_task",
+    "cancel": "cancel_task",
+}
+"""What can be done with one task, typed before its number where an option is asked for, and the action for it."""
+
 RELOGIN_SECONDS = 10.0
 """How long logging in with a token may take, where somebody waits for what comes after it."""
 
@@ -50,7 +73,7 @@ class Menu:
         while True:
             title = self._ctx.texts("menu.server", server=visible(self._ctx.server))
             choice = await self._choose(title, ("menu.register", "menu.login", "menu.leave"))
-            if choice == 3:
+            if not isinstance(choice, int) or choice == 3:
                 return
             await self._guarded((self._register, self._login)[choice - 1])
             if self._token is not None:
@@ -59,10 +82,13 @@ class Menu:
     async def _inside(self) -> None:
         while self._token is not None:
             title = self._ctx.texts("menu.user", username=visible(self._username), server=visible(self._ctx.server))
-            choice = await self._choose(title, ("menu.tasks", "menu.create", "menu.back"))
-            await self._guarded((self._see, self._create, self._back)[choice - 1])
+            choice = await self._choose(title, ("menu.tasks", "menu.create", "menu.back"), self._one_of)
+            if isinstance(choice, int):
+                await self._guarded((self._see, self._create, self._back)[choice - 1])
+            else:
+                await self._guarded(choice)
 
-    async def _guarded(self, action: Callable[[], Awaitable[None]]) -> None:
+    async def _guarded(self, action: Action) -> None:
         """Do something; what goes wrong is one line, and the menu goes on."""
         try:
             await action()
@@ -110,6 +136,31 @@ class Menu:
         ctx.out.lines(ctx.renderer.table(COLUMNS).rows([ctx.view(raw) for raw in page.tasks], ctx.now()))
         if page.cursor is not None:
             ctx.out.line(ctx.texts("more_menu", n=len(page.tasks), command=ctx.command("list", "--all")))
+        ctx.out.line(ctx.texts("menu.hint", verbs=", ".join(ctx.texts(f"menu.{verb}") for verb in VERBS)))
+
+    def _one_of(self, answer: str) -> Action | None:
+        """What an answer such as ``show 7`` asks for, in either language."""
+        verb, _, number = answer.lower().partition(" ")
+        number = number.strip()
+        if not (number.isascii() and number.isdecimal() and 0 < int(number[:20]) < 2**63):
+            return None
+        for name in VERBS:
+            if verb in WORDS[f"menu.{name}"]:
+                return partial(self._look, name, int(number))
+        return None
+
+    async def _look(self, verb: str, task_id: int) -> None:
+        ctx, client = self._ctx, await self._connection()
+        fields = {"tail": True, "limit": LOG_LINES} if verb == "log" else {}
+        reply = await client.request(VERBS[verb], task_id=task_id, **fields)
+        if verb == "show":
+            ctx.out.lines(ctx.renderer.details(ctx.view(reply.body.task)))
+        elif verb == "log":
+            print_page(ctx, task_id, reply)
+        elif verb == "explain":
+            self._say(reason(ctx, task_id, reply))
+        else:
+            self._say(ctx.texts("retried" if verb == "retry" else "cancelled", id=task_id))
 
     async def _create(self) -> None:
         await self._connection()
@@ -119,12 +170,42 @@ class Menu:
             return
         task, key = task_text(text), self._ctx.new_key()
         delivery = Delivery(self._ctx, self._connect, await self._connection())
+        kind = await self._kind(delivery, task)
+        given = await self._fields() if kind != DEFAULT_KIND else []
+        payload = read_fields(given)
+        more: dict[str, Any] = {"kind": kind} if kind != DEFAULT_KIND else {}
+        if payload:
+            more["payload"] = payload
         try:
-            reply, _ = await delivery.send("new_task", key, task=task, key=key)
+            reply, _ = await delivery.send("new_task", key, task=task, key=key, **more)
         except Unconfirmed as e:
-            e.key, e.fields["command"] = "menu.unconfirmed", self._ctx.command("add", "--key", key, task)
+            words = ["--kind", kind, *(word for field in given for word in ("--field", field))] if more else []
+            e.key, e.fields["command"] = "menu.unconfirmed", self._ctx.command("add", *words, "--key", key, task)
             raise
-        self._say(self._ctx.texts("created", id=reply.body.task_id))
+        if more:
+            self._say(self._ctx.texts("created_kind", id=reply.body.task_id, kind=kind))
+        else:
+            self._say(self._ctx.texts("created", id=reply.body.task_id))
+
+    async def _kind(self, delivery: Delivery, text: str) -> str:
+        """The kind that the text names, else what the user chooses where there is a choice."""
+        if text.startswith(PROGRAM) and kind_perhaps([text]):
+            return text
+        others = sorted({kind.kind for kind in await served_kinds(self._ctx, delivery)} - {DEFAULT_KIND})
+        if text in others or not others:
+            return text if others else DEFAULT_KIND
+        names = ", ".join(map(visible, others[:SHOWN_KINDS])) + (", ..." if len(others) > SHOWN_KINDS else "")
+        kind = (await self._ask("menu.kind", kinds=names, default=DEFAULT_KIND)).strip() or DEFAULT_KIND
+        if kind_perhaps([kind]) is None:
+            raise UsageError("bad_kind")
+        return kind
+
+    async def _fields(self) -> list[str]:
+        """NAME=VALUE, as many as there are, with a shell's quotation marks around blanks."""
+        try:
+            return shlex.split(await self._ask("menu.fields"))
+        except ValueError:
+            raise UsageError("menu.quotes") from None
 
     async def _back(self) -> None:
         token, self._token = self._token, None
@@ -164,19 +245,24 @@ class Menu:
             self._ctx.out.line("\n" + self._ctx.texts("menu.lost"))
             self._ctx.out.prompt(self._asking)
 
-    async def _choose(self, title: str, options: tuple[str, ...]) -> int:
+    async def _choose(
+        self, title: str, options: tuple[str, ...], other: Callable[[str], Action | None] = lambda answer: None
+    ) -> int | Action:
+        """The number of an option, or what ``other`` makes of the answer."""
         ctx = self._ctx
         ctx.out.lines(["", title, *(f"{n}. {ctx.texts(key)}" for n, key in enumerate(options, 1))])
         while True:
             answer = (await self._ask("menu.choose")).strip()
             if answer in ("1", "2", "3")[: len(options)]:
                 return int(answer)
+            if (action := other(answer)) is not None:
+                return action
             self._say(ctx.texts("menu.wrong", n=len(options)))
 
-    async def _ask(self, key: str) -> str:
-        self._asking = self._ctx.texts(key)
+    async def _ask(self, key: str, **fields: Any) -> str:
+        self._asking = self._ctx.texts(key, **fields)
         try:
-            return await self._ctx.prompt(key)
+            return await self._ctx.prompt(key, **fields)
         except ClientError as e:  # such as a line that is not UTF-8
             self._say(explain(e, self._ctx.texts))
             return ""

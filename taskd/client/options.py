@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import math
+from collections.abc import Callable
+from datetime import datetime
 
 from taskd.client import help as texts_of_help
+from taskd.client.durations import duration, moment_in, seconds_in
 from taskd.client.texts import Texts
-from taskd.model import SHOWN_STATES, STATUSES
+from taskd.model import MAX_DELAY_SECONDS, MAX_TIMEOUT_SECONDS, SHOWN_STATES, STATUSES
 from taskd.wire.limits import MAX_PAGE
 
 Parser = argparse.ArgumentParser
@@ -46,10 +48,11 @@ class _Builder:
         self._command(commands, "whoami")
 
     def _tasks(self, commands: argparse._SubParsersAction[Parser]) -> None:
-        seconds, number = self._seconds, self._positive
+        number, wait_timeout = self._positive, self._duration(MAX_DELAY_SECONDS)
 
         add = self._command(commands, "add")
-        add.add_argument("text", nargs="*", metavar="TEXT", help=self._help("text"))
+        text = "TIPO|TEXTO" if self._texts.lang == "es" else "KIND|TEXT"
+        add.add_argument("text", nargs="*", metavar=text, help=f"{self._help('text')} {self._help('kind_or_text')}")
         add.add_argument("--stdin", action="store_true", help=self._help("stdin"))
         add.add_argument("--kind", metavar="K", help=self._help("kind"))
         add.add_argument("--payload", metavar="JSON", help=self._help("payload"))
@@ -57,9 +60,15 @@ class _Builder:
         add.add_argument("--field", metavar=name_value, action="append", default=[], help=self._help("field"))
         add.add_argument("--queue", metavar="Q", help=self._help("queue"))
         add.add_argument("--max-attempts", metavar="N", type=number, help=self._help("max_attempts"))
+        limit = self._duration(MAX_TIMEOUT_SECONDS, zero=False)
+        add.add_argument("--timeout", metavar="T", type=limit, help=self._help("timeout"))
+        begin = add.add_mutually_exclusive_group()
+        later = self._duration(MAX_DELAY_SECONDS)
+        begin.add_argument("--delay", metavar="T", type=later, help=self._help("delay"))
+        begin.add_argument("--at", metavar="WHEN", type=self._moment, help=self._help("at"))
         add.add_argument("--key", metavar="K", help=self._help("key"))
         add.add_argument("--wait", action="store_true", help=self._help("wait"))
-        add.add_argument("--timeout", metavar="S", type=seconds, help=self._help("timeout"))
+        add.add_argument("--wait-timeout", metavar="T", type=wait_timeout, help=self._help("wait_timeout"))
 
         tasks = self._command(commands, "list")
         tasks.add_argument("--status", choices=STATUSES, metavar="STATUS", help=self._help("status"))
@@ -77,10 +86,23 @@ class _Builder:
 
         wait = self._command(commands, "wait")
         wait.add_argument("task_ids", metavar="ID", nargs="+", type=number, help=self._help("task_id"))
-        wait.add_argument("--timeout", metavar="S", type=seconds, help=self._help("timeout"))
+        wait.add_argument("--timeout", metavar="T", type=wait_timeout, help=self._help("wait_timeout"))
 
-        cancel = self._command(commands, "cancel")
-        cancel.add_argument("task_ids", metavar="ID", nargs="+", type=number, help=self._help("task_id"))
+        log = self._command(commands, "log")
+        log.add_argument("task_id", metavar="ID", type=number, help=self._help("task_id"))
+        log.add_argument("-f", "--follow", action="store_true", help=self._help("follow"))
+        log.add_argument("-n", "--lines", metavar="N", type=number, help=self._help("lines"))
+        log.add_argument("--attempt", metavar="N", type=number, help=self._help("attempt"))
+        log.add_argument("--times", action="store_true", help=self._help("times"))
+
+        explain = self._command(commands, "explain")
+        explain.add_argument("task_id", metavar="ID", type=number, help=self._help("task_id"))
+
+        for name in ("cancel", "retry"):
+            command = self._command(commands, name)
+            command.add_argument("task_ids", metavar="ID", nargs="+", type=number, help=self._help("task_id"))
+
+        self._command(commands, "kinds")
 
     def _command(self, commands: argparse._SubParsersAction[Parser], name: str, more: str = "") -> Parser:
         summary = self._summary(name)
@@ -124,14 +146,32 @@ class _Builder:
     def _page(self, text: str) -> int:
         return min(self._positive(text), MAX_PAGE)
 
-    def _seconds(self, text: str) -> float:
+    def _duration(self, most: float, zero: bool = True) -> Callable[[str], float]:
+        """The type of an option that is a length of time, in seconds."""
+
+        def read(text: str) -> float:
+            try:
+                seconds = seconds_in(text)
+            except ValueError:
+                raise argparse.ArgumentTypeError(self._texts("bad_duration", given=_printable(text))) from None
+            if not (seconds or zero):
+                raise argparse.ArgumentTypeError(self._texts("no_duration"))
+            if seconds > most:
+                longest = duration(most)
+                raise argparse.ArgumentTypeError(self._texts("long_duration", given=_printable(text), most=longest))
+            return seconds
+
+        return read
+
+    def _moment(self, text: str) -> datetime:
         try:
-            value = float(text)
+            return moment_in(text)
         except ValueError:
-            value = math.nan
-        if value >= 0 and math.isfinite(value):
-            return value
-        raise argparse.ArgumentTypeError(self._texts("bad_seconds", given=text))
+            raise argparse.ArgumentTypeError(self._texts("bad_moment", given=_printable(text))) from None
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else repr(text)
 
 
 _SPANISH = {

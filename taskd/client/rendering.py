@@ -10,7 +10,8 @@ from typing import Annotated, TypeAlias
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from taskd.client.errors import ConnectionTrouble
+from taskd.client.connection import read
+from taskd.client.durations import duration
 from taskd.client.texts import Texts
 
 JOINERS = "\u200c\u200d"
@@ -31,6 +32,17 @@ LEAST_TEXT = 20
 """Cells that a table leaves for its last column; a narrow terminal gives up other columns for it."""
 
 
+class FailedAttempt(Struct):
+    """What is shown of an :class:`~taskd.wire.messages.AttemptView`."""
+
+    attempt: int
+    worker: str
+    ended_at: Moment
+    error: str
+    started_at: Moment | None = None
+    traceback: str | None = None
+
+
 class ShownTask(Struct):
     """What is shown of a :class:`~taskd.wire.messages.TaskView`.
 
@@ -44,7 +56,7 @@ class ShownTask(Struct):
     status: str
     state: str
     attempt: int
-    max_attempts: int
+    max_attempts: int | None
     version: int
     created_at: Moment
     run_at: Moment
@@ -52,8 +64,11 @@ class ShownTask(Struct):
     finished_at: Moment | None = None
     result: Raw = NULL
     error: str | None = None
+    progress: float | None = None
+    note: str | None = None
     payload: Raw = NULL
-    result_omitted: bool = False
+    timeout: float | None = None
+    attempts: list[FailedAttempt] = []
 
 
 _decode_view = msgspec.json.Decoder(ShownTask).decode
@@ -61,10 +76,7 @@ _decode_view = msgspec.json.Decoder(ShownTask).decode
 
 def read_view(raw: Raw, server: str) -> ShownTask:
     """A task as the server sent it. Raises ConnectionTrouble when it is none."""
-    try:
-        return _decode_view(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        raise ConnectionTrouble("not_taskd", transient=False, server=server) from None
+    return read(bytes(raw), _decode_view, server)
 
 
 def visible(text: str) -> str:
@@ -131,6 +143,11 @@ class Renderer:
         self._columns = columns
         self._colour = colour
 
+    @property
+    def columns(self) -> int | None:
+        """The width to cut at."""
+        return self._columns
+
     def paint(self, text: str, word: str) -> str:
         """The text in the colour of a status or state."""
         colour = _COLOURS.get(word) if self._colour else None
@@ -143,20 +160,37 @@ class Renderer:
     def change(self, task: ShownTask, now: datetime) -> str:
         """One line for a task that has just changed."""
         at = task.finished_at or (task.started_at if task.state == "running" else None) or now
-        words = [at.astimezone().strftime("%H:%M:%S"), str(task.id)]
-        state = pad(visible(self._texts.state(task.state)), 12)
         extra = visible(task.task)
         if task.state == "running" and task.attempt > 1:
-            extra += f" ({self._texts('attempt', n=task.attempt, max=task.max_attempts)})"
+            extra += f" ({self.attempt(task.attempt, task.max_attempts)})"
         if task.error:
             extra += f": {visible(task.error)}"
         elif task.result != NULL:
             extra += f": {compact(task.result)}"
+        return self._news(at, task.id, task.state, self.state(task.state, task.progress), extra)
+
+    def progress(self, task_id: int, text: str, progress: float, note: str | None, now: datetime) -> str:
+        """One line for a task that has got further. ``text`` may be empty."""
+        extra = ": ".join(visible(part) for part in (text, note) if part)
+        return self._news(now, task_id, "running", self.state("running", progress), extra)
+
+    def state(self, state: str, progress: float | None) -> str:
+        """The name of a state; while it runs with how far it is."""
+        name = visible(self._texts.state(state))
+        return f"{name} {percent(progress)} %" if state == "running" and progress is not None else name
+
+    def attempt(self, attempt: int, most: int | None) -> str:
+        """Which attempt it is, and of how many where that is known."""
+        return self._texts("attempt", n=attempt, max=most) if most else self._texts("attempt_only", n=attempt)
+
+    def _news(self, at: datetime, task_id: int, state: str, shown: str, extra: str) -> str:
+        words = [at.astimezone().strftime("%H:%M:%S"), str(task_id)]
+        shown = pad(shown, 12)
         if self._columns is not None:
-            if self._columns - sum(width(word) + 2 for word in (*words, state)) < LEAST_TEXT:
-                words, state = words[1:], state.rstrip()
-            extra = cut(extra, self._columns - sum(width(word) + 2 for word in (*words, state)))
-        return "  ".join([*words, self.paint(state, task.state), extra]).rstrip()
+            if self._columns - sum(width(word) + 2 for word in (*words, shown)) < LEAST_TEXT:
+                words, shown = words[1:], shown.rstrip()
+            extra = cut(extra, self._columns - sum(width(word) + 2 for word in (*words, shown)))
+        return "  ".join([*words, self.paint(shown, state), extra]).rstrip()
 
     def details(self, task: ShownTask) -> list[str]:
         """Everything about one task, a line each."""
@@ -168,19 +202,41 @@ class Renderer:
             ("status", f"{status} ({visible(t.state(task.state))})"),
             ("kind", visible(task.kind)),
             ("queue", visible(task.queue)),
-            ("attempt", t("show.of", n=task.attempt, max=task.max_attempts)),
+            (
+                "attempt",
+                t("show.of", n=task.attempt, max=task.max_attempts) if task.max_attempts else str(task.attempt),
+            ),
             ("created", moment(task.created_at)),
         ]
-        if task.state == "scheduled":
+        if task.state == "running" and task.progress is not None:
+            said = visible(task.note) if task.note else ""
+            rows.insert(3, ("progress", f"{percent(task.progress)} %  {said}".rstrip()))
+        if task.state in ("scheduled", "retrying"):
             rows.append(("run_at", moment(task.run_at)))
         rows += [(key, moment(at)) for key, at in (("started", task.started_at), ("finished", task.finished_at)) if at]
+        if task.timeout is not None:
+            rows.append(("timeout", duration(task.timeout)))
         if task.payload != NULL:
             rows.append(("payload", compact(task.payload)))
         if task.result != NULL:
             rows.append(("result", compact(task.result)))
         if task.error:
             rows.append(("error", visible(task.error)))
-        labels = [t(f"show.{key}") for key, _ in rows]
+        return self._labelled(rows) + [line for failed in task.attempts for line in self._failed(failed)]
+
+    def _failed(self, failed: FailedAttempt) -> list[str]:
+        """An attempt that failed: when, where, and with what traceback."""
+        took = (
+            f" ({duration(round((failed.ended_at - failed.started_at).total_seconds()))})" if failed.started_at else ""
+        )
+        heading = self._texts("show.attempt_failed", n=failed.attempt)
+        rows = [("worker", visible(failed.worker)), ("ended", moment(failed.ended_at) + took)]
+        rows.append(("error", visible(failed.error)))
+        trace = (failed.traceback or "").expandtabs(4).splitlines()
+        return ["", f"{heading}:", *(f"  {line}" for line in [*self._labelled(rows), *map(visible, trace)])]
+
+    def _labelled(self, rows: Sequence[tuple[str, str]]) -> list[str]:
+        labels = [self._texts(f"show.{key}") for key, _ in rows]
         room = max(map(width, labels)) + 2
         return [pad(f"{label}:", room) + value for label, (_, value) in zip(labels, rows, strict=True)]
 
@@ -235,10 +291,15 @@ class Table:
         if name == "age":
             return age(task.created_at, now)
         if name == "state":
-            return visible(self._texts.state(task.state))
+            return self._renderer.state(task.state, task.progress)
         if name == "text":
             return visible(task.task)
         return visible(str(getattr(task, name)))
+
+
+def percent(progress: float) -> int:
+    """Whole per cent; 100 only for all of it."""
+    return int(max(0.0, min(progress, 1.0)) * 100 + 1e-9)
 
 
 def moment(at: datetime) -> str:

@@ -13,13 +13,17 @@ from twisted.python.failure import Failure
 from taskd.client.connection import LineClient
 from taskd.client.context import Context
 from taskd.client.delivery import Delivery
-from taskd.client.errors import OK, ClientError, EndOfInput, UsageError
-from taskd.client.fields import check_own_key, line_key, task_fields, task_text
+from taskd.client.errors import OK, ClientError, EndOfInput, Refused, UsageError
+from taskd.client.fields import check_own_key, kind_perhaps, line_key, task_fields, task_text
+from taskd.client.kinds import ShownKind, read_kinds
 from taskd.client.live import Follower
 from taskd.wire.limits import MAX_BATCH, MAX_LINE_BYTES
 
 IN_FLIGHT = 4
 """Batches under way at once: enough to keep the server busy, few enough to know what was created."""
+
+PROGRAM = "command:"
+"""How the kinds of programs begin."""
 
 _ENVELOPE_BYTES = 100
 """More than ``{"action":"new_tasks","id":...,"tasks":[]}`` takes."""
@@ -28,22 +32,27 @@ _ENVELOPE_BYTES = 100
 async def add(ctx: Context, options: Namespace) -> int:
     """Submit, and with ``--wait`` follow what becomes of it."""
     fields = task_fields(options)
-    if options.timeout is not None and not options.wait:
-        raise UsageError("timeout_needs_wait")
+    if options.wait_timeout is not None and not options.wait:
+        raise UsageError("wait_timeout_needs_wait")
     words: list[str] = options.text
     from_input = options.stdin or words == ["-"]
     if options.stdin and words not in ([], ["-"]):
         raise UsageError("text_and_stdin")
     if not from_input and not words:
-        raise UsageError("no_text")
+        if options.kind is None:
+            raise UsageError("no_text")
+        words = [options.kind]
     if options.key is not None:
         check_own_key(options.key, common=from_input)
     key: str = ctx.new_key() if options.key is None else options.key
     if not from_input:
         fields = {"task": task_text(" ".join(words)), "key": key, **fields}
-    follower = Follower(ctx, options.timeout) if options.wait else None
+    perhaps = None if from_input or options.kind is not None else kind_perhaps(words)
+    follower = Follower(ctx, options.wait_timeout) if options.wait else None
     delivery = _delivery(ctx, follower)
     try:
+        if perhaps is not None and await is_kind(ctx, delivery, perhaps):
+            fields["kind"] = perhaps
         ids = await (_add_lines if from_input else _add_one)(ctx, delivery, key, fields)
         return await follower.follow(ids, delivery.client) if ids and follower is not None else OK
     finally:
@@ -65,6 +74,24 @@ def _delivery(ctx: Context, follower: Follower | None) -> Delivery:
     return Delivery(ctx, connect)
 
 
+async def is_kind(ctx: Context, delivery: Delivery, word: str) -> bool:
+    """Whether a word that may be a task's text names a kind: a program's, or one that workers serve now."""
+    if word.startswith(PROGRAM):
+        return True
+    return any(kind.kind == word for kind in await served_kinds(ctx, delivery))
+
+
+async def served_kinds(ctx: Context, delivery: Delivery) -> list[ShownKind]:
+    """What workers serve now; nothing where the server is too old to know."""
+    try:
+        reply, _ = await delivery.send("kinds", None)
+    except Refused as e:
+        if e.code != "unknown_action":
+            raise
+        return []
+    return read_kinds(reply, ctx.server)
+
+
 def _ignore(failure: Failure) -> None:
     """What comes behind on the same connection fails for the same reason."""
 
@@ -77,7 +104,10 @@ async def _add_one(ctx: Context, delivery: Delivery, key: str, task: dict[str, A
         raise
     task_id = reply.body.task_id
     created = resent or not reply.body.duplicate
-    ctx.show(reply, ctx.texts("created" if created else "known", id=task_id))
+    if created and "kind" in task:
+        ctx.show(reply, ctx.texts("created_kind", id=task_id, kind=task["kind"]))
+    else:
+        ctx.show(reply, ctx.texts("created" if created else "known", id=task_id))
     return [task_id]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
-from typing import IO, Any, Protocol, TextIO
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import IO, Any, NamedTuple, Protocol, TextIO
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReadDescriptor
@@ -17,6 +17,14 @@ from taskd.client.errors import ClientError, EndOfInput, OutputClosed
 
 MAX_LINE = 1024 * 1024
 """Bytes in one line of input, beyond which it cannot be meant."""
+
+
+class Screen(NamedTuple):
+    """A terminal that can move its cursor, in cells; ``colour`` allows colours."""
+
+    columns: int
+    rows: int
+    colour: bool
 
 
 class Source(Protocol):
@@ -141,7 +149,9 @@ class Output:
     def __init__(self, stdout: TextIO | None, stderr: TextIO | None) -> None:
         self._stdout = stdout
         self._stderr = stderr
+        self._foot: list[str] = []
         self.tty = stdout is not None and stdout.isatty()
+        self.encoding = getattr(stdout, "encoding", None) or "utf-8"
 
     @property
     def pipe(self) -> int | None:
@@ -177,7 +187,29 @@ class Output:
         with contextlib.suppress(OutputClosed, ClientError):
             self._write(self._stderr, f"{line}\n")
 
+    def foot(self, lines: Sequence[str]) -> None:
+        """Keep these lines below everything that is written, instead of those before. Only for a terminal that can
+        move its cursor, and for lines that are narrower than it."""
+        before, self._foot = self._foot, list(lines)
+        if before or lines:
+            self._put(self._stdout, self._erase(before) + self._drawn())
+
     def _write(self, stream: Any, data: str | bytes) -> None:
+        """Above the foot, if there is one."""
+        if self._foot and stream is not None:
+            self._put(self._stdout, self._erase(self._foot))
+        self._put(stream, data)
+        if self._foot and stream is not None:
+            self._put(self._stdout, self._drawn())
+
+    @staticmethod
+    def _erase(lines: Sequence[str]) -> str:
+        return f"\x1b[{len(lines)}A\r\x1b[J" if lines else ""
+
+    def _drawn(self) -> str:
+        return "".join(f"{line}\n" for line in self._foot)
+
+    def _put(self, stream: Any, data: str | bytes) -> None:
         if stream is None:
             return
         try:
@@ -189,6 +221,11 @@ class Output:
             raise ClientError("output_failed", code="internal", why=getattr(e, "strerror", None) or e) from None
 
 
+def can_move(env: Mapping[str, str], tty: bool) -> bool:
+    """Whether the output is a terminal that can move its cursor and erase."""
+    return tty and env.get("TERM") not in (None, "", "dumb")
+
+
 def colour_wanted(env: Mapping[str, str], tty: bool) -> bool:
     """Whether to use colours: on a terminal that has them, unless NO_COLOR is set (no-color.org)."""
-    return tty and not env.get("NO_COLOR") and env.get("TERM") not in (None, "", "dumb")
+    return can_move(env, tty) and not env.get("NO_COLOR")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from taskd.client.words import STATES, WORDS
+from taskd.client.words import WORDS
+from taskd.client.words_tasks import REASONS, STATES
 
 LANGUAGES = ("en", "es")
 
@@ -34,3 +36,10 @@ class Texts:
     def state(self, state: str) -> str:
         """A task's state; in Spanish translated, an unknown one as it is."""
         return STATES.get(state, state) if self.lang == "es" else state
+
+    def reason(self, code: str, message: str, **fields: Any) -> str:
+        """Why a task is where it is: our own words, where there are some for this code and all the fields that they
+        need, else the server's English ``message``."""
+        with contextlib.suppress(KeyError):
+            return REASONS[code][self._column].format(**fields) or message
+        return message

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-STATES = {
-    "waiting": "en espera",
-    "scheduled": "programada",
-    "retrying": "reintentando",
-    "queued": "en cola",
-    "running": "en curso",
-    "completed": "completada",
-    "failed": "fallida",
-    "cancelled": "cancelada",
-}
+from taskd.client.words_tasks import TASK_WORDS
 
 WORDS: dict[str, tuple[str, str]] = {
+    **TASK_WORDS,
     # connections
     "bad_server": (
         "{server} is no server address; use HOST:PORT or an endpoint such as tls:HOST:PORT",
@@ -104,6 +96,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "code.too_large": ("{message}", "demasiado grande: {message}"),
     "code.rate_limited": ("{message}", "demasiadas peticiones; espere un poco e inténtelo de nuevo"),
     "code.quota_exceeded": ("{message}", "ha agotado su cuota: {message}"),
+    "code.unknown_action": (
+        "this server is older than taskclient and does not know that: {message}",
+        "este servidor es más antiguo que taskclient y no conoce esa orden: {message}",
+    ),
     "code.draining": ("{message}", "el servidor se está deteniendo; inténtelo de nuevo"),
     "code.unavailable": (
         "{message}",
@@ -158,40 +154,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "cannot keep the session in {path}: {why}; repair that or set XDG_STATE_HOME",
         "no se puede guardar la sesión en {path}: {why}; corríjalo o cambie XDG_STATE_HOME",
     ),
-    # tasks
-    "bad_task": (
-        "{where}a task needs 1 to 4,096 characters, one of them visible",
-        "{where}una tarea necesita de 1 a 4.096 caracteres, al menos uno visible",
-    ),
-    "bad_kind": (
-        "a kind has 1 to 64 letters, digits or _ . : -",
-        "un tipo tiene de 1 a 64 letras, cifras o _ . : -",
-    ),
-    "bad_payload": (
-        "--payload must be a JSON object, such as {example}",
-        "--payload debe ser un objeto JSON, como {example}",
-    ),
-    "bad_field": (
-        "--field must read NAME=VALUE, not {given}",
-        "--field debe tener la forma NOMBRE=VALOR, no {given}",
-    ),
-    "bad_key": (
-        "a key has 1 to {limit} printable characters",
-        "una clave tiene de 1 a {limit} caracteres imprimibles",
-    ),
-    "no_text": (
-        "what is the task? give its text, or - to read one task a line from the input",
-        "¿cuál es la tarea? indique su texto, o - para leer una tarea por línea de la entrada",
-    ),
-    "text_and_stdin": ("give either a text or --stdin", "indique un texto o --stdin, no ambos"),
-    "bad_number": ("{given} is not a number from 1 up", "{given} no es un número a partir de 1"),
-    "bad_seconds": ("{given} is not a number of seconds", "{given} no es un número de segundos"),
-    "timeout_needs_wait": ("--timeout goes with --wait", "--timeout va con --wait"),
-    "line_too_large": (
-        "the request has more than {limit} bytes; make the payload smaller",
-        "la petición supera los {limit} bytes; reduzca los datos",
-    ),
-    "line": ("line {n}: ", "línea {n}: "),
+    # the input
     "input_too_long": ("a line of the input is too long", "una línea de la entrada es demasiado larga"),
     "not_utf8": (
         "the input is not UTF-8, nor in the encoding of the locale",
@@ -201,62 +164,6 @@ WORDS: dict[str, tuple[str, str]] = {
         "the command line or TASKD_PASSWORD has bytes that are no text here; use UTF-8",
         "la orden o TASKD_PASSWORD tiene bytes que aquí no son texto; use UTF-8",
     ),
-    "too_deep": (
-        "the payload is nested too deeply; make it flatter",
-        "los datos tienen demasiados niveles; redúzcalos",
-    ),
-    "created": ("Task {id} created.", "Tarea {id} creada."),
-    "created_many": ("{n} tasks created ({first} to {last}).", "{n} tareas creadas ({first} a {last})."),
-    "created_none": ("no tasks in the input; nothing created", "la entrada no tiene tareas; no se creó nada"),
-    "created_before": (
-        "{n} tasks were created before the error; --key {key} and the same lines go on from there.",
-        "Se crearon {n} tareas antes del error; --key {key} con las mismas líneas continúa desde ahí.",
-    ),
-    "known": (
-        "Task {id} was created before under this key.",
-        "La tarea {id} ya se había creado con esta clave.",
-    ),
-    "known_many": (
-        "{n} tasks were created before under these keys ({first} to {last}).",
-        "{n} tareas ya se habían creado con estas claves ({first} a {last}).",
-    ),
-    "interrupted_unconfirmed": (
-        "Not confirmed yet; the same command with --key {key} creates it only if it does not exist.",
-        "Aún sin confirmar; la misma orden con --key {key} la crea solo si no existe.",
-    ),
-    "no_tasks": ("No tasks.", "No hay tareas."),
-    "more": ("There are more: --limit N or --all", "Hay más: --limit N o --all"),
-    "more_menu": (
-        "The {n} newest; all of them with: {command}",
-        "Las {n} más recientes; todas con: {command}",
-    ),
-    "cancelled": ("Task {id} cancelled.", "Tarea {id} cancelada."),
-    "timed_out": (
-        "{n} of the tasks have not ended in time: {ids}",
-        "{n} de las tareas no terminaron a tiempo: {ids}",
-    ),
-    "watching": ("Watching; Ctrl-C ends it.", "Siguiendo los cambios; Ctrl-C para terminar."),
-    "attempt": ("attempt {n} of {max}", "intento {n} de {max}"),
-    "col.id": ("ID", "N.º"),
-    "col.status": ("STATUS", "ESTADO"),
-    "col.state": ("STATE", "DETALLE"),
-    "col.kind": ("KIND", "TIPO"),
-    "col.age": ("AGE", "EDAD"),
-    "col.text": ("TASK", "TAREA"),
-    "show.id": ("Task", "Tarea"),
-    "show.text": ("Text", "Texto"),
-    "show.status": ("Status", "Estado"),
-    "show.kind": ("Kind", "Tipo"),
-    "show.queue": ("Queue", "Cola"),
-    "show.attempt": ("Attempts", "Intentos"),
-    "show.of": ("{n} of {max}", "{n} de {max}"),
-    "show.created": ("Created", "Creada"),
-    "show.run_at": ("Not before", "No antes de"),
-    "show.started": ("Started", "Iniciada"),
-    "show.finished": ("Finished", "Terminada"),
-    "show.payload": ("Payload", "Datos"),
-    "show.result": ("Result", "Resultado"),
-    "show.error": ("Error", "Error"),
     # the menu
     "menu.server": ("taskd at {server}", "taskd en {server}"),
     "menu.user": ("{username} at {server}", "{username} en {server}"),
@@ -269,6 +176,21 @@ WORDS: dict[str, tuple[str, str]] = {
     "menu.choose": ("Choose an option: ", "Elija una opción: "),
     "menu.wrong": ("Please choose a number from 1 to {n}.", "Elija un número del 1 al {n}."),
     "menu.task": ("Task: ", "Tarea: "),
+    "menu.kind": ("Kind ({kinds}; Enter for {default}): ", "Tipo ({kinds}; Intro para {default}): "),
+    "menu.fields": (
+        "Fields as NAME=VALUE, or Enter for none: ",
+        "Datos como NOMBRE=VALOR, o Intro si no hay: ",
+    ),
+    "menu.hint": (
+        "One of them: {verbs}, and its number.",
+        "Una de ellas: {verbs}, y su número.",
+    ),
+    "menu.show": ("show", "ver"),
+    "menu.log": ("log", "registro"),
+    "menu.explain": ("explain", "explicar"),
+    "menu.retry": ("retry", "reintentar"),
+    "menu.cancel": ("cancel", "cancelar"),
+    "menu.quotes": ("a quotation mark is not closed", "falta cerrar unas comillas"),
     "menu.nothing": ("Nothing entered, nothing done.", "No escribió nada; no se hizo nada."),
     "menu.registered": ("Registered. You can log in now.", "Registro correcto. Ya puede iniciar sesión."),
     "menu.unconfirmed": (

@@ -5,31 +5,41 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from datetime import datetime, timedelta, timezone
+from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 
 from taskd import __version__
 from taskd.errors import AuthRequired, BadRequest, NotFound, RateLimited, TooLarge, quote
 from taskd.model import (
+    DEFAULT_ATTEMPTS,
+    DEFAULT_KIND,
+    MAX_DELAY_SECONDS,
     SHOWN_STATES,
     STATUSES,
     TERMINAL,
     NewTask,
+    Route,
     Task,
     User,
     check_key,
     check_kind,
     check_task_text,
     encode_json,
+    shown_state,
 )
-from taskd.ports import ITaskStore, TaskQuery
+from taskd.ports import IBroker, ITaskStore, TaskQuery
 from taskd.server.accounts import Accounts
 from taskd.server.announcer import Announcer
-from taskd.server.hub import GAP, Hub, Wait, Watch
+from taskd.server.explain import explain
+from taskd.server.follow import Follow
+from taskd.server.hub import GAP, Hub, Wait
+from taskd.server.logs import log_cursor, place_of, read_lines, read_tail, view_lines
+from taskd.server.peer import SUCCESS, Answer, Peer, Then
+from taskd.server.routes import Routes
 from taskd.server.submission import Submitter
+from taskd.server.window import Windows
 from taskd.wire import limits
 from taskd.wire import messages as m
 from taskd.wire.actions import ACTIONS, Access, Action
@@ -41,44 +51,6 @@ LOOK = 50
 """Tasks that a wait reads at a time: each may bring a result of 256 KiB."""
 
 
-@dataclass
-class Peer:
-    """Who is at the other end of a connection. ``send`` takes event lines; what may give a large reply is made inside
-    ``reading``, which waits while the peer has too many of them to read."""
-
-    send: Callable[[bytes], None]
-    reading: AbstractAsyncContextManager[Any] = field(default_factory=nullcontext)
-    user: User | None = None
-    token: str | None = None
-    watch: Watch | None = None
-    waits: set[Wait] = field(default_factory=set)
-    leaving: bool = False
-
-    def unwatch(self) -> None:
-        """Send no more events."""
-        if self.watch is not None:
-            self.watch.close()
-            self.watch = None
-
-    def gone(self) -> None:
-        """The connection is lost or about to close: nobody waits any more."""
-        self.leaving = True
-        self.unwatch()
-        for wait in tuple(self.waits):
-            wait.wake()
-
-
-class Then(NamedTuple):
-    """A reply, and what is to be done once it has been sent."""
-
-    reply: m.Reply
-    after: Callable[[], None]
-
-
-Answer = m.Reply | Then
-SUCCESS: m.Reply = {"status": "success"}
-
-
 class Actions:
     """The handlers. Each gets the peer and the typed request, and answers or raises a TaskdError."""
 
@@ -86,20 +58,24 @@ class Actions:
         self,
         clock: IReactorTime,
         store: ITaskStore,
+        broker: IBroker,
         accounts: Accounts,
         submitter: Submitter,
         hub: Hub,
         announcer: Announcer,
-        queues: Sequence[str],
+        windows: Windows,
+        routes: Routes,
         node: str,
     ) -> None:
         self._clock = clock
         self._store = store
+        self._broker = broker
         self._accounts = accounts
         self._submitter = submitter
         self._hub = hub
         self._announcer = announcer
-        self._queues = tuple(queues)
+        self._windows = windows
+        self._routes = routes
         self._node = node
         self._handlers: dict[str, Callable[[Peer, Any], Awaitable[Answer]]] = {
             name: getattr(self, name) for name in ACTIONS
@@ -120,13 +96,14 @@ class Actions:
             "version": __version__,
             "protocol": limits.PROTOCOL_VERSION,
             "node": self._node,
-            "queues": self._queues,
+            "queues": self._routes.queues,
             "actions": list(ACTIONS),
             "limits": {
                 "line_bytes": limits.MAX_LINE_BYTES,
                 "reply_bytes": limits.MAX_REPLY_BYTES,
                 "batch": limits.MAX_BATCH,
                 "page": limits.MAX_PAGE,
+                "log_lines": limits.MAX_LOG_LINES,
                 "wait_seconds": limits.MAX_WAIT_SECONDS,
                 "pipeline": limits.MAX_PIPELINE,
             },
@@ -134,6 +111,9 @@ class Actions:
 
     async def ping(self, peer: Peer, request: m.Nothing) -> Answer:
         return SUCCESS
+
+    async def kinds(self, peer: Peer, request: m.Nothing) -> Answer:
+        return {"status": "success", "kinds": [kind._asdict() for kind in self._routes.kinds()]}
 
     # accounts
 
@@ -151,14 +131,14 @@ class Actions:
         else:
             missing = "username" if request.username is None else "password"
             raise BadRequest(f"{missing} is missing: log in with username and password, or with a token", field=missing)
-        peer.unwatch()
+        peer.hush()
         peer.user, peer.token = user, token
         return {"status": "logged_in", "token": token, "user_id": user.id, "username": user.username, **expires}
 
     async def logout(self, peer: Peer, request: m.Nothing) -> Answer:
         if peer.token is not None:
             await self._accounts.forget(peer.token)
-        peer.unwatch()
+        peer.hush()
         peer.user = peer.token = None
         return SUCCESS
 
@@ -206,12 +186,60 @@ class Actions:
     async def get_task(self, peer: Peer, request: m.OneTask) -> Answer:
         async with peer.reading:
             (task,) = await self._mine(peer, [request.task_id], "task_id")
-            return {"status": "success", "task": m.view(task, self._announcer.now(), full=True)}
+            failed = await self._store.failed_attempts(task.id)
+            return {"status": "success", "task": m.view(task, self._announcer.now(), failed)}
 
     async def cancel_task(self, peer: Peer, request: m.OneTask) -> Answer:
         task = await self._store.cancel(_user(peer).id, request.task_id)
         self._announcer.announce([task])
+        if task.started_at is not None:
+            self._announcer.order_to_stop([task.id])
         return {"status": "success", "task": m.view(task, self._announcer.now())}
+
+    async def retry_task(self, peer: Peer, request: m.OneTask) -> Answer:
+        task = await self._store.retry(_user(peer).id, request.task_id)
+        self._announcer.announce([task])
+        self._windows.suspect(task.route, task.user_id)
+        self._routes.wake(task.route)
+        return {"status": "success", "task": m.view(task, self._announcer.now())}
+
+    async def explain(self, peer: Peer, request: m.OneTask) -> Answer:
+        (task,) = await self._mine(peer, [request.task_id], "task_id")
+        now = self._announcer.now()
+        why = explain(task, now, self._routes, self._windows, self._broker.ready)
+        return {"status": "success", "task_id": task.id, "state": shown_state(task, now), **why}
+
+    async def get_log(self, peer: Peer, request: m.GetLog) -> Answer:
+        after = None if request.cursor is None else place_of(request.cursor)
+        follow = self._new_follow(peer, request.task_id) if request.follow else None
+        try:
+            async with peer.reading:
+                await self._mine(peer, [request.task_id], "task_id")
+                read = read_tail if request.tail else read_lines
+                found = await read(self._store, request.task_id, after, request.limit, limits.MAX_PAGE_CHARS)
+        except BaseException:
+            if follow is not None:
+                follow.close()
+            raise
+        last = found.lines[-1].place if found.lines else after
+        reply: m.Reply = {
+            "status": "success",
+            "lines": view_lines(found.lines),
+            "cursor": None if last is None else log_cursor(last),
+            "more": found.more,
+            "cut": found.cut,
+        }
+        if follow is None:
+            return reply
+
+        def begin() -> None:
+            if not follow.closed:
+                for other in tuple(peer.follows):
+                    if other is not follow and other.task_id == follow.task_id:
+                        other.close()
+                follow.begin(last)
+
+        return Then(reply, begin)
 
     # live
 
@@ -240,7 +268,7 @@ class Actions:
             raise
 
     async def unwatch(self, peer: Peer, request: m.Nothing) -> Answer:
-        peer.unwatch()
+        peer.hush()
         return SUCCESS
 
     async def wait(self, peer: Peer, request: m.Wait) -> Answer:
@@ -282,16 +310,57 @@ class Actions:
     def _spec(self, spec: m.TaskSpec) -> NewTask:
         queue = spec.queue
         if queue is None:
-            queue = self._queues[0]
-        elif queue not in self._queues:
-            known = ", ".join(self._queues)
+            queue = self._routes.queues[0]
+        elif queue not in self._routes.queues:
+            known = ", ".join(self._routes.queues)
             raise BadRequest(f"there is no queue {quote(queue)} here; known are: {known}", field="queue")
         payload = encode_json(spec.payload, limits.MAX_LINE_BYTES, "payload") if spec.payload else "{}"
         key = fingerprint = None
         if spec.key is not None:
             key, fingerprint = check_key(spec.key), m.fingerprint(spec, queue)
         task, kind = check_task_text(spec.task), check_kind(spec.kind)
-        return NewTask(task, kind, payload, queue, spec.max_attempts, key, fingerprint)
+        return NewTask(
+            task=task,
+            kind=kind,
+            payload=payload,
+            queue=queue,
+            max_attempts=spec.max_attempts or self._attempts(Route(queue, kind)),
+            timeout=spec.timeout,
+            run_at=self._run_at(spec),
+            key=key,
+            fingerprint=fingerprint,
+        )
+
+    def _attempts(self, route: Route) -> int:
+        if route.kind == DEFAULT_KIND:
+            return DEFAULT_ATTEMPTS
+        serving = self._routes.serving(route)
+        return 0 if serving is None else serving.max_attempts
+
+    def _run_at(self, spec: m.TaskSpec) -> datetime | None:
+        """When a task is to run at the earliest, None for now."""
+        now = self._announcer.now()
+        if spec.delay is not None:
+            if spec.run_at is not None:
+                raise BadRequest("delay and run_at exclude each other: give one of them", field="delay")
+            return now + timedelta(seconds=spec.delay) if spec.delay else None
+        if spec.run_at is None or spec.run_at <= now:
+            return None
+        if spec.run_at > now + timedelta(seconds=MAX_DELAY_SECONDS):
+            raise BadRequest("run_at must be within the next ten years", field="run_at")
+        return spec.run_at.astimezone(timezone.utc)
+
+    def _new_follow(self, peer: Peer, task_id: int) -> Follow:
+        """A follow that has not begun. It counts from now on, and ends with what ends those that have."""
+        if len({task_id, *(follow.task_id for follow in peer.follows)}) > limits.MAX_FOLLOWS:
+            text = f"this connection follows {limits.MAX_FOLLOWS} logs already; end some with unwatch, or use another"
+            raise RateLimited(text, retry_after=1)
+        follow = Follow(
+            *(self._clock, self._store, self._hub, _user(peer).id, task_id),
+            *(peer.send, peer.reading, peer.follows.discard),
+        )
+        peer.follows.add(follow)
+        return follow
 
     async def _mine(self, peer: Peer, ids: Sequence[int], name: str) -> Sequence[Task]:
         found = {task.id: task for task in await self._store.get_tasks(_user(peer).id, ids)}

@@ -10,10 +10,10 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from taskd.model import Task
-from taskd.ports import IBroker
+from taskd.ports import ORDERS, IBroker
 from taskd.server.hub import Hub
 from taskd.server.window import Windows
-from taskd.wire.changes import Change, changes_of, decode_news, encode_news, news_prefix
+from taskd.wire.changes import Change, changes_of, decode_news, encode_news, encode_order, news_prefix
 
 MAX_NEWS_BYTES = 256 * 1024
 """About as much goes into one message of the fan-out: brokers refuse messages of several megabytes."""
@@ -21,7 +21,8 @@ MAX_NEWS_BYTES = 256 * 1024
 
 class Announcer:
     """``node`` is this process's id: news of its own come back over the fan-out and are passed over.
-    ``moved`` is called when others' news may have made room in a window or added to a backlog."""
+    ``moved`` is called when others' news may have made room in a window or added to a backlog, ``workers`` when they
+    tell of a worker that has come or gone."""
 
     _log = Logger()
 
@@ -33,6 +34,7 @@ class Announcer:
         windows: Windows,
         node: str,
         moved: Callable[[], None] = lambda: None,
+        workers: Callable[[], None] = lambda: None,
     ) -> None:
         self._clock = clock
         self._broker = broker
@@ -41,6 +43,7 @@ class Announcer:
         self._node = node
         self._own_prefix = news_prefix(node)
         self._moved = moved
+        self._workers = workers
         self._own: list[Change] = []
         self._deaf = False
 
@@ -67,6 +70,10 @@ class Announcer:
         for some in _pieces(changes):
             self._broker.announce(encode_news(self._node, some))
 
+    def order_to_stop(self, task_ids: Sequence[int]) -> None:
+        """These tasks were cancelled while they ran: whoever runs them must hear of it."""
+        self._broker.announce(encode_order(task_ids), ORDERS)
+
     def _tell(self) -> None:
         own, self._own = self._own, []
         self._hub.publish(own)
@@ -82,9 +89,14 @@ class Announcer:
                 self._deaf = True
                 self._log.warn("news cannot be read, live views may be late: {why}", why=str(e))
             return
-        self._windows.heard(news.changes)
-        self._hub.publish(news.changes)
-        self._moved()
+        if news.workers:
+            self._workers()
+        if news.said:
+            self._hub.pass_on(news.said)
+        if news.changes:
+            self._windows.heard(news.changes)
+            self._hub.publish(news.changes)
+            self._moved()
 
 
 def _pieces(changes: Sequence[Change]) -> Iterator[Sequence[Change]]:

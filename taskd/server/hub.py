@@ -1,7 +1,8 @@
 """The event hub: who wants to hear of which changes.
 
-Watches hear of all changes of one user's tasks. Waits hear of the end of some tasks. Both register *before* they read
-the store, so that what changes meanwhile is not missed; versions tell what the reader has seen already.
+Watches hear of all changes of one user's tasks, and of what those that run say. Waits hear of the end of some tasks.
+Listeners hear that there is something new about a task. All register *before* they read the store, so that what changes
+meanwhile is not missed; versions tell what the reader has seen already.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import NamedTuple
 from twisted.internet.defer import Deferred
 
 from taskd.model import TERMINAL, Task
-from taskd.wire.changes import Change
+from taskd.wire.changes import Change, Said
 
 GAP = b'{"event":"gap"}\n'
 DRAINING = b'{"event":"draining"}\n'
@@ -77,6 +78,21 @@ class Watch:
             if self._early_bytes > MAX_EARLY:
                 self._early, self._missed = [], True
 
+    def hear(self, said: Sequence[Said]) -> None:
+        """What running tasks of this user say. The snapshot has the last of it: what comes before is dropped."""
+        if self._early is not None:
+            return
+        size = 0
+        lines: list[bytes] = []
+        for each in said:
+            lines += (bytes(each.event), b"\n")
+            size += len(lines[-2])
+            if size >= PIECE and not self.closed:
+                self._send(b"".join(lines))
+                lines, size = [], 0
+        if lines and not self.closed:
+            self._send(b"".join(lines))
+
     def _emit(self, events: Iterable[_Event]) -> None:
         seen, size = self._seen, 0
         lines: list[bytes] = []
@@ -140,11 +156,12 @@ class Wait:
 
 
 class Hub:
-    """Passes changes on to the watches and waits of this server."""
+    """Passes changes, and what running tasks say, on to the watches, waits and listeners of this server."""
 
     def __init__(self) -> None:
         self._watches: dict[int, set[Watch]] = {}
         self._waits: dict[int, set[Wait]] = {}
+        self._listeners: dict[int, set[Callable[[], None]]] = {}
 
     def watch(self, user_id: int, send: Callable[[bytes], None]) -> Watch:
         """A new watch; it gathers changes from now on and sends them once it is opened."""
@@ -158,6 +175,22 @@ class Hub:
         for task_id in wait.remaining:
             self._waits.setdefault(task_id, set()).add(wait)
         return wait
+
+    def listen(self, task_id: int, on_news: Callable[[], None]) -> None:
+        """Call ``on_news`` whenever this task has changed or said something, or news may have been missed."""
+        self._listeners.setdefault(task_id, set()).add(on_news)
+
+    def pass_on(self, said: Sequence[Said]) -> None:
+        """Tell whom it may concern what running tasks say."""
+        if self._watches:
+            mine: dict[int, list[Said]] = {}
+            for each in said:
+                if each.user_id in self._watches:
+                    mine.setdefault(each.user_id, []).append(each)
+            for user_id, theirs in mine.items():
+                for watch in tuple(self._watches.get(user_id, ())):
+                    watch.hear(theirs)
+        self._wake(each.task_id for each in said)
 
     def publish(self, changes: Sequence[Change]) -> None:
         """Tell whom it may concern."""
@@ -174,15 +207,23 @@ class Hub:
                 if change.task_id in self._waits and change.state in TERMINAL:
                     for wait in tuple(self._waits[change.task_id]):
                         wait.ended([change.task_id])
+        self._wake(change.task_id for change in changes)
 
     def gap(self) -> None:
-        """News may have been missed: watchers watch again, waiters look into the store."""
+        """News may have been missed: watchers watch again, all others look into the store."""
         for watches in tuple(self._watches.values()):
             for watch in tuple(watches):
                 watch.gap()
         for waits in tuple(self._waits.values()):
             for wait in tuple(waits):
                 wait.wake()
+        self._wake(tuple(self._listeners))
+
+    def _wake(self, task_ids: Iterable[int]) -> None:
+        if self._listeners:
+            for task_id in task_ids:
+                for on_news in tuple(self._listeners.get(task_id, ())):
+                    on_news()
 
     def forget_watch(self, watch: Watch) -> None:
         """Drop a watch, if it is there."""
@@ -191,6 +232,10 @@ class Hub:
     def forget_wait(self, wait: Wait, task_id: int) -> None:
         """Drop a wait for one task, if it is there."""
         _drop(self._waits, task_id, wait)
+
+    def forget_listener(self, task_id: int, on_news: Callable[[], None]) -> None:
+        """Drop a listener, if it is there."""
+        _drop(self._listeners, task_id, on_news)
 
 
 def _drop(registry: dict[int, set], key: int, value: object) -> None:  # type: ignore[type-arg]

@@ -21,8 +21,9 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from taskd.errors import BadJson, Draining, Internal, TaskdError, TooLarge
-from taskd.server.actions import Actions, Peer, Then
+from taskd.server.actions import Actions
 from taskd.server.hub import DRAINING, GAP
+from taskd.server.peer import Peer, Then
 from taskd.server.turns import Turns
 from taskd.wire.framing import Framer
 from taskd.wire.limits import MAX_LINE_BYTES
@@ -145,8 +146,8 @@ class LineConnection(LineReceiver):
         """The server is stopping: answer what was asked, refuse what comes, close."""
         self._draining = True
         self._linger = CLOSE_SECONDS
-        if self._peer.watch is not None and not self._peer.watch.closed:
-            self._peer.unwatch()
+        if self._peer.hears:
+            self._peer.hush()
             self._event(DRAINING)
         self._peer.gone()
         self._session.close(self._goodbye)

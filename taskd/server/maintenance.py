@@ -13,11 +13,11 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from taskd.errors import BrokerUnavailable, Unavailable
-from taskd.model import State, Task
+from taskd.model import Route, State, Task
 from taskd.ports import IBroker, ITaskStore
 from taskd.server.announcer import Announcer
-from taskd.server.dispatcher import Dispatcher
 from taskd.server.outbox import Outbox
+from taskd.server.routes import Routes
 from taskd.server.window import Windows
 
 ROUND = 1.0
@@ -32,10 +32,16 @@ SWEEPS = 10
 LOST_AFTER = 10.0
 """Seconds after which a queued task is missed when the broker's queue is empty."""
 
+DELETE = 200
+"""Finished tasks that one round looks at, to delete those that are old enough."""
+
+DELETE_REST = 600.0
+"""Seconds of rest once all of them have been looked at."""
+
 
 class Maintenance:
-    """Relays the outbox, promotes what has come due, corrects the windows, dispatches, expires leases and finds lost
-    messages.
+    """Relays the outbox, follows the workers that come and go, promotes what has come due, corrects the windows,
+    dispatches, expires leases, finds lost messages and deletes what ended more than ``keep`` seconds ago (0: never).
 
     ``lease`` is the workers' lease in seconds: after the store has been away, leases are given the time of a renewal
     before any of them counts as expired, since no worker could renew it meanwhile.
@@ -50,20 +56,24 @@ class Maintenance:
         broker: IBroker,
         outbox: Outbox,
         windows: Windows,
-        dispatchers: Mapping[str, Dispatcher],
+        routes: Routes,
         announcer: Announcer,
         lease: float,
+        keep: float = 0.0,
     ) -> None:
         self._clock = clock
         self._store = store
         self._broker = broker
         self._outbox = outbox
         self._windows = windows
-        self._dispatchers = dispatchers
+        self._routes = routes
         self._announcer = announcer
         self._grace = lease / 2
         self._ready_since: float | None = None
-        self._counts: Mapping[str, int] = {}
+        self._keep = keep
+        self._looked_at = 0
+        self._delete_at = clock.seconds()
+        self._counts: Mapping[Route, int] = {}
         self._loop = LoopingCall(lambda: Deferred.fromCoroutine(self.round()))
         self._loop.clock = clock
 
@@ -84,7 +94,11 @@ class Maintenance:
             return
         if self._ready_since is None:
             self._ready_since = now
-        for step in (self._outbox.relay, self._promote, self._dispatch, self._expire, self._find_lost):
+        steps = (
+            *(self._outbox.relay, self._routes.refresh, self._promote, self._dispatch, self._expire),
+            *(self._find_lost, self._delete),
+        )
+        for step in steps:
             try:
                 await step()
             except (Unavailable, BrokerUnavailable) as e:
@@ -100,30 +114,40 @@ class Maintenance:
             due = await self._store.promote(SWEEP)
             if not due:
                 return
-            for queue, user_id in due:
-                window = self._windows.by_queue.get(queue)
-                if window is not None:
-                    window.suspect(user_id)
-            for queue in {queue for queue, _ in due} & self._dispatchers.keys():
-                self._dispatchers[queue].wake()
+            for route, user_id in due:
+                self._windows.suspect(route, user_id)
+            for route in {route for route, _ in due}:
+                self._routes.wake(route)
 
     async def _dispatch(self) -> None:
         self._counts = await self._store.count_queued()
         self._windows.correct(self._counts)
-        for dispatcher in self._dispatchers.values():
-            dispatcher.tick()
+        self._routes.tick()
 
     async def _expire(self) -> None:
         if self._ready_since is not None and self._clock.seconds() - self._ready_since >= self._grace:
             self._changed(await self._store.expire_leases(SWEEP), "their lease has expired")
 
     async def _find_lost(self) -> None:
-        for queue, count in self._counts.items():
-            if count and self._broker.ready and await self._broker.depth(queue) == 0:
-                lost = await self._store.requeue_lost(queue, LOST_AFTER, SWEEP)
-                if queue in self._windows.by_queue:
-                    self._windows.by_queue[queue].take(-len(lost))
+        for route, count in self._counts.items():  # be they open or not: RabbitMQ keeps what nobody serves
+            if count and self._broker.ready and await self._broker.depth(route.name) == 0:
+                lost = await self._store.requeue_lost(route, LOST_AFTER, SWEEP)
+                window = self._windows.by_route.get(route)
+                if window is not None:
+                    window.take(-len(lost))
                 self._changed(lost, "their messages were lost")
+
+    async def _delete(self) -> None:
+        if not self._keep or self._clock.seconds() < self._delete_at:
+            return
+        count, last = await self._store.delete_finished(self._keep, self._looked_at, DELETE)
+        if count:
+            self._log.debug("{count} finished tasks were deleted", count=count)
+        if last is None:
+            self._looked_at = 0
+            self._delete_at = self._clock.seconds() + DELETE_REST
+        else:
+            self._looked_at = last
 
     def _changed(self, tasks: Sequence[Task], why: str) -> None:
         if not tasks:
@@ -135,9 +159,8 @@ class Maintenance:
             ids=[t.id for t in tasks[:20]],
         )
         for task in tasks:
-            window = self._windows.by_queue.get(task.queue)
-            if window is not None and task.state is State.WAITING:
-                window.suspect(task.user_id)
+            if task.state is State.WAITING:
+                self._windows.suspect(task.route, task.user_id)
         self._announcer.announce(tasks)
-        for dispatcher in self._dispatchers.values():
-            dispatcher.wake()
+        for route in {task.route for task in tasks}:
+            self._routes.wake(route)

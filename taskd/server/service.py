@@ -8,6 +8,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from taskd.errors import Unavailable
+from taskd.model import Route
 from taskd.ports import IBroker, ITaskStore
 from taskd.server.accounts import Accounts
 from taskd.server.actions import Actions
@@ -17,8 +18,9 @@ from taskd.server.hub import Hub
 from taskd.server.lines import LineFactory
 from taskd.server.maintenance import Maintenance
 from taskd.server.outbox import Outbox
+from taskd.server.routes import Routes
 from taskd.server.submission import Submitter
-from taskd.server.window import Windows
+from taskd.server.window import Window, Windows
 
 CLOSE_SECONDS = 10.0
 """What connections get to have their requests under way answered."""
@@ -27,8 +29,9 @@ CLOSE_SECONDS = 10.0
 class TaskServer:
     """One task server above a store and a broker that somebody else starts and stops.
 
-    ``lines`` is the factory for connections. ``window`` is how many tasks of a queue may be in the broker, ``lease``
-    the workers' in seconds, ``node`` a name that no other process has, ``new_id`` makes the names of batches.
+    ``lines`` is the factory for connections. ``window`` is how many tasks of a route may be in the broker, ``lease``
+    the workers' in seconds, ``node`` a name that no other process has, ``new_id`` makes the names of batches. Finished
+    tasks are deleted after ``keep`` seconds, 0 keeps them for ever.
     """
 
     _log = Logger()
@@ -45,20 +48,22 @@ class TaskServer:
         lease: float,
         node: str,
         new_id: Callable[[], str],
+        keep: float = 0.0,
     ) -> None:
         self._clock = clock
-        hub, windows = Hub(), Windows(queues, window)
-        announcer = self._announcer = Announcer(clock, broker, hub, windows, node, self._wake)
-        outbox = self._outbox = Outbox(store, broker)
-        self._dispatchers = {
-            queue: Dispatcher(clock, queue, windows.by_queue[queue], store, broker, outbox, announcer, new_id)
-            for queue in queues
-        }
-        self._submitter = Submitter(
-            clock, store, broker, outbox, windows, announcer, new_id, lambda queue: self._dispatchers[queue].wake()
+        hub, windows = Hub(), Windows(window)
+        announcer = self._announcer = Announcer(
+            *(clock, broker, hub, windows, node), lambda: routes.wake_all(), lambda: routes.look()
         )
-        self._maintenance = Maintenance(clock, store, broker, outbox, windows, self._dispatchers, announcer, lease)
-        actions = Actions(clock, store, accounts, self._submitter, hub, announcer, queues, node)
+        outbox = self._outbox = Outbox(store, broker)
+
+        def dispatcher(route: Route, window: Window) -> Dispatcher:
+            return Dispatcher(clock, route, window, store, broker, outbox, announcer, new_id)
+
+        routes = self._routes = Routes(store, windows, queues, lease, dispatcher)
+        self._submitter = Submitter(clock, store, broker, outbox, windows, announcer, new_id, routes.wake)
+        self._maintenance = Maintenance(clock, store, broker, outbox, windows, routes, announcer, lease, keep)
+        actions = Actions(clock, store, broker, accounts, self._submitter, hub, announcer, windows, routes, node)
         self.lines = LineFactory(actions, clock)
 
     def start(self) -> None:
@@ -78,8 +83,7 @@ class TaskServer:
             timer.cancel()
         self._maintenance.stop()
         await self._submitter.drained()
-        for dispatcher in self._dispatchers.values():
-            await dispatcher.stop()
+        await self._routes.stop()
         try:
             await self._outbox.settle()
         except Unavailable as e:
@@ -88,7 +92,3 @@ class TaskServer:
     def hurry(self) -> None:
         """Cut the connections that :meth:`drain` waits for."""
         self.lines.abort()
-
-    def _wake(self) -> None:
-        for dispatcher in self._dispatchers.values():
-            dispatcher.wake()

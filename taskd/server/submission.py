@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from taskd.batching import Batcher
 from taskd.errors import Conflict, KeyTaken, quote
-from taskd.model import NewTask, State
+from taskd.model import NewTask, Route, State
 from taskd.ports import IBroker, ITaskStore, Keyed, NewRow
 from taskd.server.announcer import Announcer
 from taskd.server.outbox import Outbox
@@ -37,7 +37,9 @@ class Created(NamedTuple):
 
 
 class Submitter:
-    """The way in for new tasks. A place in the window sends one straight to the broker, else it waits its turn."""
+    """The way in for new tasks. A place in the window sends one straight to the broker, else it waits its turn: behind
+    others, until its ``run_at``, or for a worker that serves its route. ``backlogged`` is called with the routes that
+    have got something to hand over."""
 
     def __init__(
         self,
@@ -48,12 +50,12 @@ class Submitter:
         windows: Windows,
         announcer: Announcer,
         new_id: Callable[[], str],
-        backlogged: Callable[[str], None],
+        backlogged: Callable[[Route], None],
     ) -> None:
         self._store = store
         self._broker = broker
         self._outbox = outbox
-        self._windows = windows.by_queue
+        self._windows = windows
         self._announcer = announcer
         self._new_id = new_id
         self._backlogged = backlogged
@@ -106,23 +108,30 @@ class Submitter:
         except BaseException:
             self._outbox.give_back(settled)
             for row in rows:
-                if row.state is State.QUEUED:
-                    self._windows[row.spec.queue].take(-1)
+                window = self._windows.by_route.get(_route(row.spec)) if row.state is State.QUEUED else None
+                if window is not None:
+                    window.take(-1)
             raise
         self._announcer.announce(tasks)
         self._outbox.publish(batch, tasks)
-        for queue in {row.spec.queue for row in rows if row.state is State.WAITING}:
-            self._backlogged(queue)
+        for route in {_route(row.spec) for row in rows if row.state is State.WAITING}:
+            self._backlogged(route)
         created = iter([Created(task.id) for task in tasks])
         return [list(islice(created, len(submission.specs))) for submission in submissions]
 
     def _first_state(self, user_id: int, spec: NewTask) -> State:
-        window = self._windows[spec.queue]
+        window = self._windows.by_route.get(_route(spec))
+        if window is None or spec.run_at is not None:
+            return State.WAITING
         # With the broker away nothing goes to it: the dispatcher hands over what has waited, when it is back.
         if self._broker.ready and window.admit(user_id):
             return State.QUEUED
         window.suspect(user_id)
         return State.WAITING
+
+
+def _route(spec: NewTask) -> Route:
+    return Route(spec.queue, spec.kind)
 
 
 def _check_fingerprints(specs: Sequence[NewTask], known: Mapping[str, Keyed]) -> None:

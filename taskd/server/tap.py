@@ -13,25 +13,23 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
-from twisted.python import usage
 from twisted.python.failure import Failure
 
 from taskd import __version__
-from taskd.config import Settings, read_settings
-from taskd.daemon import fail, handle_signals, open_broker, open_store, process_name, refuse, whole_number
+from taskd.config import Settings, read_settings, whole_number
+from taskd.daemon import fail, handle_signals, open_broker, open_store, process_name, refuse
 from taskd.errors import SettingsError, Unavailable
 from taskd.ports import IBroker, ITaskStore
 from taskd.server.accounts import Accounts, HashPool
 from taskd.server.service import TaskServer
-from taskd.worker.handlers import Simulate
-from taskd.worker.runner import Runner
+from taskd.worker.wiring import Work, WorkOptions, open_worker, read_work
 from taskd.worker.worker import Worker
 
 EMBEDDED_SLOTS = 100
 GRACE = 30
 
 
-class Options(usage.Options):
+class Options(WorkOptions):
     """Command line of the server."""
 
     synopsis = "[options]"
@@ -123,7 +121,7 @@ class ServerService(Service):
             return  # stopped before the database could be reached
         if self._worker is not None:
             await self._store.reset_in_flight()
-            self._worker.start()
+            await self._worker.start()
         self._server.start()
         self._started = True
         where = ", ".join(str(getattr(a, "port", a)) for a in (port.getHost() for port in self._ports))
@@ -169,14 +167,14 @@ def makeService(options: Options) -> ServerService:
         settings = read_settings(options["env-file"])
         if options["data"] is not None:
             settings = replace(settings, data=Path(options["data"]))
-        slots = whole_number(options["slots"], "--slots", 1, 100_000) or settings.slots or EMBEDDED_SLOTS
+        work = read_work(options, settings, EMBEDDED_SLOTS)
         grace = whole_number(options["grace"], "--grace", 0, 86_400) or 0
-        return _wired(reactor, settings, options["listen"] or settings.listen, slots, grace)
+        return _wired(reactor, settings, options["listen"] or settings.listen, work, grace)
     except SettingsError as e:
         refuse("taskserver", e)
 
 
-def _wired(reactor: Any, settings: Settings, listen: Sequence[str], slots: int, grace: int) -> ServerService:
+def _wired(reactor: Any, settings: Settings, listen: Sequence[str], work: Work, grace: int) -> ServerService:
     store, broker = open_store(settings, reactor), open_broker(settings, reactor, settings.queues)
     hashes = HashPool(reactor)
     accounts = Accounts(store, hashes, settings.bcrypt_rounds, settings.session_days * 86_400)
@@ -190,11 +188,11 @@ def _wired(reactor: Any, settings: Settings, listen: Sequence[str], slots: int, 
         lease=settings.lease,
         node=process_name(),
         new_id=lambda: str(uuid.uuid4()),
+        keep=settings.keep_days * 86_400,
     )
     worker = None
     if settings.embedded:
-        runner = Runner([Simulate(reactor)])
-        worker = Worker(reactor, store, broker, runner, settings.queues, slots, settings.lease, process_name())
+        worker = open_worker(reactor, store, broker, settings, work, settings.queues, process_name())
         what = f"embedded: everything in this process, data in {settings.data}"
     else:
         assert settings.postgres is not None and settings.rabbitmq is not None

@@ -1,18 +1,19 @@
-"""What both stores share: columns, filters, the dispatcher's sharing rule, the care of texts, pauses."""
+"""What both stores share: columns, filters, the dispatcher's sharing rule, the care of texts, refusals, pauses."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
+import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
-from taskd.errors import BadRequest, Unavailable
-from taskd.model import LISTED_RESULT_BYTES, STATUS_OF, STATUSES, TERMINAL, State
-from taskd.ports import TaskQuery
+from taskd.errors import BadRequest, Conflict, NotFound, Unavailable
+from taskd.model import LISTED_RESULT_BYTES, STATUS_OF, STATUSES, TERMINAL, State, Task
+from taskd.ports import KindInfo, TaskQuery, WorkerInfo
 
 T = TypeVar("T")
 
@@ -26,6 +27,9 @@ MAX_DELAY = 5.0
 
 MAX_ID = 2**63 - 1
 """The greatest id that a database can hold. Readers may ask for any number; a greater one is nobody's task."""
+
+LAST_FAILED = 100
+"""How many failed attempts of a task are shown: a task that is tried again and again has any number of them."""
 
 LOOK_AT = 500
 """The most rows that a filter looks at for one page, unless the page is to be longer itself."""
@@ -48,6 +52,9 @@ COLUMNS = (
     "finished_at",
     "result",
     "error",
+    "timeout",
+    "progress",
+    "note",
 )
 """The columns of a row in the order of :class:`taskd.model.Task`."""
 
@@ -134,11 +141,54 @@ def in_turns(rows: Iterable[tuple[int, T]]) -> list[T]:
     return [value for _, _, value in ranked]
 
 
-def storable_error(error: str | None) -> str | None:
-    """One line that both databases take: a handler's message may hold anything."""
-    if not error:
-        return None
-    return error.replace("\0", "").encode("utf-8", "replace").decode() or None
+def storable(text: str | None) -> str:
+    """A text as both databases take it, without NUL and lone surrogates: what a handler says may hold anything."""
+    return (text or "").replace("\0", "").encode("utf-8", "replace").decode()
+
+
+def chunk_text(lines: Sequence[str]) -> str:
+    """The text of a chunk of a log, from which :func:`chunk_lines` makes its lines again."""
+    return "\n".join([storable(line) for line in lines])
+
+
+def chunk_lines(text: str) -> list[str]:
+    """The lines of a chunk of a log."""
+    return text.split("\n")
+
+
+def encode_worker(worker: WorkerInfo) -> tuple[str, str, str, int]:
+    """A row of ``workers``: its name, queues and kinds as JSON, slots."""
+    return worker.name, _json(worker.queues).decode(), _json(worker.kinds).decode(), worker.slots
+
+
+def decode_workers(rows: Iterable[tuple[str, str, str, int]]) -> list[WorkerInfo]:
+    """Workers from their rows, by name."""
+    return [WorkerInfo(name, _queues(queues), _kinds(kinds), slots) for name, queues, kinds, slots in sorted(rows)]
+
+
+_json = msgspec.json.Encoder().encode
+_queues = msgspec.json.Decoder(list[str]).decode
+_kinds = msgspec.json.Decoder(list[KindInfo]).decode
+
+
+def no_such_task(task_id: int) -> NotFound:
+    """What a user gets for a foreign id and for a missing one."""
+    return NotFound(f"you have no task {task_id}", field="task_id")
+
+
+def too_late(task: Task) -> Conflict:
+    """Why this task cannot be cancelled."""
+    return Conflict(f"task {task.id} is {task.state.value}: too late to cancel it", field="task_id")
+
+
+def no_need(task: Task) -> Conflict:
+    """Why this task cannot be tried again."""
+    text = f"task {task.id} is {task.state.value}: only a failed or cancelled task can be tried again"
+    return Conflict(text, field="task_id")
+
+
+RETRIABLE = frozenset({State.FAILED, State.CANCELLED})
+"""The states from which an owner may have a task tried again."""
 
 
 def check_storable(text: str) -> str:

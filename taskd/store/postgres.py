@@ -7,19 +7,17 @@ this is harmless. All times are the database's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from datetime import timezone
 from typing import Any
 
 import psycopg2
 from twisted.internet.task import deferLater
-from twisted.logger import Logger
 from zope.interface import implementer
 
-from taskd.errors import BadRequest, Conflict, KeyTaken, NotFound, SettingsError, Unavailable, UsernameInUse
-from taskd.model import NewTask, State, Task, User
+from taskd.errors import KeyTaken
+from taskd.model import TERMINAL, NewTask, Route, State, Task
 from taskd.ports import (
-    Account,
     Claim,
     Dispatch,
     Dispatched,
@@ -32,35 +30,27 @@ from taskd.ports import (
     Page,
     TaskQuery,
 )
-from taskd.store import migrations
 from taskd.store import postgres_statements as sql
 from taskd.store.common import (
-    MAX_DELAY,
     MIN_DELAY,
+    RETRIABLE,
     STATES,
     Filter,
-    Pauses,
-    check_storable,
-    closed,
     end_of,
     look_at,
+    no_need,
+    no_such_task,
     possible,
-    storable_error,
+    storable,
+    too_late,
 )
-from taskd.store.pool import Lost, Pool, reason
-from taskd.store.postgres_arrays import flags, ids, numbers, texts
-from taskd.store.postgres_connection import STATEMENT_SECONDS, PostgresConnection, is_dead
+from taskd.store.postgres_accounts import PostgresAccounts
+from taskd.store.postgres_arrays import flags, ids, numbers, optional_numbers, optional_times, texts
+from taskd.store.postgres_base import Rows
+from taskd.store.postgres_connection import PostgresConnection
+from taskd.store.postgres_reports import PostgresReports
 
-MIGRATION_SECONDS = 600
-"""The longest that a server waits for its own migrations or for another server's."""
-
-_MIGRATION_LOCK = 7_461_735_642
 _CANCEL_TRIES = 5
-
-# By whether the statement may have been done
-_GAVE_UP = {True: "the database connection was lost: {}", False: "the database is too busy now: {}"}
-
-Rows = list[tuple[Any, ...]]
 
 
 def _task(row: Sequence[Any]) -> Task:
@@ -74,149 +64,8 @@ def _tasks(rows: Rows) -> list[Task]:
 
 
 @implementer(ITaskStore)
-class PostgresStore:
-    """ITaskStore on PostgreSQL.
-
-    ``dsn`` has user, password, dbname, host and port as libpq knows them; ``size`` is the number of connections. In
-    seconds: ``wait`` is how long a call waits for one of them, ``patience`` how long one statement may take, and
-    ``retry`` how long a batch whose fate is unknown is tried again.
-    """
-
-    log = Logger()
-
-    def __init__(
-        self,
-        dsn: Mapping[str, str | int],
-        reactor: Any,
-        size: int = 6,
-        *,
-        wait: float = 5.0,
-        patience: int = STATEMENT_SECONDS,
-        retry: float = 10.0,
-    ) -> None:
-        self._dsn = dsn
-        self._reactor = reactor
-        self._retry = retry
-        self._name = f"PostgreSQL at {dsn.get('host', 'localhost')}:{dsn.get('port', 5432)}"
-        self._migrated = False
-        self._pauses = Pauses(reactor)
-        self._starting: PostgresConnection | None = None
-        self._pool = Pool(
-            reactor,
-            lambda: PostgresConnection(dsn, reactor, sql.PREPARED, patience),
-            is_dead,
-            name=self._name,
-            size=size,
-            wait=wait,
-        )
-
-    @property
-    def ready(self) -> bool:
-        """True while a connection is open."""
-        return self._migrated and self._pool.live > 0
-
-    # -- start and stop ----------------------------------------------------------------------------
-
-    async def start(self) -> None:
-        told = False
-        while True:
-            if self._pauses.stopped:
-                raise closed()
-            try:
-                if not self._migrated:
-                    await self._migrate()
-                    self._pool.start()
-                await self._call("find_user", "")
-                return
-            except psycopg2.errors.InsufficientPrivilege as e:
-                raise SettingsError(f"{self._name}: user {self._dsn.get('user')}: {reason(e)}") from None
-            except Exception as e:
-                passes = is_dead(e) or (isinstance(e, psycopg2.Error) and isinstance(_translated(e), Unavailable))
-                if not passes and not isinstance(e, Unavailable):
-                    raise
-                if not told and not self._migrated:
-                    told = True
-                    text = "{name}: cannot connect, trying on: {reason}"
-                    self.log.warn(text, name=self._name, reason=reason(e))
-            await self._pauses.pause()
-
-    async def _migrate(self) -> None:
-        connection = self._starting = PostgresConnection(self._dsn, self._reactor, {}, patience=MIGRATION_SECONDS)
-        try:
-            await connection.open(lambda e: None)
-            await _migrate(connection)
-            self._migrated = True
-        finally:
-            connection.close()
-            self._starting = None
-
-    async def stop(self) -> None:
-        self._pauses.stop()
-        self._pool.stop()
-        if self._starting is not None:
-            self._starting.close()
-
-    # -- running statements ------------------------------------------------------------------------
-
-    async def _run(self, work: Callable[[bool, PostgresConnection], Any], repeat: bool = True) -> Any:
-        """Do ``work(again, connection)`` until its outcome is known; ``again``: it may have been done.
-
-        Without ``repeat`` it is done once at most.
-        """
-        again = False
-        deadline: float | None = None
-        while True:
-            try:
-                return await self._pool.run(partial(work, again))
-            except (Lost, Unavailable, psycopg2.extensions.TransactionRollbackError) as e:
-                if isinstance(e, Lost):
-                    again = True
-                elif isinstance(e, Unavailable) and not again:
-                    raise
-                now = self._reactor.seconds()
-                if deadline is None:
-                    deadline = now + self._retry
-                if self._pauses.stopped:
-                    raise closed() from e
-                if now >= deadline or (again and not repeat):
-                    raise Unavailable(_GAVE_UP[again].format(reason(e)), retry_after=MAX_DELAY) from e
-            except psycopg2.Error as e:
-                translated = _translated(e)
-                if translated is None:
-                    raise
-                raise translated from e
-            except UnicodeEncodeError as e:
-                raise BadRequest("text must be valid Unicode") from e
-            await deferLater(self._reactor, MIN_DELAY)
-
-    async def _call(self, name: str, *args: Any, repeat: bool = True) -> Rows:
-        rows: Rows = await self._run(lambda again, connection: connection.call(name, *args), repeat)
-        return rows
-
-    # -- accounts ----------------------------------------------------------------------------------
-
-    async def create_user(self, username: str, key: str, password: str) -> User:
-        args = check_storable(username), check_storable(key), password
-        if rows := await self._call("create_user", *args):
-            return User(rows[0][0], username)
-        account = await self.find_user(key)
-        if account is None or account.password != password:
-            raise UsernameInUse(f"the username {username} is taken; choose another", field="username")
-        return account.user
-
-    async def find_user(self, key: str) -> Account | None:
-        rows = await self._call("find_user", check_storable(key))
-        return Account(User(*rows[0][:2]), rows[0][2]) if rows else None
-
-    async def open_session(self, user_id: int, token_hash: bytes, seconds: int) -> None:
-        await self._call("open_session", user_id, token_hash, seconds)
-
-    async def find_session(self, token_hash: bytes) -> User | None:
-        rows = await self._call("find_session", token_hash)
-        return User(*rows[0]) if rows else None
-
-    async def close_session(self, token_hash: bytes) -> None:
-        await self._call("close_session", token_hash)
+class PostgresStore(PostgresAccounts, PostgresReports):
+    """ITaskStore on PostgreSQL; made as PostgresBase says."""
 
     # -- a task's life -----------------------------------------------------------------------------
 
@@ -250,6 +99,7 @@ class PostgresStore:
             texts([spec.payload for spec in specs]),
             numbers([spec.max_attempts for spec in specs]),
             flags([row.state is State.QUEUED for row in rows]),
+            *_times(specs),
             *_keys(specs),
             ids(settled),
             batch,
@@ -266,10 +116,11 @@ class PostgresStore:
                 spec.queue,
                 row.state,
                 now,
-                now,
+                now if spec.run_at is None else max(spec.run_at.astimezone(timezone.utc), now),
                 spec.payload,
                 max_attempts=spec.max_attempts,
                 dispatch=1 if row.state is State.QUEUED else 0,
+                timeout=spec.timeout,
             )
             for task_id, row, spec in zip(created, rows, specs, strict=True)
         ]
@@ -278,8 +129,8 @@ class PostgresStore:
         rows = await self._call("find_keys", numbers([user for user, _ in keys]), texts([key for _, key in keys]))
         return {(user, key): Keyed(task_id, fingerprint) for user, key, task_id, fingerprint in rows}
 
-    async def dispatch(self, batch: str, queue: str, limit: int, after_user: int | None) -> Dispatched:
-        known, rows = await self._batch("dispatch", batch, batch, queue, limit, after_user or 0)
+    async def dispatch(self, batch: str, route: Route, limit: int, after_user: int | None) -> Dispatched:
+        known, rows = await self._batch("dispatch", batch, batch, *route, limit, after_user or 0)
         if not known and rows[0][0]:
             known, rows = True, await self._call("batch", batch)
         if known:
@@ -289,19 +140,20 @@ class PostgresStore:
         tasks = [_task(row[2:-1]) for row in rows if row[2] is not None]
         return Dispatched(tasks, rows[0][1], len(tasks) == limit)
 
-    async def promote(self, limit: int) -> Sequence[tuple[str, int]]:
-        return [(queue, user) for queue, user in await self._call("promote", limit, repeat=False)]
+    async def promote(self, limit: int) -> Sequence[tuple[Route, int]]:
+        rows = await self._call("promote", limit, repeat=False)
+        return [(Route(queue, kind), user) for queue, kind, user in rows]
 
     async def settle(self, batches: Sequence[str]) -> None:
         await self._call("settle", ids(batches))
 
     async def take_over(self, older_than: float, limit: int) -> Sequence[OutboxBatch]:
         rows = await self._call("take_over", older_than, limit, repeat=False)
-        batches: dict[str, dict[str, list[Dispatch]]] = {}
-        for batch, queue, task_id, number in rows:
+        batches: dict[str, dict[Route, list[Dispatch]]] = {}
+        for batch, queue, kind, task_id, number in rows:
             messages = batches.setdefault(batch, {})
             if task_id is not None:
-                messages.setdefault(queue, []).append(Dispatch(task_id, number))
+                messages.setdefault(Route(queue, kind), []).append(Dispatch(task_id, number))
         return [OutboxBatch(batch, messages) for batch, messages in batches.items()]
 
     async def claim(self, worker: str, lease: float, claims: Sequence[Claim]) -> Sequence[Task]:
@@ -311,30 +163,58 @@ class PostgresStore:
             numbers([c.dispatch for c in claims]),
             flags([c.redelivered for c in claims]),
             flags([c.alone for c in claims]),
+            numbers([c.max_attempts for c in claims]),
         )
         return _tasks(await self._call("claim", worker, lease, *args))
 
     async def finish(self, worker: str, outcomes: Sequence[Outcome], again: bool = False) -> Mapping[int, Finished]:
         # In one order everywhere, so that two batches never wait for each other's rows.
         outcomes = sorted(outcomes, key=lambda o: o.task_id)
-        key = (
-            worker,
-            numbers([o.task_id for o in outcomes]),
-            numbers([o.dispatch for o in outcomes]),
-            numbers([o.attempt for o in outcomes]),
-            texts([o.state.value for o in outcomes]),
-        )
+        completed = [o for o in outcomes if o.state is State.COMPLETED]
+        failed = [o for o in outcomes if o.state is not State.COMPLETED]
+        rows = await self._complete(worker, completed, again) if completed else []
+        rows += await self._fail(worker, failed, again) if failed else []
+        return {task_id: Finished(version, when, run_at) for task_id, version, when, run_at in rows}
+
+    async def _complete(self, worker: str, outcomes: Sequence[Outcome], again: bool) -> Rows:
+        key = worker, *_attempts(outcomes)
         results = texts([o.result or "" for o in outcomes])
-        errors = texts([storable_error(o.error) or "" for o in outcomes])
 
         async def work(repeated: bool, connection: PostgresConnection) -> Rows:
-            rows = await connection.call("finish", *key, results, errors)
+            rows = await connection.call("complete", *key, results)
             if (again or repeated) and len(rows) < len(outcomes):
-                rows += await connection.call("finished_so", *key)
+                rows += await connection.call("finished_so", *key, texts([State.COMPLETED.value] * len(outcomes)))
             return rows
 
         rows: Rows = await self._run(work)
-        return {task_id: Finished(version, when) for task_id, version, when in rows}
+        return rows
+
+    async def _fail(self, worker: str, outcomes: Sequence[Outcome], again: bool) -> Rows:
+        args = (
+            worker,
+            *_attempts(outcomes),
+            flags([o.state is State.FAILED for o in outcomes]),
+            texts([o.result or "" for o in outcomes]),
+            texts([storable(o.error) for o in outcomes]),
+            texts([storable(o.trace) for o in outcomes]),
+            numbers([o.delay for o in outcomes]),
+        )
+        for_good = [o for o in outcomes if o.state is State.FAILED]
+        tried_again = [o for o in outcomes if o.state is State.WAITING]
+
+        async def work(repeated: bool, connection: PostgresConnection) -> Rows:
+            rows = await connection.call("fail", *args)
+            if (again or repeated) and len(rows) < len(outcomes):
+                states = texts([o.state.value for o in for_good])
+                rows += await connection.call("finished_so", worker, *_attempts(for_good), states)
+                errors = texts([storable(o.error) for o in tried_again])
+                done = {row[0] for row in rows}
+                earlier = await connection.call("failed_so", worker, *_attempts(tried_again), errors)
+                rows += [row for row in earlier if row[0] not in done]
+            return rows
+
+        rows: Rows = await self._run(work)
+        return rows
 
     async def release(self, worker: str, held: Sequence[Claim]) -> Sequence[Task]:
         held = sorted(held)
@@ -342,22 +222,39 @@ class PostgresStore:
         return _tasks(await self._call("release", worker, *args))
 
     async def renew(self, worker: str, lease: float, task_ids: Sequence[int]) -> frozenset[int]:
-        return frozenset(task_id for (task_id,) in await self._call("renew", worker, lease, numbers(task_ids)))
+        args = worker, lease, numbers(task_ids)
+        rows = await self._call("renew", *args)
+        if any(passed_over for _, passed_over in rows):
+            # what stood in the way is done in a moment, and a lease must not depend on that moment
+            await deferLater(self._reactor, MIN_DELAY)
+            rows = await self._call("renew", *args)
+        return frozenset(task_id for task_id, _ in rows)
 
     async def cancel(self, user_id: int, task_id: int) -> Task:
-        task: Task | None = None
-        for _ in range(_CANCEL_TRIES if possible([task_id]) else 0):
-            if rows := await self._call("cancel", user_id, task_id):
+        for _ in range(_CANCEL_TRIES):
+            if possible([task_id]) and (rows := await self._call("cancel", user_id, task_id)):
                 return _task(rows[0])
-            task = next(iter(await self.get_tasks(user_id, [task_id])), None)
-            if task is None or task.state not in (State.WAITING, State.QUEUED):
+            task = await self._of_user(user_id, task_id)
+            if task.state in TERMINAL:
                 break
-            # it was running a moment ago, and has been given back since
-        if task is None:
-            raise NotFound(f"you have no task {task_id}", field="task_id")
+            # it had ended a moment ago, and is being tried again since
         if task.state is not State.CANCELLED:
-            raise Conflict(f"task {task_id} is {task.state.value}: too late to cancel it", field="task_id")
+            raise too_late(task)
         return task
+
+    async def retry(self, user_id: int, task_id: int) -> Task:
+        task = await self._of_user(user_id, task_id)
+        if task.state not in RETRIABLE:
+            raise no_need(task)
+        if rows := await self._call("retry", task.id, task.version):
+            return _task(rows[0])
+        # done since by an earlier run, or by somebody else
+        return await self._of_user(user_id, task_id)
+
+    async def _of_user(self, user_id: int, task_id: int) -> Task:
+        for task in await self.get_tasks(user_id, [task_id]):
+            return task
+        raise no_such_task(task_id)
 
     # -- repair ------------------------------------------------------------------------------------
     # What changes nothing when repeated but would not be told again is not repeated: the caller learns by
@@ -366,14 +263,18 @@ class PostgresStore:
     async def expire_leases(self, limit: int) -> Sequence[Task]:
         return _tasks(await self._call("expire_leases", limit, repeat=False))
 
-    async def requeue_lost(self, queue: str, older_than: float, limit: int) -> Sequence[Task]:
-        return _tasks(await self._call("requeue_lost", queue, older_than, limit, repeat=False))
+    async def requeue_lost(self, route: Route, older_than: float, limit: int) -> Sequence[Task]:
+        return _tasks(await self._call("requeue_lost", *route, older_than, limit, repeat=False))
 
     async def reset_in_flight(self) -> int:
         return int((await self._call("reset_in_flight"))[0][0])
 
-    async def count_queued(self) -> Mapping[str, int]:
-        return dict(await self._call("count_queued"))
+    async def count_queued(self) -> Mapping[Route, int]:
+        return {Route(queue, kind): count for queue, kind, count in await self._call("count_queued")}
+
+    async def delete_finished(self, seconds: float, after_id: int, limit: int) -> tuple[int, int | None]:
+        [(deleted, last)] = await self._call("delete_finished", seconds, after_id, limit)
+        return deleted, last
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -398,6 +299,22 @@ class PostgresStore:
         return Page(tasks, tasks[-1].id if more else end)
 
 
+def _times(specs: Sequence[NewTask]) -> tuple[str, str]:
+    """Moments to run at and timeouts as arrays, empty when no task has any."""
+    if all(spec.run_at is None and spec.timeout is None for spec in specs):
+        return "{}", "{}"
+    return optional_times([spec.run_at for spec in specs]), optional_numbers([spec.timeout for spec in specs])
+
+
+def _attempts(outcomes: Sequence[Outcome]) -> tuple[str, str, str]:
+    """Ids, dispatch and attempt numbers as arrays."""
+    return (
+        numbers([o.task_id for o in outcomes]),
+        numbers([o.dispatch for o in outcomes]),
+        numbers([o.attempt for o in outcomes]),
+    )
+
+
 def _keys(specs: Sequence[NewTask]) -> tuple[str, str]:
     """Keys and fingerprints as arrays, empty when no task has any, which is cheaper than a row of blanks."""
     if all(spec.key is None for spec in specs):
@@ -417,25 +334,3 @@ def _listing(user_id: int, query: TaskQuery, wanted: Filter) -> tuple[str, Seque
         return sql.list_walk(len(wanted.statuses)), (*walk, count)
     args = *wanted.args, each, *walk, each, count
     return sql.list_filtered(len(wanted.statuses), wanted.condition), args
-
-
-async def _migrate(connection: PostgresConnection) -> None:
-    known = migrations.load("postgres")
-    await connection.query("BEGIN")
-    await connection.query("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
-    await connection.query(migrations.CREATE_TABLE)
-    [(applied,)] = await connection.query(migrations.APPLIED)
-    for migration in migrations.pending(known, applied):
-        await connection.query(migration.sql)
-        await connection.query("INSERT INTO schema_migrations VALUES (%s, %s, now())", migration[:2])
-    await connection.query("COMMIT")
-
-
-def _translated(e: psycopg2.Error) -> BadRequest | Unavailable | None:
-    """A refused value is the caller's fault, a shortage passes, anything else is a defect of ours: None."""
-    code = e.pgcode or ""
-    if code.startswith(("22", "23", "54")):
-        return BadRequest(f"cannot be stored: {reason(e)}")
-    if code.startswith(("53", "58")) or code in {"57014", "55P03"}:
-        return Unavailable(f"the database cannot do this now: {reason(e)}", retry_after=MAX_DELAY)
-    return None

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 from taskd.errors import BadRequest
 
 
-def numbers(values: Sequence[int]) -> str:
-    """``int[]`` or ``bigint[]``"""
+def numbers(values: Sequence[float]) -> str:
+    """``int[]``, ``bigint[]`` or ``float8[]``"""
     return "{" + ",".join(map(str, values)) + "}"
+
+
+def optional_numbers(values: Sequence[float | None]) -> str:
+    """``float8[]`` with NULL for None"""
+    return "{" + ",".join(["NULL" if v is None else str(v) for v in values]) + "}"
+
+
+def optional_times(values: Sequence[datetime | None]) -> str:
+    """``timestamptz[]`` with NULL for None"""
+    return "{" + ",".join(["NULL" if v is None else v.isoformat() for v in values]) + "}"
 
 
 def flags(values: Sequence[bool]) -> str:
@@ -32,4 +43,13 @@ def texts(values: Sequence[str]) -> str:
     joined = "\0".join(values)
     if joined.count("\0") != len(values) - 1:
         raise BadRequest("text must not contain the NUL character")
-    return '{"' + joined.replace("\\", "\\\\").replace('"', '\\"').replace("\0", '","') + '"}'
+    return '{"' + _escaped(joined).replace("\0", '","') + '"}'
+
+
+def optional_texts(values: Sequence[str | None]) -> str:
+    """``text[]`` with NULL for None; the texts hold no NUL."""
+    return "{" + ",".join(["NULL" if v is None else f'"{_escaped(v)}"' for v in values]) + "}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')

@@ -8,6 +8,7 @@ an array literal costs the server a fraction of parsing as many constants. Each 
 from __future__ import annotations
 
 from taskd.store.common import KEEP_SECONDS, columns
+from taskd.store.postgres_report_statements import REPORTS
 
 _ALL = columns()
 _T = columns("t")
@@ -17,7 +18,7 @@ _LISTED = columns("t", listed=True)
 _BACKLOG = "dispatched_at IS NULL AND finished_at IS NULL AND due"
 _IN_FLIGHT = "dispatched_at IS NOT NULL AND finished_at IS NULL"
 
-PREPARED: dict[str, str] = {}
+PREPARED: dict[str, str] = {**REPORTS}
 
 # -- accounts
 
@@ -37,6 +38,7 @@ SELECT u.id, u.username FROM sessions s JOIN users u ON u.id = s.user_id
 WHERE s.token_hash = $1 AND s.expires_at > now()
 """
 PREPARED["close_session"] = "DELETE FROM sessions WHERE token_hash = $1"
+PREPARED["usernames"] = "SELECT id, username FROM users WHERE id = ANY ($1::bigint[])"
 
 # -- a task's life
 
@@ -53,21 +55,24 @@ UPDATE outbox SET published_at = 'infinity' WHERE id = ANY({ids}) AND published_
 """
 
 # The ids come back from the outbox row, in the order of the rows: the sequence was drawn in that order. A
-# second run stops at the outbox's primary key, or waits there for the first to end. Keys come in arrays that are empty
-# when no task has one.
+# second run stops at the outbox's primary key, or waits there for the first to end. What few tasks have comes in arrays
+# that are empty when none has it. A run_at that has passed is as good as none; so is that of a queued row, which by the
+# clock of its server has come.
 PREPARED["create_tasks"] = f"""
 WITH new AS (
-    INSERT INTO tasks (user_id, task, kind, queue, payload, max_attempts, state, dispatch, dispatched_at, key,
-        fingerprint)
+    INSERT INTO tasks (user_id, task, kind, queue, payload, max_attempts, state, dispatch, dispatched_at, run_at, due,
+        timeout, key, fingerprint)
     SELECT user_id, task, kind, queue, payload, max_attempts,
         CASE WHEN queued THEN 'queued' ELSE 'waiting' END, queued::int, CASE WHEN queued THEN now() END,
-        nullif(key, ''), nullif(fingerprint, '')
-    FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::json[], $6::int[], $7::bool[], $8::text[],
-        $9::text[]) AS n (user_id, task, kind, queue, payload, max_attempts, queued, key, fingerprint)
+        greatest(run_at, now()), queued OR run_at IS NULL OR run_at <= now(), timeout, nullif(key, ''),
+        nullif(fingerprint, '')
+    FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::json[], $6::int[], $7::bool[],
+        $8::timestamptz[], $9::float8[], $10::text[], $11::text[])
+        AS n (user_id, task, kind, queue, payload, max_attempts, queued, run_at, timeout, key, fingerprint)
     RETURNING id
-), settled AS ({_SETTLE.format(ids="$10::uuid[]")}), kept AS ({_SETTLE_TAKEN.format(ids="$10::uuid[]")})
+), settled AS ({_SETTLE.format(ids="$12::uuid[]")}), kept AS ({_SETTLE_TAKEN.format(ids="$12::uuid[]")})
 INSERT INTO outbox (id, task_ids, published_at)
-SELECT $11::uuid, coalesce(array_agg(id ORDER BY id), '{{}}'), CASE WHEN $12::bool THEN now() END FROM new
+SELECT $13::uuid, coalesce(array_agg(id ORDER BY id), '{{}}'), CASE WHEN $14::bool THEN now() END FROM new
 RETURNING task_ids, created_at
 """
 PREPARED["find_keys"] = """
@@ -90,14 +95,14 @@ SELECT {_T} FROM o, unnest(o.task_ids) WITH ORDINALITY AS i (id, n) JOIN tasks t
 # backlog the index may have the entries of thousands of tasks dispatched since the last vacuum, and stepping over
 # them once is enough.
 _NEXT = f"""
-SELECT user_id, run_at, id, {{n}} FROM tasks WHERE queue = $2 AND user_id > {{after}} AND {_BACKLOG}
+SELECT user_id, run_at, id, {{n}} FROM tasks WHERE queue = $2 AND kind = $3 AND user_id > {{after}} AND {_BACKLOG}
 ORDER BY user_id, run_at, id LIMIT 1
 """
 _PICK = f"""
 SELECT t.user_id, t.run_at, t.id, row_number() OVER (PARTITION BY t.user_id ORDER BY t.run_at, t.id) AS n
 FROM (SELECT mine.* FROM {{users}} AS u, LATERAL (
     SELECT user_id, run_at, id FROM tasks
-    WHERE queue = $2 AND user_id = u.user_id AND (run_at, id) {{behind}} (u.run_at, u.id) AND {_BACKLOG}
+    WHERE queue = $2 AND kind = $3 AND user_id = u.user_id AND (run_at, id) {{behind}} (u.run_at, u.id) AND {_BACKLOG}
     ORDER BY run_at, id LIMIT (SELECT each FROM {{share}}) FOR UPDATE SKIP LOCKED) AS mine
 LIMIT (SELECT free FROM {{share}})) AS t
 """
@@ -111,7 +116,7 @@ def _pass(k: int, each: str) -> str:
     SELECT user_id, run_at, id FROM pick{k - 1} WHERE n = (SELECT each FROM share{k - 1}) ORDER BY user_id
 ), share{k} AS MATERIALIZED (
     SELECT free, {each} AS each
-    FROM (SELECT CASE $4 WHEN 0 THEN $3 - ({picked}) ELSE 0 END AS free,
+    FROM (SELECT CASE $5 WHEN 0 THEN $4 - ({picked}) ELSE 0 END AS free,
         greatest((SELECT count(*) FROM hungry{k}), 1) AS users) AS c
 ), pick{k} AS MATERIALIZED ({_PICK.format(users=f"hungry{k}", behind=">", share=f"share{k}")}"""
 
@@ -120,12 +125,12 @@ def _pass(k: int, each: str) -> str:
 # leaves the outbox alone.
 PREPARED["dispatch"] = f"""
 WITH RECURSIVE walk (user_id, run_at, id, n) AS (
-    ({_NEXT.format(n="1", after="$4::bigint")})
+    ({_NEXT.format(n="1", after="$5::bigint")})
     UNION ALL
     SELECT next.* FROM walk, LATERAL ({_NEXT.format(n="walk.n + 1", after="walk.user_id")}) AS next
-    WHERE walk.n < $3::int
+    WHERE walk.n < $4::int
 ), share0 AS MATERIALIZED (
-    SELECT $3 AS free, CASE $4 WHEN 0 THEN $3 / greatest(count(*), 1) ELSE 1 END AS each FROM walk
+    SELECT $4 AS free, CASE $5 WHEN 0 THEN $4 / greatest(count(*), 1) ELSE 1 END AS each FROM walk
 ), pick0 AS MATERIALIZED ({_PICK.format(users="walk", behind=">=", share="share0")}
 {_pass(1, "(free + users - 1) / users")}{_pass(2, "(free + users - 1) / users")}{_pass(3, "free")}
 ), moved AS (
@@ -137,11 +142,11 @@ WITH RECURSIVE walk (user_id, run_at, id, n) AS (
     SELECT *, row_number() OVER (PARTITION BY user_id ORDER BY run_at, id) AS n FROM moved
 ), noted AS (
     INSERT INTO outbox (id, task_ids, published_at)
-    SELECT $1::uuid, array_agg(id ORDER BY n, user_id), CASE WHEN $5::bool THEN now() END FROM turn
+    SELECT $1::uuid, array_agg(id ORDER BY n, user_id), CASE WHEN $6::bool THEN now() END FROM turn
     HAVING count(*) > 0
 )
 SELECT EXISTS (SELECT FROM outbox WHERE id = $1::uuid),
-    (SELECT CASE WHEN count(*) = $3 THEN max(user_id) END FROM walk), turn.*
+    (SELECT CASE WHEN count(*) = $4 THEN max(user_id) END FROM walk), turn.*
 FROM (SELECT) AS always LEFT JOIN turn ON true ORDER BY turn.n, turn.user_id
 """
 
@@ -151,9 +156,9 @@ WITH come AS (
     SELECT id FROM tasks WHERE NOT due AND finished_at IS NULL AND run_at <= now()
     ORDER BY run_at LIMIT $1 FOR UPDATE SKIP LOCKED
 ), promoted AS (
-    UPDATE tasks t SET due = true FROM come WHERE t.id = come.id RETURNING t.queue, t.user_id
+    UPDATE tasks t SET due = true FROM come WHERE t.id = come.id RETURNING t.queue, t.kind, t.user_id
 )
-SELECT DISTINCT queue, user_id FROM promoted
+SELECT DISTINCT queue, kind, user_id FROM promoted
 """
 
 PREPARED["settle"] = f"""
@@ -168,48 +173,90 @@ WITH gone AS (
 ), taken AS (
     UPDATE outbox o SET published_at = now() FROM old WHERE o.id = old.id RETURNING o.id, o.task_ids
 )
-SELECT taken.id, t.queue, t.id, t.dispatch
+SELECT taken.id, t.queue, t.kind, t.id, t.dispatch
 FROM taken LEFT JOIN LATERAL unnest(taken.task_ids) WITH ORDINALITY AS i (id, n) ON true
     LEFT JOIN tasks t ON t.id = i.id AND t.state = 'queued'
 ORDER BY taken.id, i.n
 """
 
 # A row that this worker holds already is returned as it is. A redelivery takes over from a worker that lost
-# its channel, but not the last attempt: its lease decides.
+# its channel, but not the last attempt: its lease decides. An attempt that failed leaves an error, one that was lost
+# with its worker does not: only after such a one the last attempt has to be alone.
 _HELD = "t.state = 'running' AND t.worker = $1"
 PREPARED["claim"] = f"""
 UPDATE tasks t SET state = 'running', worker = $1,
     attempt = CASE WHEN {_HELD} THEN t.attempt ELSE t.attempt + 1 END,
+    max_attempts = CASE t.max_attempts WHEN 0 THEN c.max_attempts ELSE t.max_attempts END,
     version = CASE WHEN {_HELD} THEN t.version ELSE t.version + 1 END,
     lease_until = CASE WHEN {_HELD} THEN t.lease_until ELSE now() + make_interval(secs => $2) END,
-    started_at = CASE WHEN {_HELD} THEN t.started_at ELSE now() END
-FROM unnest($3::bigint[], $4::int[], $5::bool[], $6::bool[]) AS c (id, dispatch, redelivered, alone)
+    started_at = CASE WHEN {_HELD} THEN t.started_at ELSE now() END,
+    error = NULL
+FROM unnest($3::bigint[], $4::int[], $5::bool[], $6::bool[], $7::int[])
+    AS c (id, dispatch, redelivered, alone, max_attempts)
 WHERE {_RELAXED} AND t.id = c.id AND t.dispatch = c.dispatch AND ({_HELD}
     OR (t.state = 'queued' OR t.state = 'running' AND c.redelivered AND t.attempt < t.max_attempts)
-        AND (c.alone OR t.attempt = 0 OR t.attempt + 1 <> t.max_attempts))
+        AND (c.alone OR t.attempt = 0 OR t.error IS NOT NULL OR t.attempt + 1 <> t.max_attempts))
 RETURNING {_T}
 """
-PREPARED["finish"] = """
-UPDATE tasks t SET state = o.state, version = t.version + 1, finished_at = now(), lease_until = NULL,
-    result = nullif(o.result, '')::json, error = nullif(o.error, '')
-FROM unnest($2::bigint[], $3::int[], $4::int[], $5::text[], $6::text[], $7::text[])
-    AS o (id, dispatch, attempt, state, result, error)
+# What most attempts end by, in a statement of their own.
+PREPARED["complete"] = """
+UPDATE tasks t SET state = 'completed', version = t.version + 1, finished_at = now(), lease_until = NULL,
+    result = nullif(o.result, '')::json, error = NULL
+FROM unnest($2::bigint[], $3::int[], $4::int[], $5::text[]) AS o (id, dispatch, attempt, result)
 WHERE t.id = o.id AND t.dispatch = o.dispatch AND t.attempt = o.attempt AND t.worker = $1
     AND t.state = 'running'
-RETURNING t.id, t.version, t.finished_at
+RETURNING t.id, t.version, t.finished_at, NULL
 """
-# A statement of its own: one that waited for the first run to commit has a snapshot from before.
+# What fails keeps how far it was; what is tried again begins anew. The rows are locked before they are changed, as
+# what is kept of an attempt must be what it was.
+PREPARED["fail"] = """
+WITH ended AS MATERIALIZED (
+    SELECT o.*, t.started_at
+    FROM unnest($2::bigint[], $3::int[], $4::int[], $5::bool[], $6::text[], $7::text[], $8::text[], $9::float8[])
+        AS o (id, dispatch, attempt, for_good, result, error, trace, delay)
+        JOIN tasks t ON t.id = o.id AND t.dispatch = o.dispatch AND t.attempt = o.attempt AND t.worker = $1
+            AND t.state = 'running'
+    FOR UPDATE OF t
+), kept AS (
+    INSERT INTO task_attempts (task_id, dispatch, attempt, worker, started_at, error, trace)
+    SELECT id, dispatch, attempt, $1, started_at, error, nullif(trace, '') FROM ended ON CONFLICT DO NOTHING
+)
+UPDATE tasks t SET state = CASE WHEN o.for_good THEN 'failed' ELSE 'waiting' END, version = t.version + 1,
+    finished_at = CASE WHEN o.for_good THEN now() END, lease_until = NULL, error = nullif(o.error, ''),
+    result = CASE WHEN o.for_good THEN nullif(o.result, '')::json END,
+    run_at = CASE WHEN o.for_good THEN t.run_at ELSE now() + make_interval(secs => greatest(o.delay, 0)) END,
+    due = o.for_good OR o.delay <= 0,
+    dispatched_at = CASE WHEN o.for_good THEN t.dispatched_at END,
+    started_at = CASE WHEN o.for_good THEN t.started_at END,
+    progress = CASE WHEN o.for_good THEN t.progress END, note = CASE WHEN o.for_good THEN t.note END
+FROM ended AS o WHERE t.id = o.id
+RETURNING t.id, t.version, t.finished_at, CASE WHEN NOT o.for_good THEN t.run_at END
+"""
+# Statements of their own: one that waited for the first run to commit has a snapshot from before.
 PREPARED["finished_so"] = """
-SELECT t.id, t.version, t.finished_at
+SELECT t.id, t.version, t.finished_at, NULL
 FROM unnest($2::bigint[], $3::int[], $4::int[], $5::text[]) AS o (id, dispatch, attempt, state) JOIN tasks t
     ON t.id = o.id AND t.dispatch = o.dispatch AND t.attempt = o.attempt AND t.worker = $1
     AND t.state = o.state
 """
+# What was to be tried again may have gone on since: the attempt that it left behind tells. A version from before the
+# last change is then at least as new as that of the outcome, and older than what readers have seen.
+PREPARED["failed_so"] = """
+SELECT t.id, CASE WHEN t.state = 'waiting' AND t.dispatch = o.dispatch THEN t.version ELSE t.version - 1 END, NULL,
+    t.run_at
+FROM unnest($2::bigint[], $3::int[], $4::int[], $5::text[]) AS o (id, dispatch, attempt, error)
+    JOIN task_attempts a ON a.task_id = o.id AND a.dispatch = o.dispatch AND a.attempt = o.attempt AND a.worker = $1
+        AND a.error = o.error
+    JOIN tasks t ON t.id = o.id
+"""
 
-_BACK = "dispatched_at = NULL, started_at = NULL, lease_until = NULL, version = version + 1"
+_BACK = """
+dispatched_at = NULL, started_at = NULL, lease_until = NULL, progress = NULL, note = NULL, version = version + 1
+"""
 
 PREPARED["release"] = f"""
 UPDATE tasks t SET state = 'waiting', dispatched_at = NULL, started_at = NULL, lease_until = NULL,
+    progress = NULL, note = NULL,
     attempt = CASE t.state WHEN 'running' THEN t.attempt - 1 ELSE t.attempt END,
     version = CASE t.state WHEN 'running' THEN t.version + 1 ELSE t.version END
 FROM unnest($2::bigint[], $3::int[]) AS c (id, dispatch)
@@ -217,7 +264,8 @@ WHERE t.id = c.id AND t.dispatch = c.dispatch AND t.worker = $1 AND t.state IN (
 RETURNING {_T}
 """
 # Only leases with less than three quarters left are written, so that short tasks cost nothing here. Rows that
-# are being finished at this moment are passed over: waiting for them could be a deadlock.
+# are being finished or reported on at this moment are passed over: waiting for them could be a deadlock. Each id comes
+# with whether its lease was passed over.
 PREPARED["renew"] = """
 WITH held AS MATERIALIZED (
     SELECT id, lease_until FROM tasks WHERE id = ANY ($3::bigint[]) AND state = 'running' AND worker = $1
@@ -229,44 +277,61 @@ WITH held AS MATERIALIZED (
 ), renewed AS (
     UPDATE tasks t SET lease_until = now() + make_interval(secs => $2) FROM due WHERE t.id = due.id
 )
-SELECT id FROM held
+SELECT held.id, held.lease_until < now() + make_interval(secs => $2 * 0.75) AND due.id IS NULL
+FROM held LEFT JOIN due USING (id)
 """
 PREPARED["cancel"] = f"""
-UPDATE tasks SET state = 'cancelled', version = version + 1, finished_at = now()
-WHERE id = $2 AND user_id = $1 AND state IN ('waiting', 'queued') RETURNING {_ALL}
+UPDATE tasks SET state = 'cancelled', version = version + 1, finished_at = now(), lease_until = NULL
+WHERE id = $2 AND user_id = $1 AND state IN ('waiting', 'queued', 'running') RETURNING {_ALL}
+"""
+# The version is that under which the caller has seen it failed or cancelled: when it is another one by now, then
+# because this has been done.
+PREPARED["retry"] = f"""
+UPDATE tasks SET state = 'waiting', version = version + 1, attempt = 0, run_at = now(), due = true, finished_at = NULL,
+    dispatched_at = NULL, started_at = NULL, worker = NULL, result = NULL, error = NULL, progress = NULL, note = NULL
+WHERE id = $1 AND version = $2 AND state IN ('failed', 'cancelled') RETURNING {_ALL}
 """
 
 # -- repair
 
-_EXPIRED = """
-state = CASE WHEN attempt < max_attempts THEN 'waiting' ELSE 'failed' END,
-dispatched_at = CASE WHEN attempt >= max_attempts THEN dispatched_at END,
-started_at = CASE WHEN attempt >= max_attempts THEN started_at END,
-finished_at = CASE WHEN attempt >= max_attempts THEN now() END,
-error = CASE WHEN attempt >= max_attempts THEN
-    format('lease expired on attempt %s of %s: the worker stopped answering', attempt, max_attempts) END,
-lease_until = NULL, version = version + 1
-"""
-PREPARED["expire_leases"] = f"""
-WITH dead AS (
-    SELECT id FROM tasks WHERE {_IN_FLIGHT} AND state = 'running' AND lease_until <= now()
-    LIMIT $1 FOR UPDATE SKIP LOCKED
+
+def _expire(which: str) -> str:
+    """CTEs of which the last, expired, has the running tasks that were taken back."""
+    return f"""
+dead AS MATERIALIZED (
+    SELECT id, dispatch, attempt, worker, started_at, format(
+        'lease expired on attempt %s of %s: the worker stopped answering', attempt, max_attempts) AS error
+    FROM tasks WHERE {_IN_FLIGHT} AND state = 'running' {which}
+), lost AS (
+    INSERT INTO task_attempts (task_id, dispatch, attempt, worker, started_at, error) SELECT * FROM dead
+    ON CONFLICT DO NOTHING
+), expired AS (
+    UPDATE tasks t SET state = CASE WHEN t.attempt < max_attempts THEN 'waiting' ELSE 'failed' END,
+        dispatched_at = CASE WHEN t.attempt >= max_attempts THEN dispatched_at END,
+        started_at = CASE WHEN t.attempt >= max_attempts THEN t.started_at END,
+        finished_at = CASE WHEN t.attempt >= max_attempts THEN now() END,
+        progress = CASE WHEN t.attempt >= max_attempts THEN progress END,
+        note = CASE WHEN t.attempt >= max_attempts THEN note END,
+        error = CASE WHEN t.attempt >= max_attempts THEN dead.error END, lease_until = NULL, version = version + 1
+    FROM dead WHERE t.id = dead.id RETURNING {_T}
 )
-UPDATE tasks t SET {_EXPIRED} FROM dead WHERE t.id = dead.id RETURNING {_T}
+"""
+
+
+PREPARED["expire_leases"] = f"""
+WITH {_expire("AND lease_until <= now() LIMIT $1 FOR UPDATE SKIP LOCKED")} SELECT * FROM expired
 """
 PREPARED["requeue_lost"] = f"""
 WITH lost AS (
     SELECT id FROM tasks
-    WHERE {_IN_FLIGHT} AND queue = $1 AND dispatched_at <= now() - make_interval(secs => $2)
+    WHERE {_IN_FLIGHT} AND queue = $1 AND kind = $2 AND dispatched_at <= now() - make_interval(secs => $3)
         AND state = 'queued'
-    ORDER BY dispatched_at LIMIT $3 FOR UPDATE SKIP LOCKED
+    ORDER BY dispatched_at LIMIT $4 FOR UPDATE SKIP LOCKED
 )
 UPDATE tasks t SET state = 'waiting', {_BACK} FROM lost WHERE t.id = lost.id RETURNING {_T}
 """
 PREPARED["reset_in_flight"] = f"""
-WITH expired AS (
-    UPDATE tasks SET {_EXPIRED} WHERE {_IN_FLIGHT} AND state = 'running' RETURNING id
-), queued AS (
+WITH {_expire("FOR UPDATE")}, queued AS (
     UPDATE tasks SET state = 'waiting', {_BACK} WHERE {_IN_FLIGHT} AND state = 'queued' RETURNING id
 ), emptied AS (
     DELETE FROM outbox
@@ -274,7 +339,23 @@ WITH expired AS (
 SELECT (SELECT count(*) FROM expired) + (SELECT count(*) FROM queued)
 """
 PREPARED["count_queued"] = f"""
-SELECT queue, count(*) FROM tasks WHERE {_IN_FLIGHT} AND state = 'queued' GROUP BY queue
+SELECT queue, kind, count(*) FROM tasks WHERE {_IN_FLIGHT} AND state = 'queued' GROUP BY queue, kind
+"""
+
+# A walk by the primary key: there is no index by the end of a task, which every task would have to pay for.
+PREPARED["delete_finished"] = """
+WITH seen AS MATERIALIZED (
+    SELECT id, created_at < now() - make_interval(secs => $1) AS is_old FROM tasks WHERE id > $2 ORDER BY id LIMIT $3
+), deleted AS (
+    DELETE FROM tasks t USING seen
+    WHERE t.id = seen.id AND seen.is_old AND t.finished_at < now() - make_interval(secs => $1) RETURNING t.id
+), logs AS (
+    DELETE FROM task_log l USING deleted WHERE l.task_id = deleted.id
+), attempts AS (
+    DELETE FROM task_attempts a USING deleted WHERE a.task_id = deleted.id
+)
+SELECT (SELECT count(*) FROM deleted),
+    (SELECT CASE WHEN count(*) = $3 AND bool_and(is_old) THEN max(id) END FROM seen)
 """
 
 # -- reading

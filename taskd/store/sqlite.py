@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta, timezone
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
 from zope.interface import implementer
 
-from taskd.errors import BadRequest, Conflict, KeyTaken, NotFound, SettingsError, Unavailable, UsernameInUse
-from taskd.model import State, Task, User
+from taskd.errors import KeyTaken
+from taskd.model import Route, State, Task
 from taskd.ports import (
-    Account,
     Claim,
     Dispatch,
     Dispatched,
@@ -31,42 +27,39 @@ from taskd.ports import (
     Page,
     TaskQuery,
 )
-from taskd.store import migrations
 from taskd.store import sqlite_statements as sql
 from taskd.store.common import (
     KEEP_SECONDS,
-    MAX_DELAY,
+    RETRIABLE,
     STATES,
     Filter,
-    Pauses,
     check_storable,
-    closed,
     end_of,
     in_turns,
     look_at,
+    no_need,
+    no_such_task,
     possible,
     share,
-    storable_error,
+    storable,
+    too_late,
 )
+from taskd.store.sqlite_accounts import SqliteAccounts
+from taskd.store.sqlite_base import from_micros, to_micros
+from taskd.store.sqlite_reports import SqliteReports
 from taskd.store.sqlite_runner import InlineRunner, IRunner, open_sqlite
 
 __all__ = ["IRunner", "InlineRunner", "SqliteStore", "open_sqlite"]
 
-R = TypeVar("R")
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _FOREVER = 2**62
-
-
-def _time(micros: int | None) -> datetime | None:
-    # by position: three times as fast as by name, and there are four in a row
-    return None if micros is None else _EPOCH + timedelta(0, 0, micros)
 
 
 def _task(row: Sequence[Any]) -> Task:
     fields = list(row)
     fields[5] = STATES[row[5]]
     for i in (6, 7, 13, 14):
-        fields[i] = _time(row[i])
+        if row[i] is not None:
+            fields[i] = from_micros(row[i])
     return Task(*fields)
 
 
@@ -75,97 +68,8 @@ def _tasks(cursor: sqlite3.Cursor) -> list[Task]:
 
 
 @implementer(ITaskStore)
-class SqliteStore:
-    """ITaskStore on SQLite. ``clock`` tells the time; stop() closes ``runner``."""
-
-    log = Logger()
-
-    def __init__(self, runner: IRunner, clock: IReactorTime) -> None:
-        self._runner = runner
-        self._clock = clock
-        self._pauses = Pauses(clock)
-        self.ready = False
-
-    def _now(self) -> int:
-        return round(self._clock.seconds() * 1_000_000)
-
-    async def _run(self, interaction: Callable[..., R], *args: Any) -> R:
-        if not self.ready:
-            raise self._not_ready()
-        return await self._interact(interaction, *args)
-
-    def _not_ready(self) -> Unavailable:
-        if self._pauses.stopped:
-            return closed()
-        return Unavailable("the database cannot be reached yet; try again", retry_after=MAX_DELAY)
-
-    async def _interact(self, interaction: Callable[..., R], *args: Any) -> R:
-        try:
-            return await self._runner.runInteraction(interaction, *args)
-        except sqlite3.OperationalError as e:
-            # locked by somebody else's shell, disk full, I/O error: the data is whole, this was not done
-            raise Unavailable(f"the database cannot be used now: {e}") from e
-        except (sqlite3.IntegrityError, OverflowError, UnicodeEncodeError) as e:
-            raise BadRequest(f"cannot be stored: {e}") from e
-
-    # -- start and stop ----------------------------------------------------------------------------
-
-    async def start(self) -> None:
-        told = False
-        while not self.ready:
-            if self._pauses.stopped:
-                raise closed()
-            try:
-                await self._interact(_migrate)
-                self.ready = not self._pauses.stopped
-            except Unavailable as e:
-                # somebody else's shell lets go of it some day; nothing else passes by itself
-                if "locked" not in e.message:
-                    raise
-                if not told:
-                    told = True
-                    self.log.warn("SQLite: trying on: {reason}", reason=e.message)
-                await self._pauses.pause()
-            except sqlite3.DatabaseError as e:
-                raise SettingsError(f"the database file cannot be used: {e}") from None
-
-    async def stop(self) -> None:
-        self.ready = False
-        if not self._pauses.stopped:
-            self._pauses.stop()
-            self._runner.close()
-
-    # -- accounts ----------------------------------------------------------------------------------
-
-    async def create_user(self, username: str, key: str, password: str) -> User:
-        return await self._run(self._create_user, check_storable(username), check_storable(key), password)
-
-    def _create_user(self, db: sqlite3.Cursor, username: str, key: str, password: str) -> User:
-        if row := db.execute(sql.CREATE_USER, (username, key, password, self._now())).fetchone():
-            return User(row[0], username)
-        row = db.execute(sql.FIND_USER, (key,)).fetchone()
-        if row[2] != password:
-            raise UsernameInUse(f"the username {username} is taken; choose another", field="username")
-        return User(row[0], row[1])
-
-    async def find_user(self, key: str) -> Account | None:
-        row = await self._run(lambda db: db.execute(sql.FIND_USER, (check_storable(key),)).fetchone())
-        return Account(User(row[0], row[1]), row[2]) if row else None
-
-    async def open_session(self, user_id: int, token_hash: bytes, seconds: int) -> None:
-        await self._run(self._open_session, user_id, token_hash, seconds)
-
-    def _open_session(self, db: sqlite3.Cursor, user_id: int, token_hash: bytes, seconds: int) -> None:
-        now = self._now()
-        db.execute(sql.DROP_EXPIRED_SESSIONS, (user_id, now))
-        db.execute(sql.OPEN_SESSION, (token_hash, user_id, now, now + seconds * 1_000_000))
-
-    async def find_session(self, token_hash: bytes) -> User | None:
-        row = await self._run(lambda db: db.execute(sql.FIND_SESSION, (token_hash, self._now())).fetchone())
-        return User(*row) if row else None
-
-    async def close_session(self, token_hash: bytes) -> None:
-        await self._run(lambda db: db.execute(sql.CLOSE_SESSION, (token_hash,)) and None)
+class SqliteStore(SqliteAccounts, SqliteReports):
+    """ITaskStore on SQLite; made as SqliteBase says."""
 
     # -- a task's life -----------------------------------------------------------------------------
 
@@ -184,21 +88,24 @@ class SqliteStore:
         if known := db.execute(sql.FIND_BATCH, (batch,)).fetchone():
             return self._in_order(db, known[0])
         first = 1 + db.execute(sql.LAST_TASK).fetchone()[0]
-        when = _EPOCH + timedelta(microseconds=now)
+        when = from_micros(now)
         tasks, values = [], []
         for task_id, row in enumerate(rows, first):
             spec, queued = row.spec, row.state is State.QUEUED
+            # one that has passed is as good as none; that of a queued row has come, by the clock of its server
+            run_at = now if spec.run_at is None else max(to_micros(spec.run_at), now)
             values.append(
                 (
                     *(task_id, row.user_id, spec.task, spec.kind, spec.queue, spec.payload),
-                    *(spec.max_attempts, row.state.value, int(queued), now, now, now if queued else None),
-                    *(spec.key, spec.fingerprint),
+                    *(spec.max_attempts, row.state.value, int(queued), now, run_at, int(queued or run_at == now)),
+                    *(now if queued else None, spec.timeout, spec.key, spec.fingerprint),
                 )
             )
             tasks.append(
                 Task(
-                    *(task_id, row.user_id, spec.task, spec.kind, spec.queue, row.state, when, when),
+                    *(task_id, row.user_id, spec.task, spec.kind, spec.queue, row.state, when, from_micros(run_at)),
                     *(spec.payload, 0, spec.max_attempts, int(queued)),
+                    timeout=spec.timeout,
                 )
             )
         try:
@@ -219,12 +126,13 @@ class SqliteStore:
 
     def _in_order(self, db: sqlite3.Cursor, ids: str) -> list[Task]:
         found = {task.id: task for task in _tasks(db.execute(sql.TASKS_BY_ID, (ids,)))}
-        return [found[task_id] for task_id in json.loads(ids)]
+        # those that are gone had ended long ago
+        return [found[task_id] for task_id in json.loads(ids) if task_id in found]
 
-    async def dispatch(self, batch: str, queue: str, limit: int, after_user: int | None) -> Dispatched:
-        return await self._run(self._dispatch, batch, queue, limit, after_user or 0)
+    async def dispatch(self, batch: str, route: Route, limit: int, after_user: int | None) -> Dispatched:
+        return await self._run(self._dispatch, batch, route, limit, after_user or 0)
 
-    def _dispatch(self, db: sqlite3.Cursor, batch: str, queue: str, limit: int, after_user: int) -> Dispatched:
+    def _dispatch(self, db: sqlite3.Cursor, batch: str, route: Route, limit: int, after_user: int) -> Dispatched:
         now = self._now()
         db.execute("BEGIN IMMEDIATE")
         if known := db.execute(sql.FIND_BATCH, (batch,)).fetchone():
@@ -233,7 +141,7 @@ class SqliteStore:
             return Dispatched(tasks, max((t.user_id for t in tasks), default=None), len(tasks) == limit)
         users: list[int] = []
         last = after_user
-        while len(users) < limit and (row := db.execute(sql.NEXT_USER, (queue, last)).fetchone()):
+        while len(users) < limit and (row := db.execute(sql.NEXT_USER, (*route, last)).fetchone()):
             last = row[0]
             users.append(last)
         # A round that needs several turns gives everybody one task: with more, those of its last turn would get
@@ -244,7 +152,7 @@ class SqliteStore:
         while hungry and len(picked) < limit:
             each = share(limit - len(picked), len(hungry)) if whole else 1
             for user, had in list(hungry.items())[: limit - len(picked)]:
-                mine = db.execute(sql.OLDEST, (queue, user, each, had)).fetchall()
+                mine = db.execute(sql.OLDEST, (*route, user, each, had)).fetchall()
                 picked += [task_id for (task_id,) in mine]
                 if len(mine) == each and whole:
                     hungry[user] += each
@@ -257,9 +165,12 @@ class SqliteStore:
         db.execute(sql.CREATE_BATCH, (batch, json.dumps([t.id for t in tasks]), now))
         return Dispatched(tasks, last if len(users) == limit else None, len(tasks) == limit)
 
-    async def promote(self, limit: int) -> Sequence[tuple[str, int]]:
-        now = self._now()
-        return await self._run(lambda db: sorted(set(db.execute(sql.PROMOTE, (now, limit)).fetchall())))
+    async def promote(self, limit: int) -> Sequence[tuple[Route, int]]:
+        return await self._run(self._promote, limit)
+
+    def _promote(self, db: sqlite3.Cursor, limit: int) -> Sequence[tuple[Route, int]]:
+        rows = set(db.execute(sql.PROMOTE, (self._now(), limit)).fetchall())
+        return [(Route(queue, kind), user) for queue, kind, user in sorted(rows)]
 
     async def settle(self, batches: Sequence[str]) -> None:
         await self._run(self._settle, batches)
@@ -279,10 +190,10 @@ class SqliteStore:
         batches = []
         before = now - round(older_than * 1_000_000)
         for batch, ids in db.execute(sql.OLD_BATCHES, (before, limit)).fetchall():
-            messages: dict[str, list[Dispatch]] = {}
+            messages: dict[Route, list[Dispatch]] = {}
             for task in self._in_order(db, ids):
                 if task.state is State.QUEUED:
-                    messages.setdefault(task.queue, []).append(Dispatch(task.id, task.dispatch))
+                    messages.setdefault(task.route, []).append(Dispatch(task.id, task.dispatch))
             batches.append(OutboxBatch(batch, messages))
         db.execute(sql.TAKE, (now, json.dumps([b.id for b in batches])))
         return batches
@@ -295,10 +206,9 @@ class SqliteStore:
         until = now + round(lease * 1_000_000)
         mine: dict[int, Task] = {}
         for c in claims:
+            values = worker, until, now, c.max_attempts, c.task_id, c.dispatch, c.redelivered, worker, c.alone
             row = (
-                db.execute(
-                    sql.CLAIM, (worker, until, now, c.task_id, c.dispatch, c.redelivered, worker, c.alone)
-                ).fetchone()
+                db.execute(sql.CLAIM, values).fetchone()
                 or db.execute(sql.HELD, (c.task_id, c.dispatch, worker)).fetchone()
             )
             if row:
@@ -312,16 +222,36 @@ class SqliteStore:
         self, db: sqlite3.Cursor, worker: str, outcomes: Sequence[Outcome], again: bool
     ) -> Mapping[int, Finished]:
         now = self._now()
-        when = _EPOCH + timedelta(microseconds=now)
         done: dict[int, Finished] = {}
         for o in outcomes:
-            state, key = o.state.value, (o.task_id, o.dispatch, o.attempt, worker)
-            values = (state, now, o.result or None, storable_error(o.error), *key)
-            if row := db.execute(sql.FINISH, values).fetchone():
-                done[o.task_id] = Finished(row[0], when)
-            elif again and (row := db.execute(sql.FINISHED_SO, (*key, state)).fetchone()):
-                done[o.task_id] = Finished(row[0], _EPOCH + timedelta(microseconds=row[1]))
+            end = self._complete if o.state is State.COMPLETED else self._fail
+            if finished := end(db, worker, o, now, again):
+                done[o.task_id] = finished
         return done
+
+    def _complete(self, db: sqlite3.Cursor, worker: str, o: Outcome, now: int, again: bool) -> Finished | None:
+        key = o.task_id, o.dispatch, o.attempt, worker
+        if row := db.execute(sql.FINISH, (o.state.value, now, o.result or None, None, *key)).fetchone():
+            return Finished(row[0], from_micros(now))
+        return self._finished_so(db, key, o) if again else None
+
+    def _fail(self, db: sqlite3.Cursor, worker: str, o: Outcome, now: int, again: bool) -> Finished | None:
+        key = o.task_id, o.dispatch, o.attempt, worker
+        error, trace = storable(o.error), storable(o.trace) or None
+        db.execute(sql.KEEP_ATTEMPT, (now, error, trace, *key))
+        if o.state is State.FAILED:
+            if row := db.execute(sql.FINISH, (o.state.value, now, o.result or None, error or None, *key)).fetchone():
+                return Finished(row[0], from_micros(now))
+            return self._finished_so(db, key, o) if again else None
+        run_at = now + max(0, round(o.delay * 1_000_000))
+        row = db.execute(sql.TRY_AGAIN, (run_at, o.delay <= 0, error or None, *key)).fetchone()
+        if row is None and again:
+            row = db.execute(sql.FAILED_SO, (*key, error)).fetchone()
+        return Finished(row[0], None, from_micros(row[1])) if row else None
+
+    def _finished_so(self, db: sqlite3.Cursor, key: tuple[Any, ...], o: Outcome) -> Finished | None:
+        row = db.execute(sql.FINISHED_SO, (*key, o.state.value)).fetchone()
+        return Finished(row[0], from_micros(row[1])) if row else None
 
     async def release(self, worker: str, held: Sequence[Claim]) -> Sequence[Task]:
         return await self._run(self._release, worker, held)
@@ -340,42 +270,69 @@ class SqliteStore:
         return await self._run(lambda db: frozenset(task_id for (task_id,) in db.execute(sql.RENEW, args).fetchall()))
 
     async def cancel(self, user_id: int, task_id: int) -> Task:
-        if not possible([task_id]):
-            raise NotFound(f"you have no task {task_id}", field="task_id")
         return await self._run(self._cancel, user_id, task_id)
 
     def _cancel(self, db: sqlite3.Cursor, user_id: int, task_id: int) -> Task:
-        if row := db.execute(sql.CANCEL, (self._now(), task_id, user_id)).fetchone():
+        task = self._of_user(db, user_id, task_id)
+        if row := db.execute(sql.CANCEL, (self._now(), task.id)).fetchone():
             return _task(row)
-        row = db.execute(sql.TASK_OF, (user_id, json.dumps([task_id]))).fetchone()
-        if row is None:
-            raise NotFound(f"you have no task {task_id}", field="task_id")
-        task = _task(row)
         if task.state is not State.CANCELLED:
-            raise Conflict(f"task {task_id} is {task.state.value}: too late to cancel it", field="task_id")
+            raise too_late(task)
         return task
+
+    async def retry(self, user_id: int, task_id: int) -> Task:
+        return await self._run(self._retry, user_id, task_id)
+
+    def _retry(self, db: sqlite3.Cursor, user_id: int, task_id: int) -> Task:
+        task = self._of_user(db, user_id, task_id)
+        if task.state not in RETRIABLE:
+            raise no_need(task)
+        return _task(db.execute(sql.RETRY, (self._now(), task.id)).fetchone())
+
+    def _of_user(self, db: sqlite3.Cursor, user_id: int, task_id: int) -> Task:
+        for task in _tasks(db.execute(sql.TASK_OF, (user_id, json.dumps(possible([task_id]))))):
+            return task
+        raise no_such_task(task_id)
 
     # -- repair ------------------------------------------------------------------------------------
 
     async def expire_leases(self, limit: int) -> Sequence[Task]:
-        now = self._now()
-        return await self._run(lambda db: _tasks(db.execute(sql.EXPIRE, {"now": now, "until": now, "limit": limit})))
+        return await self._run(lambda db: self._expire(db, self._now(), limit))
 
-    async def requeue_lost(self, queue: str, older_than: float, limit: int) -> Sequence[Task]:
+    def _expire(self, db: sqlite3.Cursor, until: int, limit: int) -> list[Task]:
+        dead = json.dumps([task_id for (task_id,) in db.execute(sql.DEAD, (until, limit)).fetchall()])
+        db.execute(sql.KEEP_LOST, {"now": self._now(), "ids": dead})
+        return _tasks(db.execute(sql.EXPIRE, {"now": self._now(), "ids": dead}))
+
+    async def requeue_lost(self, route: Route, older_than: float, limit: int) -> Sequence[Task]:
         before = self._now() - round(older_than * 1_000_000)
-        return await self._run(lambda db: _tasks(db.execute(sql.REQUEUE_LOST, (queue, before, limit))))
+        return await self._run(lambda db: _tasks(db.execute(sql.REQUEUE_LOST, (*route, before, limit))))
 
     async def reset_in_flight(self) -> int:
         return await self._run(self._reset_in_flight)
 
     def _reset_in_flight(self, db: sqlite3.Cursor) -> int:
-        expired = db.execute(sql.EXPIRE, {"now": self._now(), "until": _FOREVER, "limit": -1}).fetchall()
+        expired = self._expire(db, _FOREVER, -1)
         queued = db.execute(sql.RESET_QUEUED).fetchall()
         db.execute("DELETE FROM outbox")
         return len(expired) + len(queued)
 
-    async def count_queued(self) -> Mapping[str, int]:
-        return await self._run(lambda db: dict(db.execute(sql.COUNT_QUEUED).fetchall()))
+    async def count_queued(self) -> Mapping[Route, int]:
+        return await self._run(
+            lambda db: {Route(queue, kind): count for queue, kind, count in db.execute(sql.COUNT_QUEUED).fetchall()}
+        )
+
+    async def delete_finished(self, seconds: float, after_id: int, limit: int) -> tuple[int, int | None]:
+        return await self._run(self._delete_finished, seconds, after_id, limit)
+
+    def _delete_finished(self, db: sqlite3.Cursor, seconds: float, after_id: int, limit: int) -> tuple[int, int | None]:
+        before = self._now() - round(seconds * 1_000_000)
+        seen = db.execute(sql.OLDEST_TASKS, (after_id, limit)).fetchall()
+        ended = [task_id for task_id, _, finished in seen if finished is not None and finished < before]
+        for statement in sql.DELETE_TASKS:
+            db.execute(statement, (json.dumps(ended),))
+        more = len(seen) == limit and all(created < before for _, created, _ in seen)
+        return len(ended), seen[-1][0] if more else None
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -407,23 +364,3 @@ class SqliteStore:
             return Page(tasks, None)
         row = db.execute(sql.list_end(len(wanted.statuses)), (*walks, each - 1)).fetchone()
         return Page(tasks, row[0] if row else None)
-
-
-def _migrate(db: sqlite3.Cursor) -> None:
-    known = migrations.load("sqlite")
-    db.execute("BEGIN IMMEDIATE")
-    db.execute(migrations.CREATE_TABLE)
-    for migration in migrations.pending(known, db.execute(migrations.APPLIED).fetchone()[0]):
-        for statement in _statements(migration.sql):
-            db.execute(statement)
-        db.execute("INSERT INTO schema_migrations VALUES (?, ?, datetime('now'))", migration[:2])
-
-
-def _statements(script: str) -> Iterator[str]:
-    # executescript() would commit first
-    statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""

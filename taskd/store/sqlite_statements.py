@@ -22,14 +22,16 @@ SELECT u.id, u.username FROM sessions s JOIN users u ON u.id = s.user_id
 WHERE s.token_hash = ? AND s.expires_at > ?
 """
 CLOSE_SESSION = "DELETE FROM sessions WHERE token_hash = ?"
+USERNAMES = "SELECT id, username FROM users WHERE id IN (SELECT value FROM json_each(?))"
 
 # -- a task's life
 
-LAST_TASK = "SELECT coalesce(max(id), 0) FROM tasks"
+# Not the greatest id that is left: numbers are not used again.
+LAST_TASK = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'tasks'"
 CREATE_TASK = """
 INSERT INTO tasks (id, user_id, task, kind, queue, payload, max_attempts, state, dispatch, created_at, run_at,
-    dispatched_at, key, fingerprint)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    due, dispatched_at, timeout, key, fingerprint)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 FIND_KEY = "SELECT id, fingerprint FROM tasks WHERE user_id = ? AND key = ?"
 CREATE_BATCH = "INSERT INTO outbox VALUES (?, ?, ?, NULL)"
@@ -40,11 +42,11 @@ TASKS_BY_ID = f"SELECT {_ALL} FROM tasks WHERE id IN (SELECT value FROM json_eac
 _BACKLOG = "dispatched_at IS NULL AND finished_at IS NULL AND due"
 
 NEXT_USER = f"""
-SELECT user_id FROM tasks INDEXED BY tasks_backlog WHERE queue = ? AND user_id > ? AND {_BACKLOG}
+SELECT user_id FROM tasks INDEXED BY tasks_backlog WHERE queue = ? AND kind = ? AND user_id > ? AND {_BACKLOG}
 ORDER BY user_id LIMIT 1
 """
 OLDEST = f"""
-SELECT id FROM tasks INDEXED BY tasks_backlog WHERE queue = ? AND user_id = ? AND {_BACKLOG}
+SELECT id FROM tasks INDEXED BY tasks_backlog WHERE queue = ? AND kind = ? AND user_id = ? AND {_BACKLOG}
 ORDER BY run_at, id LIMIT ? OFFSET ?
 """
 DISPATCH = f"""
@@ -57,7 +59,7 @@ PROMOTE = """
 UPDATE tasks SET due = 1 WHERE id IN (
     SELECT id FROM tasks INDEXED BY tasks_delayed WHERE NOT due AND finished_at IS NULL AND run_at <= ?
     ORDER BY run_at LIMIT ?)
-RETURNING queue, user_id
+RETURNING queue, kind, user_id
 """
 
 SETTLE = "DELETE FROM outbox WHERE id IN (SELECT value FROM json_each(?)) AND published_at IS NULL"
@@ -68,13 +70,15 @@ SELECT id, task_ids FROM outbox WHERE coalesce(published_at, created_at) <= ? OR
 """
 TAKE = "UPDATE outbox SET published_at = ? WHERE id IN (SELECT value FROM json_each(?))"
 
-# A redelivery takes over from a worker that lost its channel, but not the last attempt: its lease decides.
+# A redelivery takes over from a worker that lost its channel, but not the last attempt: its lease decides. An attempt
+# that failed leaves an error, one that was lost with its worker does not: only after such a one the last attempt has to
+# be alone.
 CLAIM = f"""
 UPDATE tasks SET state = 'running', attempt = attempt + 1, version = version + 1, worker = ?, lease_until = ?,
-    started_at = ?
+    started_at = ?, error = NULL, max_attempts = CASE max_attempts WHEN 0 THEN ? ELSE max_attempts END
 WHERE id = ? AND dispatch = ?
     AND (state = 'queued' OR ? AND state = 'running' AND worker <> ? AND attempt < max_attempts)
-    AND (? OR attempt = 0 OR attempt + 1 <> max_attempts)
+    AND (? OR attempt = 0 OR error IS NOT NULL OR attempt + 1 <> max_attempts)
 RETURNING {_ALL}
 """
 HELD = f"SELECT {_ALL} FROM tasks WHERE id = ? AND dispatch = ? AND worker = ? AND state = 'running'"
@@ -88,7 +92,30 @@ SELECT version, finished_at FROM tasks
 WHERE id = ? AND dispatch = ? AND attempt = ? AND worker = ? AND state = ?
 """
 
-_BACK = "dispatched_at = NULL, started_at = NULL, lease_until = NULL, version = version + 1"
+# Before the row is changed, as what is kept of an attempt must be what it was.
+KEEP_ATTEMPT = """
+INSERT INTO task_attempts (task_id, dispatch, attempt, worker, started_at, ended_at, error, trace)
+SELECT id, dispatch, attempt, worker, started_at, ?, ?, ? FROM tasks
+WHERE id = ? AND dispatch = ? AND attempt = ? AND worker = ? AND state = 'running'
+ON CONFLICT DO NOTHING
+"""
+
+_BACK = """
+dispatched_at = NULL, started_at = NULL, lease_until = NULL, progress = NULL, note = NULL, version = version + 1
+"""
+
+TRY_AGAIN = f"""
+UPDATE tasks SET state = 'waiting', run_at = ?, due = ?, error = ?, {_BACK}
+WHERE id = ? AND dispatch = ? AND attempt = ? AND worker = ? AND state = 'running'
+RETURNING version, run_at
+"""
+# What was to be tried again may have gone on since: the attempt that it left behind tells. A version from before the
+# last change is then at least as new as that of the outcome, and older than what readers have seen.
+FAILED_SO = """
+SELECT CASE WHEN t.state = 'waiting' AND t.dispatch = a.dispatch THEN t.version ELSE t.version - 1 END, t.run_at
+FROM task_attempts a JOIN tasks t ON t.id = a.task_id
+WHERE a.task_id = ? AND a.dispatch = ? AND a.attempt = ? AND a.worker = ? AND a.error = ?
+"""
 
 RELEASE = f"""
 UPDATE tasks SET state = 'waiting', attempt = attempt - 1, {_BACK}
@@ -100,33 +127,45 @@ UPDATE tasks SET lease_until = ?
 WHERE worker = ? AND state = 'running' AND id IN (SELECT value FROM json_each(?)) RETURNING id
 """
 CANCEL = f"""
-UPDATE tasks SET state = 'cancelled', version = version + 1, finished_at = ?
-WHERE id = ? AND user_id = ? AND state IN ('waiting', 'queued') RETURNING {_ALL}
+UPDATE tasks SET state = 'cancelled', version = version + 1, finished_at = ?, lease_until = NULL
+WHERE id = ? AND state IN ('waiting', 'queued', 'running') RETURNING {_ALL}
+"""
+RETRY = f"""
+UPDATE tasks SET state = 'waiting', attempt = 0, run_at = ?, due = 1, finished_at = NULL, worker = NULL, result = NULL,
+    error = NULL, {_BACK}
+WHERE id = ? AND state IN ('failed', 'cancelled') RETURNING {_ALL}
 """
 
 # -- repair
 
+DEAD = """
+SELECT id FROM tasks INDEXED BY tasks_in_flight
+WHERE dispatched_at IS NOT NULL AND finished_at IS NULL AND state = 'running' AND lease_until <= ? LIMIT ?
+"""
+_EXPIRED = "'lease expired on attempt ' || attempt || ' of ' || max_attempts || ': the worker stopped answering'"
+KEEP_LOST = f"""
+INSERT INTO task_attempts (task_id, dispatch, attempt, worker, started_at, ended_at, error)
+SELECT id, dispatch, attempt, worker, started_at, :now, {_EXPIRED} FROM tasks
+WHERE id IN (SELECT value FROM json_each(:ids))
+ON CONFLICT DO NOTHING
+"""
 EXPIRE = f"""
 UPDATE tasks SET
     state = CASE WHEN attempt < max_attempts THEN 'waiting' ELSE 'failed' END,
     dispatched_at = CASE WHEN attempt >= max_attempts THEN dispatched_at END,
     started_at = CASE WHEN attempt >= max_attempts THEN started_at END,
     finished_at = CASE WHEN attempt >= max_attempts THEN :now END,
-    error = CASE WHEN attempt >= max_attempts THEN
-        'lease expired on attempt ' || attempt || ' of ' || max_attempts
-        || ': the worker stopped answering' END,
-    lease_until = NULL, version = version + 1
-WHERE id IN (
-    SELECT id FROM tasks INDEXED BY tasks_in_flight
-    WHERE dispatched_at IS NOT NULL AND finished_at IS NULL AND state = 'running'
-        AND lease_until <= :until LIMIT :limit)
+    progress = CASE WHEN attempt >= max_attempts THEN progress END,
+    note = CASE WHEN attempt >= max_attempts THEN note END,
+    error = CASE WHEN attempt >= max_attempts THEN {_EXPIRED} END, lease_until = NULL, version = version + 1
+WHERE id IN (SELECT value FROM json_each(:ids))
 RETURNING {_ALL}
 """
 REQUEUE_LOST = f"""
 UPDATE tasks SET state = 'waiting', {_BACK}
 WHERE id IN (
     SELECT id FROM tasks INDEXED BY tasks_in_flight
-    WHERE dispatched_at IS NOT NULL AND finished_at IS NULL AND queue = ? AND dispatched_at <= ?
+    WHERE dispatched_at IS NOT NULL AND finished_at IS NULL AND queue = ? AND kind = ? AND dispatched_at <= ?
         AND state = 'queued'
     ORDER BY dispatched_at LIMIT ?)
 RETURNING {_ALL}
@@ -136,9 +175,17 @@ UPDATE tasks INDEXED BY tasks_in_flight SET state = 'waiting', {_BACK}
 WHERE dispatched_at IS NOT NULL AND finished_at IS NULL AND state = 'queued' RETURNING id
 """
 COUNT_QUEUED = """
-SELECT queue, count(*) FROM tasks INDEXED BY tasks_in_flight
-WHERE dispatched_at IS NOT NULL AND finished_at IS NULL AND state = 'queued' GROUP BY queue
+SELECT queue, kind, count(*) FROM tasks INDEXED BY tasks_in_flight
+WHERE dispatched_at IS NOT NULL AND finished_at IS NULL AND state = 'queued' GROUP BY queue, kind
 """
+
+# A walk by the primary key: there is no index by the end of a task, which every task would have to pay for.
+OLDEST_TASKS = "SELECT id, created_at, finished_at FROM tasks WHERE id > ? ORDER BY id LIMIT ?"
+DELETE_TASKS = (
+    "DELETE FROM tasks WHERE id IN (SELECT value FROM json_each(?))",
+    "DELETE FROM task_log WHERE task_id IN (SELECT value FROM json_each(?))",
+    "DELETE FROM task_attempts WHERE task_id IN (SELECT value FROM json_each(?))",
+)
 
 # -- reading
 

@@ -15,7 +15,8 @@ from taskd.errors import BadJson, BadRequest, TaskdError, UnknownAction, quote
 from taskd.wire.actions import ACTIONS, Action
 from taskd.wire.messages import Envelope, Reply, RequestId, Scalar, encode
 
-_WORDS = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
+_TIME = 'time in RFC 3339 form, such as "2026-03-01T12:00:00Z"'
+_WORDS = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "datetime": _TIME}
 _EXPECTED = 'one JSON object a line is expected, such as {"action":"ping"}'
 
 _envelope = msgspec.json.Decoder(Envelope).decode
@@ -84,6 +85,7 @@ def _invalid(e: msgspec.ValidationError) -> TaskdError:
         missing = what.split("`")[1]
         field = f"{field}.{missing}" if field else missing
         return BadRequest(f"{field} is missing", field=field)
+    what = what.replace("Invalid RFC3339 encoded datetime", "Expected `datetime`")
     what = re.sub("`(.*?)`", lambda found: _words(found[1]), what).replace("Expected", "expected")
     return BadRequest(f"{field}: {what}" if field else what, field=field)
 

@@ -20,6 +20,9 @@ DEFAULT_LOG_LINES = 200
 MAX_LOG_EVENT_CHARS = 16 * 1024
 """Of a task's new log lines, what one event brings to those who watch; the log itself has them all."""
 
+MAX_FOLLOWS = 100
+"""Logs that one connection may follow at a time."""
+
 MAX_PIPELINE = 1024
 """Requests of one connection under way or pending; beyond it the server stops reading until some are answered."""
 

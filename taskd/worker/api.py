@@ -10,7 +10,14 @@ from typing import Any
 from zope.interface import implementer
 
 from taskd.errors import BadRequest, SettingsError
-from taskd.model import DEFAULT_ATTEMPTS, MAX_ATTEMPTS, MAX_TIMEOUT_SECONDS, Backoff, check_kind
+from taskd.model import (
+    DEFAULT_ATTEMPTS,
+    MAX_ATTEMPTS,
+    MAX_DELAY_SECONDS,
+    MAX_TIMEOUT_SECONDS,
+    Backoff,
+    check_kind,
+)
 from taskd.ports import ITaskContext, ITaskHandler
 
 MAX_SUMMARY_CHARS = 200
@@ -96,18 +103,40 @@ def handler(
 def check_handler(found: Any, name: str) -> None:
     """Look whether a handler, be it somebody else's class, says what it must. Raises SettingsError, which ``name``
     begins."""
+    for attribute in ITaskHandler.names():
+        if not hasattr(found, attribute):
+            raise SettingsError(f"{name}: there is no {attribute!r}, which taskd.ports.ITaskHandler asks for")
+    if not isinstance(found.kind, str):
+        raise SettingsError(f"{name}: kind must be a text, not {found.kind!r}")
     try:
         check_kind(found.kind)
     except BadRequest as e:
         raise SettingsError(f"{name}: {e.message}") from None
     if found.isolation not in ("async", "thread", "process"):
         raise SettingsError(f"{name}: isolation must be 'async', 'thread' or 'process', not {found.isolation!r}")
-    if found.timeout is not None and not _between(found.timeout, 0, MAX_TIMEOUT_SECONDS):
-        raise SettingsError(f"{name}: timeout must be a number of seconds, more than 0, not {found.timeout!r}")
+    if found.timeout is not None and not (_is_number(found.timeout) and 0 < found.timeout <= MAX_TIMEOUT_SECONDS):
+        most = f"at most {MAX_TIMEOUT_SECONDS:.0f}"
+        raise SettingsError(f"{name}: timeout must be seconds, more than 0 and {most}, not {found.timeout!r}")
     if isinstance(found.max_attempts, bool) or not isinstance(found.max_attempts, int):
         raise SettingsError(f"{name}: max_attempts must be a whole number, not {found.max_attempts!r}")
     if not 1 <= found.max_attempts <= MAX_ATTEMPTS:
         raise SettingsError(f"{name}: max_attempts must be from 1 to {MAX_ATTEMPTS}, not {found.max_attempts}")
+    if not isinstance(found.backoff, Backoff):
+        raise SettingsError(f"{name}: backoff must be a taskd.worker.Backoff, not {found.backoff!r}")
+    check_backoff(found.backoff, f"{name}: backoff")
+    if not isinstance(found.summary, str):
+        raise SettingsError(f"{name}: summary must be a text, not {found.summary!r}")
+    if not callable(found.run):
+        raise SettingsError(f"{name}: run must be a method, not {found.run!r}")
+
+
+def check_backoff(backoff: Backoff, name: str) -> None:
+    """Raises SettingsError, which ``name`` begins, for what is no number or out of its range."""
+    ranges = (("first", 0, MAX_DELAY_SECONDS), ("factor", 1, 100), ("longest", 0, MAX_DELAY_SECONDS), ("jitter", 0, 1))
+    for field, low, high in ranges:
+        value = getattr(backoff, field)
+        if not _is_number(value) or not low <= value <= high:
+            raise SettingsError(f"{name}: {field} must be a number from {low} to {high:.0f}, not {value!r}")
 
 
 def collect(module: ModuleType) -> list[ITaskHandler]:
@@ -135,5 +164,5 @@ def summary_of(function: Any) -> str:
     return lines[0][:MAX_SUMMARY_CHARS] if lines and inspect.isroutine(function) else ""
 
 
-def _between(value: Any, low: float, high: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and low < value <= high
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -126,7 +126,8 @@ class Voice:
     def _add(self, line: str) -> None:
         self._pending.append(line)
         self._pending_bytes += len(line) + 1
-        while self._pending_bytes > min(MAX_PENDING_BYTES, self._limit) and len(self._pending) > 1:
+        # a quarter of the log at most, lest one report push out all the others
+        while self._pending_bytes > min(MAX_PENDING_BYTES, self._limit // 4) and len(self._pending) > 1:
             self._pending_bytes -= len(self._pending.popleft()) + 1
             self._left_out += 1
 

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
-from twisted.python import usage
 from twisted.python.failure import Failure
 
 from taskd import __version__
-from taskd.config import Settings, check_queue, read_settings
-from taskd.daemon import fail, handle_signals, open_broker, open_store, process_name, refuse, whole_number
+from taskd.config import Settings, check_queue, read_settings, whole_number
+from taskd.daemon import fail, handle_signals, open_broker, open_store, process_name, refuse
 from taskd.errors import SettingsError, Unavailable
 from taskd.ports import IBroker, ITaskStore
-from taskd.worker.handlers import Simulate
-from taskd.worker.runner import Runner
+from taskd.worker.wiring import Work, WorkOptions, open_worker, read_work
 from taskd.worker.worker import Worker
 
 DEFAULT_SLOTS = 100
 GRACE = 30
 
 
-class Options(usage.Options):
+class Options(WorkOptions):
     """Command line of the worker."""
 
     synopsis = "[options]"
@@ -32,7 +31,7 @@ class Options(usage.Options):
         " are set in the environment or in a .env file; .env.example lists all variables."
     )
     optParameters = [  # noqa: RUF012 (the base's form)
-        ["slots", "s", None, f"How many tasks run at a time (default TASKD_SLOTS, {DEFAULT_SLOTS})."],
+        ["slots", "s", None, f"How many tasks run at a time on the reactor (default TASKD_SLOTS, {DEFAULT_SLOTS})."],
         ["grace", "g", GRACE, "Seconds that running tasks get to end when the worker is stopped."],
         ["env-file", "e", None, "Read settings from this file instead of ./.env."],
     ]
@@ -76,7 +75,7 @@ class WorkerService(Service):
         except Unavailable:
             return  # stopped before the database could be reached
         self._started = True
-        self._worker.start()
+        await self._worker.start()
         self._log.info("taskd {version} worker takes tasks: {what}", version=__version__, what=self._what)
 
     def _failed(self, failure: Failure) -> None:
@@ -105,16 +104,15 @@ def makeService(options: Options) -> WorkerService:
                 "RABBITMQ_HOST is not set: the embedded server runs its own worker; set POSTGRES_HOST and"
                 " RABBITMQ_HOST to run workers of their own"
             )
-        slots = whole_number(options["slots"], "--slots", 1, 100_000) or settings.slots or DEFAULT_SLOTS
         grace = whole_number(options["grace"], "--grace", 0, 86_400) or 0
         queues = [check_queue(q, "--queue") for q in dict.fromkeys(options["queues"])] or settings.queues
-        return _wired(reactor, settings, slots, queues, grace)
+        return _wired(reactor, settings, read_work(options, settings, DEFAULT_SLOTS), queues, grace)
     except SettingsError as e:
         refuse("taskworker", e)
 
 
-def _wired(reactor: Any, settings: Settings, slots: int, queues: Any, grace: int) -> WorkerService:
+def _wired(reactor: Any, settings: Settings, work: Work, queues: Sequence[str], grace: int) -> WorkerService:
     store, broker = open_store(settings, reactor), open_broker(settings, reactor, queues)
-    worker = Worker(reactor, store, broker, Runner([Simulate(reactor)]), queues, slots, settings.lease, process_name())
-    what = f"{slots} at a time from {', '.join(queues)}"
+    worker = open_worker(reactor, store, broker, settings, work, queues, process_name())
+    what = f"{worker.serves} from {', '.join(queues)}"
     return WorkerService(reactor, store, broker, worker, grace, what)

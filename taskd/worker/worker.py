@@ -118,6 +118,15 @@ class Worker:
         self._renewal.clock = self._tidying.clock = clock
 
     @property
+    def serves(self) -> str:
+        """Which kinds, and how many at a time, in words for the log."""
+        by_way: dict[str, list[str]] = {}
+        for info in self._runner.kinds.values():
+            by_way.setdefault(info.isolation, []).append(info.kind)
+        parts = [f"{self._lanes[way].slots} at a time of {', '.join(kinds)}" for way, kinds in by_way.items()]
+        return "; ".join(parts)
+
+    @property
     def consuming(self) -> bool:
         """Whether every queue can deliver now."""
         return bool(self._consumers) and all(consumer.ready for consumer in self._consumers)

@@ -16,8 +16,21 @@ from twisted.trial.unittest import TestCase
 from zope.interface.verify import verifyClass, verifyObject
 
 from taskd.errors import BadRequest, Conflict, KeyTaken, NotFound, UsernameInUse
-from taskd.model import LISTED_RESULT_BYTES, MOVES, TERMINAL, NewTask, State, Task, User
-from taskd.ports import Claim, Dispatch, Dispatched, ITaskStore, Keyed, NewRow, OutboxBatch, Outcome, TaskQuery
+from taskd.model import DEFAULT_KIND, LISTED_RESULT_BYTES, MOVES, TERMINAL, NewTask, Route, State, Task, User
+from taskd.ports import (
+    Claim,
+    Dispatch,
+    Dispatched,
+    ITaskStore,
+    Keyed,
+    NewRow,
+    OutboxBatch,
+    Outcome,
+    Report,
+    TaskQuery,
+)
+
+Q, OTHER = Route("q", DEFAULT_KIND), Route("other", DEFAULT_KIND)
 
 TEXTS = [
     "plain",
@@ -77,6 +90,18 @@ class StoreCase(TestCase):
         """How many outbox rows there are."""
         raise NotImplementedError
 
+    def backdate(self, task_id: int, created: int, finished: int | None = None) -> Awaitable[None]:
+        """Let a task have been created, and have ended, so many seconds ago."""
+        raise NotImplementedError
+
+    def age_workers(self, seconds: int) -> Awaitable[None]:
+        """Let every worker have been seen so many seconds earlier."""
+        raise NotImplementedError
+
+    def count_rows(self) -> Awaitable[tuple[int, int, int]]:
+        """How many tasks there are, chunks of logs, and failed attempts."""
+        raise NotImplementedError
+
     async def setUp(self) -> None:  # type: ignore[override]  # trial awaits it
         self.store = await self.make()
         self.ana = await self.store.create_user("Ana", "ana", "$2b$hash")
@@ -124,8 +149,10 @@ class StoreCase(TestCase):
         self.assertIs(task.state, state)
         return task
 
-    async def dispatch(self, limit: int = 100, after: int | None = None, queue: str = "q") -> Dispatched:
-        turn: Dispatched = await self.store.dispatch(new_batch(), queue, limit, after)
+    async def dispatch(
+        self, limit: int = 100, after: int | None = None, queue: str = "q", kind: str = DEFAULT_KIND
+    ) -> Dispatched:
+        turn: Dispatched = await self.store.dispatch(new_batch(), Route(queue, kind), limit, after)
         return turn
 
     async def users(self, count: int) -> list[User]:
@@ -223,6 +250,38 @@ class StoreTests(StoreCase):
             self.assertEqual(task.created_at, task.run_at)
             self.assertIsNone(task.started_at or task.finished_at or task.result or task.error)
 
+    async def test_a_task_keeps_its_timeout(self) -> None:
+        specs = [NewTask("t", timeout=seconds) for seconds in (None, 0.1, 1234.56789, 2_592_000.001)]
+        tasks = await self.store.create_tasks(new_batch(), [NewRow(self.ana.id, spec, State.QUEUED) for spec in specs])
+        self.assertEqual([t.timeout for t in tasks], [spec.timeout for spec in specs])
+        self.assertEqual([await self.get(t) for t in tasks], tasks)
+        self.assertEqual(sorted(await self.claim(tasks), key=lambda t: t.id)[2].timeout, 1234.56789)
+
+    async def test_a_task_of_the_future_waits_for_its_moment(self) -> None:
+        [now] = await self.create(state=State.WAITING)
+        tokyo = timezone(timedelta(hours=9))
+        late = (now.created_at + timedelta(hours=1)).astimezone(tokyo)
+        early = now.created_at - timedelta(hours=1)
+        batch = new_batch()
+        rows = [NewRow(self.ana.id, NewTask("t", queue="q", run_at=at), State.WAITING) for at in (late, early, None)]
+        tasks = await self.store.create_tasks(batch, rows)
+        self.assertEqual(tasks[0].run_at, late)
+        self.assertEqual(tasks[0].run_at.utcoffset(), timedelta(0))
+        # what has passed is as good as now
+        self.assertEqual([t.run_at for t in tasks[1:]], [t.created_at for t in tasks[1:]])
+        self.assertEqual([await self.get(t) for t in tasks], tasks)
+        self.assertEqual(await self.store.create_tasks(batch, rows), tasks)
+        self.assertEqual(list(await self.store.promote(10)), [])
+        self.assertEqual([t.id for t in (await self.dispatch()).tasks], [now.id, tasks[1].id, tasks[2].id])
+        self.assertEqual(await self.pages(state="scheduled"), [tasks[0].id])
+
+    async def test_a_queued_task_is_due_whatever_the_clocks_say(self) -> None:
+        [now] = await self.create()
+        [task] = await self.create(run_at=now.created_at + timedelta(minutes=10))
+        self.assertEqual((task.state, task.dispatch), (State.QUEUED, 1))
+        await self.store.requeue_lost(Q, 0, 10)
+        self.assertEqual({t.id for t in (await self.dispatch()).tasks}, {now.id, task.id})
+
     async def test_a_key_is_taken_once(self) -> None:
         specs = [NewTask("t", key=k, fingerprint=f) for k, f in (("a", "1"), ("b\N{SNOWMAN}", "2"), (None, None))]
         rows = [NewRow(self.ana.id, spec, State.QUEUED) for spec in specs]
@@ -230,7 +289,7 @@ class StoreTests(StoreCase):
         for again in ([rows[0]], [rows[2], rows[1]]):
             with self.assertRaises(KeyTaken):
                 await self.store.create_tasks(new_batch(), again)
-        self.assertEqual(await self.store.count_queued(), {"": 3})
+        self.assertEqual(await self.store.count_queued(), {Route("", DEFAULT_KIND): 3})
         # somebody else's, and none at all, are in nobody's way
         await self.store.create_tasks(new_batch(), [NewRow(self.ben.id, specs[0], State.QUEUED), rows[2]])
         wanted = [(self.ana.id, "a"), (self.ana.id, "b\N{SNOWMAN}"), (self.ana.id, "c"), (self.ben.id, "b")]
@@ -296,6 +355,7 @@ class StoreTests(StoreCase):
     async def test_dispatch_moves_what_is_due(self) -> None:
         tasks = await self.create(3, State.WAITING)
         await self.create(1, State.WAITING, queue="other")
+        await self.create(1, State.WAITING, kind="other")
         turn = await self.dispatch()
         self.assertEqual([t.id for t in turn.tasks], [t.id for t in tasks])
         for task in turn.tasks:
@@ -304,7 +364,10 @@ class StoreTests(StoreCase):
         self.assertIsNone(turn.last_user)
         self.assertFalse(turn.more)
         self.assertEqual(len((await self.dispatch()).tasks), 0)
-        self.assertEqual(len((await self.dispatch(queue="other")).tasks), 1)
+        for route in (OTHER, Route("q", "other")):
+            self.assertEqual(
+                [t.route for t in (await self.dispatch(queue=route.queue, kind=route.kind)).tasks], [route]
+            )
 
     async def test_dispatch_leaves_what_is_not_due(self) -> None:
         early, late = await self.create(2, State.WAITING)
@@ -419,23 +482,23 @@ class StoreTests(StoreCase):
     async def test_dispatch_repeated_moves_nothing_more(self) -> None:
         await self.create(5, State.WAITING)
         batch = new_batch()
-        first = await self.store.dispatch(batch, "q", 3, None)
-        again = await self.store.dispatch(batch, "q", 3, None)
+        first = await self.store.dispatch(batch, Q, 3, None)
+        again = await self.store.dispatch(batch, Q, 3, None)
         self.assertEqual([t.id for t in again.tasks], [t.id for t in first.tasks])
         self.assertEqual((first.more, again.more), (True, True))
-        self.assertEqual(await self.store.count_queued(), {"q": 3})
-        turn = await self.store.dispatch(batch, "q", 4, None)
+        self.assertEqual(await self.store.count_queued(), {Q: 3})
+        turn = await self.store.dispatch(batch, Q, 4, None)
         self.assertEqual((len(turn.tasks), turn.more), (3, False))
 
     async def test_dispatch_repeated_is_in_the_same_fair_order(self) -> None:
         for user in (self.ana, self.ben):
             await self.create(3, State.WAITING, user)
         batch = new_batch()
-        first = await self.store.dispatch(batch, "q", 10, None)
-        again = await self.store.dispatch(batch, "q", 10, None)
+        first = await self.store.dispatch(batch, Q, 10, None)
+        again = await self.store.dispatch(batch, Q, 10, None)
         self.assertEqual([t.id for t in again.tasks], [t.id for t in first.tasks])
         [taken] = [b for b in await self.store.take_over(0, 10) if b.id == batch]
-        self.assertEqual([m.task_id for m in taken.messages["q"]], [t.id for t in first.tasks])
+        self.assertEqual([m.task_id for m in taken.messages[Q]], [t.id for t in first.tasks])
 
     async def test_dispatch_of_nothing_leaves_no_outbox_row(self) -> None:
         await self.dispatch()
@@ -452,17 +515,19 @@ class StoreTests(StoreCase):
         self.assertEqual(len((await self.dispatch()).tasks), 0)
         before = await self.get(come)
         promoted = await self.store.promote(10)
-        self.assertEqual(sorted(promoted), [("other", self.ben.id), ("q", self.ana.id)])
+        self.assertEqual(sorted(promoted), [(OTHER, self.ben.id), (Q, self.ana.id)])
         self.assertEqual(list(await self.store.promote(10)), [])
         # nothing that its owner could see has changed
         self.assertEqual(await self.get(come), before)
         self.assertEqual([t.id for t in (await self.dispatch()).tasks], [come.id])
         self.assertEqual([t.id for t in (await self.dispatch(queue="other")).tasks], [other.id])
 
-    async def test_promote_names_an_owner_once(self) -> None:
-        for task in await self.create(3, State.WAITING):
-            await self.postpone(task.id, -1)
-        self.assertEqual(list(await self.store.promote(10)), [("q", self.ana.id)])
+    async def test_promote_names_an_owner_once_a_route(self) -> None:
+        for kind in (DEFAULT_KIND, "other"):
+            for task in await self.create(3, State.WAITING, kind=kind):
+                await self.postpone(task.id, -1)
+        promoted = await self.store.promote(10)
+        self.assertEqual(sorted(promoted), [(Route("q", "other"), self.ana.id), (Q, self.ana.id)])
 
     async def test_promote_is_bounded_and_begins_with_the_longest_overdue(self) -> None:
         tasks = await self.create(5, State.WAITING)
@@ -470,7 +535,7 @@ class StoreTests(StoreCase):
             await self.postpone(task.id, -seconds)
         order = [t.id for t in reversed(tasks)]
         for ids in (order[:2], order[2:4], order[4:]):
-            self.assertEqual(list(await self.store.promote(2)), [("q", self.ana.id)])
+            self.assertEqual(list(await self.store.promote(2)), [(Q, self.ana.id)])
             self.assertEqual([t.id for t in (await self.dispatch()).tasks], ids)
         self.assertEqual(list(await self.store.promote(2)), [])
 
@@ -497,16 +562,19 @@ class StoreTests(StoreCase):
         await self.claim(tasks[2:3])
         self.assertEqual(list(await self.store.take_over(100, 10)), [])
         taken = await self.store.take_over(0, 10)
-        messages = {"q0": [Dispatch(tasks[0].id, 1)], "q1": [Dispatch(tasks[3].id, 1)]}
+        messages = {
+            Route("q0", DEFAULT_KIND): [Dispatch(tasks[0].id, 1)],
+            Route("q1", DEFAULT_KIND): [Dispatch(tasks[3].id, 1)],
+        }
         self.assertEqual(taken, [OutboxBatch(batch, messages)])
         self.assertEqual(list(await self.store.take_over(100, 10)), [])
 
     async def test_take_over_of_a_dispatch(self) -> None:
         await self.create(1, State.WAITING)
         batch = new_batch()
-        turn = await self.store.dispatch(batch, "q", 10, None)
+        turn = await self.store.dispatch(batch, Q, 10, None)
         taken = {b.id: b for b in await self.store.take_over(0, 10)}
-        self.assertEqual(taken[batch].messages, {"q": [Dispatch(turn.tasks[0].id, 1)]})
+        self.assertEqual(taken[batch].messages, {Q: [Dispatch(turn.tasks[0].id, 1)]})
 
     async def test_take_over_is_bounded(self) -> None:
         for _ in range(5):
@@ -562,6 +630,17 @@ class StoreTests(StoreCase):
 
     async def test_the_only_attempt_needs_no_such_claim(self) -> None:
         self.assertEqual(len(await self.running(3, max_attempts=1)), 3)
+
+    async def test_the_first_claim_says_how_many_attempts_there_are(self) -> None:
+        [open_one, fixed] = await self.create(1, max_attempts=0) + await self.create(1, max_attempts=2)
+        self.assertEqual((await self.get(open_one)).max_attempts, 0)
+        claims = [Claim(t.id, 1, False, max_attempts=5) for t in (open_one, fixed)]
+        claimed = await self.store.claim("w", 0, claims)
+        self.assertEqual({t.id: t.max_attempts for t in claimed}, {open_one.id: 5, fixed.id: 2})
+        # and no other one says otherwise
+        again = await self.store.claim("v", 60, [Claim(open_one.id, 1, True, max_attempts=9)])
+        self.assertEqual([(t.attempt, t.max_attempts) for t in again], [(2, 5)])
+        self.assertEqual((await self.get(open_one)).max_attempts, 5)
 
     async def test_claim_needs_the_dispatch_number(self) -> None:
         [task] = await self.create()
@@ -619,7 +698,7 @@ class StoreTests(StoreCase):
         self.assertIsNone(nothing.result)
         for task in (done, failed, nothing):
             self.assertEqual((task.version, task.attempt), (3, 1))
-            self.assertEqual(tuple(finished[task.id]), (task.version, task.finished_at))
+            self.assertEqual(tuple(finished[task.id]), (task.version, task.finished_at, None))
             assert task.started_at and task.finished_at
             self.assertGreaterEqual(task.finished_at, task.started_at)
             self.assertEqual(task.finished_at.tzinfo, timezone.utc)
@@ -711,16 +790,32 @@ class StoreTests(StoreCase):
         self.assertEqual(list(await self.store.expire_leases(10)), [])
 
     async def test_cancel(self) -> None:
-        for state in (State.WAITING, State.QUEUED):
-            [task] = await self.create(state=state)
+        for state in (State.WAITING, State.QUEUED, State.RUNNING):
+            task = await self.in_state(state)
             cancelled = await self.store.cancel(self.ana.id, task.id)
-            self.assertEqual((cancelled.state, cancelled.version), (State.CANCELLED, 2))
+            self.assertEqual((cancelled.state, cancelled.version), (State.CANCELLED, task.version + 1))
             self.assertIsNotNone(cancelled.finished_at)
             self.assertEqual(await self.get(task), cancelled)
             self.assertEqual(await self.store.cancel(self.ana.id, task.id), cancelled)
-            self.assertEqual(await self.claim([task]), [])
+            for redelivered in (False, True):
+                self.assertEqual(await self.claim([task], redelivered=redelivered), [])
         self.assertEqual(len((await self.dispatch()).tasks), 0)
         self.assertEqual(await self.store.count_queued(), {})
+
+    async def test_cancel_of_a_running_task_fences_its_attempt(self) -> None:
+        [task] = await self.running()
+        await self.store.report("w", [Report(task.id, 1, 1, 0.5, "half")])
+        cancelled = await self.store.cancel(self.ana.id, task.id)
+        # how far it was stays
+        self.assertEqual((cancelled.progress, cancelled.note, cancelled.attempt), (0.5, "half", 1))
+        self.assertEqual(await self.store.renew("w", 60, [task.id]), frozenset())
+        for state in (State.COMPLETED, State.FAILED, State.WAITING):
+            for again in (False, True):
+                self.assertIsNone(await self.finish(task, state=state, again=again))
+        self.assertEqual(list(await self.store.release("w", [Claim(task.id, 1, False)])), [])
+        self.assertEqual(list(await self.store.expire_leases(10)), [])
+        self.assertEqual(await self.store.reset_in_flight(), 0)
+        self.assertEqual(await self.get(task), cancelled)
 
     async def test_cancel_of_anothers_task_is_not_found(self) -> None:
         [task] = await self.create()
@@ -730,9 +825,9 @@ class StoreTests(StoreCase):
         self.assertEqual(await self.get(task), task)
 
     async def test_cancel_comes_too_late(self) -> None:
-        for state in (State.RUNNING, State.COMPLETED, State.FAILED):
+        for state in (State.COMPLETED, State.FAILED):
             task = await self.in_state(state)
-            with self.assertRaises(Conflict):
+            with self.assertRaisesRegex(Conflict, f"task {task.id} is {state.value}: too late"):
                 await self.store.cancel(self.ana.id, task.id)
             self.assertEqual(await self.get(task), task)
 
@@ -743,6 +838,10 @@ class StoreTests(StoreCase):
             with suppress(Conflict):
                 await self.store.cancel(task.user_id, task.id)
 
+        async def retry(task: Task) -> None:
+            with suppress(Conflict):
+                await self.store.retry(task.user_id, task.id)
+
         methods: dict[str, Callable[[Task], Awaitable[Any]]] = {
             "dispatch": lambda t: self.dispatch(),
             "promote": lambda t: self.store.promote(100),
@@ -750,11 +849,15 @@ class StoreTests(StoreCase):
             "take over": lambda t: self.store.claim("v", 60, [Claim(t.id, t.dispatch, True)]),
             "complete": lambda t: self.finish(t),
             "fail": lambda t: self.finish(t, state=State.FAILED),
+            "try again": lambda t: self.finish(t, state=State.WAITING),
+            "try again later": lambda t: self.finish(t, state=State.WAITING, delay=60.0),
+            "report": lambda t: self.store.report("w", [Report(t.id, t.dispatch, t.attempt, None, None, 1, ["x"])]),
             "release": lambda t: self.store.release("w", [Claim(t.id, t.dispatch, False)]),
             "renew": lambda t: self.store.renew("w", 60, [t.id]),
             "cancel": cancel,
+            "retry": retry,
             "expire": lambda t: self.store.expire_leases(100),
-            "requeue": lambda t: self.store.requeue_lost("q", 0, 100),
+            "requeue": lambda t: self.store.requeue_lost(Q, 0, 100),
             "reset": lambda t: self.store.reset_in_flight(),
         }
         for state in State:
@@ -778,7 +881,8 @@ class StoreTests(StoreCase):
         [other] = await self.running()
         [back] = await self.store.expire_leases(10)
         self.assertEqual((back.id, back.state, back.attempt), (task.id, State.WAITING, 1))
-        self.assertEqual((back.version, back.error, back.run_at), (3, None, task.run_at))
+        self.assertEqual((back.version, back.run_at, back.started_at), (3, task.run_at, None))
+        self.assertIsNone(back.error, "that stands among its attempts")
         self.assertEqual(await self.get(task), back)
         self.assertEqual(await self.get(other), other)
         self.assertIsNone(await self.finish(task))
@@ -805,13 +909,14 @@ class StoreTests(StoreCase):
     async def test_lost_messages_are_queued_again(self) -> None:
         tasks = await self.create(4)
         await self.create(1, queue="other")
+        await self.create(1, kind="other")
         [running] = await self.claim(tasks[:1])
-        self.assertEqual(list(await self.store.requeue_lost("q", 100, 10)), [])
-        self.assertEqual(len(await self.store.requeue_lost("q", 0, 2)), 2)
-        [back] = await self.store.requeue_lost("q", 0, 10)
+        self.assertEqual(list(await self.store.requeue_lost(Q, 100, 10)), [])
+        self.assertEqual(len(await self.store.requeue_lost(Q, 0, 2)), 2)
+        [back] = await self.store.requeue_lost(Q, 0, 10)
         self.assertEqual((back.state, back.dispatch, back.version), (State.WAITING, 1, 2))
         self.assertEqual(await self.get(running), running)
-        self.assertEqual(await self.store.count_queued(), {"other": 1})
+        self.assertEqual(await self.store.count_queued(), {OTHER: 1, Route("q", "other"): 1})
         queued = (await self.dispatch()).tasks
         self.assertEqual([(t.id, t.dispatch) for t in queued], [(t.id, 2) for t in tasks[1:]])
         # the lost messages come after all
@@ -841,9 +946,10 @@ class StoreTests(StoreCase):
         self.assertEqual(await self.store.count_queued(), {})
         await self.create(3)
         await self.create(2, queue="other")
+        await self.create(1, queue="other", kind="k")
         await self.create(4, State.WAITING)
         await self.running(1)
-        self.assertEqual(await self.store.count_queued(), {"q": 3, "other": 2})
+        self.assertEqual(await self.store.count_queued(), {Q: 3, OTHER: 2, Route("other", "k"): 1})
 
     # -- reading
 

@@ -19,13 +19,14 @@ from twisted.trial.unittest import TestCase
 
 from taskd.errors import BadRequest, Conflict, SchemaTooNew, Unavailable, UsernameInUse
 from taskd.model import NewTask, State, Task
-from taskd.ports import Claim, NewRow, Outcome, TaskQuery
+from taskd.ports import Claim, NewRow, Outcome, Report, TaskQuery
 from taskd.store import migrations
 from taskd.store.common import LOOK_AT
 from taskd.store.postgres import PostgresStore
 from taskd.store.postgres_statements import PREPARED
 from tests import services
-from tests.conformance.store import StoreCase, StoreTests, new_batch
+from tests.conformance.store import OTHER, Q, StoreCase, StoreTests, new_batch
+from tests.conformance.store_reports import ReportTests
 
 END_OF_ANSWER = b"Z\0\0\0\5I"
 """ReadyForQuery, outside of a transaction: what was asked for is committed."""
@@ -198,8 +199,24 @@ class Hooks(StoreCase):
         [(count,)] = self.sql("SELECT count(*) FROM outbox")
         return int(count)
 
+    async def backdate(self, task_id: int, created: int, finished: int | None = None) -> None:
+        text = """
+            UPDATE tasks SET created_at = now() - make_interval(secs => %s),
+                finished_at = coalesce(now() - make_interval(secs => %s), finished_at) WHERE id = %s
+        """
+        self.sql(text, created, finished, task_id)
 
-class Suite(Hooks, StoreTests):
+    async def age_workers(self, seconds: int) -> None:
+        self.sql("UPDATE workers SET seen_at = seen_at - make_interval(secs => %s)", seconds)
+
+    async def count_rows(self) -> tuple[int, int, int]:
+        [counts] = self.sql("""
+            SELECT (SELECT count(*) FROM tasks), (SELECT count(*) FROM task_log), (SELECT count(*) FROM task_attempts)
+        """)
+        return cast("tuple[int, int, int]", counts)
+
+
+class Suite(Hooks, StoreTests, ReportTests):
     """The suite itself."""
 
 
@@ -284,14 +301,22 @@ class Schema(Hooks):
             "promote": {"tasks_delayed", "tasks_pkey"},
             "take_over": by_key,
             "claim": by_key,
-            "finish": by_key,
+            "complete": by_key,
+            "fail": by_key,
             "finished_so": by_key,
+            "failed_so": {"task_attempts_pkey", "tasks_pkey"},
             "release": by_key,
             "renew": by_key,
+            "report": {"task_log_pkey", "tasks_pkey"},
+            "read_log": {"task_log_pkey"},
+            "log_bytes": {"task_log_pkey"},
+            "failed_attempts": {"task_attempts_pkey"},
             "cancel": by_key,
+            "retry": by_key,
             "expire_leases": in_flight,
             "requeue_lost": in_flight,
-            "reset_in_flight": {"tasks_in_flight"},
+            "reset_in_flight": in_flight,
+            "delete_finished": {"task_attempts_pkey", "task_log_pkey", "tasks_pkey"},
             "count_queued": {"tasks_in_flight"},
             "find_tasks": by_key,
             "get_tasks": by_key,
@@ -302,8 +327,10 @@ class Schema(Hooks):
                 nulls = f"({', '.join(['NULL'] * count)})" if count else ""
                 plan = await self.explain(f"EXECUTE {name} {nulls}")
                 what = f"{name}, {statistics} statistics:\n{plan}"
-                self.assertNotRegex(plan, r"Seq Scan on tasks|Bitmap|Hash Join|Merge Join", what)
-                used = set(re.findall(r"using (tasks_\w+) on tasks", plan))
+                self.assertNotRegex(plan, r"Seq Scan on task|Bitmap|Hash Join|Merge Join", what)
+                # every column of the route is a condition of the index, and not a filter behind it
+                self.assertNotRegex(plan, r"queue = \$\d\)(?! AND \(kind = )", what)
+                used = set(re.findall(r"using (tasks?_\w+) on task", plan))
                 self.assertEqual(used, expected.get(name, set()), what)
             self.sql("ANALYZE tasks")
 
@@ -325,7 +352,7 @@ class Shared(Hooks):
             found: list[Task] = []
             after, idle = None, 0
             while idle < 3:
-                turn = await store.dispatch(new_batch(), "q", 17, after)
+                turn = await store.dispatch(new_batch(), Q, 17, after)
                 found += turn.tasks
                 after = turn.last_user
                 idle = 0 if turn.tasks else idle + 1
@@ -356,7 +383,7 @@ class Shared(Hooks):
 
         found = [pair for pairs in await together(promoter(store) for store in stores) for pair in pairs]
         found += await promoter(self.store)
-        self.assertEqual(sorted(found), [("q", user.id) for user in users])
+        self.assertEqual(sorted(found), [(Q, user.id) for user in users])
 
     async def test_dispatch_steps_over_what_another_has_in_hand(self) -> None:
         tasks = await self.create(5, State.WAITING)
@@ -371,36 +398,52 @@ class Shared(Hooks):
         for task in tasks:
             await self.postpone(task.id, -1)
         other = self.transaction("SELECT FROM tasks WHERE id = %s FOR UPDATE", tasks[0].id)
-        self.assertEqual(await self.store.promote(10), [("q", self.ana.id)])
+        self.assertEqual(await self.store.promote(10), [(Q, self.ana.id)])
         self.assertEqual({t.id for t in (await self.dispatch()).tasks}, {tasks[1].id, tasks[2].id})
         other.rollback()
-        self.assertEqual(await self.store.promote(10), [("q", self.ana.id)])
+        self.assertEqual(await self.store.promote(10), [(Q, self.ana.id)])
 
     async def test_batches_take_their_locks_in_one_order(self) -> None:
         # Whoever waits for the first row may not hold the second
         first, second = await self.create(2)
         mine = sorted(await self.running(2), key=lambda t: t.id)
-        other = await self.make()
+        other, third = await self.make(), await self.make()
         backwards = [Claim(t.id, t.dispatch, False) for t in (second, first)]
-        outcomes = [Outcome(t.id, t.dispatch, t.attempt, State.COMPLETED) for t in reversed(mine)]
+        done, put_off = [
+            [Outcome(t.id, t.dispatch, t.attempt, state) for t in reversed(mine)]
+            for state in (State.COMPLETED, State.WAITING)
+        ]
+        reports = [Report(t.id, t.dispatch, t.attempt, 0.5) for t in reversed(mine)]
         holder = self.transaction("SELECT FROM tasks WHERE id IN (%s, %s) FOR UPDATE", first.id, mine[0].id)
         waiting = together(
             [
                 self.store.claim("v", 60, backwards),
-                other.finish("w", outcomes),
+                other.finish("w", done),
+                other.finish("w", put_off),
                 self.store.release("w", [Claim(t.id, t.dispatch, False) for t in reversed(mine)]),
+                third.report("w", reports),
             ]
         )
-        await until(lambda: self.blocked() == 3)
+        await until(lambda: self.blocked() == 5)
         self.sql("SELECT FROM tasks WHERE id IN (%s, %s) FOR UPDATE NOWAIT", second.id, mine[1].id)
         holder.rollback()
-        claimed, finished, released = await waiting
+        claimed, completed, failed, released, _ = await waiting
         self.assertEqual({t.id for t in claimed}, {first.id, second.id})
-        self.assertEqual({*finished, *[t.id for t in released]}, {t.id for t in mine})
+        ended = [*completed, *failed, *[t.id for t in released]]
+        self.assertEqual(sorted(set(ended)), [t.id for t in mine])
 
-    async def test_of_claim_and_cancel_at_once_one_wins(self) -> None:
-        for claim_first in (True, False):
-            [task] = await self.create()
+    async def test_a_claim_that_waits_for_a_cancel_claims_nothing(self) -> None:
+        [task] = await self.create()
+        text = "UPDATE tasks SET state = 'cancelled', version = version + 1, finished_at = now() WHERE id = %s"
+        cancelling = self.transaction(text, task.id)
+        claiming = Deferred.fromCoroutine(self.claim([task]))
+        await until(lambda: self.blocked() == 1)
+        cancelling.commit()
+        self.assertEqual(await claiming, [])
+
+    async def test_of_finish_and_cancel_at_once_one_wins(self) -> None:
+        for finish_first in (True, False):
+            [task] = await self.running()
             other = await self.make()
             holder = self.transaction("SELECT FROM tasks WHERE id = %s FOR UPDATE", task.id)
 
@@ -410,10 +453,12 @@ class Shared(Hooks):
                 except Conflict:
                     return None
 
-            async def claim(task: Task = task) -> Any:
-                return await self.claim([task])
+            async def finish(task: Task = task) -> Any:
+                return await self.finish(task)
 
-            rivals: list[Callable[[], Coroutine[Any, Any, Any]]] = [claim, cancel] if claim_first else [cancel, claim]
+            rivals: list[Callable[[], Coroutine[Any, Any, Any]]] = (
+                [finish, cancel] if finish_first else [cancel, finish]
+            )
             answers = []
             for n, rival in enumerate(rivals, 1):
                 answers.append(Deferred.fromCoroutine(rival()))
@@ -422,7 +467,7 @@ class Shared(Hooks):
             won, lost = [await answer for answer in answers]
             self.assertTrue(won)
             self.assertFalse(lost)
-            self.assertIs((await self.get(task)).state, State.RUNNING if claim_first else State.CANCELLED)
+            self.assertIs((await self.get(task)).state, State.COMPLETED if finish_first else State.CANCELLED)
 
     async def test_finish_that_waits_for_a_take_over_is_fenced(self) -> None:
         [task] = await self.running(worker="one")
@@ -449,22 +494,66 @@ class Shared(Hooks):
         self.assertEqual(list(await self.store.expire_leases(10)), [])
         self.assertEqual(await self.store.renew("w", 60, [task.id]), {task.id})
 
-    async def test_cancel_of_a_task_given_back_in_between(self) -> None:
-        [task] = await self.running()
+    async def test_cancel_of_a_task_tried_again_in_between(self) -> None:
+        task = await self.in_state(State.FAILED)
         store, proxy = await self.through_proxy()
         requests = 0
 
-        def give_back() -> None:
+        def try_again() -> None:
             nonlocal requests
             requests += 1
             if requests == 2:
-                # its first look found the task running
-                text = "UPDATE tasks SET state = 'waiting', dispatched_at = NULL, version = version + 1 WHERE id = %s"
+                # its first look found the task failed
+                text = """
+                    UPDATE tasks SET state = 'waiting', finished_at = NULL, dispatched_at = NULL, version = version + 1
+                    WHERE id = %s
+                """
                 self.sql(text, task.id)
 
-        proxy.before = give_back
+        proxy.before = try_again
         cancelled = await store.cancel(task.user_id, task.id)
         self.assertIs(cancelled.state, State.CANCELLED)
+
+    async def test_of_several_who_have_a_task_tried_again_one_does_it(self) -> None:
+        task = await self.in_state(State.FAILED)
+        stores = [self.store, await self.make()]
+        holder = self.transaction("SELECT FROM tasks WHERE id = %s FOR UPDATE", task.id)
+        retrying = together(store.retry(task.user_id, task.id) for store in stores)
+        await until(lambda: self.blocked() == 2)
+        holder.rollback()
+        for found in await retrying:
+            self.assertEqual((found.state, found.version), (State.WAITING, task.version + 1))
+
+    async def test_what_is_kept_of_an_attempt_is_what_it_was(self) -> None:
+        [task] = await self.running(worker="one")
+        text = "UPDATE tasks SET worker = 'two', attempt = 2, version = version + 1 WHERE id = %s"
+        taking = self.transaction(text, task.id)
+        failing = Deferred.fromCoroutine(self.finish(task, "one", state=State.WAITING, error="broke"))
+        saying = Deferred.fromCoroutine(self.store.report("one", [Report(task.id, 1, 1, 0.5, "half", 1, ["line"])]))
+        await until(lambda: self.blocked() == 2)
+        taking.commit()
+        self.assertIsNone(await failing)
+        self.assertEqual(await saying, frozenset())
+        self.assertEqual(await self.count_rows(), (1, 0, 0))
+        self.assertIsNone((await self.get(task)).progress)
+
+    async def test_a_lease_is_renewed_though_its_task_is_being_reported_on(self) -> None:
+        [task] = await self.create()
+        await self.store.claim("w", 1, [Claim(task.id, 1, False)])
+        reporting = self.transaction("SELECT FROM tasks WHERE id = %s FOR UPDATE", task.id)
+        store, proxy = await self.through_proxy()
+        requests = 0
+
+        def commit() -> None:
+            nonlocal requests
+            requests += 1
+            if requests == 2:
+                reporting.rollback()
+
+        proxy.before = commit
+        self.assertEqual(await store.renew("w", 3600, [task.id]), {task.id})
+        [(left,)] = self.sql("SELECT extract(epoch FROM lease_until - now()) FROM tasks WHERE id = %s", task.id)
+        self.assertGreater(left, 1800)
 
     async def test_a_page_and_its_end_are_of_one_moment(self) -> None:
         [needle] = await self.create(1, State.WAITING, kind="needle")
@@ -596,11 +685,11 @@ class Failing(Hooks):
     async def test_dispatched_once(self) -> None:
         await self.create(5, State.WAITING)
         for found in (3, 2):
-            turn = await self.ambiguous(lambda store: store.dispatch(new_batch(), "q", 3, None))
+            turn = await self.ambiguous(lambda store: store.dispatch(new_batch(), Q, 3, None))
             self.assertEqual([(t.state, t.dispatch) for t in turn.tasks], [(State.QUEUED, 1)] * found)
             self.assertEqual(turn.more, found == 3)
-        self.assertEqual(await self.store.count_queued(), {"q": 5})
-        turn = await self.ambiguous(lambda store: store.dispatch(new_batch(), "q", 3, None))
+        self.assertEqual(await self.store.count_queued(), {Q: 5})
+        turn = await self.ambiguous(lambda store: store.dispatch(new_batch(), Q, 3, None))
         self.assertEqual((len(turn.tasks), turn.last_user, turn.more), (0, None, False))
 
     async def test_claimed_finished_and_released_once(self) -> None:
@@ -614,6 +703,32 @@ class Failing(Hooks):
         [back] = await self.ambiguous(lambda store: store.release("w", [Claim(given.id, 1, False)]))
         self.assertEqual((back.state, back.attempt, back.version), (State.WAITING, 0, 3))
         self.assertEqual([(await self.get(t)).version for t in (done, given)], [3, 3])
+
+    async def test_failed_and_tried_again_once(self) -> None:
+        failed, later = await self.running(2)
+        outcomes = [
+            Outcome(failed.id, 1, 1, State.FAILED, None, "broke"),
+            Outcome(later.id, 1, 1, State.WAITING, None, "broke", None, 60),
+        ]
+        finished = await self.ambiguous(lambda store: store.finish("w", outcomes))
+        self.assertEqual([finished[t.id].version for t in (failed, later)], [3, 3])
+        self.assertEqual(finished[later.id].run_at, (await self.get(later)).run_at)
+        self.assertEqual(await self.count_rows(), (2, 0, 2))
+        [task] = [await self.ambiguous(lambda store: store.retry(self.ana.id, failed.id))]
+        self.assertEqual((task.state, task.version), (State.WAITING, 4))
+
+    async def test_reported_once(self) -> None:
+        [task] = await self.running()
+        reports = [Report(task.id, 1, 1, 0.5, "half", 1, ["one", "two"])]
+        self.assertEqual(await self.ambiguous(lambda store: store.report("w", reports)), {task.id})
+        [chunk] = await self.store.read_log(task.id, None, 10)
+        self.assertEqual(list(chunk.lines), ["one", "two"])
+
+    async def test_deleted_once(self) -> None:
+        task = await self.in_state(State.FAILED)
+        await self.backdate(task.id, 100, 100)
+        await self.ambiguous(lambda store: store.delete_finished(50, 0, 10))
+        self.assertEqual(await self.count_rows(), (0, 0, 0))
 
     async def test_registered_and_cancelled_once(self) -> None:
         user = await self.ambiguous(lambda store: store.create_user("Zoe", "zoe", "$2b$hash"))
@@ -633,7 +748,7 @@ class Failing(Hooks):
         calls: list[tuple[Callable[[Any], Awaitable[Any]], Task, int]] = [
             (lambda store: store.promote(10), delayed, 1),
             (lambda store: store.expire_leases(10), running, 3),
-            (lambda store: store.requeue_lost("other", 0, 10), lost, 2),
+            (lambda store: store.requeue_lost(OTHER, 0, 10), lost, 2),
         ]
         for call, task, version in calls:
             with self.assertRaisesRegex(Unavailable, "connection was lost"):
@@ -705,4 +820,4 @@ class Outage(TestCase):
             await starting
 
 
-del StoreCase, StoreTests, Hooks, TestCase
+del StoreCase, StoreTests, ReportTests, Hooks, TestCase

@@ -16,6 +16,7 @@ from taskd.model import NewTask, State
 from taskd.ports import NewRow
 from taskd.store.sqlite import InlineRunner, SqliteStore, open_sqlite
 from tests.conformance.store import StoreCase, StoreTests, new_batch
+from tests.conformance.store_reports import ReportTests
 
 HOUR = 3_600_000_000
 
@@ -38,8 +39,23 @@ class Hooks(StoreCase):
         [(count,)] = await self._sql("SELECT count(*) FROM outbox")
         return int(count)
 
+    async def backdate(self, task_id: int, created: int, finished: int | None = None) -> None:
+        [(now,)] = await self._sql("SELECT max(created_at) FROM tasks")
+        ended = None if finished is None else now - finished * 1_000_000
+        text = "UPDATE tasks SET created_at = ?, finished_at = coalesce(?, finished_at) WHERE id = ?"
+        await self._sql(text, now - created * 1_000_000, ended, task_id)
 
-class SqliteInMemory(Hooks, StoreTests):
+    async def age_workers(self, seconds: int) -> None:
+        await self._sql("UPDATE workers SET seen_at = seen_at - ?", seconds * 1_000_000)
+
+    async def count_rows(self) -> tuple[int, int, int]:
+        [(tasks,)] = await self._sql("SELECT count(*) FROM tasks")
+        [(chunks,)] = await self._sql("SELECT count(*) FROM task_log")
+        [(attempts,)] = await self._sql("SELECT count(*) FROM task_attempts")
+        return tasks, chunks, attempts
+
+
+class SqliteInMemory(Hooks, StoreTests, ReportTests):
     """As the simulation has it: at once, under a clock that stands still."""
 
     async def make(self) -> Any:
@@ -51,7 +67,7 @@ class SqliteInMemory(Hooks, StoreTests):
         return store
 
 
-class SqliteInAFile(Hooks, StoreTests):
+class SqliteInAFile(Hooks, StoreTests, ReportTests):
     """As the embedded server has it: a file, and a thread of its own."""
 
     async def make(self) -> Any:
@@ -115,4 +131,4 @@ class SqliteInAFile(Hooks, StoreTests):
         self.assertTrue(os.path.exists(self.folder))
 
 
-del StoreCase, StoreTests, Hooks
+del StoreCase, StoreTests, ReportTests, Hooks

@@ -73,8 +73,14 @@ class SimBroker:
     def __init__(self, world: World) -> None:
         self._world = world
         self.up = True
-        self.queues = {name: Queue(world, name) for name in world.plan.queues}
+        self.queues: dict[str, Queue] = {}
         self.links: list[BrokerLink] = []
+
+    def queue(self, name: str) -> Queue:
+        """A queue, declared when it is first named."""
+        if name not in self.queues:
+            self.queues[name] = Queue(self._world, name)
+        return self.queues[name]
 
     def stop(self) -> None:
         """It dies; what is durable survives, unacked deliveries return to their queues."""
@@ -388,7 +394,7 @@ class BrokerLink:
                 late = rates and stream.random() < rates.reordered / 2
                 delay = stream.uniform(0, stream.choice((0.1, 5.0, 15.0))) if late else 0.0
                 self._world.clock.call(
-                    None, delay, self._broker.queues[queue].put, Message(message.task_id, message.dispatch, False)
+                    None, delay, self._broker.queue(queue).put, Message(message.task_id, message.dispatch, False)
                 )
 
     def _confirm(self, done: Deferred[None], messages: Sequence[Dispatch], life: int) -> None:
@@ -408,7 +414,7 @@ class BrokerLink:
         on_deliveries: Callable[[Sequence[Delivery]], None],
         on_lost: Callable[[], None],
     ) -> SimConsumer:
-        found = self._broker.queues[queue]
+        found = self._broker.queue(queue)
         name = f"{self._process.name} {queue}"
         consumer = SimConsumer(self, found, name, prefetch, on_deliveries, on_lost)
         self.consumers.append(consumer)
@@ -422,7 +428,7 @@ class BrokerLink:
 
         def answer() -> None:
             if self.ready and self.up:
-                done.callback(len(self._broker.queues[queue].messages))
+                done.callback(len(self._broker.queue(queue).messages))
             else:
                 done.errback(BrokerUnavailable("the broker is away"))
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _ENDED = frozenset({"completed", "failed", "cancelled"})
 _EXPECTED_ERRORS = frozenset({"unavailable", "draining", "auth_required"})
-_TOO_LATE = ("conflict", "cancel_task")
+_TOO_LATE = frozenset({("conflict", "cancel_task"), ("conflict", "retry_task")})
 PATIENCE = 20.0
 """Seconds that a user waits for a reply before trying another server."""
 
@@ -117,6 +117,11 @@ class Talk:
 
     def _event(self, message: dict[str, Any]) -> None:
         kind, client = message["event"], self._client
+        if kind in ("progress", "log"):
+            client.note("hears", f"{kind} of task {message['task_id']}")
+            if not self._watching:
+                self._referee.fail(WATCH_ENDS, f"{client.name} does not watch, and hears {message}")
+            return
         if kind != "task":
             client.note("hears", kind)
             self._watching = False
@@ -147,7 +152,7 @@ class Talk:
             self._check(message.get("id", 0), request, message)
         elif message["code"] == "not_found":
             self._referee.fail(CONFIRMED_EXIST, f"{client.name} asks {request.action} {request.fields}: not found")
-        elif message["code"] not in _EXPECTED_ERRORS and (message["code"], request.action) != _TOO_LATE:
+        elif message["code"] not in _EXPECTED_ERRORS and (message["code"], request.action) not in _TOO_LATE:
             self._referee.fail(NO_ERROR, f"{client.name} asks {request.action} {request.fields}: {message}")
         request.done.callback(message)
 
@@ -288,7 +293,10 @@ class Client:
         if kind < 0.4 or not self.mine:
             return talk.request("get_tasks", limit=stream.choice((3, 10, 100)))
         if kind < 0.5:
-            return talk.request("get_task", task_id=stream.choice(self.mine))
+            action = stream.choice(("get_task", "get_task", "explain", "get_log"))
+            return talk.request(action, task_id=stream.choice(self.mine))
+        if kind < 0.58:
+            return talk.request("retry_task", task_id=stream.choice(self.mine))
         if kind < 0.7:
             return talk.request("cancel_task", task_id=stream.choice(self.mine))
         some = sorted(set(stream.choices(self.mine, k=5)))
@@ -316,7 +324,7 @@ class Client:
         self._texts += 1
         longest = stream.uniform(0, self.world.plan.longest)
         payload: dict[str, Any] = {"seconds": stream.choice((0, stream.uniform(0, 0.3), longest, longest))}
-        for what, share in (("fails", 0.1), ("unstorable", 0.05), ("stubborn", 0.2)):
+        for what, share in (("fails", 0.1), ("unstorable", 0.05), ("stubborn", 0.2), ("talks", 0.3)):
             if stream.random() < share:
                 payload[what] = True
         if self.world.plan.poison and stream.random() < 0.05:
@@ -325,8 +333,14 @@ class Client:
             "task": f"{self.user.name} {self.name} {self._texts}",
             "payload": payload,
             "queue": stream.choice(self.world.plan.queues),
-            "max_attempts": stream.choice((1, 2, 3, 5)),
+            "max_attempts": stream.choice((None, 1, 2, 3, 5)),
         }
+        if stream.random() < 0.2:
+            spec["kind"] = "rare"
+        if stream.random() < 0.1:
+            spec["delay"] = stream.uniform(0, 5.0)
+        if stream.random() < 0.1:
+            spec["timeout"] = stream.uniform(0.1, 2.0)
         return {**spec, "key": f"{self.name} {self._texts}"} if keyed else spec
 
     # -- when they do not any more

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -11,11 +10,11 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from taskd.errors import Unavailable
-from taskd.model import DEFAULT_KIND, Task
-from taskd.ports import ITaskHandler
+from taskd.model import DEFAULT_ATTEMPTS, DEFAULT_KIND, Backoff, Task
+from taskd.ports import ITaskContext, ITaskHandler
 from taskd.server.accounts import Accounts
 from taskd.server.service import TaskServer
-from taskd.worker.runner import Runner
+from taskd.worker.runner import Attempt, Runner
 from taskd.worker.worker import Worker
 from tests.simulation.broker import BrokerLink
 from tests.simulation.clock import OwnClock, Owner
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 SESSION_SECONDS = 10**7
+KINDS = (DEFAULT_KIND, "rare")
 PATIENCE = 5.0
 """Seconds in which a store that answers has answered everything."""
 
@@ -167,18 +167,21 @@ class WorkerProcess(Process):
         super().__init__(world, name)
         self.slots = slots
         self._serving = False
-        runner = Runner([Handler(self)])
+        runner = self.runner = NotingRunner(self.clock, [Handler(self, kind) for kind in KINDS], chance=self.stream.random)
         plan = world.plan
-        self.worker = Worker(self.clock, self.store, self.broker, runner, plan.queues, slots, plan.lease, name)
+        self.worker = Worker(
+            *(self.clock, self.store, self.broker, runner, plan.queues, {"async": slots}, plan.lease, name, 2000)
+        )
 
     def tasks(self) -> set[int]:
         worker = self.worker
-        return {*worker._running, *worker._asked, *(held.claim.task_id for held in worker._backlog)}
+        backlog = [held for lane in worker._lanes.values() for held in lane.backlog]
+        return {*worker._running, *worker._asked, *(held.claim.task_id for held in backlog)}
 
     def serve(self) -> None:
         if not self.draining:
             self._serving = True
-            self.worker.start()
+            Deferred.fromCoroutine(self.worker.start()).addErrback(self._broken)
 
     async def drain(self) -> None:
         if self._serving:
@@ -188,19 +191,38 @@ class WorkerProcess(Process):
             self.world.referee.drained(self.name, self.store.disturbed < before)
 
 
+class NotingRunner(Runner):
+    """Keeps the task that begins, of which a handler sees only a part."""
+
+    beginning: Task
+
+    def run(self, task: Task, user: str, said: Any) -> Attempt:
+        """As the base does it."""
+        self.beginning = task
+        return super().run(task, user, said)
+
+
 @implementer(ITaskHandler)
 class Handler:
-    """Takes its time, fails, kills its worker, or will not be stopped, as the payload says."""
+    """Takes its time, talks, fails, kills its worker, or will not be stopped, as the payload says."""
 
-    kind = DEFAULT_KIND
+    isolation = "async"
+    timeout: float | None = 5.0
+    max_attempts = DEFAULT_ATTEMPTS
+    backoff = Backoff(first=0.5, longest=4.0)
+    summary = ""
 
-    def __init__(self, process: WorkerProcess) -> None:
+    def __init__(self, process: WorkerProcess, kind: str) -> None:
+        self.kind = kind
         self._process = process
 
-    async def run(self, task: Task, payload: Mapping[str, Any]) -> Any:
-        process = self._process
+    async def run(self, task: ITaskContext) -> Any:
+        process, payload = self._process, task.payload
         referee = process.world.referee
-        referee.began(process.name, task, process.slots)
+        referee.began(process.name, process.runner.beginning, process.slots)
+        if payload.get("talks"):
+            task.log("it begins")
+            task.progress(0.5, "under way")
         try:
             if payload["seconds"]:
                 await deferLater(process.clock, payload["seconds"])
@@ -220,4 +242,6 @@ class Handler:
             await deferLater(process.clock, 1.0)
         if payload.get("fails"):
             raise ValueError("it was to fail")
+        if payload.get("talks"):
+            task.log("it ends")
         return object() if payload.get("unstorable") else {"attempt": task.attempt}

@@ -111,6 +111,8 @@ class Referee:
         self._to_begin: Counter[tuple[int, int, int]] = Counter()
         """Task, dispatch and attempt of claims whose handlers have not begun. A crash of the database may undo a claim,
         and then there is a second one of the same numbers."""
+        self._to_try: set[tuple[int, int, int, str]] = set()
+        """Task, dispatch, attempt and worker of attempts that failed, and were to be made again."""
         self._busy: dict[str, int] = {}
         self._strays: dict[tuple[str, int], int] = {}
 
@@ -143,14 +145,15 @@ class Referee:
 
     def _moved(self, how: str, c: Change, old: State, new: State) -> None:
         known, what = self.tasks[c.task_id], f"{how}: {c}"
-        if old in TERMINAL:
+        if old in TERMINAL and how != "retry":
             self.fail(ONE_END, what)
         if new not in MOVES[old]:
             self.fail(LEGAL_MOVES, what)
         if c.version != c.old_version + 1:
             self.fail(VERSIONS, what)
         spent = c.attempt - c.old_attempt
-        if spent != {"claim": 1, "release": -1}.get(how, 0) or not 0 <= c.attempt <= c.max_attempts:
+        allowed = {"claim": 1, "release": -1, "retry": -c.old_attempt}.get(how, 0)
+        if spent != allowed or not 0 <= c.attempt <= c.max_attempts:
             self.fail(BOUNDED_ATTEMPTS, what)
         if how == "release" and (new is not State.WAITING or spent != -1):
             self.fail(INTERRUPTED, what)
@@ -161,8 +164,7 @@ class Referee:
         if how == "claim":
             self._to_begin[c.task_id, c.dispatch, c.attempt] += 1
         known.history.setdefault(c.version, set()).add(new)
-        if new in TERMINAL:
-            self.open -= 1
+        self.open += (new not in TERMINAL) - (old not in TERMINAL)
 
     def undone(self, changes: Sequence[Change]) -> None:
         """A crash of the database has undone these changes, which nobody was promised."""
@@ -194,7 +196,11 @@ class Referee:
         """A finish has committed; ``before`` has the tasks as they were by :meth:`present`."""
         for task_id in found:
             state, *key = before[task_id]
-            mine = [o for o in outcomes if o.task_id == task_id and [o.dispatch, o.attempt, worker] == key]
+            of_task = [o for o in outcomes if o.task_id == task_id]
+            if again and any((o.task_id, o.dispatch, o.attempt, worker) in self._to_try for o in of_task):
+                continue  # wherever the task is by now
+            mine = [o for o in of_task if [o.dispatch, o.attempt, worker] == key]
+            self._to_try |= {(o.task_id, o.dispatch, o.attempt, worker) for o in mine if o.state is State.WAITING}
             if (state is not State.RUNNING and not (again and any(o.state is state for o in mine))) or not mine:
                 self.fail(FENCED, f"task {task_id} was {before[task_id]}, {worker} finished {list(outcomes)}")
 

@@ -13,19 +13,24 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from taskd.errors import Unavailable
-from taskd.model import Task, User
+from taskd.model import Route, Task, User
 from taskd.ports import (
     Account,
     Claim,
     Dispatched,
+    Failed,
     Finished,
     ITaskStore,
     Keyed,
+    LogChunk,
+    LogPlace,
     NewRow,
     OutboxBatch,
     Outcome,
     Page,
+    Report,
     TaskQuery,
+    WorkerInfo,
 )
 from taskd.store.sqlite import InlineRunner, SqliteStore
 from tests.simulation.referee import Change
@@ -189,9 +194,9 @@ class Database:
         """Rows of the outbox that wait for a confirm."""
         return int(self.query(f"SELECT count(*) FROM outbox WHERE coalesce(published_at, 0) <> {_FOREVER}")[0][0])
 
-    def queued(self) -> Mapping[str, int]:
-        """Queued tasks by queue."""
-        counts: Mapping[str, int] = at_once(self.store.count_queued())
+    def queued(self) -> Mapping[Route, int]:
+        """Queued tasks by route."""
+        counts: Mapping[Route, int] = at_once(self.store.count_queued())
         return counts
 
     def close(self) -> None:
@@ -408,10 +413,10 @@ class StoreLink:
     def find_keys(self, keys: Sequence[tuple[int, str]]) -> Awaitable[Mapping[tuple[int, str], Keyed]]:
         return self._call("find_keys", keys)
 
-    def dispatch(self, batch: str, queue: str, limit: int, after_user: int | None) -> Awaitable[Dispatched]:
-        return self._call("dispatch", batch, queue, limit, after_user, about=queue)
+    def dispatch(self, batch: str, route: Route, limit: int, after_user: int | None) -> Awaitable[Dispatched]:
+        return self._call("dispatch", batch, route, limit, after_user, about=route.name)
 
-    def promote(self, limit: int) -> Awaitable[Sequence[tuple[str, int]]]:
+    def promote(self, limit: int) -> Awaitable[Sequence[tuple[Route, int]]]:
         return self._call("promote", limit, repeat=False)
 
     def settle(self, batches: Sequence[str]) -> Awaitable[None]:
@@ -437,17 +442,38 @@ class StoreLink:
     def cancel(self, user_id: int, task_id: int) -> Awaitable[Task]:
         return self._call("cancel", user_id, task_id)
 
+    def retry(self, user_id: int, task_id: int) -> Awaitable[Task]:
+        return self._call("retry", user_id, task_id)
+
+    def report(self, worker: str, reports: Sequence[Report]) -> Awaitable[frozenset[int]]:
+        return self._call("report", worker, reports)
+
     def expire_leases(self, limit: int) -> Awaitable[Sequence[Task]]:
         return self._call("expire_leases", limit, repeat=False)
 
-    def requeue_lost(self, queue: str, older_than: float, limit: int) -> Awaitable[Sequence[Task]]:
-        return self._call("requeue_lost", queue, older_than, limit, repeat=False)
+    def requeue_lost(self, route: Route, older_than: float, limit: int) -> Awaitable[Sequence[Task]]:
+        return self._call("requeue_lost", route, older_than, limit, repeat=False)
 
     def reset_in_flight(self) -> Awaitable[int]:
         return self._call("reset_in_flight")
 
-    def count_queued(self) -> Awaitable[Mapping[str, int]]:
+    def count_queued(self) -> Awaitable[Mapping[Route, int]]:
         return self._call("count_queued")
+
+    def delete_finished(self, seconds: float, after_id: int, limit: int) -> Awaitable[tuple[int, int | None]]:
+        return self._call("delete_finished", seconds, after_id, limit)
+
+    def worker_seen(self, worker: WorkerInfo) -> Awaitable[None]:
+        return self._call("worker_seen", worker)
+
+    def worker_gone(self, name: str) -> Awaitable[None]:
+        return self._call("worker_gone", name)
+
+    def list_workers(self, seconds: float) -> Awaitable[Sequence[WorkerInfo]]:
+        return self._call("list_workers", seconds)
+
+    def usernames(self, user_ids: Sequence[int]) -> Awaitable[Mapping[int, str]]:
+        return self._call("usernames", user_ids)
 
     def get_tasks(self, user_id: int, ids: Sequence[int]) -> Awaitable[Sequence[Task]]:
         return self._call("get_tasks", user_id, ids)
@@ -457,3 +483,12 @@ class StoreLink:
 
     def list_tasks(self, user_id: int, query: TaskQuery) -> Awaitable[Page]:
         return self._call("list_tasks", user_id, query)
+
+    def failed_attempts(self, task_id: int) -> Awaitable[Sequence[Failed]]:
+        return self._call("failed_attempts", task_id)
+
+    def read_log(self, task_id: int, after: LogPlace | None, limit: int) -> Awaitable[Sequence[LogChunk]]:
+        return self._call("read_log", task_id, after, limit)
+
+    def log_bytes(self, task_id: int) -> Awaitable[int]:
+        return self._call("log_bytes", task_id)

@@ -248,9 +248,10 @@ class World:
             return OUTBOX_SETTLES, f"{rows} rows are left"
         counts = self.database.queued()
         for server in self.servers:
-            for queue, window in server.server._submitter._windows.items():
-                if window.limit - window.room != counts.get(queue, 0):
-                    return WINDOWS_RIGHT, f"{server.name} believes that {window.limit - window.room} are in {queue}"
+            for route, window in server.server._routes._windows.by_route.items():
+                if window.limit - window.room != counts.get(route, 0):
+                    what = f"{server.name} believes that {window.limit - window.room} are in {route.name}"
+                    return WINDOWS_RIGHT, what
         for worker in self.workers:
             if worker.worker.busy:
                 return EVERY_END, f"{worker.name} believes that it has {worker.worker.busy} tasks"

@@ -20,8 +20,8 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from taskd.broker.memory import MemoryBroker
-from taskd.model import NewTask, State, Task
-from taskd.ports import Claim, Delivery, Dispatch, NewRow, Outcome
+from taskd.model import NewTask, Route, State, Task
+from taskd.ports import CHANGES, Claim, Delivery, Dispatch, KindInfo, NewRow, Outcome, Report, WorkerInfo
 from taskd.server.accounts import Accounts
 from taskd.server.actions import Actions
 from taskd.server.announcer import Announcer
@@ -30,10 +30,11 @@ from taskd.server.hub import Hub
 from taskd.server.lines import LineFactory
 from taskd.server.maintenance import Maintenance
 from taskd.server.outbox import Outbox
+from taskd.server.routes import Routes
 from taskd.server.submission import Submitter
-from taskd.server.window import Windows
+from taskd.server.window import Window, Windows
 from taskd.store.sqlite import InlineRunner, SqliteStore
-from taskd.wire.changes import changes_of, encode_news
+from taskd.wire.changes import changes_of, decode_order, encode_news, said_lines, said_progress
 from taskd.wire.messages import encode
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)
@@ -107,17 +108,21 @@ def _broken(*args: Any) -> Any:
 
 
 class StageBroker(MemoryBroker):
-    """A broker that notes what was published. While ``mute`` it takes messages and confirms nothing."""
+    """A broker that notes what was published and announced, and every queue that was named. While ``mute`` it takes
+    messages and confirms nothing."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(clock)
         self.published: list[Dispatch] = []
         self.news: list[bytes] = []
+        self.orders: list[list[int]] = []
+        self.names: set[str] = set()
         self.log: list[str] = []
         self.mute = False
         self._unconfirmed: list[Deferred[None]] = []
 
     async def publish(self, queue: str, messages: Sequence[Dispatch]) -> None:
+        self.names.add(queue)
         await super().publish(queue, messages)
         self.log.append("messages")
         self.published += messages
@@ -135,10 +140,17 @@ class StageBroker(MemoryBroker):
             else:
                 confirmed.errback(error)
 
-    def announce(self, news: bytes) -> None:
-        self.log.append("news")
-        self.news.append(news)
-        super().announce(news)
+    def announce(self, news: bytes, topic: str = CHANGES) -> None:
+        if topic == CHANGES:
+            self.log.append("news")
+            self.news.append(news)
+        else:
+            self.orders.append(decode_order(news).cancelled)
+        super().announce(news, topic)
+
+    async def depth(self, queue: str) -> int:
+        self.names.add(queue)
+        return await super().depth(queue)
 
 
 async def at_once(function: Callable[..., Any], *args: Any) -> Any:
@@ -270,7 +282,9 @@ class Client:
 class Stage:
     """A server in memory, not started: nothing happens by itself but what clients and tests cause."""
 
-    def __init__(self, queues: Sequence[str] = ("tasks",), window: int = 2000, run_hash: Any = at_once) -> None:
+    def __init__(
+        self, queues: Sequence[str] = ("tasks",), window: int = 2000, run_hash: Any = at_once, keep: float = 0.0
+    ) -> None:
         self.clock = clock = Clock()
         clock.advance(NOON.timestamp())
         self.runner = StageRunner()
@@ -279,25 +293,25 @@ class Stage:
         self.elsewhere = SqliteStore(Direct(self.runner), clock)
         for start in (self.elsewhere.start(), store.start(), broker.start()):
             now(start)
-        self.hub, self.windows = Hub(), Windows(queues, window)
-        self.announcer = Announcer(clock, broker, self.hub, self.windows, "node", self.wake)
+        self.hub, self.windows = Hub(), Windows(window)
+        self.announcer = Announcer(
+            *(clock, broker, self.hub, self.windows, "node"),
+            lambda: self.routes.wake_all(),
+            lambda: self.routes.look(),
+        )
         self.outbox = Outbox(store, broker)
-        self.dispatchers = {
-            queue: Dispatcher(
-                *(clock, queue, self.windows.by_queue[queue], store, broker),
-                *(self.outbox, self.announcer, self.new_id),
-            )
-            for queue in queues
-        }
+        self.routes = Routes(store, self.windows, queues, LEASE, self._dispatcher)
         self.submitter = Submitter(
-            *(clock, store, broker, self.outbox, self.windows, self.announcer, self.new_id),
-            lambda queue: self.dispatchers[queue].wake(),
+            *(clock, store, broker, self.outbox, self.windows, self.announcer, self.new_id), self.routes.wake
         )
         self.maintenance = Maintenance(
-            *(clock, store, broker, self.outbox, self.windows, self.dispatchers, self.announcer, LEASE)
+            *(clock, store, broker, self.outbox, self.windows, self.routes, self.announcer, LEASE, keep)
         )
         self.accounts = Accounts(store, run_hash, 4, SESSION)
-        self.actions = Actions(clock, store, self.accounts, self.submitter, self.hub, self.announcer, queues, "node")
+        self.actions = Actions(
+            *(clock, store, broker, self.accounts, self.submitter, self.hub),
+            *(self.announcer, self.windows, self.routes, "node"),
+        )
         self.lines = LineFactory(self.actions, clock)
         self.announcer.start()
         self._ids = itertools.count(1)
@@ -310,10 +324,10 @@ class Stage:
         """A name for a batch, in the form of a UUID."""
         return f"00000000-0000-0000-0000-{next(self._ids):012}"
 
-    def wake(self) -> None:
-        """Others' news may have made room."""
-        for dispatcher in self.dispatchers.values():
-            dispatcher.wake()
+    def _dispatcher(self, route: Route, window: Window) -> Dispatcher:
+        return Dispatcher(
+            *(self.clock, route, window, self.store, self.broker, self.outbox, self.announcer, self.new_id)
+        )
 
     def settle(self) -> None:
         """Let everything happen that needs no time."""
@@ -321,14 +335,48 @@ class Stage:
 
     def know(self) -> Stage:
         """With windows that know their backlog, as after the first round of a server's life."""
-        for dispatcher in self.dispatchers.values():
-            dispatcher.tick()
+        self.routes.tick()
         self.settle()
         return self
 
     def round(self) -> None:
         """One round of maintenance."""
         now(self.maintenance.round())
+        self.settle()
+
+    def window(self, queue: str = "tasks", kind: str = "simulate") -> Window:
+        """The window of a route that is open."""
+        return self.windows.by_route[Route(queue, kind)]
+
+    # workers
+
+    def work(self, *kinds: str | KindInfo, name: str = "w", queues: Sequence[str] = ("tasks",), slots: int = 4) -> None:
+        """A worker says that it lives, and what it serves: the default kind when nothing is named."""
+        infos = [KindInfo(kind, "async") if isinstance(kind, str) else kind for kind in kinds or ("simulate",)]
+        now(self.elsewhere.worker_seen(WorkerInfo(name, list(queues), infos, slots)))
+        self.tell_of_workers()
+
+    def leave(self, name: str = "w") -> None:
+        """A worker stops."""
+        now(self.elsewhere.worker_gone(name))
+        self.tell_of_workers()
+
+    def tell_of_workers(self) -> None:
+        """News that one has come or gone."""
+        self.broker.announce(encode_news("worker", workers=True))
+        self.settle()
+
+    def say(
+        self, task: Task | int, *lines: str, first_line: int = 1, keep_from: int = 1, progress: float | None = None
+    ) -> None:
+        """What a running task says: stored, and told."""
+        [it] = self.tasks(task)
+        report = Report(it.id, it.dispatch, it.attempt, progress, None, first_line, lines, keep_from)
+        assert it.id in now(self.elsewhere.report("w", [report]))
+        said = [] if progress is None else [said_progress(it, progress, None)]
+        if lines:
+            said.append(said_lines(it, first_line, lines, self.announcer.now()))
+        self.broker.announce(encode_news("worker", said=said))
         self.settle()
 
     # users and tasks, past the protocol
@@ -355,10 +403,17 @@ class Stage:
         return self.tell(now(self.elsewhere.claim(worker, LEASE, claims)))
 
     def finish(
-        self, *tasks: Task | int, state: State = State.COMPLETED, result: str | None = "1", worker: str = "w"
+        self,
+        *tasks: Task | int,
+        state: State = State.COMPLETED,
+        result: str | None = "1",
+        error: str | None = None,
+        trace: str | None = None,
+        delay: float = 0.0,
+        worker: str = "w",
     ) -> list[Task]:
         """Tasks that run come to their end."""
-        ends = [Outcome(t.id, t.dispatch, t.attempt, state, result) for t in self.tasks(*tasks)]
+        ends = [Outcome(t.id, t.dispatch, t.attempt, state, result, error, trace, delay) for t in self.tasks(*tasks)]
         now(self.elsewhere.finish(worker, ends))
         return self.tell(self.tasks(*tasks))
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from taskd.model import State
+from taskd.model import Route, State
+from taskd.ports import ORDERS, KindInfo
 from taskd.wire.actions import ACTIONS, Access
+from taskd.wire.changes import decode_order
 from tests.unit.stage import Client, StageCase
 
 MINIMAL: dict[str, dict[str, Any]] = {
     "new_task": {"task": "x"},
     "new_tasks": {"tasks": [{"task": "x"}]},
     "get_task": {"task_id": 1},
-    "cancel_task": {"task_id": 1},
+    **{name: {"task_id": 1} for name in ("cancel_task", "retry_task", "explain", "get_log")},
     "wait": {"task_ids": [1]},
 }
 
@@ -43,7 +45,7 @@ class Everyone(ActionCase):
         self.assertEqual((reply["server"], reply["protocol"], reply["node"]), ("taskd", 1, "node"))
         self.assertEqual((reply["queues"], reply["actions"]), (["tasks", "slow"], list(ACTIONS)))
         self.assertEqual(reply["limits"]["line_bytes"], 65536)
-        self.assertEqual(reply["limits"]["batch"], 1000)
+        self.assertEqual((reply["limits"]["batch"], reply["limits"]["log_lines"]), (1000, 1000))
 
     def test_ping(self) -> None:
         self.assertEqual(self.stage.connect().ask("ping"), {"id": 1, "ok": True, "status": "success"})
@@ -70,7 +72,8 @@ class Everyone(ActionCase):
     def test_anothers_task_and_a_missing_one_get_the_same_answer(self) -> None:
         task_id = self.add()
         eva = self.stage.client("eva")
-        for action, field in (("get_task", "task_id"), ("cancel_task", "task_id"), ("wait", "task_ids")):
+        of_one = ("get_task", "cancel_task", "retry_task", "explain", "get_log")
+        for action, field in (*((name, "task_id") for name in of_one), ("wait", "task_ids")):
             replies = []
             for wanted in (task_id, 2**63 - 1):
                 fields = {"task_ids": [wanted]} if action == "wait" else {"task_id": wanted}
@@ -106,7 +109,10 @@ class NewTask(ActionCase):
             "kind": ("", "a b", "x" * 65, "ñ", None),
             "queue": ("other", "", "tasks ", 5),
             "payload": ([], "x", 5, {"a": nested}),
-            "max_attempts": (0, 101, "3", None, 1.5),
+            "max_attempts": (0, 101, "3", 1.5),
+            "timeout": (0, -1, "5", 30 * 86_400 + 1),
+            "delay": (-1, "5m", 4e8),
+            "run_at": ("", "noon", "2025-03-01T13:00:00", 1740834000, "2036-03-01T12:00:00Z"),
         }
         for field, values in cases.items():
             for value in values:
@@ -114,6 +120,55 @@ class NewTask(ActionCase):
                 self.assertRefused(self.client.ask("new_task", **fields), "bad_request", field)
         self.assertRefused(self.client.ask("new_task", task="x" * 4097), "too_large", "task")
         self.assertEqual(self.stage.tasks(), [])
+
+    def test_how_often_it_is_tried(self) -> None:
+        """As it asks, as its kind says, or as the first worker that claims it will say."""
+        self.stage.work(KindInfo("render", "process", max_attempts=7), KindInfo("simulate", "async", max_attempts=9))
+        for fields, known in (
+            ({}, 3),
+            ({"kind": "render"}, 7),
+            ({"kind": "render", "max_attempts": 2}, 2),
+            ({"kind": "render", "queue": "slow"}, None),
+            ({"kind": "sculpt"}, None),
+            ({"kind": "sculpt", "max_attempts": 100}, 100),
+        ):
+            task = self.client.ask("get_task", task_id=self.add(**fields))["task"]
+            self.assertEqual(task["max_attempts"], known, fields)
+
+    def test_how_long_an_attempt_may_take(self) -> None:
+        for timeout in (None, 0.5, 30 * 86_400):
+            task = self.client.ask("get_task", task_id=self.add(timeout=timeout))["task"]
+            self.assertEqual(task["timeout"], timeout)
+
+    def test_later(self) -> None:
+        for fields in (
+            {"delay": 3600},
+            {"run_at": "2025-03-01T13:00:00Z"},
+            {"run_at": "2025-03-01T08:00:00-05:00"},
+        ):
+            task = self.client.ask("get_task", task_id=self.add(**fields))["task"]
+            self.assertEqual((task["state"], task["status"]), ("scheduled", "Procesando"))
+            self.assertEqual(task["run_at"], "2025-03-01T13:00:00Z")
+        self.assertEqual(self.stage.broker.published, [])
+
+    def test_a_time_that_has_come_is_now(self) -> None:
+        for fields in ({"delay": 0}, {"run_at": "2025-03-01T12:00:00Z"}, {"run_at": "0001-01-01T00:00:00+23:59"}):
+            task = self.client.ask("get_task", task_id=self.add(**fields))["task"]
+            self.assertEqual((task["state"], task["run_at"]), ("queued", "2025-03-01T12:00:00Z"))
+
+    def test_one_way_to_say_when(self) -> None:
+        reply = self.client.ask("new_task", task="x", delay=1, run_at="2025-03-01T13:00:00Z")
+        self.assertRefused(reply, "bad_request", "delay")
+
+    def test_any_kind_that_nobody_serves_waits_and_costs_no_memory(self) -> None:
+        specs = [{"task": "x", "kind": f"kind{n}", "queue": ("tasks", "slow")[n % 2]} for n in range(1000)]
+        numbers = self.client.ask("new_tasks", tasks=specs)["task_ids"]
+        self.stage.round()
+        self.assertEqual(set(self.stage.states(*numbers)), {"waiting"})
+        always = {Route(queue, "simulate") for queue in ("tasks", "slow")}
+        self.assertEqual(self.stage.windows.by_route.keys(), always)
+        self.assertEqual(self.stage.routes.dispatchers.keys(), always)
+        self.assertEqual(self.stage.broker.names, set())
 
     def test_the_message_of_an_unknown_queue_names_the_known_ones_and_is_short(self) -> None:
         message = self.client.ask("new_task", task="x", queue="\U000e0001" * 10_000)["message"]
@@ -187,7 +242,8 @@ class Keys(ActionCase):
         self.client.ask("new_task", task="t", key="k")
         others: list[dict[str, Any]] = [
             *({"task": "u"}, {"task": "t", "kind": "x"}, {"task": "t", "payload": {"a": 1}}),
-            {"task": "t", "max_attempts": 2},
+            *({"task": "t", "max_attempts": 2}, {"task": "t", "timeout": 5}, {"task": "t", "delay": 60}),
+            {"task": "t", "run_at": "2025-03-02T12:00:00Z"},
         ]
         for other in others:
             self.assertRefused(self.client.ask("new_task", key="k", **other), "conflict", "key")
@@ -197,6 +253,12 @@ class Keys(ActionCase):
         first = self.client.ask("new_task", task="t", key="k")
         again = self.client.ask("new_task", task="t", key="k", queue="tasks")
         self.assertEqual(again["task_id"], first["task_id"])
+
+    def test_a_delay_is_the_same_body_later_on(self) -> None:
+        first = self.client.ask("new_task", task="t", key="k", delay=60)
+        self.stage.clock.advance(5)
+        again = self.client.ask("new_task", task="t", key="k", delay=60)
+        self.assertEqual((again["task_id"], again["duplicate"]), (first["task_id"], True))
 
     def test_keys_are_each_users_own(self) -> None:
         mine = self.client.ask("new_task", task="t", key="k")
@@ -255,6 +317,7 @@ class GetTasks(ActionCase):
                 **{"state": "queued", "attempt": 0, "max_attempts": 3, "version": 1},
                 **{"created_at": "2025-03-01T12:00:00Z", "run_at": "2025-03-01T12:00:00Z"},
                 **{"started_at": None, "finished_at": None, "result": None, "error": None},
+                **{"progress": None, "note": None},
             },
         )
 
@@ -345,6 +408,21 @@ class GetTask(ActionCase):
         self.assertEqual((task["payload"], task["result"]), ({"seconds": 2}, {"x": "y" * 5000}))
         self.assertEqual(task["finished_at"], "2025-03-01T12:00:00Z")
 
+    def test_its_failed_attempts(self) -> None:
+        task_id = self.add()
+        self.assertEqual(self.client.ask("get_task", task_id=task_id)["task"]["attempts"], [])
+        self.stage.claim(task_id, worker="host:1")
+        self.stage.finish(task_id, state=State.WAITING, error="ValueError: no", trace="File x\n", worker="host:1")
+        self.stage.clock.advance(2)
+        self.stage.round()
+        self.stage.run(task_id)
+        task = self.client.ask("get_task", task_id=task_id)["task"]
+        self.assertEqual((task["state"], task["attempt"]), ("completed", 2))
+        [attempt] = task["attempts"]
+        self.assertEqual((attempt["attempt"], attempt["worker"]), (1, "host:1"))
+        self.assertEqual((attempt["error"], attempt["traceback"]), ("ValueError: no", "File x\n"))
+        self.assertEqual((attempt["started_at"], attempt["ended_at"]), ("2025-03-01T12:00:00Z",) * 2)
+
     def test_lists_leave_out_payload_and_a_large_result(self) -> None:
         task_id = self.add(payload={"seconds": 2})
         self.stage.run(task_id, result='"' + "y" * 5000 + '"')
@@ -366,14 +444,26 @@ class CancelTask(ActionCase):
         replies = [self.client.ask("cancel_task", task_id=task_id)["task"] for _ in range(2)]
         self.assertEqual(*replies)
 
+    def test_before_it_runs_no_worker_is_told(self) -> None:
+        self.client.ask("cancel_task", task_id=self.add())
+        self.client.ask("cancel_task", task_id=self.add(delay=60))
+        self.assertEqual(self.stage.broker.orders, [])
+
+    def test_while_it_runs_its_worker_is_told(self) -> None:
+        heard: list[bytes] = []
+        self.stage.broker.subscribe(heard.append, lambda: None, ORDERS)
+        task_id = self.add()
+        self.stage.claim(task_id)
+        task = self.client.ask("cancel_task", task_id=task_id)["task"]
+        self.assertEqual((task["status"], task["state"]), ("Cancelada", "cancelled"))
+        self.assertEqual([decode_order(body).cancelled for body in heard], [[task_id]])
+
     def test_too_late(self) -> None:
-        running, ended = self.add(), self.add()
-        self.stage.claim(running)
+        ended = self.add()
         self.stage.run(ended)
-        for task_id, word in ((running, "running"), (ended, "completed")):
-            reply = self.client.ask("cancel_task", task_id=task_id)
-            self.assertRefused(reply, "conflict", "task_id")
-            self.assertIn(word, reply["message"])
+        reply = self.client.ask("cancel_task", task_id=ended)
+        self.assertRefused(reply, "conflict", "task_id")
+        self.assertIn("completed", reply["message"])
 
     def test_the_reply_comes_before_the_event(self) -> None:
         task_id = self.add()
@@ -388,3 +478,39 @@ class CancelTask(ActionCase):
         self.client.ask("watch")
         self.client.ask("cancel_task", task_id=task_id)
         self.assertEqual(self.client.events(), [])
+
+
+class RetryTask(ActionCase):
+    def test_a_failed_one_and_a_cancelled_one(self) -> None:
+        failed, cancelled = self.add(), self.add()
+        self.stage.run(failed, state=State.FAILED, error="no")
+        self.client.ask("cancel_task", task_id=cancelled)
+        for task_id in (failed, cancelled):
+            task = self.client.ask("retry_task", task_id=task_id)["task"]
+            self.assertEqual((task["status"], task["state"], task["attempt"]), ("Procesando", "waiting", 0))
+        self.stage.settle()
+        self.assertEqual(self.stage.states(failed, cancelled), ["queued"] * 2)
+        self.stage.run(failed)
+        task = self.client.ask("get_task", task_id=failed)["task"]
+        self.assertEqual((task["state"], task["attempt"], len(task["attempts"])), ("completed", 1, 1))
+
+    def test_of_a_kind_that_nobody_serves(self) -> None:
+        task_id = self.add(kind="sculpt")
+        self.client.ask("cancel_task", task_id=task_id)
+        self.assertEqual(self.client.ask("retry_task", task_id=task_id)["task"]["state"], "waiting")
+
+    def test_any_other_is_a_conflict(self) -> None:
+        waiting, queued, running, completed = self.add(delay=60), self.add(), self.add(), self.add()
+        self.stage.claim(running)
+        self.stage.run(completed)
+        for task_id in (waiting, queued, running, completed):
+            self.assertRefused(self.client.ask("retry_task", task_id=task_id), "conflict", "task_id")
+
+    def test_the_reply_comes_before_the_events(self) -> None:
+        task_id = self.add()
+        self.client.ask("cancel_task", task_id=task_id)
+        self.client.ask("watch")
+        request = self.client.start("retry_task", task_id=task_id)
+        lines = self.client.lines()
+        self.assertEqual([line.get("id", line.get("event")) for line in lines], [request, "task", "task"])
+        self.assertEqual([line["task"]["state"] for line in lines], ["waiting", "waiting", "queued"])

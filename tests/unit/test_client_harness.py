@@ -25,7 +25,7 @@ from taskd.client.errors import ClientError, EndOfInput
 from taskd.client.options import parser
 from taskd.client.rendering import Renderer
 from taskd.client.sessions import SessionFile, state_folder
-from taskd.client.terminal import Output
+from taskd.client.terminal import Output, Screen
 from taskd.client.texts import Texts
 from taskd.errors import TaskdError
 from tests.unit.test_client_taskd import NOON, FakeConnection, FakeTaskd
@@ -185,6 +185,7 @@ class Stage:
         tty: bool = False,
         open: bool = False,
         columns: int | None = None,
+        screen: Screen | None = None,
         prepare: Callable[[], object] = lambda: None,
     ) -> Run:
         """Start one command line, and let it go on until it ends or waits for something."""
@@ -205,6 +206,7 @@ class Stage:
             renderer=Renderer(texts, columns, colour=False),
             sessions=self.sessions,
             json=options.json,
+            screen=screen,
             new_key=self.new_key,
         )
         run = Run(self, stdout, stderr, source, ctx)

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable
-from datetime import datetime, timezone
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 
 from taskd.errors import AuthRequired, Conflict, NotFound, NoUser, TaskdError, UsernameInUse, WrongCredentials
-from taskd.model import State, Task
+from taskd.model import TERMINAL, State, Task
+from taskd.ports import Failed
+from taskd.wire.changes import Said, said_lines, said_progress
 from taskd.wire.limits import MAX_LINE_BYTES, MAX_REPLY_BYTES
 from taskd.wire.messages import encode, view
 from taskd.wire.session import Call, ServerSession
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)
+
+
+def _then(first: Callable[[Any], None], second: Callable[[], None]) -> Callable[[Any], None]:
+    def both(reply: Any) -> None:
+        first(reply)
+        second()
+
+    return both
+
+
+def kind(name: str, **fields: Any) -> dict[str, Any]:
+    """A kind that workers serve."""
+    defaults = {"queues": ["tasks"], "isolation": "async", "timeout": None, "max_attempts": 3, "summary": ""}
+    return {"kind": name, "workers": 1, "slots": 100, **defaults, **fields}
 
 
 class FakeTaskd:
@@ -38,6 +54,11 @@ class FakeTaskd:
         self.mute: set[str] = set()
         self.held: set[str] = set()
         self.keys: dict[str, tuple[int, Any]] = {}
+        self.served: list[dict[str, Any]] = [kind("simulate", summary="Waits.")]
+        self.failed: dict[int, list[Failed]] = {}
+        self.reasons: dict[int, dict[str, Any]] = {}
+        self.logs: dict[int, list[dict[str, Any]]] = {}
+        self.cut = False
         self._ids = itertools.count(1)
 
     def user(self, name: str = "ana", password: str = "correct horse") -> str:
@@ -64,6 +85,25 @@ class FakeTaskd:
         for connection in tuple(self.connections):
             connection.tell(task)
 
+    def progress(self, task_id: int, progress: float, note: str | None = None) -> None:
+        """A running task says how far it is."""
+        task = self.tasks[task_id]
+        for connection in tuple(self.connections):
+            connection.says(said_progress(task, progress, note))
+
+    def log(self, task_id: int, *texts: str, attempt: int = 1, first: int | None = None) -> None:
+        """A task says something; ``first`` is the number of the first line, where some before it have been cut."""
+        log = self.logs.setdefault(task_id, [])
+        last = log[-1]["line"] if log and log[-1]["attempt"] == attempt else 0
+        lines = [
+            {"attempt": attempt, "line": n, "at": NOON, "text": text}
+            for n, text in enumerate(texts, last + 1 if first is None else first)
+        ]
+        log += lines
+        for connection in tuple(self.connections):
+            connection.says(said_lines(self.tasks[task_id], lines[0]["line"], texts, NOON))
+            connection.feed(task_id)
+
     def asked(self, connection: int = -1) -> list[dict[str, Any]]:
         """The requests of one connection, in their order."""
         return self.connections[connection].requests
@@ -86,6 +126,7 @@ class FakeConnection(LineReceiver):
         self._token: str | None = None
         self._watching = False
         self._waits: list[tuple[Call, list[int]]] = []
+        self._follows: dict[int, int] = {}
         self._held: list[tuple[Call, dict[str, Any]]] = []
         self.requests: list[dict[str, Any]] = []
         self.chunks: list[bytes] = []
@@ -106,6 +147,7 @@ class FakeConnection(LineReceiver):
         if self in self._taskd.connections:
             self._watching = False
             self._waits.clear()
+            self._follows.clear()
 
     def event(self, fields: dict[str, Any]) -> None:
         """Send an event."""
@@ -115,10 +157,26 @@ class FakeConnection(LineReceiver):
         """A task has changed."""
         if self._watching:
             self.event({"event": "task", "task": view(task, NOON)})
+        if task.id in self._follows and task.finished_at is not None:
+            del self._follows[task.id]
+            self.event({"event": "log_end", "task_id": task.id, "state": task.state.value})
         for call, ids in tuple(self._waits):
             if all(self._taskd.tasks[n].finished_at for n in ids):
                 self._waits.remove((call, ids))
                 call.succeed({"status": "success", "done": True, "tasks": self._views(ids)})
+
+    def says(self, said: Said) -> None:
+        """A task has said something to those who watch."""
+        if self._watching:
+            self._write(bytes(said.event) + b"\n")
+
+    def feed(self, task_id: int) -> None:
+        """Send what is new in a log that is followed."""
+        if task_id in self._follows:
+            lines = self._taskd.logs[task_id][self._follows[task_id] :]
+            self._follows[task_id] += len(lines)
+            cursor = str(self._follows[task_id])
+            self.event({"event": "log", "task_id": task_id, "lines": lines, "cursor": cursor, "cut": False})
 
     def time_out(self) -> None:
         """Answer the waits as after their timeout."""
@@ -201,7 +259,8 @@ class FakeConnection(LineReceiver):
             if known[1] != spec:
                 raise Conflict(f"the key '{spec.key}' stands for another task already; use a new one", field="key")
             return known[0], True
-        task = self._taskd.task(spec.task, kind=spec.kind, payload=json.dumps(spec.payload))
+        run_at = spec.run_at or NOON + timedelta(seconds=spec.delay or 0)
+        task = self._taskd.task(spec.task, kind=spec.kind, payload=json.dumps(spec.payload), run_at=run_at)
         self._taskd.keys[spec.key] = task.id, spec
         self.tell(task)
         return task.id, False
@@ -217,14 +276,59 @@ class FakeConnection(LineReceiver):
 
     def get_task(self, call: Call, request: Any) -> dict[str, Any]:
         self._views([request.task_id])
-        return {"status": "success", "task": view(self._taskd.tasks[request.task_id], NOON, full=True)}
+        failed = self._taskd.failed.get(request.task_id, [])
+        return {"status": "success", "task": view(self._taskd.tasks[request.task_id], NOON, failed)}
 
     def cancel_task(self, call: Call, request: Any) -> dict[str, Any]:
         self._views([request.task_id])
-        if self._taskd.tasks[request.task_id].state is State.RUNNING:
-            raise Conflict(f"task {request.task_id} runs already")
+        task = self._taskd.tasks[request.task_id]
+        if task.state in TERMINAL:
+            raise Conflict(f"task {task.id} is {task.state.value}: too late to cancel it")
         self._taskd.move(request.task_id, State.CANCELLED, finished_at=NOON)
         return {"status": "success", "task": self._views([request.task_id])[0]}
+
+    def retry_task(self, call: Call, request: Any) -> dict[str, Any]:
+        self._views([request.task_id])
+        task = self._taskd.tasks[request.task_id]
+        if task.state not in (State.FAILED, State.CANCELLED):
+            raise Conflict(f"task {task.id} is {task.state.value}: there is no need to try it again")
+        self._taskd.move(task.id, State.WAITING, finished_at=None)
+        return {"status": "success", "task": self._views([task.id])[0]}
+
+    def explain(self, call: Call, request: Any) -> dict[str, Any]:
+        self._views([request.task_id])
+        return {"status": "success", "task_id": request.task_id, **self._taskd.reasons[request.task_id]}
+
+    def kinds(self, call: Call, request: Any) -> dict[str, Any]:
+        return {"status": "success", "kinds": self._taskd.served}
+
+    def get_log(self, call: Call, request: Any) -> dict[str, Any]:
+        self._views([request.task_id])
+        log = self._taskd.logs.get(request.task_id, [])
+        start = int(request.cursor or 0)
+        if request.tail:
+            start = max(start, len(log) - request.limit)
+        lines = log[start : start + request.limit]
+        end = start + len(lines)
+        if request.follow:
+            self._follows[request.task_id] = end
+            # Not before the reply
+            call.succeed = _then(call.succeed, lambda: self._begin(request.task_id))  # type: ignore[method-assign]
+        cut = self._taskd.cut and start == 0
+        return {
+            "status": "success",
+            "lines": lines,
+            "cursor": str(end) if end else None,
+            "more": end < len(log),
+            "cut": cut,
+        }
+
+    def _begin(self, task_id: int) -> None:
+        if self._taskd.logs.get(task_id, [])[self._follows[task_id] :]:
+            self.feed(task_id)
+        task = self._taskd.tasks[task_id]
+        if task.finished_at is not None:
+            self.tell(task)
 
     def watch(self, call: Call, request: Any) -> dict[str, Any]:
         self._watching = True

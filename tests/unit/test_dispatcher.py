@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from taskd.model import State, Task
+from taskd.model import Route, State, Task
 from taskd.ports import Dispatched
 from taskd.server.dispatcher import TURN, Dispatcher
 from taskd.server.window import Window
@@ -19,8 +19,8 @@ class Dispatching(StageCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.dispatcher = self.stage.dispatchers["tasks"]
-        self.place = self.stage.windows.by_queue["tasks"]
+        self.dispatcher = self.stage.routes.dispatchers[Route("tasks", "simulate")]
+        self.place = self.stage.window()
 
     def waiting(self, name: str, count: int = 1) -> list[Task]:
         """Tasks of a user that wait, which the window knows."""
@@ -180,7 +180,7 @@ class Turns:
         self.slow = False
         self.pending: list[Deferred[Dispatched]] = []
 
-    def dispatch(self, batch: str, queue: str, limit: int, after_user: int | None) -> Deferred[Dispatched]:
+    def dispatch(self, batch: str, route: Route, limit: int, after_user: int | None) -> Deferred[Dispatched]:
         self.asked.append((limit, after_user))
         self.meanwhile()
         answer: Deferred[Dispatched] = Deferred()
@@ -199,7 +199,7 @@ class Rounds(StageCase):
 
     def dispatcher(self, store: Turns, window: Window) -> Dispatcher:
         return Dispatcher(
-            *(self.stage.clock, "tasks", window, store, self.stage.broker),  # type: ignore[arg-type]
+            *(self.stage.clock, Route("tasks", "simulate"), window, store, self.stage.broker),  # type: ignore[arg-type]
             *(self.stage.outbox, self.stage.announcer, self.stage.new_id),
         )
 
@@ -265,7 +265,7 @@ class Rounds(StageCase):
         stage = Stage(window=3000).know()
         stage.create("ana", 1200, State.WAITING)
         stage.create("eva", 10, State.WAITING)
-        stage.dispatchers["tasks"].tick()
+        stage.routes.tick()
         stage.settle()
         self.assertEqual(len(stage.broker.published), 1210)
-        self.assertFalse(stage.windows.by_queue["tasks"].has_backlog)
+        self.assertFalse(stage.window().has_backlog)

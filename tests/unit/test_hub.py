@@ -212,7 +212,7 @@ class AnnouncerTests(StageCase):
         self.assertEqual(self.stage.broker.news, [])
 
     def test_ones_own_news_are_passed_over_when_they_come_back(self) -> None:
-        window = self.stage.windows.by_queue["tasks"]
+        window = self.stage.window()
         self.stage.announcer.announce([task()])
         self.stage.settle()
         self.assertEqual(window.room, 2000)
@@ -224,7 +224,7 @@ class AnnouncerTests(StageCase):
         reader = Reader(hub)
         reader.watch.open([])
         other = Announcer(
-            *(self.stage.clock, self.stage.broker, hub, Windows(["tasks"], 10), "other"), lambda: moved.append(1)
+            *(self.stage.clock, self.stage.broker, hub, Windows(10), "other"), lambda: moved.append(1)
         )
         other.start()
         self.stage.announcer.announce([task(1), task(2)])

@@ -17,7 +17,7 @@ class Rounds(StageCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.place = self.stage.windows.by_queue["tasks"]
+        self.place = self.stage.window()
         self.stage.round()  # from now on the store counts as there
 
     def pass_time(self, seconds: float) -> None:

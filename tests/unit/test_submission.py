@@ -19,7 +19,7 @@ class Submitting(StageCase):
     def setUp(self) -> None:
         super().setUp()
         self.ana, self.eva = self.stage.user("ana"), self.stage.user("eva")
-        self.place = self.stage.windows.by_queue["tasks"]
+        self.place = self.stage.window()
 
     def submit(self, user_id: int = 0, count: int = 1, **fields: Any) -> Deferred[Any]:
         """A request for tasks."""

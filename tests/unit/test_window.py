@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from taskd.model import State, Task
+from datetime import timedelta
+
+from taskd.model import Route, State, Task
 from taskd.server.window import Window, Windows
 from taskd.wire.changes import Change, changes_of
 from tests.unit.stage import NOON
@@ -17,8 +19,9 @@ def known(limit: int = 3) -> Window:
     return window
 
 
-def change(state: State, user_id: int = ANA, queue: str = "tasks") -> Change:
-    return changes_of([Task(1, user_id, "t", "simulate", queue, state, NOON, NOON)], NOON)[0]
+def change(state: State, user_id: int = ANA, queue: str = "tasks", kind: str = "simulate", run_in: float = 0) -> Change:
+    run_at = NOON + timedelta(seconds=run_in)
+    return changes_of([Task(1, user_id, "t", kind, queue, state, NOON, run_at)], NOON)[0]
 
 
 def test_nothing_goes_past_a_backlog_that_is_not_known_yet() -> None:
@@ -77,6 +80,12 @@ def test_it_follows_the_news() -> None:
     assert window.has_backlog and not window.admit(EVA)
 
 
+def test_what_is_not_due_yet_is_no_backlog() -> None:
+    window = known()
+    window.heard(change(State.WAITING, run_in=0.1))
+    assert not window.has_backlog and window.admit(ANA)
+
+
 def test_it_never_believes_in_less_than_nothing() -> None:
     window = known(10)
     window.heard(change(State.RUNNING))
@@ -86,9 +95,41 @@ def test_it_never_believes_in_less_than_nothing() -> None:
     assert window.room == 0
 
 
-def test_the_windows_of_other_queues_do_not_move() -> None:
-    windows = Windows(["tasks", "slow"], 10)
+TASKS, SLOW = Route("tasks", "simulate"), Route("slow", "simulate")
+RENDER = Route("tasks", "render")
+
+
+def opened(*routes: Route) -> Windows:
+    """Windows of these routes, after their first clean rounds."""
+    windows = Windows(10)
+    for route in routes:
+        window = windows.open(route)
+        window.cleared(window.suspects())
+    return windows
+
+
+def test_the_windows_of_other_routes_do_not_move() -> None:
+    windows = opened(TASKS, SLOW, RENDER)
+    windows.heard([change(State.QUEUED, queue="slow"), change(State.QUEUED, kind="render")])
     windows.heard([change(State.QUEUED, queue="slow"), change(State.QUEUED, queue="elsewhere")])
-    assert [window.room for window in windows.by_queue.values()] == [10, 9]
-    windows.correct({"tasks": 4, "elsewhere": 7})
-    assert [window.room for window in windows.by_queue.values()] == [6, 10]
+    assert [(window.room, window.queued) for window in windows.by_route.values()] == [(10, 0), (8, 2), (9, 1)]
+    windows.correct({TASKS: 4, Route("elsewhere", "simulate"): 7})
+    assert [window.room for window in windows.by_route.values()] == [6, 10, 10]
+    windows.suspect(RENDER, ANA)
+    assert [window.has_backlog for window in windows.by_route.values()] == [False, False, True]
+
+
+def test_what_concerns_no_open_window_leaves_nothing() -> None:
+    windows = opened(TASKS)
+    for n in range(1000):
+        windows.heard([change(State.WAITING, kind=f"kind{n}")])
+        windows.suspect(Route("tasks", f"kind{n}"), ANA)
+    windows.correct({Route("tasks", f"kind{n}"): 5 for n in range(1000)})
+    assert list(windows.by_route) == [TASKS] and not windows.by_route[TASKS].has_backlog
+
+
+def test_one_that_is_opened_again_knows_nothing_of_its_backlog() -> None:
+    windows = opened(TASKS)
+    windows.close(TASKS)
+    assert windows.by_route == {}
+    assert windows.open(TASKS).has_backlog

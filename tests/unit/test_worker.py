@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -13,49 +14,64 @@ from zope.interface.verify import verifyObject
 
 from taskd.broker.memory import MemoryBroker
 from taskd.errors import Unavailable
-from taskd.model import MAX_RESULT_BYTES, NewTask, State, Task
-from taskd.ports import Claim, Dispatch, ITaskHandler, ITaskStore, NewRow, Outcome
+from taskd.model import MAX_RESULT_BYTES, Backoff, NewTask, State, Task
+from taskd.ports import ORDERS, Claim, Dispatch, ITaskContext, ITaskHandler, ITaskStore, NewRow, Outcome
 from taskd.store.sqlite import InlineRunner, SqliteStore
-from taskd.wire.changes import decode_news
+from taskd.wire.changes import decode_news, encode_order
 from taskd.worker.handlers import Simulate
 from taskd.worker.runner import Runner
 from taskd.worker.worker import ACK_AFTER, Worker
 
 LEASE = 30.0
+LOG_BYTES = 2000
 
 
 @implementer(ITaskHandler)
 class Handler:
     """A kind made from a function of the clock and the payload."""
 
-    def __init__(self, kind: str, function: Callable[[Clock, Mapping[str, Any]], Any], clock: Clock) -> None:
+    isolation = "async"
+    timeout: float | None = None
+    max_attempts = 4
+    backoff = Backoff(first=10, jitter=0)
+    summary = ""
+
+    def __init__(self, kind: str, function: Callable[[Clock, ITaskContext], Any], clock: Clock) -> None:
         self.kind = kind
         self._function = function
         self._clock = clock
 
-    async def run(self, task: Task, payload: Mapping[str, Any]) -> Any:
-        result = self._function(self._clock, payload)
+    async def run(self, task: ITaskContext) -> Any:
+        result = self._function(self._clock, task)
         return await result if isinstance(result, Deferred) else result
 
 
-def fail(clock: Clock, payload: Mapping[str, Any]) -> Any:
+def fail(clock: Clock, task: ITaskContext) -> Any:
     raise ValueError("no such\ncolour")
 
 
-def leave(clock: Clock, payload: Mapping[str, Any]) -> Any:
+def leave(clock: Clock, task: ITaskContext) -> Any:
     raise SystemExit(3)
 
 
-KINDS: dict[str, Callable[[Clock, Mapping[str, Any]], Any]] = {
-    "echo": lambda clock, payload: dict(payload),
+def talk(clock: Clock, task: ITaskContext) -> Any:
+    for n in range(task.payload.get("lines", 3)):
+        task.log(f"line {n}")
+        task.progress(n / 10, f"step {n}")
+    return deferLater(clock, task.payload.get("seconds", 1)).addCallback(lambda _: task.log("the end"))
+
+
+KINDS: dict[str, Callable[[Clock, ITaskContext], Any]] = {
+    "echo": lambda clock, task: dict(task.payload),
+    "user": lambda clock, task: [task.user, task.task, task.attempt, task.max_attempts],
+    "talk": talk,
     "fail": fail,
     "leave": leave,
-    "set": lambda clock, payload: {1, 2},
-    "object": lambda clock, payload: object(),
-    "nan": lambda clock, payload: float("nan"),
-    "large": lambda clock, payload: "x" * MAX_RESULT_BYTES,
-    "largest": lambda clock, payload: "x" * (MAX_RESULT_BYTES - 2),
-    "stubborn": lambda clock, payload: deferLater(clock, 10).addErrback(lambda _: deferLater(clock, 5)),
+    "set": lambda clock, task: {1, 2},
+    "object": lambda clock, task: object(),
+    "large": lambda clock, task: "x" * MAX_RESULT_BYTES,
+    "largest": lambda clock, task: "x" * (MAX_RESULT_BYTES - 2),
+    "stubborn": lambda clock, task: deferLater(clock, 10).addErrback(lambda _: deferLater(clock, 5)),
 }
 
 
@@ -99,10 +115,15 @@ class Stage:
         self.store = Flaky(store)
         self.done(store.create_user("ana", "ana", "x"))
         self.news: list[tuple[int, str]] = []
+        self.said: list[dict[str, Any]] = []
+        self.hellos = 0
         self.broker.subscribe(self._heard, lambda: None)
 
     def _heard(self, body: bytes) -> None:
-        self.news += [(change.task_id, change.state.value) for change in decode_news(body).changes]
+        news = decode_news(body)
+        self.news += [(change.task_id, change.state.value) for change in news.changes]
+        self.said += [json.loads(bytes(said.event)) for said in news.said]
+        self.hellos += news.workers
 
     def done(self, work: Any) -> Any:
         """What a coroutine that needs no time comes to."""
@@ -120,22 +141,32 @@ class Stage:
             self.clock,
             self.store,  # type: ignore[arg-type]
             self.broker,
-            Runner(handlers),
+            Runner(self.clock, handlers),
             ["tasks"],
-            slots,
+            {"async": slots},
             LEASE,
             name,
+            log_bytes=LOG_BYTES,
         )
-        worker.start()
+        self.done(worker.start())
         return worker
 
     def submit(self, *specs: NewTask) -> list[int]:
         """Create tasks and publish them, as a server does."""
         rows = [NewRow(1, spec, State.QUEUED) for spec in specs]
         tasks = self.done(self.store._store.create_tasks(f"batch {len(self.news)} {self.clock.seconds()}", rows))
-        self.done(self.broker.publish("tasks", [Dispatch(t.id, t.dispatch) for t in tasks]))
+        for route in {task.route for task in tasks}:
+            messages = [Dispatch(t.id, t.dispatch) for t in tasks if t.route == route]
+            self.done(self.broker.publish(route.name, messages))
         self.advance(0)
         return [t.id for t in tasks]
+
+    def again(self, *ids: int) -> None:
+        """Hand waiting tasks over once more, as a server's dispatcher does."""
+        tasks = self.done(self.store._store.dispatch(f"again {ids}", self.tasks(ids[:1])[0].route, 100, None)).tasks
+        for task in tasks:
+            self.done(self.broker.publish(task.route.name, [Dispatch(task.id, task.dispatch)]))
+        self.advance(0)
 
     def simulate(self, seconds: float, count: int = 1) -> list[int]:
         """Tasks that take this long."""
@@ -221,9 +252,12 @@ def test_no_more_than_slots_run_at_a_time(stage: Stage) -> None:
     [
         ("fail", "{}", "ValueError: no such colour"),
         ("leave", "{}", "SystemExit: 3"),
-        ("object", "{}", "result cannot be written as JSON: Encoding objects of type object is unsupported"),
-        ("large", "{}", f"result must have at most {MAX_RESULT_BYTES} bytes as JSON, not {MAX_RESULT_BYTES + 2}"),
-        ("nothing", "{}", "no worker serves the kind 'nothing'"),
+        ("object", "{}", "the result cannot be stored: result cannot be written as JSON: Encoding objects of type"),
+        (
+            "large",
+            "{}",
+            f"the result cannot be stored: result must have at most {MAX_RESULT_BYTES} bytes as JSON, not {MAX_RESULT_BYTES + 2}",
+        ),
         ("simulate", '{"seconds":-1}', "seconds must be a number from 0 to 604800"),
         ("simulate", '{"seconds":"two"}', "seconds must be a number from 0 to 604800"),
         ("simulate", '{"seconds":true}', "seconds must be a number from 0 to 604800"),
@@ -231,13 +265,13 @@ def test_no_more_than_slots_run_at_a_time(stage: Stage) -> None:
 )
 def test_an_attempt_that_fails_says_why_in_one_line(stage: Stage, kind: str, payload: str, error: str) -> None:
     stage.worker()
-    [task] = stage.submit(NewTask("t", kind, payload, "tasks"))
+    [task] = stage.submit(NewTask("t", kind, payload, "tasks", max_attempts=1))
     [found] = stage.tasks([task])
     assert found.state is State.FAILED and found.error is not None
     assert found.error.startswith(error) and "\n" not in found.error
 
 
-@pytest.mark.parametrize(("kind", "length"), [("echo", 7), ("largest", MAX_RESULT_BYTES), ("nan", 4), ("set", 5)])
+@pytest.mark.parametrize(("kind", "length"), [("echo", 7), ("largest", MAX_RESULT_BYTES), ("set", 5)])
 def test_a_result_is_stored_as_json(stage: Stage, kind: str, length: int) -> None:
     stage.worker()
     [task] = stage.submit(NewTask("t", kind, '{"a":1}', "tasks"))
@@ -461,3 +495,144 @@ def test_a_lost_channel_does_not_stop_what_runs(stage: Stage) -> None:
     stage.advance(5)
     assert stage.states([task]) == [("completed", 1)]
     assert not consumer.held and stage.depth() == 0
+
+
+# -- trying again
+
+
+def test_an_attempt_that_fails_is_made_again_after_a_pause(stage: Stage) -> None:
+    stage.worker()
+    [task] = stage.submit(NewTask("t", "fail", queue="tasks", max_attempts=2))
+    [found] = stage.tasks([task])
+    assert (found.state, found.attempt, found.error) == (State.WAITING, 1, "ValueError: no such colour")
+    assert (found.run_at - found.created_at).total_seconds() == pytest.approx(10, abs=1)
+    assert stage.news[-1] == (task, "waiting")
+    stage.advance(10)
+    assert stage.done(stage.store._store.promote(10))
+    stage.again(task)
+    [found] = stage.tasks([task])
+    assert (found.state, found.attempt) == (State.FAILED, 2)
+    failed = stage.done(stage.store._store.failed_attempts(task))
+    assert [(f.attempt, f.worker, f.error) for f in failed] == [(n, "w", "ValueError: no such colour") for n in (1, 2)]
+    assert all("in fail" in (f.trace or "") for f in failed)
+
+
+def test_the_kind_says_how_often_when_the_task_does_not(stage: Stage) -> None:
+    stage.worker()
+    [task] = stage.submit(NewTask("t", "user", queue="tasks", max_attempts=0))
+    assert stage.tasks([task])[0].result == '["ana","t",1,4]'
+    assert stage.tasks([task])[0].max_attempts == 4
+
+
+def test_last_attempts_of_tasks_that_only_failed_need_not_be_alone(stage: Stage) -> None:
+    stage.worker()
+    ids = stage.submit(*[NewTask("t", "fail", queue="tasks", max_attempts=2)] * 3)
+    stage.advance(10)
+    stage.done(stage.store._store.promote(10))
+    stage.store.calls.clear()
+    stage.again(*ids)
+    assert stage.states(ids) == [("failed", 2)] * 3
+    assert stage.store.calls.count("claim") == 1
+
+
+# -- cancelling
+
+
+def test_a_cancelled_task_is_stopped_by_an_order(stage: Stage) -> None:
+    worker = stage.worker()
+    [task, other] = stage.simulate(100, 2)
+    stage.done(stage.store._store.cancel(1, task))
+    stage.broker.announce(encode_order([task, other, 999]), ORDERS)
+    stage.advance(0)
+    assert worker.busy == 1
+    assert stage.states([task, other]) == [("cancelled", 1), ("running", 1)]
+    assert {d.task_id for d in stage.broker._queue("tasks").consumers[0].held} == {other}
+
+
+def test_a_cancelled_task_is_stopped_at_the_next_renewal_when_the_order_is_lost(stage: Stage) -> None:
+    worker = stage.worker()
+    [task] = stage.simulate(100)
+    stage.done(stage.store._store.cancel(1, task))
+    stage.advance(LEASE / 3 + 1)
+    assert worker.busy == 0 and stage.states([task]) == [("cancelled", 1)]
+
+
+def test_an_order_that_cannot_be_read_changes_nothing(stage: Stage) -> None:
+    worker = stage.worker()
+    stage.simulate(100)
+    for body in (b"{}", b"\xff", b"[[1.5]]"):
+        stage.broker.announce(body, ORDERS)
+    stage.advance(0)
+    assert worker.busy == 1
+
+
+# -- what tasks say
+
+
+def test_what_a_task_says_is_stored_and_told_at_most_four_times_a_second(stage: Stage) -> None:
+    stage.worker()
+    [task] = stage.submit(NewTask("t", "talk", '{"seconds":1}', "tasks"))
+    stage.advance(0.1)
+    [found] = stage.tasks([task])
+    assert (found.progress, found.note) == (0.2, "step 2")
+    assert [(e["event"], e.get("progress"), e.get("lines")) for e in stage.said] == [
+        ("progress", 0.2, None),
+        ("log", None, ["line 0", "line 1", "line 2"]),
+    ]
+    stage.advance(1)
+    assert stage.states([task]) == [("completed", 1)]
+    assert [e["lines"] for e in stage.said[2:]] == [["the end"]]
+    chunks = stage.done(stage.store._store.read_log(task, None, 10))
+    assert [(c.place.line, list(c.lines)) for c in chunks] == [(1, ["line 0", "line 1", "line 2"]), (4, ["the end"])]
+    assert stage.store.calls.count("report") == 2
+
+
+def test_a_log_is_cut_at_its_beginning(stage: Stage) -> None:
+    """Of 100 lines a report, which the worker keeps 2,000 bytes of in all, the last stay."""
+    stage.worker()
+    [task] = stage.submit(NewTask("t", "talk", '{"lines":1000}', "tasks"))
+    stage.advance(2)
+    chunks = stage.done(stage.store._store.read_log(task, None, 10_000))
+    lines = [line for chunk in chunks for line in chunk.lines]
+    assert lines[-1] == "the end" and "line 999" in lines
+    assert stage.done(stage.store._store.log_bytes(task)) <= LOG_BYTES + 100
+    assert any("left out" in line for line in lines) or chunks[0].place.line > 1
+
+
+def test_reports_wait_for_a_store_that_is_away_and_the_outcome_behind_them(stage: Stage) -> None:
+    stage.worker()
+    stage.store.away = {"report"}
+    [task] = stage.submit(NewTask("t", "talk", '{"seconds":1}', "tasks"))
+    stage.advance(3)
+    assert stage.states([task]) == [("running", 1)]
+    stage.store.away = set()
+    stage.advance(2)
+    assert stage.states([task]) == [("completed", 1)]
+    chunks = stage.done(stage.store._store.read_log(task, None, 10))
+    assert [line for c in chunks for line in c.lines] == ["line 0", "line 1", "line 2", "the end"]
+
+
+# -- what the servers know of it
+
+
+def test_a_worker_says_what_it_serves_and_that_it_goes(stage: Stage) -> None:
+    worker = stage.worker(7)
+    stage.advance(0)
+    [info] = stage.done(stage.store._store.list_workers(LEASE))
+    assert (info.name, info.slots, list(info.queues)) == ("w", 7, ["tasks"])
+    kinds = {kind.kind: kind for kind in info.kinds}
+    assert kinds.keys() == {"simulate", *KINDS}
+    assert (kinds["fail"].isolation, kinds["fail"].max_attempts) == ("async", 4)
+    assert stage.hellos == 1
+    stage.advance(3 * LEASE)
+    assert [w.name for w in stage.done(stage.store._store.list_workers(LEASE / 2))] == ["w"], "it goes on saying so"
+    stage.drain(worker, 1)
+    assert not stage.done(stage.store._store.list_workers(LEASE)) and stage.hellos == 2
+
+
+def test_a_kind_that_is_not_served_here_is_left_alone(stage: Stage) -> None:
+    worker = stage.worker()
+    [task] = stage.submit(NewTask("t", "nothing", queue="tasks"))
+    stage.advance(2)
+    assert worker.busy == 0 and stage.states([task]) == [("queued", 0)]
+    assert stage.done(stage.broker.depth("tasks#nothing")) == 1

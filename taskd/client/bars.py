@@ -1,0 +1,147 @@
+"""Progress bars at the foot of a terminal, one for each running task that says how far it is.
+
+rich lays them out. It does not write: its own live display would bring a thread and a second way to the terminal.
+"""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
+from rich.text import Text
+from twisted.internet.interfaces import IDelayedCall
+
+from taskd.client.context import Context
+from taskd.client.progress import Running, Said
+from taskd.client.rendering import ShownTask, percent, visible
+from taskd.client.terminal import Screen
+
+MOST_BARS = 8
+"""Bars at a time; those that began first come first."""
+
+SOON = 0.1
+"""Seconds in which changes are gathered before the bars are drawn again."""
+
+TICK = 1.0
+"""Seconds after which they are drawn again in any case, for the time that is left."""
+
+WIDE = 60
+"""Cells from which on there is room for a long bar, and for the time that is left."""
+
+
+class Bars:
+    """The bars of one command."""
+
+    def __init__(self, ctx: Context, screen: Screen) -> None:
+        self._ctx = ctx
+        self._most = max(1, min(MOST_BARS, screen.rows - 4))
+        self._console = Console(
+            file=_Paper(ctx.out.encoding),
+            # In the last cell of a line some terminals would begin a new one
+            width=screen.columns - 1,
+            height=screen.rows,
+            force_terminal=True,
+            color_system="standard" if screen.colour else None,
+            legacy_windows=False,
+        )
+        self._progress = Progress(
+            *_columns(screen.columns),
+            console=self._console,
+            auto_refresh=False,
+            get_time=ctx.clock.seconds,
+        )
+        self._running = Running()
+        self._bars: dict[int, TaskID] = {}
+        self._timer: IDelayedCall | None = None
+
+    def changed(self, task: ShownTask) -> None:
+        """A task that runs may have said already how far it is; one that has ended loses its bar."""
+        if not self._running.note(task):
+            self._remove(task.id)
+        elif task.progress is not None:
+            self.said(Said(task.id, task.attempt, task.progress, task.note))
+        else:
+            self._remove(task.id)  # a new attempt
+
+    def said(self, said: Said) -> None:
+        """Move its bar, or give it one."""
+        text = self._running.text(said)
+        if text is None:
+            return
+        bar = self._bars.get(said.task_id)
+        if bar is None:
+            bar = self._bars[said.task_id] = self._progress.add_task(visible(text), total=1.0, id=said.task_id, note="")
+        self._progress.update(bar, completed=said.progress, note=visible(said.note or ""))
+        self._draw_within(SOON)
+
+    def forget(self) -> None:
+        """Take all bars away; what still runs will say so."""
+        for task_id in tuple(self._bars):
+            self._remove(task_id)
+
+    def close(self) -> None:
+        """Leave no bar on the terminal."""
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._ctx.out.foot(())
+
+    def _remove(self, task_id: int) -> None:
+        bar = self._bars.pop(task_id, None)
+        if bar is not None:
+            self._progress.remove_task(bar)
+            self._draw_within(SOON)
+
+    def _draw_within(self, seconds: float) -> None:
+        clock = self._ctx.clock
+        if self._timer is None or not self._timer.active():
+            self._timer = clock.callLater(seconds, self._draw)
+        elif self._timer.getTime() > clock.seconds() + seconds:
+            self._timer.reset(seconds)
+
+    def _draw(self) -> None:
+        shown = self._progress.tasks[: self._most]
+        lines = []
+        if shown:
+            with self._console.capture() as captured:
+                self._console.print(self._progress.make_tasks_table(shown))
+            lines = [line.rstrip() for line in captured.get().splitlines()]
+        if len(self._bars) > len(shown):
+            lines.append(self._ctx.texts("more_bars", n=len(self._bars) - len(shown)))
+        self._ctx.out.foot(lines)
+        if self._bars:
+            self._draw_within(TICK)
+
+
+class _Paper(io.StringIO):
+    """Where rich draws; it asks for the encoding, to know whether there are lines to draw with."""
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__()
+        self._encoding = encoding
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """That of the terminal."""
+        return self._encoding
+
+
+class _Percent(ProgressColumn):
+    """As whole per cent, like everywhere in the client."""
+
+    def render(self, task: Task) -> Text:
+        """The text of one cell."""
+        return Text(f"{percent(task.completed):>3} %", no_wrap=True)
+
+
+def _columns(columns: int) -> list[ProgressColumn]:
+    def words(name: str, share: int) -> TextColumn:
+        # What users and handlers wrote is no markup
+        cell = Column(no_wrap=True, overflow="ellipsis", ratio=share)
+        return TextColumn(f"{{task.{name}}}", markup=False, table_column=cell)
+
+    number = TextColumn("{task.fields[id]}", markup=False, justify="right", table_column=Column(no_wrap=True))
+    left: list[ProgressColumn] = [TimeRemainingColumn(compact=True)] if columns >= WIDE else []
+    bar = BarColumn(bar_width=20 if columns >= WIDE else 8)
+    return [number, words("description", 3), bar, _Percent(), *left, words("fields[note]", 2)]

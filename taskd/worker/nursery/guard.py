@@ -1,0 +1,86 @@
+"""The guard: the process between worker and nursery. It does nothing but outlive the nursery and end what that left.
+
+It is a subreaper above all others: when the nursery is killed, all that it had started becomes the guard's. The nursery
+in turn ends everything when the guard is killed, so that only killing both at the same moment leaves anything behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+
+from taskd.worker.nursery import trees
+
+PATIENCE = 8.0
+"""Seconds that the nursery may take to end everything once the worker is gone."""
+
+SWEEP_SECONDS = 5.0
+
+
+def main(modules: Sequence[str]) -> None:
+    """Become the guard, and fork the nursery before anything of the handlers is imported."""
+    with contextlib.suppress(PermissionError):
+        os.setsid()
+    # Guard and nursery end when the worker does: a signal for the whole service must not cut its drain short.
+    # Blocked, not ignored: a TERM that reaches a child right after its fork waits there until the child can take it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+    trees.become_subreaper()
+    # beside the pipe's end, which a fork of the worker could hold open; the nursery follows
+    trees.die_with_parent(os.getppid(), signal.SIGUSR1)
+    orders, news = os.dup(0), os.dup(1)
+    empty = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
+    # what handler modules print while they are imported is for the worker's log
+    os.dup2(2, 1)
+    guard = os.getpid()
+    nursery = os.fork()
+    if not nursery:
+        status = 1
+        try:
+            from taskd.worker.nursery.warming import run
+
+            run(guard, orders, news, modules)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+            trees.end_all_below_me(SWEEP_SECONDS)
+        finally:
+            os._exit(status)
+    os.close(news)
+    _watch(nursery, orders)
+    if not trees.end_all_below_me(SWEEP_SECONDS):
+        print("some processes of tasks cannot be killed", file=sys.stderr, flush=True)
+    os._exit(0)
+
+
+def _watch(nursery: int, orders: int) -> None:
+    """Return when the nursery has ended; kill it when it outlives the worker."""
+    wake, waker = os.pipe()
+    for fd in (wake, waker):
+        os.set_blocking(fd, False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    poll = select.poll()
+    poll.register(wake, select.POLLIN)
+    # no event is asked for: only that the worker has hung up is reported
+    poll.register(orders, 0)
+    kill_at: float | None = None
+    while os.waitpid(nursery, os.WNOHANG) == (0, 0):
+        timeout = None if kill_at is None else max(0.0, kill_at - time.monotonic()) * 1000
+        for fd, _ in poll.poll(timeout):
+            if fd == wake:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(wake, 4096)
+            else:
+                poll.unregister(orders)
+                kill_at = time.monotonic() + PATIENCE
+        if kill_at is not None and time.monotonic() >= kill_at:
+            trees.send(nursery, signal.SIGKILL)
+            kill_at += PATIENCE

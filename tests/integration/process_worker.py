@@ -1,0 +1,47 @@
+"""A worker that is there to be killed.
+
+``python -m tests.integration.process_worker`` starts three jobs that do not want to end, and prints "running" when they
+run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+
+from taskd.worker.processes import Nursery, Program
+
+
+class Count:
+    """Says "running" when so many jobs have printed something."""
+
+    def __init__(self, jobs: int) -> None:
+        self._jobs = jobs
+
+    def progress(self, fraction: float, note: str) -> None:
+        """None of them says it."""
+
+    def lines(self, lines: Sequence[str], dropped: int) -> None:
+        """One more of them runs."""
+        self._jobs -= 1
+        if not self._jobs:
+            print("running", flush=True)
+
+
+async def main() -> None:
+    """Start the jobs."""
+    nursery = Nursery(reactor, ["tests.integration.process_handlers"], 2)
+    await nursery.start()
+    said = Count(3)
+    for kind in ("defy", "hang"):
+        nursery.call(kind, {"id": 1, "payload": {}}, said)
+    script = "trap '' TERM; (setsid sleep 600 &); echo up; sleep 600; sleep 600"
+    nursery.execute(Program(["/bin/sh", "-c", script], "/", dict(os.environ), None, None, 1000), said)
+
+
+if __name__ == "__main__":
+    Deferred.fromCoroutine(main())
+    reactor.run()

@@ -1,0 +1,241 @@
+"""taskd.server.routes: routes open and close with the workers that serve them, and the backlog follows."""
+
+from __future__ import annotations
+
+from twisted.internet.defer import Deferred, succeed
+
+from taskd.errors import Unavailable
+from taskd.model import Route, State
+from taskd.ports import KindInfo
+from taskd.server.maintenance import LOST_AFTER
+from taskd.server.outbox import RELAY_AFTER
+from taskd.server.routes import ServedKind, Serving
+from tests.unit.stage import LEASE, StageCase, now
+
+TASKS, SLOW = Route("tasks", "simulate"), Route("slow", "simulate")
+RENDER = Route("tasks", "render")
+
+
+class RouteCase(StageCase):
+    queues = ("tasks", "slow")
+    window = 10
+
+    def open_routes(self) -> set[Route]:
+        """The routes that have a window; each has a dispatcher as well."""
+        self.assertEqual(self.stage.windows.by_route.keys(), self.stage.routes.dispatchers.keys())
+        return set(self.stage.windows.by_route)
+
+
+class OpenAndClose(RouteCase):
+    def test_those_of_the_default_kind_are_always_open(self) -> None:
+        self.assertEqual(self.open_routes(), {TASKS, SLOW})
+        self.stage.work()
+        self.stage.leave()
+        self.assertEqual(self.open_routes(), {TASKS, SLOW})
+
+    def test_one_is_open_while_a_worker_serves_it(self) -> None:
+        self.stage.work("simulate", "render")
+        self.stage.work("render", name="w2")
+        self.assertEqual(self.open_routes(), {TASKS, SLOW, RENDER})
+        self.stage.leave()
+        self.assertEqual(self.open_routes(), {TASKS, SLOW, RENDER})
+        self.stage.leave("w2")
+        self.assertEqual(self.open_routes(), {TASKS, SLOW})
+
+    def test_queues_of_other_servers_are_theirs(self) -> None:
+        self.stage.work("render", queues=("tasks", "elsewhere"))
+        self.assertEqual(self.open_routes(), {TASKS, SLOW, RENDER})
+
+    def test_a_worker_whose_news_were_lost_is_found_by_the_next_round(self) -> None:
+        self.stage.broker.ready = False
+        self.stage.work("render")
+        self.assertEqual(self.open_routes(), {TASKS, SLOW})
+        self.stage.round()
+        self.assertEqual(self.open_routes(), {TASKS, SLOW, RENDER})
+
+    def test_a_worker_that_is_silent_for_its_lease_is_dead(self) -> None:
+        self.stage.work("render")
+        self.stage.clock.advance(LEASE - 1)
+        self.stage.round()
+        self.assertIn(RENDER, self.open_routes())
+        self.stage.clock.advance(1)
+        self.stage.round()
+        self.assertNotIn(RENDER, self.open_routes())
+
+    def test_one_that_serves_something_else_now(self) -> None:
+        self.stage.work("render")
+        self.stage.work("sculpt")
+        self.assertEqual(self.open_routes(), {TASKS, SLOW, Route("tasks", "sculpt")})
+
+    def test_while_the_store_is_away_those_last_known_count(self) -> None:
+        self.stage.work("render")
+        self.stage.runner.away = True
+        self.stage.tell_of_workers()
+        self.stage.clock.advance(10 * LEASE)
+        self.stage.round()
+        self.assertEqual(self.stage.routes.serving(RENDER), Serving(1, 4, 3))
+        self.assertIn(RENDER, self.open_routes())
+
+    def test_a_defect_is_logged_and_the_routes_stay(self) -> None:
+        self.stage.work("render")
+        self.stage.runner.broken = True
+        self.stage.tell_of_workers()
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.stage.runner.broken = False
+        self.stage.leave()
+        self.assertNotIn(RENDER, self.open_routes())
+
+    def test_many_news_at_once_are_one_look_and_another(self) -> None:
+        self.stage.runner.slow = True
+        for _ in range(50):
+            self.stage.tell_of_workers()
+        self.assertEqual(self.stage.runner.waiting, 1)
+        self.stage.runner.go_on()
+        self.assertEqual(self.stage.runner.waiting, 1)
+        self.stage.runner.go_on()
+        self.assertEqual(self.stage.runner.waiting, 0)
+
+    def test_an_answer_that_was_overtaken_is_passed_over(self) -> None:
+        routes, store = self.stage.routes, self.stage.store
+        self.stage.work("render")
+        [worker] = now(store.list_workers(LEASE))
+        answers: list[Deferred[object]] = [Deferred(), Deferred()]
+        asked = iter(answers)
+        store.list_workers = lambda seconds: next(asked)  # type: ignore[assignment,return-value,method-assign]
+        looks = [Deferred.fromCoroutine(routes.refresh()) for _ in answers]
+        answers[1].callback([])
+        answers[0].callback([worker])
+        for look in looks:
+            self.successResultOf(look)
+        self.assertEqual(self.open_routes(), {TASKS, SLOW})
+
+
+class Backlogs(RouteCase):
+    def create_waiting(self, count: int = 1, kind: str = "render") -> list[int]:
+        """Tasks through the protocol."""
+        client = self.stage.client()
+        specs = [{"task": "x", "kind": kind}] * count
+        ids: list[int] = client.ask("new_tasks", tasks=specs)["task_ids"]
+        self.assertEqual(self.stage.states(*ids), ["waiting"] * count)
+        return ids
+
+    def test_what_waited_for_a_worker_is_handed_over_when_one_comes(self) -> None:
+        ids = self.create_waiting(3)
+        taken = self.stage.consume("tasks#render")
+        self.stage.work("render")
+        self.assertEqual(self.stage.states(*ids), ["queued"] * 3)
+        self.assertEqual([delivery.task_id for delivery in taken], ids)
+
+    def test_new_tasks_of_an_open_route_go_straight_to_the_broker(self) -> None:
+        self.stage.work("render")
+        taken = self.stage.consume("tasks#render")
+        task_id = self.stage.client().ask("new_task", task="x", kind="render")["task_id"]
+        self.stage.settle()
+        self.assertEqual((self.stage.states(task_id), len(taken)), (["queued"], 1))
+
+    def test_each_route_has_a_window_of_its_own(self) -> None:
+        self.stage.work("render")
+        client = self.stage.client()
+        for kind in ("render", "simulate"):
+            client.ask("new_tasks", tasks=[{"task": "x", "kind": kind}] * 12)
+        states = self.stage.states()
+        self.assertEqual((states.count("queued"), states.count("waiting")), (20, 4))
+
+    def test_with_the_last_worker_what_waits_stays_in_the_store(self) -> None:
+        self.stage.work("render")
+        self.stage.leave()
+        [task_id] = self.create_waiting()
+        self.stage.round()
+        self.assertEqual(self.stage.states(task_id), ["waiting"])
+
+    def test_what_is_queued_stays_queued_and_is_looked_after(self) -> None:
+        """RabbitMQ keeps it; when that has lost it, it waits in the store."""
+        self.stage.work("render")
+        client = self.stage.client()
+        [task_id] = client.ask("new_tasks", tasks=[{"task": "x", "kind": "render"}])["task_ids"]
+        self.stage.leave()
+        self.stage.clock.advance(LOST_AFTER)
+        self.stage.round()
+        self.assertEqual(self.stage.states(task_id), ["queued"])
+        self.stage.lose_messages("tasks#render")
+        self.stage.round()
+        self.assertEqual(self.stage.states(task_id), ["waiting"])
+        self.stage.work("render")
+        self.assertEqual(self.stage.states(task_id), ["queued"])
+
+    def test_an_orphaned_batch_of_a_closed_route_is_published(self) -> None:
+        self.stage.create(kind="render", settled=False)
+        self.stage.clock.advance(RELAY_AFTER)
+        self.stage.round()
+        self.assertIn("tasks#render", self.stage.broker.names)
+
+    def test_a_task_that_is_tried_again_is_handed_over(self) -> None:
+        self.stage.work("render")
+        taken = self.stage.consume("tasks#render")
+        task_id = self.stage.client().ask("new_task", task="x", kind="render")["task_id"]
+        self.stage.claim(task_id)
+        self.stage.finish(task_id, state=State.WAITING, error="no")
+        self.stage.round()
+        self.stage.settle()
+        self.assertEqual([(d.task_id, d.dispatch) for d in taken], [(task_id, 1), (task_id, 2)])
+
+    def test_a_turn_under_way_when_its_route_is_closed_ends_well(self) -> None:
+        ids = self.create_waiting(2)
+        self.stage.work("render")
+        self.stage.run(*ids)
+        more = [task.id for task in self.stage.create(count=2, state=State.WAITING, kind="render")]
+        self.stage.runner.slow = True
+        self.stage.routes.dispatchers[RENDER].tick()
+        self.stage.leave()  # the look waits behind the turn
+        self.stage.store.list_workers = lambda seconds: succeed([])  # type: ignore[method-assign]
+        now(self.stage.routes.refresh())
+        self.assertNotIn(RENDER, self.open_routes())
+        stopped = Deferred.fromCoroutine(self.stage.routes.stop())
+        self.assertNoResult(stopped)
+        self.stage.runner.go_on()
+        self.stage.settle()
+        self.successResultOf(stopped)
+        self.assertEqual(self.stage.states(*more), ["queued"] * 2)
+
+    def test_once_stopped_nothing_is_opened(self) -> None:
+        now(self.stage.routes.stop())
+        self.stage.work("render")
+        now(self.stage.routes.refresh())
+        self.assertEqual(self.open_routes(), {TASKS, SLOW})
+
+    def test_refresh_says_when_the_store_is_away(self) -> None:
+        self.stage.runner.away = True
+        self.failureResultOf(Deferred.fromCoroutine(self.stage.routes.refresh()), Unavailable)
+
+
+class Kinds(RouteCase):
+    def test_nobody_serves_anything(self) -> None:
+        self.assertEqual(self.stage.client().ask("kinds")["kinds"], [])
+
+    def test_what_one_worker_serves(self) -> None:
+        self.stage.work(KindInfo("thumbnail", "process", 60.0, 5, "Make it small."), "simulate", slots=8)
+        reply = self.stage.client().ask("kinds")
+        self.assertEqual([kind["kind"] for kind in reply["kinds"]], ["simulate", "thumbnail"])
+        self.assertEqual(
+            reply["kinds"][1],
+            {
+                **{"kind": "thumbnail", "queues": ["tasks"], "isolation": "process", "timeout": 60, "max_attempts": 5},
+                **{"summary": "Make it small.", "workers": 1, "slots": 8},
+            },
+        )
+
+    def test_where_workers_differ_the_most_permissive_counts(self) -> None:
+        self.stage.work(KindInfo("render", "thread", 60.0, 5), name="a", queues=("slow", "tasks"), slots=2)
+        self.stage.work(KindInfo("render", "process", 90.0, 2, "Draw."), name="b", slots=3)
+        [kind] = self.stage.routes.kinds()
+        self.assertEqual(kind, ServedKind("render", ["tasks", "slow"], "thread", 90.0, 5, "Draw.", 2, 5))
+        self.stage.work(KindInfo("render", "process", None, 2), name="c", queues=("slow",), slots=1)
+        [kind] = self.stage.routes.kinds()
+        self.assertEqual((kind.timeout, kind.workers, kind.slots), (None, 3, 6))
+        self.assertEqual(self.stage.routes.serving(RENDER), Serving(2, 5, 5))
+        self.assertEqual(self.stage.routes.serving(Route("slow", "render")), Serving(2, 3, 5))
+
+    def test_only_of_this_servers_queues(self) -> None:
+        self.stage.work("render", queues=("elsewhere",))
+        self.stage.work("sculpt", queues=("elsewhere", "slow"), name="w2")
+        self.assertEqual([(k.kind, k.queues) for k in self.stage.routes.kinds()], [("sculpt", ["slow"])])
