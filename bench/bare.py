@@ -30,7 +30,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from txpostgres import txpostgres
 
 from taskd.broker.rabbitmq_frames import MAX_FRAME, FrameReader, Handler, PublishFrames
-from taskd.model import NewTask, State
+from taskd.model import DEFAULT_KIND, NewTask, State
 from taskd.ports import NewRow
 from taskd.store.postgres import PostgresStore
 from taskd.store.postgres_arrays import ids
@@ -335,7 +335,7 @@ class Creator:
 
     async def _dispatch(self) -> None:
         batch = str(uuid.uuid4())
-        rows = await self._database.call("dispatch", batch, self._job.queue, self._job.dispatch, 0, False)
+        rows = await self._database.call("dispatch", batch, self._job.queue, DEFAULT_KIND, self._job.dispatch, 0, False)
         moved = [message for message in rows.columns("id", "dispatch") if message[0] is not None]
         if moved:
             self._waiting -= len(moved)
@@ -458,7 +458,8 @@ class Worker:
         ids = "{" + ",".join([str(m.task_id) for m in batch]) + "}"
         dispatches = "{" + ",".join([str(m.dispatch) for m in batch]) + "}"
         flags = "{" + ",".join("f" * len(batch)) + "}"
-        rows = await self._database.call("claim", "floor", 30.0, ids, dispatches, flags, flags)
+        limits = "{" + ",".join(["3"] * len(batch)) + "}"
+        rows = await self._database.call("claim", "floor", 30.0, ids, dispatches, flags, flags, limits)
         self._news.tell("claimed", len(rows.rows))
         tags = {m.task_id: m.tag for m in batch}
         for task_id, dispatch, attempt in rows.columns("id", "dispatch", "attempt"):
@@ -468,14 +469,12 @@ class Worker:
         batch.sort()
         size = len(batch)
         rows = await self._database.call(
-            "finish",
+            "complete",
             "floor",
             "{" + ",".join([str(h.task_id) for h in batch]) + "}",
             "{" + ",".join([str(h.dispatch) for h in batch]) + "}",
             "{" + ",".join([str(h.attempt) for h in batch]) + "}",
-            "{" + ",".join(["completed"] * size) + "}",
             "{" + ",".join([f'"{RESULT}"'] * size) + "}",
-            "{" + ",".join(['""'] * size) + "}",
         )
         self._news.tell("finished", len(rows.rows))
         self._ack([held.tag for held in batch])

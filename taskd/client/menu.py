@@ -136,7 +136,7 @@ class Menu:
         ctx.out.lines(ctx.renderer.table(COLUMNS).rows([ctx.view(raw) for raw in page.tasks], ctx.now()))
         if page.cursor is not None:
             ctx.out.line(ctx.texts("more_menu", n=len(page.tasks), command=ctx.command("list", "--all")))
-        ctx.out.line(ctx.texts("menu.hint", verbs=", ".join(ctx.texts(f"menu.{verb}") for verb in VERBS)))
+        ctx.out.line(ctx.texts("menu.hint", verbs=", ".join(f"{ctx.texts(f'menu.{verb}')} N" for verb in VERBS)))
 
     def _one_of(self, answer: str) -> Action | None:
         """What an answer such as ``show 7`` asks for, in either language."""

@@ -182,8 +182,8 @@ WORDS: dict[str, tuple[str, str]] = {
         "Datos como NOMBRE=VALOR, o Intro si no hay: ",
     ),
     "menu.hint": (
-        "One of them: {verbs}, and its number.",
-        "Una de ellas: {verbs}, y su número.",
+        "For one of them, by its number: {verbs}",
+        "Para una de ellas, por su número: {verbs}",
     ),
     "menu.show": ("show", "ver"),
     "menu.log": ("log", "registro"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from msgspec.structs import replace
 from twisted.application.service import Service
@@ -38,7 +38,7 @@ class Options(WorkOptions):
         " worker. With POSTGRES_HOST and RABBITMQ_HOST set, in the environment or in a .env file, tasks are kept in"
         " PostgreSQL and run by `twistd taskworker`; .env.example lists all variables."
     )
-    optParameters = [  # noqa: RUF012 (the base's form)
+    optParameters: ClassVar[list[list[Any]]] = [
         ["data", "d", None, "Folder of the embedded database (default TASKD_DATA, ./taskd-data)."],
         ["slots", "s", None, f"Tasks at a time in the embedded worker (default TASKD_SLOTS, {EMBEDDED_SLOTS})."],
         ["grace", "g", GRACE, "Seconds that tasks of the embedded worker get to end when the server is stopped."],

@@ -1,4 +1,4 @@
-"""How a handler's work ended, in words and values that can be stored. It knows no reactor: child processes use it, too."""
+"""How a handler's work ended, in words and values that can be stored. It knows no reactor, as children use it, too."""
 
 from __future__ import annotations
 

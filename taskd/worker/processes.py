@@ -6,6 +6,7 @@ The nursery itself is :mod:`taskd.worker.nursery`; docs/processes.md says how th
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -32,10 +33,11 @@ LONGEST_BACKOFF = 10.0
 HEALTHY_SECONDS = 30.0
 """A nursery that lived that long was no failed start: the next one comes without delay."""
 
-PATIENCE = 20.0
-"""Seconds that a nursery may take to do what it was told, beyond the grace: then it hangs, and is replaced."""
+PATIENCE = 15.0
+"""Seconds that a nursery may take to do what it was told, beyond the grace: then it hangs, and is replaced. Its guard
+takes less to end a nursery that hangs, and what is below it."""
 
-FAREWELL = 5.0
+FAREWELL = 10.0
 """Seconds between the end of the guard and giving up on the pipes that it has left open."""
 
 
@@ -151,7 +153,8 @@ class Nursery:
         await self._starting
 
     async def stop(self) -> None:
-        """End everything that runs, at once, and the nursery with it. Takes seconds at the most."""
+        """End everything that runs, at once, and the nursery with it. Takes milliseconds; when the nursery hangs, no
+        more than PATIENCE and FAREWELL."""
         self._stopped = True
         if self._restart is not None and self._restart.active():
             self._restart.cancel()
@@ -330,11 +333,13 @@ class _Link(ProcessProtocol):
         """Have it end everything and itself; a guard that does not is killed."""
         self.transport.closeStdin()
         if self._killing is None:
-            self._killing = self._reactor.callLater(PATIENCE, self._kill)
+            self._killing = self._reactor.callLater(PATIENCE, self._signal, signal.SIGKILL)
+            # the guard's sign, in case the end of the pipe is stuck behind what a nursery that hangs has not read
+            self._signal(signal.SIGUSR1)
 
-    def _kill(self) -> None:
+    def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessExitedAlready):
-            self.transport.signalProcess("KILL")
+            self.transport.signalProcess(number)
 
     def outReceived(self, data: bytes) -> None:
         try:
@@ -354,7 +359,7 @@ class _Link(ProcessProtocol):
 
     def processExited(self, reason: Failure) -> None:
         # the pipes end with it, unless something it has left behind holds them
-        self._leaving = self._reactor.callLater(FAREWELL + PATIENCE, self.transport.loseConnection)
+        self._leaving = self._reactor.callLater(FAREWELL, self.transport.loseConnection)
 
     def processEnded(self, reason: Failure) -> None:
         for call in (self._killing, self._leaving):

@@ -25,15 +25,13 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from taskd.errors import BadRequest, SettingsError, quote
 from taskd.model import DEFAULT_ATTEMPTS, MAX_ATTEMPTS, MAX_TIMEOUT_SECONDS, Backoff, check_kind
 from taskd.worker.api import MAX_SUMMARY_CHARS, check_backoff
+from taskd.worker.processes import Program
 from taskd.worker.templates import Template
-
-if TYPE_CHECKING:
-    from taskd.worker.processes import Program
 
 PREFIX = "command:"
 """What the kinds of programs begin with."""
@@ -94,8 +92,6 @@ class Command:
 
     def program(self, arguments: Sequence[str], cwd: str) -> Program:
         """All that running it takes."""
-        from taskd.worker.processes import Program
-
         return Program([self.path, *arguments], cwd, self._env, self._memory, self._processes, self._max_output)
 
     def __repr__(self) -> str:

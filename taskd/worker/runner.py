@@ -7,7 +7,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -20,12 +20,10 @@ from taskd.ports import ITaskHandler, KindInfo, Outcome
 from taskd.worker.api import Reject
 from taskd.worker.context import Relay, TaskContext
 from taskd.worker.endings import Fault, Success, fault, one_line
+from taskd.worker.processes import Job, Nursery, Said
 from taskd.worker.programs import Command, Programs
 from taskd.worker.threads import IThreads
 from taskd.worker.ways import CANCEL_SECONDS, InChild, InThread, OnReactor, Way, name_of
-
-if TYPE_CHECKING:
-    from taskd.worker.processes import Job, Nursery, Said
 
 _payload = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -40,8 +38,8 @@ class _Rules:
     __slots__ = ("_backoff", "_chance", "limit", "max_attempts")
 
     def __init__(self, task: Task, kind: ITaskHandler | Command | None, chance: Callable[[], float]) -> None:
-        limits = [seconds for seconds in (kind and kind.timeout, task.timeout) if seconds is not None]
-        self.limit = min(limits) if limits else None
+        limits = [task.timeout, kind.timeout if kind is not None else None]
+        self.limit = min((seconds for seconds in limits if seconds is not None), default=None)
         self.max_attempts = task.max_attempts or (kind.max_attempts if kind is not None else DEFAULT_ATTEMPTS)
         self._backoff = kind.backoff if kind is not None else Backoff()
         self._chance = chance

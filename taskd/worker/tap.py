@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
@@ -30,7 +30,7 @@ class Options(WorkOptions):
         "Runs tasks that taskd servers hand out through RabbitMQ. POSTGRES_HOST, RABBITMQ_HOST and what belongs to them"
         " are set in the environment or in a .env file; .env.example lists all variables."
     )
-    optParameters = [  # noqa: RUF012 (the base's form)
+    optParameters: ClassVar[list[list[Any]]] = [
         ["slots", "s", None, f"How many tasks run at a time on the reactor (default TASKD_SLOTS, {DEFAULT_SLOTS})."],
         ["grace", "g", GRACE, "Seconds that running tasks get to end when the worker is stopped."],
         ["env-file", "e", None, "Read settings from this file instead of ./.env."],

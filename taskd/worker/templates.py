@@ -174,12 +174,15 @@ class Template:
 
 
 def _check_default(field: Field, default: str) -> None:
+    fits = True
     try:
         if field.type == "int":
             int(default)
-        elif field.type == "float" and not math.isfinite(float(default)):
-            raise ValueError
-        elif field.type == "bool" and default not in ("true", "false"):
+        elif field.type == "float":
+            fits = math.isfinite(float(default))
+        elif field.type == "bool":
+            fits = default in ("true", "false")
+        if not fits:
             raise ValueError
     except ValueError:
         raise SettingsError(f"the default of {field.name} must be {TYPES[field.type]}, not {quote(default)}") from None

@@ -31,11 +31,16 @@ class IThreads(Interface):
         """Run it in the reactor's thread soon. May be called in any thread."""
 
 
+class _DaemonThread(Thread):
+    """A thread that does not keep the process alive: one that hangs would do so for ever."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.daemon = True
+
+
 class _Pool(ThreadPool):
-    @staticmethod
-    def threadFactory(*args: Any, **kwargs: Any) -> Thread:
-        """A thread that does not keep the process alive: one that hangs would do so for ever."""
-        return Thread(*args, **{**kwargs, "daemon": True})
+    threadFactory = _DaemonThread
 
 
 @implementer(IThreads)

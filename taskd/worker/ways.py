@@ -1,7 +1,7 @@
 """The ways of running a handler: on the reactor, in a thread, in a child process.
 
-Each begins at once and calls ``ended`` one time, in the reactor's thread, when nothing of it runs any more. Nothing that
-a handler does comes out of here as an exception.
+Each begins at once and calls ``ended`` one time, in the reactor's thread, when nothing of it runs any more. Nothing
+that a handler does comes out of here as an exception.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -33,10 +33,9 @@ from taskd.worker.endings import (
     retry_delay,
     success,
 )
+from taskd.worker.processes import Ending, Exited, Job, Raised, Returned
 from taskd.worker.threads import IThreads
 
-if TYPE_CHECKING:
-    from taskd.worker.processes import Ending, Exited, Job
 
 CANCEL_SECONDS = 5.0
 """What an async handler gets to end once it is cancelled."""
@@ -193,6 +192,7 @@ class InChild:
         def done(result: Ending | Failure) -> None:
             if self._over is not None:
                 self._over()
+            # a Failure can only be ours: an ending is a value
             ended(fault(result.value) if isinstance(result, Failure) else of_child(result))
 
         try:
@@ -214,8 +214,6 @@ class InChild:
 
 def of_child(ending: Ending) -> Success | Fault:
     """What the end of a child process means."""
-    from taskd.worker.processes import Exited, Raised, Returned
-
     if isinstance(ending, Returned):
         return _returned_text(ending.value)
     if isinstance(ending, Raised):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from twisted.python import usage
 
@@ -38,7 +38,7 @@ class Work:
 class WorkOptions(usage.Options):
     """What both daemons that run tasks take: the embedded server and the worker."""
 
-    optParameters = [  # noqa: RUF012 (the base's form)
+    optParameters: ClassVar[list[list[Any]]] = [
         ["threads", None, None, "How many tasks run at a time in threads (default TASKD_THREADS, 10)."],
         ["processes", None, None, "How many run at a time in child processes (default TASKD_PROCESSES, the cores)."],
         ["programs", None, None, "A TOML file of programs that may be run, as tasks of kind command:NAME."],

@@ -7,6 +7,7 @@ had to be delivered again.
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -581,9 +582,11 @@ class Worker:
 
 def _after(task: Task, outcome: Outcome, finished: Finished) -> Task:
     """The task with what the store made of an outcome."""
-    task.state, task.result, task.error = outcome.state, outcome.result, outcome.error
-    task.version, task.finished_at = finished.version, finished.finished_at
     if outcome.state is State.WAITING:
+        # the attempt keeps its own, by which it can be told from others
+        task = copy.copy(task)
         task.started_at = task.progress = task.note = None
         task.run_at = finished.run_at or task.run_at
+    task.state, task.result, task.error = outcome.state, outcome.result, outcome.error
+    task.version, task.finished_at = finished.version, finished.finished_at
     return task

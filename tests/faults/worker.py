@@ -10,16 +10,17 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
-from taskd.model import Task
-from taskd.ports import ITaskHandler
-from taskd.worker import tap
-from taskd.worker.runner import Runner
+from taskd.model import DEFAULT_ATTEMPTS, Backoff, Task
+from taskd.ports import ITaskContext, ITaskHandler
+from taskd.worker import wiring
+from taskd.worker.runner import Attempt, Runner
 from tests.daemons import TWISTD
 
 RUNS = "FAULTS_RUNS"
@@ -57,46 +58,62 @@ class Notes:
         os.write(self._file, line.encode())
 
 
+class _Kind:
+    """What both kinds say of themselves."""
+
+    isolation = "async"
+    timeout: float | None = None
+    max_attempts = DEFAULT_ATTEMPTS
+    backoff = Backoff()
+    summary = ""
+
+
 @implementer(ITaskHandler)
-class Record:
-    """Notes its run, then does as another handler does."""
+class Record(_Kind):
+    """Does as another handler does."""
 
     kind = "record"
 
-    def __init__(self, notes: Notes, then: ITaskHandler) -> None:
-        self._notes = notes
+    def __init__(self, then: ITaskHandler) -> None:
         self._then = then
 
-    async def run(self, task: Task, payload: Mapping[str, Any]) -> Any:
-        """Note, then run."""
-        self._notes.begun(task)
-        return await self._then.run(task, payload)
+    def run(self, task: ITaskContext) -> Any:
+        """Run it."""
+        return self._then.run(task)
 
 
 @implementer(ITaskHandler)
-class Poison:
+class Poison(_Kind):
     """Ends the process that runs it."""
 
     kind = "poison"
 
-    def __init__(self, notes: Notes) -> None:
-        self._notes = notes
-
-    async def run(self, task: Task, payload: Mapping[str, Any]) -> Any:
-        """Note, then die."""
-        self._notes.begun(task)
+    async def run(self, task: ITaskContext) -> Any:
+        """Die."""
         os._exit(1)
+
+
+class NotingRunner(Runner):
+    """Notes each run, with the dispatch that a handler does not see."""
+
+    notes: Notes
+
+    def run(self, task: Task, user: str, said: Any) -> Attempt:
+        """Note, then run."""
+        if task.kind in (Record.kind, Poison.kind):
+            self.notes.begun(task)
+        return super().run(task, user, said)
 
 
 def main() -> None:
     """Run twistd, whose plugin finds the wiring with the handlers of this module added."""
-    notes = Notes(os.environ[RUNS])
+    NotingRunner.notes = Notes(os.environ[RUNS])
 
-    def runner(handlers: Iterable[ITaskHandler]) -> Runner:
+    def runner(clock: IReactorTime, handlers: Iterable[ITaskHandler], **others: Any) -> Runner:
         (simulate,) = handlers
-        return Runner([simulate, Record(notes, simulate), Poison(notes)])
+        return NotingRunner(clock, [simulate, Record(simulate), Poison()], **others)
 
-    vars(tap)["Runner"] = runner
+    vars(wiring)["Runner"] = runner
     # only now: what it imports may choose a reactor
     from twisted.scripts.twistd import run
 

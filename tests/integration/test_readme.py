@@ -9,26 +9,21 @@ import configparser
 import json
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import pytest
 from twisted.python import usage
-from twisted.trial.unittest import TestCase
-from zope.interface.verify import verifyObject
 
 from taskd import config
 from taskd.client.texts import LANGUAGES, Texts
-from taskd.model import State, Task
-from taskd.ports import ITaskHandler
 from taskd.server.tap import EMBEDDED_SLOTS
 from taskd.server.tap import Options as ServerOptions
 from taskd.store import migrations
-from taskd.worker.runner import Runner
 from taskd.worker.tap import DEFAULT_SLOTS
 from taskd.worker.tap import Options as WorkerOptions
 from tests import services
@@ -39,7 +34,7 @@ from tests.processes import clean_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 README, README_ES = ROOT / "README.md", ROOT / "README.es.md"
-OPERATIONS, ARCHITECTURE = ROOT / "docs" / "operations.md", ROOT / "docs" / "architecture.md"
+OPERATIONS, HANDLERS = ROOT / "docs" / "operations.md", ROOT / "docs" / "handlers.md"
 PAGES = [README, README_ES, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = README.read_text("utf-8")
 
@@ -302,22 +297,16 @@ def test_the_log_lines_are_those_of_the_code() -> None:
     assert [line for line in lines if f'"{line}"' not in source] == []
 
 
-class OwnHandler(TestCase):
-    """The handler in docs/architecture.md."""
-
-    async def test_it_is_one_and_runs(self) -> None:
-        """It returns a result, and fails with its own words."""
-        names: dict[str, Any] = {}
-        [text] = examples(ARCHITECTURE, "python")
-        exec(text, names)
-        handler = names["Digest"]()
-        verifyObject(ITaskHandler, handler)
-        now = datetime.now(timezone.utc)
-        for payload, state, result, error in (
-            ("{}", State.FAILED, None, "text must be a string"),
-            ('{"text":""}', State.COMPLETED, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", None),
-        ):
-            task = Task(1, 1, "one", handler.kind, "tasks", State.RUNNING, now, now, payload)
-            outcome = await Runner([handler]).run(task).done
-            self.assertEqual((outcome.state, outcome.error), (state, error))
-            self.assertEqual(outcome.result, result and f'{{"sha256":"{result}"}}')
+def test_the_handler_of_the_docs_and_its_tests(tmp_path: Path) -> None:
+    """In docs/handlers.md: a module, and tests of it as its author would run them."""
+    module, *tests = [text for text in examples(HANDLERS, "python") if "import" in text]
+    (tmp_path / "lab.py").write_text(module)
+    names = []
+    for n, text in enumerate(tests):
+        names.append(f"test_{n}.py")
+        own = "" if "from lab import" in text else "from lab import greet\n"
+        (tmp_path / names[-1]).write_text(own + text)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *names]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert f"{len(tests)} passed" in ran.stdout and len(tests) >= 2

@@ -329,7 +329,7 @@ class Client:
                 payload[what] = True
         if self.world.plan.poison and stream.random() < 0.05:
             payload["kills"] = True
-        spec = {
+        spec: dict[str, Any] = {
             "task": f"{self.user.name} {self.name} {self._texts}",
             "payload": payload,
             "queue": stream.choice(self.world.plan.queues),

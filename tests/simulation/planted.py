@@ -9,7 +9,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 
-from taskd.model import Task
+from taskd.model import Route, Task
 from taskd.ports import Dispatch, NewRow
 from taskd.server.outbox import Outbox
 from taskd.store import sqlite_statements as sql
@@ -59,7 +59,7 @@ _run = Worker._run
 _create_tasks: Callable[..., Any] = StoreLink.create_tasks
 
 
-async def _settles_before_the_confirm(self: Outbox, batch: str, messages: Mapping[str, Sequence[Dispatch]]) -> None:
+async def _settles_before_the_confirm(self: Outbox, batch: str, messages: Mapping[Route, Sequence[Dispatch]]) -> None:
     self._settled.append(batch)
     await _publish(self, batch, messages)
 

@@ -167,7 +167,8 @@ class WorkerProcess(Process):
         super().__init__(world, name)
         self.slots = slots
         self._serving = False
-        runner = self.runner = NotingRunner(self.clock, [Handler(self, kind) for kind in KINDS], chance=self.stream.random)
+        handlers = [Handler(self, kind) for kind in KINDS]
+        runner = self.runner = NotingRunner(self.clock, handlers, chance=self.stream.random)
         plan = world.plan
         self.worker = Worker(
             *(self.clock, self.store, self.broker, runner, plan.queues, {"async": slots}, plan.lease, name, 2000)

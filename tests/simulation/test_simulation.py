@@ -59,7 +59,7 @@ def test_ports() -> None:
     world._start_worker(3)
     verifyObject(ITaskStore, world.servers[0].store)
     verifyObject(IBroker, world.servers[0].broker)
-    verifyObject(ITaskHandler, Handler(world.workers[0]))
+    verifyObject(ITaskHandler, Handler(world.workers[0], "rare"))
     consumer = world.workers[0].broker.consume("tasks", 1, lambda deliveries: None, lambda: None)
     verifyObject(IConsumer, consumer)
     world.close()

@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 import taskd.client
 from taskd.client.address import endpoint, is_plain, normalized
 from taskd.client.cli import _without_tls, main
+from taskd.client.commands import COMMANDS
 from taskd.client.errors import ClientError, OutputClosed, UsageError
 from taskd.client.help import EXAMPLES
 from taskd.client.options import parser
@@ -120,15 +121,14 @@ class TestTexts:
 class TestCommandLine:
     @pytest.mark.parametrize("lang", ["en", "es"])
     def test_every_command_has_help(self, lang: str, capsys: pytest.CaptureFixture[str]) -> None:
-        commands = ("register", "login", "logout", "whoami", "add", "list", "show", "watch", "wait", "cancel")
-        for argv in ([], *([command] for command in commands)):
+        for argv in ([], *([command] for command in COMMANDS)):
             with pytest.raises(SystemExit) as ended:
                 parser(Texts(lang)).parse_args([*argv, "--help"])
             assert ended.value.code == 0
             shown = capsys.readouterr().out
             assert shown.startswith("uso: " if lang == "es" else "usage: ")
             assert "%%" not in shown
-        assert set(EXAMPLES) <= {"main", *commands}
+        assert set(EXAMPLES) <= {"main", *COMMANDS}
 
     def test_common_options_stand_before_or_behind(self) -> None:
         for argv in (["--json", "--server", "a:1", "whoami"], ["whoami", "--json", "--server", "a:1"]):

@@ -241,11 +241,11 @@ class TestShowAndCancel:
         assert run.objects[0]["code"] == "not_found"
 
     def test_cancel_goes_on_behind_one_that_cannot_be(self, stage: Stage) -> None:
-        stage.logged_in().taskd.task("runs", State.RUNNING)
-        stage.taskd.task("waits", State.WAITING)
+        stage.logged_in().taskd.task("done", State.COMPLETED)
+        stage.taskd.task("runs", State.RUNNING)
         run = stage.run("cancel", "1", "2", "2")
         assert (run.status, run.out) == (1, "Task 2 cancelled.\n")
-        assert run.err == "taskclient: task 1 runs already\n"
+        assert run.err == "taskclient: task 1 is completed: too late to cancel it\n"
         assert stage.taskd.tasks[2].state is State.CANCELLED
 
     @pytest.mark.parametrize("given", ["0", "-1", "x", "9" * 30, "٣"])

@@ -41,14 +41,14 @@ class TestOneTask:
         """Before the server has stored the task, or when it has."""
         failing = stage.taskd.mute if lost_after else stage.taskd.silent
         failing.add("new_task")
-        run = stage.run("add", "x")
+        run = stage.run("add", "x y")
         assert len(stage.taskd.tasks) == lost_after
         failing.clear()
         stage.cut()
         assert run.err.splitlines() == AGAIN[:1]
         stage.advance(FIRST_RETRY)
         assert (run.status, run.out, run.err.splitlines()) == (0, "Task 1 created.\n", AGAIN)
-        assert texts(stage) == ["x"]
+        assert texts(stage) == ["x y"]
         assert stage.taskd.asked(-1)[-1] == stage.taskd.asked(-2)[-1], "the very same again"
 
     def test_it_is_the_own_task_under_a_key_of_ones_own_too(self, stage: Stage) -> None:
@@ -111,7 +111,7 @@ class TestOneTask:
 
     def test_a_server_that_accepts_and_never_answers(self, stage: Stage) -> None:
         stage.taskd.silent |= {"login", "new_task"}
-        run = stage.run("add", "x")
+        run = stage.run("add", "x y")
         assert until_over(stage, run) <= REPLY_SECONDS + GIVE_UP_SECONDS + LEAST_PATIENCE + CONNECT_SECONDS
         assert run.status == 1
         assert "--key key1" in run.err and "does not answer" in run.err
@@ -177,7 +177,7 @@ class TestOneTask:
 
     def test_too_much_at_once(self, stage: Stage) -> None:
         stage.taskd.refusals["new_task"] = RateLimited("too much at once", retry_after=20)
-        run = stage.run("add", "x")
+        run = stage.run("add", "x y")
         assert run.err == "too much at once; trying again ...\n"
         stage.advance(19.9)
         assert stage.taskd.actions() == ["login", "new_task"]

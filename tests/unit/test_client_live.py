@@ -353,7 +353,7 @@ class TestAddAndWait:
         assert run.status == 0
 
     def test_a_timeout(self, stage: Stage) -> None:
-        run = stage.run("add", "one", "--wait", "--timeout", "1")
+        run = stage.run("add", "one", "--wait", "--wait-timeout", "1s")
         stage.advance(1)
         stage.taskd.connections[-1].time_out()
         stage.settle()

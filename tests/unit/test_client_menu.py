@@ -16,6 +16,7 @@ from taskd.model import State
 from tests.unit.test_client_harness import SERVER, Run, Stage
 
 PASSWORD = "correct horse"
+HINT = "For one of them, by its number: show N, log N, explain N, retry N, cancel N"
 
 
 @pytest.fixture
@@ -111,14 +112,14 @@ class TestInside:
         assert new(run, "1") == ["No tasks."]
         assert new(run, "2", "draw a map") == ["Task 1 created."]
         stage.taskd.move(1, State.COMPLETED)
-        assert new(run, "1") == ["ID  STATUS      AGE  TASK", " 1  Completada  0 s  draw a map"]
+        assert new(run, "1") == ["ID  STATUS      AGE  TASK", " 1  Completada  0 s  draw a map", HINT]
 
     def test_only_the_newest_are_shown(self, stage: Stage) -> None:
         for n in range(SHOWN + 1):
             stage.taskd.task(f"task{n}")
         shown = new(inside(stage), "1")
-        assert len(shown) == SHOWN + 2
-        assert shown[-1] == "The 50 newest; all of them with: taskclient list --all"
+        assert len(shown) == SHOWN + 3
+        assert shown[-2] == "The 50 newest; all of them with: taskclient list --all"
 
     @pytest.mark.parametrize(
         ("text", "says"),
@@ -139,7 +140,7 @@ class TestInside:
         assert run.out.count("Task 1 created.") == 1
         assert run.err == "Connection lost; connecting again ...\nConnected again.\n"
         assert [task.task for task in stage.taskd.tasks.values()] == ["draw a map"]
-        assert new(run, "1") == ["ID  STATUS      AGE  TASK", " 1  Procesando  0 s  draw a map"]
+        assert new(run, "1") == ["ID  STATUS      AGE  TASK", " 1  Procesando  0 s  draw a map", HINT]
 
     def test_a_confirmation_that_never_comes(self, stage: Stage) -> None:
         stage.taskd.silent.add("new_task")

@@ -45,7 +45,7 @@ class TestAdd:
             ["x", "--field", "novalue"],
             ["x", "--field", "=1"],
             ["x", "--kind", "a b"],
-            ["x", "--timeout", "3"],
+            ["x", "--wait-timeout", "3"],
             ["x", "--stdin"],
         ],
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -20,14 +20,6 @@ from taskd.wire.messages import encode, view
 from taskd.wire.session import Call, ServerSession
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)
-
-
-def _then(first: Callable[[Any], None], second: Callable[[], None]) -> Callable[[Any], None]:
-    def both(reply: Any) -> None:
-        first(reply)
-        second()
-
-    return both
 
 
 def kind(name: str, **fields: Any) -> dict[str, Any]:
@@ -209,6 +201,8 @@ class FakeConnection(LineReceiver):
                 self._held.append((call, reply))
             elif reply is not None and name not in self._taskd.mute:
                 call.succeed(reply)
+                if name == "get_log" and call.request.follow:
+                    self._begin(call.request.task_id)
 
     def ping(self, call: Call, request: Any) -> dict[str, Any]:
         return {"status": "success"}
@@ -312,8 +306,6 @@ class FakeConnection(LineReceiver):
         end = start + len(lines)
         if request.follow:
             self._follows[request.task_id] = end
-            # Not before the reply
-            call.succeed = _then(call.succeed, lambda: self._begin(request.task_id))  # type: ignore[method-assign]
         cut = self._taskd.cut and start == 0
         return {
             "status": "success",

@@ -103,7 +103,11 @@ def test_a_refusal_says_what_to_do(line: bytes, words: str) -> None:
         ('{"action":"new_task","task":"x","queue":5}', "queue", "expected string or null, got integer"),
         ('{"action":"new_task","task":"x","max_attempts":0}', "max_attempts", "expected integer >= 1"),
         ('{"action":"new_task","task":"x","max_attempts":101}', "max_attempts", "expected integer <= 100"),
-        ('{"action":"new_task","task":"x","max_attempts":true}', "max_attempts", "expected integer or null, got boolean"),
+        (
+            '{"action":"new_task","task":"x","max_attempts":true}',
+            "max_attempts",
+            "expected integer or null, got boolean",
+        ),
         ('{"action":"new_task","task":"x","max_attempts":2.5}', "max_attempts", "expected integer or null, got number"),
         ('{"action":"new_task","task":"x","timeout":0}', "timeout", "expected number > 0"),
         ('{"action":"new_task","task":"x","timeout":2592001}', "timeout", "expected number <= 2592000"),

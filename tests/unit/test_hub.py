@@ -11,7 +11,7 @@ from taskd.model import State, Task
 from taskd.server.announcer import MAX_NEWS_BYTES, Announcer
 from taskd.server.hub import MAX_EARLY, MAX_SEEN, PIECE, Hub, Watch
 from taskd.server.window import Windows
-from taskd.wire.changes import Change, changes_of, decode_news, encode_news
+from taskd.wire.changes import Change, changes_of, decode_news, encode_news, said_lines, said_progress
 from tests.unit.stage import NOON, StageCase
 
 
@@ -149,6 +149,51 @@ class WatchTests(SynchronousTestCase):
         self.hub.publish(changes(*(task(n, text="x" * 4000) for n in range(1, 101))))
         self.assertEqual(len(heard), 1)
 
+    def test_what_running_tasks_say_is_passed_on_in_pieces(self) -> None:
+        reader, other, early = self.opened(), self.opened(), Reader(self.hub)
+        other.watch.close()
+        said = [said_lines(task(n), 1, ["x" * 4000], NOON) for n in range(1, 101)]
+        self.hub.pass_on(said)
+        self.assertLess(max(map(len, reader.pieces)), PIECE + 5000)
+        self.assertEqual(b"".join(reader.pieces), b"".join(bytes(each.event) + b"\n" for each in said))
+        self.assertEqual((other.pieces, early.pieces), ([], []))
+        early.watch.open([])
+        self.assertEqual(early.seen(), [])
+
+    def test_a_watch_closed_between_two_pieces_hears_no_more(self) -> None:
+        heard: list[bytes] = []
+
+        def send(lines: bytes) -> None:
+            heard.append(lines)
+            watch.close()
+
+        watch = self.hub.watch(1, send)
+        watch.open([])
+        self.hub.pass_on([said_lines(task(n), 1, ["x" * 4000], NOON) for n in range(1, 101)])
+        self.assertEqual(len(heard), 1)
+
+
+class ListenerTests(SynchronousTestCase):
+    def test_changes_words_and_gaps_are_news(self) -> None:
+        hub, heard = Hub(), []
+
+        def listener() -> None:
+            heard.append(1)
+
+        hub.listen(1, listener)
+        for news in (
+            lambda: hub.publish(changes(task(1, state=State.RUNNING), task(2))),
+            lambda: hub.pass_on([said_progress(task(1), 0.5, None), said_progress(task(2), 0.5, None)]),
+            hub.gap,
+        ):
+            news()
+            self.assertEqual(len(heard), 1)
+            heard.clear()
+        hub.forget_listener(1, listener)
+        hub.forget_listener(1, listener)
+        hub.publish(changes(task(1)))
+        self.assertEqual((heard, hub._listeners), ([], {}))
+
 
 class WaitTests(SynchronousTestCase):
     def setUp(self) -> None:
@@ -223,9 +268,7 @@ class AnnouncerTests(StageCase):
         hub, moved = Hub(), []
         reader = Reader(hub)
         reader.watch.open([])
-        other = Announcer(
-            *(self.stage.clock, self.stage.broker, hub, Windows(10), "other"), lambda: moved.append(1)
-        )
+        other = Announcer(*(self.stage.clock, self.stage.broker, hub, Windows(10), "other"), lambda: moved.append(1))
         other.start()
         self.stage.announcer.announce([task(1), task(2)])
         self.stage.settle()
@@ -245,3 +288,22 @@ class AnnouncerTests(StageCase):
             self.stage.broker.announce(body)
         self.stage.settle()
         self.assertEqual(reader.seen(), [(1, 1)])
+
+    def test_news_of_workers_and_words_move_no_window(self) -> None:
+        moved, came = [], []
+        other = Announcer(
+            *(self.stage.clock, self.stage.broker, Hub(), Windows(10), "other"),
+            *(lambda: moved.append(1), lambda: came.append(1)),
+        )
+        other.start()
+        self.stage.tell_of_workers()
+        self.assertEqual((moved, came), ([], [1]))
+        [one] = self.stage.create()
+        self.stage.claim(one)
+        moved.clear()
+        self.stage.say(one, "a line")
+        self.assertEqual((moved, came), ([], [1]))
+
+    def test_an_order_to_stop_is_no_news_of_a_change(self) -> None:
+        self.stage.announcer.order_to_stop([3, 4])
+        self.assertEqual((self.stage.broker.orders, self.stage.broker.news), ([[3, 4]], []))

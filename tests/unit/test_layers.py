@@ -26,6 +26,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     **{part: {"taskd"} | CORE | INNER | ADAPTERS for part in OUTER},
     **{part: {"taskd"} | CORE | INNER | ADAPTERS for part in DAEMON},
     "tap": {"taskd"} | CORE | INNER | ADAPTERS | OUTER | DAEMON,
+    # for tests of handlers: a server and a worker in one
+    "taskd.testing": {"taskd"} | CORE | INNER | ADAPTERS | OUTER,
     "taskd.client": {"taskd", "taskd.wire"} | CORE,
 }
 

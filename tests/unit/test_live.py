@@ -58,7 +58,7 @@ class Waiting(ActionCase):
         """A worker's news may be lost."""
         task_id = self.add()
         request = self.wait(task_id)
-        announce, self.stage.broker.announce = self.stage.broker.announce, lambda news: None  # type: ignore[method-assign]
+        announce, self.stage.broker.announce = self.stage.broker.announce, lambda *news: None  # type: ignore[method-assign]
         self.stage.run(task_id)
         self.assertFalse(self.answered(request))
         self.stage.clock.advance(RECHECK)
@@ -68,7 +68,7 @@ class Waiting(ActionCase):
     def test_so_are_those_of_a_gap(self) -> None:
         task_id = self.add()
         request = self.wait(task_id)
-        self.stage.broker.announce = lambda news: None  # type: ignore[method-assign]
+        self.stage.broker.announce = lambda *news: None  # type: ignore[method-assign]
         self.stage.run(task_id)
         self.stage.hub.gap()
         self.assertTrue(self.client.reply(request)["done"])
@@ -256,6 +256,46 @@ class Watching(ActionCase):
         task_id = self.add()
         for client in (self.client, *others):
             self.assertEqual(self.events(client), [(task_id, "queued", 1)])
+
+    def test_what_running_tasks_say_as_it_is(self) -> None:
+        task_id = self.add()
+        self.stage.claim(task_id)
+        self.client.ask("watch")
+        self.stage.say(task_id, progress=0.5)
+        self.stage.say(task_id, "a", "b", first_line=7)
+        self.assertEqual(
+            self.client.events(),
+            [
+                {"event": "progress", "task_id": task_id, "attempt": 1, "progress": 0.5, "note": None},
+                {
+                    **{"event": "log", "task_id": task_id, "attempt": 1, "at": "2025-03-01T12:00:00Z"},
+                    **{"first_line": 7, "lines": ["a", "b"]},
+                },
+            ],
+        )
+        self.assertEqual(self.client.ask("get_tasks")["tasks"][0]["progress"], 0.5)
+
+    def test_what_others_tasks_say_is_not_heard(self) -> None:
+        task_id = self.add()
+        self.stage.claim(task_id)
+        eva = self.stage.client("eva")
+        eva.ask("watch")
+        self.stage.say(task_id, "secret", progress=0.5)
+        self.assertEqual(eva.events(), [])
+        self.assertEqual(self.client.events(), [], "it does not watch")
+
+    def test_what_is_said_before_the_snapshot_is_in_it_or_in_the_log(self) -> None:
+        task_id = self.add()
+        self.stage.claim(task_id)
+        self.stage.runner.slow = True
+        request = self.client.start("watch")
+        self.stage.say(task_id, "a", progress=0.25)
+        self.stage.runner.slow = False
+        self.stage.runner.go_on()
+        [task] = self.client.reply(request)["tasks"]
+        self.assertEqual((task["progress"], self.client.events()), (0.25, []))
+        self.stage.say(task_id, progress=0.5)
+        self.assertEqual([event["event"] for event in self.client.events()], ["progress"])
 
     def test_without_watch_there_are_no_events(self) -> None:
         self.add()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from twisted.internet.defer import succeed
 
 from taskd.errors import BrokerUnavailable
 from taskd.model import State
-from taskd.server.maintenance import LOST_AFTER, ROUND, SWEEP
-from tests.unit.stage import LEASE, StageCase
+from taskd.server.maintenance import DELETE, DELETE_REST, LOST_AFTER, ROUND, SWEEP
+from tests.unit.stage import LEASE, Stage, StageCase
 
-HOUR = 3_600_000_000
+DAY = 86_400.0
 
 
 class Rounds(StageCase):
@@ -59,10 +61,8 @@ class Rounds(StageCase):
 
     def delayed(self, name: str, count: int = 1) -> list[int]:
         """Tasks whose time comes in an hour."""
-        ids = [task.id for task in self.stage.create(name, count, State.WAITING)]
-        for task_id in ids:
-            self.stage.sql("UPDATE tasks SET run_at = run_at + ?, due = 0 WHERE id = ?", HOUR, task_id)
-        return ids
+        now = self.stage.announcer.now()
+        return [task.id for task in self.stage.create(name, count, State.WAITING, run_at=now + timedelta(hours=1))]
 
     def test_a_delayed_task_joins_the_backlog_when_its_time_has_come(self) -> None:
         ids = self.delayed("ana", 2)
@@ -159,6 +159,12 @@ class Rounds(StageCase):
         self.pass_time(LOST_AFTER)
         self.assertEqual(len(self.stage.broker.published), 10)
 
+    def test_those_of_a_kind_that_nobody_serves_any_more(self) -> None:
+        [task] = self.stage.create(kind="sculpt")
+        self.pass_time(LOST_AFTER)
+        self.assertEqual(self.stage.states(task), ["waiting"])
+        self.assertEqual(len(self.stage.broker.published), 0)
+
     # trouble
 
     def test_nothing_is_tried_while_the_store_is_not_ready(self) -> None:
@@ -194,3 +200,86 @@ class Rounds(StageCase):
         self.pass_time(0)
         self.assertEqual(self.stage.states(*tasks), ["queued"])
         self.assertEqual([task.dispatch for task in self.stage.tasks(*tasks)], [2])
+
+
+class Retention(StageCase):
+    """Finished tasks are deleted when they are old enough, a few at a time."""
+
+    def setUp(self) -> None:
+        self.stage = Stage(keep=DAY).know()
+        self.addCleanup(self.stage.close)
+
+    def ended(self, count: int = 1) -> list[int]:
+        """Tasks that have ended just now."""
+        tasks = self.stage.create(count=count)
+        self.stage.run(*tasks)
+        return [task.id for task in tasks]
+
+    def left(self) -> int:
+        """Tasks that are there."""
+        [(count,)] = self.stage.sql("SELECT count(*) FROM tasks")
+        return int(count)
+
+    def test_what_ended_long_ago_goes_with_its_log_and_attempts(self) -> None:
+        [task] = self.stage.create()
+        self.stage.claim(task)
+        self.stage.say(task, "a line")
+        self.stage.finish(task, state=State.FAILED, error="no")
+        self.stage.clock.advance(DAY)
+        self.stage.round()
+        self.assertEqual(self.left(), 1)
+        self.stage.clock.advance(DELETE_REST)
+        self.stage.round()
+        for table in ("tasks", "task_log", "task_attempts"):
+            self.assertEqual(self.stage.sql(f"SELECT count(*) FROM {table}"), [(0,)], table)
+
+    def test_what_has_not_ended_stays_however_old(self) -> None:
+        task = self.stage.create(state=State.WAITING, kind="sculpt")
+        self.ended(2)
+        self.stage.clock.advance(2 * DAY)
+        self.stage.round()
+        self.assertEqual([t.id for t in self.stage.tasks()], [t.id for t in task])
+
+    def test_one_small_batch_a_round_until_all_were_looked_at_and_then_a_rest(self) -> None:
+        self.ended(2 * DELETE + 50)
+        self.stage.clock.advance(2 * DAY)
+        found = []
+        for _ in range(3):
+            self.stage.round()
+            found.append(self.left())
+        self.assertEqual(found, [DELETE + 50, 50, 0])
+        self.ended()
+        self.stage.sql("UPDATE tasks SET created_at = 0, finished_at = 0")
+        for _ in range(5):
+            self.stage.clock.advance(ROUND)
+            self.stage.round()
+        self.assertEqual(self.left(), 1)
+        self.stage.clock.advance(DELETE_REST)
+        self.stage.round()
+        self.assertEqual(self.left(), 0)
+
+    def test_it_walks_past_what_stays(self) -> None:
+        waiting = self.stage.create(count=DELETE, state=State.WAITING, kind="sculpt")
+        self.ended(3)
+        self.stage.clock.advance(2 * DAY)
+        self.stage.round()
+        self.stage.round()
+        self.assertEqual(self.left(), len(waiting))
+
+    def test_not_unless_it_is_asked_for(self) -> None:
+        self.stage.close()
+        self.stage = Stage().know()
+        self.ended()
+        self.stage.clock.advance(4000 * DAY)
+        self.stage.round()
+        self.assertEqual(self.left(), 1)
+
+    def test_the_store_is_away_and_it_goes_on_later(self) -> None:
+        self.ended(DELETE + 5)
+        self.stage.clock.advance(2 * DAY)
+        self.stage.round()
+        self.stage.runner.away = True
+        self.stage.round()
+        self.stage.runner.away = False
+        self.stage.round()
+        self.assertEqual(self.left(), 0)

@@ -235,7 +235,7 @@ class TestView:
         large = msgspec.json.encode("x" * LISTED_RESULT_BYTES).decode()
         one = task(State.COMPLETED, payload='{"a":1}', result=large)
         assert msgspec.json.decode(msgspec.json.encode(view(one, NOON)))["result_omitted"] is True
-        short, full = view(one, NOON), view(one, NOON, full=True)
+        short, full = view(one, NOON), view(one, NOON, failed=())
         assert (short.result, short.payload) == (None, msgspec.UNSET)
         assert full.result is not None and bytes(full.result).decode() == large
         assert full.payload is not msgspec.UNSET and bytes(full.payload) == b'{"a":1}'

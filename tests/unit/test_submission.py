@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from twisted.internet.defer import Deferred
 
 from taskd.errors import BadRequest, Unavailable
-from taskd.model import NewTask, State, Task
+from taskd.model import NewTask, Route, State, Task
 from taskd.server.outbox import RELAY_AFTER
+from taskd.server.window import Windows
+from taskd.wire.changes import decode_news
 from tests.unit.stage import NOON, StageCase
 
 
@@ -70,6 +73,48 @@ class Submitting(StageCase):
         self.stage.settle()
         states = [self.answer(done)[0].state for done in (mine, others)]
         self.assertEqual(states, [State.WAITING, State.QUEUED])
+
+    def test_what_is_scheduled_takes_no_place_and_is_no_backlog(self) -> None:
+        later = NOON + timedelta(hours=1)
+        tasks = self.create_here(count=20, run_at=later)
+        self.assertEqual({(task.state, task.run_at) for task in tasks}, {(State.WAITING, later)})
+        self.assertEqual((self.place.room, self.place.has_backlog, self.place.admit(self.ana)), (5, False, True))
+        before = self.stage.runner.calls
+        self.stage.settle()
+        self.assertEqual((self.stage.runner.calls, self.stage.broker.published), (before, []))
+
+    def test_it_is_no_backlog_to_other_servers_either(self) -> None:
+        other = Windows(5)
+        window = other.open(Route("tasks", "simulate"))
+        window.cleared(window.suspects())
+        self.create_here(run_at=NOON + timedelta(hours=1))
+        other.heard(decode_news(self.stage.broker.news[-1]).changes)
+        self.assertTrue(window.admit(self.ana))
+
+    def test_a_route_that_nobody_serves_is_stored_and_that_is_all(self) -> None:
+        tasks = self.create_here(count=3, kind="sculpt")
+        self.assertEqual({task.state for task in tasks}, {State.WAITING})
+        self.assertEqual((self.place.room, self.place.has_backlog), (5, False))
+
+    def test_of_a_batch_of_several_routes_each_goes_its_way(self) -> None:
+        self.stage.work("render")
+        specs = [NewTask("t", queue="tasks", kind=kind) for kind in ("simulate", "render", "sculpt") * 2]
+        done: Deferred[Any] = self.stage.submitter.submit(self.ana, specs)
+        self.stage.settle()
+        states = [task.state.value for task in self.answer(done)]
+        self.assertEqual(states, ["queued", "queued", "waiting"] * 2)
+        for queue in ("tasks", "tasks#render"):
+            self.assertEqual(len(self.stage.consume(queue)), 2)
+
+    def test_the_window_was_closed_before_the_store_refused(self) -> None:
+        self.stage.work("render")
+        self.stage.runner.slow = True
+        done = self.submit(kind="render")
+        self.stage.settle()
+        self.stage.windows.close(Route("tasks", "render"))
+        self.stage.runner.away = True
+        self.stage.runner.go_on()
+        self.failureResultOf(done, Unavailable)
 
     def test_the_queues_have_windows_of_their_own(self) -> None:
         self.create_here(count=6)

@@ -256,7 +256,7 @@ def test_no_more_than_slots_run_at_a_time(stage: Stage) -> None:
         (
             "large",
             "{}",
-            f"the result cannot be stored: result must have at most {MAX_RESULT_BYTES} bytes as JSON, not {MAX_RESULT_BYTES + 2}",
+            f"the result cannot be stored: result must have at most {MAX_RESULT_BYTES} bytes as JSON, not 262146",
         ),
         ("simulate", '{"seconds":-1}', "seconds must be a number from 0 to 604800"),
         ("simulate", '{"seconds":"two"}', "seconds must be a number from 0 to 604800"),

@@ -65,7 +65,8 @@ def _watch(nursery: int, orders: int) -> None:
     wake, waker = os.pipe()
     for fd in (wake, waker):
         os.set_blocking(fd, False)
-    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    for number in (signal.SIGCHLD, signal.SIGUSR1):
+        signal.signal(number, lambda number, frame: None)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     poll = select.poll()
     poll.register(wake, select.POLLIN)
@@ -75,11 +76,11 @@ def _watch(nursery: int, orders: int) -> None:
     while os.waitpid(nursery, os.WNOHANG) == (0, 0):
         timeout = None if kill_at is None else max(0.0, kill_at - time.monotonic()) * 1000
         for fd, _ in poll.poll(timeout):
-            if fd == wake:
-                with contextlib.suppress(BlockingIOError):
-                    os.read(wake, 4096)
-            else:
+            # the bytes are the numbers of the signals that came
+            hung_up = fd == orders or signal.SIGUSR1 in os.read(wake, 4096)
+            if fd == orders:
                 poll.unregister(orders)
+            if hung_up and kill_at is None:
                 kill_at = time.monotonic() + PATIENCE
         if kill_at is not None and time.monotonic() >= kill_at:
             trees.send(nursery, signal.SIGKILL)

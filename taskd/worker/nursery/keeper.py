@@ -181,9 +181,13 @@ class Keeper:
     def _take_idle(self) -> Process | None:
         while self._idle:
             process = self._idle.pop()
-            # one that somebody has killed may not have been reaped yet
-            if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            try:
+                # one that somebody has killed has hung up; it may not have been reaped yet
+                process.channel.recv(1, socket.MSG_PEEK)
+            except BlockingIOError:
                 return process
+            except OSError:
+                continue
         return None
 
     def _give(self, process: Process) -> None:

@@ -8,6 +8,9 @@ from taskd.model import MAX_LINE_CHARS
 
 QUEUE_BYTES = 64 * 1024
 """Of one task's output that wait for the worker. Above it the oldest lines are dropped, and counted."""
+QUEUE_LINES = 4096
+"""The same in lines, as an empty one costs more than its byte."""
+
 TAIL_BYTES = 16 * 1024
 TAIL_LINES = 50
 _PARTIAL_BYTES = 4 * MAX_LINE_CHARS
@@ -74,6 +77,9 @@ class Output:
         raw = bytes(self._pending[:end])
         del self._pending[:end]
         dropped, self._dropped = self._dropped, 0
+        if (excess := raw.count(b"\n") - QUEUE_LINES) > 0:
+            dropped += excess
+            raw = raw.split(b"\n", excess)[excess]
         return _lines(raw), dropped
 
     def tail(self) -> list[str]:

@@ -119,8 +119,8 @@ def kill(root: int) -> None:
 def kill_below(root: int) -> None:
     """KILL all below a process, but not itself.
 
-    Each is stopped before its children are listed: no fork succeeds while a signal is pending (fork(2) starts again), so
-    that even those that fork without end are seen once and for all. Only the root gains others, whose parents end.
+    Each is stopped before its children are listed: no fork succeeds while a signal is pending, so that even those that
+    fork without end are seen once and for all. Only the root can gain others, those whose parents end meanwhile.
     """
     frozen: set[int] = set()
     for _ in range(_FREEZE_ROUNDS):

@@ -1,0 +1,94 @@
+"""Finds the handlers that a worker serves: in the modules that it is told, and among the plugins of Twisted."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from types import ModuleType
+
+from twisted.plugin import getPlugins
+
+from taskd.errors import SettingsError, quote
+from taskd.ports import ITaskHandler
+from taskd.worker.api import by_kind, check_handler, collect
+from taskd.worker.endings import error_line, one_line
+from taskd.worker.programs import PREFIX
+
+_OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+def load(modules: Sequence[str], plugins: Iterable[ITaskHandler] | None = None) -> list[ITaskHandler]:
+    """The handlers of these modules, and those that Twisted plugins provide, each once and each of a kind of its own.
+
+    The current folder comes first on ``sys.path`` from here on, as with ``python -m``, because handlers may import more
+    when they run; child processes get the same path. Raises SettingsError, one line that says what to mend.
+    """
+    if modules:
+        _add_folder(os.getcwd())
+    found: list[ITaskHandler] = []
+    for name in dict.fromkeys(modules):
+        handlers = collect(import_module(name))
+        if not handlers:
+            raise SettingsError(f'handlers {name!r}: there is none in it: put @handler("KIND") above a function')
+        for each in handlers:
+            _check(each, f"handlers {name!r}: {each!r}")
+        found += handlers
+    for each in getPlugins(ITaskHandler) if plugins is None else plugins:
+        if any(each is other for other in found):
+            continue
+        _check(each, f"plugin {each!r}")
+        if each.isolation == "process":
+            # they are looked for in modules: a child that scanned for plugins would import Twisted and all it has
+            raise SettingsError(f"plugin {each!r}: name its module with --handlers, as child processes know no plugins")
+        found.append(each)
+    return list(by_kind(found).values())
+
+
+def import_module(name: str) -> ModuleType:
+    """A module by its name. Raises SettingsError with one line that says why it cannot be imported, and where."""
+    where = f"handlers {name!r}"
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise SettingsError(f"handlers {quote(name)}: name a module as import does, such as lab.handlers, not a file")
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as e:
+        # or else one that it imports itself
+        if e.name is not None and f"{name}.".startswith(f"{e.name}."):
+            missing = f"there is no module {e.name!r} in {os.getcwd()} or where Python looks"
+            raise SettingsError(f"{where}: {missing}") from None
+        raise SettingsError(f"{where}: {_why(e)}") from None
+    except SettingsError as e:
+        raise SettingsError(f"{where}: {e}{_place(e)}") from None
+    except KeyboardInterrupt:
+        raise
+    # a module that calls sys.exit is no reason to vanish without a word
+    except BaseException as e:
+        raise SettingsError(f"{where}: {_why(e)}") from None
+
+
+def _add_folder(folder: str) -> None:
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+
+
+def _check(found: ITaskHandler, name: str) -> None:
+    name = one_line(name)
+    check_handler(found, name)
+    if found.kind.startswith(PREFIX):
+        raise SettingsError(f"{name}: kinds that begin with {PREFIX!r} are those of programs: choose another one")
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, SyntaxError):
+        return one_line(f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})")
+    return error_line(error) + _place(error)
+
+
+def _place(error: BaseException) -> str:
+    """Where it was raised, in somebody else's code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [f for f in frames if not f.filename.startswith(("<frozen", _OURS)) and f.filename != importlib.__file__]
+    return f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
