@@ -28,7 +28,10 @@ TICK = 1.0
 """Seconds after which they are drawn again in any case, for the time that is left."""
 
 WIDE = 60
-"""Cells from which on there is room for a long bar, and for the time that is left."""
+"""Cells from which on there is room for a long bar, the time that is left and the note."""
+
+_NUMBER, _BAR, _BAR_NARROW, _PERCENT, _LEFT = 8, 21, 9, 6, 9
+"""Cells of columns, each with the blank behind it."""
 
 
 class Bars:
@@ -136,12 +139,20 @@ class _Percent(ProgressColumn):
 
 
 def _columns(columns: int) -> list[ProgressColumn]:
-    def words(name: str, share: int) -> TextColumn:
+    """Number, text, bar, per cent, time that is left, note: as many as there is room for."""
+    wide = columns >= WIDE
+    room = columns - 1 - (_NUMBER + _BAR + _PERCENT + _LEFT if wide else _NUMBER + _BAR_NARROW + _PERCENT)
+    note = room * 2 // 5 if wide else 0
+
+    def words(name: str, cells: int) -> TextColumn:
         # What users and handlers wrote is no markup
-        cell = Column(no_wrap=True, overflow="ellipsis", ratio=share)
-        return TextColumn(f"{{task.{name}}}", markup=False, table_column=cell)
+        return TextColumn(f"{{task.{name}}}", markup=False, table_column=_narrow(cells))
 
     number = TextColumn("{task.fields[id]}", markup=False, justify="right", table_column=Column(no_wrap=True))
-    left: list[ProgressColumn] = [TimeRemainingColumn(compact=True)] if columns >= WIDE else []
-    bar = BarColumn(bar_width=20 if columns >= WIDE else 8)
-    return [number, words("description", 3), bar, _Percent(), *left, words("fields[note]", 2)]
+    bar = BarColumn(bar_width=(_BAR if wide else _BAR_NARROW) - 1)
+    shown = [number, words("description", max(room - note - 1, 1)), bar, _Percent()]
+    return [*shown, TimeRemainingColumn(compact=True), words("fields[note]", note)] if wide else shown
+
+
+def _narrow(cells: int) -> Column:
+    return Column(no_wrap=True, overflow="ellipsis", max_width=cells)

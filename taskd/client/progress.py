@@ -91,7 +91,7 @@ class ProgressLines:
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
         self._running = Running()
-        self._shown: dict[int, tuple[int, int, str | None]] = {}
+        self._shown: dict[int, tuple[int, int, str]] = {}
 
     def changed(self, task: ShownTask) -> None:
         """Remember what its line said already."""
@@ -103,7 +103,7 @@ class ProgressLines:
         """Print a line if it says enough."""
         text = self._running.text(said)
         step = _step(said.attempt, said.progress, said.note)
-        if text is None or self._shown.get(said.task_id, (said.attempt, 0, None)) == step:
+        if text is None or self._shown.get(said.task_id, (said.attempt, 0, "")) == step:
             return
         self._shown.pop(said.task_id, None)
         self._shown[said.task_id] = step
@@ -119,8 +119,8 @@ class ProgressLines:
         """Nothing to put away."""
 
 
-def _step(attempt: int, progress: float, note: str | None) -> tuple[int, int, str | None]:
-    return attempt, percent(progress) // LINE_EVERY, note
+def _step(attempt: int, progress: float, note: str | None) -> tuple[int, int, str]:
+    return attempt, percent(progress) // LINE_EVERY, note or ""
 
 
 def display(ctx: Context) -> Display:

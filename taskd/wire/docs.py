@@ -26,7 +26,7 @@ _TYPES = {
     bool: "boolean",
     dict: "object",
     list: "array",
-    datetime: "string",
+    datetime: "time",
 }
 _PART = re.compile(r"(<!-- begin ([\w ]+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 
@@ -88,6 +88,9 @@ def _type(hint: Any) -> str:
 def _range(metas: list[Meta]) -> str:
     low = next((m.ge for m in metas if m.ge is not None), None)
     high = next((m.le for m in metas if m.le is not None), None)
+    above = next((m.gt for m in metas if m.gt is not None), None)
+    if above is not None and high is not None:
+        return f", more than {above:,.0f}, up to {high:,.0f}"
     if low is None:
         return ""
     return f", from {low:,}" if high is None or high == 2**63 - 1 else f", {low:,} to {high:,.0f}"

@@ -71,7 +71,7 @@ def success(value: Any) -> Success | Fault:
     try:
         return Success(encode_result(value))
     except TaskdError as e:
-        return Fault(f"the result cannot be stored: {e.message}")
+        return Fault(one_line(f"the result cannot be stored: {e.message}"))
     except Exception as e:
         # objects of the handler's own may fail while they are written
         return Fault(f"the result cannot be stored: {error_line(e)}", trace_of(e), cause=e)

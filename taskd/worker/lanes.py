@@ -39,10 +39,22 @@ class Held:
     """A delivery, and what has become of it here.
 
     ``delivery`` is None once it is settled or void. ``passed`` is the attempt that ended here while this one was being
-    claimed: an answer that tells of it comes too late.
+    claimed: an answer that tells of it comes too late. ``returning``: it is stopped, and goes back to the store.
     """
 
-    __slots__ = ("attempt", "claim", "consumer", "delivery", "finishing", "lane", "passed", "since", "suspect", "voice")
+    __slots__ = (
+        "attempt",
+        "claim",
+        "consumer",
+        "delivery",
+        "finishing",
+        "lane",
+        "passed",
+        "returning",
+        "since",
+        "suspect",
+        "voice",
+    )
 
     def __init__(self, delivery: Delivery, consumer: IConsumer, lane: Lane, since: float, max_attempts: int) -> None:
         self.claim = Claim(delivery.task_id, delivery.dispatch, delivery.redelivered, max_attempts=max_attempts)
@@ -55,6 +67,7 @@ class Held:
         self.finishing = False
         self.passed = NEVER
         self.suspect = False
+        self.returning = False
 
 
 class Ended:

@@ -88,6 +88,7 @@ class Attempt:
         self._context: TaskContext | None = None
         self._late = False
         self._settled = False
+        self._hung = False
         self._timer: IDelayedCall | None = None
 
     def stop(self) -> None:
@@ -108,9 +109,9 @@ class Attempt:
     def end(self, ending: Success | Fault) -> None:
         """Nothing of it runs any more."""
         self._set_timer(None)
-        if self._settled:
+        if self._hung:
             self._log.info("task {id} ({kind}) attempt {attempt} has ended at last", **self._ids)
-        else:
+        if not self._settled:
             self._settle(ending)
         self.freed.callback(None)
 
@@ -146,6 +147,7 @@ class Attempt:
     def _hangs(self) -> None:
         """It should have ended: say where it stands, and wait no longer for its outcome."""
         assert self._way is not None
+        self._hung = True
         self._set_timer(None)
         place = self._way.place()
         what = f"{place.line} {self._way.stubborn}: its slot stays taken until it ends"
@@ -282,7 +284,7 @@ class Runner:
             context = TaskContext(task, user, payload, max_attempts, relay)
             return InThread(handler, context, relay, self._threads), context
         context = TaskContext(task, user, payload, max_attempts, hearing)
-        return OnReactor(handler, context), context
+        return OnReactor(self._clock, handler, context), context
 
     def _program(self, command: Command, payload: Mapping[str, Any], hearing: _Hearing) -> Way:
         """Raises Reject for a payload that does not fit."""

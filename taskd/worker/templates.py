@@ -129,12 +129,12 @@ class Template:
             raise SettingsError(f"an argument must be a text, or a list of texts, not {item!r}")
         pieces = tuple(self._pieces(item))
         leading = pieces[0] if pieces else ""
+        if len(pieces) > 1 and any(isinstance(piece, Field) and piece.many for piece in pieces):
+            raise SettingsError(f"{quote(item)}: a list must be an argument of its own")
         if isinstance(leading, str):
             if len(pieces) > 1 and not leading.strip("-") and not ended:
                 raise SettingsError(f"{quote(item)} would let the payload name an option: write the option's name out")
             return Argument(pieces, False)
-        if len(pieces) > 1 and any(isinstance(piece, Field) and piece.many for piece in pieces):
-            raise SettingsError(f"{quote(item)}: a list must be an argument of its own")
         return Argument(pieces, not ended)
 
     def _pieces(self, item: str) -> Iterator[str | Field]:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from taskd.ports import ITaskHandler
@@ -35,7 +37,6 @@ from taskd.worker.endings import (
 )
 from taskd.worker.processes import Ending, Exited, Job, Raised, Returned
 from taskd.worker.threads import IThreads
-
 
 CANCEL_SECONDS = 5.0
 """What an async handler gets to end once it is cancelled."""
@@ -78,20 +79,23 @@ class OnReactor:
     patience: float | None = CANCEL_SECONDS
     stubborn = "ignores its cancellation"
 
-    def __init__(self, handler: ITaskHandler, context: TaskContext) -> None:
+    def __init__(self, clock: IReactorTime, handler: ITaskHandler, context: TaskContext) -> None:
+        self._clock = clock
         self._handler = handler
         self._context = context
+        self._ours: Coroutine[Any, Any, Success | Fault] | None = None
         self._running: Deferred[Success | Fault] | None = None
-        self._coroutine: Any = None
+        self._theirs: Any = None
 
     def begin(self, ended: Ended) -> None:
         """Run it to its first await."""
-        self._running = Deferred.fromCoroutine(self._run())
-        self._running.addCallbacks(ended, lambda failure: ended(fault(failure.value)))
+        self._ours = self._run()
+        self._running = Deferred.fromCoroutine(self._ours)
+        self._running.addErrback(_fault_of).addCallback(ended)
 
     async def _run(self) -> Success | Fault:
         try:
-            answer = self._coroutine = self._handler.run(self._context)
+            answer = self._theirs = self._handler.run(self._context)
             if not inspect.isawaitable(answer):
                 return Fault(f"{name_of(self._handler)} is served as async and returned nothing that can be awaited")
             value = await answer
@@ -103,16 +107,19 @@ class OnReactor:
         except BaseException as e:
             return fault(e)
         finally:
-            self._coroutine = None
+            self._theirs = None
 
     def cancel(self) -> None:
         """Raise CancelledError at what it awaits."""
-        if self._running is not None:
+        if self._ours is not None and inspect.getcoroutinestate(self._ours) == inspect.CORO_RUNNING:
+            # the handler itself has led here: it must come to its await first
+            self._clock.callLater(0, self.cancel)
+        elif self._running is not None:
             self._running.cancel()
 
     def place(self) -> Place:
         """The await at which it is."""
-        at, frames = self._coroutine, []
+        at, frames = self._theirs, []
         while inspect.iscoroutine(at):
             if at.cr_frame is not None:
                 frames.append(at.cr_frame)
@@ -166,12 +173,9 @@ class InThread:
         top = sys._current_frames().get(thread) if thread is not None else None
         if top is None or self._thread != thread:
             return Place(name_of(self._handler))
-        frames: list[FrameType] = []
-        at: FrameType | None = top
-        while at is not None and at.f_code.co_filename not in OWN_FILES:
-            frames.insert(0, at)
-            at = at.f_back
-        return _place(self._handler, frames)
+        # below this file are the thread pool's own; what the context does for the handler is not shown either
+        stack = itertools.takewhile(lambda f: f.f_code.co_filename != __file__, _outward(top))
+        return _place(self._handler, [f for f in stack if f.f_code.co_filename not in OWN_FILES][::-1])
 
 
 class InChild:
@@ -189,18 +193,17 @@ class InChild:
     def begin(self, ended: Ended) -> None:
         """Hand it over to the nursery."""
 
-        def done(result: Ending | Failure) -> None:
+        def over(ending: Success | Fault) -> None:
             if self._over is not None:
                 self._over()
-            # a Failure can only be ours: an ending is a value
-            ended(fault(result.value) if isinstance(result, Failure) else of_child(result))
+            ended(ending)
 
         try:
             self._job = self._start()
-        except Exception as e:
-            done(Failure(e))
+        except OSError as e:
+            over(Fault(error_line(e)))
         else:
-            self._job.done.addBoth(done)
+            self._job.done.addCallback(lambda ending: over(of_child(ending)))
 
     def cancel(self) -> None:
         """End it with all that it has started."""
@@ -255,6 +258,17 @@ def name_of(handler: ITaskHandler) -> str:
     """What people call the handler's code."""
     function = getattr(handler, "function", None)
     return f"{getattr(function, '__qualname__', None) or type(handler).__name__}()"
+
+
+def _fault_of(failure: Failure) -> Fault:
+    assert failure.value is not None
+    return fault(failure.value)
+
+
+def _outward(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 def _returned(value: Any) -> Success | Fault:

@@ -113,6 +113,7 @@ class Worker:
         self._seen = False
         self._claims: Batcher[Held, Task | None] = Batcher(clock, self._claim)
         self._ends: Batcher[Ended, Finished | None] = Batcher(clock, self._finish)
+        self._returns: Batcher[Held, None] = Batcher(clock, self._return)
         self._reports = Reports(clock, store, name, log_bytes, self._tell_said, self._not_ours)
         self._renewal = LoopingCall(lambda: Deferred.fromCoroutine(self._renew()))
         self._tidying = LoopingCall(self._give_back_old)
@@ -165,13 +166,13 @@ class Worker:
             self._log.info("{count} tasks get {grace:g} seconds to end", count=self.busy, grace=grace)
             await self._until_idle(grace)
         self._over = True
-        left = [(h, h.attempt.task) for h in self._running.values() if h.attempt and not h.finishing]
-        for held, _ in left:
-            if held.attempt is not None:
+        for held in tuple(self._running.values()):
+            if held.attempt is not None and not held.finishing:
+                held.returning = True
                 held.attempt.stop()
-        # a child process gets the time to be ended first: nobody else begins before
+        # each is given back when nothing of it runs any more, lest it run twice: a child process takes its time
         await self._until_idle(STOP_SECONDS)
-        await self._release(left)
+        await self._return([held for held in self._running.values() if held.returning])
         await self._until_idle(CLOSE_SECONDS)
         if self.busy:
             self._log.warn("{count} tasks could not be settled: their leases will expire", count=self.busy)
@@ -194,6 +195,10 @@ class Worker:
         await idle
         if timer.active():
             timer.cancel()
+
+    async def _return(self, batch: Sequence[Held]) -> Sequence[None]:
+        await self._release([(held, held.attempt.task) for held in batch if held.attempt is not None])
+        return [None] * len(batch)
 
     async def _release(self, left: Sequence[tuple[Held, Task]]) -> None:
         if not left:
@@ -406,7 +411,10 @@ class Worker:
     def _not_ended(self, failure: Failure, held: Held) -> None:
         if not failure.check(Stopped):
             self._log.failure("an attempt ended without an outcome", failure)
-        self._forget(held)
+        if held.returning:
+            self._returns.submit(held).addBoth(lambda _: self._forget(held))
+        else:
+            self._forget(held)
 
     def _submit(self, ended: Ended) -> None:
         self._ends.submit(ended).addCallbacks(

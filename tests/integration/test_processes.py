@@ -509,6 +509,17 @@ class Killed(Case):
         os.kill(self.guard(), signal.SIGKILL)
         await self._works_again(before, jobs)
 
+    async def test_a_nursery_that_hangs_is_ended_by_its_guard(self) -> None:
+        before, jobs = await self._busy()
+        assert self.nursery.pid is not None
+        os.kill(self.nursery.pid, signal.SIGSTOP)
+        begun = time.monotonic()
+        await self.nursery.stop()
+        self.assertLess(time.monotonic() - begun, 15)
+        for job in jobs:
+            self.assertEqual(await job.done, Died("the nursery ended"))
+        self.assert_gone(before)
+
     async def test_jobs_that_wait_begin_in_the_next_nursery(self) -> None:
         hanging = [self.call("hang") for _ in range(self.size)]
         waiting = self.call("pid")

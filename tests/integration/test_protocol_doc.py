@@ -6,19 +6,23 @@ import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from taskd import errors
-from taskd.model import SHOWN_STATES, STATUSES, State
-from taskd.server import hub
+from taskd.model import SHOWN_STATES, STATUSES, State, Task
+from taskd.server import explain, hub
+from taskd.server.routes import ServedKind
 from taskd.wire import docs
 from taskd.wire.actions import ACTIONS
-from taskd.wire.messages import TaskView
+from taskd.wire.changes import said_lines, said_progress
+from taskd.wire.messages import AttemptView, TaskView
 from tests.daemons import Daemon, LineClient, free_port
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
 
 PATH = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
 PAGE = PATH.read_text("utf-8")
@@ -26,8 +30,13 @@ PAGE = PATH.read_text("utf-8")
 ID_KEYS = {"token", "cursor", "user_id", "task_id", "task_ids", "duplicates"}
 """Values that differ from run to run, but mean the same thing wherever they occur. A task's own id is one more."""
 
-TIME_KEYS = {"created_at", "run_at", "started_at", "finished_at"}
+TIME_KEYS = {"created_at", "run_at", "started_at", "finished_at", "ended_at", "since", "at"}
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
+SPOKEN_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC")
+"""A time in a message for people."""
+
+[HANDLERS] = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+"""The module of handlers that the page shows."""
 
 
 class Block(NamedTuple):
@@ -78,6 +87,7 @@ class Bindings:
 
     def text(self, text: str) -> str:
         """The same for a message for people, which may name tasks."""
+        text = SPOKEN_TIME.sub("TIME", text)
         return re.sub(r"(?<=\btask )\d+", lambda n: str(self._real.get(("task", int(n[0])), n[0])), text)
 
 
@@ -102,10 +112,12 @@ def compare(shown: Any, real: Any, bindings: Bindings, path: str = "", key: str 
         assert isinstance(real, str) and TIME.fullmatch(real), f"{path} is not a time: {real!r}"
         assert TIME.fullmatch(shown), f"{path} on the page is not a time: {shown!r}"
         datetime.fromisoformat(real.replace("Z", "+00:00"))
-    elif key in ("node", "version") and isinstance(shown, str):
+    elif key in ("node", "version", "worker") and isinstance(shown, str):
         assert isinstance(real, str) and real, f"{path} is {real!r}"
     else:
-        expected = bindings.text(shown) if key == "message" else shown
+        expected = shown
+        if key == "message":
+            expected, real = bindings.text(shown), SPOKEN_TIME.sub("TIME", real)
         assert expected == real, f"{path} is {real!r}, not {expected!r}"
 
 
@@ -117,9 +129,12 @@ class Server:
         self.bindings = Bindings()
         self.passwords: dict[str, str] = {}
         # The shipped cost of a hash would take most of the time of this test.
-        env = {"TASKD_BCRYPT_ROUNDS": "4"}
+        env = {"TASKD_BCRYPT_ROUNDS": "4", "PYTHONPATH": str(folder)}
+        (folder / "counting.py").write_text(HANDLERS, "utf-8")
         listen = f"tcp:{self.port}:interface=127.0.0.1"
-        self.daemon = Daemon.twistd("taskserver", ["--slots", "1", "--listen", listen], env, cwd=folder)
+        slots = [word for way in ("slots", "threads", "processes") for word in (f"--{way}", "1")]
+        options = [*slots, "--handlers", "counting", "--listen", listen]
+        self.daemon = Daemon.twistd("taskserver", options, env, cwd=folder)
         self.daemon.wait_for("is ready on port")
         # Until a server has looked at its backlog, a new task waits for a moment before it is queued.
         with self.client() as client:
@@ -227,8 +242,29 @@ def test_states_fields_and_events_are_those_of_the_code() -> None:
         assert f"`{state.value}`" in states[state.value]
     assert all(f"`{status}`" in PAGE for status in STATUSES)
     assert list(rows("### The task object")) == list(TaskView.__struct_fields__)
-    events = {json.loads(text)["event"] for text in rows("## Watching") if text.count("{") == 1}
-    assert events == {json.loads(line)["event"] for line in (hub.GAP, hub.DRAINING)}
+    task = Task(42, 1, "t", "simulate", "tasks", State.RUNNING, NOON, NOON)
+    said = [bytes(each.event) for each in (said_progress(task, 0.5, None), said_lines(task, 1, ["x"], NOON))]
+    of_code = {x["event"]: list(x) for x in map(json.loads, (hub.GAP, hub.DRAINING, *said))}
+    shown = [json.loads(text) for text in rows("## Watching") if text.count("{") == 1]
+    assert {x["event"]: list(x) for x in shown} == of_code
+
+
+def test_what_explain_says_is_all_on_the_page() -> None:
+    """Its codes are named once in the code, as the first of what each way out of a function returns."""
+    codes = set(re.findall(r'return "(\w+)", ', inspect.getsource(explain)))
+    assert codes == set(
+        re.findall(r"^\| (\w+) \|", PAGE.partition("| `code` of `explain` |")[2].partition("\n\n")[0], re.M)
+    )
+
+
+def test_the_fields_of_logs_kinds_and_attempts_are_those_of_the_code() -> None:
+    """The smaller tables that are written by hand."""
+    for heading, fields in (
+        ("| field of an attempt |", AttemptView.__struct_fields__),
+        ("| field of a kind |", ServedKind._fields),
+    ):
+        table = PAGE.partition(heading)[2].partition("\n\n")[0]
+        assert re.findall(r"^\| (\w+) \|", table, re.MULTILINE) == list(fields)
 
 
 def test_the_reference_tables_are_up_to_date() -> None:

@@ -300,7 +300,7 @@ class Stage:
             lambda: self.routes.look(),
         )
         self.outbox = Outbox(store, broker)
-        self.routes = Routes(store, self.windows, queues, LEASE, self._dispatcher)
+        self.routes = Routes(store, self.windows, queues, LEASE, self.dispatcher)
         self.submitter = Submitter(
             *(clock, store, broker, self.outbox, self.windows, self.announcer, self.new_id), self.routes.wake
         )
@@ -324,7 +324,8 @@ class Stage:
         """A name for a batch, in the form of a UUID."""
         return f"00000000-0000-0000-0000-{next(self._ids):012}"
 
-    def _dispatcher(self, route: Route, window: Window) -> Dispatcher:
+    def dispatcher(self, route: Route, window: Window) -> Dispatcher:
+        """A dispatcher of this route."""
         return Dispatcher(
             *(self.clock, route, window, self.store, self.broker, self.outbox, self.announcer, self.new_id)
         )

@@ -8,8 +8,9 @@ import pytest
 from twisted.internet import error
 
 from taskd.client.connection import CHECK_SECONDS, REPLY_SECONDS
-from taskd.client.live import ANSWER_SECONDS, REMEMBERED
+from taskd.client.live import ANSWER_SECONDS
 from taskd.client.persistence import FIRST_RETRY, LAST_RETRY
+from taskd.client.progress import REMEMBERED
 from taskd.errors import Draining
 from taskd.model import State
 from tests.unit.test_client_harness import Run, Stage

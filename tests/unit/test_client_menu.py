@@ -14,6 +14,7 @@ from taskd.client.persistence import FIRST_RETRY
 from taskd.errors import Unavailable
 from taskd.model import State
 from tests.unit.test_client_harness import SERVER, Run, Stage
+from tests.unit.test_client_taskd import kind
 
 PASSWORD = "correct horse"
 HINT = "For one of them, by its number: show N, log N, explain N, retry N, cancel N"
@@ -120,6 +121,71 @@ class TestInside:
         shown = new(inside(stage), "1")
         assert len(shown) == SHOWN + 3
         assert shown[-2] == "The 50 newest; all of them with: taskclient list --all"
+
+    def test_one_task_by_its_number(self, stage: Stage) -> None:
+        stage.taskd.task("render", State.RUNNING, attempt=1)
+        stage.taskd.log(1, "painting\x07")
+        stage.taskd.reasons[1] = {"code": "paused", "message": "It waits."}
+        run = inside(stage)
+        assert "Text:     render" in new(run, "show 1")
+        assert new(run, "log 1") == ["painting\\x07"]
+        assert new(run, "explain 1") == ["It waits."]
+        assert new(run, "retry 1") == ["task 1 is running: there is no need to try it again"]
+        assert new(run, "cancel 1") == ["Task 1 cancelled."]
+        assert new(run, "Retry  1") == ["Task 1 will be tried again."]
+        assert new(run, "show 7") == ["you have no task 7"]
+        stage.taskd.task("silent")
+        before = run.err
+        assert new(run, "log 2") == []
+        assert run.err.removeprefix(before) == "Task 2 has no log.\n"
+
+    def test_one_task_in_spanish(self, stage: Stage) -> None:
+        stage.taskd.task("pintar", State.QUEUED)
+        stage.lang = "es"
+        run = inside(stage)
+        assert "Texto:    pintar" in new(run, "ver 1")
+        assert new(run, "cancelar 1") == ["Tarea 1 cancelada."]
+        assert new(run, "reintentar 1") == ["La tarea 1 se intentará de nuevo."]
+        assert "Texto:    pintar" in new(run, "show 1"), "the words of the commands serve as well"
+
+    @pytest.mark.parametrize("answer", ["show", "show x", "show 0", "show 1 2", "fly 1", "4", "show " + "9" * 5000])
+    def test_no_such_thing_to_do(self, stage: Stage, answer: str) -> None:
+        assert new(inside(stage), answer) == ["Please choose a number from 1 to 3."]
+
+    def test_a_task_of_another_kind(self, stage: Stage) -> None:
+        stage.taskd.served.append(kind("thumbnail"))
+        run = inside(stage, "2", "album 7")
+        assert run.out.endswith("Kind (thumbnail; Enter for simulate): ")
+        run.type("thumbnail")
+        assert run.out.endswith("Fields as NAME=VALUE, or Enter for none: ")
+        run.type("width=320 'title=my holidays'")
+        assert "Task 1 created, of kind thumbnail." in run.out
+        request = stage.taskd.asked()[-1]
+        assert (request["kind"], request["payload"]) == ("thumbnail", {"width": 320, "title": "my holidays"})
+        run.type("2", "plain", "")
+        assert "Task 2 created." in run.out
+        assert "kind" not in stage.taskd.asked()[-1]
+
+    def test_the_text_may_be_the_kind(self, stage: Stage) -> None:
+        stage.taskd.served.append(kind("thumbnail"))
+        run = inside(stage, "2", "thumbnail", "", "2", "command:convert", "from=a.png")
+        assert "Task 1 created, of kind thumbnail." in run.out
+        assert "Task 2 created, of kind command:convert." in run.out
+        assert "Kind (" not in run.out
+
+    @pytest.mark.parametrize(
+        ("kind_", "fields", "says"),
+        [
+            ("a b", [], "a kind has 1 to 64 letters"),
+            ("thumbnail", ["novalue"], "--field must read NAME=VALUE, not novalue"),
+            ("thumbnail", ["a='b"], "a quotation mark is not closed"),
+        ],
+    )
+    def test_a_kind_or_fields_that_cannot_be(self, stage: Stage, kind_: str, fields: list[str], says: str) -> None:
+        stage.taskd.served.append(kind("thumbnail"))
+        run = inside(stage)
+        assert says in new(run, "2", "album 7", kind_, *fields)[-1]
+        assert not stage.taskd.tasks
 
     @pytest.mark.parametrize(
         ("text", "says"),

@@ -11,13 +11,25 @@ from typing import Any
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 
-from taskd.errors import AuthRequired, Conflict, NotFound, NoUser, TaskdError, UsernameInUse, WrongCredentials
+from taskd.errors import (
+    AuthRequired,
+    Conflict,
+    NotFound,
+    NoUser,
+    TaskdError,
+    UnknownAction,
+    UsernameInUse,
+    WrongCredentials,
+)
 from taskd.model import TERMINAL, State, Task
 from taskd.ports import Failed
 from taskd.wire.changes import Said, said_lines, said_progress
 from taskd.wire.limits import MAX_LINE_BYTES, MAX_REPLY_BYTES
 from taskd.wire.messages import encode, view
 from taskd.wire.session import Call, ServerSession
+
+NEW = ("get_log", "retry_task", "explain", "kinds")
+"""Actions that an older server does not know."""
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)
 
@@ -33,7 +45,7 @@ class FakeTaskd:
 
     Of the actions in ``refusals`` it does none, nor of those in ``silent``, which it does not even answer; those in
     ``mute`` it does and does not answer, like a server that dies in that moment; those in ``held`` it answers when the
-    connection is released.
+    connection is released. An ``old`` one does not know the actions in NEW.
     """
 
     def __init__(self) -> None:
@@ -51,6 +63,7 @@ class FakeTaskd:
         self.reasons: dict[int, dict[str, Any]] = {}
         self.logs: dict[int, list[dict[str, Any]]] = {}
         self.cut = False
+        self.old = False
         self._ids = itertools.count(1)
 
     def user(self, name: str = "ana", password: str = "correct horse") -> str:
@@ -87,7 +100,7 @@ class FakeTaskd:
         """A task says something; ``first`` is the number of the first line, where some before it have been cut."""
         log = self.logs.setdefault(task_id, [])
         last = log[-1]["line"] if log and log[-1]["attempt"] == attempt else 0
-        lines = [
+        lines: list[dict[str, Any]] = [
             {"attempt": attempt, "line": n, "at": NOON, "text": text}
             for n, text in enumerate(texts, last + 1 if first is None else first)
         ]
@@ -189,6 +202,8 @@ class FakeConnection(LineReceiver):
         if name in self._taskd.silent:
             return
         try:
+            if self._taskd.old and name in NEW:
+                raise UnknownAction(f"there is no action '{name}'", field="action")
             if name in self._taskd.refusals:
                 raise self._taskd.refusals[name]
             if name not in ("register", "login", "hello", "ping") and self._token is None:
@@ -201,8 +216,8 @@ class FakeConnection(LineReceiver):
                 self._held.append((call, reply))
             elif reply is not None and name not in self._taskd.mute:
                 call.succeed(reply)
-                if name == "get_log" and call.request.follow:
-                    self._begin(call.request.task_id)
+                if name == "get_log":
+                    self._begin(call.request)
 
     def ping(self, call: Call, request: Any) -> dict[str, Any]:
         return {"status": "success"}
@@ -315,7 +330,10 @@ class FakeConnection(LineReceiver):
             "cut": cut,
         }
 
-    def _begin(self, task_id: int) -> None:
+    def _begin(self, request: Any) -> None:
+        task_id = request.task_id
+        if not request.follow:
+            return
         if self._taskd.logs.get(task_id, [])[self._follows[task_id] :]:
             self.feed(task_id)
         task = self._taskd.tasks[task_id]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 from taskd.model import MAX_LINE_CHARS
 from taskd.worker.nursery.messages import LineBuffer
 from taskd.worker.nursery.output import QUEUE_BYTES, QUEUE_LINES, TAIL_LINES, Output
@@ -70,6 +73,11 @@ def test_the_tail_has_the_last_lines_whatever_was_taken() -> None:
     assert output.tail() == [*(f"line {i}" for i in range(10_000 - TAIL_LINES + 1, 10_000)), "no end"]
     output.feed(b"x" * 100_000)
     assert output.tail() == ["x" * MAX_LINE_CHARS]
+
+
+def test_the_nursery_imports_no_twisted() -> None:
+    code = "import sys, taskd.worker.nursery.warming; print(sorted(m for m in sys.modules if m.startswith('twisted')))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"[]\n"
 
 
 def test_lines_of_messages_are_put_together_and_bounded() -> None:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred, succeed
+from collections.abc import Sequence
+
+from twisted.internet.defer import Deferred
 
 from taskd.errors import Unavailable
 from taskd.model import Route, State
-from taskd.ports import KindInfo
+from taskd.ports import KindInfo, WorkerInfo
 from taskd.server.maintenance import LOST_AFTER
 from taskd.server.outbox import RELAY_AFTER
-from taskd.server.routes import ServedKind, Serving
+from taskd.server.routes import Routes, ServedKind, Serving
+from taskd.server.window import Windows
 from tests.unit.stage import LEASE, StageCase, now
 
 TASKS, SLOW = Route("tasks", "simulate"), Route("slow", "simulate")
 RENDER = Route("tasks", "render")
+
+
+class Living:
+    """A store that knows workers only, and answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.answers: list[Deferred[Sequence[WorkerInfo]]] = []
+
+    def list_workers(self, seconds: float) -> Deferred[Sequence[WorkerInfo]]:
+        answer: Deferred[Sequence[WorkerInfo]] = Deferred()
+        self.answers.append(answer)
+        return answer
 
 
 class RouteCase(StageCase):
@@ -96,18 +111,15 @@ class OpenAndClose(RouteCase):
         self.assertEqual(self.stage.runner.waiting, 0)
 
     def test_an_answer_that_was_overtaken_is_passed_over(self) -> None:
-        routes, store = self.stage.routes, self.stage.store
         self.stage.work("render")
-        [worker] = now(store.list_workers(LEASE))
-        answers: list[Deferred[object]] = [Deferred(), Deferred()]
-        asked = iter(answers)
-        store.list_workers = lambda seconds: next(asked)  # type: ignore[assignment,return-value,method-assign]
-        looks = [Deferred.fromCoroutine(routes.refresh()) for _ in answers]
-        answers[1].callback([])
-        answers[0].callback([worker])
+        store, windows = Living(), Windows(10)
+        routes = Routes(store, windows, ("tasks",), LEASE, self.stage.dispatcher)  # type: ignore[arg-type]
+        looks = [Deferred.fromCoroutine(routes.refresh()) for _ in range(2)]
+        store.answers[1].callback([])
+        store.answers[0].callback(now(self.stage.store.list_workers(LEASE)))
         for look in looks:
             self.successResultOf(look)
-        self.assertEqual(self.open_routes(), {TASKS, SLOW})
+        self.assertEqual(set(windows.by_route), {TASKS})
 
 
 class Backlogs(RouteCase):
@@ -186,9 +198,8 @@ class Backlogs(RouteCase):
         more = [task.id for task in self.stage.create(count=2, state=State.WAITING, kind="render")]
         self.stage.runner.slow = True
         self.stage.routes.dispatchers[RENDER].tick()
-        self.stage.leave()  # the look waits behind the turn
-        self.stage.store.list_workers = lambda seconds: succeed([])  # type: ignore[method-assign]
-        now(self.stage.routes.refresh())
+        self.stage.runner.slow = False
+        self.stage.leave()
         self.assertNotIn(RENDER, self.open_routes())
         stopped = Deferred.fromCoroutine(self.stage.routes.stop())
         self.assertNoResult(stopped)

@@ -114,7 +114,7 @@ class ChildContext:
 
 
 class Child:
-    """The loop of a child. ``home`` is what must be the same after a task for another one to be run here."""
+    """The loop of a child. Making one turns the process that the nursery has forked into it."""
 
     def __init__(
         self, nursery: int, channel: socket.socket, output: int, page: mmap.mmap, handlers: Mapping[str, ITaskHandler]
@@ -172,10 +172,10 @@ class Child:
         try:
             return Returned(job, msgspec.Raw(encode_result(value).encode()))
         except TaskdError as e:
-            return Raised(job, type(e).__name__, f"the result cannot be stored: {e.message}", "")
+            return _unstorable(job, e, e.message)
         except BaseException as e:
             # objects of the handler's own may fail while they are written
-            return Raised(job, type(e).__name__, f"the result cannot be stored: {error_line(e)}", "")
+            return _unstorable(job, e, error_line(e))
 
     def _print(self, data: bytes) -> None:
         view = memoryview(data)
@@ -220,6 +220,10 @@ def raised(job: int, error: BaseException) -> Raised:
     if isinstance(error, SystemExit):
         return Raised(job, name, f"the handler called sys.exit({error.code!r})"[:200], trace_of(error) or "")
     return Raised(job, name, _message(error), trace_of(error) or "")
+
+
+def _unstorable(job: int, error: BaseException, why: str) -> Raised:
+    return Raised(job, type(error).__name__, one_line(f"the result cannot be stored: {why}"), "")
 
 
 def _message(error: BaseException) -> str:

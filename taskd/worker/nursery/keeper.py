@@ -311,11 +311,11 @@ class Keeper:
             and job.stop_by is None
             and process.ended_at is None
             and process.tasks < self._setup.max_tasks
-            and not trees.children(process.pid)
+            and trees.childless(process.pid)
         ):
             self._finish(process, job)
             self._idle.append(process)
-        elif job.stop_by is None or not trees.children(process.pid):
+        elif job.stop_by is None or trees.childless(process.pid):
             self._end(process)
 
     def _listen(self, process: Process) -> None:
@@ -476,7 +476,7 @@ class Keeper:
             if len(self._unsent) < MAX_UNSENT_BYTES:
                 self._say(process, job)
             if job.stop_by is not None and (
-                now >= job.stop_by or (job.ending is not None and not trees.children(process.pid))
+                now >= job.stop_by or (job.ending is not None and trees.childless(process.pid))
             ):
                 self._end(process)
             elif job.program is not None and process.ended_at is None:

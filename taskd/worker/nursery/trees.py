@@ -62,6 +62,11 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def childless(pid: int) -> bool:
+    """Whether nothing runs below a process that starts nothing itself right now."""
+    return not children(pid) and not children(pid)
+
+
 def _children_by_parent() -> dict[int, list[int]]:
     """For kernels that list no children (CONFIG_PROC_CHILDREN)."""
     found: dict[int, list[int]] = {}

@@ -1,0 +1,213 @@
+"""What those who write handlers use, and how their modules are found."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from zope.interface.verify import verifyObject
+
+from taskd.errors import SettingsError
+from taskd.ports import ITaskContext, ITaskHandler
+from taskd.worker import Backoff, Handler, handler
+from taskd.worker.api import by_kind, collect
+from taskd.worker.loading import load
+
+# -- the decorator
+
+
+def test_a_def_runs_in_a_thread_and_an_async_def_on_the_reactor() -> None:
+    @handler("a")
+    def blocking(task: ITaskContext) -> int:
+        """Counts.
+
+        And more."""
+        return 1
+
+    @handler("b", timeout=60, max_attempts=5, backoff=Backoff(first=1))
+    async def waiting(task: ITaskContext) -> None: ...
+
+    @handler("c", isolation="process")
+    def apart(task: ITaskContext) -> None: ...
+
+    assert [h.isolation for h in (blocking, waiting, apart)] == ["thread", "async", "process"]
+    assert (waiting.timeout, waiting.max_attempts, waiting.backoff.first) == (60, 5, 1)
+    assert (blocking.timeout, blocking.max_attempts, blocking.summary) == (None, 3, "Counts.")
+    assert verifyObject(ITaskHandler, blocking)
+    task: Any = None
+    assert blocking(task) == blocking.run(task) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"kind": ""}, "kind must be 1 to 64 of letters"),
+        ({"kind": "a b"}, "kind must be 1 to 64 of letters"),
+        ({"kind": 5}, "kind must be a text, not 5"),
+        ({"timeout": 0}, "timeout must be seconds, more than 0"),
+        ({"timeout": "60"}, "timeout must be seconds"),
+        ({"timeout": float("nan")}, "timeout must be seconds"),
+        ({"timeout": True}, "timeout must be seconds"),
+        ({"max_attempts": 0}, "max_attempts must be from 1 to 100, not 0"),
+        ({"max_attempts": 1.5}, "max_attempts must be a whole number, not 1.5"),
+        ({"isolation": "fork"}, "isolation must be 'async', 'thread' or 'process', not 'fork'"),
+        ({"isolation": "async"}, "isolation 'async' needs an async def"),
+        ({"backoff": 5}, "backoff must be a taskd.worker.Backoff, not 5"),
+        ({"backoff": Backoff(first=-1)}, "backoff: first must be a number from 0 to"),
+        ({"backoff": Backoff(factor=1000)}, "backoff: factor must be a number from 1 to 100, not 1000"),
+    ],
+)
+def test_what_cannot_be(options: dict[str, Any], why: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        handler(**{"kind": "a", **options})(lambda task: None)
+    assert why in str(caught.value)
+    assert str(caught.value).startswith("handler ")
+
+
+def test_an_async_def_needs_the_reactor() -> None:
+    async def waits(task: ITaskContext) -> None: ...
+
+    with pytest.raises(SettingsError, match="'thread' or 'process' takes a plain def"):
+        handler("a", isolation="thread")(waits)
+
+
+def test_only_a_function_can_be_decorated() -> None:
+    not_one: Any = 5
+    with pytest.raises(SettingsError, match="above a function, not 5"):
+        handler("a")(not_one)
+
+
+def test_what_a_module_has() -> None:
+    @handler("a")
+    def a(task: ITaskContext) -> None: ...
+
+    @handler("a")
+    def b(task: ITaskContext) -> None: ...
+
+    module = ModuleType("m")
+    vars(module).update(a=a, again=a, other=5, kind=Handler, b=b)
+    assert collect(module) == [a, b]
+    with pytest.raises(SettingsError, match="two handlers serve the kind 'a'"):
+        by_kind(collect(module))
+
+
+# -- loading
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Iterator[Callable[[str], str]]:
+    """Write a module into the current folder and return its name, one of its own."""
+    path, modules = list(sys.path), set(sys.modules)
+
+    def written(text: str) -> str:
+        name = f"handlers_of_a_test_{next(_numbers)}"
+        (tmp_path / f"{name}.py").write_text(text)
+        return name
+
+    yield written
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        if name.startswith("handlers_of_a_test"):
+            del sys.modules[name]
+
+
+_numbers = itertools.count()
+GOOD = "from taskd.worker import handler\n@handler({kind!r}{more})\ndef work(task): pass\n"
+
+
+def good(kind: str, more: str = "") -> str:
+    """A module with one handler."""
+    return GOOD.format(kind=kind, more=more)
+
+
+def refusal(*modules: str, plugins: Any = ()) -> str:
+    """Why these cannot be served, in one line."""
+    with pytest.raises(SettingsError) as caught:
+        load(modules, plugins)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_modules_of_the_current_folder(write: Any, tmp_path: Path) -> None:
+    a, b = write(good("a")), write(good("simulate", ", isolation='process'"))
+    found = load([a, b, a], ())
+    assert [(each.kind, each.isolation) for each in found] == [("a", "thread"), ("simulate", "process")]
+    # handlers may import more when they run
+    assert sys.path[0] == str(tmp_path)
+
+
+def test_without_modules_the_path_stays_as_it_is(tmp_path: Path) -> None:
+    assert load([], ()) == []
+    assert str(tmp_path) not in sys.path
+
+
+def test_one_that_is_imported_from_another_module_is_the_same(write: Any) -> None:
+    a = write(good("a"))
+    b = write(f"from {a} import work\n")
+    assert len(load([a, b], ())) == 1
+
+
+def test_modules_that_cannot_be_imported(write: Any, tmp_path: Path) -> None:
+    write(good("a"))
+    assert refusal("nowhere.handlers") == (
+        f"handlers 'nowhere.handlers': there is no module 'nowhere' in {tmp_path} or where Python looks"
+    )
+    for name in ("tasks.py/x", "./tasks", "", "a..b", "a b"):
+        assert "name a module as import does, such as lab.handlers, not a file" in refusal(name)
+    cases = [
+        ("x = 1\nimport nothing_of_that_name\n", "ModuleNotFoundError: No module named 'nothing_of_that_name'", 2),
+        ("def f(:\n", "SyntaxError: ", 1),
+        ("  x = 1\n", "IndentationError: ", 1),
+        ("def f():\n    raise ValueError('a\\nb')\nf()\n", "ValueError: a b", 2),
+        ("import sys\nsys.exit(3)\n", "SystemExit: 3", 2),
+        ("\n" + good("a", ", timeout=-1"), "handler 'a' (work): timeout must be seconds", 3),
+    ]
+    for text, why, line in cases:
+        name = write(text)
+        message = refusal(name)
+        assert message.startswith(f"handlers '{name}': {why}"), message
+        assert message.endswith(f"({tmp_path / name}.py:{line})"), message
+
+
+def test_modules_without_a_handler_or_with_a_wrong_one(write: Any) -> None:
+    assert 'there is none in it: put @handler("KIND") above a function' in refusal(write("x = 1\n"))
+    assert "two handlers serve the kind 'a'" in refusal(write(good("a")), write(good("a")))
+    assert "kinds that begin with 'command:' are those of programs" in refusal(write(good("command:x")))
+
+
+def test_handlers_of_other_classes_are_checked() -> None:
+    class Bare:
+        def run(self, task: ITaskContext) -> None: ...
+
+    bare: Any = Bare()
+    parts = {"kind": "bare", "isolation": "thread", "timeout": None, "max_attempts": 3, "backoff": Backoff()}
+    for name in (*parts, "summary"):
+        vars(bare).clear()
+        vars(bare).update({k: v for k, v in {**parts, "summary": ""}.items() if k != name})
+        assert f"there is no {name!r}, which taskd.ports.ITaskHandler asks for" in refusal(plugins=[bare])
+    vars(bare).update(summary="")
+    assert load([], [bare]) == [bare]
+    vars(bare).update(summary=5)
+    assert "summary must be a text, not 5" in refusal(plugins=[bare])
+    vars(bare).update(summary="", run=5)
+    assert "run must be a method, not 5" in refusal(plugins=[bare])
+
+
+def test_plugins_run_in_the_worker_unless_their_module_is_named(write: Any) -> None:
+    name = write(good("a", ", isolation='process'"))
+    [found] = load([name], ())
+    assert "name its module with --handlers, as child processes know no plugins" in refusal(plugins=[found])
+    assert load([name], [found]) == [found]
+
+
+def test_a_deferred_is_no_handler() -> None:
+    module = ModuleType("m")
+    vars(module).update(d=Deferred())
+    assert collect(module) == []

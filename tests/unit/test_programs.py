@@ -1,0 +1,267 @@
+"""The file of programs, and what a payload becomes in their arguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskd.errors import SettingsError
+from taskd.model import Backoff
+from taskd.worker import Reject
+from taskd.worker.programs import Command, read_programs
+from taskd.worker.templates import Template
+
+# -- templates
+
+
+def fill(args: list[Any], **payload: Any) -> list[str]:
+    """The arguments that come of it."""
+    return Template(args).fill(payload)
+
+
+def rejection(args: list[Any], **payload: Any) -> str:
+    """Why not."""
+    with pytest.raises(Reject) as caught:
+        fill(args, **payload)
+    return str(caught.value)
+
+
+def refusal(args: list[Any]) -> str:
+    """Why such a template cannot be."""
+    with pytest.raises(SettingsError) as caught:
+        Template(args)
+    return str(caught.value)
+
+
+def test_placeholders_stand_alone_or_inside_of_text() -> None:
+    args = ["{input}", "-resize", "{w:int}x{h:int}", "--out={output}", "{{literal}}", ""]
+    expected = ["a b.png", "-resize", "10x20", "--out=-o; rm -rf /", "{literal}", ""]
+    assert fill(args, input="a b.png", w=10, h=20, output="-o; rm -rf /") == expected
+    assert Template(args).fields == ["input", "w", "h", "output"]
+
+
+def test_types() -> None:
+    args = ["{a}", "{b:int}", "{c:float}", "{d:bool}"]
+    assert fill(args, a="x", b=2**70, c=0.25, d=True) == ["x", str(2**70), "0.25", "true"]
+    # a whole number has one way to be written
+    assert fill(args, a=5, b=1, c=2, d=False) == ["5", "1", "2", "false"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "why"),
+    [
+        ("{a}", 0.5, "a must be a text, not '0.5'"),
+        ("{a}", True, "a must be a text, not 'true'"),
+        ("{a}", None, "a must be a text, not 'null'"),
+        ("{a}", ["x"], "a must be a text, not 'a list'"),
+        ("{a}", {}, "a must be a text, not 'an object'"),
+        ("{a}", "x\0y", "a must not contain the NUL character"),
+        ("{a}", "\ud800", "a must be valid Unicode text"),
+        ("{a:int}", "5", "a must be a whole number, not '5'"),
+        ("{a:int}", 5.0, "a must be a whole number, not '5.0'"),
+        ("{a:int}", False, "a must be a whole number, not 'false'"),
+        ("{a:float}", "5", "a must be a number, not '5'"),
+        ("{a:bool}", 1, "a must be true or false, not '1'"),
+        ("{a...}", "x", "a must be a list, each of it a text"),
+        ("{a:int...}", [1, "x"], "a must be a list, each of it a whole number, not 'x'"),
+    ],
+)
+def test_a_value_of_another_type(field: str, value: Any, why: str) -> None:
+    assert rejection([field], a=value) == why
+
+
+def test_unknown_and_missing_fields() -> None:
+    assert rejection(["{a}", "{b}"], a="x", b="y", c=1) == "the payload must not have a field 'c'; there are: a, b"
+    assert rejection([], c=1) == "the payload must not have a field 'c'; there are: none"
+    assert rejection(["{a}", "{b:int}"], a="x") == "the payload must have a field 'b': a whole number"
+
+
+def test_defaults() -> None:
+    args = ["{a=x y}", "{b:int=5}", "{c=}", "--b={b:int}"]
+    assert fill(args) == ["x y", "5", "", "--b=5"]
+    assert fill(args, b=6, c="z") == ["x y", "6", "z", "--b=6"]
+
+
+def test_lists_become_several_arguments() -> None:
+    assert fill(["{files...}", "end"], files=["a", "b c"]) == ["a", "b c", "end"]
+    assert fill(["{n:int...}"], n=[]) == []
+    assert rejection(["{files...}"], files=["a", "-b"]) == (
+        "files must not begin with '-', which the program would take for an option"
+    )
+
+
+def test_what_may_be_left_out() -> None:
+    args = ["{a}", ["--size", "{w:int}x{h:int}"], ["--from={a}", "{q}"]]
+    assert fill(args, a="x") == ["x"]
+    assert fill(args, a="x", w=1, h=2) == ["x", "--size", "1x2"]
+    assert fill(args, a="x", q="y") == ["x", "--from=x", "y"]
+    assert rejection(args, a="x", w=1) == "the payload must have a field 'h' when it has 'w'"
+
+
+@pytest.mark.parametrize("value", ["-rf", "--help", "-", "-5"])
+def test_a_value_is_never_an_option(value: str) -> None:
+    assert "must not begin with '-'" in rejection(["{a}"], a=value)
+    assert "must not begin with '-'" in rejection(["{a}{b}"], a="", b=value)
+    assert "must not begin with '-'" in rejection([["{a}"], "--"], a=value)
+    # behind a "--" that is always there, or behind a prefix, it is none
+    assert fill(["--", "{a}"], a=value) == ["--", value]
+    assert fill(["--", ["{a}"]], a=value) == ["--", value]
+    assert fill(["-o{a}"], a=value) == [f"-o{value}"]
+    assert fill(["./{a}"], a=value) == [f"./{value}"]
+
+
+def test_a_negative_number_and_a_default_are_no_options_either() -> None:
+    assert "must not begin with '-'" in rejection(["{n:int}"], n=-5)
+    assert fill(["--n={n:int}"], n=-5) == ["--n=-5"]
+    assert "must not begin with '-'" in rejection(["{a=-v}"])
+
+
+@pytest.mark.parametrize(
+    ("args", "why"),
+    [
+        (["{a"], "'{a' has a '{' that begins or ends no placeholder: double it"),
+        (["a}"], "'a}' has a '}' that begins or ends no placeholder: double it"),
+        (["{}"], "has a '{'"),
+        (["{a b}"], "has a '{'"),
+        (["{1}"], "has a '{'"),
+        (["{a:text}"], "a must be one of str, int, float, bool, not text"),
+        (["{a:int=x}"], "the default of a must be a whole number, not 'x'"),
+        (["{a:float=nan}"], "the default of a must be a number, not 'nan'"),
+        (["{a:bool=yes}"], "the default of a must be true or false, not 'yes'"),
+        (["{a:int}", "{a:float}"], "a must be the same wherever it stands"),
+        (["{a...}", "{a}"], "a must be the same wherever it stands"),
+        (["{a...=x}"], "a must not have a default, as it is a list"),
+        (["{a...}.png"], "a list must be an argument of its own"),
+        (["x{a...}"], "a list must be an argument of its own"),
+        (["-{a}"], "would let the payload name an option"),
+        (["--{a}"], "would let the payload name an option"),
+        ([5], "an argument must be a text, or a list of texts, not 5"),
+        ([["x"]], "a list within the arguments is for those with a field"),
+        ([["{a=x}"]], "a must not have a default in a list that may be left out"),
+        ([["{a}", ["{b}"]]], "an argument must be a text"),
+        (["a\0b"], "NUL"),
+    ],
+)
+def test_templates_that_cannot_be(args: list[Any], why: str) -> None:
+    assert why in refusal(args)
+
+
+def test_no_template_makes_a_shell_line() -> None:
+    nasty = "$(reboot) `reboot` ; reboot | reboot & > /etc/passwd '\" \\ \n * ~"
+    assert fill(["x={a}", "{a}"], a=nasty) == [f"x={nasty}", nasty]
+
+
+# -- the file
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    """Write a file, with TOOL in it standing for a program that is there."""
+    program = tmp_path / "tool"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    (tmp_path / "plain").write_text("no program")
+
+    def written(text: str) -> str:
+        file = tmp_path / "programs.toml"
+        file.write_text(text.replace("TOOL", f'"{program}"').replace("HERE", str(tmp_path)))
+        return str(file)
+
+    return written
+
+
+def test_all_that_can_be_said(write: Any, tmp_path: Path) -> None:
+    text = """
+        [convert]
+        summary = "Scales a picture."
+        path = TOOL
+        args = ["--", "{input}", ["-resize", "{size}"]]
+        env = { LANG = "C.UTF-8" }
+        cwd = "HERE"
+        timeout = 600
+        memory = "512M"
+        processes = 8
+        max_output = "10K"
+        max_attempts = 5
+        backoff = { first = 1, factor = 3, longest = 60, jitter = 0 }
+    """
+    commands = read_programs(write(text)).commands
+    assert list(commands) == ["command:convert"]
+    found = commands["command:convert"]
+    assert (found.summary, found.cwd, found.timeout) == ("Scales a picture.", str(tmp_path), 600.0)
+    assert (found.max_attempts, found.backoff) == (5, Backoff(1, 3, 60, 0))
+    program = found.program(found.arguments({"input": "a.png"}), str(tmp_path))
+    assert program.argv == [str(tmp_path / "tool"), "--", "a.png"]
+    assert program.env == {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
+    assert (program.memory, program.processes, program.max_output) == (512 * 2**20, 8, 10 * 2**10)
+
+
+def test_the_least_that_must_be_said(write: Any) -> None:
+    found = read_programs(write('[a]\npath = TOOL\nargs = ["{b}"]\n[c]\npath = TOOL\ncwd="temporary"')).commands
+    a = found["command:a"]
+    assert (a.cwd, a.timeout, a.max_attempts, a.backoff, a.summary) == (None, None, 3, Backoff(), "Runs tool with b")
+    assert a.program([], "/x").memory is a.program([], "/x").processes is None
+    assert a.program([], "/x").max_output == 10 * 2**20
+    assert found["command:c"].cwd is None
+    assert isinstance(a, Command)
+
+
+def test_the_path_may_be_said(write: Any) -> None:
+    a = read_programs(write('[a]\npath = TOOL\nenv = { PATH = "/x" }')).commands["command:a"]
+    assert a.program([], "/").env == {"PATH": "/x"}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "there must be a section [NAME] for each program"),
+        ("[a", "at the end of a table declaration"),
+        ("a = 1", "a: must stand in the section of a program, [NAME]"),
+        ("['a b']\npath = TOOL", "[a b]: kind must be 1 to 64 of letters"),
+        ("[a]", "[a] path: must be there"),
+        ("[a]\npath = 5", "[a] path: must be a text, not 5"),
+        ("[a]\npath = 'sh'", "[a] path: must be absolute, not 'sh'"),
+        ("[a]\npath = '/no/such'", "[a] path: there is no file '/no/such'"),
+        ("[a]\npath = 'HERE'", "[a] path: there is no file"),
+        ("[a]\npath = 'HERE/plain'", "must be executable for the worker"),
+        ("[a]\npath = TOOL\nargz = []", "[a] argz: is not known; there are: summary, path, args"),
+        ("[a]\npath = TOOL\nargs = '-v x'", "[a] args: must be a list of texts, not '-v x'"),
+        ("[a]\npath = TOOL\nargs = ['{x']", "[a] args: '{x' has a '{'"),
+        ("[a]\npath = TOOL\nenv = 'A=1'", "[a] env: must be a table of texts"),
+        ("[a]\npath = TOOL\nenv = {A = 1}", "[a] env: A must be a text, not 1"),
+        ("[a]\npath = TOOL\nenv = {'A=B' = '1'}", "[a] env: 'A=B' cannot be the name of a variable"),
+        ("[a]\npath = TOOL\ncwd = 'x'", "[a] cwd: must be absolute, or \"temporary\", not 'x'"),
+        ("[a]\npath = TOOL\ncwd = '/no/such'", "[a] cwd: there is no folder '/no/such'"),
+        ("[a]\npath = TOOL\ntimeout = '10m'", "[a] timeout: must be a number of seconds, more than 0"),
+        ("[a]\npath = TOOL\ntimeout = 0", "[a] timeout: must be a number of seconds"),
+        ("[a]\npath = TOOL\ntimeout = nan", "[a] timeout: must be a number of seconds"),
+        ("[a]\npath = TOOL\ntimeout = true", "[a] timeout: must be a number of seconds"),
+        ("[a]\npath = TOOL\nmemory = 'much'", '[a] memory: must be a size, as in "512M"'),
+        ("[a]\npath = TOOL\nmemory = 0", "[a] memory: must be a size"),
+        ("[a]\npath = TOOL\nmax_output = true", "[a] max_output: must be a size"),
+        ("[a]\npath = TOOL\nprocesses = 0", "[a] processes: must be a whole number from 1 to"),
+        ("[a]\npath = TOOL\nmax_attempts = 101", "[a] max_attempts: must be a whole number from 1 to 100, not 101"),
+        ("[a]\npath = TOOL\nbackoff = 5", "[a] backoff: must be a table, not 5"),
+        ("[a]\npath = TOOL\nbackoff = {firzt = 1}", "[a] backoff: firzt is not known; there are: first"),
+        ("[a]\npath = TOOL\nbackoff = {jitter = 2}", "[a] backoff: jitter must be a number from 0 to 1, not 2"),
+        ("[a]\npath = TOOL\nbackoff = {first = nan}", "[a] backoff: first must be a number from 0 to"),
+    ],
+)
+def test_what_is_wrong_is_one_line_that_names_its_place(write: Any, text: str, why: str) -> None:
+    file = write(text)
+    with pytest.raises(SettingsError) as caught:
+        read_programs(file)
+    message = str(caught.value)
+    assert message.startswith(f"{file}: ")
+    assert why in message
+    assert "\n" not in message
+
+
+def test_no_file_and_no_text(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"missing\.toml: No such file"):
+        read_programs(str(tmp_path / "missing.toml"))
+    (tmp_path / "raw.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(SettingsError, match=r"raw\.toml: "):
+        read_programs(str(tmp_path / "raw.toml"))
