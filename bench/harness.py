@@ -182,6 +182,7 @@ class Deployment:
         workers: int = 1,
         slots: int | None = None,
         profiles: Path | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self.place = place
         self.services = services
@@ -193,6 +194,7 @@ class Deployment:
         self._worker_daemons: list[Daemon] = []
         self.database = ""
         self._env = {"TASKD_DATA": str(self.data)} | ({"TASKD_SLOTS": str(slots)} if slots else {})
+        self._env |= env or {}
 
     @property
     def daemons(self) -> list[Daemon]:

@@ -5,15 +5,18 @@ rich lays them out. It does not write: its own live display would bring a thread
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Callable
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column
 from rich.text import Text
 from twisted.internet.interfaces import IDelayedCall
 
 from taskd.client.context import Context
+from taskd.client.errors import ClientError, OutputClosed
 from taskd.client.progress import Running, Said
 from taskd.client.rendering import ShownTask, percent, visible
 from taskd.client.terminal import Screen
@@ -35,26 +38,20 @@ _NUMBER, _BAR, _BAR_NARROW, _PERCENT, _LEFT = 8, 21, 9, 6, 9
 
 
 class Bars:
-    """The bars of one command."""
+    """The bars of one command. ``measure`` tells the size of the terminal, which may change."""
 
-    def __init__(self, ctx: Context, screen: Screen) -> None:
+    def __init__(self, ctx: Context, measure: Callable[[], Screen]) -> None:
         self._ctx = ctx
-        self._most = max(1, min(MOST_BARS, screen.rows - 4))
+        self._measure = measure
+        self._screen = measure()
         self._console = Console(
             file=_Paper(ctx.out.encoding),
-            # In the last cell of a line some terminals would begin a new one
-            width=screen.columns - 1,
-            height=screen.rows,
             force_terminal=True,
-            color_system="standard" if screen.colour else None,
+            color_system="standard" if self._screen.colour else None,
             legacy_windows=False,
         )
-        self._progress = Progress(
-            *_columns(screen.columns),
-            console=self._console,
-            auto_refresh=False,
-            get_time=ctx.clock.seconds,
-        )
+        self._progress = Progress(console=self._console, auto_refresh=False, get_time=ctx.clock.seconds)
+        self._lay_out()
         self._running = Running()
         self._bars: dict[int, TaskID] = {}
         self._timer: IDelayedCall | None = None
@@ -76,7 +73,8 @@ class Bars:
         bar = self._bars.get(said.task_id)
         if bar is None:
             bar = self._bars[said.task_id] = self._progress.add_task(visible(text), total=1.0, id=said.task_id, note="")
-        self._progress.update(bar, completed=said.progress, note=visible(said.note or ""))
+        description = visible(text) if text else None
+        self._progress.update(bar, completed=said.progress, note=visible(said.note or ""), description=description)
         self._draw_within(SOON)
 
     def forget(self) -> None:
@@ -103,8 +101,16 @@ class Bars:
         elif self._timer.getTime() > clock.seconds() + seconds:
             self._timer.reset(seconds)
 
+    def _lay_out(self) -> None:
+        # In the last cell of a line some terminals would begin a new one
+        self._console.size = ConsoleDimensions(self._screen.columns - 1, self._screen.rows)
+        self._progress.columns = tuple(_columns(self._screen.columns))
+
     def _draw(self) -> None:
-        shown = self._progress.tasks[: self._most]
+        if (screen := self._measure()) != self._screen:
+            self._screen = screen
+            self._lay_out()
+        shown = self._progress.tasks[: max(1, min(MOST_BARS, screen.rows - 4))]
         lines = []
         if shown:
             with self._console.capture() as captured:
@@ -112,7 +118,8 @@ class Bars:
             lines = [line.rstrip() for line in captured.get().splitlines()]
         if len(self._bars) > len(shown):
             lines.append(self._ctx.texts("more_bars", n=len(self._bars) - len(shown)))
-        self._ctx.out.foot(lines)
+        with contextlib.suppress(OutputClosed, ClientError):  # the command will hear of it when it writes itself
+            self._ctx.out.foot(lines)
         if self._bars:
             self._draw_within(TICK)
 

@@ -135,7 +135,7 @@ def _context(
         renderer=Renderer(texts, size.columns if out.tty else None, colour),
         sessions=SessionFile(state_folder(env), address),
         json=options.json,
-        screen=Screen(size.columns, size.lines, colour) if can_move(env, out.tty) else None,
+        screen=(lambda: Screen(*shutil.get_terminal_size(), colour)) if can_move(env, out.tty) else None,
     )
 
 

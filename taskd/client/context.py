@@ -47,8 +47,8 @@ class Context:
     renderer: Renderer
     sessions: SessionFile
     json: bool = False
-    screen: Screen | None = None
-    """Where the output can keep lines at the foot of a terminal."""
+    screen: Callable[[], Screen] | None = None
+    """The size of the terminal at this moment, where that can keep lines at its foot."""
     new_key: Callable[[], str] = lambda: uuid.uuid4().hex
 
     async def connect(self) -> LineClient:

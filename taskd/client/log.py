@@ -121,6 +121,7 @@ class Reader:
         wanted: int | None = options.lines
         # The server counts all the lines from the end, and no more than fit into one reply
         self._tail = wanted if wanted is not None and wanted <= MAX_LOG_LINES and options.attempt is None else None
+        self._whole = wanted is None
         self._printer = Printer(ctx, options.times, options.attempt, wanted)
         self._persistence = Persistence(ctx)
         self._cursor: str | None = None
@@ -164,7 +165,7 @@ class Reader:
     def _take(self, reply: Received) -> bool:
         """Whether there is more behind it."""
         page = read(reply.line, _decode_lines, self._ctx.server)
-        if page.cut and self._cursor is None and self._tail is None:
+        if page.cut and self._cursor is None and self._whole:
             self._ctx.out.note(self._ctx.texts("log_cut"))
         self._printer.take(page.lines)
         self._cursor = page.cursor or self._cursor

@@ -19,6 +19,10 @@ LINE_EVERY = 10
 """Per cent between two lines of one task, if nothing but the number changes."""
 
 
+LEAST_COLUMNS = 30
+"""Cells of a terminal below which there is no room for a bar."""
+
+
 class Said(Struct):
     """A ``progress`` event."""
 
@@ -125,7 +129,7 @@ def _step(attempt: int, progress: float, note: str | None) -> tuple[int, int, st
 
 def display(ctx: Context) -> Display:
     """Bars where the output can have them, else lines."""
-    if ctx.screen is None or ctx.json:
+    if ctx.screen is None or ctx.json or ctx.screen().columns < LEAST_COLUMNS:
         return ProgressLines(ctx)
     from taskd.client.bars import Bars  # rich, which only a terminal needs
 

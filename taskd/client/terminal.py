@@ -196,10 +196,13 @@ class Output:
 
     def _write(self, stream: Any, data: str | bytes) -> None:
         """Above the foot, if there is one."""
-        if self._foot and stream is not None:
+        if not self._foot or stream is None:
+            self._put(stream, data)
+        elif stream is self._stdout and isinstance(data, str):
+            self._put(stream, self._erase(self._foot) + data + self._drawn())  # at once, so that nothing flickers
+        else:
             self._put(self._stdout, self._erase(self._foot))
-        self._put(stream, data)
-        if self._foot and stream is not None:
+            self._put(stream, data)
             self._put(self._stdout, self._drawn())
 
     @staticmethod

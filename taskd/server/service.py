@@ -57,8 +57,8 @@ class TaskServer:
         )
         outbox = self._outbox = Outbox(store, broker)
 
-        def dispatcher(route: Route, window: Window) -> Dispatcher:
-            return Dispatcher(clock, route, window, store, broker, outbox, announcer, new_id)
+        def dispatcher(route: Route, its_window: Window) -> Dispatcher:
+            return Dispatcher(clock, route, its_window, store, broker, outbox, announcer, new_id)
 
         routes = self._routes = Routes(store, windows, queues, lease, dispatcher)
         self._submitter = Submitter(clock, store, broker, outbox, windows, announcer, new_id, routes.wake)

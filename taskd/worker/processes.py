@@ -58,7 +58,8 @@ class Returned(NamedTuple):
 
 
 class Raised(NamedTuple):
-    """The handler raised, or its result cannot be stored. ``retry`` and ``rejected`` tell Retry and Reject."""
+    """The handler raised, or its result cannot be stored: then ``type`` is empty. ``retry`` and ``rejected`` tell Retry
+    and Reject."""
 
     type: str
     message: str

@@ -15,7 +15,9 @@ A section ``[convert]`` serves the kind ``command:convert``::
     max_attempts = 3
     backoff = { first = 2, factor = 2, longest = 3600, jitter = 0.5 }
 
-Only ``path`` must be there. The arguments are a template: see :mod:`taskd.worker.templates`.
+Only ``path`` must be there. The arguments are a template: see :mod:`taskd.worker.templates`. They are handed over as
+they are, so no field can become more than one argument, or another one. What the program makes of an argument is its
+own: where ``path`` is a shell, keep fields out of its script and pass them behind it (``-c``, script, ``sh``, field).
 """
 
 from __future__ import annotations

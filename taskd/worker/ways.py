@@ -224,8 +224,8 @@ def of_child(ending: Ending) -> Success | Fault:
             return Fault(one_line(ending.message) or ending.type, final=True)
         if ending.retry:
             return Fault(one_line(ending.message) or "to be tried again", after=retry_delay(ending.retry_after))
-        line = one_line(f"{ending.type}: {ending.message}" if ending.message else ending.type)
-        return Fault(line, cut_trace(ending.trace) or None)
+        words = ": ".join(each for each in (ending.type, ending.message) if each)
+        return Fault(one_line(words), cut_trace(ending.trace) or None)
     if isinstance(ending, Exited):
         return of_program(ending)
     return Fault(one_line(f"the child process ended: {ending.reason}"))

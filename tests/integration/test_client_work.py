@@ -31,7 +31,7 @@ async def paint(task):
     """Paints walls one by one."""
     walls = task.payload.get("walls", 4)
     for n in range(walls):
-        task.log(f"wall {n}\\\\x1b[2J")
+        task.log(f"wall {n}")
         task.progress(n / walls, f"wall {n} of {walls}")
         await deferLater(reactor, task.payload.get("pause", 0.3))
     task.progress(1.0, "tidying up")
@@ -45,7 +45,7 @@ def fragile(task):
     if Path("broken").exists():
         raise RuntimeError("it is broken")
     return "repaired"
-'''.replace("\\\\x1b", "\\x1b")
+'''
 
 PROGRAMS = """
 [say]
@@ -100,7 +100,7 @@ class TestProgress:
             assert screen.wait() == 0
             assert screen.modes() == screen.before
             assert all(width(re.sub(r"\x1b\[[\d;]*[A-Za-z]", "", line)) < 80 for line in screen.output.splitlines())
-            assert screen.output.rstrip().endswith('the hall: {"painted":4}')
+            assert screen.output.endswith("\x1b[1A\r\x1b[J") and 'the hall: {"painted":4}' in screen.output
 
     def test_what_was_drawn_is_erased_before_anything_else(self, ana: Client) -> None:
         with ana.terminal("watch", "--limit", "1") as screen:
@@ -129,19 +129,19 @@ class TestProgress:
 class TestLog:
     def test_the_log_of_a_task_that_has_ended(self, ana: Client) -> None:
         task_id = created(ana.ok("add", "paint", "--field", "pause=0", "--wait"))
-        assert ana.ok("log", task_id).splitlines() == [f"wall {n}\\x1b[2J" for n in range(4)]
-        assert ana.ok("log", task_id, "-n", "1") == "wall 3\\x1b[2J\n"
+        assert ana.ok("log", task_id).splitlines() == [f"wall {n}" for n in range(4)]
+        assert ana.ok("log", task_id, "-n", "1") == "wall 3\n"
         assert re.fullmatch(
-            r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\S*  wall 0\S+", ana.ok("log", task_id, "--times").split("\n")[0]
+            r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\S*  wall 0", ana.ok("log", task_id, "--times").split("\n")[0]
         )
         objects = [json.loads(line) for line in ana.ok("log", task_id, "--json").splitlines()]
-        assert [(line["attempt"], line["line"], line["text"]) for line in objects][0] == (1, 1, "wall 0\x1b[2J")
+        assert [(line["attempt"], line["line"], line["text"]) for line in objects[:1]] == [(1, 1, "wall 0")]
 
     def test_following_it_to_its_end(self, ana: Client) -> None:
         task_id = created(ana.ok("add", "paint", "--field", "walls=6"))
         with ana.start("log", task_id, "-f") as log:
             assert log.wait(20) == 0
-            assert log.output().splitlines() == [f"wall {n}\\x1b[2J" for n in range(6)]
+            assert log.output().splitlines() == [f"wall {n}" for n in range(6)]
 
     def test_following_it_across_a_server_that_is_killed(self, tmp_path: Path) -> None:
         server = make_server(tmp_path)
@@ -158,8 +158,8 @@ class TestLog:
         lines = [line for line in log.output().splitlines() if not line.startswith("Connect")]
         split = lines.index("--- attempt 2 ---")
         first, second = lines[:split], lines[split + 1 :]
-        assert first == [f"wall {n}\\x1b[2J" for n in range(len(first))] and len(first) > 3
-        assert second == [f"wall {n}\\x1b[2J" for n in range(8)]
+        assert first == [f"wall {n}" for n in range(len(first))] and len(first) > 3
+        assert second == [f"wall {n}" for n in range(8)]
 
     def test_ctrl_c(self, ana: Client) -> None:
         task_id = created(ana.ok("add", "paint", "--field", "pause=60"))
@@ -231,7 +231,7 @@ def test_the_menu(ana: Client) -> None:
                 break
             assert n < 1000
         screen.answer("Choose an option: ", f"log {task_id}")
-        screen.expect("wall 0\\x1b[2J")
+        screen.expect("wall 0")
         screen.answer("Choose an option: ", f"cancel {task_id}")
         screen.expect(f"Task {task_id} cancelled.")
         screen.answer("Choose an option: ", f"retry {task_id}")

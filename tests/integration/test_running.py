@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 class Running(TestCase):
     """What needs a reactor."""
 
-    timeout = 30  # type: ignore[assignment]
+    timeout = 30
 
     def setUp(self) -> None:
         from twisted.internet import reactor
@@ -242,7 +242,7 @@ path = "/bin/echo"
 args = ["--", "{text}"]
 [sh]
 path = "/bin/sh"
-args = ["-c", "echo some words; echo $HOME-$LANG; pwd; touch made; exit ${1}", "sh", "{status:int}"]
+args = ["-c", "echo some words; echo $HOME-$LANG; pwd; touch made; exit $1", "sh", "{status:int}"]
 env = { LANG = "C" }
 [sleep]
 path = "/bin/sleep"

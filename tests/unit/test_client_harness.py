@@ -170,6 +170,8 @@ class Stage:
         self.network = FakeNetwork(lambda: FakeConnection(self.taskd))
         self.env = {"XDG_STATE_HOME": str(folder)}
         self.sessions = SessionFile(state_folder(self.env), SERVER)
+        self.screen: Screen | None = None
+        """What size the terminals have been given since they were opened."""
         self.new_key = (f"key{n}" for n in itertools.count(1)).__next__
 
     def logged_in(self) -> Stage:
@@ -206,7 +208,7 @@ class Stage:
             renderer=Renderer(texts, columns, colour=False),
             sessions=self.sessions,
             json=options.json,
-            screen=screen,
+            screen=None if screen is None else lambda: self.screen or screen,
             new_key=self.new_key,
         )
         run = Run(self, stdout, stderr, source, ctx)

@@ -196,6 +196,20 @@ class TestBars:
         assert "50 %" in shown(run, columns)[-1]
         assert len(shown(run, columns)) == 3
 
+    def test_the_terminal_is_made_smaller(self, stage: Stage) -> None:
+        task_id = runs(stage, "x" * 100)
+        run = stage.run("watch", tty=True, columns=80, screen=SCREEN)
+        says(stage, task_id, 0.5)
+        stage.screen = Screen(40, 10, colour=False)
+        says(stage, task_id, 0.75)
+        assert "75 %" in shown(run)[-1] and width(shown(run)[-1]) < 40
+
+    def test_a_terminal_without_room_for_bars_has_lines(self, stage: Stage) -> None:
+        task_id = runs(stage)
+        run = stage.run("watch", tty=True, columns=20, screen=Screen(20, 24, colour=False))
+        says(stage, task_id, 0.5)
+        assert run.out.splitlines()[-1].endswith("running 50 %  render") and "\x1b" not in run.out
+
     def test_what_others_wrote_is_neither_markup_nor_control(self, stage: Stage) -> None:
         task_id = runs(stage, "[red]x[/red] \x1b[2J {task.id}")
         run = stage.run("watch", tty=True, columns=200, screen=Screen(200, 24, colour=False))
@@ -247,6 +261,7 @@ class TestFoot:
         out.line("a line")
         out.foot(["three"])
         out.foot([])
+        assert out.tty
         up = "\x1b[2A\r\x1b[J"
         foot = "one\ntwo\n"
         assert terminal.getvalue() == (f"{foot}{up}a note\n{foot}{up}a line\n{foot}{up}three\n\x1b[1A\r\x1b[J")

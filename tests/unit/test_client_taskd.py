@@ -21,7 +21,7 @@ from taskd.errors import (
     UsernameInUse,
     WrongCredentials,
 )
-from taskd.model import TERMINAL, State, Task
+from taskd.model import State, Task
 from taskd.ports import Failed
 from taskd.wire.changes import Said, said_lines, said_progress
 from taskd.wire.limits import MAX_LINE_BYTES, MAX_REPLY_BYTES
@@ -291,9 +291,10 @@ class FakeConnection(LineReceiver):
     def cancel_task(self, call: Call, request: Any) -> dict[str, Any]:
         self._views([request.task_id])
         task = self._taskd.tasks[request.task_id]
-        if task.state in TERMINAL:
+        if task.state in (State.COMPLETED, State.FAILED):
             raise Conflict(f"task {task.id} is {task.state.value}: too late to cancel it")
-        self._taskd.move(request.task_id, State.CANCELLED, finished_at=NOON)
+        if task.state is not State.CANCELLED:
+            self._taskd.move(task.id, State.CANCELLED, finished_at=NOON)
         return {"status": "success", "task": self._views([request.task_id])[0]}
 
     def retry_task(self, call: Call, request: Any) -> dict[str, Any]:

@@ -172,10 +172,10 @@ class Child:
         try:
             return Returned(job, msgspec.Raw(encode_result(value).encode()))
         except TaskdError as e:
-            return _unstorable(job, e, e.message)
+            return _unstorable(job, e.message)
         except BaseException as e:
             # objects of the handler's own may fail while they are written
-            return _unstorable(job, e, error_line(e))
+            return _unstorable(job, error_line(e))
 
     def _print(self, data: bytes) -> None:
         view = memoryview(data)
@@ -222,8 +222,8 @@ def raised(job: int, error: BaseException) -> Raised:
     return Raised(job, name, _message(error), trace_of(error) or "")
 
 
-def _unstorable(job: int, error: BaseException, why: str) -> Raised:
-    return Raised(job, type(error).__name__, one_line(f"the result cannot be stored: {why}"), "")
+def _unstorable(job: int, why: str) -> Raised:
+    return Raised(job, "", one_line(f"the result cannot be stored: {why}"), "")
 
 
 def _message(error: BaseException) -> str:

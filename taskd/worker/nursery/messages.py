@@ -102,7 +102,7 @@ class Returned(msgspec.Struct, tag="returned", frozen=True):
 
 
 class Raised(msgspec.Struct, tag="raised", frozen=True):
-    """``name`` is the exception's class."""
+    """``name`` is the exception's class; empty when the result cannot be stored."""
 
     job: int
     name: str
