@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PACKAGE := setup.cfg pyproject.toml
 FORMATTED := . bin/taskclient
-TYPED := $(wildcard taskd twisted/plugins tests bench deploy)
+TYPED := $(wildcard taskd twisted/plugins tests bench deploy examples/thumbnails)
 
 .PHONY: run test simulate lint format bench clean
 

@@ -64,6 +64,8 @@ class Printer:
         self._only = attempt
         self._kept: deque[tuple[Line, Raw]] | None = None if last is None else deque(maxlen=last)
         self._shown: Line | None = None
+        self._ready: list[Any] = []
+        """Texts, or with JSON raw objects, that are written together."""
 
     def take(self, raws: Sequence[Raw]) -> None:
         """The next lines of the log."""
@@ -72,35 +74,45 @@ class Printer:
             if self._only not in (None, line.attempt):
                 continue
             if self._kept is None:
-                self._print(line, raw)
+                self._add(line, raw)
             else:
                 self._kept.append((line, raw))
+        self._write()
 
     def release(self) -> None:
         """Print what was kept back, and from now on everything at once."""
         kept, self._kept = self._kept or (), None
         for line, raw in kept:
-            self._print(line, raw)
+            self._add(line, raw)
+        self._write()
 
     @property
     def silent(self) -> bool:
         """Whether nothing has been printed."""
         return self._shown is None
 
-    def _print(self, line: Line, raw: Raw) -> None:
+    def _add(self, line: Line, raw: Raw) -> None:
         ctx, before, self._shown = self._ctx, self._shown, line
         if ctx.json:
-            ctx.out.raw((bytes(raw),))
+            self._ready.append(raw)
             return
         # A task that is retried counts its attempts from one again
         goes_on = before is not None and before.attempt == line.attempt and before.line < line.line
         if self._only is None and not goes_on and (before is not None or line.attempt > 1):
-            ctx.out.line(ctx.texts("log_attempt", n=line.attempt))
+            self._ready.append(ctx.texts("log_attempt", n=line.attempt))
         missing = 0 if before is None else line.line - (before.line if goes_on else 0) - 1
         if missing:
+            self._write()
             ctx.out.note(ctx.texts("log_missing", n=missing))
         text = visible(line.text.expandtabs())
-        ctx.out.line(f"{moment(line.at)}  {text}" if self._times else text)
+        self._ready.append(f"{moment(line.at)}  {text}" if self._times else text)
+
+    def _write(self) -> None:
+        ready, self._ready = self._ready, []
+        if self._ctx.json:
+            self._ctx.out.raw(map(bytes, ready))
+        elif ready:
+            self._ctx.out.lines(ready)
 
 
 def print_page(ctx: Context, task_id: int, reply: Received) -> None:
@@ -148,9 +160,9 @@ class Reader:
         try:
             await self._read_all(client, answer)
             self._persistence.connected()
-            client.gone().addErrback(lambda failure: None if ended.called else ended.errback(failure))
             self._take(await self._ask(client, follow=True))
             client.check_often()
+            client.gone().addErrback(lambda failure: None if ended.called else ended.errback(failure))
             await ended
         finally:
             client.close()

@@ -21,7 +21,7 @@ async def pause(seconds: float) -> None:
     """On the reactor."""
     from twisted.internet import reactor
 
-    await deferLater(reactor, seconds)  # type: ignore[arg-type]
+    await deferLater(reactor, seconds)
 
 
 def work(task: ITaskContext) -> Any:

@@ -152,7 +152,7 @@ def test_what_a_task_says_reaches_those_who_watch(footing: Footing, way: str) ->
     watcher = footing.client(f"watcher of {way}")
     watcher.request("watch")
     task_id = submit(watcher, f"{way}.work", {"seconds": 0.5})
-    events = []
+    events: list[dict[str, Any]] = []
     while not events or events[-1].get("task", {}).get("state") != "completed":
         events.append(watcher.event())
     said = [e for e in events if e["event"] != "task"]

@@ -208,7 +208,7 @@ class TestBars:
         task_id = runs(stage)
         run = stage.run("watch", tty=True, columns=20, screen=Screen(20, 24, colour=False))
         says(stage, task_id, 0.5)
-        assert run.out.splitlines()[-1].endswith("running 50 %  render") and "\x1b" not in run.out
+        assert run.out.splitlines()[-1].startswith("1  running 50 %") and "\x1b" not in run.out
 
     def test_what_others_wrote_is_neither_markup_nor_control(self, stage: Stage) -> None:
         task_id = runs(stage, "[red]x[/red] \x1b[2J {task.id}")
