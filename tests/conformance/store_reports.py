@@ -59,10 +59,18 @@ class ReportTests(StoreCase):
         await self.postpone(task.id, -1)
         self.assertEqual(list(await self.store.promote(10)), [(Q, self.ana.id)])
         again = await self.next_attempt("v")
-        self.assertEqual((again.attempt, again.dispatch, again.error), (2, 2, "it broke"))
+        self.assertEqual((again.attempt, again.dispatch, again.error), (2, 2, None))
         await self.finish(again, "v")
         done = await self.get(task)
         self.assertEqual((done.state, done.error), (State.COMPLETED, None))
+
+    async def test_the_last_attempt_need_not_be_alone_when_the_one_before_failed_by_itself(self) -> None:
+        [task] = await self.running(max_attempts=2)
+        await self.try_again(task, delay=0)
+        [queued] = (await self.dispatch()).tasks
+        self.assertEqual(queued.error, "it broke")
+        [again] = await self.store.claim("v", 60, [Claim(queued.id, queued.dispatch, False)])
+        self.assertEqual((again.attempt, again.error), (2, None))
 
     async def test_without_a_delay_it_is_due_at_once(self) -> None:
         for delay in (0.0, -5.0):
@@ -167,7 +175,8 @@ class ReportTests(StoreCase):
             expected = Failed(1, 1, "w", claimed[task.id].started_at, lost.ended_at, LOST.format(1, most), None)
             self.assertEqual(lost, expected)
             after = await self.get(task)
-            self.assertEqual(after.error, lost.error)
+            # an error of a task that waits says that an attempt has failed by itself
+            self.assertEqual(after.error, None if after.state is State.WAITING else lost.error)
             # what is tried again begins anew
             self.assertEqual(after.progress, None if after.state is State.WAITING else 0.5)
             self.assertEqual(after.note, None if after.state is State.WAITING else "half")
