@@ -16,7 +16,7 @@ from taskd.ports import ITaskContext
 if TYPE_CHECKING:
     from taskd.worker.processes import Said
 
-MAX_UNHEARD_BYTES = 64 * 1024
+MAX_UNHEARD_BYTES = 256 * 1024
 """Of lines that a thread has said and the reactor has not heard yet; the oldest are dropped."""
 
 MAX_LOG_CHARS = 256 * 1024

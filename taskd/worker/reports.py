@@ -24,7 +24,7 @@ AGAIN_AFTER = 1.0
 PIECES = 64
 """In so many pieces, more or less, a log is cut when it gets too long."""
 
-MAX_PENDING_BYTES = 64 * 1024
+MAX_PENDING_BYTES = 256 * 1024
 """Lines that one task may have waiting here; the oldest are left out, and the log says how many."""
 
 

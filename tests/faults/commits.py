@@ -9,7 +9,7 @@ from tests.faults.processes import Line, lasting
 from tests.faults.proxy import Moment, Proxy
 from tests.faults.stage import ATTEMPTS, Stage
 
-STATEMENTS = "create_tasks", "dispatch", "claim", "finish"
+STATEMENTS = "create_tasks", "dispatch", "claim", "complete"
 """Those whose repetition must be harmless: of server, server, worker and worker."""
 
 HIT_SECONDS = 20.0

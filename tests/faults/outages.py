@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 
 import pika
 
+from taskd.model import Route
 from tests import services
 from tests.cluster import user
 from tests.faults.processes import Line, lasting
 from tests.faults.stage import ATTEMPTS, Stage
+from tests.faults.worker import KIND
 from tests.processes import eventually
 
 
@@ -132,8 +134,9 @@ def queue_lost(stage: Stage, *, messages: int) -> Line:
     with _channel(stage) as channel:
         # the last ones may be on their way
         eventually(lambda: not stage.count("state = 'waiting'"), 20, "all messages are in the queues")
-        purged = channel.queue_purge(queues[0]).method.message_count
-        deleted = channel.queue_delete(queues[1]).method.message_count
+        first, second = (Route(queue, KIND).name for queue in queues)
+        purged = channel.queue_purge(first).method.message_count
+        deleted = channel.queue_delete(second).method.message_count
     lost = time.monotonic()
     eventually(lambda: not stage.count("finished_at IS NULL"), 60 + messages / 50, "all tasks have ended")
     stage.extra |= {"purged": purged, "deleted": deleted, "all_ended_s": round(time.monotonic() - lost, 1)}

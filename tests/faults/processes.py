@@ -11,6 +11,7 @@ from typing import Any
 from tests.daemons import Daemon
 from tests.faults.load import Load, Spec
 from tests.faults.stage import AGAIN_WITHIN, ATTEMPTS, END_SECONDS, Stage
+from tests.faults.worker import KIND
 from tests.processes import eventually
 
 Line = dict[str, Any]
@@ -24,7 +25,7 @@ def lasting(least: float, most: float, **more: Any) -> Callable[[int], Spec]:
 
     def spec(n: int) -> Spec:
         seconds = round(random.Random(n).uniform(least, most), 3)
-        return {"task": f"task {n}", "kind": "record", "payload": {"seconds": seconds}, **more}
+        return {"task": f"task {n}", "kind": KIND, "payload": {"seconds": seconds}, **more}
 
     return spec
 

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import psutil
 import psycopg2
 
+from taskd.model import DEFAULT_KIND, Route
 from tests import services
 from tests.cluster import READY, TAKES_TASKS, Cluster
 from tests.daemons import Daemon
 from tests.faults import audit
 from tests.faults.load import Load, Spec
-from tests.faults.worker import RUNS, Run, read_runs
+from tests.faults.worker import KIND, RUNS, Run, read_runs
 from tests.processes import eventually
 
 BACK_WITHIN = 10.0
@@ -263,7 +264,7 @@ class Stage:
 
     def _queue_is_empty(self) -> bool:
         counts = dict(line.split() for line in self.rabbitmq.ctl("list_queues", "name", "messages").splitlines())
-        return counts.get(self.cluster.queue) == "0"
+        return all(counts.get(Route(self.cluster.queue, kind).name) == "0" for kind in (DEFAULT_KIND, KIND))
 
     def _end_daemons(self) -> None:
         alive = [daemon for daemon in self.cluster.daemons if daemon not in self._ended]

@@ -23,6 +23,9 @@ from taskd.worker import wiring
 from taskd.worker.runner import Attempt, Runner
 from tests.daemons import TWISTD
 
+KIND = "record"
+"""The kind of most tasks."""
+
 RUNS = "FAULTS_RUNS"
 """The variable that names the file of runs."""
 
@@ -72,7 +75,7 @@ class _Kind:
 class Record(_Kind):
     """Does as another handler does."""
 
-    kind = "record"
+    kind = KIND
 
     def __init__(self, then: ITaskHandler) -> None:
         self._then = then

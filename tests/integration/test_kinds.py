@@ -345,8 +345,7 @@ def test_a_task_that_prints_without_end_does_no_harm(footing: Footing, ana: Line
     assert memory(footing) - before < 60
     reply = ana.request("get_log", task_id=printed["id"], limit=1000)
     assert reply["cut"] or "left out" in reply["lines"][0]["text"]
-    size = sum(len(line) for line in log_of(ana, printed["id"]))
-    assert 100_000 < size <= 1_100_000
+    assert 100_000 < sum(len(line) for line in log_of(ana, printed["id"])) <= 1_100_000
 
 
 def memory(footing: Footing) -> float:
@@ -393,29 +392,20 @@ def test_two_hundred_of_all_kinds(footing: Footing) -> None:
     assert memory(footing) < 600
 
 
-def test_a_worker_that_is_stopped_gives_back_what_it_runs(footing: Footing, tmp_path: Path) -> None:
+def test_a_worker_that_is_stopped_gives_back_what_it_runs(tmp_path: Path) -> None:
     """Whatever its way; no attempt is spent, and nothing is left running."""
-    if footing.cluster is None:
-        pytest.skip("the embedded server has no other worker")
-    queue = services.unique("drained")
-    cluster = Cluster(
-        tmp_path, services.postgres(), services.postgres().create_database(), services.rabbitmq(), **footing.env
-    )
-    try:
-        cluster.queue = queue
-        server, worker = cluster.launch_server(), cluster.launch_worker(*footing.options, "--grace", "0")
-        server.wait_for("is ready on port")
-        worker.wait_for("worker takes tasks")
-        with user(cluster.ports[0], "ana") as ana:
-            kinds = ("simulate", "async.hang", "thread.hang", "process.hang")
-            ids = [submit(ana, kind, {"seconds": 600} if kind == "simulate" else {}) for kind in kinds]
-            for task_id in ids:
-                until_state(ana, task_id, "running")
-            children = psutil.Process(worker.pid).children(recursive=True)
-            assert worker.terminate(20) == 0
-            tasks = [ana.request("get_task", task_id=task_id)["task"] for task_id in ids]
-            assert [(t["attempt"], t["attempts"]) for t in tasks] == [(0, [])] * 4
-            assert {t["state"] for t in tasks} <= {"waiting", "queued"}
+    own = Footing("distributed", tmp_path)
+    own.options += ["--grace", "0"]
+    with own.stack:
+        own.start()
+        ana = own.client()
+        kinds = ("simulate", "async.hang", "thread.hang", "process.hang")
+        ids = [submit(ana, kind, {"seconds": 600} if kind == "simulate" else {}) for kind in kinds]
+        for task_id in ids:
+            until_state(ana, task_id, "running")
+        children = own.tree()
+        assert own.runs.terminate(20) == 0
+        tasks = [ana.request("get_task", task_id=task_id)["task"] for task_id in ids]
+        assert [(t["attempt"], t["attempts"]) for t in tasks] == [(0, [])] * 4
+        assert {t["state"] for t in tasks} <= {"waiting", "queued"}
         assert not [p for p in children if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-    finally:
-        cluster.close()

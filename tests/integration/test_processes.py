@@ -312,7 +312,7 @@ class Calls(Case):
         self.assertEqual(ending, Returned(b"null"))
         self.assertEqual(said.text[-1], "the end")
         self.assertEqual(len(said.text) + said.dropped, 100 * 1024 + 1)
-        self.assertLessEqual(max(said.batches), 64 * 1024 + 1024)
+        self.assertLessEqual(max(said.batches), 256 * 1024 + 1024)
         self.assertLess(max(grown), 16)
         self.assertLess(seconds, 20)
 

@@ -6,9 +6,9 @@ import re
 
 from taskd.model import MAX_LINE_CHARS
 
-QUEUE_BYTES = 64 * 1024
+QUEUE_BYTES = 256 * 1024
 """Of one task's output that wait for the worker. Above it the oldest lines are dropped, and counted."""
-QUEUE_LINES = 4096
+QUEUE_LINES = 16_384
 """The same in lines, as an empty one costs more than its byte."""
 
 TAIL_BYTES = 16 * 1024
