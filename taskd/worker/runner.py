@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -69,18 +69,22 @@ class _Hearing:
 class Attempt:
     """One task while a handler has it.
 
-    ``done`` fires with its Outcome, or fails with Stopped. ``freed`` fires when its slot is free: with ``done``, but
-    for a thread, which cannot be ended, and an async handler that ignores its cancellation. Those keep the slot until
-    they really end, and what they return then is dropped.
+    ``done`` fires with its Outcome, or fails with Stopped. Its slot is ``free`` then, but for a thread, which cannot be
+    ended, and an async handler that ignores its cancellation: those keep the slot until they really end, and what they
+    return then is dropped. ``over`` is called with it in the end.
     """
 
     _log = Logger()
 
-    def __init__(self, task: Task, clock: IReactorTime, rules: _Rules, hearing: _Hearing) -> None:
+    def __init__(
+        self, task: Task, clock: IReactorTime, rules: _Rules, hearing: _Hearing, over: Callable[[Attempt], None]
+    ) -> None:
         self.task = task
         self.done: Deferred[Outcome] = Deferred()
-        self.freed: Deferred[None] = Deferred()
+        self.free = False
         self.stopped = False
+        self._freed: Deferred[None] | None = None
+        self._over = over
         self._clock = clock
         self._rules = rules
         self._hearing = hearing
@@ -90,6 +94,13 @@ class Attempt:
         self._settled = False
         self._hung = False
         self._timer: IDelayedCall | None = None
+
+    @property
+    def freed(self) -> Deferred[None]:
+        """Fires when its slot is free."""
+        if self._freed is None:
+            self._freed = succeed(None) if self.free else Deferred()
+        return self._freed
 
     def stop(self) -> None:
         """End it. Whatever the handler makes of that does not count. Once there is an outcome, this changes nothing."""
@@ -113,7 +124,10 @@ class Attempt:
             self._log.info("task {id} ({kind}) attempt {attempt} has ended at last", **self._ids)
         if not self._settled:
             self._settle(ending)
-        self.freed.callback(None)
+        self.free = True
+        self._over(self)
+        if self._freed is not None:
+            self._freed.callback(None)
 
     def _out_of_time(self) -> None:
         self._timer = None
@@ -246,9 +260,8 @@ class Runner:
         handler, command = self._handlers.get(task.kind), self._commands.get(task.kind)
         rules = _Rules(task, handler if command is None else command, self._chance)
         hearing = _Hearing(said)
-        attempt = Attempt(task, self._clock, rules, hearing)
+        attempt = Attempt(task, self._clock, rules, hearing, self._running.discard)
         self._running.add(attempt)
-        attempt.freed.addCallback(lambda _: self._running.discard(attempt))
         try:
             payload = _payload(task.payload) if task.payload != "{}" else {}
             if command is not None:

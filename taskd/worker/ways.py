@@ -6,6 +6,7 @@ that a handler does comes out of here as an exception.
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import inspect
 import itertools
@@ -13,9 +14,9 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from types import FrameType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -45,6 +46,9 @@ MAX_OUTPUT_BYTES = 4096
 """Of a program's last output, in its result."""
 
 Ended = Callable[["Success | Fault"], None]
+
+
+T = TypeVar("T")
 
 
 class Place(NamedTuple):
@@ -88,9 +92,15 @@ class OnReactor:
         self._theirs: Any = None
 
     def begin(self, ended: Ended) -> None:
-        """Run it to its first await."""
-        self._ours = self._run()
-        self._running = Deferred.fromCoroutine(self._ours)
+        """Run it to its first await, which one that awaits nothing does not have: it needs no Deferred."""
+        context, work = contextvars.copy_context(), self._run()
+        self._ours = work
+        try:
+            awaited = context.run(work.send, None)
+        except StopIteration as e:
+            ended(e.value)
+            return
+        self._running = context.run(Deferred.fromCoroutine, _go_on(work, awaited))
         self._running.addErrback(_fault_of).addCallback(ended)
 
     async def _run(self) -> Success | Fault:
@@ -125,6 +135,26 @@ class OnReactor:
                 frames.append(at.cr_frame)
             at = at.cr_await
         return _place(self._handler, frames)
+
+
+def _go_on(work: Coroutine[Any, Any, T], awaited: Any) -> Generator[Any, Any, T]:
+    """The rest of a coroutine that has begun, from what it awaits first."""
+    while True:
+        step: Callable[[], Any]
+        try:
+            answer = yield awaited
+        except GeneratorExit:
+            work.close()
+            raise
+        except BaseException as e:
+            step = functools.partial(work.throw, e)
+        else:
+            step = functools.partial(work.send, answer)
+        try:
+            awaited = step()
+        except StopIteration as e:
+            result: T = e.value
+            return result
 
 
 class InThread:

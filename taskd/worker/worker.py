@@ -392,7 +392,11 @@ class Worker:
         held.voice = self._reports.voice(task)
         held.attempt = self._runner.run(task, self._usernames.get(task.user_id, ""), held.voice)
         held.attempt.done.addCallbacks(self._ended, self._not_ended, callbackArgs=(held,), errbackArgs=(held,))
-        held.attempt.freed.addBoth(self._freed, held.lane)
+        if held.attempt.free:
+            # most often, when it has nothing to wait for: what is claimed next waits for the end of this batch
+            held.lane.taken -= 1
+        else:
+            held.attempt.freed.addBoth(self._freed, held.lane)
 
     def _freed(self, _: object, lane: Lane) -> None:
         lane.taken -= 1
