@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
-from zope.interface import implementer
+from zope.interface import classImplements, implementer
 
 from taskd.errors import BadRequest, SettingsError
 from taskd.model import (
@@ -67,6 +68,13 @@ class Handler:
 
     def __repr__(self) -> str:
         return f"<handler of {self.kind!r}: {self.isolation}, {self.__name__}>"
+
+
+if "twisted.plugin" in sys.modules:
+    # So that a decorated function in a module of twisted.plugins is one, without another word. Twisted imports those
+    # modules after that one; where nobody has, as in child processes, nobody looks for plugins.
+    _declare: Callable[..., None] = classImplements
+    _declare(Handler, sys.modules["twisted.plugin"].IPlugin)
 
 
 def handler(

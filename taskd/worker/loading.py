@@ -40,11 +40,21 @@ def load(modules: Sequence[str], plugins: Iterable[ITaskHandler] | None = None) 
         if any(each is other for other in found):
             continue
         _check(each, f"plugin {each!r}")
-        if each.isolation == "process":
-            # they are looked for in modules: a child that scanned for plugins would import Twisted and all it has
-            raise SettingsError(f"plugin {each!r}: name its module with --handlers, as child processes know no plugins")
+        if each.isolation == "process" and not any(each is other for other in collect(sys.modules[_module_of(each)])):
+            raise SettingsError(f"plugin {each!r}: child processes do not find it: make it in the module of its code")
         found.append(each)
     return list(by_kind(found).values())
+
+
+def modules_for_children(modules: Sequence[str], handlers: Iterable[ITaskHandler]) -> list[str]:
+    """Names of the modules in which child processes find those of the handlers that they run: they know no plugins."""
+    others = [_module_of(each) for each in handlers if each.isolation == "process"]
+    return list(dict.fromkeys([*modules, *others]))
+
+
+def _module_of(handler: ITaskHandler) -> str:
+    function = getattr(handler, "function", None)
+    return str(function.__module__ if function is not None else type(handler).__module__)
 
 
 def import_module(name: str) -> ModuleType:

@@ -12,7 +12,7 @@ from twisted.python import usage
 from taskd.config import Settings, check_module, whole_number
 from taskd.ports import IBroker, ITaskStore
 from taskd.worker.handlers import Simulate
-from taskd.worker.loading import load
+from taskd.worker.loading import load, modules_for_children
 from taskd.worker.processes import Nursery
 from taskd.worker.programs import read_programs
 from taskd.worker.runner import Runner
@@ -81,7 +81,7 @@ def open_worker(
         reactor,
         handlers,
         threads=Threads(reactor, work.threads),
-        nursery=Nursery(reactor, work.handlers, work.processes) if children else None,
+        nursery=Nursery(reactor, modules_for_children(work.handlers, handlers), work.processes) if children else None,
         programs=programs,
     )
     slots = work.slots_by_isolation()

@@ -409,3 +409,28 @@ def test_a_worker_that_is_stopped_gives_back_what_it_runs(tmp_path: Path) -> Non
         assert [(t["attempt"], t["attempts"]) for t in tasks] == [(0, [])] * 4
         assert {t["state"] for t in tasks} <= {"waiting", "queued"}
         assert not [p for p in children if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_handlers_among_the_plugins_of_twisted(tmp_path: Path) -> None:
+    """Decorated functions in a module of twisted.plugins, wherever that is on Python's path: nothing is configured."""
+    folder = tmp_path / "site" / "twisted" / "plugins"
+    folder.mkdir(parents=True)
+    (folder / "lab_plugin.py").write_text(
+        "import os\n"
+        "from taskd.worker import handler\n\n\n"
+        "@handler('plugged.async')\n"
+        "async def one(task):\n    return os.getpid()\n\n\n"
+        "@handler('plugged.process', isolation='process')\n"
+        "def other(task):\n    return os.getpid()\n"
+    )
+    port = free_port()
+    listen = ["--listen", f"tcp:{port}:interface=127.0.0.1"]
+    env = {"PYTHONPATH": str(tmp_path / "site"), "TASKD_BCRYPT_ROUNDS": "4"}
+    for _ in range(2):
+        # the second time Twisted's cache of its plugins is there
+        with Daemon.twistd("taskserver", listen, env, cwd=tmp_path) as daemon:
+            daemon.wait_for("is ready on port")
+            with user(port, "ana") as ana:
+                one, other = ended(ana, submit(ana, "plugged.async"), submit(ana, "plugged.process"))
+                assert one["result"] == daemon.pid
+                assert other["status"] == "Completada" and other["result"] != daemon.pid

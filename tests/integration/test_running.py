@@ -268,30 +268,3 @@ timeout = 0.3
         self.assertIn("exited with status 3: /", outcome.error or "")
         self.assertTrue((outcome.trace or "").startswith("some words\n"))
         self.assertEqual((await self.outcome(runner, "command:sleep")).error, "took longer than 0.3 s")
-
-
-class PluginTests(TestCase):
-    """Handlers among Twisted's plugins."""
-
-    def test_a_plugin_is_found(self) -> None:
-        folder = Path("site/twisted/plugins")
-        folder.mkdir(parents=True)
-        (folder / "lab_plugin.py").write_text(
-            "from twisted.plugin import IPlugin\n"
-            "from zope.interface import alsoProvides\n"
-            "from taskd.worker import handler\n"
-            "@handler('plugged')\n"
-            "def plugged(task): pass\n"
-            "alsoProvides(plugged, IPlugin)\n"
-        )
-        script = "from taskd.worker.loading import load; print([each.kind for each in load([])])"
-        path = os.pathsep.join([os.path.abspath("site"), str(ROOT)])
-        found = subprocess.run(
-            [sys.executable, "-c", script],
-            env={**os.environ, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
-        self.assertEqual(found.stdout.strip(), "['plugged']", found.stderr)

@@ -17,7 +17,7 @@ from taskd.errors import SettingsError
 from taskd.ports import ITaskContext, ITaskHandler
 from taskd.worker import Backoff, Handler, handler
 from taskd.worker.api import by_kind, collect
-from taskd.worker.loading import load
+from taskd.worker.loading import load, modules_for_children
 
 # -- the decorator
 
@@ -200,11 +200,13 @@ def test_handlers_of_other_classes_are_checked() -> None:
     assert "run must be a method, not 5" in refusal(plugins=[bare])
 
 
-def test_plugins_run_in_the_worker_unless_their_module_is_named(write: Any) -> None:
+def test_child_processes_find_plugins_in_the_modules_of_their_code(write: Any) -> None:
     name = write(good("a", ", isolation='process'"))
     [found] = load([name], ())
-    assert "name its module with --handlers, as child processes know no plugins" in refusal(plugins=[found])
-    assert load([name], [found]) == [found]
+    assert load([], [found]) == load([name], [found]) == [found]
+    assert modules_for_children([], [found]) == modules_for_children([name], [found]) == [name]
+    stray = Handler(found.function, "stray", "process", None, 3, Backoff())  # type: ignore[attr-defined]
+    assert "child processes do not find it: make it in the module of its code" in refusal(plugins=[stray])
 
 
 def test_a_deferred_is_no_handler() -> None:
