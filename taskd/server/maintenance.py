@@ -26,7 +26,7 @@ ROUND = 1.0
 SWEEP = 500
 """Rows that one repair changes at most; the next round goes on."""
 
-SWEEPS = 10
+SWEEPS = 40
 """How often delayed tasks that have come due are looked for in one round, while there are more."""
 
 LOST_AFTER = 10.0

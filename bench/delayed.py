@@ -1,0 +1,106 @@
+"""A million tasks that are to run later: ``python -m bench.delayed`` prints what they cost until and when they come.
+
+They are submitted over the socket, a thousand a request, to run in an hour. One line of JSON:
+
+- ``created_per_s``; ``server_grew_mib`` while they were created; ``messages``: how many of them RabbitMQ holds;
+- ``new_task_p50_ms``, ``new_task_p99_ms``: from another user's submission to the end of the task, one by one, while
+  they wait; ``idle_*``: the same before there were any;
+- ``due_per_s``: tasks a second from the moment when ``--due`` of them become due at once until all of these have ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+
+from bench.harness import Deployment, Failed, Figures, Services, emit, folder, milliseconds, wait_until
+from taskd import __version__
+from taskd.wire.limits import MAX_BATCH
+from tests.daemons import LineClient
+
+PROBES = 100
+_DUE = "UPDATE tasks SET run_at = now() WHERE id IN (SELECT id FROM tasks WHERE NOT due ORDER BY run_at LIMIT %s)"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure as the options say; the exit status."""
+    options = _options(arguments)
+    try:
+        with contextlib.ExitStack() as stack:
+            services = Services()
+            stack.callback(services.stop)
+            place = stack.enter_context(folder())
+            deployment = Deployment(place, services)
+            stack.callback(deployment.stop)
+            deployment.start()
+            emit({"system": "taskd", "version": __version__, **_measure(options, deployment, services)})
+    except (Failed, AssertionError) as e:
+        print(f"bench: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _measure(options: argparse.Namespace, deployment: Deployment, services: Services) -> Figures:
+    hog, _ = deployment.client("hog")
+    other, _ = deployment.client("other")
+    idle = _probe(other)
+    server = psutil.Process(deployment.daemons[0].pid)
+    before, began = server.memory_info().rss, time.monotonic()
+    spec = {"task": "later", "payload": {"seconds": 0}, "delay": 3600}
+    for first in range(0, options.tasks, MAX_BATCH):
+        reply = hog.request("new_tasks", tasks=[spec] * min(MAX_BATCH, options.tasks - first))
+        if not reply["ok"]:
+            raise Failed(f"not created: {reply}")
+    created = time.monotonic() - began
+    found: Figures = {
+        "tasks": options.tasks,
+        "created_per_s": round(options.tasks / created),
+        "server_grew_mib": round((server.memory_info().rss - before) / 2**20, 1),
+        "messages": sum(int(line.split()[-1]) for line in _queues(services)),
+        **milliseconds(idle, "idle_"),
+        **milliseconds(_probe(other), "new_task_"),
+    }
+
+    def query(sql: str, *arguments: Any) -> list[Any]:
+        return services.postgres.query(sql, arguments, database=deployment.database)
+
+    began = time.monotonic()
+    query(_DUE, options.due)
+    ended = "SELECT count(*) >= %s FROM tasks WHERE status = 'Completada' AND task = 'later'"
+    end = wait_until(lambda: query(ended, options.due)[0][0], options.limit, "what is due has ended", 0.2)
+    return found | {"due": options.due, "due_per_s": round(options.due / (end - began))}
+
+
+def _probe(client: LineClient) -> list[float]:
+    took = []
+    for _ in range(PROBES):
+        began = time.monotonic()
+        task_id = client.request("new_task", task="t", payload={"seconds": 0})["task_id"]
+        if not client.request("wait", task_ids=[task_id])["done"]:
+            raise Failed("a task of the other user did not end")
+        took.append(time.monotonic() - began)
+    return took
+
+
+def _queues(services: Services) -> list[str]:
+    lines = services.rabbitmq.ctl("list_queues", "name", "messages").splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("amq.")]
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.delayed", description=(__doc__ or "").partition(":")[0])
+    add = parser.add_argument
+    add("--tasks", type=int, default=1_000_000, metavar="N", help="tasks that are to run later")
+    add("--due", type=int, default=50_000, metavar="N", help="how many of them become due at once")
+    add("--limit", type=float, default=300.0, metavar="SECONDS", help="for them to end")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
