@@ -173,7 +173,9 @@ def test_modules_that_cannot_be_imported(write: Any, tmp_path: Path) -> None:
         name = write(text)
         message = refusal(name)
         assert message.startswith(f"handlers '{name}': {why}"), message
-        assert message.endswith(f"({tmp_path / name}.py:{line})"), message
+        # Python 3.10 gives a decorator that raises the line of the function below it
+        lines = {line, line + 1} if "handler 'a'" in why and sys.version_info < (3, 11) else {line}
+        assert any(message.endswith(f"({tmp_path / name}.py:{each})") for each in lines), message
 
 
 def test_modules_without_a_handler_or_with_a_wrong_one(write: Any) -> None:
