@@ -78,7 +78,7 @@ class Settings(msgspec.Struct, frozen=True):
     keep_days: float
     """Days after which finished tasks are deleted; 0 keeps them for ever."""
     window: int
-    """Tasks of one queue in the broker at most; the rest waits in the store."""
+    """Tasks of one route in the broker at most; the rest waits in the store."""
     lease: float
     """Seconds a worker may be silent before its tasks are taken back."""
     bcrypt_rounds: int

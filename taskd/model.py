@@ -16,6 +16,8 @@ import msgspec
 from taskd.errors import BadRequest, TooLarge
 
 DEFAULT_KIND = "simulate"
+PROGRAM_PREFIX = "command:"
+"""What the kinds of programs begin with."""
 DEFAULT_ATTEMPTS = 3
 MAX_ATTEMPTS = 100
 MAX_DELAY_SECONDS = 10 * 366 * 86400.0

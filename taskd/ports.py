@@ -97,7 +97,8 @@ class Outcome(msgspec.Struct, frozen=True):
 
 class Finished(NamedTuple):
     """What the store made of an outcome that was not fenced. ``finished_at`` is None, and ``run_at`` is there, for a
-    task that is to be tried again."""
+    task that is to be tried again. ``version`` is 0 when it has gone on since, as a repetition may find: then others
+    have told of it already."""
 
     version: int
     finished_at: datetime | None

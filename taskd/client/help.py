@@ -22,8 +22,8 @@ EXAMPLES = {
     "add": """\
   taskclient add "render scene 7"
   taskclient add "render scene 8" --field seconds=5 --wait --wait-timeout 1m
-  taskclient add "album 7" --kind thumbnail --payload '{"width": 320}' --timeout 30s
-  taskclient add command:convert --field from=a.png --field to=a.jpg --wait
+  taskclient add "album 7" --kind thumbnail --payload '{"size": 300}' --timeout 30s
+  taskclient add command:convert --field input=a.png --field width=300 --wait
   taskclient add backup --delay 1h30m --max-attempts 5
   taskclient add "night report" --at "2026-12-01 02:00"
   taskclient add "pay invoice 17" --key invoice-17
@@ -73,7 +73,7 @@ _ACTION_OF = {
 _SUMMARIES = {
     "main": (
         "Submit tasks to a taskd server and see them run. Without arguments: a menu.",
-        "Enviar tareas a un servidor taskd y ver cómo se ejecutan. Sin argumentos: un menú.",
+        "Enviar tareas a un servidor taskd y verlas ejecutarse. Sin argumentos: un menú.",
     ),
     "login": (
         "Log in; the session is kept for the next commands.",
@@ -191,9 +191,9 @@ _OPTIONS = {
     "command": ("COMMAND", "ORDEN"),
     "commands": ("commands", "órdenes"),
     "exit": (
-        "exit status: 0 ok, 1 error, 2 usage, 3 timed out or cancelled, 4 not logged in, 5 a waited-for task failed",
-        "código de salida: 0 bien, 1 error, 2 uso, 3 tiempo agotado o cancelada, 4 sin sesión,"
-        " 5 una tarea esperada falló",
+        "exit status: 0 ok, 1 error, 2 usage, 3 timed out or cancelled, 4 not logged in,\n  5 a waited-for task failed",
+        "código de salida: 0 bien, 1 error, 2 uso, 3 tiempo agotado o cancelada,\n"
+        "  4 sin sesión, 5 una tarea esperada falló",
     ),
     "password": (
         "The password is asked for, or taken from TASKD_PASSWORD or from the first line of the input.",

@@ -18,9 +18,9 @@ from taskd.client.errors import OK, ClientError, EndOfInput, Unconfirmed, UsageE
 from taskd.client.fields import kind_perhaps, read_fields, task_text
 from taskd.client.log import print_page
 from taskd.client.rendering import visible
-from taskd.client.submit import PROGRAM, served_kinds
+from taskd.client.submit import served_kinds
 from taskd.client.words import WORDS
-from taskd.model import DEFAULT_KIND
+from taskd.model import DEFAULT_KIND, PROGRAM_PREFIX
 
 Action = Callable[[], Awaitable[None]]
 
@@ -189,7 +189,7 @@ class Menu:
 
     async def _kind(self, delivery: Delivery, text: str) -> str:
         """The kind that the text names, else what the user chooses where there is a choice."""
-        if text.startswith(PROGRAM) and kind_perhaps([text]):
+        if text.startswith(PROGRAM_PREFIX) and kind_perhaps([text]):
             return text
         others = sorted({kind.kind for kind in await served_kinds(self._ctx, delivery)} - {DEFAULT_KIND})
         if text in others or not others:

@@ -13,6 +13,7 @@ from msgspec import Meta, Raw, Struct
 from taskd.client.connection import read
 from taskd.client.durations import duration
 from taskd.client.texts import Texts
+from taskd.model import SHOWN_STATES
 
 JOINERS = "\u200c\u200d"
 """Invisible, but they only shape the letters and emoji beside them."""
@@ -142,6 +143,8 @@ class Renderer:
         self._texts = texts
         self._columns = columns
         self._colour = colour
+        states = [self.state(state, 1.0) for state in SHOWN_STATES]
+        self._state_cells = max(map(width, states))
 
     @property
     def columns(self) -> int | None:
@@ -185,7 +188,7 @@ class Renderer:
 
     def _news(self, at: datetime, task_id: int, state: str, shown: str, extra: str) -> str:
         words = [at.astimezone().strftime("%H:%M:%S"), str(task_id)]
-        shown = pad(shown, 12)
+        shown = pad(shown, self._state_cells)
         if self._columns is not None:
             if self._columns - sum(width(word) + 2 for word in (*words, shown)) < LEAST_TEXT:
                 words, shown = words[1:], shown.rstrip()

@@ -17,13 +17,11 @@ from taskd.client.errors import OK, ClientError, EndOfInput, Refused, UsageError
 from taskd.client.fields import check_own_key, kind_perhaps, line_key, task_fields, task_text
 from taskd.client.kinds import ShownKind, read_kinds
 from taskd.client.live import Follower
+from taskd.model import PROGRAM_PREFIX
 from taskd.wire.limits import MAX_BATCH, MAX_LINE_BYTES
 
 IN_FLIGHT = 4
 """Batches under way at once: enough to keep the server busy, few enough to know what was created."""
-
-PROGRAM = "command:"
-"""How the kinds of programs begin."""
 
 _ENVELOPE_BYTES = 100
 """More than ``{"action":"new_tasks","id":...,"tasks":[]}`` takes."""
@@ -76,7 +74,7 @@ def _delivery(ctx: Context, follower: Follower | None) -> Delivery:
 
 async def is_kind(ctx: Context, delivery: Delivery, word: str) -> bool:
     """Whether a word that may be a task's text names a kind: a program's, or one that workers serve now."""
-    if word.startswith(PROGRAM):
+    if word.startswith(PROGRAM_PREFIX):
         return True
     return any(kind.kind == word for kind in await served_kinds(ctx, delivery))
 

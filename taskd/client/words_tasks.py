@@ -29,8 +29,8 @@ REASONS: dict[str, tuple[str, str]] = {
     "scheduled": ("", "Está programada: no empezará antes de {run_at}."),
     "no_worker": (
         "",
-        "Ningún worker atiende el tipo {kind} en la cola {queue}; espera hasta que haya uno (con --handlers o"
-        " TASKD_HANDLERS).",
+        "Ningún worker atiende el tipo {kind} en la cola {queue}; espera hasta que haya uno (con --handlers, o con"
+        " --programs si es un programa).",
     ),
     "broker_down": ("", "RabbitMQ no está disponible; seguirá por sí sola en cuanto vuelva."),
     "waiting": ("", "Espera su turno en la cola {queue}: hay otras antes, o se está repartiendo ahora mismo."),
@@ -52,8 +52,8 @@ TASK_WORDS: dict[str, tuple[str, str]] = {
         "--payload debe ser un objeto JSON, como {example}",
     ),
     "bad_field": (
-        "--field must read NAME=VALUE, not {given}",
-        "--field debe tener la forma NOMBRE=VALOR, no {given}",
+        "a field must read NAME=VALUE, not {given}",
+        "un dato debe tener la forma NOMBRE=VALOR, no {given}",
     ),
     "bad_key": (
         "a key has 1 to {limit} printable characters",

@@ -34,7 +34,7 @@ from taskd.server.accounts import Accounts
 from taskd.server.announcer import Announcer
 from taskd.server.explain import explain
 from taskd.server.follow import Follow
-from taskd.server.hub import GAP, Hub, Wait
+from taskd.server.hub import Hub, Wait
 from taskd.server.logs import log_cursor, place_of, read_lines, read_tail, view_lines
 from taskd.server.peer import SUCCESS, Answer, Peer, Then
 from taskd.server.routes import Routes
@@ -244,16 +244,15 @@ class Actions:
     # live
 
     async def watch(self, peer: Peer, request: m.Watch) -> Answer:
-        user, before = _user(peer), peer.watch
-        gap = before is not None and not before.closed
+        user = _user(peer)
         peer.unwatch()
         watch = peer.watch = self._hub.watch(user.id, peer.send)
 
         def opened() -> None:
-            now = peer.watch
+            now, peer.believes = peer.watch, True
             if watch.closed and now is not None and now is not watch and now.closed:
                 # a later one, asked for in the same go, has failed before: nothing is watched, whatever this reply says
-                peer.send(GAP)
+                peer.disillusion()
             watch.open(tasks)
 
         try:
@@ -263,8 +262,8 @@ class Actions:
                 return Then({"status": "success", "tasks": self._views(tasks)}, opened)
         except BaseException:
             watch.close()
-            if gap and peer.watch is watch:
-                peer.send(GAP)  # the watch before this one is over, too
+            if peer.watch is watch:
+                peer.disillusion()  # the watch before this one is over, too
             raise
 
     async def unwatch(self, peer: Peer, request: m.Nothing) -> Answer:

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from taskd.errors import quote
-from taskd.model import DEFAULT_KIND, State, Task
+from taskd.model import DEFAULT_KIND, PROGRAM_PREFIX, State, Task
 from taskd.server.routes import Routes
 from taskd.server.window import Windows
 
@@ -58,7 +58,7 @@ def _later(task: Task, fields: dict[str, Any], but: str) -> _Why:
     if task.attempt:
         text = f"Attempt {task.attempt} of {task.max_attempts} has failed: {_reason(task)}"
         return "retrying", f"{text} It is tried again at {_time(task.run_at)}.{but}", {**fields, "error": task.error}
-    return "scheduled", f"It was asked for at {_time(task.run_at)} and begins then.{but}", fields
+    return "scheduled", f"It is to run later: it begins at {_time(task.run_at)}, not before.{but}", fields
 
 
 def _in_line(task: Task, fields: dict[str, Any], routes: Routes, windows: Windows) -> _Why:
@@ -76,7 +76,9 @@ def _in_line(task: Task, fields: dict[str, Any], routes: Routes, windows: Window
 
 def _no_worker(task: Task) -> str:
     start = "start a taskworker that does"
-    if task.kind != DEFAULT_KIND:
+    if task.kind.startswith(PROGRAM_PREFIX):
+        start += ", with --programs (or TASKD_PROGRAMS) naming a file that has a program of this name"
+    elif task.kind != DEFAULT_KIND:
         start += ", with --handlers (or TASKD_HANDLERS) naming a module that has a handler of this kind"
     return f"no living worker serves the kind {quote(task.kind)} in the queue {quote(task.queue)}: {start}."
 

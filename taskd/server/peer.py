@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from taskd.model import User
 from taskd.server.follow import Follow
-from taskd.server.hub import Wait, Watch
+from taskd.server.hub import GAP, Wait, Watch
 from taskd.wire import messages as m
 
 
@@ -23,6 +23,8 @@ class Peer:
     user: User | None = None
     token: str | None = None
     watch: Watch | None = None
+    believes: bool = False
+    """A reply has said that it watches, and no gap since that it does not."""
     waits: set[Wait] = field(default_factory=set)
     follows: set[Follow] = field(default_factory=set)
     leaving: bool = False
@@ -32,6 +34,12 @@ class Peer:
         """Whether it still gets events."""
         return bool(self.follows) or (self.watch is not None and not self.watch.closed)
 
+    def disillusion(self) -> None:
+        """Nothing is watched: tell it, if it believes that something is."""
+        if self.believes:
+            self.believes = False
+            self.send(GAP)
+
     def unwatch(self) -> None:
         """End the watch. Follows go on."""
         if self.watch is not None:
@@ -40,6 +48,7 @@ class Peer:
 
     def hush(self) -> None:
         """Send no more events at all."""
+        self.believes = False
         self.unwatch()
         for follow in tuple(self.follows):
             follow.close()

@@ -50,10 +50,7 @@ class Options(WorkOptions):
         self["listen"] = []
 
     def opt_listen(self, endpoint: str) -> None:
-        """Where to listen, a Twisted endpoint; repeatable (default TASKD_LISTEN, tcp:5000:interface=127.0.0.1).
-
-        For TLS: ssl:5001:privateKey=key.pem:certKey=cert.pem
-        """
+        """Where to listen: tcp:5000, or ssl:5001:privateKey=key.pem:certKey=cert.pem; repeatable (TASKD_LISTEN)."""
         self["listen"].append(endpoint)
 
     opt_l = opt_listen

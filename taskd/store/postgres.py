@@ -165,7 +165,8 @@ class PostgresStore(PostgresAccounts, PostgresReports):
             flags([c.alone for c in claims]),
             numbers([c.max_attempts for c in claims]),
         )
-        return _tasks(await self._call("claim", worker, lease, *args))
+        statement = "claim_redelivered" if any(c.redelivered for c in claims) else "claim"
+        return _tasks(await self._call(statement, worker, lease, *args))
 
     async def finish(self, worker: str, outcomes: Sequence[Outcome], again: bool = False) -> Mapping[int, Finished]:
         # In one order everywhere, so that two batches never wait for each other's rows.

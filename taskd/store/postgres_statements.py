@@ -183,20 +183,41 @@ ORDER BY taken.id, i.n
 # its channel, but not the last attempt: its lease decides. An attempt that failed leaves an error, one that was lost
 # with its worker does not: only after such a one the last attempt has to be alone.
 _HELD = "t.state = 'running' AND t.worker = $1"
-PREPARED["claim"] = f"""
+_CLAIM = f"""
 UPDATE tasks t SET state = 'running', worker = $1,
     attempt = CASE WHEN {_HELD} THEN t.attempt ELSE t.attempt + 1 END,
     max_attempts = CASE t.max_attempts WHEN 0 THEN c.max_attempts ELSE t.max_attempts END,
     version = CASE WHEN {_HELD} THEN t.version ELSE t.version + 1 END,
     lease_until = CASE WHEN {_HELD} THEN t.lease_until ELSE now() + make_interval(secs => $2) END,
     started_at = CASE WHEN {_HELD} THEN t.started_at ELSE now() END,
+    progress = CASE WHEN {_HELD} THEN t.progress END, note = CASE WHEN {_HELD} THEN t.note END,
     error = NULL
-FROM unnest($3::bigint[], $4::int[], $5::bool[], $6::bool[], $7::int[])
+"""
+_CLAIMS = """
+unnest($3::bigint[], $4::int[], $5::bool[], $6::bool[], $7::int[])
     AS c (id, dispatch, redelivered, alone, max_attempts)
-WHERE {_RELAXED} AND t.id = c.id AND t.dispatch = c.dispatch AND ({_HELD}
+"""
+_CLAIMABLE = f"""
+t.id = c.id AND t.dispatch = c.dispatch AND ({_HELD}
     OR (t.state = 'queued' OR t.state = 'running' AND c.redelivered AND t.attempt < t.max_attempts)
         AND (c.alone OR t.attempt = 0 OR t.error IS NOT NULL OR t.attempt + 1 <> t.max_attempts))
-RETURNING {_T}
+"""
+PREPARED["claim"] = f"{_CLAIM} FROM {_CLAIMS} WHERE {_RELAXED} AND {_CLAIMABLE} RETURNING {_T}"
+# The same where something may be taken over, whose attempt is lost. The rows are locked before they are changed, as
+# what is kept of an attempt must be what it was.
+PREPARED["claim_redelivered"] = f"""
+WITH had AS MATERIALIZED (
+    SELECT c.id, c.max_attempts, t.state = 'running' AND NOT ({_HELD}) AS lost, t.dispatch, t.attempt, t.worker,
+        t.started_at, t.max_attempts AS most
+    FROM {_CLAIMS} JOIN tasks t ON {_CLAIMABLE}
+    FOR UPDATE OF t
+), kept AS (
+    INSERT INTO task_attempts (task_id, dispatch, attempt, worker, started_at, error)
+    SELECT id, dispatch, attempt, worker, started_at, format(
+        'attempt %s of %s was lost: its worker ended or was cut off', attempt, most)
+    FROM had WHERE lost ON CONFLICT DO NOTHING
+)
+{_CLAIM} FROM had AS c WHERE {_RELAXED} AND t.id = c.id RETURNING {_T}
 """
 # What most attempts end by, in a statement of their own.
 PREPARED["complete"] = """
@@ -239,11 +260,10 @@ FROM unnest($2::bigint[], $3::int[], $4::int[], $5::text[]) AS o (id, dispatch, 
     ON t.id = o.id AND t.dispatch = o.dispatch AND t.attempt = o.attempt AND t.worker = $1
     AND t.state = o.state
 """
-# What was to be tried again may have gone on since: the attempt that it left behind tells. A version from before the
-# last change is then at least as new as that of the outcome, and older than what readers have seen.
+# What was to be tried again may have gone on since: the attempt that it left behind tells. Its version then is not
+# known any more, and nobody is to be told of it.
 PREPARED["failed_so"] = """
-SELECT t.id, CASE WHEN t.state = 'waiting' AND t.dispatch = o.dispatch THEN t.version ELSE t.version - 1 END, NULL,
-    t.run_at
+SELECT t.id, CASE WHEN t.state = 'waiting' AND t.dispatch = o.dispatch THEN t.version ELSE 0 END, NULL, t.run_at
 FROM unnest($2::bigint[], $3::int[], $4::int[], $5::text[]) AS o (id, dispatch, attempt, error)
     JOIN task_attempts a ON a.task_id = o.id AND a.dispatch = o.dispatch AND a.attempt = o.attempt AND a.worker = $1
         AND a.error = o.error

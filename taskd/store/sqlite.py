@@ -206,6 +206,8 @@ class SqliteStore(SqliteAccounts, SqliteReports):
         until = now + round(lease * 1_000_000)
         mine: dict[int, Task] = {}
         for c in claims:
+            if c.redelivered:
+                db.execute(sql.KEEP_TAKEN, (now, c.task_id, c.dispatch, worker, c.alone))
             values = worker, until, now, c.max_attempts, c.task_id, c.dispatch, c.redelivered, worker, c.alone
             row = (
                 db.execute(sql.CLAIM, values).fetchone()

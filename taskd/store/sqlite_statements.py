@@ -75,11 +75,21 @@ TAKE = "UPDATE outbox SET published_at = ? WHERE id IN (SELECT value FROM json_e
 # be alone.
 CLAIM = f"""
 UPDATE tasks SET state = 'running', attempt = attempt + 1, version = version + 1, worker = ?, lease_until = ?,
-    started_at = ?, error = NULL, max_attempts = CASE max_attempts WHEN 0 THEN ? ELSE max_attempts END
+    started_at = ?, progress = NULL, note = NULL, error = NULL,
+    max_attempts = CASE max_attempts WHEN 0 THEN ? ELSE max_attempts END
 WHERE id = ? AND dispatch = ?
     AND (state = 'queued' OR ? AND state = 'running' AND worker <> ? AND attempt < max_attempts)
     AND (? OR attempt = 0 OR error IS NOT NULL OR attempt + 1 <> max_attempts)
 RETURNING {_ALL}
+"""
+# Before it is taken over.
+KEEP_TAKEN = """
+INSERT INTO task_attempts (task_id, dispatch, attempt, worker, started_at, ended_at, error)
+SELECT id, dispatch, attempt, worker, started_at, ?,
+    'attempt ' || attempt || ' of ' || max_attempts || ' was lost: its worker ended or was cut off'
+FROM tasks WHERE id = ? AND dispatch = ? AND state = 'running' AND worker <> ? AND attempt < max_attempts
+    AND (? OR attempt + 1 <> max_attempts)
+ON CONFLICT DO NOTHING
 """
 HELD = f"SELECT {_ALL} FROM tasks WHERE id = ? AND dispatch = ? AND worker = ? AND state = 'running'"
 FINISH = """
@@ -109,10 +119,10 @@ UPDATE tasks SET state = 'waiting', run_at = ?, due = ?, error = ?, {_BACK}
 WHERE id = ? AND dispatch = ? AND attempt = ? AND worker = ? AND state = 'running'
 RETURNING version, run_at
 """
-# What was to be tried again may have gone on since: the attempt that it left behind tells. A version from before the
-# last change is then at least as new as that of the outcome, and older than what readers have seen.
+# What was to be tried again may have gone on since: the attempt that it left behind tells. Its version then is not
+# known any more, and nobody is to be told of it.
 FAILED_SO = """
-SELECT CASE WHEN t.state = 'waiting' AND t.dispatch = a.dispatch THEN t.version ELSE t.version - 1 END, t.run_at
+SELECT CASE WHEN t.state = 'waiting' AND t.dispatch = a.dispatch THEN t.version ELSE 0 END, t.run_at
 FROM task_attempts a JOIN tasks t ON t.id = a.task_id
 WHERE a.task_id = ? AND a.dispatch = ? AND a.attempt = ? AND a.worker = ? AND a.error = ?
 """

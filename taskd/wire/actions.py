@@ -70,7 +70,13 @@ def _registry() -> Iterator[Action]:
         "Submit up to 1,000 tasks, all or none.",
         "Crear hasta 1.000 tareas, todas o ninguna.",
     )
-    yield Action("get_tasks", m.GetTasks, user, "List one's tasks, newest first.", "Ver las tareas, de nueva a vieja.")
+    yield Action(
+        "get_tasks",
+        m.GetTasks,
+        user,
+        "List one's tasks, newest first.",
+        "Ver las tareas, de la más reciente a la más antigua.",
+    )
     yield Action("get_task", m.OneTask, user, "Everything about one task.", "Todo sobre una tarea.")
     yield Action(
         "cancel_task",

@@ -46,9 +46,10 @@ def encode_result(value: Any) -> str:
     """JSON text of what a handler returned. Raises TaskdError for what cannot be stored, with one line that says why:
     no JSON value, larger than MAX_RESULT_BYTES, nested too deeply, NaN or Infinity, a NUL in a text."""
     text = encode_json(value, MAX_RESULT_BYTES, "result")
-    # null stands for NaN as well as for None, the escape may be part of a text: both are rare, then look closer
-    if "null" in text or "\\u0000" in text:
-        _check(msgspec.to_builtins(value))
+    # What would not come back as it is, NaN as null or a set as a list, is rare, as are tuples: then look closer. So it
+    # is with the escape, which may be part of a text.
+    if "\\u0000" in text or msgspec.json.decode(text) != value:
+        _check(value)
     return text
 
 
@@ -57,13 +58,18 @@ def _check(value: Any) -> None:
         for key, inner in value.items():
             _check(key)
             _check(inner)
-    elif isinstance(value, list | tuple | set | frozenset):
+    elif isinstance(value, list | tuple):
         for inner in value:
             _check(inner)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise BadRequest("result must not contain NaN or Infinity, which JSON does not have", field="result")
-    elif isinstance(value, str) and "\0" in value:
-        raise BadRequest("result must not contain the NUL character", field="result")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise BadRequest("result must not contain NaN or Infinity, which JSON does not have", field="result")
+    elif isinstance(value, str):
+        if "\0" in value:
+            raise BadRequest("result must not contain the NUL character", field="result")
+    elif value is not None and not isinstance(value, int):
+        what = f"an object of type {type(value).__name__}"
+        raise BadRequest(f"result must not contain {what}, which JSON does not have", field="result")
 
 
 def success(value: Any) -> Success | Fault:

@@ -12,10 +12,10 @@ from types import ModuleType
 from twisted.plugin import getPlugins
 
 from taskd.errors import SettingsError, quote
+from taskd.model import PROGRAM_PREFIX
 from taskd.ports import ITaskHandler
 from taskd.worker.api import by_kind, check_handler, collect
 from taskd.worker.endings import error_line, one_line
-from taskd.worker.programs import PREFIX
 
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
@@ -87,8 +87,10 @@ def _add_folder(folder: str) -> None:
 def _check(found: ITaskHandler, name: str) -> None:
     name = one_line(name)
     check_handler(found, name)
-    if found.kind.startswith(PREFIX):
-        raise SettingsError(f"{name}: kinds that begin with {PREFIX!r} are those of programs: choose another one")
+    if found.kind.startswith(PROGRAM_PREFIX):
+        raise SettingsError(
+            f"{name}: kinds that begin with {PROGRAM_PREFIX!r} are those of programs: choose another one"
+        )
 
 
 def _why(error: BaseException) -> str:

@@ -30,13 +30,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from taskd.errors import BadRequest, SettingsError, quote
-from taskd.model import DEFAULT_ATTEMPTS, MAX_ATTEMPTS, MAX_TIMEOUT_SECONDS, Backoff, check_kind
+from taskd.model import DEFAULT_ATTEMPTS, MAX_ATTEMPTS, MAX_TIMEOUT_SECONDS, PROGRAM_PREFIX, Backoff, check_kind
 from taskd.worker.api import MAX_SUMMARY_CHARS, check_backoff
 from taskd.worker.processes import Program
 from taskd.worker.templates import Template
-
-PREFIX = "command:"
-"""What the kinds of programs begin with."""
 
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 DEFAULT_MAX_OUTPUT = 10 * 1024 * 1024
@@ -72,7 +69,7 @@ class Command:
         max_attempts: int = DEFAULT_ATTEMPTS,
         backoff: Backoff | None = None,
     ) -> None:
-        self.kind = PREFIX + name
+        self.kind = PROGRAM_PREFIX + name
         self.path = path
         self.cwd = cwd
         self.timeout = timeout
@@ -137,7 +134,7 @@ class _Section:
     def read(self) -> Command:
         """The program."""
         try:
-            check_kind(PREFIX + self._name)
+            check_kind(PROGRAM_PREFIX + self._name)
         except BadRequest as e:
             raise SettingsError(f"{self._where}: {e.message}") from None
         for key in self._table:

@@ -445,7 +445,7 @@ class Worker:
             counts = last[outcome.task_id] == (outcome.dispatch, outcome.attempt)
             finished = found.get(outcome.task_id) if counts else None
             answers.append(finished)
-            if finished is not None and ended.held.attempt is not None:
+            if finished is not None and finished.version and ended.held.attempt is not None:
                 changed.append(_after(ended.held.attempt.task, outcome, finished))
         self._announce(changed)
         self._ack([ended.held for ended in batch])

@@ -125,9 +125,8 @@ class ReportTests(StoreCase):
         self.assertIsNone(await self.finish(task, again=True))
         again = await self.next_attempt()
         told = await self.try_again(task, again=True)
-        self.assertIsNone(told.finished_at)
-        # news of it are older than what has been seen since
-        self.assertTrue(first.version <= told.version < again.version)
+        # it counts, and there is nothing to tell: others have told of what came behind it
+        self.assertEqual((told.version, told.finished_at), (0, None))
         self.assertEqual(await self.get(task), again)
         self.assertEqual(len(await self.store.failed_attempts(task.id)), 1)
 
@@ -180,6 +179,26 @@ class ReportTests(StoreCase):
             # what is tried again begins anew
             self.assertEqual(after.progress, None if after.state is State.WAITING else 0.5)
             self.assertEqual(after.note, None if after.state is State.WAITING else "half")
+
+    async def test_an_attempt_that_is_taken_over_is_a_lost_one(self) -> None:
+        taken, last, held = await self.create(3, max_attempts=3)
+        before = {t.id: t for t in await self.claim([taken, last, held], "one")}
+        await self.store.report("one", [Report(t.id, 1, 1, 0.5, "half") for t in (taken, last, held)])
+        again = [*await self.claim([taken, last, last], "two", True), *await self.claim([held], "one", True)]
+        for task in again:
+            lost = await self.store.failed_attempts(task.id)
+            if task.id == held.id:
+                self.assertEqual((task.attempt, task.progress, task.note, lost), (1, 0.5, "half", []))
+                continue
+            self.assertEqual((task.attempt, task.progress, task.note), (2, None, None))
+            at, error = before[task.id].started_at, "attempt 1 of 3 was lost: its worker ended or was cut off"
+            self.assertEqual(lost, [Failed(1, 1, "one", at, lost[0].ended_at, error, None)])
+        # nor is one lost that is not taken over: the last one waits for its lease, or to be alone
+        self.assertEqual(await self.claim([last], "three", True), [])
+        self.assertEqual(len(await self.store.failed_attempts(last.id)), 1)
+        await self.store.claim("three", 60, [Claim(last.id, 1, True, alone=True)])
+        self.assertEqual(await self.claim([last], "four", True), [])
+        self.assertEqual([f.attempt for f in await self.store.failed_attempts(last.id)], [1, 2])
 
     async def test_reset_leaves_failed_attempts_behind(self) -> None:
         [task] = await self.running()

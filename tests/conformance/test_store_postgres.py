@@ -301,6 +301,7 @@ class Schema(Hooks):
             "promote": {"tasks_delayed", "tasks_pkey"},
             "take_over": by_key,
             "claim": by_key,
+            "claim_redelivered": by_key,
             "complete": by_key,
             "fail": by_key,
             "finished_so": by_key,

@@ -236,7 +236,7 @@ class TestTasks:
         assert added.returncode == 0
         lines = added.stdout.splitlines()
         task_id = lines[0].removeprefix("Task ").removesuffix(" created.")
-        assert lines[-1].endswith('completed     render scene 7: {"seconds":0}')
+        assert lines[-1].endswith('completed      render scene 7: {"seconds":0}')
 
         (heading, row) = ana.ok("list", "--status", "Completada").splitlines()
         assert heading.split() == ["ID", "STATUS", "STATE", "KIND", "AGE", "TASK"]
@@ -294,7 +294,7 @@ class TestTasks:
             text.wait_for("before")
             objects.wait_for('"ok":true')
             ana.ok("add", "after", "--field", "seconds=0")
-            text.wait_for("completed     after")
+            text.wait_for("completed      after")
             objects.wait_for('"state":"completed","attempt":1', timeout=10)
             for watch in (text, objects):
                 assert watch.stop(signal.SIGINT, 10) == 130
@@ -311,7 +311,7 @@ class TestTasks:
         assert f"1 of the tasks have not ended in time: {slow}" in waited.stderr
         failed = ana.run("add", "bad", "--field", "seconds=-1", "--wait")
         assert failed.returncode == 5
-        assert "failed        bad: " in failed.stdout
+        assert "failed         bad: " in failed.stdout
         failed_id = failed.stdout.split()[1]
         assert ana.run("wait", failed_id, slow, "--timeout", "0", "--json").returncode == 5
 
@@ -452,7 +452,7 @@ class TestTrouble:
 
             with server.start():
                 watch.wait_for("Connected again.")
-                watch.wait_for("completed     long")
+                watch.wait_for("completed      long")
                 assert add.wait(10) == 0
                 assert watch.stop(signal.SIGTERM, 10) == 143
                 menu.press("1\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from taskd import __version__
 from tests.processes import clean_environment
 
 ROOT = Path(__file__).resolve().parents[2]
+
+FILES = ("README.md", "README.es.md", "CHANGELOG.md", ".env.example", "Makefile", "Dockerfile", "docker-compose.yml")
+FOLDERS = ("bench", "deploy", "docs", "examples", "schema", "tests")
+"""What a source distribution has beside the package: all that README.md leads to."""
 
 
 class Environment:
@@ -25,11 +30,11 @@ class Environment:
         self._elsewhere.mkdir()
         subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
 
-    def run(self, program: str, *arguments: str | Path) -> str:
+    def run(self, program: str, *arguments: str | Path, cwd: Path | None = None) -> str:
         """What it prints; AssertionError with that unless it ends well."""
         done = subprocess.run(
             [self._bin / program, *arguments],
-            cwd=self._elsewhere,
+            cwd=cwd or self._elsewhere,
             # The checkout must not be found by any other way than the installation.
             env={k: v for k, v in clean_environment().items() if k != "PYTHONPATH"},
             stdin=subprocess.DEVNULL,
@@ -79,9 +84,9 @@ def checkout(tmp_path: Path) -> Path:
     """A copy of what the package is made from, for builds leave their traces in the tree."""
     copy = tmp_path / "checkout"
     copy.mkdir()
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+    for name in (*FILES, "setup.cfg", "pyproject.toml", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, copy)
-    for name in ("bin", "schema", "taskd", "twisted"):
+    for name in (*FOLDERS, "bin", "taskd", "twisted"):
         traces = shutil.ignore_patterns("__pycache__", "dropin.cache")
         shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=traces)
     return copy
@@ -90,6 +95,17 @@ def checkout(tmp_path: Path) -> Path:
 def test_every_command_works_wheel_or_editable(checkout: Path, tmp_path: Path) -> None:
     """One environment, one way after the other: the second begins with what the first has left behind."""
     environment = Environment(tmp_path)
+
+    environment.pip("install", "setuptools")
+    program = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
+    environment.run("python", "-c", program, tmp_path, cwd=checkout)
+    [sdist] = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert set(FILES) <= names
+    for folder in FOLDERS:
+        files = {str(f.relative_to(checkout)) for f in (checkout / folder).rglob("*") if f.is_file()}
+        assert files and files <= names
 
     environment.pip("wheel", "--no-deps", "--wheel-dir", tmp_path, checkout)
     [wheel] = tmp_path.glob("*.whl")

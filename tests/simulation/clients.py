@@ -60,6 +60,7 @@ class Talk:
         self._watching = False
         self._draining = False
         self._latest = 0
+        self._watched_at = 0.0
         self._seen: dict[int, int] = {}
         self.requests: dict[int, _Request] = {}
         self.over = False
@@ -83,6 +84,8 @@ class Talk:
             return []
         changed = [known for known in self._referee.tasks.values() if known.changed > since]
         mine = [known for known in changed if known.text.startswith(f"{self._client.user.name} ")]
+        # what ended before this watch began may be too old for its snapshot
+        mine = [known for known in mine if known.changed > self._watched_at or known.task_id in self._seen]
         return [f"task {k.task_id} version {k.version}" for k in mine if self._seen.get(k.task_id) != k.version]
 
     def close(self) -> None:
@@ -167,6 +170,7 @@ class Talk:
             if number > self._latest:
                 self._latest, self._watching = number, not self._draining
                 self._seen = {view["id"]: view["version"] for view in message["tasks"]}
+                self._watched_at = self._client.world.clock.seconds()
         elif action == "unwatch":
             if number > self._latest:
                 self._latest, self._watching = number, False

@@ -176,7 +176,7 @@ class TestWatch:
         run = stage.run("watch", tty=True, columns=200)
         stage.taskd.connections[-1].event({"event": "task", "task": task | {"state": "\x1b[31m", "version": 9}})
         stage.settle()
-        assert run.out.splitlines()[-1].endswith("\\x1b[31m      \\x1b[2J: \\x07")
+        assert run.out.splitlines()[-1].endswith("\\x1b[31m       \\x1b[2J: \\x07")
         assert not set("\x1b\x07") & set(run.out)
 
 

@@ -177,7 +177,7 @@ class TestInside:
         ("kind_", "fields", "says"),
         [
             ("a b", [], "a kind has 1 to 64 letters"),
-            ("thumbnail", ["novalue"], "--field must read NAME=VALUE, not novalue"),
+            ("thumbnail", ["novalue"], "a field must read NAME=VALUE, not novalue"),
             ("thumbnail", ["a='b"], "a quotation mark is not closed"),
         ],
     )

@@ -13,6 +13,7 @@ from msgspec import Raw
 from taskd.client.errors import ConnectionTrouble
 from taskd.client.rendering import Renderer, ShownTask, age, compact, cut, pad, read_view, visible, width
 from taskd.client.texts import Texts
+from taskd.model import SHOWN_STATES
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)
 ENGLISH = Texts("en")
@@ -164,12 +165,20 @@ class TestTable:
 
 
 class TestChange:
+    @pytest.mark.parametrize("lang", ["en", "es"])
+    def test_the_text_begins_in_the_same_column_whatever_the_state(self, lang: str) -> None:
+        """Also when a running one is at 100 per cent."""
+        renderer = Renderer(Texts(lang), None, colour=False)
+        lines = [renderer.change(task(state=state), NOON) for state in SHOWN_STATES]
+        lines += [renderer.progress(7, "render", progress, None, NOON) for progress in (0.0, 0.5, 1.0)]
+        assert len({line.index("render") for line in lines}) == 1
+
     def test_what_became_of_it(self) -> None:
         renderer = Renderer(ENGLISH, None, colour=False)
         ended = {"state": "completed", "finished_at": NOON}
-        assert renderer.change(task(**ended, result=Raw(b'{"a": 1}')), NOON).endswith('completed     render: {"a":1}')
-        assert renderer.change(task(state="failed", error="b\x07d"), NOON).endswith("failed        render: b\\x07d")
-        assert renderer.change(task(attempt=2), NOON).endswith("running       render (attempt 2 of 3)")
+        assert renderer.change(task(**ended, result=Raw(b'{"a": 1}')), NOON).endswith('completed      render: {"a":1}')
+        assert renderer.change(task(state="failed", error="b\x07d"), NOON).endswith("failed         render: b\\x07d")
+        assert renderer.change(task(attempt=2), NOON).endswith("running        render (attempt 2 of 3)")
 
     @pytest.mark.parametrize("columns", [200, 80, 50, 40, 30, 20])
     def test_it_fits(self, columns: int) -> None:

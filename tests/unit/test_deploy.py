@@ -103,6 +103,21 @@ def test_units_run_the_tested_commands(daemon: str) -> None:
     assert [Path(program).name, *options] == [*TWISTD, daemon]
 
 
+@pytest.mark.parametrize("name", [name for name in sorted(OURS) if OURS[name] == "taskworker"])
+def test_workers_start_in_the_folder_of_handlers(name: str) -> None:
+    """What TASKD_HANDLERS and TASKD_PROGRAMS name is looked for there."""
+    worker = SERVICES[name]
+    assert worker["volumes"] == [f"./handlers:{worker['working_dir']}:ro"]
+    assert worker["init"] is True
+
+
+@pytest.mark.parametrize("daemon", ["taskserver", "taskworker"])
+def test_units_leave_the_children_to_the_daemon(daemon: str) -> None:
+    """A drain is not cut short by a TERM to every process, and a task that runs out of memory ends alone."""
+    lines = (DEPLOY / f"{daemon}.service").read_text().splitlines()
+    assert {"KillMode=mixed", "OOMPolicy=continue"} <= set(lines)
+
+
 def test_make_run_runs_the_tested_command() -> None:
     """The same again, from the checkout."""
     assert f"$(BIN)/{' '.join(TWISTD)} taskserver" in (ROOT / "Makefile").read_text()
@@ -118,9 +133,10 @@ def test_every_variable_of_the_compose_file_is_explained() -> None:
 
 @pytest.mark.parametrize("name", sorted(OURS))
 def test_containers_get_variables_that_the_daemons_know(name: str, tmp_path: Path) -> None:
-    """Neither a variable that nothing reads nor one that is malformed while .env leaves it out."""
+    """All that can be set, none that nothing reads, and none that is malformed while .env leaves it out."""
     environment = {key: resolved(value) for key, value in SERVICES[name]["environment"].items()}
-    assert set(environment) <= EXAMPLE_NAMES
+    # The containers are distributed, and the ports inside them fixed.
+    assert set(environment) == EXAMPLE_NAMES - {"TASKD_DATA", "TASKD_LISTEN", "TASKD_PUBLISH"}
     nothing = tmp_path / "env"
     nothing.touch()
     settings = config.read_settings(str(nothing), environment)

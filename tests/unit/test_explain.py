@@ -71,6 +71,13 @@ class Explaining(ActionCase):
         for word in ("'sculpt'", "'tasks'", "--handlers"):
             self.assertIn(word, why["message"])
 
+    def test_one_whose_program_nobody_serves(self) -> None:
+        self.stage.work()
+        why = self.why(self.add(kind="command:convert"))
+        self.assertEqual((why["code"], why["kind"]), ("no_worker", "command:convert"))
+        self.assertIn("--programs", why["message"])
+        self.assertNotIn("--handlers", why["message"])
+
     def test_one_whose_kind_is_served_in_another_queue_only(self) -> None:
         self.stage.work("sculpt", queues=("slow",))
         self.assertEqual(self.why(self.add(kind="sculpt"))["code"], "no_worker")

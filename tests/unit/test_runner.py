@@ -6,6 +6,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -428,13 +429,16 @@ class FailureTests(Stage):
             ({"a\0b": 1}, "NUL"),
             ("\ud800", "surrogates"),
             (deep, "nested"),
+            ({"a": [{1}]}, "type set"),
+            ([b"a"], "type bytes"),
+            ({"at": datetime.now(timezone.utc)}, "type datetime"),
         ]
         for value, why in cases:
             outcome = self.result(returns(value))
             self.assertIs(outcome.state, State.WAITING)
             self.assertTrue((outcome.error or "").startswith("the result cannot be stored: "), outcome.error)
             self.assertIn(why, outcome.error or "")
-        for good in ([None, 1.5], "null", "\\u0000", {"1": None}, 2**70):
+        for good in ([None, 1.5], "null", "\\u0000", {"1": None}, 2**70, {"a": (1, (None,))}, {1: True, 2.5: -0.0}):
             self.assertIs(self.result(returns(good)).state, State.COMPLETED)
 
     def test_every_failure_is_a_line_in_the_log(self) -> None:

@@ -68,6 +68,7 @@ KINDS: dict[str, Callable[[Clock, ITaskContext], Any]] = {
     "fail": fail,
     "leave": leave,
     "set": lambda clock, task: {1, 2},
+    "tuple": lambda clock, task: (1, 2),
     "object": lambda clock, task: object(),
     "large": lambda clock, task: "x" * MAX_RESULT_BYTES,
     "largest": lambda clock, task: "x" * (MAX_RESULT_BYTES - 2),
@@ -252,6 +253,7 @@ def test_no_more_than_slots_run_at_a_time(stage: Stage) -> None:
     [
         ("fail", "{}", "ValueError: no such colour"),
         ("leave", "{}", "SystemExit: 3"),
+        ("set", "{}", "the result cannot be stored: result must not contain an object of type set"),
         ("object", "{}", "the result cannot be stored: result cannot be written as JSON: Encoding objects of type"),
         (
             "large",
@@ -271,7 +273,7 @@ def test_an_attempt_that_fails_says_why_in_one_line(stage: Stage, kind: str, pay
     assert found.error.startswith(error) and "\n" not in found.error
 
 
-@pytest.mark.parametrize(("kind", "length"), [("echo", 7), ("largest", MAX_RESULT_BYTES), ("set", 5)])
+@pytest.mark.parametrize(("kind", "length"), [("echo", 7), ("largest", MAX_RESULT_BYTES), ("tuple", 5)])
 def test_a_result_is_stored_as_json(stage: Stage, kind: str, length: int) -> None:
     stage.worker()
     [task] = stage.submit(NewTask("t", kind, '{"a":1}', "tasks"))
