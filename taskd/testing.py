@@ -73,7 +73,7 @@ def run_handler(
     not ended by then, SettingsError when the handler cannot be.
     """
     clock = clock or Clock()
-    check_handler(handler, f"handler {handler.kind!r}")
+    check_handler(handler, repr(handler))
     ran = Ran("running")
     now = datetime.fromtimestamp(clock.seconds(), timezone.utc)
     body = encode_json(dict(payload or {}), MAX_PAYLOAD_BYTES, "payload")
@@ -247,15 +247,13 @@ class _Here:
     isolation = "thread"
 
     def __init__(self, handler: ITaskHandler) -> None:
-        self._handler = handler
+        # not called from here, so that a traceback is what it is outside of tests
+        self.run: Callable[[ITaskContext], Any] = handler.run
         self.kind: str = handler.kind
         self.timeout: float | None = handler.timeout
         self.max_attempts: int = handler.max_attempts
         self.backoff: Backoff = handler.backoff
         self.summary: str = handler.summary
-
-    def run(self, task: ITaskContext) -> Any:
-        return self._handler.run(task)
 
 
 def _inline(handler: ITaskHandler) -> ITaskHandler:

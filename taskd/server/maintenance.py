@@ -35,7 +35,7 @@ LOST_AFTER = 10.0
 DELETE = 200
 """Finished tasks that one round looks at, to delete those that are old enough."""
 
-DELETE_REST = 600.0
+DELETE_REST = 10.0
 """Seconds of rest once all of them have been looked at."""
 
 

@@ -141,8 +141,9 @@ class _Section:
             if key not in _KEYS:
                 raise self._wrong(key, f"is not known; there are: {', '.join(_KEYS)}")
         path = self._path()
+        args = self._list("args")
         try:
-            template = Template(self._list("args"))
+            template = Template(args)
         except SettingsError as e:
             raise self._wrong("args", str(e)) from None
         return Command(

@@ -254,7 +254,7 @@ def test_what_is_wrong_is_one_line_that_names_its_place(write: Any, text: str, w
     with pytest.raises(SettingsError) as caught:
         read_programs(file)
     message = str(caught.value)
-    assert message.startswith(f"{file}: ")
+    assert message.startswith(f"{file}: ") and message.count(file) == 1
     assert why in message
     assert "\n" not in message
 
