@@ -29,13 +29,14 @@ from twisted.internet.defer import Deferred, DeferredQueue
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from txpostgres import txpostgres
 
-from taskd.broker.rabbitmq_frames import MAX_FRAME, FrameReader, Handler, PublishFrames
-from taskd.model import DEFAULT_KIND, NewTask, State
-from taskd.ports import NewRow
-from taskd.store.postgres import PostgresStore
-from taskd.store.postgres_arrays import ids
-from taskd.store.postgres_connection import SESSION
-from taskd.store.postgres_statements import PREPARED
+from taskd.broker.rabbitmq.frames import MAX_FRAME, FrameReader, Handler, PublishFrames
+from taskd.model.states import State
+from taskd.model.tasks import DEFAULT_KIND, NewTask
+from taskd.ports.tasks import NewRow
+from taskd.store.postgres.arrays import ids
+from taskd.store.postgres.connection import SESSION
+from taskd.store.postgres.statements import PREPARED
+from taskd.store.postgres.store import PostgresStore
 
 reactor: Any = installed_reactor
 T = TypeVar("T")

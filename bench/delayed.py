@@ -21,7 +21,7 @@ import psutil
 
 from bench.harness import Deployment, Failed, Figures, Services, emit, folder, milliseconds, wait_until
 from taskd import __version__
-from taskd.wire.limits import MAX_BATCH
+from taskd.protocol.limits import MAX_BATCH
 from tests.daemons import LineClient
 
 PROBES = 100

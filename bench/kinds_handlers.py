@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from twisted.internet.defer import CancelledError, Deferred
 
-from taskd.ports import ITaskContext
+from taskd.ports.handler import ITaskContext
 from taskd.worker import handler
 
 ENDED = "BENCH_ENDED"

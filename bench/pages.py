@@ -24,10 +24,11 @@ from twisted.internet import task
 from twisted.internet.defer import Deferred
 
 from bench.harness import Figures, emit, folder, milliseconds
-from taskd.model import SHOWN_STATES, STATUSES
-from taskd.ports import ITaskStore, Page, TaskQuery
-from taskd.store.postgres import PostgresStore
-from taskd.store.sqlite import SqliteStore, open_sqlite
+from taskd.model.states import SHOWN_STATES, STATUSES
+from taskd.ports.store import IStore
+from taskd.ports.tasks import Page, TaskQuery
+from taskd.store.postgres.store import PostgresStore
+from taskd.store.sqlite.store import SqliteStore, open_sqlite
 from tests.services import Postgres
 
 TARGET_MS = 10.0
@@ -130,7 +131,7 @@ def fill_postgres(server: Postgres, tasks: int) -> None:
     connection.close()
 
 
-async def measure(store: ITaskStore, name: str, tasks: int, repeats: int) -> Figures:
+async def measure(store: IStore, name: str, tasks: int, repeats: int) -> Figures:
     """The figures of one store."""
     ends = {"first": None, "middle": tasks, "last": 2 * 100}
     times: dict[str, list[float]] = {}

@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
-from taskd.errors import Unavailable
+from taskd.model.errors import Unavailable
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -17,7 +17,7 @@ import msgspec
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
-from taskd.errors import SettingsError
+from taskd.model.errors import SettingsError
 
 T = TypeVar("T")
 
@@ -218,7 +218,7 @@ def _digits(text: str) -> int:
 
 def check_queue(queue: str, name: str) -> str:
     """A queue's name, unchanged. Raises SettingsError unless RabbitMQ takes it and a kind can be added behind a ``#``
-    (taskd.model.Route); ``name`` is who said it."""
+    (taskd.model.tasks.Route); ``name`` is who said it."""
     if not queue.isprintable() or not 1 <= len(queue.encode()) <= MAX_QUEUE_BYTES or queue.startswith("amq."):
         text = f"{name}: a queue's name has 1 to {MAX_QUEUE_BYTES} bytes and does not begin with amq., not {queue!r}"
         raise SettingsError(text)

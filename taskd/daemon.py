@@ -17,8 +17,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from taskd.config import Settings
-from taskd.errors import SchemaTooNew, SettingsError, TaskdError
-from taskd.ports import IBroker, ITaskStore
+from taskd.model.errors import SchemaTooNew, SettingsError, TaskdError
+from taskd.ports.broker import IBroker
+from taskd.ports.store import IStore
 
 _log = Logger(namespace="taskd")
 
@@ -28,13 +29,13 @@ DATABASE = "taskd.sqlite3"
 """The embedded database's file in the data folder."""
 
 
-def open_store(settings: Settings, reactor: Any) -> ITaskStore:
+def open_store(settings: Settings, reactor: Any) -> IStore:
     """The store of these settings, not started. Raises SettingsError."""
     if settings.postgres is not None:
-        from taskd.store.postgres import PostgresStore
+        from taskd.store.postgres.store import PostgresStore
 
         return PostgresStore(settings.postgres.dsn(), reactor)
-    from taskd.store.sqlite import SqliteStore, open_sqlite
+    from taskd.store.sqlite.store import SqliteStore, open_sqlite
 
     return SqliteStore(open_sqlite(settings.data / DATABASE, reactor), reactor)
 
@@ -42,7 +43,7 @@ def open_store(settings: Settings, reactor: Any) -> ITaskStore:
 def open_broker(settings: Settings, reactor: Any, queues: Sequence[str]) -> IBroker:
     """The broker of these settings, not started."""
     if settings.rabbitmq is not None:
-        from taskd.broker.rabbitmq import RabbitBroker
+        from taskd.broker.rabbitmq.broker import RabbitBroker
 
         return RabbitBroker(settings.rabbitmq, reactor, queues)
     from taskd.broker.memory import MemoryBroker

@@ -19,16 +19,20 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from taskd.api.accounts import Accounts
 from taskd.broker.memory import MemoryBroker
-from taskd.model import Backoff, State, Task, encode_json
-from taskd.ports import ITaskContext, ITaskHandler, Outcome
-from taskd.server.accounts import Accounts
+from taskd.model.backoff import Backoff
+from taskd.model.json_text import encode_json
+from taskd.model.states import State
+from taskd.model.tasks import Task
+from taskd.ports.attempts import Outcome
+from taskd.ports.handler import ITaskContext, ITaskHandler
 from taskd.server.service import TaskServer
-from taskd.store.sqlite import InlineRunner, SqliteStore
-from taskd.worker.api import check_handler
-from taskd.worker.handlers import Simulate
+from taskd.store.sqlite.store import InlineRunner, SqliteStore
+from taskd.worker.executors.thread_pool import IThreads
+from taskd.worker.handler import check_handler
 from taskd.worker.runner import Runner
-from taskd.worker.threads import IThreads
+from taskd.worker.simulate import Simulate
 from taskd.worker.worker import Worker
 
 PASSWORD = "a password for tests"

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from taskd.ports import ITaskContext
+from taskd.ports.handler import ITaskContext
 from taskd.worker import Reject, handler
 
 PICTURES = Path(os.environ.get("PICTURES", "pictures")).resolve()

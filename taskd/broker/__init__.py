@@ -1,1 +1,3 @@
-"""The broker: RabbitMQ or memory behind one interface, :class:`taskd.ports.IBroker`."""
+"""The implementations of :class:`taskd.ports.broker.IBroker`: RabbitMQ and one in memory. They carry messages and
+events, and decide nothing about tasks.
+"""

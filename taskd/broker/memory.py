@@ -13,8 +13,9 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from taskd.errors import BrokerUnavailable
-from taskd.ports import CHANGES, Delivery, Dispatch, IBroker, IConsumer
+from taskd.model.errors import BrokerUnavailable
+from taskd.ports.broker import CHANGES, Delivery, IBroker, IConsumer
+from taskd.ports.scheduling import Dispatch
 
 
 @implementer(IConsumer)

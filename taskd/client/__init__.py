@@ -1,1 +1,1 @@
-"""The client: a line protocol connection, the commands and the menu of ``taskclient``."""
+"""The client library: connection, session tokens, and resending. It knows neither terminal nor command line."""

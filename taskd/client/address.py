@@ -41,7 +41,7 @@ def endpoint(reactor: Any, server: str) -> IStreamClientEndpoint:
     """The endpoint for a normalized address. Raises UsageError for one that makes no sense to Twisted."""
     from twisted.internet import endpoints
 
-    from taskd.client.trouble import os_reason
+    from taskd.client.connection_errors import os_reason
 
     # An address that is a number already needs no resolver and no thread
     if found := _V6.fullmatch(server):

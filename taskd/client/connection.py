@@ -22,9 +22,9 @@ from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from taskd.client.connection_errors import os_reason, why_lost
 from taskd.client.errors import ClientError, ConnectionTrouble, Refused
-from taskd.client.trouble import os_reason, why_lost
-from taskd.wire.limits import MAX_LINE_BYTES, MAX_REPLY_BYTES
+from taskd.protocol.limits import MAX_LINE_BYTES, MAX_REPLY_BYTES
 
 CONNECT_SECONDS = 10.0
 REPLY_SECONDS = 60.0
@@ -104,7 +104,7 @@ class LineClient(LineReceiver):
         self._closing = False
         self._finishing = False
         self._timer: IDelayedCall | None = None
-        self._mourners: list[Deferred[None]] = []
+        self._close_waiters: list[Deferred[None]] = []
         self.lost: Exception | None = None
         self.on_event: Callable[[LineClient, Received], None] = lambda client, received: None
 
@@ -162,8 +162,8 @@ class LineClient(LineReceiver):
         """Fails with the reason once the connection is lost; never fires when :meth:`close` ended it."""
         if self.lost is not None:
             return fail(self.lost)
-        gone: Deferred[None] = Deferred(self._mourners.remove)
-        self._mourners.append(gone)
+        gone: Deferred[None] = Deferred(self._close_waiters.remove)
+        self._close_waiters.append(gone)
         return gone
 
     def abandon(self, why: Exception) -> None:
@@ -258,9 +258,9 @@ class LineClient(LineReceiver):
         for request_id in tuple(self._pending):
             if request_id in self._pending:
                 self._forget(request_id).errback(why)
-        mourners, self._mourners = self._mourners, []
+        waiters, self._close_waiters = self._close_waiters, []
         if not self._closing:
-            for gone in mourners:
+            for gone in waiters:
                 gone.errback(why)
 
 

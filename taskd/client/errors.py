@@ -20,7 +20,7 @@ TERMINATED = 143
 
 
 class ClientError(Exception):
-    """One clear line for the user. ``key`` names it in :mod:`taskd.client.texts`, ``fields`` fill it in.
+    """One clear line for the user. ``key`` names it in :mod:`taskd.cli.texts.catalogue`, ``fields`` fill it in.
 
     ``code`` is what ``--json`` says, from the protocol's list. ``transient`` troubles may be gone next time, but not
     before ``retry_after`` seconds. After one that is ``undone`` it is certain that nothing was created.

@@ -1,1 +1,4 @@
-"""The task server: line connections, actions, accounts, submission, dispatcher and event hub."""
+"""The line transport of the server, its wiring and its ``twistd`` command.
+
+What a request does is in :mod:`taskd.api`.
+"""

@@ -20,14 +20,14 @@ from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from taskd.errors import BadJson, Draining, Internal, TaskdError, TooLarge
-from taskd.server.actions import Actions
-from taskd.server.hub import DRAINING, GAP
-from taskd.server.peer import Peer, Then
-from taskd.server.turns import Turns
-from taskd.wire.framing import Framer
-from taskd.wire.limits import MAX_LINE_BYTES
-from taskd.wire.session import Call, ServerSession
+from taskd.api.actions import Actions
+from taskd.api.peer import Peer, Then
+from taskd.api.reply_limiter import ReplyLimiter
+from taskd.events.hub import DRAINING, GAP
+from taskd.model.errors import BadJson, Draining, Internal, TaskdError, TooLarge
+from taskd.protocol.framing import Framer
+from taskd.protocol.limits import MAX_LINE_BYTES
+from taskd.server.pipeline import Call, ServerSession
 
 MAX_EVENT_BYTES = 1024 * 1024
 """Events kept for a peer that does not read; with more it is told of a gap and gets none until it watches again."""
@@ -58,7 +58,7 @@ class LineConnection(LineReceiver):
         self._actions = actions
         self._clock = clock
         self._factory = factory
-        self._turns = Turns(clock)
+        self._turns = ReplyLimiter(clock)
         self._peer = Peer(self._event, reading=self._turns)
         self._session = ServerSession(self._start, self._write, self._congested)
         self._framer = Framer()
@@ -146,8 +146,8 @@ class LineConnection(LineReceiver):
         """The server is stopping: answer what was asked, refuse what comes, close."""
         self._draining = True
         self._linger = CLOSE_SECONDS
-        if self._peer.hears:
-            self._peer.hush()
+        if self._peer.has_subscriptions:
+            self._peer.cancel_subscriptions()
             self._event(DRAINING)
         self._peer.gone()
         self._session.close(self._goodbye)

@@ -7,20 +7,21 @@ from collections.abc import Callable, Sequence
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from taskd.errors import Unavailable
-from taskd.model import Route
-from taskd.ports import IBroker, ITaskStore
-from taskd.server.accounts import Accounts
-from taskd.server.actions import Actions
-from taskd.server.announcer import Announcer
-from taskd.server.dispatcher import Dispatcher
-from taskd.server.hub import Hub
+from taskd.api.accounts import Accounts
+from taskd.api.actions import Actions
+from taskd.events.hub import Hub
+from taskd.events.publisher import Publisher
+from taskd.model.errors import Unavailable
+from taskd.model.tasks import Route
+from taskd.ports.broker import IBroker
+from taskd.ports.store import IStore
+from taskd.scheduling.dispatcher import Dispatcher
+from taskd.scheduling.maintenance import Maintenance
+from taskd.scheduling.outbox import Outbox
+from taskd.scheduling.routes import Routes
+from taskd.scheduling.submission import Submitter
+from taskd.scheduling.window import Window, Windows
 from taskd.server.lines import LineFactory
-from taskd.server.maintenance import Maintenance
-from taskd.server.outbox import Outbox
-from taskd.server.routes import Routes
-from taskd.server.submission import Submitter
-from taskd.server.window import Window, Windows
 
 CLOSE_SECONDS = 10.0
 """What connections get to have their requests under way answered."""
@@ -39,7 +40,7 @@ class TaskServer:
     def __init__(
         self,
         clock: IReactorTime,
-        store: ITaskStore,
+        store: IStore,
         broker: IBroker,
         accounts: Accounts,
         *,
@@ -52,23 +53,23 @@ class TaskServer:
     ) -> None:
         self._clock = clock
         hub, windows = Hub(), Windows(window)
-        announcer = self._announcer = Announcer(
-            *(clock, broker, hub, windows, node), lambda: routes.wake_all(), lambda: routes.look()
+        publisher = self._publisher = Publisher(
+            clock, broker, hub, node, lambda changes: routes.changed(changes), lambda: routes.look()
         )
         outbox = self._outbox = Outbox(store, broker)
 
         def dispatcher(route: Route, its_window: Window) -> Dispatcher:
-            return Dispatcher(clock, route, its_window, store, broker, outbox, announcer, new_id)
+            return Dispatcher(clock, route, its_window, store, broker, outbox, publisher, new_id)
 
         routes = self._routes = Routes(store, windows, queues, lease, dispatcher)
-        self._submitter = Submitter(clock, store, broker, outbox, windows, announcer, new_id, routes.wake)
-        self._maintenance = Maintenance(clock, store, broker, outbox, windows, routes, announcer, lease, keep)
-        actions = Actions(clock, store, broker, accounts, self._submitter, hub, announcer, windows, routes, node)
+        self._submitter = Submitter(clock, store, broker, outbox, windows, publisher, new_id, routes.wake)
+        self._maintenance = Maintenance(clock, store, broker, outbox, windows, routes, publisher, lease, keep)
+        actions = Actions(clock, store, broker, accounts, self._submitter, hub, publisher, windows, routes, node)
         self.lines = LineFactory(actions, clock)
 
     def start(self) -> None:
         """Hear the others' news and begin the rounds. Connections may be accepted before."""
-        self._announcer.start()
+        self._publisher.start()
         self._maintenance.start()
 
     async def drain(self) -> None:
@@ -85,7 +86,7 @@ class TaskServer:
         await self._submitter.drained()
         await self._routes.stop()
         try:
-            await self._outbox.settle()
+            await self._outbox.mark_published()
         except Unavailable as e:
             self._log.info("some outbox rows stay for other servers: {why}", why=e.message)
 

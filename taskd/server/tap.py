@@ -16,11 +16,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from taskd import __version__
+from taskd.api.accounts import Accounts, HashPool
 from taskd.config import Settings, read_settings, whole_number
 from taskd.daemon import fail, handle_signals, open_broker, open_store, process_name, refuse
-from taskd.errors import SettingsError, Unavailable
-from taskd.ports import IBroker, ITaskStore
-from taskd.server.accounts import Accounts, HashPool
+from taskd.model.errors import SettingsError, Unavailable
+from taskd.ports.broker import IBroker
+from taskd.ports.store import IStore
 from taskd.server.service import TaskServer
 from taskd.worker.wiring import Work, WorkOptions, open_worker, read_work
 from taskd.worker.worker import Worker
@@ -65,7 +66,7 @@ class ServerService(Service):
         self,
         reactor: Any,
         listen: Sequence[str],
-        store: ITaskStore,
+        store: IStore,
         broker: IBroker,
         hashes: HashPool,
         server: TaskServer,

@@ -1,1 +1,3 @@
-"""The truth: PostgreSQL or SQLite behind one interface, :class:`taskd.ports.ITaskStore`."""
+"""The implementations of :class:`taskd.ports.store.IStore`: ``postgres/`` and ``sqlite/``, and what they share. Nothing
+here decides when a task is created, dispatched or taken back; the schema itself is in schema/.
+"""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import NamedTuple
 
-from taskd.errors import SchemaTooNew
+from taskd.model.errors import SchemaTooNew
 
 CREATE_TABLE = """
 CREATE TABLE IF NOT EXISTS schema_migrations (

@@ -3,7 +3,7 @@
 Who writes handlers imports ``handler``, ``Retry``, ``Reject`` and ``Backoff`` from here.
 """
 
-from taskd.model import Backoff
-from taskd.worker.api import Handler, Reject, Retry, handler
+from taskd.model.backoff import Backoff
+from taskd.worker.handler import Handler, Reject, Retry, handler
 
 __all__ = ["Backoff", "Handler", "Reject", "Retry", "handler"]

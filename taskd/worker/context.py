@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from zope.interface import implementer
 
-from taskd.model import MAX_LINE_CHARS, MAX_NOTE_CHARS, Task
-from taskd.ports import ITaskContext
+from taskd.model.limits import MAX_LINE_CHARS, MAX_NOTE_CHARS
+from taskd.model.tasks import Task
+from taskd.ports.handler import ITaskContext
 
 if TYPE_CHECKING:
-    from taskd.worker.processes import Said
+    from taskd.worker.forkserver.client import OutputListener
 
 MAX_UNHEARD_BYTES = 256 * 1024
 """Of lines that a thread has said and the reactor has not heard yet; the oldest are dropped."""
@@ -71,7 +72,9 @@ _HEARD = _Heard()
 class TaskContext:
     """One attempt, as its handler sees it. ``said`` is told what the handler says, in the handler's own thread."""
 
-    def __init__(self, task: Task, user: str, payload: Mapping[str, Any], max_attempts: int, said: Said) -> None:
+    def __init__(
+        self, task: Task, user: str, payload: Mapping[str, Any], max_attempts: int, said: OutputListener
+    ) -> None:
         self.id = task.id
         self.attempt = task.attempt
         self.max_attempts = max_attempts
@@ -80,7 +83,7 @@ class TaskContext:
         self.kind = task.kind
         self.queue = task.queue
         self.payload = payload
-        self._said: Said | None = said
+        self._said: OutputListener | None = said
         self._cancelled = False
 
     @property
@@ -121,7 +124,7 @@ class Relay:
     counts, of lines the newest MAX_UNHEARD_BYTES; those dropped are counted.
     """
 
-    def __init__(self, said: Said, wake: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(self, said: OutputListener, wake: Callable[[Callable[[], None]], None]) -> None:
         self._said = said
         self._wake = wake
         self._lock = threading.Lock()

@@ -11,11 +11,11 @@ from types import ModuleType
 
 from twisted.plugin import getPlugins
 
-from taskd.errors import SettingsError, quote
-from taskd.model import PROGRAM_PREFIX
-from taskd.ports import ITaskHandler
-from taskd.worker.api import by_kind, check_handler, collect
-from taskd.worker.endings import error_line, one_line
+from taskd.model.errors import SettingsError, quote
+from taskd.model.tasks import PROGRAM_PREFIX
+from taskd.ports.handler import ITaskHandler
+from taskd.worker.handler import by_kind, check_handler, collect
+from taskd.worker.handler_results import error_line, one_line
 
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 

@@ -15,9 +15,10 @@ A section ``[convert]`` serves the kind ``command:convert``::
     max_attempts = 3
     backoff = { first = 2, factor = 2, longest = 3600, jitter = 0.5 }
 
-Only ``path`` must be there. The arguments are a template: see :mod:`taskd.worker.templates`. They are handed over as
-they are, so no field can become more than one argument, or another one. What the program makes of an argument is its
-own: where ``path`` is a shell, keep fields out of its script and pass them behind it (``-c``, script, ``sh``, field).
+Only ``path`` must be there. The arguments are a template: see :mod:`taskd.worker.program_arguments`. They are handed
+over as they are, so no field can become more than one argument, or another one. What the program makes of an argument
+is its own: where ``path`` is a shell, keep fields out of its script and pass them behind it (``-c``, script, ``sh``,
+field).
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from taskd.errors import BadRequest, SettingsError, quote
-from taskd.model import DEFAULT_ATTEMPTS, MAX_ATTEMPTS, MAX_TIMEOUT_SECONDS, PROGRAM_PREFIX, Backoff, check_kind
-from taskd.worker.api import MAX_SUMMARY_CHARS, check_backoff
-from taskd.worker.processes import Program
-from taskd.worker.templates import Template
+from taskd.model.backoff import Backoff
+from taskd.model.errors import BadRequest, SettingsError, quote
+from taskd.model.limits import DEFAULT_ATTEMPTS, MAX_ATTEMPTS, MAX_TIMEOUT_SECONDS
+from taskd.model.tasks import PROGRAM_PREFIX, check_kind
+from taskd.worker.forkserver.messages import Program
+from taskd.worker.handler import MAX_SUMMARY_CHARS, check_backoff
+from taskd.worker.program_arguments import Template
 
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 DEFAULT_MAX_OUTPUT = 10 * 1024 * 1024

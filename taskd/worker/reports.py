@@ -10,10 +10,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from taskd.errors import Unavailable
-from taskd.model import Task
-from taskd.ports import ITaskStore, Report
-from taskd.wire.changes import Said, said_lines, said_progress
+from taskd.events.records import TaskOutput, log_event, progress_event
+from taskd.model.errors import Unavailable
+from taskd.model.tasks import Task
+from taskd.ports.logs import Report
+from taskd.ports.store import IStore
 
 INTERVAL = 0.25
 """Seconds between two reports of a task."""
@@ -28,10 +29,10 @@ MAX_PENDING_BYTES = 256 * 1024
 """Lines that one task may have waiting here; the oldest are left out, and the log says how many."""
 
 
-class Voice:
+class ReportBuffer:
     """One attempt's way to be heard. ``limit`` is how much of the task's log is kept, in bytes."""
 
-    def __init__(self, task: Task, limit: int, said: Callable[[Voice], None]) -> None:
+    def __init__(self, task: Task, limit: int, said: Callable[[ReportBuffer], None]) -> None:
         self.task = task
         self.closed = False
         self._limit = limit
@@ -144,10 +145,10 @@ class Reports:
     def __init__(
         self,
         clock: IReactorTime,
-        store: ITaskStore,
+        store: IStore,
         worker: str,
         limit: int,
-        announce: Callable[[Sequence[Said]], None],
+        announce: Callable[[Sequence[TaskOutput]], None],
         fenced: Callable[[Task], None],
     ) -> None:
         self._clock = clock
@@ -156,30 +157,30 @@ class Reports:
         self._limit = limit
         self._announce = announce
         self._fenced = fenced
-        self._dirty: dict[Voice, None] = {}
-        self._flying: dict[Voice, None] = {}
+        self._dirty: dict[ReportBuffer, None] = {}
+        self._flying: dict[ReportBuffer, None] = {}
         self._last = float("-inf")
         self._timer: IDelayedCall | None = None
         self._busy = False
-        self._closing: dict[Voice, Deferred[None]] = {}
+        self._closing: dict[ReportBuffer, Deferred[None]] = {}
 
-    def voice(self, task: Task) -> Voice:
+    def buffer(self, task: Task) -> ReportBuffer:
         """A way to be heard for an attempt that begins."""
-        return Voice(task, self._limit, self._heard)
+        return ReportBuffer(task, self._limit, self._heard)
 
-    def close(self, voice: Voice) -> Deferred[None] | None:
+    def close(self, buffer: ReportBuffer) -> Deferred[None] | None:
         """The attempt has ended: None when all it said is stored, else fires once it is. Nothing counts from now on."""
-        voice.closed = True
-        if voice in self._dirty:
+        buffer.closed = True
+        if buffer in self._dirty:
             self._arm(0)
-        elif voice not in self._flying:
+        elif buffer not in self._flying:
             return None
-        done = self._closing[voice] = Deferred()
+        done = self._closing[buffer] = Deferred()
         return done
 
-    def _heard(self, voice: Voice) -> None:
-        if voice not in self._dirty:
-            self._dirty[voice] = None
+    def _heard(self, buffer: ReportBuffer) -> None:
+        if buffer not in self._dirty:
+            self._dirty[buffer] = None
             self._arm(max(0.0, self._last + INTERVAL - self._clock.seconds()))
 
     def _arm(self, seconds: float) -> None:
@@ -199,51 +200,51 @@ class Reports:
     def _ended(self, result: object) -> None:
         self._busy = False
         if self._dirty:
-            soon = any(voice in self._dirty for voice in self._closing)
+            soon = any(buffer in self._dirty for buffer in self._closing)
             self._arm(0 if soon else max(0.0, self._last + INTERVAL - self._clock.seconds()))
 
     async def _flush(self) -> None:
         self._last = self._clock.seconds()
-        voices, self._dirty = self._dirty, {}
-        self._flying = voices
+        buffers, self._dirty = self._dirty, {}
+        self._flying = buffers
         reports: list[Report] = []
         while True:
             try:
-                for voice in voices:
-                    if voice.speaks and not voice.older_known:
-                        voice.older(await self._store.log_bytes(voice.task.id))
-                # a voice may be heard again while its report is stored: that is for the next time
-                reports = reports or [voice.take() for voice in voices]
+                for buffer in buffers:
+                    if buffer.speaks and not buffer.older_known:
+                        buffer.older(await self._store.log_bytes(buffer.task.id))
+                # a buffer may be heard again while its report is stored: that is for the next time
+                reports = reports or [buffer.take() for buffer in buffers]
                 mine = await self._store.report(self._worker, reports)
                 break
             except Unavailable as e:
                 self._log.debug("reports wait: {why}", why=e.message)
             except Exception:
-                self._log.failure("{count} reports could not be stored", count=len(voices))
-                mine = frozenset(voice.task.id for voice in voices)
+                self._log.failure("{count} reports could not be stored", count=len(buffers))
+                mine = frozenset(buffer.task.id for buffer in buffers)
                 reports = []
                 break
             await self._pause()
         self._flying = {}
-        self._tell(voices, reports, mine)
+        self._tell(buffers, reports, mine)
 
-    def _tell(self, voices: Iterable[Voice], reports: Sequence[Report], mine: frozenset[int]) -> None:
+    def _tell(self, buffers: Iterable[ReportBuffer], reports: Sequence[Report], mine: frozenset[int]) -> None:
         now = datetime.fromtimestamp(self._clock.seconds(), timezone.utc)
         by_turn = {(r.task_id, r.dispatch, r.attempt): r for r in reports}
-        said: list[Said] = []
-        for voice in voices:
-            task = voice.task
+        said: list[TaskOutput] = []
+        for buffer in buffers:
+            task = buffer.task
             report = by_turn.get((task.id, task.dispatch, task.attempt))
             if report is not None and task.id in mine:
                 if report.progress is not None:
                     task.progress, task.note = report.progress, report.note
-                    said.append(said_progress(task, report.progress, report.note))
+                    said.append(progress_event(task, report.progress, report.note))
                 if report.lines:
-                    said.append(said_lines(task, report.first_line, report.lines, now))
-            elif task.id not in mine and not voice.closed:
+                    said.append(log_event(task, report.first_line, report.lines, now))
+            elif task.id not in mine and not buffer.closed:
                 self._fenced(task)
             # what it said meanwhile, before it ended, is still to come
-            if voice not in self._dirty and (done := self._closing.pop(voice, None)) is not None:
+            if buffer not in self._dirty and (done := self._closing.pop(buffer, None)) is not None:
                 done.callback(None)
         if said:
             self._announce(said)

@@ -1,4 +1,4 @@
-"""Runs one attempt: from a claimed task to its outcome. It knows neither store nor broker."""
+"""Chooses how a task is run, and begins it. It knows neither store nor broker."""
 
 from __future__ import annotations
 
@@ -6,208 +6,36 @@ import functools
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
-from taskd.model import DEFAULT_ATTEMPTS, MAX_DELAY_SECONDS, MAX_LINE_CHARS, Backoff, State, Task
-from taskd.ports import ITaskHandler, KindInfo, Outcome
-from taskd.worker.api import Reject
+from taskd.model.tasks import Task
+from taskd.ports.handler import ITaskHandler
+from taskd.ports.workers import KindInfo
+from taskd.worker.attempt import Attempt, _Hearing, _Rules
 from taskd.worker.context import Relay, TaskContext
-from taskd.worker.endings import Fault, Success, fault, one_line
-from taskd.worker.processes import Job, Nursery, Said
+from taskd.worker.executors.executor import IExecution, name_of
+from taskd.worker.executors.process import ProcessExecutor
+from taskd.worker.executors.reactor import ReactorExecutor
+from taskd.worker.executors.thread import ThreadExecutor
+from taskd.worker.executors.thread_pool import IThreads
+from taskd.worker.forkserver.client import ForkServerClient, Job, OutputListener
+from taskd.worker.handler import Reject
+from taskd.worker.handler_results import Fault, fault, one_line
 from taskd.worker.programs import Command, Programs
-from taskd.worker.threads import IThreads
-from taskd.worker.ways import CANCEL_SECONDS, InChild, InThread, OnReactor, Way, name_of
 
 _payload = msgspec.json.Decoder(dict[str, Any]).decode
-
-
-class Stopped(Exception):
-    """The attempt was ended from outside, by :meth:`Attempt.stop`. It has no outcome."""
-
-
-class _Rules:
-    """What holds for an attempt: how long it may take, in seconds, and how often and when its task is tried again."""
-
-    __slots__ = ("_backoff", "_chance", "limit", "max_attempts")
-
-    def __init__(self, task: Task, kind: ITaskHandler | Command | None, chance: Callable[[], float]) -> None:
-        limits = [task.timeout, kind.timeout if kind is not None else None]
-        self.limit = min((seconds for seconds in limits if seconds is not None), default=None)
-        self.max_attempts = task.max_attempts or (kind.max_attempts if kind is not None else DEFAULT_ATTEMPTS)
-        self._backoff = kind.backoff if kind is not None else Backoff()
-        self._chance = chance
-
-    def delay(self, failures: int) -> float:
-        return min(self._backoff.delay(failures, self._chance()), MAX_DELAY_SECONDS)
-
-
-class _Hearing:
-    """Passes on what a task says until its attempt has ended."""
-
-    def __init__(self, said: Said) -> None:
-        self._said: Said | None = said
-
-    def progress(self, fraction: float, note: str) -> None:
-        if self._said is not None:
-            self._said.progress(fraction, note)
-
-    def lines(self, lines: Sequence[str], dropped: int) -> None:
-        if self._said is not None:
-            self._said.lines(lines, dropped)
-
-    def close(self) -> None:
-        self._said = None
-
-
-class Attempt:
-    """One task while a handler has it.
-
-    ``done`` fires with its Outcome, or fails with Stopped. Its slot is ``free`` then, but for a thread, which cannot be
-    ended, and an async handler that ignores its cancellation: those keep the slot until they really end, and what they
-    return then is dropped. ``over`` is called with it in the end.
-    """
-
-    _log = Logger()
-
-    def __init__(
-        self, task: Task, clock: IReactorTime, rules: _Rules, hearing: _Hearing, over: Callable[[Attempt], None]
-    ) -> None:
-        self.task = task
-        self.done: Deferred[Outcome] = Deferred()
-        self.free = False
-        self.stopped = False
-        self._freed: Deferred[None] | None = None
-        self._over = over
-        self._clock = clock
-        self._rules = rules
-        self._hearing = hearing
-        self._way: Way | None = None
-        self._context: TaskContext | None = None
-        self._late = False
-        self._settled = False
-        self._hung = False
-        self._timer: IDelayedCall | None = None
-
-    @property
-    def freed(self) -> Deferred[None]:
-        """Fires when its slot is free."""
-        if self._freed is None:
-            self._freed = succeed(None) if self.free else Deferred()
-        return self._freed
-
-    def stop(self) -> None:
-        """End it. Whatever the handler makes of that does not count. Once there is an outcome, this changes nothing."""
-        ending, self.stopped = self.stopped or self._late, True
-        if not self._settled and not ending:
-            self._cancel()
-
-    # the runner's
-
-    def begin(self, way: Way, context: TaskContext | None) -> None:
-        """Have the handler run, and its time as well."""
-        self._way, self._context = way, context
-        if self._rules.limit is not None:
-            self._timer = self._clock.callLater(self._rules.limit, self._out_of_time)
-        way.begin(self.end)
-
-    def end(self, ending: Success | Fault) -> None:
-        """Nothing of it runs any more."""
-        self._set_timer(None)
-        if self._hung:
-            self._log.info("task {id} ({kind}) attempt {attempt} has ended at last", **self._ids)
-        if not self._settled:
-            self._settle(ending)
-        self.free = True
-        self._over(self)
-        if self._freed is not None:
-            self._freed.callback(None)
-
-    def _out_of_time(self) -> None:
-        self._timer = None
-        self._late = True
-        self._cancel()
-
-    def _cancel(self) -> None:
-        assert self._way is not None
-        self._set_timer(None)
-        if self._context is not None:
-            self._context.cancel()
-        patience = self._way.patience
-        if patience is not None:
-            self._set_timer(patience or CANCEL_SECONDS)
-        try:
-            self._way.cancel()
-        except Exception:
-            # what the handler awaits has a canceller of somebody else's
-            self._log.failure("task {id} ({kind}) attempt {attempt} could not be cancelled", **self._ids)
-        if patience == 0 and not self._settled:
-            if self._late:
-                self._hangs()
-            else:
-                self._settle(Fault("stopped"))
-
-    def _set_timer(self, seconds: float | None) -> None:
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
-        self._timer = None if seconds is None else self._clock.callLater(seconds, self._hangs)
-
-    def _hangs(self) -> None:
-        """It should have ended: say where it stands, and wait no longer for its outcome."""
-        assert self._way is not None
-        self._hung = True
-        self._set_timer(None)
-        place = self._way.place()
-        what = f"{place.line} {self._way.stubborn}: its slot stays taken until it ends"
-        self._log.warn("task {id} ({kind}) attempt {attempt}: {what}", what=what, **self._ids)
-        self._hearing.lines([what[:MAX_LINE_CHARS]], 0)
-        if not self._settled:
-            self._settle(Fault("still running", place.trace))
-
-    def _settle(self, ending: Success | Fault) -> None:
-        self._settled = True
-        self._hearing.close()
-        if self._context is not None:
-            self._context.close()
-        if self.stopped:
-            self.done.errback(Stopped())
-            return
-        if self._late:
-            trace = ending.trace if isinstance(ending, Fault) else None
-            ending = Fault(f"took longer than {self._rules.limit:.15g} s", trace)
-        self.done.callback(self._outcome(ending))
-
-    def _outcome(self, ending: Success | Fault) -> Outcome:
-        task, rules = self.task, self._rules
-        if isinstance(ending, Success):
-            return Outcome(task.id, task.dispatch, task.attempt, State.COMPLETED, ending.result)
-        if ending.cause is not None:
-            cause = Failure(ending.cause, type(ending.cause), ending.cause.__traceback__)
-            self._log.failure("task {id} ({kind}) attempt {attempt} failed", cause, **self._ids)
-        else:
-            self._log.warn("task {id} ({kind}) attempt {attempt} failed: {why}", why=ending.error, **self._ids)
-        state, delay = State.FAILED, 0.0
-        if not ending.final and task.attempt < rules.max_attempts:
-            state = State.WAITING
-            delay = ending.after if ending.after is not None else rules.delay(task.attempt)
-        return Outcome(task.id, task.dispatch, task.attempt, state, error=ending.error, trace=ending.trace, delay=delay)
-
-    @property
-    def _ids(self) -> dict[str, Any]:
-        return {"id": self.task.id, "kind": self.task.kind, "attempt": self.task.attempt}
 
 
 class Runner:
     """Runs tasks by the handlers of their kinds and by programs.
 
     Of two handlers of a kind the later one counts. Handlers that block need ``threads``, those with isolation
-    ``process`` need the ``nursery``, programs need both. ``chance`` gives random numbers from 0 to 1.
+    ``process`` need the ``forkserver``, programs need both. ``chance`` gives random numbers from 0 to 1.
     """
 
     _log = Logger()
@@ -218,7 +46,7 @@ class Runner:
         handlers: Iterable[ITaskHandler],
         *,
         threads: IThreads | None = None,
-        nursery: Nursery | None = None,
+        forkserver: ForkServerClient | None = None,
         programs: Programs | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -226,7 +54,7 @@ class Runner:
         self._handlers = {handler.kind: handler for handler in handlers}
         self._commands: Mapping[str, Command] = programs.commands if programs is not None else {}
         self._threads = threads
-        self._nursery = nursery
+        self._forkserver = forkserver
         self._chance = chance
         self._running: set[Attempt] = set()
         self.kinds: Mapping[str, KindInfo] = {
@@ -236,26 +64,26 @@ class Runner:
         for info in self.kinds.values():
             if threads is None and info.isolation in ("thread", "program"):
                 raise ValueError(f"the kind {info.kind!r} needs threads")
-            if nursery is None and info.isolation in ("process", "program"):
-                raise ValueError(f"the kind {info.kind!r} needs a nursery")
+            if forkserver is None and info.isolation in ("process", "program"):
+                raise ValueError(f"the kind {info.kind!r} needs a fork server")
 
     async def start(self) -> None:
         """Make ready to run. Raises SettingsError when child processes cannot import the handlers."""
         if self._threads is not None:
             self._threads.start()
-        if self._nursery is not None:
-            await self._nursery.start()
+        if self._forkserver is not None:
+            await self._forkserver.start()
 
     async def stop(self) -> None:
         """Stop what runs. A thread that hangs, or a child, does not hold this up for long."""
         for attempt in list(self._running):
             attempt.stop()
-        if self._nursery is not None:
-            await self._nursery.stop()
+        if self._forkserver is not None:
+            await self._forkserver.stop()
         if self._threads is not None:
             await self._threads.stop()
 
-    def run(self, task: Task, user: str, said: Said) -> Attempt:
+    def run(self, task: Task, user: str, said: OutputListener) -> Attempt:
         """Begin an attempt of a task of this kind, which is ``user``'s. ``said`` hears what it says until it ends."""
         handler, command = self._handlers.get(task.kind), self._commands.get(task.kind)
         rules = _Rules(task, handler if command is None else command, self._chance)
@@ -284,41 +112,41 @@ class Runner:
         payload: Mapping[str, Any],
         max_attempts: int,
         hearing: _Hearing,
-    ) -> tuple[Way, TaskContext | None]:
+    ) -> tuple[IExecution, TaskContext | None]:
         if handler.isolation == "process":
-            assert self._nursery is not None
+            assert self._forkserver is not None
             said = {"id": task.id, "attempt": task.attempt, "max_attempts": max_attempts, "user": user}
             said |= {"task": task.task, "kind": task.kind, "queue": task.queue, "payload": payload}
-            start = functools.partial(self._nursery.call, task.kind, said, hearing)
-            return InChild(name_of(handler), start), None
+            start = functools.partial(self._forkserver.call, task.kind, said, hearing)
+            return ProcessExecutor(name_of(handler), start), None
         if handler.isolation == "thread":
             assert self._threads is not None
             relay = Relay(hearing, self._threads.wake)
             context = TaskContext(task, user, payload, max_attempts, relay)
-            return InThread(handler, context, relay, self._threads), context
+            return ThreadExecutor(handler, context, relay, self._threads), context
         context = TaskContext(task, user, payload, max_attempts, hearing)
-        return OnReactor(self._clock, handler, context), context
+        return ReactorExecutor(self._clock, handler, context), context
 
-    def _program(self, command: Command, payload: Mapping[str, Any], hearing: _Hearing) -> Way:
+    def _program(self, command: Command, payload: Mapping[str, Any], hearing: _Hearing) -> IExecution:
         """Raises Reject for a payload that does not fit."""
-        assert self._nursery is not None and self._threads is not None
-        nursery, threads = self._nursery, self._threads
+        assert self._forkserver is not None and self._threads is not None
+        forkserver, threads = self._forkserver, self._threads
         arguments = command.arguments(payload)
         if command.cwd is not None:
             program = command.program(arguments, command.cwd)
-            return InChild(command.kind, lambda: nursery.execute(program, hearing))
+            return ProcessExecutor(command.kind, lambda: forkserver.execute(program, hearing))
         folder: list[str] = []
 
         def start() -> Job:
             folder.append(tempfile.mkdtemp(prefix="taskd-"))
-            return nursery.execute(command.program(arguments, folder[0]), hearing)
+            return forkserver.execute(command.program(arguments, folder[0]), hearing)
 
         def over() -> None:
             # there may be a million files in it
             for path in folder:
                 threads.call(functools.partial(shutil.rmtree, path, ignore_errors=True))
 
-        return InChild(command.kind, start, over)
+        return ProcessExecutor(command.kind, start, over)
 
 
 def info_of(handler: ITaskHandler | Command) -> KindInfo:

@@ -13,8 +13,9 @@ from twisted.python.failure import Failure
 from taskd import __version__
 from taskd.config import Settings, check_queue, read_settings, whole_number
 from taskd.daemon import fail, handle_signals, open_broker, open_store, process_name, refuse
-from taskd.errors import SettingsError, Unavailable
-from taskd.ports import IBroker, ITaskStore
+from taskd.model.errors import SettingsError, Unavailable
+from taskd.ports.broker import IBroker
+from taskd.ports.store import IStore
 from taskd.worker.wiring import Work, WorkOptions, open_worker, read_work
 from taskd.worker.worker import Worker
 
@@ -52,9 +53,7 @@ class WorkerService(Service):
 
     _log = Logger()
 
-    def __init__(
-        self, reactor: Any, store: ITaskStore, broker: IBroker, worker: Worker, grace: float, what: str
-    ) -> None:
+    def __init__(self, reactor: Any, store: IStore, broker: IBroker, worker: Worker, grace: float, what: str) -> None:
         self._reactor = reactor
         self._store = store
         self._broker = broker

@@ -10,13 +10,14 @@ from typing import Any, ClassVar
 from twisted.python import usage
 
 from taskd.config import Settings, check_module, whole_number
-from taskd.ports import IBroker, ITaskStore
-from taskd.worker.handlers import Simulate
+from taskd.ports.broker import IBroker
+from taskd.ports.store import IStore
+from taskd.worker.executors.thread_pool import Threads
+from taskd.worker.forkserver.client import ForkServerClient
 from taskd.worker.loading import load, modules_for_children
-from taskd.worker.processes import Nursery
 from taskd.worker.programs import read_programs
 from taskd.worker.runner import Runner
-from taskd.worker.threads import Threads
+from taskd.worker.simulate import Simulate
 from taskd.worker.worker import Worker
 
 
@@ -31,7 +32,7 @@ class Work:
     programs: str | None
 
     def slots_by_isolation(self) -> dict[str, int]:
-        """For each of taskd.ports.ISOLATIONS."""
+        """For each of taskd.ports.handler.ISOLATIONS."""
         return {"async": self.slots, "thread": self.threads, "process": self.processes, "program": self.processes}
 
 
@@ -66,7 +67,7 @@ def read_work(options: WorkOptions, settings: Settings, default_slots: int) -> W
 
 def open_worker(
     reactor: Any,
-    store: ITaskStore,
+    store: IStore,
     broker: IBroker,
     settings: Settings,
     work: Work,
@@ -81,7 +82,9 @@ def open_worker(
         reactor,
         handlers,
         threads=Threads(reactor, work.threads),
-        nursery=Nursery(reactor, modules_for_children(work.handlers, handlers), work.processes) if children else None,
+        forkserver=ForkServerClient(reactor, modules_for_children(work.handlers, handlers), work.processes)
+        if children
+        else None,
         programs=programs,
     )
     slots = work.slots_by_isolation()

@@ -21,24 +21,18 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from taskd.batching import Batcher
-from taskd.errors import TaskdError, Unavailable
-from taskd.model import Route, State, Task
-from taskd.ports import (
-    ORDERS,
-    Claim,
-    Delivery,
-    Finished,
-    IBroker,
-    IConsumer,
-    ITaskStore,
-    KindInfo,
-    Outcome,
-    WorkerInfo,
-)
-from taskd.wire.changes import Said, changes_of, decode_order, encode_news
-from taskd.worker.lanes import Ended, Held, Lane, by_consumer, is_suspect, turn
+from taskd.events.records import TaskOutput, changes_of, decode_cancel_order, encode_batch
+from taskd.model.errors import TaskdError, Unavailable
+from taskd.model.states import State
+from taskd.model.tasks import Route, Task
+from taskd.ports.attempts import Claim, Finished, Outcome
+from taskd.ports.broker import ORDERS, Delivery, IBroker, IConsumer
+from taskd.ports.store import IStore
+from taskd.ports.workers import KindInfo, WorkerInfo
+from taskd.worker.attempt import AttemptStopped
 from taskd.worker.reports import Reports
-from taskd.worker.runner import Runner, Stopped
+from taskd.worker.runner import Runner
+from taskd.worker.slots import Ended, Held, SlotPool, by_consumer, is_suspect, turn
 
 RENEWALS = 3
 """Renewals in the time of one lease, so that two may be lost."""
@@ -75,7 +69,7 @@ class Worker:
     """Runs tasks of all kinds that ``runner`` can run, from all ``queues``; those whose outcome is being stored take no
     slot.
 
-    ``slots`` says for each way of running (:data:`taskd.ports.ISOLATIONS`) how many tasks at a time. ``lease`` is in
+    ``slots`` says for each of :data:`taskd.ports.handler.ISOLATIONS` how many tasks run at a time. ``lease`` is in
     seconds. ``name`` is unique to this life of the process: it fences. ``log_bytes`` is what of a task's log is kept.
     """
 
@@ -84,7 +78,7 @@ class Worker:
     def __init__(
         self,
         clock: IReactorTime,
-        store: ITaskStore,
+        store: IStore,
         broker: IBroker,
         runner: Runner,
         queues: Sequence[str],
@@ -98,7 +92,7 @@ class Worker:
         self._broker = broker
         self._runner = runner
         self._queues = queues
-        self._lanes = {isolation: Lane(count) for isolation, count in slots.items()}
+        self._pools = {isolation: SlotPool(count) for isolation, count in slots.items()}
         self._lease = lease
         self._name = name
         self._consumers: list[IConsumer] = []
@@ -125,7 +119,7 @@ class Worker:
         by_way: dict[str, list[str]] = {}
         for info in self._runner.kinds.values():
             by_way.setdefault(info.isolation, []).append(info.kind)
-        parts = [f"{self._lanes[way].slots} at a time of {', '.join(kinds)}" for way, kinds in by_way.items()]
+        parts = [f"{self._pools[way].slots} at a time of {', '.join(kinds)}" for way, kinds in by_way.items()]
         return "; ".join(parts)
 
     @property
@@ -157,7 +151,7 @@ class Worker:
         self._draining = True
         for consumer in self._consumers:
             await consumer.stop()
-        for waiting in (*(lane.backlog for lane in self._lanes.values()), self._suspects):
+        for waiting in (*(pool.backlog for pool in self._pools.values()), self._suspects):
             self._give_back(waiting)
             waiting.clear()
         if self._seen:
@@ -216,7 +210,7 @@ class Worker:
     async def _say_hello(self) -> None:
         """Tell the servers what is served here; they hand out nothing that nobody serves."""
         kinds = list(self._runner.kinds.values())
-        slots = sum(lane.slots for lane in self._lanes.values())
+        slots = sum(pool.slots for pool in self._pools.values())
         try:
             await self._store.worker_seen(WorkerInfo(self._name, self._queues, kinds, slots))
         except Unavailable as e:
@@ -227,7 +221,7 @@ class Worker:
             return
         if not self._seen:
             self._seen = True
-            self._broker.announce(encode_news(self._name, workers=True))
+            self._broker.announce(encode_batch(self._name, workers=True))
 
     async def _say_goodbye(self) -> None:
         try:
@@ -235,42 +229,42 @@ class Worker:
         except Unavailable as e:
             self._log.info("the servers will miss this worker after a while: {why}", why=e.message)
             return
-        self._broker.announce(encode_news(self._name, workers=True))
+        self._broker.announce(encode_batch(self._name, workers=True))
 
     # -- from delivery to claim ----------------------------------------------------------------------
 
     def _consume(self, queue: str, kind: KindInfo) -> IConsumer:
-        lane = self._lanes[kind.isolation]
+        pool = self._pools[kind.isolation]
 
         def taken(deliveries: Sequence[Delivery]) -> None:
             if self._draining:
                 consumer.requeue(deliveries)
                 return
             now = self._clock.seconds()
-            lane.backlog.extend([Held(delivery, consumer, lane, now, kind.max_attempts) for delivery in deliveries])
-            self._fill(lane)
+            pool.backlog.extend([Held(delivery, consumer, pool, now, kind.max_attempts) for delivery in deliveries])
+            self._fill(pool)
 
         def lost() -> None:
             self._lost(consumer)
 
-        ahead = min(lane.slots, MAX_AHEAD) if lane.slots >= AHEAD_FROM else 0
-        consumer: IConsumer = self._broker.consume(Route(queue, kind.kind).name, lane.slots + ahead, taken, lost)
+        ahead = min(pool.slots, MAX_AHEAD) if pool.slots >= AHEAD_FROM else 0
+        consumer: IConsumer = self._broker.consume(Route(queue, kind.kind).name, pool.slots + ahead, taken, lost)
         return consumer
 
     def _lost(self, consumer: IConsumer) -> None:
         """The channel is gone: its deliveries will come again, here or elsewhere."""
-        for lane in self._lanes.values():
-            lane.backlog = deque(held for held in lane.backlog if held.consumer is not consumer)
+        for pool in self._pools.values():
+            pool.backlog = deque(held for held in pool.backlog if held.consumer is not consumer)
         self._suspects = deque(held for held in self._suspects if held.consumer is not consumer)
         for held in chain(self._running.values(), *self._asked.values()):
             if held.consumer is consumer:
                 held.delivery = None
 
-    def _fill(self, lane: Lane) -> None:
-        while lane.backlog and lane.free and not self._draining:
-            held = lane.backlog.popleft()
+    def _fill(self, pool: SlotPool) -> None:
+        while pool.backlog and pool.free and not self._draining:
+            held = pool.backlog.popleft()
             self._claiming += 1
-            lane.taken += 1
+            pool.taken += 1
             self._asked.setdefault(held.claim.task_id, []).append(held)
             self._claims.submit(held).addCallbacks(
                 self._claimed, self._not_claimed, callbackArgs=(held,), errbackArgs=(held,)
@@ -303,29 +297,29 @@ class Worker:
 
     def _next_suspect(self) -> None:
         """Claim the next last attempt, if none runs here. Should it kill this worker, it kills no other one with it."""
-        backlogs = (lane.backlog for lane in self._lanes.values())
+        backlogs = (pool.backlog for pool in self._pools.values())
         held_here = chain(self._running.values(), *backlogs, *self._asked.values())
         if self._draining or any(held.claim.alone for held in held_here):
             return
         held = self._suspects.popleft()
         held.claim = held.claim._replace(alone=True)
-        held.lane.backlog.appendleft(held)
-        self._fill(held.lane)
+        held.pool.backlog.appendleft(held)
+        self._fill(held.pool)
 
     def _claimed(self, task: Task | None, held: Held) -> None:
         if task is not None and self._over:
             released = Deferred.fromCoroutine(self._release([(held, task)]))
             released.addBoth(lambda _: self._claim_ended(held))
             return
-        if task is not None and not self._had_before(task, held):
+        if task is not None and not self._is_duplicate_claim(task, held):
             self._run(held, task)
         else:
-            held.lane.taken -= 1
+            held.pool.taken -= 1
             if task is None and held.suspect and held.delivery is not None:
                 self._suspects.append(held)
         self._claim_ended(held)
 
-    def _had_before(self, task: Task, held: Held) -> bool:
+    def _is_duplicate_claim(self, task: Task, held: Held) -> bool:
         """Whether the attempt is not a new one: the message came twice, or the answer comes after a later one's."""
         claimed = turn(task)
         before = self._running.get(task.id)
@@ -352,7 +346,7 @@ class Worker:
     def _claim_ended(self, held: Held) -> None:
         self._not_asked(held)
         self._claiming -= 1
-        self._slot_free(held.lane)
+        self._slot_free(held.pool)
 
     def _not_claimed(self, failure: Failure, held: Held) -> None:
         if not failure.check(Unavailable):
@@ -365,8 +359,8 @@ class Worker:
             # one finds the task in our hands.
             self._clock.callLater(AGAIN_AFTER, self._again, held)
         self._claiming -= 1
-        held.lane.taken -= 1
-        self._slot_free(held.lane)
+        held.pool.taken -= 1
+        self._slot_free(held.pool)
 
     def _again(self, held: Held) -> None:
         self._not_asked(held)
@@ -375,8 +369,8 @@ class Worker:
         if self._draining:
             self._give_back([held])
             return
-        held.lane.backlog.append(held)
-        self._fill(held.lane)
+        held.pool.backlog.append(held)
+        self._fill(held.pool)
 
     def _not_asked(self, held: Held) -> None:
         asked = self._asked[held.claim.task_id]
@@ -389,31 +383,31 @@ class Worker:
     def _run(self, held: Held, task: Task) -> None:
         held.since = self._clock.seconds()
         self._running[task.id] = held
-        held.voice = self._reports.voice(task)
-        held.attempt = self._runner.run(task, self._usernames.get(task.user_id, ""), held.voice)
+        held.buffer = self._reports.buffer(task)
+        held.attempt = self._runner.run(task, self._usernames.get(task.user_id, ""), held.buffer)
         held.attempt.done.addCallbacks(self._ended, self._not_ended, callbackArgs=(held,), errbackArgs=(held,))
         if held.attempt.free:
             # most often, when it has nothing to wait for: what is claimed next waits for the end of this batch
-            held.lane.taken -= 1
+            held.pool.taken -= 1
         else:
-            held.attempt.freed.addBoth(self._freed, held.lane)
+            held.attempt.freed.addBoth(self._freed, held.pool)
 
-    def _freed(self, _: object, lane: Lane) -> None:
-        lane.taken -= 1
-        if lane.backlog:
-            self._fill(lane)
+    def _freed(self, _: object, pool: SlotPool) -> None:
+        pool.taken -= 1
+        if pool.backlog:
+            self._fill(pool)
 
     def _ended(self, outcome: Outcome, held: Held) -> None:
         held.finishing = True
-        assert held.voice is not None
+        assert held.buffer is not None
         # what it has said is stored before its outcome, behind which nothing counts
-        if (heard := self._reports.close(held.voice)) is None:
+        if (heard := self._reports.close(held.buffer)) is None:
             self._submit(Ended(held, outcome))
         else:
             heard.addCallback(lambda _: self._submit(Ended(held, outcome)))
 
     def _not_ended(self, failure: Failure, held: Held) -> None:
-        if not failure.check(Stopped):
+        if not failure.check(AttemptStopped):
             self._log.failure("an attempt ended without an outcome", failure)
         if held.returning:
             self._returns.submit(held).addBoth(lambda _: self._forget(held))
@@ -477,25 +471,25 @@ class Worker:
         task = held.attempt.task
         if self._running.get(task.id) is held:
             del self._running[task.id]
-        if held.voice is not None and not held.voice.closed:
-            self._reports.close(held.voice)
+        if held.buffer is not None and not held.buffer.closed:
+            self._reports.close(held.buffer)
         for other in self._asked.get(task.id, ()):
             other.passed = max(other.passed, turn(task))
-        self._slot_free(held.lane)
+        self._slot_free(held.pool)
 
-    def _slot_free(self, lane: Lane) -> None:
+    def _slot_free(self, pool: SlotPool) -> None:
         if self._draining:
             if not self.busy:
                 self.hurry()
             return
         if self._suspects:
             self._next_suspect()
-        if lane.backlog:
-            self._fill(lane)
+        if pool.backlog:
+            self._fill(pool)
 
     def _give_back_old(self) -> None:
         latest = self._clock.seconds() - GIVE_BACK_AFTER
-        for waiting in (*(lane.backlog for lane in self._lanes.values()), self._suspects):
+        for waiting in (*(pool.backlog for pool in self._pools.values()), self._suspects):
             old = [held for held in waiting if held.since <= latest]
             for held in old:
                 waiting.remove(held)
@@ -538,7 +532,7 @@ class Worker:
     def _ordered(self, body: bytes) -> None:
         """Somebody has cancelled tasks, perhaps of ours. The order may be old: the store says whether it stands."""
         try:
-            cancelled = decode_order(body).cancelled
+            cancelled = decode_cancel_order(body).cancelled
         except (msgspec.MsgspecError, UnicodeDecodeError) as e:
             self._log.warn("an order cannot be read, cancelling takes until a lease is renewed: {why}", why=str(e))
             return
@@ -586,10 +580,10 @@ class Worker:
     def _announce(self, tasks: Iterable[Task]) -> None:
         now = datetime.fromtimestamp(self._clock.seconds(), timezone.utc)
         if changes := changes_of(tasks, now):
-            self._broker.announce(encode_news(self._name, changes))
+            self._broker.announce(encode_batch(self._name, changes))
 
-    def _tell_said(self, said: Sequence[Said]) -> None:
-        self._broker.announce(encode_news(self._name, said=said))
+    def _tell_said(self, said: Sequence[TaskOutput]) -> None:
+        self._broker.announce(encode_batch(self._name, said=said))
 
 
 def _after(task: Task, outcome: Outcome, finished: Finished) -> Task:

@@ -13,8 +13,9 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 from zope.interface.verify import verifyClass, verifyObject
 
-from taskd.errors import BrokerUnavailable
-from taskd.ports import ORDERS, Delivery, Dispatch, IBroker, IConsumer
+from taskd.model.errors import BrokerUnavailable
+from taskd.ports.broker import ORDERS, Delivery, IBroker, IConsumer
+from taskd.ports.scheduling import Dispatch
 
 
 def messages(first: int, last: int, dispatch: int = 1) -> list[Dispatch]:

@@ -1,4 +1,4 @@
-"""The suite of ITaskStore: every promise of its docstrings, against whichever store the test case makes.
+"""The suite of IStore: every promise of its docstrings, against whichever store the test case makes.
 
 A test case mixes StoreTests into a StoreCase of its own, which makes stores over one fresh database. Where a test
 needs time to pass it takes leases and ages of no length; what cannot be had through the port is done by hooks.
@@ -15,20 +15,16 @@ from typing import Any
 from twisted.trial.unittest import TestCase
 from zope.interface.verify import verifyClass, verifyObject
 
-from taskd.errors import BadRequest, Conflict, KeyTaken, NotFound, UsernameInUse
-from taskd.model import DEFAULT_KIND, LISTED_RESULT_BYTES, MOVES, TERMINAL, NewTask, Route, State, Task, User
-from taskd.ports import (
-    Claim,
-    Dispatch,
-    Dispatched,
-    ITaskStore,
-    Keyed,
-    NewRow,
-    OutboxBatch,
-    Outcome,
-    Report,
-    TaskQuery,
-)
+from taskd.model.errors import BadRequest, Conflict, KeyTaken, NotFound, UsernameInUse
+from taskd.model.limits import LISTED_RESULT_BYTES
+from taskd.model.states import MOVES, TERMINAL, State
+from taskd.model.tasks import DEFAULT_KIND, NewTask, Route, Task
+from taskd.model.users import User
+from taskd.ports.attempts import Claim, Outcome
+from taskd.ports.logs import Report
+from taskd.ports.scheduling import Dispatch, Dispatched, OutboxBatch
+from taskd.ports.store import IStore
+from taskd.ports.tasks import Keyed, NewRow, TaskQuery
 
 Q, OTHER = Route("q", DEFAULT_KIND), Route("other", DEFAULT_KIND)
 
@@ -74,7 +70,7 @@ class StoreCase(TestCase):
 
     store: Any
 
-    def make(self) -> Awaitable[ITaskStore]:
+    def make(self) -> Awaitable[IStore]:
         """One more started store over this test's database; the case stops it."""
         raise NotImplementedError
 
@@ -179,8 +175,8 @@ class StoreTests(StoreCase):
     # -- the port
 
     async def test_provides_its_interface(self) -> None:
-        verifyClass(ITaskStore, type(self.store))
-        verifyObject(ITaskStore, self.store)
+        verifyClass(IStore, type(self.store))
+        verifyObject(IStore, self.store)
         self.assertIs(self.store.ready, True)
 
     async def test_is_not_ready_once_stopped(self) -> None:
@@ -327,8 +323,8 @@ class StoreTests(StoreCase):
         batch = new_batch()
         rows = [NewRow(self.ana.id, NewTask("t", queue="q"), State.QUEUED)]
         first = await self.store.create_tasks(batch, rows)
-        await self.store.take_over(0, 10)
-        await self.store.settle([batch])
+        await self.store.adopt_stale(0, 10)
+        await self.store.mark_published([batch])
         again = await self.store.create_tasks(batch, rows)
         self.assertEqual([t.id for t in again], [t.id for t in first])
 
@@ -348,7 +344,7 @@ class StoreTests(StoreCase):
         row = NewRow(self.ana.id, NewTask("t"), State.QUEUED)
         await self.store.create_tasks(first, [row])
         await self.store.create_tasks(second, [row], [first])
-        self.assertEqual([b.id for b in await self.store.take_over(0, 10)], [second])
+        self.assertEqual([b.id for b in await self.store.adopt_stale(0, 10)], [second])
 
     # -- dispatch
 
@@ -497,7 +493,7 @@ class StoreTests(StoreCase):
         first = await self.store.dispatch(batch, Q, 10, None)
         again = await self.store.dispatch(batch, Q, 10, None)
         self.assertEqual([t.id for t in again.tasks], [t.id for t in first.tasks])
-        [taken] = [b for b in await self.store.take_over(0, 10) if b.id == batch]
+        [taken] = [b for b in await self.store.adopt_stale(0, 10) if b.id == batch]
         self.assertEqual([m.task_id for m in taken.messages[Q]], [t.id for t in first.tasks])
 
     async def test_dispatch_of_nothing_leaves_no_outbox_row(self) -> None:
@@ -560,43 +556,43 @@ class StoreTests(StoreCase):
         rows = [NewRow(self.ana.id, NewTask("t", queue=f"q{i % 2}"), s) for i, s in enumerate(states)]
         tasks = await self.store.create_tasks(batch, rows)
         await self.claim(tasks[2:3])
-        self.assertEqual(list(await self.store.take_over(100, 10)), [])
-        taken = await self.store.take_over(0, 10)
+        self.assertEqual(list(await self.store.adopt_stale(100, 10)), [])
+        taken = await self.store.adopt_stale(0, 10)
         messages = {
             Route("q0", DEFAULT_KIND): [Dispatch(tasks[0].id, 1)],
             Route("q1", DEFAULT_KIND): [Dispatch(tasks[3].id, 1)],
         }
         self.assertEqual(taken, [OutboxBatch(batch, messages)])
-        self.assertEqual(list(await self.store.take_over(100, 10)), [])
+        self.assertEqual(list(await self.store.adopt_stale(100, 10)), [])
 
     async def test_take_over_of_a_dispatch(self) -> None:
         await self.create(1, State.WAITING)
         batch = new_batch()
         turn = await self.store.dispatch(batch, Q, 10, None)
-        taken = {b.id: b for b in await self.store.take_over(0, 10)}
+        taken = {b.id: b for b in await self.store.adopt_stale(0, 10)}
         self.assertEqual(taken[batch].messages, {Q: [Dispatch(turn.tasks[0].id, 1)]})
 
     async def test_take_over_is_bounded(self) -> None:
         for _ in range(5):
             await self.create()
-        self.assertEqual(len(await self.store.take_over(0, 3)), 3)
+        self.assertEqual(len(await self.store.adopt_stale(0, 3)), 3)
 
     async def test_settled_batches_are_gone(self) -> None:
         batches = [new_batch() for _ in range(3)]
         for batch in batches:
             await self.store.create_tasks(batch, [NewRow(self.ana.id, NewTask("t"), State.QUEUED)])
-        await self.store.settle(batches[:2])
-        await self.store.settle(batches[:2])
-        await self.store.settle([])
-        self.assertEqual([b.id for b in await self.store.take_over(0, 10)], batches[2:])
+        await self.store.mark_published(batches[:2])
+        await self.store.mark_published(batches[:2])
+        await self.store.mark_published([])
+        self.assertEqual([b.id for b in await self.store.adopt_stale(0, 10)], batches[2:])
 
     async def test_batches_settled_after_take_over_are_dropped_in_time(self) -> None:
         await self.create()
-        [taken] = await self.store.take_over(0, 10)
-        await self.store.settle([taken.id])
-        self.assertEqual(list(await self.store.take_over(0, 10)), [])
+        [taken] = await self.store.adopt_stale(0, 10)
+        await self.store.mark_published([taken.id])
+        self.assertEqual(list(await self.store.adopt_stale(0, 10)), [])
         await self.age_outbox()
-        self.assertEqual(list(await self.store.take_over(0, 10)), [])
+        self.assertEqual(list(await self.store.adopt_stale(0, 10)), [])
         self.assertEqual(await self.count_outbox(), 0)
 
     # -- claim

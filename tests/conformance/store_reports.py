@@ -1,4 +1,4 @@
-"""The suite of ITaskStore, second part: what failed and is tried again, what is said of it, who runs it, what is
+"""The suite of IStore, second part: what failed and is tried again, what is said of it, who runs it, what is
 deleted."""
 
 from __future__ import annotations
@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from taskd.errors import Conflict, NotFound
-from taskd.model import NewTask, State, Task
-from taskd.ports import Claim, Failed, KindInfo, LogPlace, NewRow, Outcome, Report, TaskQuery, WorkerInfo
+from taskd.model.errors import Conflict, NotFound
+from taskd.model.states import State
+from taskd.model.tasks import FailedAttempt, NewTask, Task
+from taskd.ports.attempts import Claim, Outcome
+from taskd.ports.logs import LogPlace, Report
+from taskd.ports.tasks import NewRow, TaskQuery
+from taskd.ports.workers import KindInfo, WorkerInfo
 from tests.conformance.store import TEXTS, Q, StoreCase, new_batch
 
 LOST = "lease expired on attempt {} of {}: the worker stopped answering"
@@ -145,8 +149,8 @@ class ReportTests(StoreCase):
         second = await self.next_attempt("v")
         await self.finish(second, "v", state=State.FAILED, error="nul\0and \ud800")
         one, two = await self.store.failed_attempts(task.id)
-        self.assertEqual(one, Failed(1, 1, "w", task.started_at, one.ended_at, "first", trace + "?"))
-        self.assertEqual(two, Failed(2, 2, "v", second.started_at, two.ended_at, "nuland ?", None))
+        self.assertEqual(one, FailedAttempt(1, 1, "w", task.started_at, one.ended_at, "first", trace + "?"))
+        self.assertEqual(two, FailedAttempt(2, 2, "v", second.started_at, two.ended_at, "nuland ?", None))
         self.assertEqual(two.ended_at, (await self.get(task)).finished_at)
         self.assertEqual(list(await self.store.failed_attempts(10**15)), [])
 
@@ -171,7 +175,7 @@ class ReportTests(StoreCase):
         self.assertEqual(len(await self.store.expire_leases(10)), 2)
         for task, most in zip(tasks, (2, 1), strict=True):
             [lost] = await self.store.failed_attempts(task.id)
-            expected = Failed(1, 1, "w", claimed[task.id].started_at, lost.ended_at, LOST.format(1, most), None)
+            expected = FailedAttempt(1, 1, "w", claimed[task.id].started_at, lost.ended_at, LOST.format(1, most), None)
             self.assertEqual(lost, expected)
             after = await self.get(task)
             # an error of a task that waits says that an attempt has failed by itself
@@ -192,7 +196,7 @@ class ReportTests(StoreCase):
                 continue
             self.assertEqual((task.attempt, task.progress, task.note), (2, None, None))
             at, error = before[task.id].started_at, "attempt 1 of 3 was lost: its worker ended or was cut off"
-            self.assertEqual(lost, [Failed(1, 1, "one", at, lost[0].ended_at, error, None)])
+            self.assertEqual(lost, [FailedAttempt(1, 1, "one", at, lost[0].ended_at, error, None)])
         # nor is one lost that is not taken over: the last one waits for its lease, or to be alone
         self.assertEqual(await self.claim([last], "three", True), [])
         self.assertEqual(len(await self.store.failed_attempts(last.id)), 1)
@@ -515,6 +519,6 @@ class ReportTests(StoreCase):
         await self.store.cancel(self.ana.id, gone.id)
         await self.backdate(gone.id, 1000, 1000)
         await self.store.delete_finished(100, 0, 10)
-        [taken] = await self.store.take_over(0, 10)
+        [taken] = await self.store.adopt_stale(0, 10)
         self.assertEqual([m.task_id for m in taken.messages[Q]], [left.id])
         self.assertEqual([t.id for t in await self.store.create_tasks(batch, rows)], [left.id])

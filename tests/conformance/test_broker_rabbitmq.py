@@ -22,14 +22,15 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, global
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from taskd.broker import rabbitmq_connection, rabbitmq_consumer, rabbitmq_link, rabbitmq_publisher
-from taskd.broker.rabbitmq import RabbitBroker
-from taskd.broker.rabbitmq_consumer import read_body
-from taskd.broker.rabbitmq_frames import BadFrame, FrameReader, PublishFrames
-from taskd.broker.rabbitmq_topology import EXCHANGES
+from taskd.broker.rabbitmq import connection, consumer, publisher, reconnecting
+from taskd.broker.rabbitmq.broker import RabbitBroker
+from taskd.broker.rabbitmq.consumer import read_body
+from taskd.broker.rabbitmq.frames import BadFrame, FrameReader, PublishFrames
+from taskd.broker.rabbitmq.topology import EXCHANGES
 from taskd.config import RabbitMQ
-from taskd.errors import BrokerUnavailable
-from taskd.ports import CHANGES, Dispatch
+from taskd.model.errors import BrokerUnavailable
+from taskd.ports.broker import CHANGES
+from taskd.ports.scheduling import Dispatch
 from tests import services
 from tests.conformance.broker import BrokerCase, BrokerTests, Inbox, messages
 
@@ -237,7 +238,7 @@ class Queues(Incidents):
         inbox.consumer.ack(inbox.all)
 
     async def test_news_exchange_deleted(self) -> None:
-        self.patch(rabbitmq_consumer, "BIND_SECONDS", 0.05)
+        self.patch(consumer, "BIND_SECONDS", 0.05)
         heard, _ = self.drawer()
         await self.until(lambda: self.broker.announce(b"x") or heard, "news")
         await self.amqp(lambda channel: channel.exchange_delete(EXCHANGES[CHANGES]))
@@ -333,7 +334,7 @@ class Connecting(Incidents):
         self.the_line("trying on")
 
     async def test_silent_server(self) -> None:
-        self.patch(rabbitmq_link, "OPEN_SECONDS", 0.1)
+        self.patch(reconnecting, "OPEN_SECONDS", 0.1)
         server = await self.serve(b"")
         broker = await self.start(port=server.port)
         await self.until(lambda: server.count > 2, "it tries on")
@@ -511,10 +512,10 @@ class Node(Incidents):
         self.assertEqual(len(self.lines), 1, self.lines)
 
     async def test_frozen(self) -> None:
-        self.patch(rabbitmq_publisher, "CONFIRM_SECONDS", 0.3)
-        self.patch(rabbitmq_link, "OPEN_SECONDS", 0.3)
-        self.patch(rabbitmq_connection, "CLOSE_SECONDS", 0.3)
-        self.patch(rabbitmq_consumer, "CANCEL_SECONDS", 0.3)
+        self.patch(publisher, "CONFIRM_SECONDS", 0.3)
+        self.patch(reconnecting, "OPEN_SECONDS", 0.3)
+        self.patch(connection, "CLOSE_SECONDS", 0.3)
+        self.patch(consumer, "CANCEL_SECONDS", 0.3)
         other = await self.another()
         inbox = await self.consume(5)
         await self.broker.publish(self.queue, messages(1, 3))
@@ -532,7 +533,7 @@ class Node(Incidents):
         await self.broker.publish(self.queue, messages(1, 1))
 
     async def test_missing_heartbeats(self) -> None:
-        self.patch(rabbitmq_connection, "HEARTBEAT", 1)
+        self.patch(connection, "HEARTBEAT", 1)
         broker = await self.another()
         os.kill(self.pid(), signal.SIGSTOP)
         self.addCleanup(os.kill, self.pid(), signal.SIGCONT)

@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.trial.unittest import TestCase
 
-from taskd.store.postgres_connection import PostgresConnection
+from taskd.store.postgres.connection import PostgresConnection
 from tests import services
 
 BIG = "x" * 20_000_000

@@ -1,4 +1,4 @@
-"""The suite of ITaskStore on PostgreSQL, and what only a server can do to it: die, hang, be slow, be shared."""
+"""The suite of IStore on PostgreSQL, and what only a server can do to it: die, hang, be slow, be shared."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from twisted.internet.threads import deferToThread
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
-from taskd.errors import BadRequest, Conflict, SchemaTooNew, Unavailable, UsernameInUse
-from taskd.model import NewTask, State, Task
-from taskd.ports import Claim, NewRow, Outcome, Report, TaskQuery
+from taskd.model.errors import BadRequest, Conflict, SchemaTooNew, Unavailable, UsernameInUse
+from taskd.model.states import State
+from taskd.model.tasks import NewTask, Task
+from taskd.ports.attempts import Claim, Outcome
+from taskd.ports.logs import Report
+from taskd.ports.tasks import NewRow, TaskQuery
 from taskd.store import migrations
-from taskd.store.common import LOOK_AT
-from taskd.store.postgres import PostgresStore
-from taskd.store.postgres_statements import PREPARED
+from taskd.store.paging import LOOK_AT
+from taskd.store.postgres.statements import PREPARED
+from taskd.store.postgres.store import PostgresStore
 from tests import services
 from tests.conformance.store import OTHER, Q, StoreCase, StoreTests, new_batch
 from tests.conformance.store_reports import ReportTests
@@ -299,7 +302,7 @@ class Schema(Hooks):
             "find_keys": {"tasks_key"},
             "dispatch": {"tasks_backlog", "tasks_pkey"},
             "promote": {"tasks_delayed", "tasks_pkey"},
-            "take_over": by_key,
+            "adopt_stale": by_key,
             "claim": by_key,
             "claim_redelivered": by_key,
             "complete": by_key,
@@ -486,7 +489,7 @@ class Shared(Hooks):
         first = list(await self.store.create_tasks(batch, rows))
         for _ in range(2):
             self.assertEqual(list(await self.store.create_tasks(batch, rows)), first)
-            await self.store.settle([batch])
+            await self.store.mark_published([batch])
 
     async def test_expiry_and_renewal_step_over_what_is_being_finished(self) -> None:
         [task] = await self.create()

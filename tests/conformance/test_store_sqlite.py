@@ -1,4 +1,4 @@
-"""The suite of ITaskStore on SQLite, in memory and as the embedded server has it."""
+"""The suite of IStore on SQLite, in memory and as the embedded server has it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.task import Clock
 
-from taskd.errors import SettingsError, Unavailable
-from taskd.model import NewTask, State
-from taskd.ports import NewRow
-from taskd.store.sqlite import InlineRunner, SqliteStore, open_sqlite
+from taskd.model.errors import SettingsError, Unavailable
+from taskd.model.states import State
+from taskd.model.tasks import NewTask
+from taskd.ports.tasks import NewRow
+from taskd.store.sqlite.store import InlineRunner, SqliteStore, open_sqlite
 from tests.conformance.store import StoreCase, StoreTests, new_batch
 from tests.conformance.store_reports import ReportTests
 

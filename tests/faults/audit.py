@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from taskd.model import MOVES, TERMINAL, State
+from taskd.model.states import MOVES, TERMINAL, State
 from tests.faults.load import Load
 from tests.faults.worker import Run
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import pika
 
-from taskd.model import Route
+from taskd.model.tasks import Route
 from tests import services
 from tests.cluster import user
 from tests.faults.processes import Line, lasting

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import psutil
 import psycopg2
 
-from taskd.model import DEFAULT_KIND, Route
+from taskd.model.tasks import DEFAULT_KIND, Route
 from tests import services
 from tests.cluster import READY, TAKES_TASKS, Cluster
 from tests.daemons import Daemon

@@ -17,10 +17,13 @@ from typing import Any, NamedTuple
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
 
-from taskd.model import DEFAULT_ATTEMPTS, Backoff, Task
-from taskd.ports import ITaskContext, ITaskHandler
+from taskd.model.backoff import Backoff
+from taskd.model.limits import DEFAULT_ATTEMPTS
+from taskd.model.tasks import Task
+from taskd.ports.handler import ITaskContext, ITaskHandler
 from taskd.worker import wiring
-from taskd.worker.runner import Attempt, Runner
+from taskd.worker.attempt import Attempt
+from taskd.worker.runner import Runner
 from tests.daemons import TWISTD
 
 KIND = "record"

@@ -10,7 +10,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 
-from taskd.ports import ITaskContext
+from taskd.ports.handler import ITaskContext
 from taskd.worker import Backoff, Reject, Retry, handler
 
 QUICK = Backoff(first=0.3, factor=1)

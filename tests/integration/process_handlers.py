@@ -1,4 +1,4 @@
-"""Handlers that behave, and some that do not. They run in the children of a nursery."""
+"""Handlers that behave, and some that do not. They run in the children of a fork server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import threading
 import time
 from typing import Any
 
-from taskd.ports import ITaskContext
+from taskd.ports.handler import ITaskContext
 from taskd.worker import Reject, Retry, handler
 
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 
-from taskd.worker.processes import Nursery, Program
+from taskd.worker.forkserver.client import ForkServerClient
+from taskd.worker.forkserver.messages import Program
 
 
 class Count:
@@ -33,13 +34,13 @@ class Count:
 
 async def main() -> None:
     """Start the jobs."""
-    nursery = Nursery(reactor, ["tests.integration.process_handlers"], 2)
-    await nursery.start()
+    forkserver = ForkServerClient(reactor, ["tests.integration.process_handlers"], 2)
+    await forkserver.start()
     said = Count(3)
     for kind in ("defy", "hang"):
-        nursery.call(kind, {"id": 1, "payload": {}}, said)
+        forkserver.call(kind, {"id": 1, "payload": {}}, said)
     script = "trap '' TERM; (setsid sleep 600 &); echo up; sleep 600; sleep 600"
-    nursery.execute(Program(["/bin/sh", "-c", script], "/", dict(os.environ), None, None, 1000), said)
+    forkserver.execute(Program(["/bin/sh", "-c", script], "/", dict(os.environ), None, None, 1000), said)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tasks in child processes: the real nursery, real children, real programs. docs/processes.md makes the promises."""
+"""Tasks in child processes: the real forkserver, real children, real programs. docs/processes.md makes the promises."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.trial.unittest import TestCase
 
-from taskd.errors import SettingsError
-from taskd.worker.nursery import trees
-from taskd.worker.processes import Died, Ending, Exited, Job, Nursery, Program, Raised, Returned
+from taskd.model.errors import SettingsError
+from taskd.worker.forkserver import process_tree
+from taskd.worker.forkserver.client import Died, Ending, Exited, ForkServerClient, Job, Raised, Returned
+from taskd.worker.forkserver.messages import Program
 
 ROOT = Path(__file__).resolve().parents[2]
 HANDLERS = "tests.integration.process_handlers"
@@ -65,7 +66,7 @@ class Heard:
 
 
 def marked(mark: str) -> set[int]:
-    """The processes whose environment has the mark: all that one nursery has started. Zombies have none."""
+    """The processes whose environment has the mark: all that one forkserver has started. Zombies have none."""
     found = set()
     for name in os.listdir("/proc"):
         try:
@@ -77,7 +78,7 @@ def marked(mark: str) -> set[int]:
 
 
 class Case(TestCase):
-    """With a nursery of its own, of which nothing may be left at the end."""
+    """With a fork server of its own, of which nothing may be left at the end."""
 
     timeout = 40
     size = 2
@@ -89,10 +90,10 @@ class Case(TestCase):
         self.patch(os, "environ", os.environ)
         os.environ[MARK] = self.mark
         self.addCleanup(os.environ.pop, MARK)
-        self.nursery = Nursery(reactor, [HANDLERS], self.size, grace=self.grace, max_tasks=self.max_tasks)
+        self.forkserver = ForkServerClient(reactor, [HANDLERS], self.size, grace=self.grace, max_tasks=self.max_tasks)
         self.addCleanup(self._nothing_is_left)
-        await self.nursery.start()
-        self.addCleanup(lambda: Deferred.fromCoroutine(self.nursery.stop()))
+        await self.forkserver.start()
+        self.addCleanup(lambda: Deferred.fromCoroutine(self.forkserver.stop()))
 
     def _nothing_is_left(self) -> None:
         self.assertEqual(marked(self.mark), set())
@@ -109,7 +110,7 @@ class Case(TestCase):
             "queue": "q",
             "payload": payload or {},
         }
-        return self.nursery.call(kind, context, said or Heard())
+        return self.forkserver.call(kind, context, said or Heard())
 
     async def run_kind(self, kind: str, what: str = "") -> Ending:
         """How it ends."""
@@ -122,23 +123,23 @@ class Case(TestCase):
         return json.loads(ending.value)
 
     def sh(self, script: str, said: Heard | None = None, **limits: Any) -> Job:
-        """Begin a shell script: to the nursery a program like any other."""
+        """Begin a shell script: to the fork server a program like any other."""
         return self.program(["/bin/sh", "-c", script], said, **limits)
 
     def program(self, argv: Sequence[str], said: Heard | None = None, **fields: Any) -> Job:
         """Begin a program."""
         found = {"cwd": "/", "env": {MARK: self.mark, "PATH": "/usr/bin:/bin"}, "memory": None, "processes": None}
-        return self.nursery.execute(Program(argv, **{**found, "max_output": 2**20, **fields}), said or Heard())
+        return self.forkserver.execute(Program(argv, **{**found, "max_output": 2**20, **fields}), said or Heard())
 
-    def guard(self) -> int:
-        """The pid of the process between worker and nursery."""
-        assert self.nursery.pid is not None
-        return psutil.Process(self.nursery.pid).ppid()
+    def reaper(self) -> int:
+        """The pid of the process between worker and forkserver."""
+        assert self.forkserver.pid is not None
+        return psutil.Process(self.forkserver.pid).ppid()
 
     def children(self) -> set[int]:
-        """The pids of the nursery's own children."""
-        assert self.nursery.pid is not None
-        return {child.pid for child in psutil.Process(self.nursery.pid).children()}
+        """The pids of the fork server's own children."""
+        assert self.forkserver.pid is not None
+        return {child.pid for child in psutil.Process(self.forkserver.pid).children()}
 
     async def until(self, true: Callable[[], object], seconds: float = 10.0) -> None:
         """Wait for something that nobody announces."""
@@ -202,7 +203,7 @@ class Calls(Case):
         assert isinstance(wrong, Raised)
         self.assertEqual(wrong[:2] + wrong[3:], ("ValueError", "no such thing", None, False, False))
         self.assertIn("raise {\n", wrong.trace)
-        self.assertNotIn("nursery", wrong.trace)
+        self.assertNotIn("forkserver", wrong.trace)
         self.assertEqual(await self.run_kind("raise", "Retry"), Raised("Retry", "later", "", 7.0, False, True))
         self.assertEqual(await self.run_kind("raise", "Reject"), Raised("Reject", "never", "", None, True, False))
         for what in ("KeyboardInterrupt", "MemoryError", "SystemExit"):
@@ -301,14 +302,14 @@ class Calls(Case):
 
     async def test_100_mib_of_output_leave_the_memory_small(self) -> None:
         said = Heard()
-        assert self.nursery.pid is not None
-        both = [psutil.Process(), psutil.Process(self.nursery.pid)]
+        assert self.forkserver.pid is not None
+        both = [psutil.Process(), psutil.Process(self.forkserver.pid)]
         before = [process.memory_info().rss for process in both]
         begun = time.monotonic()
         ending = await self.call("print", said=said).done
         seconds = time.monotonic() - begun
         grown = [(process.memory_info().rss - was) / 2**20 for process, was in zip(both, before, strict=True)]
-        print(f"\n100 MiB printed: {seconds:.1f} s, worker +{grown[0]:.1f} MiB, nursery +{grown[1]:.1f} MiB")
+        print(f"\n100 MiB printed: {seconds:.1f} s, worker +{grown[0]:.1f} MiB, forkserver +{grown[1]:.1f} MiB")
         self.assertEqual(ending, Returned(b"null"))
         self.assertEqual(said.text[-1], "the end")
         self.assertEqual(len(said.text) + said.dropped, 100 * 1024 + 1)
@@ -350,7 +351,7 @@ class Stopping(Case):
         job = self.call("defy", said=(said := Heard()))
         await said.line("defying")
         [child] = self.children()
-        tree = trees.descendants(child)
+        tree = process_tree.descendants(child)
         self.assertGreaterEqual(len(tree), 4)
         begun = time.monotonic()
         job.stop()
@@ -384,13 +385,13 @@ class Stopping(Case):
         ending = await job.done
         assert isinstance(ending, Exited)
         self.assertEqual((ending.status, ending.signal), (None, signal.SIGKILL))
-        self.assertEqual(marked(self.mark), {self.guard(), self.nursery.pid})
+        self.assertEqual(marked(self.mark), {self.reaper(), self.forkserver.pid})
 
     async def test_stopping_the_nursery_ends_all(self) -> None:
         jobs = [self.call("defy", said=(said := Heard())), self.call("hang"), self.call("hang"), self.sh("sleep 600")]
         await said.line("defying")
         begun = time.monotonic()
-        await self.nursery.stop()
+        await self.forkserver.stop()
         self.assertLess(time.monotonic() - begun, 3)
         for job in jobs:
             self.assertIsInstance(await job.done, Died)
@@ -461,7 +462,7 @@ class Programs(Case):
         ending = await self.sh("(setsid sh -c 'trap \"\" TERM; sleep 600; sleep 600' &); sleep 600 & exit 0", said).done
         assert isinstance(ending, Exited)
         self.assertEqual(ending.status, 0)
-        self.assertEqual(marked(self.mark), {self.guard(), self.nursery.pid})
+        self.assertEqual(marked(self.mark), {self.reaper(), self.forkserver.pid})
 
     async def test_programs_do_not_wait_for_children(self) -> None:
         busy = [self.call("hang") for _ in range(self.size + 1)]
@@ -475,7 +476,7 @@ class Programs(Case):
         [supervisor] = self.children()
         os.kill(supervisor, signal.SIGKILL)
         self.assertEqual(await job.done, Died("killed by SIGKILL"))
-        self.assertEqual(marked(self.mark), {self.guard(), self.nursery.pid})
+        self.assertEqual(marked(self.mark), {self.reaper(), self.forkserver.pid})
 
 
 class Killed(Case):
@@ -493,41 +494,41 @@ class Killed(Case):
 
     async def _works_again(self, before: set[int], jobs: Sequence[Job]) -> None:
         for job in jobs:
-            self.assertEqual(await job.done, Died("the nursery ended"))
-        # the nursery itself, when its guard has gone before, ends a moment after its last word
+            self.assertEqual(await job.done, Died("the fork server ended"))
+        # the fork server itself, when its reaper has gone before, ends a moment after its last word
         await self.until(lambda: not any(_runs(pid) for pid in before), 0.5)
         self.assertIsInstance(await self.value("pid"), int)
 
     async def test_the_nursery(self) -> None:
         before, jobs = await self._busy()
-        assert self.nursery.pid is not None
-        os.kill(self.nursery.pid, signal.SIGKILL)
+        assert self.forkserver.pid is not None
+        os.kill(self.forkserver.pid, signal.SIGKILL)
         await self._works_again(before, jobs)
 
     async def test_the_guard(self) -> None:
         before, jobs = await self._busy()
-        os.kill(self.guard(), signal.SIGKILL)
+        os.kill(self.reaper(), signal.SIGKILL)
         await self._works_again(before, jobs)
 
     async def test_a_nursery_that_hangs_is_ended_by_its_guard(self) -> None:
         before, jobs = await self._busy()
-        assert self.nursery.pid is not None
-        os.kill(self.nursery.pid, signal.SIGSTOP)
+        assert self.forkserver.pid is not None
+        os.kill(self.forkserver.pid, signal.SIGSTOP)
         begun = time.monotonic()
-        await self.nursery.stop()
+        await self.forkserver.stop()
         self.assertLess(time.monotonic() - begun, 15)
         for job in jobs:
-            self.assertEqual(await job.done, Died("the nursery ended"))
+            self.assertEqual(await job.done, Died("the fork server ended"))
         self.assert_gone(before)
 
     async def test_jobs_that_wait_begin_in_the_next_nursery(self) -> None:
         hanging = [self.call("hang") for _ in range(self.size)]
         waiting = self.call("pid")
-        assert self.nursery.pid is not None
-        os.kill(self.nursery.pid, signal.SIGKILL)
+        assert self.forkserver.pid is not None
+        os.kill(self.forkserver.pid, signal.SIGKILL)
         self.assertIsInstance(await waiting.done, Returned)
         for job in hanging:
-            self.assertEqual(await job.done, Died("the nursery ended"))
+            self.assertEqual(await job.done, Died("the fork server ended"))
 
     async def test_an_idle_child(self) -> None:
         first = await self.value("pid")
@@ -544,13 +545,13 @@ class Killed(Case):
         assert worker.stdout is not None
         self.addCleanup(worker.stdout.close)
         self.assertEqual(worker.stdout.readline(), b"running\n")
-        tree = trees.descendants(worker.pid)
+        tree = process_tree.descendants(worker.pid)
         self.assertGreaterEqual(len(tree), 10)
         begun = time.monotonic()
         worker.kill()
         await self.until(lambda: not any(_runs(pid) for pid in tree), 5)
         print(f"\n{len(tree)} processes ended {1000 * (time.monotonic() - begun):.0f} ms after kill -9 of their worker")
-        self.assertEqual(marked(self.mark), {self.guard(), self.nursery.pid})
+        self.assertEqual(marked(self.mark), {self.reaper(), self.forkserver.pid})
 
 
 def _runs(pid: int) -> bool:
@@ -572,10 +573,10 @@ class Starting(TestCase):
         folder.mkdir()
         (folder / f"{name}.py").write_text(source)
         self.patch(sys, "path", [*sys.path, str(folder.resolve())])
-        nursery = Nursery(reactor, [name], 1)
-        self.addCleanup(lambda: Deferred.fromCoroutine(nursery.stop()))
+        forkserver = ForkServerClient(reactor, [name], 1)
+        self.addCleanup(lambda: Deferred.fromCoroutine(forkserver.stop()))
         with self.assertRaises(SettingsError) as caught:
-            await nursery.start()
+            await forkserver.start()
         self.assertNotIn("\n", str(caught.exception))
         return str(caught.exception).replace(name, "NAME")
 
@@ -593,6 +594,6 @@ class Starting(TestCase):
         child = subprocess.Popen(["sleep", "600"])
         self.addCleanup(child.wait)
         self.addCleanup(child.kill)
-        self.patch(trees, "_lists_children", False)
-        self.assertIn(child.pid, trees.children(os.getpid()))
-        self.assertIn(child.pid, trees.descendants(os.getppid()))
+        self.patch(process_tree, "_lists_children", False)
+        self.assertIn(child.pid, process_tree.children(os.getpid()))
+        self.assertIn(child.pid, process_tree.descendants(os.getppid()))

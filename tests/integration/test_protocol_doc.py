@@ -12,14 +12,16 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from taskd import errors
-from taskd.model import SHOWN_STATES, STATUSES, State, Task
-from taskd.server import explain, hub
-from taskd.server.routes import ServedKind
-from taskd.wire import docs
-from taskd.wire.actions import ACTIONS
-from taskd.wire.changes import said_lines, said_progress
-from taskd.wire.messages import AttemptView, TaskView
+from taskd.events import hub
+from taskd.events.records import log_event, progress_event
+from taskd.model import errors
+from taskd.model.states import SHOWN_STATES, STATUSES, State
+from taskd.model.tasks import Task
+from taskd.protocol import docs
+from taskd.protocol.actions import ACTIONS
+from taskd.protocol.views import AttemptView, TaskView
+from taskd.scheduling import explain
+from taskd.scheduling.routes import ServedKind
 from tests.daemons import Daemon, LineClient, free_port
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
@@ -221,7 +223,7 @@ def rows(heading: str) -> dict[str, str]:
 
 
 def test_every_code_and_every_status_is_explained() -> None:
-    """Neither more nor less than taskd.errors has."""
+    """Neither more nor less than taskd.model.errors has."""
     known = [e for _, e in inspect.getmembers(errors, inspect.isclass) if issubclass(e, errors.TaskdError)]
     codes = {e.code for e in known}
     fields = {"ok", "status", "code", "message", "field", "retry_after"}
@@ -243,7 +245,7 @@ def test_states_fields_and_events_are_those_of_the_code() -> None:
     assert all(f"`{status}`" in PAGE for status in STATUSES)
     assert list(rows("### The task object")) == list(TaskView.__struct_fields__)
     task = Task(42, 1, "t", "simulate", "tasks", State.RUNNING, NOON, NOON)
-    said = [bytes(each.event) for each in (said_progress(task, 0.5, None), said_lines(task, 1, ["x"], NOON))]
+    said = [bytes(each.event) for each in (progress_event(task, 0.5, None), log_event(task, 1, ["x"], NOON))]
     of_code = {x["event"]: list(x) for x in map(json.loads, (hub.GAP, hub.DRAINING, *said))}
     shown = [json.loads(text) for text in rows("## Watching") if text.count("{") == 1]
     assert {x["event"]: list(x) for x in shown} == of_code
@@ -268,7 +270,7 @@ def test_the_fields_of_logs_kinds_and_attempts_are_those_of_the_code() -> None:
 
 
 def test_the_reference_tables_are_up_to_date() -> None:
-    """Else: python -m taskd.wire.docs docs/protocol.md"""
+    """Else: python -m taskd.protocol.docs docs/protocol.md"""
     assert docs.updated(PAGE) == PAGE
 
 

@@ -20,7 +20,7 @@ import pytest
 from twisted.python import usage
 
 from taskd import config
-from taskd.client.texts import LANGUAGES, Texts
+from taskd.cli.texts.catalogue import LANGUAGES, Texts
 from taskd.server.tap import EMBEDDED_SLOTS
 from taskd.server.tap import Options as ServerOptions
 from taskd.store import migrations
@@ -191,7 +191,7 @@ def test_the_settings_are_those_of_the_code(tmp_path: Path) -> None:
 def test_the_clients_variables_are_those_it_reads() -> None:
     """All of them, whatever they are for."""
     [sentence] = re.findall(r"^The client reads (.*?)\n\n", TEXT, re.MULTILINE | re.DOTALL)
-    source = "".join(path.read_text() for path in (ROOT / "taskd" / "client").glob("*.py"))
+    source = "".join(path.read_text() for part in ("client", "cli") for path in (ROOT / "taskd" / part).rglob("*.py"))
     read = set(re.findall(r"env(?:iron)?\.get\(\"([A-Z_]+)\"|\"(TASKD_[A-Z]+)\"", source))
     names = {name for pair in read for name in pair if name} - {"HOME", "TERM"}
     assert set(re.findall(r"`([A-Z_]{5,})`", sentence)) == names

@@ -13,15 +13,17 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
-from taskd.model import State
-from taskd.ports import ITaskContext, Outcome
+from taskd.model.states import State
+from taskd.ports.attempts import Outcome
+from taskd.ports.handler import ITaskContext
 from taskd.worker import handler
+from taskd.worker.attempt import Attempt
 from taskd.worker.context import MAX_UNHEARD_BYTES
+from taskd.worker.executors.thread_pool import Threads
+from taskd.worker.forkserver.client import ForkServerClient
 from taskd.worker.loading import load
-from taskd.worker.processes import Nursery
 from taskd.worker.programs import read_programs
-from taskd.worker.runner import Attempt, Runner
-from taskd.worker.threads import Threads
+from taskd.worker.runner import Runner
 from tests.unit.running import Ear, make_task
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,9 +129,9 @@ class ThreadTests(Running):
         await attempt.freed
 
     async def test_a_thread_that_hangs_does_not_hold_the_end_up(self) -> None:
-        from taskd.worker import threads
+        from taskd.worker.executors import thread_pool
 
-        self.patch(threads, "STOP_SECONDS", 0.2)
+        self.patch(thread_pool, "STOP_SECONDS", 0.2)
 
         @handler("k")
         def hanging(task: ITaskContext) -> None:
@@ -149,9 +151,9 @@ class ThreadTests(Running):
         script = """
 import time
 from twisted.internet import reactor, defer
-from taskd.worker.threads import Threads
-import taskd.worker.threads
-taskd.worker.threads.STOP_SECONDS = 0.2
+from taskd.worker.executors.thread_pool import Threads
+import taskd.worker.executors.thread_pool
+taskd.worker.executors.thread_pool.STOP_SECONDS = 0.2
 threads = Threads(reactor, 1)
 threads.start()
 threads.call(lambda: time.sleep(60))
@@ -205,7 +207,7 @@ def hangs(task):
             self.reactor,
             handlers,
             threads=Threads(self.reactor, 2),
-            nursery=Nursery(self.reactor, [name], 2),
+            forkserver=ForkServerClient(self.reactor, [name], 2),
             programs=read_programs("programs.toml"),
         )
         self.addCleanup(lambda: Deferred.fromCoroutine(runner.stop()))

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from taskd.errors import BrokerUnavailable
-from taskd.ports import CHANGES, ORDERS, Delivery, Dispatch, IBroker, IConsumer
+from taskd.model.errors import BrokerUnavailable
+from taskd.ports.broker import CHANGES, ORDERS, Delivery, IBroker, IConsumer
+from taskd.ports.scheduling import Dispatch
 
 if TYPE_CHECKING:
     from tests.simulation.processes import Process

@@ -9,10 +9,11 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 
-from taskd.model import Route, Task
-from taskd.ports import Dispatch, NewRow
-from taskd.server.outbox import Outbox
-from taskd.store import sqlite_statements as sql
+from taskd.model.tasks import Route, Task
+from taskd.ports.scheduling import Dispatch
+from taskd.ports.tasks import NewRow
+from taskd.scheduling.outbox import Outbox
+from taskd.store.sqlite import statements as sql
 from taskd.worker.worker import Worker
 from tests.simulation.referee import (
     ACK_AFTER_OUTCOME,
@@ -78,7 +79,7 @@ def _acks_before_the_outcome(self: Worker, held: Any, task: Task) -> None:
 
 
 async def _does_not_relay(self: Outbox) -> int:
-    await self.settle()
+    await self.mark_published()
     return 0
 
 

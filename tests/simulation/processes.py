@@ -9,12 +9,15 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from taskd.errors import Unavailable
-from taskd.model import DEFAULT_ATTEMPTS, DEFAULT_KIND, Backoff, Task
-from taskd.ports import ITaskContext, ITaskHandler
-from taskd.server.accounts import Accounts
+from taskd.api.accounts import Accounts
+from taskd.model.backoff import Backoff
+from taskd.model.errors import Unavailable
+from taskd.model.limits import DEFAULT_ATTEMPTS
+from taskd.model.tasks import DEFAULT_KIND, Task
+from taskd.ports.handler import ITaskContext, ITaskHandler
 from taskd.server.service import TaskServer
-from taskd.worker.runner import Attempt, Runner
+from taskd.worker.attempt import Attempt
+from taskd.worker.runner import Runner
 from taskd.worker.worker import Worker
 from tests.simulation.broker import BrokerLink
 from tests.simulation.clock import OwnClock, Owner
@@ -176,7 +179,7 @@ class WorkerProcess(Process):
 
     def tasks(self) -> set[int]:
         worker = self.worker
-        backlog = [held for lane in worker._lanes.values() for held in lane.backlog]
+        backlog = [held for lane in worker._pools.values() for held in lane.backlog]
         return {*worker._running, *worker._asked, *(held.claim.task_id for held in backlog)}
 
     def serve(self) -> None:

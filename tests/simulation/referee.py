@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from taskd.model import MOVES, TERMINAL, State, Task
-from taskd.ports import Claim, Delivery, Finished, Outcome
+from taskd.model.states import MOVES, TERMINAL, State
+from taskd.model.tasks import Task
+from taskd.ports.attempts import Claim, Finished, Outcome
+from taskd.ports.broker import Delivery
 
 CONFIRMED_EXIST = "a confirmed task is in the store"
 ONCE = "a task is created once"

@@ -12,27 +12,17 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from taskd.errors import Unavailable
-from taskd.model import Route, Task, User
-from taskd.ports import (
-    Account,
-    Claim,
-    Dispatched,
-    Failed,
-    Finished,
-    ITaskStore,
-    Keyed,
-    LogChunk,
-    LogPlace,
-    NewRow,
-    OutboxBatch,
-    Outcome,
-    Page,
-    Report,
-    TaskQuery,
-    WorkerInfo,
-)
-from taskd.store.sqlite import InlineRunner, SqliteStore
+from taskd.model.errors import Unavailable
+from taskd.model.tasks import FailedAttempt, Route, Task
+from taskd.model.users import User
+from taskd.ports.accounts import Account
+from taskd.ports.attempts import Claim, Finished, Outcome
+from taskd.ports.logs import LogChunk, LogPlace, Report
+from taskd.ports.scheduling import Dispatched, OutboxBatch
+from taskd.ports.store import IStore
+from taskd.ports.tasks import Keyed, NewRow, Page, TaskQuery
+from taskd.ports.workers import WorkerInfo
+from taskd.store.sqlite.store import InlineRunner, SqliteStore
 from tests.simulation.referee import Change
 
 if TYPE_CHECKING:
@@ -234,9 +224,9 @@ class _Call:
         self.deadline: float | None = None
 
 
-@implementer(ITaskStore)
+@implementer(IStore)
 class StoreLink:
-    """ITaskStore of one process: the shared store behind delays, refusals, lost answers and outages.
+    """IStore of one process: the shared store behind delays, refusals, lost answers and outages.
 
     Like the store of many servers it repeats what may have been done, for a while, and what may not be repeated it does
     not. What a killed process has asked for may still be done.
@@ -375,7 +365,7 @@ class StoreLink:
             self._world.note(self._process.name, "store", f"{call.name}: {why}")
             call.done.errback(Unavailable(why))
 
-    # -- ITaskStore
+    # -- IStore
 
     async def start(self) -> None:
         while not self._reached and not self._stopped:
@@ -419,11 +409,11 @@ class StoreLink:
     def promote(self, limit: int) -> Awaitable[Sequence[tuple[Route, int]]]:
         return self._call("promote", limit, repeat=False)
 
-    def settle(self, batches: Sequence[str]) -> Awaitable[None]:
-        return self._call("settle", batches)
+    def mark_published(self, batches: Sequence[str]) -> Awaitable[None]:
+        return self._call("mark_published", batches)
 
-    def take_over(self, older_than: float, limit: int) -> Awaitable[Sequence[OutboxBatch]]:
-        return self._call("take_over", older_than, limit, repeat=False)
+    def adopt_stale(self, older_than: float, limit: int) -> Awaitable[Sequence[OutboxBatch]]:
+        return self._call("adopt_stale", older_than, limit, repeat=False)
 
     def claim(self, worker: str, lease: float, claims: Sequence[Claim]) -> Awaitable[Sequence[Task]]:
         return self._call("claim", worker, lease, claims)
@@ -484,7 +474,7 @@ class StoreLink:
     def list_tasks(self, user_id: int, query: TaskQuery) -> Awaitable[Page]:
         return self._call("list_tasks", user_id, query)
 
-    def failed_attempts(self, task_id: int) -> Awaitable[Sequence[Failed]]:
+    def failed_attempts(self, task_id: int) -> Awaitable[Sequence[FailedAttempt]]:
         return self._call("failed_attempts", task_id)
 
     def read_log(self, task_id: int, after: LogPlace | None, limit: int) -> Awaitable[Sequence[LogChunk]]:

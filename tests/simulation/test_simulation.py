@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from zope.interface.verify import verifyObject
 
-from taskd.ports import IBroker, IConsumer, ITaskHandler, ITaskStore
+from taskd.ports.broker import IBroker, IConsumer
+from taskd.ports.handler import ITaskHandler
+from taskd.ports.store import IStore
 from tests.simulation.processes import Handler
 from tests.simulation.world import World, play
 
@@ -57,7 +59,7 @@ def test_ports() -> None:
     world = World(0)
     world._start_server()
     world._start_worker(3)
-    verifyObject(ITaskStore, world.servers[0].store)
+    verifyObject(IStore, world.servers[0].store)
     verifyObject(IBroker, world.servers[0].broker)
     verifyObject(ITaskHandler, Handler(world.workers[0], "rare"))
     consumer = world.workers[0].broker.consume("tasks", 1, lambda deliveries: None, lambda: None)

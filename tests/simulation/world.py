@@ -12,9 +12,9 @@ from typing import Any
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher
 from zope.interface import implementer
 
-from taskd.server import maintenance, outbox
-from taskd.server.accounts import token_hash
-from taskd.server.hub import Wait, Watch
+from taskd.api.accounts import token_hash
+from taskd.events.hub import Wait, Watch
+from taskd.scheduling import maintenance, outbox
 from taskd.server.lines import LineConnection
 from tests.simulation import faults
 from tests.simulation.broker import SimBroker
@@ -269,7 +269,7 @@ class World:
 
     def _look_for_leaks(self, deadline: float) -> None:
         for server in self.servers:
-            hub = server.server._announcer._hub
+            hub = server.server._publisher._hub
             kept: dict[str, Sized] = {
                 "watches": hub._watches,
                 "waits": hub._waits,
@@ -311,7 +311,7 @@ class _Ear:
         self._world = world
 
     def __call__(self, event: LogEvent) -> None:
-        if event["log_level"] >= LogLevel.error and not event["log_namespace"].startswith("taskd.worker.runner"):
+        if event["log_level"] >= LogLevel.error and not event["log_namespace"].startswith("taskd.worker.attempt"):
             failure = event.get("log_failure")
             why = failure.getTraceback() if failure is not None else ""
             self._world.referee.fail(NO_ERROR, f"{formatEvent(event)} {why}")

@@ -10,9 +10,11 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from taskd.model import State, Task
-from taskd.worker.processes import Ending, Program, Said
-from taskd.worker.threads import IThreads
+from taskd.model.states import State
+from taskd.model.tasks import Task
+from taskd.worker.executors.thread_pool import IThreads
+from taskd.worker.forkserver.client import Ending, OutputListener
+from taskd.worker.forkserver.messages import Program
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)
 
@@ -91,7 +93,7 @@ class FakeThreads:
 class FakeJob:
     """A child process that ends when ``done`` is fired."""
 
-    def __init__(self, what: Program | tuple[str, Mapping[str, Any]], said: Said) -> None:
+    def __init__(self, what: Program | tuple[str, Mapping[str, Any]], said: OutputListener) -> None:
         self.what: Any = what
         self.said = said
         self.stopped = 0
@@ -117,14 +119,14 @@ class FakeNursery:
         """Nothing is ended."""
         self.running = False
 
-    def call(self, kind: str, context: Mapping[str, Any], said: Said) -> FakeJob:
+    def call(self, kind: str, context: Mapping[str, Any], said: OutputListener) -> FakeJob:
         """Remember it."""
         return self._add((kind, context), said)
 
-    def execute(self, program: Program, said: Said) -> FakeJob:
+    def execute(self, program: Program, said: OutputListener) -> FakeJob:
         """Remember it."""
         return self._add(program, said)
 
-    def _add(self, what: Any, said: Said) -> FakeJob:
+    def _add(self, what: Any, said: OutputListener) -> FakeJob:
         self.jobs.append(FakeJob(what, said))
         return self.jobs[-1]

@@ -19,23 +19,29 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from taskd.api.accounts import Accounts
+from taskd.api.actions import Actions
 from taskd.broker.memory import MemoryBroker
-from taskd.model import NewTask, Route, State, Task
-from taskd.ports import CHANGES, Claim, Delivery, Dispatch, KindInfo, NewRow, Outcome, Report, WorkerInfo
-from taskd.server.accounts import Accounts
-from taskd.server.actions import Actions
-from taskd.server.announcer import Announcer
-from taskd.server.dispatcher import Dispatcher
-from taskd.server.hub import Hub
+from taskd.events.hub import Hub
+from taskd.events.publisher import Publisher
+from taskd.events.records import changes_of, decode_cancel_order, encode_batch, log_event, progress_event
+from taskd.model.states import State
+from taskd.model.tasks import NewTask, Route, Task
+from taskd.ports.attempts import Claim, Outcome
+from taskd.ports.broker import CHANGES, Delivery
+from taskd.ports.logs import Report
+from taskd.ports.scheduling import Dispatch
+from taskd.ports.tasks import NewRow
+from taskd.ports.workers import KindInfo, WorkerInfo
+from taskd.protocol.messages import encode
+from taskd.scheduling.dispatcher import Dispatcher
+from taskd.scheduling.maintenance import Maintenance
+from taskd.scheduling.outbox import Outbox
+from taskd.scheduling.routes import Routes
+from taskd.scheduling.submission import Submitter
+from taskd.scheduling.window import Window, Windows
 from taskd.server.lines import LineFactory
-from taskd.server.maintenance import Maintenance
-from taskd.server.outbox import Outbox
-from taskd.server.routes import Routes
-from taskd.server.submission import Submitter
-from taskd.server.window import Window, Windows
-from taskd.store.sqlite import InlineRunner, SqliteStore
-from taskd.wire.changes import changes_of, decode_order, encode_news, said_lines, said_progress
-from taskd.wire.messages import encode
+from taskd.store.sqlite.store import InlineRunner, SqliteStore
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)
 PASSWORD = "correct horse"
@@ -145,7 +151,7 @@ class StageBroker(MemoryBroker):
             self.log.append("news")
             self.news.append(news)
         else:
-            self.orders.append(decode_order(news).cancelled)
+            self.orders.append(decode_cancel_order(news).cancelled)
         super().announce(news, topic)
 
     async def depth(self, queue: str) -> int:
@@ -294,26 +300,26 @@ class Stage:
         for start in (self.elsewhere.start(), store.start(), broker.start()):
             now(start)
         self.hub, self.windows = Hub(), Windows(window)
-        self.announcer = Announcer(
-            *(clock, broker, self.hub, self.windows, "node"),
-            lambda: self.routes.wake_all(),
+        self.publisher = Publisher(
+            *(clock, broker, self.hub, "node"),
+            lambda changes: self.routes.changed(changes),
             lambda: self.routes.look(),
         )
         self.outbox = Outbox(store, broker)
         self.routes = Routes(store, self.windows, queues, LEASE, self.dispatcher)
         self.submitter = Submitter(
-            *(clock, store, broker, self.outbox, self.windows, self.announcer, self.new_id), self.routes.wake
+            *(clock, store, broker, self.outbox, self.windows, self.publisher, self.new_id), self.routes.wake
         )
         self.maintenance = Maintenance(
-            *(clock, store, broker, self.outbox, self.windows, self.routes, self.announcer, LEASE, keep)
+            *(clock, store, broker, self.outbox, self.windows, self.routes, self.publisher, LEASE, keep)
         )
         self.accounts = Accounts(store, run_hash, 4, SESSION)
         self.actions = Actions(
             *(clock, store, broker, self.accounts, self.submitter, self.hub),
-            *(self.announcer, self.windows, self.routes, "node"),
+            *(self.publisher, self.windows, self.routes, "node"),
         )
         self.lines = LineFactory(self.actions, clock)
-        self.announcer.start()
+        self.publisher.start()
         self._ids = itertools.count(1)
 
     def close(self) -> None:
@@ -327,7 +333,7 @@ class Stage:
     def dispatcher(self, route: Route, window: Window) -> Dispatcher:
         """A dispatcher of this route."""
         return Dispatcher(
-            *(self.clock, route, window, self.store, self.broker, self.outbox, self.announcer, self.new_id)
+            *(self.clock, route, window, self.store, self.broker, self.outbox, self.publisher, self.new_id)
         )
 
     def settle(self) -> None:
@@ -364,7 +370,7 @@ class Stage:
 
     def tell_of_workers(self) -> None:
         """News that one has come or gone."""
-        self.broker.announce(encode_news("worker", workers=True))
+        self.broker.announce(encode_batch("worker", workers=True))
         self.settle()
 
     def say(
@@ -374,10 +380,10 @@ class Stage:
         [it] = self.tasks(task)
         report = Report(it.id, it.dispatch, it.attempt, progress, None, first_line, lines, keep_from)
         assert it.id in now(self.elsewhere.report("w", [report]))
-        said = [] if progress is None else [said_progress(it, progress, None)]
+        said = [] if progress is None else [progress_event(it, progress, None)]
         if lines:
-            said.append(said_lines(it, first_line, lines, self.announcer.now()))
-        self.broker.announce(encode_news("worker", said=said))
+            said.append(log_event(it, first_line, lines, self.publisher.now()))
+        self.broker.announce(encode_batch("worker", said=said))
         self.settle()
 
     # users and tasks, past the protocol
@@ -395,7 +401,7 @@ class Stage:
         batch = self.new_id()
         tasks = now(self.elsewhere.create_tasks(batch, [row] * count))
         if settled:
-            now(self.elsewhere.settle([batch]))
+            now(self.elsewhere.mark_published([batch]))
         return list(tasks)
 
     def claim(self, *tasks: Task | int, worker: str = "w") -> list[Task]:
@@ -425,7 +431,7 @@ class Stage:
 
     def tell(self, tasks: Sequence[Task]) -> list[Task]:
         """A worker's news."""
-        self.broker.announce(encode_news("worker", changes_of(tasks, self.announcer.now())))
+        self.broker.announce(encode_batch("worker", changes_of(tasks, self.publisher.now())))
         self.settle()
         return list(tasks)
 

@@ -1,4 +1,4 @@
-"""taskd.server.accounts: registration, login and session tokens, through the protocol."""
+"""taskd.api.accounts: registration, login and session tokens, through the protocol."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
-from taskd.errors import BadRequest, RateLimited
-from taskd.server.accounts import MAX_HASHES_PENDING, Accounts, HashPool, token_hash
+from taskd.api.accounts import MAX_HASHES_PENDING, Accounts, HashPool, token_hash
+from taskd.model.errors import BadRequest, RateLimited
 from tests.unit.stage import PASSWORD, SESSION, Stage, StageCase
 
 

@@ -1,14 +1,16 @@
-"""taskd.server.actions: what each action does, through the protocol; accounts and live actions have their own tests."""
+"""taskd.api.actions: what each action does, through the protocol; accounts and live actions have their own tests."""
 
 from __future__ import annotations
 
 import base64
 from typing import Any
 
-from taskd.model import Route, State
-from taskd.ports import ORDERS, KindInfo
-from taskd.wire.actions import ACTIONS, Access
-from taskd.wire.changes import decode_order
+from taskd.events.records import decode_cancel_order
+from taskd.model.states import State
+from taskd.model.tasks import Route
+from taskd.ports.broker import ORDERS
+from taskd.ports.workers import KindInfo
+from taskd.protocol.actions import ACTIONS, Access
 from tests.unit.stage import Client, StageCase
 
 MINIMAL: dict[str, dict[str, Any]] = {
@@ -456,7 +458,7 @@ class CancelTask(ActionCase):
         self.stage.claim(task_id)
         task = self.client.ask("cancel_task", task_id=task_id)["task"]
         self.assertEqual((task["status"], task["state"]), ("Cancelada", "cancelled"))
-        self.assertEqual([decode_order(body).cancelled for body in heard], [[task_id]])
+        self.assertEqual([decode_cancel_order(body).cancelled for body in heard], [[task_id]])
 
     def test_too_late(self) -> None:
         ended = self.add()

@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from taskd.batching import Batcher
-from taskd.errors import Unavailable
+from taskd.model.errors import Unavailable
 
 
 class Flushes:

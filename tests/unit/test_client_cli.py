@@ -18,16 +18,17 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
 
+import taskd.cli
 import taskd.client
+from taskd.cli.commands.basic import COMMANDS
+from taskd.cli.main import _without_tls, main
+from taskd.cli.options import parser
+from taskd.cli.runner import Runner
+from taskd.cli.texts.catalogue import Texts, language
+from taskd.cli.texts.help import EXAMPLES
+from taskd.cli.texts.words import WORDS
 from taskd.client.address import endpoint, is_plain, normalized
-from taskd.client.cli import _without_tls, main
-from taskd.client.commands import COMMANDS
 from taskd.client.errors import ClientError, OutputClosed, UsageError
-from taskd.client.help import EXAMPLES
-from taskd.client.options import parser
-from taskd.client.runner import Runner
-from taskd.client.texts import Texts, language
-from taskd.client.words import WORDS
 
 
 class TestAddress:
@@ -110,7 +111,8 @@ class TestTexts:
             assert fields(english) - missing <= fields(spanish) <= fields(english), key
 
     def test_every_text_that_is_asked_for_is_there(self) -> None:
-        source = "".join(path.read_text() for path in Path(taskd.client.__file__).parent.glob("*.py"))
+        folders = [Path(package.__path__[0]) for package in (taskd.client, taskd.cli)]
+        source = "".join(path.read_text() for folder in folders for path in folder.rglob("*.py"))
         asked = re.findall(
             r"(?:texts|\bt|ClientError|UsageError|NotLoggedIn|ConnectionTrouble|prompt|_ask)\(\s*\"([\w.]+)\"", source
         )

@@ -10,7 +10,7 @@ import pytest
 from twisted.internet import error
 
 from taskd.client.sessions import SessionFile
-from taskd.model import State
+from taskd.model.states import State
 from tests.unit.test_client_harness import SERVER, Stage
 from tests.unit.test_client_taskd import NOON
 

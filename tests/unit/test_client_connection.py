@@ -17,17 +17,10 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from taskd.client.connection import (
-    CHECK_SECONDS,
-    CONNECT_SECONDS,
-    REPLY_SECONDS,
-    LineClient,
-    Received,
-    connect,
-)
+from taskd.client.connection import CHECK_SECONDS, CONNECT_SECONDS, REPLY_SECONDS, LineClient, Received, connect
+from taskd.client.connection_errors import os_reason, why_lost
 from taskd.client.errors import ClientError, ConnectionTrouble, Refused
-from taskd.client.trouble import os_reason, why_lost
-from taskd.errors import Draining, RateLimited, Unavailable
+from taskd.model.errors import Draining, RateLimited, Unavailable
 from tests.unit.test_client_harness import SERVER, Stage
 
 

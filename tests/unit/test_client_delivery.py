@@ -8,10 +8,10 @@ import pytest
 from twisted.internet import error
 from twisted.internet.defer import CancelledError
 
+from taskd.cli.resend import GIVE_UP_SECONDS, LEAST_PATIENCE
+from taskd.cli.retrying import FIRST_RETRY, LAST_RETRY
 from taskd.client.connection import CONNECT_SECONDS, REPLY_SECONDS
-from taskd.client.delivery import GIVE_UP_SECONDS, LEAST_PATIENCE
-from taskd.client.persistence import FIRST_RETRY, LAST_RETRY
-from taskd.errors import Draining, Internal, RateLimited, TaskdError, Unavailable
+from taskd.model.errors import Draining, Internal, RateLimited, TaskdError, Unavailable
 from tests.unit.test_client_harness import Run, Stage
 
 AGAIN = ["Connection lost; connecting again ...", "Connected again."]

@@ -9,9 +9,9 @@ import pytest
 from twisted.internet import error
 from twisted.internet.defer import CancelledError
 
-from taskd.client.delivery import GIVE_UP_SECONDS
-from taskd.client.persistence import FIRST_RETRY, LAST_RETRY
-from taskd.errors import Draining, RateLimited, TaskdError, Unavailable
+from taskd.cli.resend import GIVE_UP_SECONDS
+from taskd.cli.retrying import FIRST_RETRY, LAST_RETRY
+from taskd.model.errors import Draining, RateLimited, TaskdError, Unavailable
 from tests.unit.test_client_delivery import AGAIN, texts, until_over
 from tests.unit.test_client_harness import Stage
 

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 
 import pytest
 
-from taskd.client.durations import duration, moment_in, seconds_in
+from taskd.cli.durations import duration, moment_in, seconds_in
 
 
 class TestDurations:

@@ -19,15 +19,15 @@ from twisted.python.failure import Failure
 from twisted.test.iosim import FakeTransport, IOPump, connect
 from zope.interface import implementer
 
-from taskd.client.cli import perform
-from taskd.client.context import Context
+from taskd.cli.context import Context
+from taskd.cli.main import perform
+from taskd.cli.options import parser
+from taskd.cli.texts.catalogue import Texts
+from taskd.cli.ui.rendering import Renderer
+from taskd.cli.ui.terminal import Output, Screen
 from taskd.client.errors import ClientError, EndOfInput
-from taskd.client.options import parser
-from taskd.client.rendering import Renderer
 from taskd.client.sessions import SessionFile, state_folder
-from taskd.client.terminal import Output, Screen
-from taskd.client.texts import Texts
-from taskd.errors import TaskdError
+from taskd.model.errors import TaskdError
 from tests.unit.test_client_taskd import NOON, FakeConnection, FakeTaskd
 
 SERVER = "127.0.0.1:5000"

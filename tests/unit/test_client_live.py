@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from twisted.internet import error
 
+from taskd.cli.commands.live import ANSWER_SECONDS
+from taskd.cli.retrying import FIRST_RETRY, LAST_RETRY
+from taskd.cli.ui.progress import REMEMBERED
 from taskd.client.connection import CHECK_SECONDS, REPLY_SECONDS
-from taskd.client.live import ANSWER_SECONDS
-from taskd.client.persistence import FIRST_RETRY, LAST_RETRY
-from taskd.client.progress import REMEMBERED
-from taskd.errors import Draining
-from taskd.model import State
+from taskd.model.errors import Draining
+from taskd.model.states import State
 from tests.unit.test_client_harness import Run, Stage
 from tests.unit.test_client_taskd import NOON
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from twisted.internet import error
 
-from taskd.client.persistence import FIRST_RETRY
-from taskd.errors import Unavailable
-from taskd.model import State
+from taskd.cli.retrying import FIRST_RETRY
+from taskd.model.errors import Unavailable
+from taskd.model.states import State
 from tests.unit.test_client_harness import Run, Stage
 from tests.unit.test_client_taskd import NOON
 

@@ -8,11 +8,11 @@ import pytest
 from twisted.internet import error
 from twisted.internet.defer import CancelledError
 
+from taskd.cli.menu import GOODBYE_SECONDS, SHOWN
+from taskd.cli.retrying import FIRST_RETRY
 from taskd.client.connection import REPLY_SECONDS
-from taskd.client.menu import GOODBYE_SECONDS, SHOWN
-from taskd.client.persistence import FIRST_RETRY
-from taskd.errors import Unavailable
-from taskd.model import State
+from taskd.model.errors import Unavailable
+from taskd.model.states import State
 from tests.unit.test_client_harness import SERVER, Run, Stage
 from tests.unit.test_client_taskd import kind
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from taskd.client.bars import MOST_BARS, SOON, TICK
-from taskd.client.persistence import FIRST_RETRY
-from taskd.client.rendering import percent, width
-from taskd.client.terminal import Output, Screen
-from taskd.model import State
+from taskd.cli.retrying import FIRST_RETRY
+from taskd.cli.ui.bars import MOST_BARS, SOON, TICK
+from taskd.cli.ui.rendering import percent, width
+from taskd.cli.ui.terminal import Output, Screen
+from taskd.model.states import State
 from tests.unit.test_client_harness import Run, Stage, Stream
 from tests.unit.test_client_taskd import NOON
 

@@ -10,10 +10,10 @@ import msgspec
 import pytest
 from msgspec import Raw
 
+from taskd.cli.texts.catalogue import Texts
+from taskd.cli.ui.rendering import Renderer, ShownTask, age, compact, cut, pad, read_view, visible, width
 from taskd.client.errors import ConnectionTrouble
-from taskd.client.rendering import Renderer, ShownTask, age, compact, cut, pad, read_view, visible, width
-from taskd.client.texts import Texts
-from taskd.model import SHOWN_STATES
+from taskd.model.states import SHOWN_STATES
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)
 ENGLISH = Texts("en")

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from twisted.internet.defer import CancelledError
 
-from taskd.client.context import Context
-from taskd.client.submit import batches
-from taskd.errors import QuotaExceeded
-from taskd.model import State
-from taskd.wire.limits import MAX_LINE_BYTES
+from taskd.cli.commands.add import batches
+from taskd.cli.context import Context
+from taskd.model.errors import QuotaExceeded
+from taskd.model.states import State
+from taskd.protocol.limits import MAX_LINE_BYTES
 from tests.unit.test_client_harness import Stage
 from tests.unit.test_client_taskd import NOON
 

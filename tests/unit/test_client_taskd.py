@@ -11,7 +11,8 @@ from typing import Any
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 
-from taskd.errors import (
+from taskd.events.records import TaskOutput, log_event, progress_event
+from taskd.model.errors import (
     AuthRequired,
     Conflict,
     NotFound,
@@ -21,12 +22,12 @@ from taskd.errors import (
     UsernameInUse,
     WrongCredentials,
 )
-from taskd.model import State, Task
-from taskd.ports import Failed
-from taskd.wire.changes import Said, said_lines, said_progress
-from taskd.wire.limits import MAX_LINE_BYTES, MAX_REPLY_BYTES
-from taskd.wire.messages import encode, view
-from taskd.wire.session import Call, ServerSession
+from taskd.model.states import State
+from taskd.model.tasks import FailedAttempt, Task
+from taskd.protocol.limits import MAX_LINE_BYTES, MAX_REPLY_BYTES
+from taskd.protocol.messages import encode
+from taskd.protocol.views import view
+from taskd.server.pipeline import Call, ServerSession
 
 NEW = ("get_log", "retry_task", "explain", "kinds")
 """Actions that an older server does not know."""
@@ -59,7 +60,7 @@ class FakeTaskd:
         self.held: set[str] = set()
         self.keys: dict[str, tuple[int, Any]] = {}
         self.served: list[dict[str, Any]] = [kind("simulate", summary="Waits.")]
-        self.failed: dict[int, list[Failed]] = {}
+        self.failed: dict[int, list[FailedAttempt]] = {}
         self.reasons: dict[int, dict[str, Any]] = {}
         self.logs: dict[int, list[dict[str, Any]]] = {}
         self.cut = False
@@ -94,7 +95,7 @@ class FakeTaskd:
         """A running task says how far it is."""
         task = self.tasks[task_id]
         for connection in tuple(self.connections):
-            connection.says(said_progress(task, progress, note))
+            connection.says(progress_event(task, progress, note))
 
     def log(self, task_id: int, *texts: str, attempt: int = 1, first: int | None = None) -> None:
         """A task says something; ``first`` is the number of the first line, where some before it have been cut."""
@@ -106,7 +107,7 @@ class FakeTaskd:
         ]
         log += lines
         for connection in tuple(self.connections):
-            connection.says(said_lines(self.tasks[task_id], lines[0]["line"], texts, NOON))
+            connection.says(log_event(self.tasks[task_id], lines[0]["line"], texts, NOON))
             connection.feed(task_id)
 
     def asked(self, connection: int = -1) -> list[dict[str, Any]]:
@@ -170,7 +171,7 @@ class FakeConnection(LineReceiver):
                 self._waits.remove((call, ids))
                 call.succeed({"status": "success", "done": True, "tasks": self._views(ids)})
 
-    def says(self, said: Said) -> None:
+    def says(self, said: TaskOutput) -> None:
         """A task has said something to those who watch."""
         if self._watching:
             self._write(bytes(said.event) + b"\n")

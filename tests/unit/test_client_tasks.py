@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from taskd.client.rendering import width
-from taskd.client.words_tasks import REASONS
-from taskd.errors import Unavailable
-from taskd.model import State
-from taskd.ports import Failed
+from taskd.cli.texts.words_tasks import REASONS
+from taskd.cli.ui.rendering import width
+from taskd.model.errors import Unavailable
+from taskd.model.states import State
+from taskd.model.tasks import FailedAttempt
 from tests.unit.test_client_harness import Run, Stage
 from tests.unit.test_client_taskd import NOON, kind
 
@@ -121,8 +121,8 @@ class TestShow:
         stage.taskd.task("render", State.WAITING, attempt=2, run_at=NOON + timedelta(minutes=1), error="ValueError: x")
         trace = 'Traceback (most recent call last):\n  File "a.py", line 1\n\tboo\x1b[2J\nValueError: x\n'
         stage.taskd.failed[1] = [
-            Failed(0, 1, "host-1", NOON, NOON + timedelta(seconds=4), "ValueError: x", trace),
-            Failed(0, 2, "host-2", None, NOON, "the worker was lost", None),
+            FailedAttempt(0, 1, "host-1", NOON, NOON + timedelta(seconds=4), "ValueError: x", trace),
+            FailedAttempt(0, 2, "host-2", None, NOON, "the worker was lost", None),
         ]
         lines = stage.run("show", "1").out.splitlines()
         assert lines[lines.index("Attempt 1 failed:") - 1 :] == [

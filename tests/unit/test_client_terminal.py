@@ -13,8 +13,8 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
+from taskd.cli.ui.terminal import MAX_LINE, Input, Output, colour_wanted
 from taskd.client.errors import ClientError, EndOfInput, OutputClosed
-from taskd.client.terminal import MAX_LINE, Input, Output, colour_wanted
 
 
 class Readers:

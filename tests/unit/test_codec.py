@@ -1,4 +1,4 @@
-"""taskd.wire.codec, framing and registry: bytes to typed requests, and what is said to all others."""
+"""taskd.protocol.codec, framing and registry: bytes to typed requests, and what is said to all others."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import msgspec
 import pytest
 from msgspec import UNSET
 
-from taskd.errors import Conflict, RateLimited, TaskdError
-from taskd.server.actions import Actions
-from taskd.wire import messages as m
-from taskd.wire.actions import ACTIONS
-from taskd.wire.changes import changes_of, decode_news, encode_news
-from taskd.wire.codec import Refused, decode_request, encode_error, encode_reply
-from taskd.wire.framing import Framer
-from taskd.wire.limits import MAX_LINE_BYTES
+from taskd.api.actions import Actions
+from taskd.events.records import changes_of, decode_batch, encode_batch
+from taskd.model.errors import Conflict, RateLimited, TaskdError
+from taskd.protocol import messages as m
+from taskd.protocol.actions import ACTIONS
+from taskd.protocol.codec import Refused, decode_request, encode_error, encode_reply
+from taskd.protocol.framing import Framer
+from taskd.protocol.limits import MAX_LINE_BYTES
+from taskd.protocol.views import view
 from tests.unit.stage import NOON, Stage
 
 PING = '{"action":"ping"%s}'
@@ -308,15 +309,15 @@ class TestFramer:
 def test_news_arrive_as_they_were_sent() -> None:
     stage = Stage()
     tasks = stage.create(count=2, task="ñ\n")
-    news = decode_news(encode_news("me", changes_of(tasks, NOON)))
+    news = decode_batch(encode_batch("me", changes_of(tasks, NOON)))
     assert news.origin == "me"
     assert [(c.user_id, c.task_id, c.version, c.state, c.queue) for c in news.changes] == [
         (t.user_id, t.id, t.version, t.state, t.queue) for t in tasks
     ]
-    assert bytes(news.changes[0].view) == m.encode(m.view(tasks[0], NOON))
+    assert bytes(news.changes[0].view) == m.encode(view(tasks[0], NOON))
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'["me",[[1]]]', b"\xff", b"null"])
 def test_news_that_are_none(body: bytes) -> None:
     with pytest.raises((msgspec.MsgspecError, UnicodeDecodeError)):
-        decode_news(body)
+        decode_batch(body)

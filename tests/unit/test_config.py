@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from taskd.config import Postgres, RabbitMQ, check_queue, read_settings
-from taskd.errors import SettingsError
+from taskd.model.errors import SettingsError
 
 BOTH = {"POSTGRES_HOST": "db", "RABBITMQ_HOST": "mq"}
 

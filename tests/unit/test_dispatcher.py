@@ -1,4 +1,4 @@
-"""taskd.server.dispatcher: the window is refilled in fair order, and nobody is forgotten."""
+"""taskd.scheduling.dispatcher: the window is refilled in fair order, and nobody is forgotten."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from taskd.model import Route, State, Task
-from taskd.ports import Dispatched
-from taskd.server.dispatcher import TURN, Dispatcher
-from taskd.server.window import Window
+from taskd.model.states import State
+from taskd.model.tasks import Route, Task
+from taskd.ports.scheduling import Dispatched
+from taskd.scheduling.dispatcher import TURN, Dispatcher
+from taskd.scheduling.window import Window
 from tests.unit.stage import Stage, StageCase
 
 
@@ -25,7 +26,7 @@ class Dispatching(StageCase):
     def waiting(self, name: str, count: int = 1) -> list[Task]:
         """Tasks of a user that wait, which the window knows."""
         tasks = self.stage.create(name, count, State.WAITING)
-        self.place.suspect(self.stage.user(name))
+        self.place.mark_backlogged(self.stage.user(name))
         return tasks
 
     def tick(self) -> None:
@@ -200,14 +201,14 @@ class Rounds(StageCase):
     def dispatcher(self, store: Turns, window: Window) -> Dispatcher:
         return Dispatcher(
             *(self.stage.clock, Route("tasks", "simulate"), window, store, self.stage.broker),  # type: ignore[arg-type]
-            *(self.stage.outbox, self.stage.announcer, self.stage.new_id),
+            *(self.stage.outbox, self.stage.publisher, self.stage.new_id),
         )
 
     def run_turns(self, *answers: Dispatched, room: int = 5000) -> tuple[Turns, Window]:
         stage, store, window = self.stage, Turns(*answers), Window(room)
         dispatcher = self.dispatcher(store, window)
-        window.suspect(1)
-        store.meanwhile = lambda: window.suspect(2)
+        window.mark_backlogged(1)
+        store.meanwhile = lambda: window.mark_backlogged(2)
         dispatcher.tick()
         stage.settle()
         return store, window
@@ -250,7 +251,7 @@ class Rounds(StageCase):
         store.slow = True
         dispatcher = self.dispatcher(store, window)
         dispatcher.tick()
-        window.suspect(1)
+        window.mark_backlogged(1)
         dispatcher.wake()
         self.stage.settle()
         self.assertEqual(len(store.asked), 1)

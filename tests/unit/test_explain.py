@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from taskd.model import State
+from taskd.model.states import State
 from tests.unit.test_actions import ActionCase
 
 

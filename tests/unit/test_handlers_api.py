@@ -13,10 +13,10 @@ import pytest
 from twisted.internet.defer import Deferred
 from zope.interface.verify import verifyObject
 
-from taskd.errors import SettingsError
-from taskd.ports import ITaskContext, ITaskHandler
+from taskd.model.errors import SettingsError
+from taskd.ports.handler import ITaskContext, ITaskHandler
 from taskd.worker import Backoff, Handler, handler
-from taskd.worker.api import by_kind, collect
+from taskd.worker.handler import by_kind, collect
 from taskd.worker.loading import load, modules_for_children
 
 # -- the decorator
@@ -193,7 +193,7 @@ def test_handlers_of_other_classes_are_checked() -> None:
     for name in (*parts, "summary"):
         vars(bare).clear()
         vars(bare).update({k: v for k, v in {**parts, "summary": ""}.items() if k != name})
-        assert f"there is no {name!r}, which taskd.ports.ITaskHandler asks for" in refusal(plugins=[bare])
+        assert f"there is no {name!r}, which taskd.ports.handler.ITaskHandler asks for" in refusal(plugins=[bare])
     vars(bare).update(summary="")
     assert load([], [bare]) == [bare]
     vars(bare).update(summary=5)

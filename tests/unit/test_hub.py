@@ -1,4 +1,4 @@
-"""taskd.server.hub and announcer: who hears of what, once and in order."""
+"""taskd.events.hub and publisher: who hears of what, once and in order."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from taskd.model import State, Task
-from taskd.server.announcer import MAX_NEWS_BYTES, Announcer
-from taskd.server.hub import MAX_EARLY, MAX_SEEN, PIECE, Hub, Watch
-from taskd.server.window import Windows
-from taskd.wire.changes import Change, changes_of, decode_news, encode_news, said_lines, said_progress
+from taskd.events.hub import MAX_EARLY, MAX_SEEN, PIECE, Hub, Watch
+from taskd.events.publisher import MAX_BATCH_BYTES, Publisher
+from taskd.events.records import TaskChange, changes_of, decode_batch, encode_batch, log_event, progress_event
+from taskd.model.states import State
+from taskd.model.tasks import Task
 from tests.unit.stage import NOON, StageCase
 
 
@@ -19,7 +19,7 @@ def task(task_id: int = 1, version: int = 1, state: State = State.QUEUED, user_i
     return Task(task_id, user_id, text, "simulate", "tasks", state, NOON, NOON, version=version)
 
 
-def changes(*tasks: Task) -> list[Change]:
+def changes(*tasks: Task) -> list[TaskChange]:
     return changes_of(tasks, NOON)
 
 
@@ -152,7 +152,7 @@ class WatchTests(SynchronousTestCase):
     def test_what_running_tasks_say_is_passed_on_in_pieces(self) -> None:
         reader, other, early = self.opened(), self.opened(), Reader(self.hub)
         other.watch.close()
-        said = [said_lines(task(n), 1, ["x" * 4000], NOON) for n in range(1, 101)]
+        said = [log_event(task(n), 1, ["x" * 4000], NOON) for n in range(1, 101)]
         self.hub.pass_on(said)
         self.assertLess(max(map(len, reader.pieces)), PIECE + 5000)
         self.assertEqual(b"".join(reader.pieces), b"".join(bytes(each.event) + b"\n" for each in said))
@@ -169,7 +169,7 @@ class WatchTests(SynchronousTestCase):
 
         watch = self.hub.watch(1, send)
         watch.open([])
-        self.hub.pass_on([said_lines(task(n), 1, ["x" * 4000], NOON) for n in range(1, 101)])
+        self.hub.pass_on([log_event(task(n), 1, ["x" * 4000], NOON) for n in range(1, 101)])
         self.assertEqual(len(heard), 1)
 
 
@@ -183,7 +183,7 @@ class ListenerTests(SynchronousTestCase):
         hub.listen(1, listener)
         for news in (
             lambda: hub.publish(changes(task(1, state=State.RUNNING), task(2))),
-            lambda: hub.pass_on([said_progress(task(1), 0.5, None), said_progress(task(2), 0.5, None)]),
+            lambda: hub.pass_on([progress_event(task(1), 0.5, None), progress_event(task(2), 0.5, None)]),
             hub.gap,
         ):
             news()
@@ -245,20 +245,20 @@ class AnnouncerTests(StageCase):
         stage = self.stage
         reader = Reader(stage.hub)
         reader.watch.open([])
-        stage.announcer.announce([task(1)])
-        stage.announcer.announce([task(2), task(1, 2)])
-        self.assertEqual([len(decode_news(body).changes) for body in stage.broker.news], [1, 2])
+        stage.publisher.announce([task(1)])
+        stage.publisher.announce([task(2), task(1, 2)])
+        self.assertEqual([len(decode_batch(body).changes) for body in stage.broker.news], [1, 2])
         self.assertEqual(reader.pieces, [])
         stage.settle()
         self.assertEqual(reader.seen(), [(1, 1), (2, 1), (1, 2)])
 
     def test_nothing_is_nothing(self) -> None:
-        self.stage.announcer.announce([])
+        self.stage.publisher.announce([])
         self.assertEqual(self.stage.broker.news, [])
 
     def test_ones_own_news_are_passed_over_when_they_come_back(self) -> None:
         window = self.stage.window()
-        self.stage.announcer.announce([task()])
+        self.stage.publisher.announce([task()])
         self.stage.settle()
         self.assertEqual(window.room, 2000)
         self.stage.tell([task()])
@@ -268,32 +268,34 @@ class AnnouncerTests(StageCase):
         hub, moved = Hub(), []
         reader = Reader(hub)
         reader.watch.open([])
-        other = Announcer(*(self.stage.clock, self.stage.broker, hub, Windows(10), "other"), lambda: moved.append(1))
+        other = Publisher(
+            *(self.stage.clock, self.stage.broker, hub, "other"), lambda changes: moved.append(1), lambda: None
+        )
         other.start()
-        self.stage.announcer.announce([task(1), task(2)])
+        self.stage.publisher.announce([task(1), task(2)])
         self.stage.settle()
         self.assertEqual((reader.seen(), moved), ([(1, 1), (2, 1)], [1]))
 
     def test_large_news_travel_in_pieces(self) -> None:
         tasks = [task(n, text="x" * 4000) for n in range(1, 301)]
-        self.stage.announcer.announce(tasks)
+        self.stage.publisher.announce(tasks)
         news = self.stage.broker.news
-        self.assertLess(max(map(len, news)), MAX_NEWS_BYTES + 10_000)
-        self.assertEqual([c.task_id for body in news for c in decode_news(body).changes], list(range(1, 301)))
+        self.assertLess(max(map(len, news)), MAX_BATCH_BYTES + 10_000)
+        self.assertEqual([c.task_id for body in news for c in decode_batch(body).changes], list(range(1, 301)))
 
     def test_news_that_cannot_be_read_are_passed_over(self) -> None:
         reader = Reader(self.stage.hub)
         reader.watch.open([])
-        for body in (b"", b"\xff", b"[]", b'["me",[[1,2]]]', encode_news("other", changes(task()))):
+        for body in (b"", b"\xff", b"[]", b'["me",[[1,2]]]', encode_batch("other", changes(task()))):
             self.stage.broker.announce(body)
         self.stage.settle()
         self.assertEqual(reader.seen(), [(1, 1)])
 
     def test_news_of_workers_and_words_move_no_window(self) -> None:
         moved, came = [], []
-        other = Announcer(
-            *(self.stage.clock, self.stage.broker, Hub(), Windows(10), "other"),
-            *(lambda: moved.append(1), lambda: came.append(1)),
+        other = Publisher(
+            *(self.stage.clock, self.stage.broker, Hub(), "other"),
+            *(lambda changes: moved.append(1), lambda: came.append(1)),
         )
         other.start()
         self.stage.tell_of_workers()
@@ -305,5 +307,5 @@ class AnnouncerTests(StageCase):
         self.assertEqual((moved, came), ([], [1]))
 
     def test_an_order_to_stop_is_no_news_of_a_change(self) -> None:
-        self.stage.announcer.order_to_stop([3, 4])
+        self.stage.publisher.publish_cancel_order([3, 4])
         self.assertEqual((self.stage.broker.orders, self.stage.broker.news), ([[3, 4]], []))

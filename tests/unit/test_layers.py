@@ -10,30 +10,43 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-CORE = {"taskd.model", "taskd.errors"}
-INNER = {"taskd.ports", "taskd.wire", "taskd.batching", "taskd.config"}
+# A room may import what stands here, and itself. docs/architecture.md has the same table. The taps wire everything
+# together: nobody imports them, and they may import all but the client and the command line.
+MODEL = {"taskd", "taskd.model"}
+PORTS = MODEL | {"taskd.ports"}
+PROTOCOL = MODEL | {"taskd.protocol"}
+EVENTS = PORTS | PROTOCOL | {"taskd.events"}
+SCHEDULING = EVENTS | {"taskd.batching", "taskd.scheduling"}
+API = SCHEDULING | {"taskd.api"}
+SERVER = API | {"taskd.server"}
+WORKER = EVENTS | {"taskd.batching", "taskd.config", "taskd.worker"}
 ADAPTERS = {"taskd.store", "taskd.broker"}
-OUTER = {"taskd.server", "taskd.worker", "taskd.web"}
-DAEMON = {"taskd.daemon"}
 
-# A part may import what stands here and itself. The taps wire everything together: nobody imports them, and
-# they may import all but the client.
 MAY_IMPORT: dict[str, set[str]] = {
     "taskd": set(),
-    **{part: {"taskd"} | CORE for part in CORE},
-    **{part: {"taskd"} | CORE | INNER for part in INNER},
-    **{part: {"taskd"} | CORE | INNER for part in ADAPTERS},
-    **{part: {"taskd"} | CORE | INNER | ADAPTERS for part in OUTER},
-    **{part: {"taskd"} | CORE | INNER | ADAPTERS for part in DAEMON},
-    "tap": {"taskd"} | CORE | INNER | ADAPTERS | OUTER | DAEMON,
-    # for tests of handlers: a server and a worker in one
-    "taskd.testing": {"taskd"} | CORE | INNER | ADAPTERS | OUTER,
-    "taskd.client": {"taskd", "taskd.wire"} | CORE,
+    "taskd.model": MODEL,
+    "taskd.ports": PORTS,
+    "taskd.protocol": PROTOCOL,
+    "taskd.config": MODEL,
+    "taskd.batching": MODEL,
+    "taskd.events": EVENTS,
+    "taskd.store": PORTS,
+    "taskd.broker": PORTS | {"taskd.config"},
+    "taskd.scheduling": SCHEDULING,
+    "taskd.api": API,
+    "taskd.server": SERVER,
+    "taskd.worker": WORKER,
+    "taskd.daemon": PORTS | ADAPTERS | {"taskd.config"},
+    "tap": SERVER | WORKER | {"taskd.daemon"},
+    # handlers and a whole server in memory, for tests
+    "taskd.testing": SERVER | WORKER | ADAPTERS,
+    "taskd.client": PROTOCOL | {"taskd.client"},
+    "taskd.cli": PROTOCOL | {"taskd.client", "taskd.cli"},
 }
 
 
 def part_of(module: str) -> str:
-    """The part that a module belongs to: ``taskd.store`` for ``taskd.store.sqlite``."""
+    """The part that a module belongs to: ``taskd.store`` for ``taskd.store.sqlite.store``."""
     return "tap" if module.endswith(".tap") else ".".join(module.split(".")[:2])
 
 
@@ -46,7 +59,7 @@ def imports(source: str, module: str, is_package: bool, modules: set[str]) -> It
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             origin = ".".join([*base, *([node.module] if node.module else [])])
-            # "from taskd.server import tap" imports the module, "from taskd.model import Task" a name of one.
+            # "from taskd.server import tap" imports the module, "from taskd.model.tasks import Task" a name of one.
             inside = [f"{origin}.{alias.name}" for alias in node.names]
             names = [name if name in modules else origin for name in inside]
         else:
@@ -60,7 +73,7 @@ def backward_arrows(sources: dict[str, str]) -> list[str]:
     """One line for every import that may not be; ``sources`` maps paths like ``taskd/model.py`` to text."""
     found = []
     names = {path: path.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in sources}
-    # A package counts as well, so that "from taskd import wire" is an import of taskd.wire.
+    # A package counts as well, so that "from taskd import wire" is an import of taskd.protocol.
     modules = {".".join(n.split(".")[: i + 1]) for n in names.values() for i in range(n.count(".") + 1)}
     for path, source in sources.items():
         here = part_of(names[path])
@@ -76,61 +89,71 @@ def backward_arrows(sources: dict[str, str]) -> list[str]:
 def test_no_import_runs_back() -> None:
     """The layers of taskd, as they are."""
     sources = {str(p.relative_to(ROOT)): p.read_text() for p in (ROOT / "taskd").rglob("*.py")}
-    assert "taskd/model.py" in sources
+    assert "taskd/model/tasks.py" in sources
     assert backward_arrows(sources) == []
+
+
+OTHERS = dict.fromkeys(
+    [
+        *("taskd/__init__.py", "taskd/model/tasks.py", "taskd/config.py", "taskd/ports/__init__.py"),
+        *("taskd/ports/store.py", "taskd/protocol/codec.py", "taskd/events/hub.py", "taskd/broker/memory.py"),
+        *(
+            "taskd/store/paging.py",
+            "taskd/store/sqlite/store.py",
+            "taskd/scheduling/window.py",
+            "taskd/api/accounts.py",
+        ),
+        *("taskd/server/lines.py", "taskd/server/tap.py", "taskd/worker/tap.py", "taskd/web/health.py"),
+        *("taskd/client/connection.py", "taskd/cli/menu.py"),
+    ],
+    "",
+)
 
 
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("taskd/model.py", "import taskd.ports"),
-        ("taskd/wire/codec.py", "from taskd.store.sqlite import SqliteStore"),
-        ("taskd/wire/codec.py", "from ..server import lines"),
-        ("taskd/store/sqlite.py", "from taskd.broker import memory"),
+        ("taskd/model/tasks.py", "import taskd.ports"),
+        ("taskd/ports/tasks.py", "from taskd.protocol.codec import encode_reply"),
+        ("taskd/protocol/codec.py", "from taskd.store.sqlite.store import SqliteStore"),
+        ("taskd/protocol/codec.py", "from ..server import lines"),
+        ("taskd/events/hub.py", "from taskd.scheduling.window import Windows"),
+        ("taskd/store/sqlite/store.py", "from taskd.broker import memory"),
+        ("taskd/store/sqlite/store.py", "from taskd.protocol import codec"),
         ("taskd/broker/memory.py", "from taskd import store"),
-        ("taskd/store/postgres.py", "def later():\n    from taskd.server.hub import Hub"),
-        ("taskd/server/hub.py", "from taskd.worker.runner import Runner"),
+        ("taskd/store/postgres/store.py", "def later():\n    from taskd.events.hub import Hub"),
+        ("taskd/scheduling/window.py", "from taskd.api.accounts import Accounts"),
+        ("taskd/api/accounts.py", "from taskd.server.lines import LineFactory"),
+        ("taskd/api/accounts.py", "from taskd.worker.runner import Runner"),
         ("taskd/worker/runner.py", "if True:\n    import taskd.web.health"),
-        ("taskd/server/hub.py", "from taskd.server import tap"),
-        ("taskd/server/hub.py", "from . import tap"),
+        ("taskd/worker/runner.py", "from taskd.scheduling import window"),
+        ("taskd/server/lines.py", "from taskd.server import tap"),
+        ("taskd/server/lines.py", "from . import tap"),
         ("taskd/server/tap.py", "from taskd.worker.tap import makeService"),
-        ("taskd/server/tap.py", "from taskd.client import menu"),
-        ("taskd/client/menu.py", "from taskd.ports import ITaskStore"),
-        ("taskd/client/menu.py", "from taskd import config"),
-        ("taskd/surprise.py", "from taskd.model import Task"),
+        ("taskd/server/tap.py", "from taskd.cli import menu"),
+        ("taskd/client/connection.py", "from taskd.cli.menu import Menu"),
+        ("taskd/cli/menu.py", "from taskd.ports.store import IStore"),
+        ("taskd/cli/menu.py", "from taskd import config"),
+        ("taskd/surprise.py", "from taskd.model.tasks import Task"),
     ],
 )
 def test_an_import_that_runs_back_is_found(path: str, source: str) -> None:
     """One that points back, or one of a part that has no place yet."""
-    others = dict.fromkeys(
-        [
-            *("taskd/model.py", "taskd/config.py", "taskd/ports.py", "taskd/wire/codec.py"),
-            *("taskd/store/sqlite.py", "taskd/broker/memory.py", "taskd/server/lines.py"),
-            *("taskd/server/tap.py", "taskd/worker/tap.py", "taskd/web/health.py", "taskd/client/menu.py"),
-        ],
-        "",
-    )
-    [line] = backward_arrows({**others, path: source})
+    [line] = backward_arrows({**OTHERS, path: source})
     assert line.startswith(f"{path}:")
 
 
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("taskd/ports.py", "from taskd.model import Task"),
-        (
-            "taskd/store/sqlite.py",
-            "from taskd.store.common import rows\nfrom . import common\nimport sqlite3",
-        ),
-        ("taskd/server/hub.py", "from taskd.wire import codec\nfrom taskd import config, __version__"),
-        (
-            "taskd/server/tap.py",
-            "def wire():\n    from taskd.worker.runner import Runner\n    import taskd.store.sqlite",
-        ),
-        ("taskd/client/menu.py", "from ..wire.codec import encode\nfrom .texts import TEXTS"),
+        ("taskd/ports/tasks.py", "from taskd.model.tasks import Task"),
+        ("taskd/store/sqlite/store.py", "from taskd.store.paging import Filter\nfrom .. import paging\nimport sqlite3"),
+        ("taskd/api/accounts.py", "from taskd.protocol import codec\nfrom taskd import __version__"),
+        ("taskd/scheduling/window.py", "from taskd.events.hub import Hub"),
+        ("taskd/server/tap.py", "def wire():\n    from taskd.worker.runner import Runner\n    import taskd.daemon"),
+        ("taskd/cli/menu.py", "from ..protocol.codec import encode\nfrom ..client.connection import connect"),
     ],
 )
 def test_an_import_that_points_inwards_is_not(path: str, source: str) -> None:
     """What the rooms do."""
-    others = dict.fromkeys(["taskd/__init__.py", "taskd/config.py", "taskd/wire/codec.py", "taskd/server/lines.py"], "")
-    assert backward_arrows({**others, path: source}) == []
+    assert backward_arrows({**OTHERS, path: source}) == []

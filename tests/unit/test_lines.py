@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from taskd.server.hub import DRAINING
+from taskd.events.hub import DRAINING
+from taskd.protocol.limits import MAX_LINE_BYTES, MAX_PAGE_CHARS, MAX_PIPELINE
 from taskd.server.lines import CLOSE_SECONDS, LINGER_SECONDS, MAX_EVENT_BYTES
-from taskd.wire.limits import MAX_LINE_BYTES, MAX_PAGE_CHARS, MAX_PIPELINE
 from tests.unit.stage import Client, StageCase, Transport
 
 PING = {"action": "ping"}
@@ -290,7 +290,7 @@ class Backpressure(StageCase):
         client.ask("watch")
         client.stop_reading(full=False)
         tasks = self.stage.create(count=500, task="x" * 4000)
-        self.stage.announcer.announce(tasks)
+        self.stage.publisher.announce(tasks)
         self.stage.settle()
         self.assertLess(client.unread, MAX_EVENT_BYTES + 300_000)
         self.assertEqual(client.lines()[-1], {"event": "gap"})

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from taskd.model import State
-from taskd.server.actions import RECHECK
-from taskd.wire import limits
+from taskd.api.actions import RECHECK
+from taskd.model.states import State
+from taskd.protocol import limits
 from tests.unit.stage import Client
 from tests.unit.test_actions import ActionCase, ids
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from taskd.model import MAX_LINE_CHARS, State
-from taskd.server.follow import MAX_EVENT_CHARS, PACE, RECHECK
-from taskd.server.logs import CHUNKS
-from taskd.wire import limits
+from taskd.api.log_follow import MAX_EVENT_CHARS, PACE, RECHECK
+from taskd.api.log_pages import CHUNKS
+from taskd.model.limits import MAX_LINE_CHARS
+from taskd.model.states import State
+from taskd.protocol import limits
 from tests.unit.stage import Client
 from tests.unit.test_actions import ActionCase
 

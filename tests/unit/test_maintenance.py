@@ -1,4 +1,4 @@
-"""taskd.server.maintenance: what a crash, a lost message or a dead worker left behind is put right."""
+"""taskd.scheduling.maintenance: what a crash, a lost message or a dead worker left behind is put right."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from datetime import timedelta
 
 from twisted.internet.defer import succeed
 
-from taskd.errors import BrokerUnavailable
-from taskd.model import State
-from taskd.server.maintenance import DELETE, DELETE_REST, LOST_AFTER, ROUND, SWEEP
+from taskd.model.errors import BrokerUnavailable
+from taskd.model.states import State
+from taskd.scheduling.maintenance import DELETE, DELETE_REST, LOST_AFTER, ROUND, SWEEP
 from tests.unit.stage import LEASE, Stage, StageCase
 
 DAY = 86_400.0
@@ -61,7 +61,7 @@ class Rounds(StageCase):
 
     def delayed(self, name: str, count: int = 1) -> list[int]:
         """Tasks whose time comes in an hour."""
-        now = self.stage.announcer.now()
+        now = self.stage.publisher.now()
         return [task.id for task in self.stage.create(name, count, State.WAITING, run_at=now + timedelta(hours=1))]
 
     def test_a_delayed_task_joins_the_backlog_when_its_time_has_come(self) -> None:

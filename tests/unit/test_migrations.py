@@ -13,11 +13,11 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
-from taskd.errors import SchemaTooNew, SettingsError, Unavailable
+from taskd.model.errors import SchemaTooNew, SettingsError, Unavailable
 from taskd.store import migrations
-from taskd.store.common import MAX_DELAY
 from taskd.store.migrations import Migration
-from taskd.store.sqlite import InlineRunner, SqliteStore
+from taskd.store.retrying import MAX_DELAY
+from taskd.store.sqlite.store import InlineRunner, SqliteStore
 
 THREE = [Migration(1, "one", "1"), Migration(2, "two", "2"), Migration(3, "three", "3")]
 

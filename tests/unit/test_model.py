@@ -1,4 +1,4 @@
-"""taskd.model: names, texts, passwords, JSON values, what a reader sees of a state."""
+"""taskd.model.tasks: names, texts, passwords, JSON values, what a reader sees of a state."""
 
 from __future__ import annotations
 
@@ -10,28 +10,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from taskd.errors import BadRequest, TooLarge
-from taskd.model import (
-    LISTED_RESULT_BYTES,
-    MAX_JSON_DEPTH,
-    MAX_KIND_CHARS,
-    MAX_TASK_CHARS,
-    MOVES,
-    SHOWN_STATES,
-    STATUS_OF,
-    STATUSES,
-    TERMINAL,
-    State,
-    Task,
-    check_kind,
-    check_new_password,
-    check_task_text,
-    encode_json,
-    normalize_username,
-    password_bytes,
-    shown_state,
-)
-from taskd.wire.messages import view
+from taskd.model.errors import BadRequest, TooLarge
+from taskd.model.json_text import encode_json
+from taskd.model.limits import LISTED_RESULT_BYTES, MAX_JSON_DEPTH, MAX_KIND_CHARS, MAX_TASK_CHARS
+from taskd.model.states import MOVES, SHOWN_STATES, STATUS_OF, STATUSES, TERMINAL, State
+from taskd.model.tasks import Task, check_kind, check_task_text, shown_state
+from taskd.model.users import check_new_password, normalize_username, password_bytes
+from taskd.protocol.views import view
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)
 

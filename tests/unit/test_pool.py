@@ -10,9 +10,9 @@ from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from taskd.errors import Unavailable
-from taskd.store.common import MAX_DELAY, MIN_DELAY
-from taskd.store.pool import Lost, Pool
+from taskd.model.errors import Unavailable
+from taskd.store.postgres.pool import OutcomeUnknown, Pool
+from taskd.store.retrying import MAX_DELAY, MIN_DELAY
 
 WAIT = 5.0
 
@@ -74,7 +74,7 @@ class PoolTests(SynchronousTestCase):
         )
 
     def _observe(self, event: Any) -> None:
-        if event["log_namespace"] == "taskd.store.pool.Pool":
+        if event["log_namespace"] == "taskd.store.postgres.pool.Pool":
             self.lines.append((event["log_level"], event["log_format"].format(**event)))
 
     def _make(self) -> Connection:
@@ -205,7 +205,7 @@ class PoolTests(SynchronousTestCase):
         self.prove()
         connection, ends, answer = self.use()
         ends.errback(Dead("server closed the connection\nunexpectedly"))
-        failure = self.failureResultOf(answer, Lost)
+        failure = self.failureResultOf(answer, OutcomeUnknown)
         self.assertEqual(str(failure.value), "server closed the connection")
         self.assertTrue(connection.closed)
         self.assertEqual(len(self.made), 4)
@@ -217,7 +217,7 @@ class PoolTests(SynchronousTestCase):
         self.prove()
         for _, ends, answer in [self.use() for _ in range(3)]:
             ends.errback(Dead("gone"))
-            self.failureResultOf(answer, Lost)
+            self.failureResultOf(answer, OutcomeUnknown)
         self.assertEqual(self.pool.live, 0)
         answer = self.run_work(lambda connection: succeed(connection))
         self.made[3].succeed()
@@ -238,7 +238,7 @@ class PoolTests(SynchronousTestCase):
         connection, ends, answer = self.use()
         connection.die()
         ends.errback(Dead("gone"))
-        self.failureResultOf(answer, Lost)
+        self.failureResultOf(answer, OutcomeUnknown)
         connection.die()
         self.assertEqual((self.pool.live, len(self.made)), (2, 4))
 
@@ -281,7 +281,7 @@ class PoolTests(SynchronousTestCase):
             self.made[-1].succeed()
             _, ends, answer = self.use()
             ends.errback(Dead("cannot execute UPDATE in a read-only transaction"))
-            self.failureResultOf(answer, Lost)
+            self.failureResultOf(answer, OutcomeUnknown)
             # the one that was being opened meanwhile gets no further either
             self.made[-1].fail()
             [call] = self.clock.getDelayedCalls()
@@ -339,7 +339,7 @@ class PoolTests(SynchronousTestCase):
         self.assertEqual([c.closed for c in self.made], [True, True])
         self.assertEqual(self.failureResultOf(waiting, Unavailable).value.message, "the store is closed")
         ends.errback(Dead("closed"))
-        self.failureResultOf(busy, Lost)
+        self.failureResultOf(busy, OutcomeUnknown)
         self.assertTrue(connection.closed)
         self.assertEqual((self.pool.live, len(self.made)), (0, 2))
         late = self.run_work(lambda connection: succeed(None))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from taskd.model import MAX_LINE_CHARS
-from taskd.worker.nursery.messages import LineBuffer
-from taskd.worker.nursery.output import QUEUE_BYTES, QUEUE_LINES, TAIL_LINES, Output
+from taskd.model.limits import MAX_LINE_CHARS
+from taskd.worker.forkserver.messages import LineBuffer
+from taskd.worker.forkserver.output import QUEUE_BYTES, QUEUE_LINES, TAIL_LINES, Output
 
 
 def taken(*chunks: bytes, last: bool = False) -> tuple[list[str], int]:
@@ -76,7 +76,9 @@ def test_the_tail_has_the_last_lines_whatever_was_taken() -> None:
 
 
 def test_the_nursery_imports_no_twisted() -> None:
-    code = "import sys, taskd.worker.nursery.warming; print(sorted(m for m in sys.modules if m.startswith('twisted')))"
+    code = (
+        "import sys, taskd.worker.forkserver.preload; print(sorted(m for m in sys.modules if m.startswith('twisted')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"[]\n"
 
 

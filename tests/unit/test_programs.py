@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from taskd.errors import SettingsError
-from taskd.model import Backoff
+from taskd.model.backoff import Backoff
+from taskd.model.errors import SettingsError
 from taskd.worker import Reject
+from taskd.worker.program_arguments import Template
 from taskd.worker.programs import Command, read_programs
-from taskd.worker.templates import Template
 
 # -- templates
 

@@ -1,4 +1,4 @@
-"""taskd.server.routes: routes open and close with the workers that serve them, and the backlog follows."""
+"""taskd.scheduling.routes: routes open and close with the workers that serve them, and the backlog follows."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from twisted.internet.defer import Deferred
 
-from taskd.errors import Unavailable
-from taskd.model import Route, State
-from taskd.ports import KindInfo, WorkerInfo
-from taskd.server.maintenance import LOST_AFTER
-from taskd.server.outbox import RELAY_AFTER
-from taskd.server.routes import Routes, ServedKind, Serving
-from taskd.server.window import Windows
+from taskd.model.errors import Unavailable
+from taskd.model.states import State
+from taskd.model.tasks import Route
+from taskd.ports.workers import KindInfo, WorkerInfo
+from taskd.scheduling.maintenance import LOST_AFTER
+from taskd.scheduling.outbox import RELAY_AFTER
+from taskd.scheduling.routes import Routes, ServedKind, Serving
+from taskd.scheduling.window import Windows
 from tests.unit.stage import LEASE, StageCase, now
 
 TASKS, SLOW = Route("tasks", "simulate"), Route("slow", "simulate")

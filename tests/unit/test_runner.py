@@ -16,27 +16,24 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from taskd.errors import BadRequest
-from taskd.model import (
-    MAX_DELAY_SECONDS,
-    MAX_LINE_CHARS,
-    MAX_NOTE_CHARS,
-    MAX_RESULT_BYTES,
-    MAX_TRACE_CHARS,
-    Backoff,
-    State,
-    Task,
-)
-from taskd.ports import ITaskContext, ITaskHandler, KindInfo, Outcome
+from taskd.model.backoff import Backoff
+from taskd.model.errors import BadRequest
+from taskd.model.limits import MAX_DELAY_SECONDS, MAX_LINE_CHARS, MAX_NOTE_CHARS, MAX_RESULT_BYTES, MAX_TRACE_CHARS
+from taskd.model.states import State
+from taskd.model.tasks import Task
+from taskd.ports.attempts import Outcome
+from taskd.ports.handler import ITaskContext, ITaskHandler
+from taskd.ports.workers import KindInfo
 from taskd.worker import Reject, Retry, handler
+from taskd.worker.attempt import Attempt, AttemptStopped
 from taskd.worker.context import MAX_LOG_CHARS, MAX_UNHEARD_BYTES, Relay, TaskContext
-from taskd.worker.endings import MAX_ERROR_CHARS
-from taskd.worker.handlers import Simulate
-from taskd.worker.processes import Died, Exited, Raised, Returned
+from taskd.worker.executors.thread_pool import IThreads
+from taskd.worker.forkserver.client import Died, Exited, Raised, Returned
+from taskd.worker.handler_results import MAX_ERROR_CHARS
+from taskd.worker.program_arguments import Template
 from taskd.worker.programs import Command, Programs
-from taskd.worker.runner import Attempt, Runner, Stopped
-from taskd.worker.templates import Template
-from taskd.worker.threads import IThreads
+from taskd.worker.runner import Runner
+from taskd.worker.simulate import Simulate
 from tests.unit.running import Ear, FakeJob, FakeNursery, FakeThreads, make_task
 
 
@@ -46,16 +43,16 @@ class Stage(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.threads = FakeThreads()
-        self.nursery = FakeNursery()
+        self.forkserver = FakeNursery()
         self.ear = Ear()
 
     def runner(self, *handlers: ITaskHandler, programs: Programs | None = None, chance: float = 0.0) -> Runner:
-        nursery: Any = self.nursery
+        forkserver: Any = self.forkserver
         return Runner(
             self.clock,
             handlers,
             threads=self.threads,
-            nursery=nursery,
+            forkserver=forkserver,
             programs=programs,
             chance=lambda: chance,
         )
@@ -77,7 +74,7 @@ class Stage(SynchronousTestCase):
         return outcome
 
     def assert_stopped(self, attempt: Attempt) -> None:
-        self.failureResultOf(attempt.done, Stopped)
+        self.failureResultOf(attempt.done, AttemptStopped)
 
 
 class AsyncTests(Stage):
@@ -605,7 +602,7 @@ class ProcessTests(Stage):
             raise AssertionError("not here")
 
         attempt = self.begin(work, task, isolation="process", **options)
-        return attempt, self.nursery.jobs[-1]
+        return attempt, self.forkserver.jobs[-1]
 
     def test_the_child_gets_all_of_the_task(self) -> None:
         attempt, job = self.start(make_task(payload='{"a":1}', max_attempts=0), max_attempts=5)
@@ -675,7 +672,7 @@ class ProgramTests(Stage):
 
     def test_what_it_is_run_with(self) -> None:
         self.start('{"text":"hi"}', args=["--", "{text}"])
-        program = self.nursery.jobs[0].what
+        program = self.forkserver.jobs[0].what
         self.assertEqual(program.argv, ["/bin/echo", "--", "hi"])
         self.assertEqual((program.cwd, program.env), ("/", {"PATH": "/usr/local/bin:/usr/bin:/bin"}))
         self.assertEqual((program.memory, program.processes, program.max_output), (1, 2, 3))
@@ -685,11 +682,11 @@ class ProgramTests(Stage):
         self.assertEqual(
             outcome, Outcome(7, 2, 1, State.FAILED, error="the payload must not have a field 'x'; there are: none")
         )
-        self.assertEqual(self.nursery.jobs, [])
+        self.assertEqual(self.forkserver.jobs, [])
 
     def test_a_new_folder_for_each_run(self) -> None:
         attempt = self.start(cwd=None)
-        [job] = self.nursery.jobs
+        [job] = self.forkserver.jobs
         folder = job.what.cwd
         self.assertTrue(os.path.isdir(folder))
         os.mkdir(os.path.join(folder, "left"))
@@ -704,15 +701,15 @@ class ProgramTests(Stage):
 
     def test_its_last_output_is_the_result(self) -> None:
         attempt = self.start()
-        self.nursery.jobs[0].done.callback(Exited(0, None, ["one", "two"], 1.23456, None))
+        self.forkserver.jobs[0].done.callback(Exited(0, None, ["one", "two"], 1.23456, None))
         self.assertEqual(self.outcome(attempt).result, '{"status":0,"seconds":1.235,"output":"one\\ntwo"}')
         attempt = self.start()
-        self.nursery.jobs[1].done.callback(Exited(0, None, ["ñ" * 4000] * 9 + ["x" * 3000, "end"], 1.0, None))
+        self.forkserver.jobs[1].done.callback(Exited(0, None, ["ñ" * 4000] * 9 + ["x" * 3000, "end"], 1.0, None))
         result = self.outcome(attempt).result or ""
         self.assertIn('"output":"xxx', result)
         self.assertIn("end", result)
         attempt = self.start()
-        self.nursery.jobs[2].done.callback(Exited(0, None, ["ñ" * 4000 + "."], 1.0, None))
+        self.forkserver.jobs[2].done.callback(Exited(0, None, ["ñ" * 4000 + "."], 1.0, None))
         result = self.outcome(attempt).result or ""
         self.assertIn("ñ.", result)
         self.assertLess(len(result.encode()), 4200)
@@ -724,11 +721,11 @@ class ProgramTests(Stage):
             (Exited(None, 11, [], 1, None), "killed by SIGSEGV"),
             (Exited(None, 99, ["x"], 1, None), "killed by signal 99: x"),
             (Exited(0, None, ["x"], 1, "wrote more than 3 bytes"), "wrote more than 3 bytes: x"),
-            (Died("the nursery ended"), "the child process ended: the nursery ended"),
+            (Died("the fork server ended"), "the child process ended: the fork server ended"),
         ]
         for ending, error in cases:
             attempt = self.start()
-            self.nursery.jobs[-1].done.callback(ending)
+            self.forkserver.jobs[-1].done.callback(ending)
             outcome = self.outcome(attempt)
             self.assertEqual((outcome.state, outcome.error), (State.WAITING, error))
             if isinstance(ending, Exited):
@@ -771,10 +768,10 @@ class RunnerTests(Stage):
     def test_start_and_stop(self) -> None:
         runner = self.runner(Simulate(self.clock))
         self.successResultOf(Deferred.fromCoroutine(runner.start()))
-        self.assertEqual((self.threads.running, self.nursery.running), (True, True))
+        self.assertEqual((self.threads.running, self.forkserver.running), (True, True))
         attempt = runner.run(make_task("simulate"), "ana", self.ear)
         self.successResultOf(Deferred.fromCoroutine(runner.stop()))
-        self.assertEqual((self.threads.running, self.nursery.running), (False, False))
+        self.assertEqual((self.threads.running, self.forkserver.running), (False, False))
         self.assert_stopped(attempt)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 

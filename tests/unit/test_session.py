@@ -1,4 +1,4 @@
-"""taskd.wire.session: which request begins when, in which order replies go out, and when to read no more."""
+"""taskd.server.pipeline: which request begins when, in which order replies go out, and when to read no more."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from msgspec import UNSET
 
-from taskd.errors import Conflict, TooLarge
-from taskd.wire import limits
-from taskd.wire.limits import MAX_PIPELINE
-from taskd.wire.session import Call, ServerSession
+from taskd.model.errors import Conflict, TooLarge
+from taskd.protocol import limits
+from taskd.protocol.limits import MAX_PIPELINE
+from taskd.server.pipeline import Call, ServerSession
 
 
 class Talk:
@@ -173,7 +173,7 @@ class TestOrder:
         assert len(talk.written) == MAX_PIPELINE - 1
 
     def test_a_reply_that_is_too_long_becomes_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("taskd.wire.session.MAX_REPLY_BYTES", 100)
+        monkeypatch.setattr("taskd.server.pipeline.MAX_REPLY_BYTES", 100)
         talk = Talk()
         talk.send(ping(id=1))
         talk.begun[0].succeed({"status": "success", "x": "y" * 100})

@@ -1,4 +1,4 @@
-"""taskd.server.submission and outbox: from a request to a committed task, and from there to the broker."""
+"""taskd.scheduling.submission and outbox: from a request to a committed task, and from there to the broker."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from taskd.errors import BadRequest, Unavailable
-from taskd.model import NewTask, Route, State, Task
-from taskd.server.outbox import RELAY_AFTER
-from taskd.server.window import Windows
-from taskd.wire.changes import decode_news
+from taskd.events.records import decode_batch
+from taskd.model.errors import BadRequest, Unavailable
+from taskd.model.states import State
+from taskd.model.tasks import NewTask, Route, Task
+from taskd.scheduling.outbox import RELAY_AFTER
+from taskd.scheduling.window import Windows
 from tests.unit.stage import NOON, StageCase
 
 
@@ -86,9 +87,9 @@ class Submitting(StageCase):
     def test_it_is_no_backlog_to_other_servers_either(self) -> None:
         other = Windows(5)
         window = other.open(Route("tasks", "simulate"))
-        window.cleared(window.suspects())
+        window.clear_backlogged(window.backlogged_users())
         self.create_here(run_at=NOON + timedelta(hours=1))
-        other.heard(decode_news(self.stage.broker.news[-1]).changes)
+        other.heard(decode_batch(self.stage.broker.news[-1]).changes)
         self.assertTrue(window.admit(self.ana))
 
     def test_a_route_that_nobody_serves_is_stored_and_that_is_all(self) -> None:

@@ -8,8 +8,8 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock, deferLater
 
-from taskd.errors import SettingsError
-from taskd.ports import ITaskContext
+from taskd.model.errors import SettingsError
+from taskd.ports.handler import ITaskContext
 from taskd.testing import Lab, run_handler
 from taskd.worker import Backoff, Reject, Retry, handler
 

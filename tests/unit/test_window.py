@@ -1,12 +1,13 @@
-"""taskd.server.window: how much a server believes to be in the broker, and who waits behind it."""
+"""taskd.scheduling.window: how much a server believes to be in the broker, and who waits behind it."""
 
 from __future__ import annotations
 
 from datetime import timedelta
 
-from taskd.model import Route, State, Task
-from taskd.server.window import Window, Windows
-from taskd.wire.changes import Change, changes_of
+from taskd.events.records import TaskChange, changes_of
+from taskd.model.states import State
+from taskd.model.tasks import Route, Task
+from taskd.scheduling.window import Window, Windows
 from tests.unit.stage import NOON
 
 ANA, EVA = 1, 2
@@ -15,11 +16,13 @@ ANA, EVA = 1, 2
 def known(limit: int = 3) -> Window:
     """A window after its first clean round."""
     window = Window(limit)
-    window.cleared(window.suspects())
+    window.clear_backlogged(window.backlogged_users())
     return window
 
 
-def change(state: State, user_id: int = ANA, queue: str = "tasks", kind: str = "simulate", run_in: float = 0) -> Change:
+def change(
+    state: State, user_id: int = ANA, queue: str = "tasks", kind: str = "simulate", run_in: float = 0
+) -> TaskChange:
     run_at = NOON + timedelta(seconds=run_in)
     return changes_of([Task(1, user_id, "t", kind, queue, state, NOON, run_at)], NOON)[0]
 
@@ -27,7 +30,7 @@ def change(state: State, user_id: int = ANA, queue: str = "tasks", kind: str = "
 def test_nothing_goes_past_a_backlog_that_is_not_known_yet() -> None:
     window = Window(3)
     assert (window.has_backlog, window.admit(ANA)) == (True, False)
-    window.cleared(window.suspects())
+    window.clear_backlogged(window.backlogged_users())
     assert (window.has_backlog, window.admit(ANA)) == (False, True)
 
 
@@ -41,29 +44,29 @@ def test_it_admits_as_many_as_it_holds() -> None:
 
 def test_who_has_something_waiting_waits_behind_it() -> None:
     window = known()
-    window.suspect(ANA)
+    window.mark_backlogged(ANA)
     assert not window.admit(ANA) and window.admit(EVA)
     assert window.has_backlog
 
 
 def test_a_clean_round_clears_those_it_began_with() -> None:
     window = known()
-    window.suspect(ANA)
-    suspects = window.suspects()
-    window.suspect(EVA)
-    window.cleared(suspects)
+    window.mark_backlogged(ANA)
+    suspects = window.backlogged_users()
+    window.mark_backlogged(EVA)
+    window.clear_backlogged(suspects)
     assert window.admit(ANA) and not window.admit(EVA)
 
 
 def test_who_gets_something_new_while_it_goes_round_stays_suspected() -> None:
     """The round may have passed the user already."""
     window = known()
-    window.suspect(ANA)
-    suspects = window.suspects()
-    window.suspect(ANA)
-    window.cleared(suspects)
+    window.mark_backlogged(ANA)
+    suspects = window.backlogged_users()
+    window.mark_backlogged(ANA)
+    window.clear_backlogged(suspects)
     assert not window.admit(ANA)
-    window.cleared(window.suspects())
+    window.clear_backlogged(window.backlogged_users())
     assert window.admit(ANA)
 
 
@@ -104,7 +107,7 @@ def opened(*routes: Route) -> Windows:
     windows = Windows(10)
     for route in routes:
         window = windows.open(route)
-        window.cleared(window.suspects())
+        window.clear_backlogged(window.backlogged_users())
     return windows
 
 
@@ -115,7 +118,7 @@ def test_the_windows_of_other_routes_do_not_move() -> None:
     assert [(window.room, window.queued) for window in windows.by_route.values()] == [(10, 0), (8, 2), (9, 1)]
     windows.correct({TASKS: 4, Route("elsewhere", "simulate"): 7})
     assert [window.room for window in windows.by_route.values()] == [6, 10, 10]
-    windows.suspect(RENDER, ANA)
+    windows.mark_backlogged(RENDER, ANA)
     assert [window.has_backlog for window in windows.by_route.values()] == [False, False, True]
 
 
@@ -123,7 +126,7 @@ def test_what_concerns_no_open_window_leaves_nothing() -> None:
     windows = opened(TASKS)
     for n in range(1000):
         windows.heard([change(State.WAITING, kind=f"kind{n}")])
-        windows.suspect(Route("tasks", f"kind{n}"), ANA)
+        windows.mark_backlogged(Route("tasks", f"kind{n}"), ANA)
     windows.correct({Route("tasks", f"kind{n}"): 5 for n in range(1000)})
     assert list(windows.by_route) == [TASKS] and not windows.by_route[TASKS].has_backlog
 

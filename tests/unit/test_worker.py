@@ -13,13 +13,21 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from taskd.broker.memory import MemoryBroker
-from taskd.errors import Unavailable
-from taskd.model import MAX_RESULT_BYTES, Backoff, NewTask, State, Task
-from taskd.ports import ORDERS, Claim, Dispatch, ITaskContext, ITaskHandler, ITaskStore, NewRow, Outcome
-from taskd.store.sqlite import InlineRunner, SqliteStore
-from taskd.wire.changes import decode_news, encode_order
-from taskd.worker.handlers import Simulate
+from taskd.events.records import decode_batch, encode_cancel_order
+from taskd.model.backoff import Backoff
+from taskd.model.errors import Unavailable
+from taskd.model.limits import MAX_RESULT_BYTES
+from taskd.model.states import State
+from taskd.model.tasks import NewTask, Task
+from taskd.ports.attempts import Claim, Outcome
+from taskd.ports.broker import ORDERS
+from taskd.ports.handler import ITaskContext, ITaskHandler
+from taskd.ports.scheduling import Dispatch
+from taskd.ports.store import IStore
+from taskd.ports.tasks import NewRow
+from taskd.store.sqlite.store import InlineRunner, SqliteStore
 from taskd.worker.runner import Runner
+from taskd.worker.simulate import Simulate
 from taskd.worker.worker import ACK_AFTER, Worker
 
 LEASE = 30.0
@@ -79,7 +87,7 @@ KINDS: dict[str, Callable[[Clock, ITaskContext], Any]] = {
 class Flaky:
     """A store whose named methods are away: before they do anything, or after they did it."""
 
-    def __init__(self, store: ITaskStore) -> None:
+    def __init__(self, store: IStore) -> None:
         self._store = store
         self.away: set[str] = set()
         self.unheard: set[str] = set()
@@ -121,7 +129,7 @@ class Stage:
         self.broker.subscribe(self._heard, lambda: None)
 
     def _heard(self, body: bytes) -> None:
-        news = decode_news(body)
+        news = decode_batch(body)
         self.news += [(change.task_id, change.state.value) for change in news.changes]
         self.said += [json.loads(bytes(said.event)) for said in news.said]
         self.hellos += news.workers
@@ -544,7 +552,7 @@ def test_a_cancelled_task_is_stopped_by_an_order(stage: Stage) -> None:
     worker = stage.worker()
     [task, other] = stage.simulate(100, 2)
     stage.done(stage.store._store.cancel(1, task))
-    stage.broker.announce(encode_order([task, other, 999]), ORDERS)
+    stage.broker.announce(encode_cancel_order([task, other, 999]), ORDERS)
     stage.advance(0)
     assert worker.busy == 1
     assert stage.states([task, other]) == [("cancelled", 1), ("running", 1)]

@@ -1,0 +1,1 @@
+"""``taskclient``: the command line, the menu, and what they print. The connection is in :mod:`taskd.client`."""

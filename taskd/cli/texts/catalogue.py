@@ -1,0 +1,45 @@
+"""The user's language, and what the client says in it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from taskd.cli.texts.words import WORDS
+from taskd.cli.texts.words_tasks import REASONS, STATES
+
+LANGUAGES = ("en", "es")
+
+
+def language(env: Mapping[str, str]) -> str:
+    """``en`` or ``es``: TASKD_LANG, else the first locale variable that is set, in the order of POSIX."""
+    wanted = next((env[name] for name in ("TASKD_LANG", "LC_ALL", "LC_MESSAGES", "LANG") if env.get(name)), "")
+    return "es" if re.match(r"es(?![a-z])", wanted.lower()) else "en"
+
+
+class Texts:
+    """The texts of one language: ``texts("key", field=...)``."""
+
+    def __init__(self, lang: str) -> None:
+        self.lang = lang if lang in LANGUAGES else "en"
+        self._column = LANGUAGES.index(self.lang)
+
+    def __call__(self, key: str, /, **fields: Any) -> str:
+        """The text of that name with its fields filled in."""
+        return WORDS[key][self._column].format(**fields)
+
+    def __contains__(self, key: str) -> bool:
+        return key in WORDS
+
+    def state(self, state: str) -> str:
+        """A task's state; in Spanish translated, an unknown one as it is."""
+        return STATES.get(state, state) if self.lang == "es" else state
+
+    def reason(self, code: str, message: str, **fields: Any) -> str:
+        """Why a task is where it is: our own words, where there are some for this code and all the fields that they
+        need, else the server's English ``message``."""
+        with contextlib.suppress(KeyError):
+            return REASONS[code][self._column].format(**fields) or message
+        return message

@@ -1,0 +1,1 @@
+"""Terminal input and output: lines, tables, colours, progress bars. Nothing here sends a request."""

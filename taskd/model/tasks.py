@@ -1,0 +1,138 @@
+"""What a task is: a request for one, a row of the table, its route; checks of its texts."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import NamedTuple
+
+import msgspec
+
+from taskd.model.errors import BadRequest, TooLarge
+from taskd.model.limits import DEFAULT_ATTEMPTS, MAX_KEY_CHARS, MAX_KIND_CHARS, MAX_TASK_CHARS
+from taskd.model.states import State
+
+DEFAULT_KIND = "simulate"
+
+PROGRAM_PREFIX = "command:"
+"""What the kinds of programs begin with."""
+
+
+class Route(NamedTuple):
+    """Tasks that the same workers can run: those of one kind in one queue. Each has a queue of the broker to itself."""
+
+    queue: str
+    kind: str
+
+    @property
+    def name(self) -> str:
+        """The broker's name for it. The default kind has the queue's own, which therefore holds no ``#``."""
+        return self.queue if self.kind == DEFAULT_KIND else f"{self.queue}#{self.kind}"
+
+
+class NewTask(msgspec.Struct, frozen=True):
+    """A validated request for one task. ``payload`` is a JSON object, already encoded.
+
+    ``max_attempts`` 0 means what its kind has, which the first worker that claims it knows. ``timeout`` is in seconds;
+    a ``run_at`` in the future keeps it waiting until then. Of tasks of one user with the same ``key`` there is only
+    one; ``fingerprint`` tells whether a second request for it asks for the same.
+    """
+
+    task: str
+    kind: str = DEFAULT_KIND
+    payload: str = "{}"
+    queue: str = ""
+    max_attempts: int = DEFAULT_ATTEMPTS
+    timeout: float | None = None
+    run_at: datetime | None = None
+    key: str | None = None
+    fingerprint: str | None = None
+
+
+class Task(msgspec.Struct):
+    """One row of ``tasks`` as its owner may see it. Times are aware and in UTC.
+
+    ``version`` grows by one with every change of state, so that a reader can tell an old view from a new one.
+    ``payload`` and ``result`` are JSON text; ``error`` is one line for people, of the last attempt that failed.
+    ``max_attempts`` is 0 until it is known. ``progress`` is from 0 to 1, as the handler says, with a ``note``.
+    """
+
+    id: int
+    user_id: int
+    task: str
+    kind: str
+    queue: str
+    state: State
+    created_at: datetime
+    run_at: datetime
+    payload: str = "{}"
+    attempt: int = 0
+    max_attempts: int = DEFAULT_ATTEMPTS
+    dispatch: int = 0
+    version: int = 1
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    result: str | None = None
+    error: str | None = None
+    timeout: float | None = None
+    progress: float | None = None
+    note: str | None = None
+
+    @property
+    def route(self) -> Route:
+        """Which workers can run it."""
+        return Route(self.queue, self.kind)
+
+
+class FailedAttempt(NamedTuple):
+    """An attempt that failed, or was lost with its worker."""
+
+    dispatch: int
+    attempt: int
+    worker: str
+    started_at: datetime | None
+    ended_at: datetime
+    error: str
+    trace: str | None
+
+
+def shown_state(task: Task, now: datetime) -> str:
+    """The state a reader sees: ``waiting`` becomes ``scheduled`` or ``retrying`` where that says more."""
+    if task.state is State.WAITING:
+        if task.attempt:
+            return "retrying"
+        if task.run_at > now:
+            return "scheduled"
+    return task.state.value
+
+
+def check_task_text(text: str) -> str:
+    """The text of a task, unchanged. Raises BadRequest when empty, too long, or not storable."""
+    if not text.strip():
+        raise BadRequest("task must say something: at least one visible character", field="task")
+    if len(text) > MAX_TASK_CHARS:
+        raise TooLarge(f"task must have at most {MAX_TASK_CHARS} characters", field="task")
+    if "\0" in text:
+        raise BadRequest("task must not contain the NUL character", field="task")
+    if not text.isascii() and _SURROGATE.search(text):
+        raise BadRequest("task must be valid Unicode text", field="task")
+    return text
+
+
+def check_kind(kind: str) -> str:
+    """The kind of a task, unchanged. Raises BadRequest unless it is 1 to 64 of ``A-Z a-z 0-9 _ . : -``."""
+    if not 1 <= len(kind) <= MAX_KIND_CHARS or not kind.isascii() or not kind.translate(_KIND_EXTRA).isalnum():
+        raise BadRequest(f"kind must be 1 to {MAX_KIND_CHARS} of letters, digits and _ . : -", field="kind")
+    return kind
+
+
+def check_key(key: str) -> str:
+    """An idempotency key, unchanged. Raises BadRequest unless it is 1 to 128 printable characters."""
+    if not 1 <= len(key) <= MAX_KEY_CHARS or not key.isprintable():
+        raise BadRequest(f"key must be 1 to {MAX_KEY_CHARS} printable characters", field="key")
+    return key
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+_KIND_EXTRA = str.maketrans(dict.fromkeys("_.:-", "x"))

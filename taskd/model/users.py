@@ -1,0 +1,65 @@
+"""What a user is, and which names and passwords are accepted."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+import msgspec
+
+from taskd.model.errors import BadRequest
+from taskd.model.limits import MAX_PASSWORD_BYTES, MAX_USERNAME_CHARS, MIN_PASSWORD_BYTES
+
+_MAX_RAW_USERNAME = 4 * MAX_USERNAME_CHARS
+"""Before normalisation, which turns up to four characters into one and takes quadratic time on long texts."""
+
+
+class User(msgspec.Struct, frozen=True):
+    """An account as the rest of the program knows it; the password hash stays in the store and accounts."""
+
+    id: int
+    username: str
+
+
+def normalize_username(raw: str) -> tuple[str, str]:
+    """The username to show (NFKC) and the key under which it is unique (case folded).
+
+    Raises BadRequest for an empty or overlong name, control and invisible characters, or surrounding white space.
+    """
+    name = unicodedata.normalize("NFKC", raw) if len(raw) <= _MAX_RAW_USERNAME else raw
+    if not 1 <= len(name) <= MAX_USERNAME_CHARS:
+        raise BadRequest(f"username must have 1 to {MAX_USERNAME_CHARS} characters", field="username")
+    if name != name.strip():
+        raise BadRequest("username must not begin or end with white space", field="username")
+    # Cc control, Cf invisible format (bidi overrides, zero width), Cs surrogate, Zl and Zp line ends, Cn unassigned
+    if any(unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp", "Cn"} or _INVISIBLE.match(c) for c in name):
+        raise BadRequest("username must not contain control or invisible characters", field="username")
+    # Folding wants the decomposed form and undoes the composed one: Unicode 3.13, D146 (compatibility caseless match)
+    return name, unicodedata.normalize("NFKC", unicodedata.normalize("NFKD", name).casefold())
+
+
+# Letters and marks that show as nothing: Default_Ignorable_Code_Point outside of Cf, and the empty Braille pattern
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+
+
+def check_new_password(password: str) -> bytes:
+    """The password's bytes. Raises BadRequest outside 8 to 72 bytes of UTF-8."""
+    raw = password_bytes(password)
+    if not MIN_PASSWORD_BYTES <= len(raw) <= MAX_PASSWORD_BYTES:
+        raise BadRequest(
+            f"password must have {MIN_PASSWORD_BYTES} to {MAX_PASSWORD_BYTES} bytes in UTF-8",
+            field="password",
+        )
+    return raw
+
+
+def password_bytes(password: str) -> bytes:
+    """UTF-8 of a password. Raises BadRequest for NUL, at which bcrypt would stop reading, and for surrogates."""
+    if "\0" in password:
+        raise BadRequest("password must not contain the NUL character", field="password")
+    try:
+        return password.encode()
+    except UnicodeEncodeError:
+        raise BadRequest("password must be valid Unicode text", field="password") from None

@@ -1,0 +1,139 @@
+"""Lines to requests and replies to lines.
+
+Of a name that an object has twice all are checked and the last counts. Fields that are not declared may hold any JSON.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Raw, Struct
+
+from taskd.model.errors import BadJson, BadRequest, TaskdError, UnknownAction, quote
+from taskd.protocol.actions import ACTIONS, Action
+from taskd.protocol.messages import Envelope, Reply, RequestId, Scalar, encode
+
+_TIME = 'time in RFC 3339 form, such as "2026-03-01T12:00:00Z"'
+_WORDS = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "datetime": _TIME}
+_EXPECTED = 'one JSON object a line is expected, such as {"action":"ping"}'
+
+_envelope = msgspec.json.Decoder(Envelope).decode
+_lenient = msgspec.json.Decoder(dict[str, Raw]).decode
+_scalar: Any = msgspec.json.Decoder(Scalar).decode
+_decoders = {a.name: msgspec.json.Decoder(a.request).decode for a in ACTIONS.values()}
+
+
+class Refused(Exception):
+    """A line that is no request: what to answer, and to which id if it had a readable one."""
+
+    def __init__(self, error: TaskdError, request_id: RequestId = UNSET) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.request_id = request_id
+
+
+def decode_request(line: bytes) -> tuple[Action, Struct, RequestId]:
+    """The action, its typed request and its id (UNSET when it has none).
+
+    Raises Refused with bad_json, bad_request or unknown_action.
+    """
+    request_id: RequestId = UNSET
+    try:
+        if not line.isascii():
+            line.decode()  # msgspec skips fields it does not know without looking into them
+        envelope = _envelope(line)
+        if envelope.id is not UNSET:
+            request_id = _checked(envelope.id)
+        action = ACTIONS.get(envelope.action)
+        if action is None:
+            raise Refused(_unknown(envelope.action), request_id)
+        return action, _decoders[envelope.action](line), request_id
+    except msgspec.ValidationError as e:
+        if request_id is UNSET:
+            request_id = _find_id(line)
+        raise Refused(_invalid(e), request_id) from None
+    except UnicodeDecodeError as e:
+        why = f"byte {e.start} is {line[e.start]:#04x}"
+        raise Refused(BadJson(f"the line is not UTF-8: {why}; {_EXPECTED}, in UTF-8")) from None
+    except (msgspec.DecodeError, RecursionError) as e:
+        raise Refused(BadJson(_why(e, line))) from None
+
+
+def _checked(raw: Raw) -> Raw:
+    try:
+        _scalar(raw)
+    except msgspec.ValidationError as e:
+        what, _, _ = str(e).partition(" - at `")
+        raise msgspec.ValidationError(f"{what} - at `$.id`") from None
+    return raw.copy()  # or it would keep the whole line
+
+
+def _unknown(name: str) -> UnknownAction:
+    return UnknownAction(f"unknown action {quote(name)}; known are: {', '.join(ACTIONS)}", field="action")
+
+
+def _invalid(e: msgspec.ValidationError) -> TaskdError:
+    what, _, path = str(e).partition(" - at `")
+    # A value of an object with any keys has no name there: "$.payload[...]"
+    path, _, _ = path.rstrip("`").partition("[...]")
+    field = path.removeprefix("$").removeprefix(".") or None
+    if field is None and what.startswith("Expected `object`"):
+        return BadJson(_EXPECTED)
+    if what.startswith("Object missing required field"):
+        missing = what.split("`")[1]
+        field = f"{field}.{missing}" if field else missing
+        return BadRequest(f"{field} is missing", field=field)
+    what = what.replace("Invalid RFC3339 encoded datetime", "Expected `datetime`")
+    what = re.sub("`(.*?)`", lambda found: _words(found[1]), what).replace("Expected", "expected")
+    return BadRequest(f"{field}: {what}" if field else what, field=field)
+
+
+def _words(types: str) -> str:
+    """Python's names of types in JSON's words."""
+    names = types.split(" | ")
+    if "float" in names and "int" in names:
+        names.remove("int")
+    return " or ".join(_WORDS.get(name, name) for name in names)
+
+
+def _why(e: Exception, line: bytes) -> str:
+    if not line.strip():
+        return f"the line is empty; {_EXPECTED}"
+    if line.startswith(b"\xef\xbb\xbf"):
+        return f"the line begins with a byte order mark: leave it out; {_EXPECTED}"
+    if isinstance(e, RecursionError):
+        return "the JSON is nested too deeply"
+    text = str(e)
+    if text.startswith("JSON is malformed: "):
+        text = text.removeprefix("JSON is malformed: ")
+    elif "truncated" in text:
+        text = "it ends too early, or a \\u escape is not a character"
+    return f"the line is not JSON: {text}; {_EXPECTED}"
+
+
+def _find_id(line: bytes) -> RequestId:
+    try:
+        raw = _lenient(line).get("id")
+        return UNSET if raw is None else _checked(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return UNSET
+
+
+def encode_reply(reply: Reply, request_id: RequestId) -> bytes:
+    """A line for a reply that is not an error."""
+    if request_id is UNSET:
+        return encode({"ok": True, **reply}) + b"\n"
+    return encode({"id": request_id, "ok": True, **reply}) + b"\n"
+
+
+def encode_error(error: TaskdError, request_id: RequestId) -> bytes:
+    """A line for an error reply, with its stable code."""
+    reply: dict[str, Any] = {} if request_id is UNSET else {"id": request_id}
+    reply |= {"ok": False, "status": error.status, "code": error.code, "message": error.message}
+    if error.field is not None:
+        reply["field"] = error.field
+    if error.retry_after is not None:
+        reply["retry_after"] = error.retry_after
+    return encode(reply) + b"\n"

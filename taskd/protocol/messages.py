@@ -1,0 +1,141 @@
+"""Typed requests.
+
+A request's fields are described where they are declared; the docs and the client's help read them from here.
+Fields that are not declared are ignored, so that a newer client can talk to an older server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any, TypeAlias, Union
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, structs
+
+from taskd.model.limits import MAX_ATTEMPTS, MAX_DELAY_SECONDS, MAX_TIMEOUT_SECONDS
+from taskd.model.tasks import DEFAULT_KIND
+from taskd.protocol import limits
+
+Scalar: TypeAlias = Union[str, int, float, bool, None]  # noqa: UP007 (evaluated at run time on 3.10)
+"""What a request's ``id`` may be."""
+
+RequestId: TypeAlias = Union[Raw, UnsetType]  # noqa: UP007 (evaluated at run time on 3.10)
+"""A request's ``id`` as it was written, so that the reply has the very same: 1.0 stays 1.0, and null is not no id."""
+
+TaskId: TypeAlias = Annotated[int, Meta(ge=1, le=2**63 - 1, description="A task's number.")]
+
+
+class Envelope(Struct):
+    """What every request has. Read first, so that an error can name the request."""
+
+    action: str
+    id: RequestId = UNSET
+
+
+class Nothing(Struct):
+    """A request without fields."""
+
+
+class Register(Struct):
+    username: Annotated[str, Meta(description="1 to 64 characters; unique without regard to letter case.")]
+    password: Annotated[str, Meta(description="8 to 72 bytes in UTF-8.")]
+
+
+class Login(Struct):
+    username: Annotated[str | None, Meta(description="Together with `password`.")] = None
+    password: Annotated[str | None, Meta(description="Together with `username`.")] = None
+    token: Annotated[str | None, Meta(description="From an earlier login, instead of both.")] = None
+
+
+class TaskSpec(Struct):
+    task: Annotated[str, Meta(description="What it is, in the user's words: 1 to 4,096 characters.")]
+    kind: Annotated[str, Meta(description="Which handler runs it.")] = DEFAULT_KIND
+    payload: Annotated[dict[str, Any], Meta(description="The handler's arguments, a JSON object.")] = {}
+    queue: Annotated[str | None, Meta(description="One of the server's queues; left out, the first.")] = None
+    max_attempts: Annotated[
+        Annotated[int, Meta(ge=1, le=MAX_ATTEMPTS)] | None,
+        Meta(description="How often it may be tried; left out, its kind says."),
+    ] = None
+    timeout: Annotated[
+        Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_SECONDS)] | None,
+        Meta(description="Seconds that an attempt may take, if less than its kind's."),
+    ] = None
+    delay: Annotated[
+        Annotated[float, Meta(ge=0, le=MAX_DELAY_SECONDS)] | None,
+        Meta(description="Seconds from now before which it is not run."),
+    ] = None
+    run_at: Annotated[
+        Annotated[datetime, Meta(tz=True)] | None,
+        Meta(description="When to run it at the earliest, RFC 3339; instead of `delay`."),
+    ] = None
+    key: Annotated[
+        str | None,
+        Meta(description="The same key again gives the same task, so that a request can be sent again safely."),
+    ] = None
+
+
+def fingerprint(spec: TaskSpec, queue: str) -> str:
+    """Tells whether two requests with the same key ask for the same, ``queue`` being the one that is meant."""
+    asked = structs.replace(spec, key=None, queue=queue)
+    return hashlib.blake2b(_in_order(asked), digest_size=16).hexdigest()
+
+
+class NewTasks(Struct):
+    tasks: Annotated[list[TaskSpec], Meta(description="1 to 1,000 tasks with the fields of `new_task`.")]
+
+
+class GetTasks(Struct):
+    status: Annotated[
+        str | None, Meta(description="Only `Procesando`, `Completada`, `Fallida` or `Cancelada` ones.")
+    ] = None
+    state: Annotated[
+        str | None,
+        Meta(
+            description="Only `waiting`, `scheduled`, `retrying`, `queued`, `running`, `completed`, `failed` or"
+            " `cancelled` ones."
+        ),
+    ] = None
+    kind: Annotated[str | None, Meta(description="Only tasks of this kind.")] = None
+    limit: Annotated[int, Meta(ge=1, le=limits.MAX_PAGE, description="Tasks a page, at most 500.")] = (
+        limits.DEFAULT_PAGE
+    )
+    cursor: Annotated[str | None, Meta(description="The `cursor` of the page before.")] = None
+
+
+class OneTask(Struct):
+    task_id: TaskId
+
+
+class GetLog(Struct):
+    task_id: TaskId
+    limit: Annotated[int, Meta(ge=1, le=limits.MAX_LOG_LINES, description="Lines in the reply, at most 1,000.")] = (
+        limits.DEFAULT_LOG_LINES
+    )
+    cursor: Annotated[str | None, Meta(description="The `cursor` of the reply or event before.")] = None
+    tail: Annotated[bool, Meta(description="Begin so many lines before the end.")] = False
+    follow: Annotated[
+        bool, Meta(description="Send what comes after the reply as `log` events, until the task has ended.")
+    ] = False
+
+
+class Watch(Struct):
+    limit: Annotated[
+        int, Meta(ge=1, le=limits.MAX_PAGE, description="How many of the newest tasks the snapshot has.")
+    ] = limits.DEFAULT_PAGE
+
+
+class Wait(Struct):
+    task_ids: Annotated[list[TaskId], Meta(description="1 to 1,000 task numbers.")]
+    timeout: Annotated[float, Meta(ge=0, le=limits.MAX_WAIT_SECONDS, description="Seconds, at most 3,600.")] = (
+        limits.DEFAULT_WAIT_SECONDS
+    )
+
+
+Reply: TypeAlias = Mapping[str, Any]
+"""A reply's fields but for ``id`` and ``ok``; always with ``status``."""
+
+encode = msgspec.json.Encoder().encode
+
+_in_order = msgspec.json.Encoder(order="sorted").encode

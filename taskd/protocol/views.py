@@ -1,0 +1,82 @@
+"""How a task looks in replies and events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from taskd.model.limits import LISTED_RESULT_BYTES
+from taskd.model.states import STATUS_OF
+from taskd.model.tasks import FailedAttempt, Task, shown_state
+
+
+class AttemptView(Struct):
+    """An attempt that failed, or was lost with its worker."""
+
+    attempt: int
+    worker: str
+    started_at: datetime | None
+    ended_at: datetime
+    error: str
+    traceback: str | None
+
+
+class TaskView(Struct):
+    """A task as its owner sees it. ``payload``, ``timeout`` and ``attempts`` are there only in the answer to
+    ``get_task``; ``max_attempts`` is null until a worker of its kind has said."""
+
+    id: int
+    task: str
+    kind: str
+    queue: str
+    status: str
+    state: str
+    attempt: int
+    max_attempts: int | None
+    version: int
+    created_at: datetime
+    run_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    result: Raw | None
+    error: str | None
+    progress: float | None
+    note: str | None
+    payload: Raw | UnsetType = UNSET
+    timeout: float | UnsetType | None = UNSET
+    attempts: list[AttemptView] | UnsetType = UNSET
+    result_omitted: bool | UnsetType = UNSET
+
+
+def view(task: Task, now: datetime, failed: Iterable[FailedAttempt] | None = None) -> TaskView:
+    """What the owner sees of a task. Without its ``failed`` attempts, payload and a result above 4 KiB are left out,
+    too."""
+    full = failed is not None
+    result, omitted = None if task.result is None else task.result.encode(), False
+    if result is not None and not full and len(result) > LISTED_RESULT_BYTES:
+        result, omitted = None, True
+    return TaskView(
+        task.id,
+        task.task,
+        task.kind,
+        task.queue,
+        STATUS_OF[task.state],
+        shown_state(task, now),
+        task.attempt,
+        task.max_attempts or None,
+        task.version,
+        task.created_at,
+        task.run_at,
+        task.started_at,
+        task.finished_at,
+        None if result is None else Raw(result),
+        task.error,
+        task.progress,
+        task.note,
+        Raw(task.payload.encode()) if full else UNSET,
+        task.timeout if full else UNSET,
+        UNSET if failed is None else [AttemptView(f.attempt, *f[2:]) for f in failed],
+        True if omitted else UNSET,
+    )

@@ -1,0 +1,170 @@
+"""Creating tasks: callers are gathered into transactions, answered after the commit, and published without waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+
+from taskd.batching import Batcher
+from taskd.events.publisher import Publisher
+from taskd.model.errors import Conflict, KeyTaken, quote
+from taskd.model.states import State
+from taskd.model.tasks import NewTask, Route
+from taskd.ports.broker import IBroker
+from taskd.ports.store import IStore
+from taskd.ports.tasks import Keyed, NewRow
+from taskd.protocol.limits import MAX_BATCH
+from taskd.scheduling.outbox import Outbox
+from taskd.scheduling.window import Windows
+
+Key = tuple[int, str]
+"""A user's id and an idempotency key."""
+
+
+class Submission(NamedTuple):
+    """Tasks of one request: all or none."""
+
+    user_id: int
+    specs: Sequence[NewTask]
+
+
+class Created(NamedTuple):
+    """A task that is stored; ``duplicate`` when an earlier request with the same key has stored it."""
+
+    task_id: int
+    duplicate: bool = False
+
+
+class Submitter:
+    """The way in for new tasks. A place in the window sends one straight to the broker, else it waits its turn: behind
+    others, until its ``run_at``, or for a worker that serves its route. ``backlogged`` is called with the routes that
+    have got something to hand over."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        store: IStore,
+        broker: IBroker,
+        outbox: Outbox,
+        windows: Windows,
+        publisher: Publisher,
+        new_id: Callable[[], str],
+        backlogged: Callable[[Route], None],
+    ) -> None:
+        self._store = store
+        self._broker = broker
+        self._outbox = outbox
+        self._windows = windows
+        self._publisher = publisher
+        self._new_id = new_id
+        self._backlogged = backlogged
+        self._batcher: Batcher[Submission, Sequence[Created]] = Batcher(
+            clock, self._create, max_weight=MAX_BATCH, weigh=lambda s: len(s.specs)
+        )
+        self._look_ups: Batcher[Sequence[Key], Mapping[Key, Keyed]] = Batcher(
+            clock, self._look_up, max_weight=MAX_BATCH, weigh=len
+        )
+
+    def submit(self, user_id: int, specs: Sequence[NewTask]) -> Deferred[Sequence[Created]]:
+        """Store tasks, all or none; answers with them, in order, once they are committed.
+
+        A task whose key is taken is not stored again. Raises Unavailable, and Conflict when a key stands for something
+        else.
+        """
+        for spec in specs:
+            if spec.key is not None:
+                return Deferred.fromCoroutine(self._submit_keyed(user_id, specs))
+        return self._batcher.submit(Submission(user_id, specs))
+
+    async def _submit_keyed(self, user_id: int, specs: Sequence[NewTask]) -> Sequence[Created]:
+        keys = list(dict.fromkeys((user_id, spec.key) for spec in specs if spec.key is not None))
+        while True:
+            known = {key: found for (_, key), found in (await self._look_ups.submit(keys)).items()}
+            _check_fingerprints(specs, known)
+            fresh = _to_be_stored(specs, known)
+            try:
+                stored = await self._batcher.submit(Submission(user_id, fresh)) if fresh else ()
+            except KeyTaken:
+                # by another request, between the look and the commit
+                continue
+            return _answers(specs, known, stored)
+
+    def drained(self) -> Deferred[None]:
+        """Fires when nothing is under way."""
+        return self._batcher.drained()
+
+    async def _look_up(self, requests: list[Sequence[Key]]) -> Sequence[Mapping[Key, Keyed]]:
+        found = await self._store.find_keys([key for keys in requests for key in keys])
+        return [{key: found[key] for key in keys if key in found} for keys in requests]
+
+    async def _create(self, submissions: list[Submission]) -> Sequence[Sequence[Created]]:
+        batch, settled = self._new_id(), self._outbox.take_settled()
+        rows = [
+            NewRow(user_id, spec, self._first_state(user_id, spec)) for user_id, specs in submissions for spec in specs
+        ]
+        try:
+            tasks = await self._store.create_tasks(batch, rows, settled)
+        except BaseException:
+            self._outbox.give_back(settled)
+            for row in rows:
+                window = self._windows.by_route.get(_route(row.spec)) if row.state is State.QUEUED else None
+                if window is not None:
+                    window.take(-1)
+            raise
+        self._publisher.announce(tasks)
+        self._outbox.publish(batch, tasks)
+        for route in {_route(row.spec) for row in rows if row.state is State.WAITING}:
+            self._backlogged(route)
+        created = iter([Created(task.id) for task in tasks])
+        return [list(islice(created, len(submission.specs))) for submission in submissions]
+
+    def _first_state(self, user_id: int, spec: NewTask) -> State:
+        window = self._windows.by_route.get(_route(spec))
+        if window is None or spec.run_at is not None:
+            return State.WAITING
+        # With the broker away nothing goes to it: the dispatcher hands over what has waited, when it is back.
+        if self._broker.ready and window.admit(user_id):
+            return State.QUEUED
+        window.mark_backlogged(user_id)
+        return State.WAITING
+
+
+def _route(spec: NewTask) -> Route:
+    return Route(spec.queue, spec.kind)
+
+
+def _check_fingerprints(specs: Sequence[NewTask], known: Mapping[str, Keyed]) -> None:
+    meant = {key: found.fingerprint for key, found in known.items()}
+    for spec in specs:
+        if spec.key is not None and meant.setdefault(spec.key, spec.fingerprint or "") != spec.fingerprint:
+            raise Conflict(f"the key {quote(spec.key)} stands for another task already; use a new one", field="key")
+
+
+def _to_be_stored(specs: Sequence[NewTask], known: Mapping[str, Keyed]) -> list[NewTask]:
+    seen = set(known)
+    fresh = []
+    for spec in specs:
+        if spec.key is None or spec.key not in seen:
+            fresh.append(spec)
+        if spec.key is not None:
+            seen.add(spec.key)
+    return fresh
+
+
+def _answers(specs: Sequence[NewTask], known: Mapping[str, Keyed], stored: Iterable[Created]) -> list[Created]:
+    fresh = iter(stored)
+    duplicates = {key: Created(found.task_id, True) for key, found in known.items()}
+    created = []
+    for spec in specs:
+        if spec.key is None:
+            created.append(next(fresh))
+        elif spec.key in duplicates:
+            created.append(duplicates[spec.key])
+        else:
+            created.append(next(fresh))
+            duplicates[spec.key] = Created(created[-1].task_id, True)
+    return created

@@ -1,0 +1,10 @@
+"""``python -m taskd.worker.forkserver MODULE...``: started by a worker, never by hand."""
+
+from __future__ import annotations
+
+import sys
+
+from taskd.worker.forkserver.reaper import main
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,171 @@
+"""For those who write handlers: what a module of theirs needs. It imports neither the reactor nor the worker."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import Any
+
+from zope.interface import classImplements, implementer
+
+from taskd.model.backoff import Backoff
+from taskd.model.errors import BadRequest, SettingsError
+from taskd.model.limits import DEFAULT_ATTEMPTS, MAX_ATTEMPTS, MAX_DELAY_SECONDS, MAX_TIMEOUT_SECONDS
+from taskd.model.tasks import check_kind
+from taskd.ports.handler import ITaskContext, ITaskHandler
+
+MAX_SUMMARY_CHARS = 200
+
+
+class Retry(Exception):
+    """Raise it to have the task tried again ``after`` so many seconds, None for what its kind's backoff says. The
+    attempt is spent; when it was the last one, the task fails for ``why``."""
+
+    def __init__(self, why: str = "to be tried again", *, after: float | None = None) -> None:
+        super().__init__(why)
+        self.after = after
+
+
+class Reject(Exception):
+    """Raise it to fail the task for good, whatever attempts are left: trying again would not help."""
+
+
+@implementer(ITaskHandler)
+class Handler:
+    """A kind of task and the function that runs it. Calling it calls the function, as in a test of it."""
+
+    def __init__(
+        self,
+        function: Callable[[ITaskContext], Any],
+        kind: str,
+        isolation: str,
+        timeout: float | None,
+        max_attempts: int,
+        backoff: Backoff,
+    ) -> None:
+        self.function = function
+        self.kind = kind
+        self.isolation = isolation
+        self.timeout = timeout
+        self.max_attempts = max_attempts
+        self.backoff = backoff
+        self.summary = summary_of(function)
+        self.__doc__ = function.__doc__
+        self.__name__ = getattr(function, "__name__", kind)
+
+    def run(self, task: ITaskContext) -> Any:
+        """Do the work."""
+        return self.function(task)
+
+    __call__ = run
+
+    def __repr__(self) -> str:
+        return f"<handler of {self.kind!r}: {self.isolation}, {self.__name__}>"
+
+
+if "twisted.plugin" in sys.modules:
+    # So that a decorated function in a module of twisted.plugins is one, without another word. Twisted imports those
+    # modules after that one; where nobody has, as in child processes, nobody looks for plugins.
+    _declare: Callable[..., None] = classImplements
+    _declare(Handler, sys.modules["twisted.plugin"].IPlugin)
+
+
+def handler(
+    kind: str,
+    *,
+    timeout: float | None = None,
+    max_attempts: int = DEFAULT_ATTEMPTS,
+    backoff: Backoff | None = None,
+    isolation: str | None = None,
+) -> Callable[[Callable[[Any], Any]], Handler]:
+    """Make a function of one argument, the :class:`~taskd.ports.handler.ITaskContext`, the handler of a kind of task.
+
+    An ``async def`` runs on the worker's reactor and must not block; a ``def`` runs in a thread or, with
+    ``isolation="process"``, in a child process that can be killed and has a core to itself. ``timeout`` is in seconds.
+    Raises SettingsError for anything that cannot be.
+    """
+
+    def decorate(function: Callable[[Any], Any]) -> Handler:
+        if not callable(function):
+            raise SettingsError(f"handler {kind!r}: put @handler(...) above a function, not {function!r}")
+        name = f"handler {kind!r} ({getattr(function, '__qualname__', function)})"
+        awaits = inspect.iscoroutinefunction(function)
+        found = isolation or ("async" if awaits else "thread")
+        made = Handler(function, kind, found, timeout, max_attempts, backoff or Backoff())
+        check_handler(made, name)
+        if awaits != (found == "async"):
+            fits = "'thread' or 'process' takes a plain def" if awaits else "'async' needs an async def"
+            raise SettingsError(f"{name}: isolation {fits}")
+        return made
+
+    return decorate
+
+
+def check_handler(found: Any, name: str) -> None:
+    """Look whether a handler, be it somebody else's class, says what it must. Raises SettingsError, which ``name``
+    begins."""
+    for attribute in ITaskHandler.names():
+        if not hasattr(found, attribute):
+            raise SettingsError(f"{name}: there is no {attribute!r}, which taskd.ports.handler.ITaskHandler asks for")
+    if not isinstance(found.kind, str):
+        raise SettingsError(f"{name}: kind must be a text, not {found.kind!r}")
+    try:
+        check_kind(found.kind)
+    except BadRequest as e:
+        raise SettingsError(f"{name}: {e.message}") from None
+    if found.isolation not in ("async", "thread", "process"):
+        raise SettingsError(f"{name}: isolation must be 'async', 'thread' or 'process', not {found.isolation!r}")
+    if found.timeout is not None and not (_is_number(found.timeout) and 0 < found.timeout <= MAX_TIMEOUT_SECONDS):
+        most = f"at most {MAX_TIMEOUT_SECONDS:.0f}"
+        raise SettingsError(f"{name}: timeout must be seconds, more than 0 and {most}, not {found.timeout!r}")
+    if isinstance(found.max_attempts, bool) or not isinstance(found.max_attempts, int):
+        raise SettingsError(f"{name}: max_attempts must be a whole number, not {found.max_attempts!r}")
+    if not 1 <= found.max_attempts <= MAX_ATTEMPTS:
+        raise SettingsError(f"{name}: max_attempts must be from 1 to {MAX_ATTEMPTS}, not {found.max_attempts}")
+    if not isinstance(found.backoff, Backoff):
+        raise SettingsError(f"{name}: backoff must be a taskd.worker.Backoff, not {found.backoff!r}")
+    check_backoff(found.backoff, f"{name}: backoff")
+    if not isinstance(found.summary, str):
+        raise SettingsError(f"{name}: summary must be a text, not {found.summary!r}")
+    if not callable(found.run):
+        raise SettingsError(f"{name}: run must be a method, not {found.run!r}")
+
+
+def check_backoff(backoff: Backoff, name: str) -> None:
+    """Raises SettingsError, which ``name`` begins, for what is no number or out of its range."""
+    ranges = (("first", 0, MAX_DELAY_SECONDS), ("factor", 1, 100), ("longest", 0, MAX_DELAY_SECONDS), ("jitter", 0, 1))
+    for field, low, high in ranges:
+        value = getattr(backoff, field)
+        if not _is_number(value) or not low <= value <= high:
+            raise SettingsError(f"{name}: {field} must be a number from {low} to {high:.0f}, not {value!r}")
+
+
+def collect(module: ModuleType) -> list[ITaskHandler]:
+    """The handlers among the names of a module, in their order, each once."""
+    found: dict[int, Any] = {}
+    for value in vars(module).values():
+        if not isinstance(value, type) and ITaskHandler.providedBy(value):
+            found[id(value)] = value
+    return list(found.values())
+
+
+def by_kind(handlers: Iterable[ITaskHandler]) -> dict[str, ITaskHandler]:
+    """Handlers by their kinds. Raises SettingsError when two serve the same."""
+    found: dict[str, ITaskHandler] = {}
+    for each in handlers:
+        other = found.setdefault(each.kind, each)
+        if other is not each:
+            raise SettingsError(f"two handlers serve the kind {each.kind!r}: {other!r} and {each!r}")
+    return found
+
+
+def summary_of(function: Any) -> str:
+    """The first line of what a function says of itself."""
+    lines = (inspect.getdoc(function) or "").strip().splitlines()
+    return lines[0][:MAX_SUMMARY_CHARS] if lines and inspect.isroutine(function) else ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
