@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import pika
+from msgspec.structs import replace
 from pika import spec
 from pika.adapters.twisted_connection import TwistedProtocolConnection
 from pika.frame import Method
@@ -32,7 +33,6 @@ from txpostgres import txpostgres
 from taskd.broker.rabbitmq.frames import MAX_FRAME, FrameReader, Handler, PublishFrames
 from taskd.model.states import State
 from taskd.model.tasks import DEFAULT_KIND, NewTask
-from taskd.ports.tasks import NewRow
 from taskd.store.postgres.arrays import ids
 from taskd.store.postgres.connection import SESSION
 from taskd.store.postgres.statements import PREPARED
@@ -388,8 +388,10 @@ def _create_arguments(size: int, job: Job, waits: bool) -> list[Any]:
     They come from the store itself, so that this follows every change of the statement; and they are made once, as what
     it takes to make them is no part of the floor.
     """
-    spec = NewTask("t", payload='{"seconds":0}', queue=job.queue)
-    rows = [NewRow(1 + n % job.users, spec, State.WAITING if waits else State.QUEUED) for n in range(size)]
+    spec = NewTask(1, "t", payload='{"seconds":0}', queue=job.queue)
+    rows = [
+        replace(spec, user_id=1 + n % job.users, state=State.WAITING if waits else State.QUEUED) for n in range(size)
+    ]
     store = PostgresStore({}, reactor)
     store._pool = _NoPool()  # type: ignore[assignment]
     try:

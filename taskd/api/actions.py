@@ -140,21 +140,21 @@ class Actions:
     # tasks
 
     async def new_task(self, peer: Peer, request: m.TaskSpec) -> Answer:
-        (created,) = await self._submitter.submit(_user(peer).id, (self._spec(request),))
+        (created,) = await self._submitter.submit((self._new_task(_user(peer).id, request),))
         if created.duplicate:
             return {"status": "task_created", "task_id": created.task_id, "duplicate": True}
         return {"status": "task_created", "task_id": created.task_id}
 
     async def new_tasks(self, peer: Peer, request: m.NewTasks) -> Answer:
         _check_count(request.tasks, "tasks")
-        specs = []
+        user_id, tasks = _user(peer).id, []
         for n, spec in enumerate(request.tasks):
             try:
-                specs.append(self._spec(spec))
+                tasks.append(self._new_task(user_id, spec))
             except (BadRequest, TooLarge) as e:
                 where = f"tasks[{n}]"
                 raise type(e)(f"{where}: {e.message}", field=f"{where}.{e.field}") from None
-        created = await self._submitter.submit(_user(peer).id, specs)
+        created = await self._submitter.submit(tasks)
         reply: dict[str, Any] = {"status": "task_created", "task_ids": [c.task_id for c in created]}
         if duplicates := [c.task_id for c in created if c.duplicate]:
             reply["duplicates"] = duplicates
@@ -297,7 +297,7 @@ class Actions:
 
     # what they share
 
-    def _spec(self, spec: m.TaskSpec) -> NewTask:
+    def _new_task(self, user_id: int, spec: m.TaskSpec) -> NewTask:
         queue = spec.queue
         if queue is None:
             queue = self._routes.queues[0]
@@ -310,6 +310,7 @@ class Actions:
             key, fingerprint = check_key(spec.key), m.fingerprint(spec, queue)
         task, kind = check_task_text(spec.task), check_kind(spec.kind)
         return NewTask(
+            user_id,
             task=task,
             kind=kind,
             payload=payload,

@@ -30,14 +30,16 @@ class Route(NamedTuple):
         return self.queue if self.kind == DEFAULT_KIND else f"{self.queue}#{self.kind}"
 
 
-class NewTask(msgspec.Struct, frozen=True):
-    """A validated request for one task. ``payload`` is a JSON object, already encoded.
+class NewTask(msgspec.Struct):
+    """A validated request of a user for one task. ``payload`` is a JSON object, already encoded.
 
     ``max_attempts`` 0 means what its kind has, which the first worker that claims it knows. ``timeout`` is in seconds;
     a ``run_at`` in the future keeps it waiting until then. Of tasks of one user with the same ``key`` there is only
-    one; ``fingerprint`` tells whether a second request for it asks for the same.
+    one; ``fingerprint`` tells whether a second request for it asks for the same. ``state`` is QUEUED for a task that
+    goes straight to the broker.
     """
 
+    user_id: int
     task: str
     kind: str = DEFAULT_KIND
     payload: str = "{}"
@@ -47,6 +49,12 @@ class NewTask(msgspec.Struct, frozen=True):
     run_at: datetime | None = None
     key: str | None = None
     fingerprint: str | None = None
+    state: State = State.WAITING
+
+    @property
+    def route(self) -> Route:
+        """Which workers can run it."""
+        return Route(self.queue, self.kind)
 
 
 class Task(msgspec.Struct):

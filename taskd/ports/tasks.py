@@ -8,16 +8,7 @@ from typing import NamedTuple
 import msgspec
 from zope.interface import Interface
 
-from taskd.model.states import State
 from taskd.model.tasks import NewTask, Task
-
-
-class NewRow(msgspec.Struct, frozen=True):
-    """One task to insert; ``state`` is QUEUED where the window has room, else WAITING."""
-
-    user_id: int
-    spec: NewTask
-    state: State
 
 
 class Keyed(NamedTuple):
@@ -51,12 +42,12 @@ class Page(msgspec.Struct, frozen=True):
 class ITaskStore(Interface):
     """Tasks as their owners see them: create, cancel, retry, read, delete."""
 
-    def create_tasks(batch: str, rows: Sequence[NewRow], settled: Sequence[str] = ()) -> Awaitable[Sequence[Task]]:
-        """Insert all rows or none, in order, and one outbox row ``batch`` (a UUID) that names them; delete the
+    def create_tasks(batch: str, tasks: Sequence[NewTask], settled: Sequence[str] = ()) -> Awaitable[Sequence[Task]]:
+        """Insert all tasks or none, in order, and one outbox row ``batch`` (a UUID) that names them; delete the
         ``settled`` outbox rows. Running the same batch again creates nothing and returns the same tasks.
 
-        A QUEUED row has dispatch number 1, a WAITING one 0; one with a ``run_at`` in the future, which is WAITING,
-        joins the backlog by :meth:`promote` only. Raises KeyTaken, and stores nothing, when the key of a row
+        A QUEUED task has dispatch number 1, a WAITING one 0; one with a ``run_at`` in the future, which is WAITING,
+        joins the backlog by :meth:`promote` only. Raises KeyTaken, and stores nothing, when the key of a task
         is taken: :meth:`find_keys` then finds it.
         """
 

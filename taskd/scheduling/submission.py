@@ -16,20 +16,13 @@ from taskd.model.states import State
 from taskd.model.tasks import NewTask, Route
 from taskd.ports.broker import IBroker
 from taskd.ports.store import IStore
-from taskd.ports.tasks import Keyed, NewRow
+from taskd.ports.tasks import Keyed
 from taskd.protocol.limits import MAX_BATCH
 from taskd.scheduling.outbox import Outbox
 from taskd.scheduling.window import Windows
 
 Key = tuple[int, str]
 """A user's id and an idempotency key."""
-
-
-class Submission(NamedTuple):
-    """Tasks of one request: all or none."""
-
-    user_id: int
-    specs: Sequence[NewTask]
 
 
 class Created(NamedTuple):
@@ -62,36 +55,36 @@ class Submitter:
         self._publisher = publisher
         self._new_id = new_id
         self._backlogged = backlogged
-        self._batcher: Batcher[Submission, Sequence[Created]] = Batcher(
-            clock, self._create, max_weight=MAX_BATCH, weigh=lambda s: len(s.specs)
+        self._batcher: Batcher[Sequence[NewTask], Sequence[Created]] = Batcher(
+            clock, self._create, max_weight=MAX_BATCH, weigh=len
         )
         self._look_ups: Batcher[Sequence[Key], Mapping[Key, Keyed]] = Batcher(
             clock, self._look_up, max_weight=MAX_BATCH, weigh=len
         )
 
-    def submit(self, user_id: int, specs: Sequence[NewTask]) -> Deferred[Sequence[Created]]:
-        """Store tasks, all or none; answers with them, in order, once they are committed.
+    def submit(self, tasks: Sequence[NewTask]) -> Deferred[Sequence[Created]]:
+        """Store the tasks of one request, all or none; answers with them, in order, once they are committed.
 
         A task whose key is taken is not stored again. Raises Unavailable, and Conflict when a key stands for something
         else.
         """
-        for spec in specs:
-            if spec.key is not None:
-                return Deferred.fromCoroutine(self._submit_keyed(user_id, specs))
-        return self._batcher.submit(Submission(user_id, specs))
+        for task in tasks:
+            if task.key is not None:
+                return Deferred.fromCoroutine(self._submit_keyed(tasks))
+        return self._batcher.submit(tasks)
 
-    async def _submit_keyed(self, user_id: int, specs: Sequence[NewTask]) -> Sequence[Created]:
-        keys = list(dict.fromkeys((user_id, spec.key) for spec in specs if spec.key is not None))
+    async def _submit_keyed(self, tasks: Sequence[NewTask]) -> Sequence[Created]:
+        keys = list(dict.fromkeys((task.user_id, task.key) for task in tasks if task.key is not None))
         while True:
             known = {key: found for (_, key), found in (await self._look_ups.submit(keys)).items()}
-            _check_fingerprints(specs, known)
-            fresh = _to_be_stored(specs, known)
+            _check_fingerprints(tasks, known)
+            fresh = _to_be_stored(tasks, known)
             try:
-                stored = await self._batcher.submit(Submission(user_id, fresh)) if fresh else ()
+                stored = await self._batcher.submit(fresh) if fresh else ()
             except KeyTaken:
                 # by another request, between the look and the commit
                 continue
-            return _answers(specs, known, stored)
+            return _answers(tasks, known, stored)
 
     def drained(self) -> Deferred[None]:
         """Fires when nothing is under way."""
@@ -101,40 +94,37 @@ class Submitter:
         found = await self._store.find_keys([key for keys in requests for key in keys])
         return [{key: found[key] for key in keys if key in found} for keys in requests]
 
-    async def _create(self, submissions: list[Submission]) -> Sequence[Sequence[Created]]:
+    async def _create(self, requests: list[Sequence[NewTask]]) -> Sequence[Sequence[Created]]:
         batch, settled = self._new_id(), self._outbox.take_settled()
-        rows = [
-            NewRow(user_id, spec, self._first_state(user_id, spec)) for user_id, specs in submissions for spec in specs
-        ]
+        tasks = [task for request in requests for task in request]
+        for task in tasks:
+            task.state = self._first_state(task)
         try:
-            tasks = await self._store.create_tasks(batch, rows, settled)
+            stored = await self._store.create_tasks(batch, tasks, settled)
         except BaseException:
             self._outbox.give_back(settled)
-            for row in rows:
-                window = self._windows.by_route.get(_route(row.spec)) if row.state is State.QUEUED else None
+            for task in tasks:
+                window = self._windows.by_route.get(task.route) if task.state is State.QUEUED else None
                 if window is not None:
                     window.take(-1)
             raise
-        self._publisher.announce(tasks)
-        self._outbox.publish(batch, tasks)
-        for route in {_route(row.spec) for row in rows if row.state is State.WAITING}:
+        self._publisher.announce(stored)
+        self._outbox.publish(batch, stored)
+        for route in {task.route for task in tasks if task.state is State.WAITING}:
             self._backlogged(route)
-        created = iter([Created(task.id) for task in tasks])
-        return [list(islice(created, len(submission.specs))) for submission in submissions]
+        created = iter([Created(task.id) for task in stored])
+        return [list(islice(created, len(request))) for request in requests]
 
-    def _first_state(self, user_id: int, spec: NewTask) -> State:
-        window = self._windows.by_route.get(_route(spec))
-        if window is None or spec.run_at is not None:
+    def _first_state(self, task: NewTask) -> State:
+        """QUEUED if it goes straight to the broker, else WAITING."""
+        window = self._windows.by_route.get(task.route)
+        if window is None or task.run_at is not None:
             return State.WAITING
         # With the broker away nothing goes to it: the dispatcher hands over what has waited, when it is back.
-        if self._broker.ready and window.admit(user_id):
+        if self._broker.ready and window.admit(task.user_id):
             return State.QUEUED
-        window.mark_backlogged(user_id)
+        window.mark_backlogged(task.user_id)
         return State.WAITING
-
-
-def _route(spec: NewTask) -> Route:
-    return Route(spec.queue, spec.kind)
 
 
 def _check_fingerprints(specs: Sequence[NewTask], known: Mapping[str, Keyed]) -> None:

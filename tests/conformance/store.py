@@ -12,6 +12,7 @@ from contextlib import suppress
 from datetime import timedelta, timezone
 from typing import Any
 
+from msgspec.structs import replace
 from twisted.trial.unittest import TestCase
 from zope.interface.verify import verifyClass, verifyObject
 
@@ -24,7 +25,7 @@ from taskd.ports.attempts import Claim, Outcome
 from taskd.ports.logs import Report
 from taskd.ports.scheduling import Dispatch, Dispatched, OutboxBatch
 from taskd.ports.store import IStore
-from taskd.ports.tasks import Keyed, NewRow, TaskQuery
+from taskd.ports.tasks import Keyed, TaskQuery
 
 Q, OTHER = Route("q", DEFAULT_KIND), Route("other", DEFAULT_KIND)
 
@@ -110,7 +111,7 @@ class StoreCase(TestCase):
     ) -> list[Task]:
         owner = (user or self.ana).id
         spec = {"queue": "q", **spec}
-        rows = [NewRow(owner, NewTask(f"task {i}", **spec), state) for i in range(count)]
+        rows = [NewTask(owner, f"task {i}", **spec, state=state) for i in range(count)]
         return list(await self.store.create_tasks(new_batch(), rows))
 
     async def claim(self, tasks: Sequence[Task], worker: str = "w", redelivered: bool = False) -> list[Task]:
@@ -225,10 +226,14 @@ class StoreTests(StoreCase):
 
     async def test_created_tasks_are_stored_in_order(self) -> None:
         rows = [
-            NewRow(
+            NewTask(
                 (self.ana, self.ben)[i % 2].id,
-                NewTask(f"t{i}", f"kind{i}", f'{{"i":{i}}}', f"q{i % 3}", i + 1),
-                State.QUEUED if i % 2 else State.WAITING,
+                f"t{i}",
+                f"kind{i}",
+                f'{{"i":{i}}}',
+                f"q{i % 3}",
+                i + 1,
+                state=State.QUEUED if i % 2 else State.WAITING,
             )
             for i in range(50)
         ]
@@ -238,8 +243,8 @@ class StoreTests(StoreCase):
         for task, row in zip(tasks, rows, strict=True):
             self.assertEqual(await self.get(task), task)
             self.assertEqual((task.user_id, task.state), (row.user_id, row.state))
-            self.assertEqual((task.kind, task.payload), (row.spec.kind, row.spec.payload))
-            self.assertEqual((task.queue, task.max_attempts), (row.spec.queue, row.spec.max_attempts))
+            self.assertEqual((task.kind, task.payload), (row.kind, row.payload))
+            self.assertEqual((task.queue, task.max_attempts), (row.queue, row.max_attempts))
             self.assertEqual(task.dispatch, 1 if row.state is State.QUEUED else 0)
             self.assertEqual((task.attempt, task.version), (0, 1))
             self.assertEqual(task.created_at.utcoffset(), timedelta(0))
@@ -247,8 +252,8 @@ class StoreTests(StoreCase):
             self.assertIsNone(task.started_at or task.finished_at or task.result or task.error)
 
     async def test_a_task_keeps_its_timeout(self) -> None:
-        specs = [NewTask("t", timeout=seconds) for seconds in (None, 0.1, 1234.56789, 2_592_000.001)]
-        tasks = await self.store.create_tasks(new_batch(), [NewRow(self.ana.id, spec, State.QUEUED) for spec in specs])
+        specs = [NewTask(self.ana.id, "t", timeout=seconds) for seconds in (None, 0.1, 1234.56789, 2_592_000.001)]
+        tasks = await self.store.create_tasks(new_batch(), [replace(spec, state=State.QUEUED) for spec in specs])
         self.assertEqual([t.timeout for t in tasks], [spec.timeout for spec in specs])
         self.assertEqual([await self.get(t) for t in tasks], tasks)
         self.assertEqual(sorted(await self.claim(tasks), key=lambda t: t.id)[2].timeout, 1234.56789)
@@ -259,7 +264,7 @@ class StoreTests(StoreCase):
         late = (now.created_at + timedelta(hours=1)).astimezone(tokyo)
         early = now.created_at - timedelta(hours=1)
         batch = new_batch()
-        rows = [NewRow(self.ana.id, NewTask("t", queue="q", run_at=at), State.WAITING) for at in (late, early, None)]
+        rows = [NewTask(self.ana.id, "t", queue="q", run_at=at) for at in (late, early, None)]
         tasks = await self.store.create_tasks(batch, rows)
         self.assertEqual(tasks[0].run_at, late)
         self.assertEqual(tasks[0].run_at.utcoffset(), timedelta(0))
@@ -279,15 +284,20 @@ class StoreTests(StoreCase):
         self.assertEqual({t.id for t in (await self.dispatch()).tasks}, {now.id, task.id})
 
     async def test_a_key_is_taken_once(self) -> None:
-        specs = [NewTask("t", key=k, fingerprint=f) for k, f in (("a", "1"), ("b\N{SNOWMAN}", "2"), (None, None))]
-        rows = [NewRow(self.ana.id, spec, State.QUEUED) for spec in specs]
+        specs = [
+            NewTask(self.ana.id, "t", key=k, fingerprint=f)
+            for k, f in (("a", "1"), ("b\N{SNOWMAN}", "2"), (None, None))
+        ]
+        rows = [replace(spec, state=State.QUEUED) for spec in specs]
         first = await self.store.create_tasks(new_batch(), rows)
         for again in ([rows[0]], [rows[2], rows[1]]):
             with self.assertRaises(KeyTaken):
                 await self.store.create_tasks(new_batch(), again)
         self.assertEqual(await self.store.count_queued(), {Route("", DEFAULT_KIND): 3})
         # somebody else's, and none at all, are in nobody's way
-        await self.store.create_tasks(new_batch(), [NewRow(self.ben.id, specs[0], State.QUEUED), rows[2]])
+        await self.store.create_tasks(
+            new_batch(), [replace(specs[0], user_id=self.ben.id, state=State.QUEUED), rows[2]]
+        )
         wanted = [(self.ana.id, "a"), (self.ana.id, "b\N{SNOWMAN}"), (self.ana.id, "c"), (self.ben.id, "b")]
         self.assertEqual(
             await self.store.find_keys(wanted),
@@ -296,13 +306,13 @@ class StoreTests(StoreCase):
         self.assertEqual(await self.store.find_keys([]), {})
 
     async def test_a_batch_with_keys_repeated_creates_nothing(self) -> None:
-        batch, rows = new_batch(), [NewRow(self.ana.id, NewTask("t", key="a", fingerprint="1"), State.QUEUED)]
+        batch, rows = new_batch(), [NewTask(self.ana.id, "t", key="a", fingerprint="1", state=State.QUEUED)]
         first = await self.store.create_tasks(batch, rows)
         self.assertEqual(list(await self.store.create_tasks(batch, rows)), list(first))
 
     async def test_texts_are_kept_as_they_are(self) -> None:
-        specs = [NewTask(text, payload=PAYLOADS[i % len(PAYLOADS)]) for i, text in enumerate(TEXTS)]
-        tasks = await self.store.create_tasks(new_batch(), [NewRow(self.ana.id, spec, State.QUEUED) for spec in specs])
+        specs = [NewTask(self.ana.id, text, payload=PAYLOADS[i % len(PAYLOADS)]) for i, text in enumerate(TEXTS)]
+        tasks = await self.store.create_tasks(new_batch(), [replace(spec, state=State.QUEUED) for spec in specs])
         for task, spec in zip(tasks, specs, strict=True):
             found = await self.get(task)
             self.assertEqual((found.task, found.payload), (spec.task, spec.payload))
@@ -312,7 +322,7 @@ class StoreTests(StoreCase):
         )
 
     async def test_batch_repeated_creates_nothing(self) -> None:
-        rows = [NewRow(self.ana.id, NewTask(f"t{i}"), (State.WAITING, State.QUEUED)[i % 2]) for i in range(7)]
+        rows = [NewTask(self.ana.id, f"t{i}", state=(State.WAITING, State.QUEUED)[i % 2]) for i in range(7)]
         batch = new_batch()
         first = await self.store.create_tasks(batch, rows)
         again = await self.store.create_tasks(batch, rows)
@@ -321,7 +331,7 @@ class StoreTests(StoreCase):
 
     async def test_batch_repeated_after_it_was_taken_over_and_settled(self) -> None:
         batch = new_batch()
-        rows = [NewRow(self.ana.id, NewTask("t", queue="q"), State.QUEUED)]
+        rows = [NewTask(self.ana.id, "t", queue="q", state=State.QUEUED)]
         first = await self.store.create_tasks(batch, rows)
         await self.store.adopt_stale(0, 10)
         await self.store.mark_published([batch])
@@ -329,10 +339,10 @@ class StoreTests(StoreCase):
         self.assertEqual([t.id for t in again], [t.id for t in first])
 
     async def test_all_rows_or_none(self) -> None:
-        rows = [NewRow(self.ana.id, NewTask(text), State.WAITING) for text in ("good", "bad\0", "good")]
+        rows = [NewTask(self.ana.id, text) for text in ("good", "bad\0", "good")]
         with self.assertRaises(BadRequest):
             await self.store.create_tasks(new_batch(), rows)
-        rows[1] = NewRow(self.ana.id, NewTask("lone \ud800 surrogate"), State.WAITING)
+        rows[1] = NewTask(self.ana.id, "lone \ud800 surrogate")
         with self.assertRaises(BadRequest):
             await self.store.create_tasks(new_batch(), rows)
         self.assertEqual((await self.store.list_tasks(self.ana.id, TaskQuery(5))).tasks, [])
@@ -341,7 +351,7 @@ class StoreTests(StoreCase):
 
     async def test_create_settles_earlier_batches(self) -> None:
         first, second = new_batch(), new_batch()
-        row = NewRow(self.ana.id, NewTask("t"), State.QUEUED)
+        row = NewTask(self.ana.id, "t", state=State.QUEUED)
         await self.store.create_tasks(first, [row])
         await self.store.create_tasks(second, [row], [first])
         self.assertEqual([b.id for b in await self.store.adopt_stale(0, 10)], [second])
@@ -553,7 +563,7 @@ class StoreTests(StoreCase):
     async def test_take_over_names_what_still_waits_for_a_worker(self) -> None:
         batch = new_batch()
         states = [State.QUEUED, State.WAITING, State.QUEUED, State.QUEUED]
-        rows = [NewRow(self.ana.id, NewTask("t", queue=f"q{i % 2}"), s) for i, s in enumerate(states)]
+        rows = [NewTask(self.ana.id, "t", queue=f"q{i % 2}", state=s) for i, s in enumerate(states)]
         tasks = await self.store.create_tasks(batch, rows)
         await self.claim(tasks[2:3])
         self.assertEqual(list(await self.store.adopt_stale(100, 10)), [])
@@ -580,7 +590,7 @@ class StoreTests(StoreCase):
     async def test_settled_batches_are_gone(self) -> None:
         batches = [new_batch() for _ in range(3)]
         for batch in batches:
-            await self.store.create_tasks(batch, [NewRow(self.ana.id, NewTask("t"), State.QUEUED)])
+            await self.store.create_tasks(batch, [NewTask(self.ana.id, "t", state=State.QUEUED)])
         await self.store.mark_published(batches[:2])
         await self.store.mark_published(batches[:2])
         await self.store.mark_published([])

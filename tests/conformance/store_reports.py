@@ -12,7 +12,7 @@ from taskd.model.states import State
 from taskd.model.tasks import FailedAttempt, NewTask, Task
 from taskd.ports.attempts import Claim, Outcome
 from taskd.ports.logs import LogPlace, Report
-from taskd.ports.tasks import NewRow, TaskQuery
+from taskd.ports.tasks import TaskQuery
 from taskd.ports.workers import KindInfo, WorkerInfo
 from tests.conformance.store import TEXTS, Q, StoreCase, new_batch
 
@@ -514,7 +514,7 @@ class ReportTests(StoreCase):
 
     async def test_outbox_rows_of_deleted_tasks_are_in_nobodys_way(self) -> None:
         batch = new_batch()
-        rows = [NewRow(self.ana.id, NewTask(f"t{i}", queue="q"), State.QUEUED) for i in range(2)]
+        rows = [NewTask(self.ana.id, f"t{i}", queue="q", state=State.QUEUED) for i in range(2)]
         gone, left = await self.store.create_tasks(batch, rows)
         await self.store.cancel(self.ana.id, gone.id)
         await self.backdate(gone.id, 1000, 1000)

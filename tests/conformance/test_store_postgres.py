@@ -22,7 +22,7 @@ from taskd.model.states import State
 from taskd.model.tasks import NewTask, Task
 from taskd.ports.attempts import Claim, Outcome
 from taskd.ports.logs import Report
-from taskd.ports.tasks import NewRow, TaskQuery
+from taskd.ports.tasks import TaskQuery
 from taskd.store import migrations
 from taskd.store.paging import LOOK_AT
 from taskd.store.postgres.statements import PREPARED
@@ -485,7 +485,7 @@ class Shared(Hooks):
 
     async def test_a_batch_that_was_repeated_outlives_its_settling(self) -> None:
         # a third run of it may still be stuck in a network, and must find its number taken
-        batch, rows = new_batch(), [NewRow(self.ana.id, NewTask("t"), State.QUEUED)]
+        batch, rows = new_batch(), [NewTask(self.ana.id, "t", state=State.QUEUED)]
         first = list(await self.store.create_tasks(batch, rows))
         for _ in range(2):
             self.assertEqual(list(await self.store.create_tasks(batch, rows)), first)
@@ -636,7 +636,7 @@ class Failing(Hooks):
         store, proxy = await self.through_proxy(patience=1)
         proxy.swallow_answer()
         batch = new_batch()
-        [task] = await store.create_tasks(batch, [NewRow(self.ana.id, NewTask("once"), State.QUEUED)])
+        [task] = await store.create_tasks(batch, [NewTask(self.ana.id, "once", state=State.QUEUED)])
         self.assertEqual(self.sql("SELECT id FROM tasks"), [(task.id,)])
 
     async def test_handshake_that_is_cut_is_tried_again(self) -> None:
@@ -680,7 +680,7 @@ class Failing(Hooks):
         return answer
 
     async def test_created_once(self) -> None:
-        rows = [NewRow(self.ana.id, NewTask(f"t{i}", queue="q"), State.QUEUED) for i in range(3)]
+        rows = [NewTask(self.ana.id, f"t{i}", queue="q", state=State.QUEUED) for i in range(3)]
         tasks = await self.ambiguous(lambda store: store.create_tasks(new_batch(), rows))
         self.assertEqual([t.task for t in tasks], ["t0", "t1", "t2"])
         self.assertEqual(await self.pages(), [t.id for t in reversed(tasks)])
@@ -789,7 +789,7 @@ class Outage(TestCase):
             while True:
                 text = uuid.uuid4().hex
                 try:
-                    [task] = await self.store.create_tasks(new_batch(), [NewRow(user.id, NewTask(text), State.WAITING)])
+                    [task] = await self.store.create_tasks(new_batch(), [NewTask(user.id, text)])
                 except Unavailable:
                     unknown.append(text)
                     return

@@ -12,9 +12,7 @@ from twisted.internet import reactor
 from twisted.internet.task import Clock
 
 from taskd.model.errors import SettingsError, Unavailable
-from taskd.model.states import State
 from taskd.model.tasks import NewTask
-from taskd.ports.tasks import NewRow
 from taskd.store.sqlite.store import InlineRunner, SqliteStore, open_sqlite
 from tests.conformance.store import StoreCase, StoreTests, new_batch
 from tests.conformance.store_reports import ReportTests
@@ -123,7 +121,7 @@ class SqliteInAFile(Hooks, StoreTests, ReportTests):
         # max_page_count stands in for the disk
         [(pages,)] = await self._sql("PRAGMA page_count")
         await self._sql(f"PRAGMA max_page_count = {pages}")
-        rows = [NewRow(self.ana.id, NewTask("x" * 4000), State.WAITING) for _ in range(100)]
+        rows = [NewTask(self.ana.id, "x" * 4000) for _ in range(100)]
         batch = new_batch()
         with self.assertRaises(Unavailable):
             await self.store.create_tasks(batch, rows)

@@ -9,9 +9,8 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 
-from taskd.model.tasks import Route, Task
+from taskd.model.tasks import NewTask, Route, Task
 from taskd.ports.scheduling import Dispatch
-from taskd.ports.tasks import NewRow
 from taskd.scheduling.outbox import Outbox
 from taskd.store.sqlite import statements as sql
 from taskd.worker.worker import Worker
@@ -66,7 +65,7 @@ async def _settles_before_the_confirm(self: Outbox, batch: str, messages: Mappin
 
 
 def _replies_before_the_commit(
-    self: StoreLink, batch: str, rows: Sequence[NewRow], settled: Sequence[str] = ()
+    self: StoreLink, batch: str, rows: Sequence[NewTask], settled: Sequence[str] = ()
 ) -> Deferred[Sequence[Task]]:
     tasks = self._database.rehearse(batch, rows, settled)
     _create_tasks(self, batch, rows, settled).addErrback(lambda _: None)

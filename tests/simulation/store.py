@@ -13,14 +13,14 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from taskd.model.errors import Unavailable
-from taskd.model.tasks import FailedAttempt, Route, Task
+from taskd.model.tasks import FailedAttempt, NewTask, Route, Task
 from taskd.model.users import User
 from taskd.ports.accounts import Account
 from taskd.ports.attempts import Claim, Finished, Outcome
 from taskd.ports.logs import LogChunk, LogPlace, Report
 from taskd.ports.scheduling import Dispatched, OutboxBatch
 from taskd.ports.store import IStore
-from taskd.ports.tasks import Keyed, NewRow, Page, TaskQuery
+from taskd.ports.tasks import Keyed, Page, TaskQuery
 from taskd.ports.workers import WorkerInfo
 from taskd.store.sqlite.store import InlineRunner, SqliteStore
 from tests.simulation.referee import Change
@@ -119,7 +119,7 @@ class Database:
             self._referee.claimed(args[0], args[2], result)
         return result
 
-    def rehearse(self, batch: str, rows: Sequence[NewRow], settled: Sequence[str]) -> Sequence[Task]:
+    def rehearse(self, batch: str, rows: Sequence[NewTask], settled: Sequence[str]) -> Sequence[Task]:
         """What creating tasks would return now. Nothing is done."""
         connection = self._runner.connection
         try:
@@ -396,7 +396,7 @@ class StoreLink:
         return self._call("close_session", token_hash)
 
     def create_tasks(
-        self, batch: str, rows: Sequence[NewRow], settled: Sequence[str] = ()
+        self, batch: str, rows: Sequence[NewTask], settled: Sequence[str] = ()
     ) -> Awaitable[Sequence[Task]]:
         return self._call("create_tasks", batch, rows, settled)
 

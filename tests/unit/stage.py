@@ -31,7 +31,6 @@ from taskd.ports.attempts import Claim, Outcome
 from taskd.ports.broker import CHANGES, Delivery
 from taskd.ports.logs import Report
 from taskd.ports.scheduling import Dispatch
-from taskd.ports.tasks import NewRow
 from taskd.ports.workers import KindInfo, WorkerInfo
 from taskd.protocol.messages import encode
 from taskd.scheduling.dispatcher import Dispatcher
@@ -397,7 +396,7 @@ class Stage:
         self, name: str = "ana", count: int = 1, state: State = State.QUEUED, settled: bool = True, **spec: Any
     ) -> list[Task]:
         """Tasks of a user, as another server might have made them: nothing of it is known here."""
-        row = NewRow(self.user(name), NewTask(**{"task": "t", "queue": "tasks", **spec}), state)
+        row = NewTask(self.user(name), **{"task": "t", "queue": "tasks", **spec}, state=state)
         batch = self.new_id()
         tasks = now(self.elsewhere.create_tasks(batch, [row] * count))
         if settled:

@@ -27,8 +27,8 @@ class Submitting(StageCase):
 
     def submit(self, user_id: int = 0, count: int = 1, **fields: Any) -> Deferred[Any]:
         """A request for tasks."""
-        spec = NewTask(**{"task": "t", "queue": "tasks", **fields})
-        return self.stage.submitter.submit(user_id or self.ana, [spec] * count)
+        wanted = {"task": "t", "queue": "tasks", **fields}
+        return self.stage.submitter.submit([NewTask(user_id or self.ana, **wanted) for _ in range(count)])
 
     def answer(self, request: Deferred[Any]) -> list[Task]:
         """Its tasks, as they are now."""
@@ -99,8 +99,8 @@ class Submitting(StageCase):
 
     def test_of_a_batch_of_several_routes_each_goes_its_way(self) -> None:
         self.stage.work("render")
-        specs = [NewTask("t", queue="tasks", kind=kind) for kind in ("simulate", "render", "sculpt") * 2]
-        done: Deferred[Any] = self.stage.submitter.submit(self.ana, specs)
+        specs = [NewTask(self.ana, "t", queue="tasks", kind=kind) for kind in ("simulate", "render", "sculpt") * 2]
+        done: Deferred[Any] = self.stage.submitter.submit(specs)
         self.stage.settle()
         states = [task.state.value for task in self.answer(done)]
         self.assertEqual(states, ["queued", "queued", "waiting"] * 2)
@@ -169,8 +169,8 @@ class Submitting(StageCase):
         self.assertEqual(len(self.stage.broker.published), 2)
 
     def test_a_request_is_stored_whole_or_not_at_all(self) -> None:
-        specs = [NewTask("t", queue="tasks"), NewTask("\0", queue="tasks")]
-        done: Deferred[Any] = self.stage.submitter.submit(self.ana, specs)
+        specs = [NewTask(self.ana, "t", queue="tasks"), NewTask(self.ana, "\0", queue="tasks")]
+        done: Deferred[Any] = self.stage.submitter.submit(specs)
         self.stage.settle()
         self.failureResultOf(done, BadRequest)
         self.assertEqual(self.stage.tasks(), [])
@@ -208,8 +208,8 @@ class OutboxTests(StageCase):
 
     def create_here(self, count: int = 1) -> None:
         """Tasks through this server."""
-        specs = [NewTask("t", queue="tasks")] * count
-        done: Deferred[Any] = self.stage.submitter.submit(self.stage.user(), specs)
+        specs = [NewTask(self.stage.user(), "t", queue="tasks") for _ in range(count)]
+        done: Deferred[Any] = self.stage.submitter.submit(specs)
         done.addErrback(lambda failure: failure.trap(Unavailable))
         self.stage.settle()
 

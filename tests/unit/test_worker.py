@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock, deferLater
 from zope.interface import implementer
@@ -24,7 +25,6 @@ from taskd.ports.broker import ORDERS
 from taskd.ports.handler import ITaskContext, ITaskHandler
 from taskd.ports.scheduling import Dispatch
 from taskd.ports.store import IStore
-from taskd.ports.tasks import NewRow
 from taskd.store.sqlite.store import InlineRunner, SqliteStore
 from taskd.worker.runner import Runner
 from taskd.worker.simulate import Simulate
@@ -162,7 +162,7 @@ class Stage:
 
     def submit(self, *specs: NewTask) -> list[int]:
         """Create tasks and publish them, as a server does."""
-        rows = [NewRow(1, spec, State.QUEUED) for spec in specs]
+        rows = [replace(spec, user_id=1, state=State.QUEUED) for spec in specs]
         tasks = self.done(self.store._store.create_tasks(f"batch {len(self.news)} {self.clock.seconds()}", rows))
         for route in {task.route for task in tasks}:
             messages = [Dispatch(t.id, t.dispatch) for t in tasks if t.route == route]
@@ -179,7 +179,7 @@ class Stage:
 
     def simulate(self, seconds: float, count: int = 1) -> list[int]:
         """Tasks that take this long."""
-        return self.submit(*[NewTask("t", payload=f'{{"seconds":{seconds}}}', queue="tasks")] * count)
+        return self.submit(*[NewTask(1, "t", payload=f'{{"seconds":{seconds}}}', queue="tasks")] * count)
 
     def advance(self, seconds: float) -> None:
         """Let time pass, in small steps."""
@@ -275,7 +275,7 @@ def test_no_more_than_slots_run_at_a_time(stage: Stage) -> None:
 )
 def test_an_attempt_that_fails_says_why_in_one_line(stage: Stage, kind: str, payload: str, error: str) -> None:
     stage.worker()
-    [task] = stage.submit(NewTask("t", kind, payload, "tasks", max_attempts=1))
+    [task] = stage.submit(NewTask(1, "t", kind, payload, "tasks", max_attempts=1))
     [found] = stage.tasks([task])
     assert found.state is State.FAILED and found.error is not None
     assert found.error.startswith(error) and "\n" not in found.error
@@ -284,7 +284,7 @@ def test_an_attempt_that_fails_says_why_in_one_line(stage: Stage, kind: str, pay
 @pytest.mark.parametrize(("kind", "length"), [("echo", 7), ("largest", MAX_RESULT_BYTES), ("tuple", 5)])
 def test_a_result_is_stored_as_json(stage: Stage, kind: str, length: int) -> None:
     stage.worker()
-    [task] = stage.submit(NewTask("t", kind, '{"a":1}', "tasks"))
+    [task] = stage.submit(NewTask(1, "t", kind, '{"a":1}', "tasks"))
     [found] = stage.tasks([task])
     assert found.state is State.COMPLETED and found.result is not None and len(found.result) == length
 
@@ -463,7 +463,7 @@ def test_drain_gives_the_rest_back_unspent(stage: Stage) -> None:
 
 def test_drain_does_not_wait_for_ever_for_a_task_that_will_not_stop(stage: Stage) -> None:
     worker = stage.worker()
-    [task] = stage.submit(NewTask("t", "stubborn", queue="tasks"))
+    [task] = stage.submit(NewTask(1, "t", "stubborn", queue="tasks"))
     ended = stage.drain(worker, 1)
     stage.advance(2)
     assert not ended, "it is still there"
@@ -476,7 +476,7 @@ def test_drain_with_the_store_away_ends_all_the_same(stage: Stage) -> None:
     worker = stage.worker()
     running = stage.simulate(100)
     stage.store.away = {"finish", "release", "claim", "renew"}
-    finishing = stage.submit(NewTask("t", "echo", queue="tasks"))
+    finishing = stage.submit(NewTask(1, "t", "echo", queue="tasks"))
     ended = stage.drain(worker, 1)
     stage.advance(10)
     assert ended
@@ -512,7 +512,7 @@ def test_a_lost_channel_does_not_stop_what_runs(stage: Stage) -> None:
 
 def test_an_attempt_that_fails_is_made_again_after_a_pause(stage: Stage) -> None:
     stage.worker()
-    [task] = stage.submit(NewTask("t", "fail", queue="tasks", max_attempts=2))
+    [task] = stage.submit(NewTask(1, "t", "fail", queue="tasks", max_attempts=2))
     [found] = stage.tasks([task])
     assert (found.state, found.attempt, found.error) == (State.WAITING, 1, "ValueError: no such colour")
     assert (found.run_at - found.created_at).total_seconds() == pytest.approx(10, abs=1)
@@ -529,14 +529,14 @@ def test_an_attempt_that_fails_is_made_again_after_a_pause(stage: Stage) -> None
 
 def test_the_kind_says_how_often_when_the_task_does_not(stage: Stage) -> None:
     stage.worker()
-    [task] = stage.submit(NewTask("t", "user", queue="tasks", max_attempts=0))
+    [task] = stage.submit(NewTask(1, "t", "user", queue="tasks", max_attempts=0))
     assert stage.tasks([task])[0].result == '["ana","t",1,4]'
     assert stage.tasks([task])[0].max_attempts == 4
 
 
 def test_last_attempts_of_tasks_that_only_failed_need_not_be_alone(stage: Stage) -> None:
     stage.worker()
-    ids = stage.submit(*[NewTask("t", "fail", queue="tasks", max_attempts=2)] * 3)
+    ids = stage.submit(*[NewTask(1, "t", "fail", queue="tasks", max_attempts=2)] * 3)
     stage.advance(10)
     stage.done(stage.store._store.promote(10))
     stage.store.calls.clear()
@@ -581,7 +581,7 @@ def test_an_order_that_cannot_be_read_changes_nothing(stage: Stage) -> None:
 
 def test_what_a_task_says_is_stored_and_told_at_most_four_times_a_second(stage: Stage) -> None:
     stage.worker()
-    [task] = stage.submit(NewTask("t", "talk", '{"seconds":1}', "tasks"))
+    [task] = stage.submit(NewTask(1, "t", "talk", '{"seconds":1}', "tasks"))
     stage.advance(0.1)
     [found] = stage.tasks([task])
     assert (found.progress, found.note) == (0.2, "step 2")
@@ -600,7 +600,7 @@ def test_what_a_task_says_is_stored_and_told_at_most_four_times_a_second(stage: 
 def test_a_log_is_cut_at_its_beginning(stage: Stage) -> None:
     """Of 100 lines a report, which the worker keeps 2,000 bytes of in all, the last stay."""
     stage.worker()
-    [task] = stage.submit(NewTask("t", "talk", '{"lines":1000}', "tasks"))
+    [task] = stage.submit(NewTask(1, "t", "talk", '{"lines":1000}', "tasks"))
     stage.advance(2)
     chunks = stage.done(stage.store._store.read_log(task, None, 10_000))
     lines = [line for chunk in chunks for line in chunk.lines]
@@ -612,7 +612,7 @@ def test_a_log_is_cut_at_its_beginning(stage: Stage) -> None:
 def test_reports_wait_for_a_store_that_is_away_and_the_outcome_behind_them(stage: Stage) -> None:
     stage.worker()
     stage.store.away = {"report"}
-    [task] = stage.submit(NewTask("t", "talk", '{"seconds":1}', "tasks"))
+    [task] = stage.submit(NewTask(1, "t", "talk", '{"seconds":1}', "tasks"))
     stage.advance(3)
     assert stage.states([task]) == [("running", 1)]
     stage.store.away = set()
@@ -642,7 +642,7 @@ def test_a_worker_says_what_it_serves_and_that_it_goes(stage: Stage) -> None:
 
 def test_a_kind_that_is_not_served_here_is_left_alone(stage: Stage) -> None:
     worker = stage.worker()
-    [task] = stage.submit(NewTask("t", "nothing", queue="tasks"))
+    [task] = stage.submit(NewTask(1, "t", "nothing", queue="tasks"))
     stage.advance(2)
     assert worker.busy == 0 and stage.states([task]) == [("queued", 0)]
     assert stage.done(stage.broker.depth("tasks#nothing")) == 1

@@ -21,7 +21,7 @@ from taskd.model.tasks import NewTask, Route, Task
 from taskd.ports.attempts import Claim, Finished, Outcome
 from taskd.ports.scheduling import Dispatch, Dispatched, OutboxBatch
 from taskd.ports.store import IStore
-from taskd.ports.tasks import Keyed, NewRow, Page, TaskQuery
+from taskd.ports.tasks import Keyed, Page, TaskQuery
 from taskd.store.paging import STATES, Filter, end_of, look_at, possible
 from taskd.store.postgres import statements as sql
 from taskd.store.postgres.accounts import PostgresAccounts
@@ -70,20 +70,19 @@ class PostgresStore(PostgresAccounts, PostgresReports):
         known: tuple[bool, Rows] = await self._run(work)
         return known
 
-    async def create_tasks(self, batch: str, rows: Sequence[NewRow], settled: Sequence[str] = ()) -> Sequence[Task]:
-        specs = [row.spec for row in rows]
+    async def create_tasks(self, batch: str, tasks: Sequence[NewTask], settled: Sequence[str] = ()) -> Sequence[Task]:
         known, answer = await self._batch(
             "create_tasks",
             batch,
-            numbers([row.user_id for row in rows]),
-            texts([spec.task for spec in specs]),
-            texts([spec.kind for spec in specs]),
-            texts([spec.queue for spec in specs]),
-            texts([spec.payload for spec in specs]),
-            numbers([spec.max_attempts for spec in specs]),
-            flags([row.state is State.QUEUED for row in rows]),
-            *_times(specs),
-            *_keys(specs),
+            numbers([task.user_id for task in tasks]),
+            texts([task.task for task in tasks]),
+            texts([task.kind for task in tasks]),
+            texts([task.queue for task in tasks]),
+            texts([task.payload for task in tasks]),
+            numbers([task.max_attempts for task in tasks]),
+            flags([task.state is State.QUEUED for task in tasks]),
+            *_times(tasks),
+            *_keys(tasks),
             ids(settled),
             batch,
         )
@@ -93,19 +92,19 @@ class PostgresStore(PostgresAccounts, PostgresReports):
         return [
             Task(
                 task_id,
-                row.user_id,
-                spec.task,
-                spec.kind,
-                spec.queue,
-                row.state,
+                task.user_id,
+                task.task,
+                task.kind,
+                task.queue,
+                task.state,
                 now,
-                now if spec.run_at is None else max(spec.run_at.astimezone(timezone.utc), now),
-                spec.payload,
-                max_attempts=spec.max_attempts,
-                dispatch=1 if row.state is State.QUEUED else 0,
-                timeout=spec.timeout,
+                now if task.run_at is None else max(task.run_at.astimezone(timezone.utc), now),
+                task.payload,
+                max_attempts=task.max_attempts,
+                dispatch=1 if task.state is State.QUEUED else 0,
+                timeout=task.timeout,
             )
-            for task_id, row, spec in zip(created, rows, specs, strict=True)
+            for task_id, task in zip(created, tasks, strict=True)
         ]
 
     async def find_keys(self, keys: Sequence[tuple[int, str]]) -> Mapping[tuple[int, str], Keyed]:
@@ -283,11 +282,11 @@ class PostgresStore(PostgresAccounts, PostgresReports):
         return Page(tasks, tasks[-1].id if more else end)
 
 
-def _times(specs: Sequence[NewTask]) -> tuple[str, str]:
+def _times(tasks: Sequence[NewTask]) -> tuple[str, str]:
     """Moments to run at and timeouts as arrays, empty when no task has any."""
-    if all(spec.run_at is None and spec.timeout is None for spec in specs):
+    if all(task.run_at is None and task.timeout is None for task in tasks):
         return "{}", "{}"
-    return optional_times([spec.run_at for spec in specs]), optional_numbers([spec.timeout for spec in specs])
+    return optional_times([task.run_at for task in tasks]), optional_numbers([task.timeout for task in tasks])
 
 
 def _attempts(outcomes: Sequence[Outcome]) -> tuple[str, str, str]:
@@ -299,11 +298,11 @@ def _attempts(outcomes: Sequence[Outcome]) -> tuple[str, str, str]:
     )
 
 
-def _keys(specs: Sequence[NewTask]) -> tuple[str, str]:
+def _keys(tasks: Sequence[NewTask]) -> tuple[str, str]:
     """Keys and fingerprints as arrays, empty when no task has any, which is cheaper than a row of blanks."""
-    if all(spec.key is None for spec in specs):
+    if all(task.key is None for task in tasks):
         return "{}", "{}"
-    return texts([spec.key or "" for spec in specs]), texts([spec.fingerprint or "" for spec in specs])
+    return texts([task.key or "" for task in tasks]), texts([task.fingerprint or "" for task in tasks])
 
 
 def _listing(user_id: int, query: TaskQuery, wanted: Filter) -> tuple[str, Sequence[Any]]:

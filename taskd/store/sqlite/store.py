@@ -14,11 +14,11 @@ from zope.interface import implementer
 
 from taskd.model.errors import KeyTaken
 from taskd.model.states import State
-from taskd.model.tasks import Route, Task
+from taskd.model.tasks import NewTask, Route, Task
 from taskd.ports.attempts import Claim, Finished, Outcome
 from taskd.ports.scheduling import Dispatch, Dispatched, OutboxBatch
 from taskd.ports.store import IStore
-from taskd.ports.tasks import Keyed, NewRow, Page, TaskQuery
+from taskd.ports.tasks import Keyed, Page, TaskQuery
 from taskd.store.paging import KEEP_SECONDS, STATES, Filter, end_of, look_at, possible
 from taskd.store.refusals import RETRYABLE, no_such_task, not_retryable, too_late
 from taskd.store.sharing import in_turns, share
@@ -53,13 +53,13 @@ class SqliteStore(SqliteAccounts, SqliteReports):
 
     # -- a task's life -----------------------------------------------------------------------------
 
-    async def create_tasks(self, batch: str, rows: Sequence[NewRow], settled: Sequence[str] = ()) -> Sequence[Task]:
-        for row in rows:
-            check_storable(row.spec.task)
-        return await self._run(self._create_tasks, batch, rows, settled)
+    async def create_tasks(self, batch: str, tasks: Sequence[NewTask], settled: Sequence[str] = ()) -> Sequence[Task]:
+        for task in tasks:
+            check_storable(task.task)
+        return await self._run(self._create_tasks, batch, tasks, settled)
 
     def _create_tasks(
-        self, db: sqlite3.Cursor, batch: str, rows: Sequence[NewRow], settled: Sequence[str]
+        self, db: sqlite3.Cursor, batch: str, new: Sequence[NewTask], settled: Sequence[str]
     ) -> Sequence[Task]:
         now = self._now()
         db.execute("BEGIN IMMEDIATE")
@@ -70,22 +70,22 @@ class SqliteStore(SqliteAccounts, SqliteReports):
         first = 1 + db.execute(sql.LAST_TASK).fetchone()[0]
         when = from_micros(now)
         tasks, values = [], []
-        for task_id, row in enumerate(rows, first):
-            spec, queued = row.spec, row.state is State.QUEUED
-            # one that has passed is as good as none; that of a queued row has come, by the clock of its server
-            run_at = now if spec.run_at is None else max(to_micros(spec.run_at), now)
+        for task_id, t in enumerate(new, first):
+            queued = t.state is State.QUEUED
+            # one that has passed is as good as none; that of a queued task has come, by the clock of its server
+            run_at = now if t.run_at is None else max(to_micros(t.run_at), now)
             values.append(
                 (
-                    *(task_id, row.user_id, spec.task, spec.kind, spec.queue, spec.payload),
-                    *(spec.max_attempts, row.state.value, int(queued), now, run_at, int(queued or run_at == now)),
-                    *(now if queued else None, spec.timeout, spec.key, spec.fingerprint),
+                    *(task_id, t.user_id, t.task, t.kind, t.queue, t.payload),
+                    *(t.max_attempts, t.state.value, int(queued), now, run_at, int(queued or run_at == now)),
+                    *(now if queued else None, t.timeout, t.key, t.fingerprint),
                 )
             )
             tasks.append(
                 Task(
-                    *(task_id, row.user_id, spec.task, spec.kind, spec.queue, row.state, when, from_micros(run_at)),
-                    *(spec.payload, 0, spec.max_attempts, int(queued)),
-                    timeout=spec.timeout,
+                    *(task_id, t.user_id, t.task, t.kind, t.queue, t.state, when, from_micros(run_at)),
+                    *(t.payload, 0, t.max_attempts, int(queued)),
+                    timeout=t.timeout,
                 )
             )
         try:
