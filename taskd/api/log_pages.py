@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from taskd.model.errors import BadRequest
 from taskd.ports.logs import LogChunk, LogPlace
 from taskd.ports.store import IStore
 
 CHUNKS = 50
 """Chunks of a log that are read at a time."""
-
-_CURSOR = re.compile(rb"l(\d{1,10})\.(\d{1,10})\.(\d{1,10})")
-_MAX_NUMBER = 2**31 - 1
 
 
 class LogLine(NamedTuple):
@@ -92,19 +85,3 @@ def _is_cut(before: LogPlace | None, found: deque[LogLine] | list[LogLine]) -> b
 def view_lines(lines: Iterable[LogLine]) -> list[dict[str, Any]]:
     """Lines as replies and events show them."""
     return [{"attempt": x.place.attempt, "line": x.place.line, "at": x.at, "text": x.text} for x in lines]
-
-
-def log_cursor(place: LogPlace) -> str:
-    """A cursor that stands behind this line."""
-    return base64.urlsafe_b64encode(b"l%d.%d.%d" % place).decode().rstrip("=")
-
-
-def place_of(cursor: str) -> LogPlace:
-    """The line behind which a cursor stands. Raises BadRequest for one that is not ours."""
-    try:
-        found = _CURSOR.fullmatch(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-    except (ValueError, binascii.Error):
-        found = None
-    if found is not None and all(int(number) <= _MAX_NUMBER for number in found.groups()):
-        return LogPlace(*map(int, found.groups()))
-    raise BadRequest("cursor is not one of a log; leave it out to begin at the first line", field="cursor")

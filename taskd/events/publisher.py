@@ -1,97 +1,65 @@
-"""Tells this server's hub and all other servers what this process has changed."""
+"""Publishes what this process has changed: to the servers through the broker, and to the hub of its own server."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 
-import msgspec
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
 
 from taskd.events.hub import Hub
-from taskd.events.records import TaskChange, batch_prefix, changes_of, decode_batch, encode_batch, encode_cancel_order
+from taskd.events.records import CancelOrder, EventBatch, TaskChange, TaskOutput, changes_of
 from taskd.model.tasks import Task
 from taskd.ports.broker import ORDERS, IBroker
+from taskd.protocol.messages import encode
 
 MAX_BATCH_BYTES = 256 * 1024
-"""About as much goes into one message of the fan-out: brokers refuse messages of several megabytes."""
+"""About the most that goes into one message: brokers refuse messages of several megabytes."""
 
 
 class Publisher:
-    """``node`` is this process's id: news of its own come back over the fan-out and are passed over.
-    ``changed`` is called with the changes that others made, ``workers`` when a worker has come or gone."""
+    """``origin`` is the name of this process, which no other process has. ``hub`` is the hub of this server; a worker
+    has none."""
 
-    _log = Logger()
-
-    def __init__(
-        self,
-        clock: IReactorTime,
-        broker: IBroker,
-        hub: Hub,
-        node: str,
-        changed: Callable[[Sequence[TaskChange]], None],
-        workers: Callable[[], None],
-    ) -> None:
+    def __init__(self, clock: IReactorTime, broker: IBroker, origin: str, hub: Hub | None = None) -> None:
         self._clock = clock
         self._broker = broker
+        self._origin = origin
         self._hub = hub
-        self._node = node
-        self._own_prefix = batch_prefix(node)
-        self._changed = changed
-        self._workers = workers
-        self._own: list[TaskChange] = []
-        self._deaf = False
+        self._for_hub: list[TaskChange] = []
 
-    def now(self) -> datetime:
-        """The clock's time in UTC."""
-        return datetime.fromtimestamp(self._clock.seconds(), timezone.utc)
+    def publish(self, tasks: Sequence[Task]) -> None:
+        """Publish the present states of tasks that this process has changed.
 
-    def start(self) -> None:
-        """Begin to hear the others' news."""
-        self._broker.subscribe(self._heard, self._hub.gap)
-
-    def announce(self, tasks: Sequence[Task]) -> None:
-        """These tasks have changed, by our hand. Call it before their messages are published, so that nobody hears of
-        a claim before the creation.
-
-        This server's watchers hear of it in the reactor's next turn: who asked for the change gets the reply first.
+        Call it before the tasks' messages go to the broker, so that no server learns of a claim before the creation.
+        The hub of this server gets the changes in the reactor's next turn: the client that asked for a change gets its
+        reply first.
         """
         if not tasks:
             return
-        changes = changes_of(tasks, self.now())
-        if not self._own:
-            self._clock.callLater(0, self._tell)
-        self._own += changes
-        for some in _pieces(changes):
-            self._broker.announce(encode_batch(self._node, some))
+        changes = changes_of(tasks, datetime.fromtimestamp(self._clock.seconds(), timezone.utc))
+        if self._hub is not None:
+            if not self._for_hub:
+                self._clock.callLater(0, self._deliver, self._hub)
+            self._for_hub += changes
+        for piece in _pieces(changes):
+            self._broker.announce(encode(EventBatch(self._origin, piece)))
+
+    def publish_outputs(self, outputs: Sequence[TaskOutput]) -> None:
+        """Publish progress and log lines of running tasks."""
+        self._broker.announce(encode(EventBatch(self._origin, outputs=outputs)))
+
+    def publish_worker_change(self) -> None:
+        """Publish that this worker has started, stopped, or serves other kinds than before."""
+        self._broker.announce(encode(EventBatch(self._origin, workers=True)))
 
     def publish_cancel_order(self, task_ids: Sequence[int]) -> None:
-        """These tasks were cancelled while they ran: whoever runs them must hear of it."""
-        self._broker.announce(encode_cancel_order(task_ids), ORDERS)
+        """Order the workers that run these cancelled tasks to stop them."""
+        self._broker.announce(encode(CancelOrder(task_ids)), ORDERS)
 
-    def _tell(self) -> None:
-        own, self._own = self._own, []
-        self._hub.publish(own)
-
-    def _heard(self, body: bytes) -> None:
-        if body.startswith(self._own_prefix):
-            return
-        try:
-            news = decode_batch(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as e:
-            # another version of taskd, or somebody else's message: the store has the truth all the same
-            if not self._deaf:
-                self._deaf = True
-                self._log.warn("news cannot be read, live views may be late: {why}", why=str(e))
-            return
-        if news.workers:
-            self._workers()
-        if news.said:
-            self._hub.pass_on(news.said)
-        if news.changes:
-            self._changed(news.changes)
-            self._hub.publish(news.changes)
+    def _deliver(self, hub: Hub) -> None:
+        changes, self._for_hub = self._for_hub, []
+        hub.deliver(changes)
 
 
 def _pieces(changes: Sequence[TaskChange]) -> Iterator[Sequence[TaskChange]]:

@@ -1,4 +1,4 @@
-"""News of changed tasks, as they travel over the fan-out from whoever changed them to every server."""
+"""The event batches that processes send to each other through the broker, and the order to stop cancelled tasks."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from taskd.protocol.views import view
 
 
 class TaskChange(Struct, array_like=True):
-    """One change of state. ``view`` is the encoded :class:`~taskd.protocol.views.TaskView`, passed on unread. A task
-    that waits for its ``run_at`` to come is not ``due``: it is in nobody's backlog yet."""
+    """One change of a task's state. ``view`` is the encoded :class:`~taskd.protocol.views.TaskView`, which servers pass
+    on without decoding it. ``due`` is False for a task whose ``run_at`` lies in the future: it is in no backlog yet."""
 
     user_id: int
     task_id: int
@@ -30,7 +30,7 @@ class TaskChange(Struct, array_like=True):
 
 
 class TaskOutput(Struct, array_like=True):
-    """What a running task has said. ``event`` is the whole event line for those who watch, without its line end."""
+    """Progress or log lines of a running task. ``event`` is the encoded event for those who watch."""
 
     user_id: int
     task_id: int
@@ -38,58 +38,44 @@ class TaskOutput(Struct, array_like=True):
 
 
 class EventBatch(Struct, array_like=True):
-    """All changes of one batch. ``origin`` is the id of the process that made them. ``workers`` says that one has come
-    or gone, or serves other kinds than before."""
+    """What one process announces at a time. ``origin`` is the name of that process. ``workers`` is True when a worker
+    has started, stopped, or serves other kinds than before."""
 
     origin: str
-    changes: list[TaskChange] = []
-    said: list[TaskOutput] = []
+    changes: Sequence[TaskChange] = ()
+    outputs: Sequence[TaskOutput] = ()
     workers: bool = False
 
 
 class CancelOrder(Struct, array_like=True):
-    """Tasks that were cancelled under their workers, on the topic of orders."""
+    """Ids of tasks that were cancelled while they ran, on the topic ORDERS."""
 
-    cancelled: list[int]
+    task_ids: Sequence[int]
 
 
-_decode = msgspec.json.Decoder(EventBatch).decode
-_decode_order = msgspec.json.Decoder(CancelOrder).decode
+decode_batch = msgspec.json.Decoder(EventBatch).decode
+"""The reverse of ``encode(EventBatch(...))``. Raises msgspec.MsgspecError or UnicodeDecodeError."""
+
+decode_cancel_order = msgspec.json.Decoder(CancelOrder).decode
+"""The reverse of ``encode(CancelOrder(...))``. Raises msgspec.MsgspecError or UnicodeDecodeError."""
 
 
 def changes_of(tasks: Iterable[Task], now: datetime) -> list[TaskChange]:
-    """The changes that led to these tasks' present state."""
+    """The changes that led to the present states of these tasks."""
     return [
         TaskChange(t.user_id, t.id, t.version, t.state, t.queue, t.kind, Raw(encode(view(t, now))), t.run_at <= now)
         for t in tasks
     ]
 
 
-def encode_batch(
-    origin: str, changes: Sequence[TaskChange] = (), said: Sequence[TaskOutput] = (), workers: bool = False
-) -> bytes:
-    """News for :meth:`taskd.ports.broker.IBroker.announce`."""
-    return encode(EventBatch(origin, list(changes), list(said), workers))
-
-
-def encode_cancel_order(cancelled: Iterable[int]) -> bytes:
-    """An order for :meth:`taskd.ports.broker.IBroker.announce`."""
-    return encode(CancelOrder(list(cancelled)))
-
-
-def decode_cancel_order(body: bytes) -> CancelOrder:
-    """The reverse of :func:`encode_cancel_order`. Raises msgspec.MsgspecError or UnicodeDecodeError."""
-    return _decode_order(body)
-
-
 def progress_event(task: Task, progress: float, note: str | None) -> TaskOutput:
-    """That a task has got further."""
+    """How far a task is."""
     event = {"event": "progress", "task_id": task.id, "attempt": task.attempt, "progress": progress, "note": note}
     return TaskOutput(task.user_id, task.id, Raw(encode(event)))
 
 
 def log_event(task: Task, first_line: int, lines: Sequence[str], at: datetime) -> TaskOutput:
-    """That there are new lines in a task's log: as many of the last ones as one event holds."""
+    """New lines of a task's log: as many of the last ones as one event holds."""
     size, start = 0, len(lines)
     while start and (size := size + len(lines[start - 1])) <= MAX_LOG_EVENT_CHARS:
         start -= 1
@@ -105,10 +91,5 @@ def log_event(task: Task, first_line: int, lines: Sequence[str], at: datetime) -
 
 
 def batch_prefix(origin: str) -> bytes:
-    """How all news of this origin begin, so that it can pass over its own unread."""
+    """The bytes that every batch of this origin begins with: a process skips its own batches without decoding them."""
     return b"[" + encode(origin) + b","
-
-
-def decode_batch(body: bytes) -> EventBatch:
-    """The reverse of :func:`encode_news`. Raises msgspec.MsgspecError or UnicodeDecodeError."""
-    return _decode(body)

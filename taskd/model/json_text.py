@@ -13,22 +13,32 @@ _encode = msgspec.json.Encoder().encode
 
 
 def encode_json(value: Any, limit: int, field: str) -> str:
-    """One canonical JSON text of a decoded value.
+    """The canonical JSON text of a value.
 
     Raises TooLarge above ``limit`` bytes, BadRequest if it is nested too deeply or is no JSON value.
     """
     try:
         raw = _encode(value)
-        if len(raw) > limit:
-            raise TooLarge(f"{field} must have at most {limit} bytes as JSON, not {len(raw)}", field=field)
-        brackets = raw.count(b"[") + raw.count(b"{")
-        if brackets > MAX_JSON_DEPTH and _deeper(msgspec.json.decode(raw), MAX_JSON_DEPTH):
-            raise RecursionError
     except RecursionError:
-        raise BadRequest(f"{field} must not be nested more than {MAX_JSON_DEPTH} deep", field=field) from None
+        raise _too_deep(field) from None
     except (TypeError, ValueError, OverflowError) as e:
         raise BadRequest(f"{field} cannot be written as JSON: {e}", field=field) from None
+    if len(raw) > limit:
+        raise TooLarge(f"{field} must have at most {limit} bytes as JSON, not {len(raw)}", field=field)
+    check_depth(raw, field)
     return raw.decode()
+
+
+def check_depth(raw: bytes, field: str) -> None:
+    """Raises BadRequest if this valid JSON is nested more than MAX_JSON_DEPTH deep."""
+    brackets = raw.count(b"[") + raw.count(b"{")
+    if brackets > MAX_JSON_DEPTH:
+        try:
+            too_deep = _deeper(msgspec.json.decode(raw), MAX_JSON_DEPTH)
+        except RecursionError:
+            too_deep = True
+        if too_deep:
+            raise _too_deep(field)
 
 
 def _deeper(value: Any, levels: int) -> bool:
@@ -37,3 +47,7 @@ def _deeper(value: Any, levels: int) -> bool:
     elif not isinstance(value, list):
         return False
     return levels == 0 or any(_deeper(inner, levels - 1) for inner in value)
+
+
+def _too_deep(field: str) -> BadRequest:
+    return BadRequest(f"{field} must not be nested more than {MAX_JSON_DEPTH} deep", field=field)

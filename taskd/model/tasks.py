@@ -11,6 +11,7 @@ import msgspec
 from taskd.model.errors import BadRequest, TooLarge
 from taskd.model.limits import DEFAULT_ATTEMPTS, MAX_KEY_CHARS, MAX_KIND_CHARS, MAX_TASK_CHARS
 from taskd.model.states import State
+from taskd.model.visible import has_visible
 
 DEFAULT_KIND = "simulate"
 
@@ -116,8 +117,8 @@ def shown_state(task: Task, now: datetime) -> str:
 
 def check_task_text(text: str) -> str:
     """The text of a task, unchanged. Raises BadRequest when empty, too long, or not storable."""
-    if not text.strip():
-        raise BadRequest("task must say something: at least one visible character", field="task")
+    if not has_visible(text):
+        raise BadRequest("task must have at least one visible character", field="task")
     if len(text) > MAX_TASK_CHARS:
         raise TooLarge(f"task must have at most {MAX_TASK_CHARS} characters", field="task")
     if "\0" in text:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 
 import msgspec
 
 from taskd.model.errors import BadRequest
 from taskd.model.limits import MAX_PASSWORD_BYTES, MAX_USERNAME_CHARS, MIN_PASSWORD_BYTES
+from taskd.model.visible import is_invisible
 
 _MAX_RAW_USERNAME = 4 * MAX_USERNAME_CHARS
 """Before normalisation, which turns up to four characters into one and takes quadratic time on long texts."""
@@ -31,17 +31,10 @@ def normalize_username(raw: str) -> tuple[str, str]:
         raise BadRequest(f"username must have 1 to {MAX_USERNAME_CHARS} characters", field="username")
     if name != name.strip():
         raise BadRequest("username must not begin or end with white space", field="username")
-    # Cc control, Cf invisible format (bidi overrides, zero width), Cs surrogate, Zl and Zp line ends, Cn unassigned
-    if any(unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp", "Cn"} or _INVISIBLE.match(c) for c in name):
+    if any(map(is_invisible, name)):
         raise BadRequest("username must not contain control or invisible characters", field="username")
     # Folding wants the decomposed form and undoes the composed one: Unicode 3.13, D146 (compatibility caseless match)
     return name, unicodedata.normalize("NFKC", unicodedata.normalize("NFKD", name).casefold())
-
-
-# Letters and marks that show as nothing: Default_Ignorable_Code_Point outside of Cf, and the empty Braille pattern
-_INVISIBLE = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
-)
 
 
 def check_new_password(password: str) -> bytes:

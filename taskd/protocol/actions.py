@@ -1,13 +1,12 @@
-"""The registry: each action once, with its fields, who may use it and how it is ordered.
+"""The registry of actions: each action is declared once here.
 
-The line server, the documentation and the client's help are all made from it. The server binds one handler to each
-name (``taskd.api.actions``); a test holds both sides together.
+The line server, docs/protocol.md and the help of the command line are made from it. :mod:`taskd.api.actions` has one
+class for each theme, with a method of the action's name.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from msgspec import Struct
@@ -22,11 +21,22 @@ class Access(enum.Enum):
     USER = "a logged-in user"
 
 
+class Theme(enum.Enum):
+    """Which module of taskd.api.actions performs an action."""
+
+    SERVER = "server"
+    ACCOUNTS = "accounts"
+    TASKS = "tasks"
+    LOGS = "logs"
+    LIVE = "live"
+
+
 @dataclass(frozen=True)
 class Action:
-    """``exclusive`` actions change who the connection is: they run alone, and later requests wait for them."""
+    """``exclusive`` actions change who the client is: they run alone, and later requests wait for them."""
 
     name: str
+    theme: Theme
     request: type[Struct]
     access: Access
     summary: str
@@ -34,82 +44,154 @@ class Action:
     exclusive: bool = False
 
 
-def _registry() -> Iterator[Action]:
-    anyone, user = Access.ANYONE, Access.USER
-    yield Action(
+_ALL = (
+    Action(
         "hello",
+        Theme.SERVER,
         m.Nothing,
-        anyone,
-        "Who the server is, and its limits.",
-        "Quién es el servidor y sus límites.",
-    )
-    yield Action("ping", m.Nothing, anyone, "Is the server there?", "¿Está el servidor?")
-    yield Action("register", m.Register, anyone, "Create an account.", "Crear una cuenta.", exclusive=True)
-    yield Action(
+        Access.ANYONE,
+        "Name the server and its limits.",
+        "Decir quién es el servidor y sus límites.",
+    ),
+    Action(
+        "ping",
+        Theme.SERVER,
+        m.Nothing,
+        Access.ANYONE,
+        "Check that the server answers.",
+        "Comprobar que el servidor responde.",
+    ),
+    Action(
+        "register",
+        Theme.ACCOUNTS,
+        m.Register,
+        Access.ANYONE,
+        "Create an account.",
+        "Crear una cuenta.",
+        exclusive=True,
+    ),
+    Action(
         "login",
+        Theme.ACCOUNTS,
         m.Login,
-        anyone,
+        Access.ANYONE,
         "Log this connection in.",
         "Iniciar sesión en esta conexión.",
         exclusive=True,
-    )
-    yield Action(
+    ),
+    Action(
         "logout",
+        Theme.ACCOUNTS,
         m.Nothing,
-        user,
+        Access.USER,
         "Log this connection out and forget its token.",
         "Cerrar la sesión y olvidar su token.",
         exclusive=True,
-    )
-    yield Action("whoami", m.Nothing, user, "Who is logged in.", "Quién ha iniciado sesión.")
-    yield Action("new_task", m.TaskSpec, user, "Submit a task.", "Crear una tarea.")
-    yield Action(
+    ),
+    Action(
+        "whoami",
+        Theme.ACCOUNTS,
+        m.Nothing,
+        Access.USER,
+        "Name the logged-in user.",
+        "Decir quién ha iniciado sesión.",
+    ),
+    Action(
+        "new_task",
+        Theme.TASKS,
+        m.TaskSpec,
+        Access.USER,
+        "Submit a task.",
+        "Crear una tarea.",
+    ),
+    Action(
         "new_tasks",
+        Theme.TASKS,
         m.NewTasks,
-        user,
+        Access.USER,
         "Submit up to 1,000 tasks, all or none.",
         "Crear hasta 1.000 tareas, todas o ninguna.",
-    )
-    yield Action(
+    ),
+    Action(
         "get_tasks",
+        Theme.TASKS,
         m.GetTasks,
-        user,
-        "List one's tasks, newest first.",
+        Access.USER,
+        "List the user's tasks, newest first.",
         "Ver las tareas, de la más reciente a la más antigua.",
-    )
-    yield Action("get_task", m.OneTask, user, "Everything about one task.", "Todo sobre una tarea.")
-    yield Action(
+    ),
+    Action(
+        "get_task",
+        Theme.TASKS,
+        m.OneTask,
+        Access.USER,
+        "Show everything about one task.",
+        "Ver todo sobre una tarea.",
+    ),
+    Action(
         "cancel_task",
+        Theme.TASKS,
         m.OneTask,
-        user,
-        "Cancel a task, be it that it runs already.",
+        Access.USER,
+        "Cancel a task, even if it is already running.",
         "Cancelar una tarea, aunque ya se esté ejecutando.",
-    )
-    yield Action(
+    ),
+    Action(
         "retry_task",
+        Theme.TASKS,
         m.OneTask,
-        user,
-        "Have a failed or cancelled task tried again.",
-        "Volver a intentar una tarea fallida o cancelada.",
-    )
-    yield Action(
+        Access.USER,
+        "Run a failed or cancelled task again.",
+        "Volver a ejecutar una tarea fallida o cancelada.",
+    ),
+    Action(
         "explain",
+        Theme.TASKS,
         m.OneTask,
-        user,
-        "Why a task is where it is.",
-        "Por qué una tarea está como está.",
-    )
-    yield Action("get_log", m.GetLog, user, "The log of a task.", "El registro de una tarea.")
-    yield Action("kinds", m.Nothing, user, "What the workers serve.", "Qué tipos atienden los workers.")
-    yield Action("watch", m.Watch, user, "Hear of every change from now on.", "Seguir los cambios en vivo.")
-    yield Action("unwatch", m.Nothing, user, "Hear no more of changes.", "Dejar de seguir los cambios.")
-    yield Action(
+        Access.USER,
+        "Explain why a task is in its state.",
+        "Explicar por qué una tarea está en su estado.",
+    ),
+    Action(
+        "get_log",
+        Theme.LOGS,
+        m.GetLog,
+        Access.USER,
+        "Read or follow the log of a task.",
+        "Leer o seguir el registro de una tarea.",
+    ),
+    Action(
+        "kinds",
+        Theme.SERVER,
+        m.Nothing,
+        Access.USER,
+        "List the kinds that the workers serve.",
+        "Ver qué tipos atienden los workers.",
+    ),
+    Action(
+        "watch",
+        Theme.LIVE,
+        m.Watch,
+        Access.USER,
+        "Send an event for every change from now on.",
+        "Enviar un evento por cada cambio a partir de ahora.",
+    ),
+    Action(
+        "unwatch",
+        Theme.LIVE,
+        m.Nothing,
+        Access.USER,
+        "Send no more events.",
+        "No enviar más eventos.",
+    ),
+    Action(
         "wait",
+        Theme.LIVE,
         m.Wait,
-        user,
+        Access.USER,
         "Answer once all these tasks have ended.",
         "Responder cuando terminen estas tareas.",
-    )
+    ),
+)
 
-
-ACTIONS: dict[str, Action] = {a.name: a for a in _registry()}
+ACTIONS: dict[str, Action] = {action.name: action for action in _ALL}

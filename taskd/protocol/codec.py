@@ -13,7 +13,7 @@ from msgspec import UNSET, Raw, Struct
 
 from taskd.model.errors import BadJson, BadRequest, TaskdError, UnknownAction, quote
 from taskd.protocol.actions import ACTIONS, Action
-from taskd.protocol.messages import Envelope, Reply, RequestId, Scalar, encode
+from taskd.protocol.messages import IN_PAYLOAD, Envelope, Reply, RequestId, Scalar, encode
 
 _TIME = 'time in RFC 3339 form, such as "2026-03-01T12:00:00Z"'
 _WORDS = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "datetime": _TIME}
@@ -25,8 +25,8 @@ _scalar: Any = msgspec.json.Decoder(Scalar).decode
 _decoders = {a.name: msgspec.json.Decoder(a.request).decode for a in ACTIONS.values()}
 
 
-class Refused(Exception):
-    """A line that is no request: what to answer, and to which id if it had a readable one."""
+class InvalidRequest(Exception):
+    """A line that is no request: the error to answer with, and the request's id if the line has a readable one."""
 
     def __init__(self, error: TaskdError, request_id: RequestId = UNSET) -> None:
         super().__init__(error.message)
@@ -37,28 +37,42 @@ class Refused(Exception):
 def decode_request(line: bytes) -> tuple[Action, Struct, RequestId]:
     """The action, its typed request and its id (UNSET when it has none).
 
-    Raises Refused with bad_json, bad_request or unknown_action.
+    Raises InvalidRequest with bad_json, bad_request or unknown_action.
     """
     request_id: RequestId = UNSET
     try:
         if not line.isascii():
-            line.decode()  # msgspec skips fields it does not know without looking into them
+            line.decode()  # msgspec does not check the encoding of fields that it does not know
         envelope = _envelope(line)
         if envelope.id is not UNSET:
             request_id = _checked(envelope.id)
         action = ACTIONS.get(envelope.action)
         if action is None:
-            raise Refused(_unknown(envelope.action), request_id)
+            raise InvalidRequest(_unknown(envelope.action), request_id)
         return action, _decoders[envelope.action](line), request_id
     except msgspec.ValidationError as e:
+        # msgspec may stop at a wrong field before it has seen the rest of the line
+        if (not_json := _not_json(line)) is not None:
+            raise InvalidRequest(not_json) from None
         if request_id is UNSET:
             request_id = _find_id(line)
-        raise Refused(_invalid(e), request_id) from None
+        raise InvalidRequest(_invalid(e), request_id) from None
     except UnicodeDecodeError as e:
         why = f"byte {e.start} is {line[e.start]:#04x}"
-        raise Refused(BadJson(f"the line is not UTF-8: {why}; {_EXPECTED}, in UTF-8")) from None
+        raise InvalidRequest(BadJson(f"the line is not UTF-8: {why}; {_EXPECTED}, in UTF-8")) from None
     except (msgspec.DecodeError, RecursionError) as e:
-        raise Refused(BadJson(_why(e, line))) from None
+        raise InvalidRequest(BadJson(_why(e, line))) from None
+
+
+def _not_json(line: bytes) -> BadJson | None:
+    """The error for a line that is not exactly one JSON object, whatever else is wrong with it."""
+    try:
+        msgspec.json.decode(line, type=dict[str, Any])
+    except msgspec.ValidationError:
+        return None if line.lstrip().startswith(b"{") else BadJson(_EXPECTED)
+    except (msgspec.DecodeError, RecursionError) as e:
+        return BadJson(_why(e, line))
+    return None
 
 
 def _checked(raw: Raw) -> Raw:
@@ -76,11 +90,10 @@ def _unknown(name: str) -> UnknownAction:
 
 def _invalid(e: msgspec.ValidationError) -> TaskdError:
     what, _, path = str(e).partition(" - at `")
-    # A value of an object with any keys has no name there: "$.payload[...]"
-    path, _, _ = path.rstrip("`").partition("[...]")
-    field = path.removeprefix("$").removeprefix(".") or None
-    if field is None and what.startswith("Expected `object`"):
-        return BadJson(_EXPECTED)
+    field = path.rstrip("`").removeprefix("$").removeprefix(".") or None
+    if what.endswith(IN_PAYLOAD):
+        what = what.removesuffix(IN_PAYLOAD)
+        field = f"{field}.payload" if field else "payload"
     if what.startswith("Object missing required field"):
         missing = what.split("`")[1]
         field = f"{field}.{missing}" if field else missing

@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeAlias, Union
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, structs
 
+from taskd.model.json_text import check_depth
 from taskd.model.limits import MAX_ATTEMPTS, MAX_DELAY_SECONDS, MAX_TIMEOUT_SECONDS
 from taskd.model.tasks import DEFAULT_KIND
 from taskd.protocol import limits
@@ -49,10 +50,17 @@ class Login(Struct):
     token: Annotated[str | None, Meta(description="From an earlier login, instead of both.")] = None
 
 
+_NO_PAYLOAD = Raw(b"{}")
+_payload = msgspec.json.Decoder(dict[str, Any]).decode
+
+IN_PAYLOAD = " - in payload"
+"""How the message of a ValidationError ends whose reason lies in a payload. msgspec adds the path of the task."""
+
+
 class TaskSpec(Struct):
     task: Annotated[str, Meta(description="What it is, in the user's words: 1 to 4,096 characters.")]
     kind: Annotated[str, Meta(description="Which handler runs it.")] = DEFAULT_KIND
-    payload: Annotated[dict[str, Any], Meta(description="The handler's arguments, a JSON object.")] = {}
+    payload: Annotated[Raw, Meta(description="The handler's arguments, a JSON object.")] = _NO_PAYLOAD
     queue: Annotated[str | None, Meta(description="One of the server's queues; left out, the first.")] = None
     max_attempts: Annotated[
         Annotated[int, Meta(ge=1, le=MAX_ATTEMPTS)] | None,
@@ -75,10 +83,26 @@ class TaskSpec(Struct):
         Meta(description="The same key again gives the same task, so that a request can be sent again safely."),
     ] = None
 
+    def __post_init__(self) -> None:
+        if self.payload is not _NO_PAYLOAD:
+            try:
+                _payload(self.payload)
+            except msgspec.ValidationError as e:
+                raise ValueError(f"{str(e).partition(' - at `')[0]}{IN_PAYLOAD}") from None
+
+
+def payload_text(spec: TaskSpec) -> str:
+    """The payload byte for byte as it came, except that a carriage return between two tokens becomes a space: no line
+    of the protocol contains one. Raises BadRequest for a payload that is nested too deeply."""
+    raw = bytes(spec.payload)
+    check_depth(raw, "payload")
+    return raw.replace(b"\r", b" ").decode()
+
 
 def fingerprint(spec: TaskSpec, queue: str) -> str:
-    """Tells whether two requests with the same key ask for the same, ``queue`` being the one that is meant."""
-    asked = structs.replace(spec, key=None, queue=queue)
+    """Tells whether two requests with the same key ask for the same task: they are compared by value, so the spelling
+    of a payload does not matter. ``queue`` is the queue that the request means."""
+    asked = structs.asdict(spec) | {"key": None, "queue": queue, "payload": _payload(spec.payload)}
     return hashlib.blake2b(_in_order(asked), digest_size=16).hexdigest()
 
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from taskd.model.limits import LISTED_RESULT_BYTES
-from taskd.model.states import STATUS_OF
+from taskd.model.states import STATUS_OF, State
 from taskd.model.tasks import FailedAttempt, Task, shown_state
 
 
@@ -63,7 +63,7 @@ def view(task: Task, now: datetime, failed: Iterable[FailedAttempt] | None = Non
         task.kind,
         task.queue,
         STATUS_OF[task.state],
-        shown_state(task, now),
+        shown_state(task, now) if task.state is State.WAITING else task.state.value,
         task.attempt,
         task.max_attempts or None,
         task.version,

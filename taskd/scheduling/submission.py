@@ -95,20 +95,20 @@ class Submitter:
         return [{key: found[key] for key in keys if key in found} for keys in requests]
 
     async def _create(self, requests: list[Sequence[NewTask]]) -> Sequence[Sequence[Created]]:
-        batch, settled = self._new_id(), self._outbox.take_settled()
+        batch, published = self._new_id(), self._outbox.take_published()
         tasks = [task for request in requests for task in request]
         for task in tasks:
             task.state = self._first_state(task)
         try:
-            stored = await self._store.create_tasks(batch, tasks, settled)
+            stored = await self._store.create_tasks(batch, tasks, published)
         except BaseException:
-            self._outbox.give_back(settled)
+            self._outbox.give_back(published)
             for task in tasks:
                 window = self._windows.by_route.get(task.route) if task.state is State.QUEUED else None
                 if window is not None:
                     window.take(-1)
             raise
-        self._publisher.announce(stored)
+        self._publisher.publish(stored)
         self._outbox.publish(batch, stored)
         for route in {task.route for task in tasks if task.state is State.WAITING}:
             self._backlogged(route)

@@ -1,7 +1,7 @@
-"""The window: how much of each route this server believes to be in the broker, and who has a backlog behind it.
+"""The window of a route: how many of its tasks are in the broker, and which users have a backlog, as far as known.
 
-The figures follow the news of all servers and workers and are corrected from the store once a second; being a little
-wrong costs a slightly larger or smaller window, never a task.
+The figures follow the events of all servers and workers and are corrected from the store once a second. An error makes
+a window a little larger or smaller for a moment; it never loses a task.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from taskd.model.tasks import Route
 
 
 class Window:
-    """One route's window of ``limit`` tasks."""
+    """The window of one route, ``limit`` tasks large."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._queued = 0
-        self._backlog: set[int] = set()
-        self._since: set[int] = set()
+        self._backlogged: set[int] = set()
+        self._backlogged_since: set[int] = set()
         self._known = False
 
     @property
@@ -30,43 +30,44 @@ class Window:
 
     @property
     def queued(self) -> int:
-        """How many tasks are in the broker, as far as is known."""
+        """How many tasks are in the broker, as far as this server knows."""
         return self._queued
 
     @property
     def has_backlog(self) -> bool:
         """Whether tasks may be waiting in the store."""
-        return bool(self._backlog) or not self._known
+        return bool(self._backlogged) or not self._known
 
     def admit(self, user_id: int) -> bool:
-        """Take a place for a new task that goes straight to the broker; False if it must wait behind others."""
-        if not self._known or self._queued >= self.limit or user_id in self._backlog:
+        """Take a place for a new task that goes straight to the broker. False if the task must wait: the window is full
+        or not yet known, or the user's older tasks are waiting."""
+        if not self._known or self._queued >= self.limit or user_id in self._backlogged:
             return False
         self._queued += 1
         return True
 
     def mark_backlogged(self, user_id: int) -> None:
-        """This user has something waiting in the store."""
-        self._backlog.add(user_id)
-        self._since.add(user_id)
+        """This user has tasks waiting in the store."""
+        self._backlogged.add(user_id)
+        self._backlogged_since.add(user_id)
 
     def take(self, places: int) -> None:
-        """These many were handed over by the dispatcher (negative: given back)."""
+        """The dispatcher has handed over so many tasks (negative: they were given back)."""
         self._queued = max(0, self._queued + places)
 
     def backlogged_users(self) -> frozenset[int]:
-        """Users with a backlog as far as known when a round begins, to be given to :meth:`cleared` if it was clean."""
-        self._since.clear()
-        return frozenset(self._backlog)
+        """The users with a backlog when a round of the dispatcher begins, for :meth:`clear_backlogged`."""
+        self._backlogged_since.clear()
+        return frozenset(self._backlogged)
 
-    def clear_backlogged(self, suspects: Iterable[int]) -> None:
-        """A whole round of the dispatcher left nothing of these users, but for what was added while it went round."""
-        self._backlog.difference_update(suspects)
-        self._backlog |= self._since
+    def clear_backlogged(self, users: Iterable[int]) -> None:
+        """A complete round of the dispatcher left nothing of these users waiting, except what came during the round."""
+        self._backlogged.difference_update(users)
+        self._backlogged |= self._backlogged_since
         self._known = True
 
-    def heard(self, change: TaskChange) -> None:
-        """Somebody else changed a task of this route."""
+    def apply(self, change: TaskChange) -> None:
+        """Another process has changed a task of this route."""
         if change.state is State.QUEUED:
             self._queued += 1
         elif change.state is State.RUNNING:
@@ -75,42 +76,52 @@ class Window:
             self.mark_backlogged(change.user_id)
 
     def correct(self, queued: int) -> None:
-        """What the store says."""
+        """Set the number of queued tasks that the store has counted."""
         self._queued = queued
 
 
 class Windows:
-    """The windows of the routes that are open. What concerns any other route is passed over: users may name any kind
-    they like, and a route that nobody serves has to cost nothing."""
+    """The windows of the open routes. It ignores all other routes: users may name any kind they like, and a route that
+    no worker serves must not cost memory."""
 
     def __init__(self, limit: int) -> None:
         self.by_route: dict[Route, Window] = {}
+        self.counted: Mapping[Route, int] = {}
+        """How many queued tasks the store has counted last, for all routes."""
         self._limit = limit
 
     def open(self, route: Route) -> Window:
-        """A new window, which knows nothing of its backlog."""
+        """A new window, which does not know its backlog yet."""
         window = self.by_route[route] = Window(self._limit)
         return window
 
     def close(self, route: Route) -> None:
-        """Forget a window."""
+        """Drop a window."""
         del self.by_route[route]
 
     def mark_backlogged(self, route: Route, user_id: int) -> None:
-        """This user has something of this route waiting in the store."""
+        """This user has tasks of this route waiting in the store."""
         window = self.by_route.get(route)
         if window is not None:
             window.mark_backlogged(user_id)
 
-    def heard(self, changes: Iterable[TaskChange]) -> None:
-        """Follow the changes that others announced."""
+    def release(self, route: Route, places: int) -> None:
+        """So many tasks of this route are in the broker no longer."""
+        window = self.by_route.get(route)
+        if window is not None:
+            window.take(-places)
+
+    def apply(self, changes: Iterable[TaskChange]) -> bool:
+        """Follow the changes that other processes made. True if any open route may have a backlog now."""
         by_route = self.by_route
         for change in changes:
             window = by_route.get(Route(change.queue, change.kind))
             if window is not None:
-                window.heard(change)
+                window.apply(change)
+        return any(window.has_backlog for window in by_route.values())
 
     def correct(self, counts: Mapping[Route, int]) -> None:
-        """Take over the store's counts."""
+        """Take over the store's counts of queued tasks."""
+        self.counted = counts
         for route, window in self.by_route.items():
             window.correct(counts.get(route, 0))

@@ -1,9 +1,10 @@
-"""The line protocol over any Twisted transport: bytes to session and back, with backpressure both ways."""
+"""The line protocol over any Twisted transport: bytes to requests and back, with backpressure both ways."""
 
 from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -20,58 +21,59 @@ from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from taskd.api.actions import Actions
-from taskd.api.peer import Peer, Then
+from taskd.api.core import Api
+from taskd.api.principal import Principal
+from taskd.api.reply import Reply
 from taskd.api.reply_limiter import ReplyLimiter
-from taskd.events.hub import DRAINING, GAP
-from taskd.model.errors import BadJson, Draining, Internal, TaskdError, TooLarge
+from taskd.api.subscriptions import Subscriptions
+from taskd.model.errors import BadJson, Internal, TaskdError, TooLarge
 from taskd.protocol.framing import Framer
 from taskd.protocol.limits import MAX_LINE_BYTES
-from taskd.server.pipeline import Call, ServerSession
+from taskd.server.pipeline import Call, RequestPipeline
 
 MAX_EVENT_BYTES = 1024 * 1024
-"""Events kept for a peer that does not read; with more it is told of a gap and gets none until it watches again."""
+"""Bytes of events to keep for a client that does not read. With more its watch ends with a ``gap`` event."""
 
 _POST = re.compile(rb"POST \S+ HTTP/\d")
-"""The only request with a body that a page of any origin can have a browser send, with its text as it is."""
+"""The only request with a body that a page of any origin can have a browser send, with its text unchanged."""
 
 CLOSE_SECONDS = 5.0
-"""What a peer gets to read its last replies before the connection is aborted, when the server is stopping."""
+"""How long a client may take to read its last replies when the server is stopping; then the connection is aborted."""
 
 LINGER_SECONDS = 300.0
-"""The same when it was the peer that ended the conversation."""
+"""The same when the client has ended the conversation."""
 
 
 @implementer(IHalfCloseableProtocol)
 class LineConnection(LineReceiver):
-    """One client. A client that only writes (``printf ... | nc``) is answered before the connection is closed.
+    """One client. A client that only writes (``printf ... | nc``) gets its answers before the connection is closed.
 
-    Nothing is read from a client that does not read its replies, or that has enough requests under way. Lines are cut
-    by a Framer: LineReceiver itself copies its whole buffer for each line, searches it again for each chunk (Twisted
-    #6357), and takes what stands behind an overlong line for a part of it.
+    It reads nothing from a client that does not read its replies, or that has enough requests under way. A Framer cuts
+    the lines: LineReceiver itself copies its whole buffer for each line, searches it again for each chunk (Twisted
+    #6357), and takes what follows an overlong line for a part of it.
     """
 
     _log = Logger()
     transport: Any
 
-    def __init__(self, actions: Actions, clock: IReactorTime, factory: LineFactory) -> None:
-        self._actions = actions
+    def __init__(self, api: Api, clock: IReactorTime, factory: LineFactory) -> None:
+        self._api = api
         self._clock = clock
         self._factory = factory
-        self._turns = ReplyLimiter(clock)
-        self._peer = Peer(self._event, reading=self._turns)
-        self._session = ServerSession(self._start, self._write, self._congested)
+        self._principal = Principal()
+        self._limiter = ReplyLimiter(clock)
+        self._subscriptions = Subscriptions(self._send_events, self._limiter)
+        self._pipeline = RequestPipeline(self._start, self._write, self._congested)
         self._framer = Framer()
         self._lines: deque[bytes | None] = deque()
-        self._spoken_to = False
+        self._had_line = False
         self._reading = False
         self._paused = False
         self._ended = False
         self._blocked = False
         self._full = False
-        self._unread = 0
+        self._unread_events = 0
         self._linger = LINGER_SECONDS
-        self._draining = False
         self._lost = False
         self._closer: IDelayedCall | None = None
 
@@ -82,20 +84,20 @@ class LineConnection(LineReceiver):
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpKeepAlive(True)
             self.transport.setTcpNoDelay(True)
-        self.transport.registerProducer(_Flow(self), True)
+        self.transport.registerProducer(_WriteFlow(self), True)
 
     def lineReceived(self, line: bytes) -> None:
-        if not self._spoken_to and _POST.match(line):
-            # each line of the page's text would be a request, sent from inside the network that the browser is in
-            self._session.refuse(BadJson("this port speaks lines of JSON, not HTTP; see docs/protocol.md"))
-            self._session.close(self._goodbye)
+        if not self._had_line and _POST.match(line):
+            # each line of the page's text would be a request, sent from inside the browser's network
+            self._pipeline.refuse(BadJson("this port speaks lines of JSON, not HTTP; see docs/protocol.md"))
+            self._pipeline.close(self._close)
         else:
-            self._session.receive(line)
-        self._spoken_to = True
+            self._pipeline.receive(line)
+        self._had_line = True
 
     def lineLengthExceeded(self, line: bytes) -> None:
         text = f"the line is longer than {MAX_LINE_BYTES} bytes; send less in one, or several new_tasks"
-        self._session.refuse(TooLarge(text))
+        self._pipeline.refuse(TooLarge(text))
 
     def dataReceived(self, data: bytes) -> None:
         self._lines.extend(self._framer.feed(data))
@@ -114,17 +116,17 @@ class LineConnection(LineReceiver):
 
     def connectionLost(self, reason: Failure = Failure(Exception())) -> None:  # noqa: B008 (the base's signature)
         self._lost = True
-        self._factory.gone(self)
+        self._factory.lost(self)
         self._lines.clear()
-        self._session.abandon()
-        self._peer.gone()
-        self._turns.close()
+        self._pipeline.abandon()
+        self._subscriptions.close()
+        self._limiter.close()
         if self._closer is not None:
             self._closer.cancel()
             self._closer = None
 
     def _read(self) -> None:
-        """Take what has arrived, as far as the peer reads and the session takes more."""
+        """Take the lines that have arrived, as far as the client reads and the pipeline takes more."""
         if self._reading:
             return
         self._reading = True
@@ -138,66 +140,62 @@ class LineConnection(LineReceiver):
         finally:
             self._reading = False
         if self._ended and not self._lines and not self._lost:
-            self._session.close(self._goodbye)
+            self._pipeline.close(self._close)
 
     # to the transport
 
     def drain(self) -> None:
-        """The server is stopping: answer what was asked, refuse what comes, close."""
-        self._draining = True
+        """The server is stopping: answer the requests under way, then close."""
         self._linger = CLOSE_SECONDS
-        if self._peer.has_subscriptions:
-            self._peer.cancel_subscriptions()
-            self._event(DRAINING)
-        self._peer.gone()
-        self._session.close(self._goodbye)
+        self._subscriptions.drain()
+        self._pipeline.close(self._close)
 
     def abort(self) -> None:
         """Cut the connection."""
         self.transport.abortConnection()
 
-    def _goodbye(self) -> None:
+    def _close(self) -> None:
         if self._lost:
             return
         if self._closer is not None:
             self._closer.reset(self._linger)
             return
-        self._peer.gone()
-        self._closer = self._clock.callLater(self._linger, self._give_up)
+        self._subscriptions.close()
+        self._closer = self._clock.callLater(self._linger, self._close_timed_out)
         # or the transport would wait for the producer before it closes
         self.transport.unregisterProducer()
         self.transport.loseConnection()
 
-    def _give_up(self) -> None:
+    def _close_timed_out(self) -> None:
         self._closer = None
         self.abort()
 
     def _write(self, line: bytes) -> None:
         self.transport.write(line)
 
-    def _event(self, lines: bytes) -> None:
+    def _send_events(self, events: Sequence[bytes]) -> None:
         if self._lost:
             return
-        self.transport.write(lines)
+        data = b"\n".join(events) + b"\n"
+        self.transport.write(data)
         if self._blocked:
-            self._unread += len(lines)
-            if self._unread > MAX_EVENT_BYTES and self._peer.watch is not None:
-                self._peer.unwatch()
-                self.transport.write(GAP)
+            self._unread_events += len(data)
+            if self._unread_events > MAX_EVENT_BYTES:
+                self._subscriptions.end_watch_with_gap()
 
     def writable(self, yes: bool) -> None:
-        """Whether the peer reads what we write. While it does not, nothing more is read from it either."""
+        """Whether the client reads what the server writes. While it does not, the server reads no more requests."""
         self._blocked = not yes
         if yes:
-            self._unread = 0  # not otherwise: a full transport says so with every write
-        self._turns.hold(self._blocked)
-        self._flow()
+            self._unread_events = 0  # not otherwise: a full transport reports it with every write
+        self._limiter.pause(self._blocked)
+        self._update_reading()
 
     def _congested(self, yes: bool) -> None:
         self._full = yes
-        self._flow()
+        self._update_reading()
 
-    def _flow(self) -> None:
+    def _update_reading(self) -> None:
         stop = self._blocked or self._full
         if stop != self._paused and not self._lost:
             self._paused = stop
@@ -212,30 +210,35 @@ class LineConnection(LineReceiver):
     # calls
 
     def _start(self, call: Call) -> None:
-        Deferred.fromCoroutine(self._perform(call))
+        performed = self._api.perform(self._principal, self._subscriptions, call.action, call.request)
+        done = Deferred.fromCoroutine(performed)
+        done.addCallbacks(self._succeeded, self._failed, callbackArgs=(call,), errbackArgs=(call,))
+        done.addErrback(self._broken, call)
 
-    async def _perform(self, call: Call) -> None:
-        try:
-            if self._draining:
-                raise Draining("this server is stopping; connect again", retry_after=1)
-            answer = await self._actions.perform(self._peer, call.action, call.request)
-            if isinstance(answer, Then):
-                call.succeed(answer.reply)
-                answer.after()
-            else:
-                call.succeed(answer)
-        except TaskdError as e:
-            call.fail(e)
-        except Exception:
-            self._log.failure("{action} failed", action=call.action.name)
-            if not call.answered:
-                call.fail(Internal(f"{call.action.name} failed for a reason of the server's; its log says more"))
+    def _succeeded(self, reply: Reply, call: Call) -> None:
+        if reply.principal is not None:
+            self._principal = reply.principal
+        call.succeed(reply.fields)
+        if reply.after_sent is not None:
+            reply.after_sent()
+
+    def _failed(self, failure: Failure, call: Call) -> None:
+        error = failure.value
+        if not isinstance(error, TaskdError):
+            failure.raiseException()
+        call.fail(error)
+
+    def _broken(self, failure: Failure, call: Call) -> None:
+        """A reply that cannot be encoded, or another defect behind the api."""
+        self._log.failure("{action} failed", failure, action=call.action.name)
+        if not call.answered:
+            call.fail(Internal(f"{call.action.name} failed because of an error in the server; its log has the details"))
 
 
 @implementer(IPushProducer)
-class _Flow:
-    """What the transport tells when its buffer fills and empties. Not the connection itself, whose methods of the same
-    names pause *reading*."""
+class _WriteFlow:
+    """The transport tells it when its write buffer fills and empties. The connection itself has methods of the same
+    names, which pause *reading*."""
 
     def __init__(self, connection: LineConnection) -> None:
         self._connection = connection
@@ -255,8 +258,8 @@ class LineFactory(Factory):
 
     noisy = False
 
-    def __init__(self, actions: Actions, clock: IReactorTime) -> None:
-        self._actions = actions
+    def __init__(self, api: Api, clock: IReactorTime) -> None:
+        self._api = api
         self._clock = clock
         self.connections: set[LineConnection] = set()
         self._empty: list[Deferred[None]] = []
@@ -265,17 +268,17 @@ class LineFactory(Factory):
     def buildProtocol(self, addr: Any) -> LineConnection | None:
         if self._draining:
             return None
-        connection = LineConnection(self._actions, self._clock, self)
+        connection = LineConnection(self._api, self._clock, self)
         connection.factory = self
         return connection
 
     def drain(self) -> None:
-        """Close every connection once it has been answered, those included that are only just being accepted."""
+        """Close every connection once its requests are answered, also those that are only just being accepted."""
         self._draining = True
         for connection in tuple(self.connections):
             connection.drain()
 
-    def gone(self, connection: LineConnection) -> None:
+    def lost(self, connection: LineConnection) -> None:
         """A connection is lost."""
         self.connections.discard(connection)
         if not self.connections:

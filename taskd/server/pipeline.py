@@ -1,22 +1,23 @@
-"""The server's end of one connection, without I/O: lines in, calls out, replies in their order.
+"""The requests of one connection, without I/O: lines in, calls out, replies in their order.
 
 A request with an ``id`` starts at once and may be answered out of order. A request without one, or one that changes
-who the connection is, is *exclusive*: it starts when everything before it has been answered, and everything behind it
-waits. So lines piped through ``nc`` work one after another like commands in a shell, login included.
+who the client is, is *exclusive*: it starts when everything before it has been answered, and everything after it
+waits. So lines piped through ``nc`` run one after another like commands in a shell, login included.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from msgspec import UNSET, Struct
 
 from taskd.model.errors import TaskdError, TooLarge
 from taskd.protocol.actions import Action
-from taskd.protocol.codec import Refused, decode_request, encode_error, encode_reply
+from taskd.protocol.codec import InvalidRequest, decode_request, encode_error, encode_reply
 from taskd.protocol.limits import MAX_PIPELINE, MAX_PIPELINE_BYTES, MAX_REPLY_BYTES
-from taskd.protocol.messages import Reply, RequestId
+from taskd.protocol.messages import RequestId
 
 
 class Call:
@@ -25,36 +26,36 @@ class Call:
     ``size`` is the length of its line in bytes.
     """
 
-    __slots__ = ("_session", "action", "answered", "request", "request_id", "size")
+    __slots__ = ("_pipeline", "action", "answered", "request", "request_id", "size")
 
     def __init__(
-        self, session: ServerSession, action: Action, request: Struct, request_id: RequestId, size: int = 0
+        self, pipeline: RequestPipeline, action: Action, request: Struct, request_id: RequestId, size: int = 0
     ) -> None:
-        self._session = session
+        self._pipeline = pipeline
         self.action = action
         self.request = request
         self.request_id = request_id
         self.size = size
         self.answered = False
 
-    def succeed(self, reply: Reply) -> None:
+    def succeed(self, fields: Mapping[str, Any]) -> None:
         """Answer with these fields."""
-        line = encode_reply(reply, self.request_id)
+        line = encode_reply(fields, self.request_id)
         if len(line) > MAX_REPLY_BYTES:
             text = f"the reply would be longer than {MAX_REPLY_BYTES} bytes; ask for fewer tasks at a time"
             line = encode_error(TooLarge(text), self.request_id)
-        self._session._answer(self, line)
+        self._pipeline._answer(self, line)
 
     def fail(self, error: TaskdError) -> None:
         """Answer with an error."""
-        self._session._answer(self, encode_error(error, self.request_id))
+        self._pipeline._answer(self, encode_error(error, self.request_id))
 
 
-class ServerSession:
+class RequestPipeline:
     """Orders the calls of one connection.
 
-    ``start`` is called with each call when its turn has come, ``write`` with each encoded line to send, and
-    ``congested`` with True when no more lines should be read, with False when they may be again.
+    It calls ``start`` with each call that may begin, ``write`` with each encoded line to send, and ``congested`` with
+    True when no more lines should be read, with False when they may be read again.
     """
 
     def __init__(
@@ -62,26 +63,26 @@ class ServerSession:
         start: Callable[[Call], None],
         write: Callable[[bytes], None],
         congested: Callable[[bool], None],
-        pipeline: int = MAX_PIPELINE,
-        pipeline_bytes: int = MAX_PIPELINE_BYTES,
+        max_requests: int = MAX_PIPELINE,
+        max_bytes: int = MAX_PIPELINE_BYTES,
     ) -> None:
         self._start = start
         self._write = write
         self._congested = congested
-        self._pipeline = pipeline
-        self._pipeline_bytes = pipeline_bytes
+        self._max_requests = max_requests
+        self._max_bytes = max_bytes
         self._queue: deque[Call | bytes] = deque()
         self._under_way = 0
         self._bytes = 0
         self._exclusive = False
-        self._going_on = False
+        self._starting = False
         self._full = False
         self._done: Callable[[], None] | None = None
         self._closed = False
 
     @property
     def busy(self) -> bool:
-        """Whether a request still waits for its answer."""
+        """Whether any request waits for its answer."""
         return bool(self._queue) or self._under_way > 0
 
     def receive(self, line: bytes) -> None:
@@ -90,12 +91,12 @@ class ServerSession:
             return
         try:
             action, request, request_id = decode_request(line)
-        except Refused as refusal:
-            refused = encode_error(refusal.error, refusal.request_id)
-            if refusal.request_id is UNSET:
-                self._in_turn(refused)
+        except InvalidRequest as invalid:
+            error = encode_error(invalid.error, invalid.request_id)
+            if invalid.request_id is UNSET:
+                self._write_in_order(error)
             else:
-                self._write(refused)
+                self._write(error)
             return
         call = Call(self, action, request, request_id, len(line))
         self._bytes += call.size
@@ -103,29 +104,29 @@ class ServerSession:
             self._queue.append(call)
         else:
             self._begin(call)
-        self._weigh()
+        self._check_congestion()
 
     def refuse(self, error: TaskdError) -> None:
-        """Answer to something that was no line, such as an overlong one, in its turn."""
+        """Answer something that is not a line, such as an overlong one, in its order."""
         if not self._closed:
-            self._in_turn(encode_error(error, UNSET))
+            self._write_in_order(encode_error(error, UNSET))
 
     def close(self, done: Callable[[], None]) -> None:
-        """Call ``done`` once everything taken has been answered; after that no more lines are taken."""
+        """Call ``done`` once all requests have been answered; after that take no more lines."""
         self._done = done
         self._check_done()
 
     def abandon(self) -> None:
-        """The peer is gone: begin nothing more, and send nothing that is still answered."""
+        """The connection is lost: begin nothing more, and send no more answers."""
         self._closed = True
         self._done = None
         self._queue.clear()
 
-    def _in_turn(self, line: bytes) -> None:
+    def _write_in_order(self, line: bytes) -> None:
         if self.busy:
             self._queue.append(line)
             self._bytes += len(line)
-            self._weigh()
+            self._check_congestion()
         else:
             self._write(line)
 
@@ -144,15 +145,15 @@ class ServerSession:
         if self._closed:
             return
         self._write(line)
-        self._go_on()
-        self._weigh()
+        self._begin_next()
+        self._check_congestion()
         self._check_done()
 
-    def _go_on(self) -> None:
-        """Begin what may begin now. A call may be answered at once: that must not nest, for the queue may be long."""
-        if self._going_on:
+    def _begin_next(self) -> None:
+        """Begin what may begin now. A call may be answered at once; that must not recurse, as the queue may be long."""
+        if self._starting:
             return
-        self._going_on = True
+        self._starting = True
         queue = self._queue
         try:
             while queue and not self._exclusive:
@@ -166,14 +167,14 @@ class ServerSession:
                 else:
                     self._begin(first)
         finally:
-            self._going_on = False
+            self._starting = False
 
-    def _weigh(self) -> None:
+    def _check_congestion(self) -> None:
         count, size = len(self._queue) + self._under_way, self._bytes
-        if not self._full and (count >= self._pipeline or size >= self._pipeline_bytes):
+        if not self._full and (count >= self._max_requests or size >= self._max_bytes):
             self._full = True
             self._congested(True)
-        elif self._full and count <= self._pipeline // 2 and size <= self._pipeline_bytes // 2:
+        elif self._full and count <= self._max_requests // 2 and size <= self._max_bytes // 2:
             self._full = False
             self._congested(False)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timezone
 from itertools import chain
 
 import msgspec
@@ -21,7 +20,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from taskd.batching import Batcher
-from taskd.events.records import TaskOutput, changes_of, decode_cancel_order, encode_batch
+from taskd.events.publisher import Publisher
+from taskd.events.records import decode_cancel_order
 from taskd.model.errors import TaskdError, Unavailable
 from taskd.model.states import State
 from taskd.model.tasks import Route, Task
@@ -90,6 +90,7 @@ class Worker:
         self._clock = clock
         self._store = store
         self._broker = broker
+        self._publisher = Publisher(clock, broker, name)
         self._runner = runner
         self._queues = queues
         self._pools = {isolation: SlotPool(count) for isolation, count in slots.items()}
@@ -108,7 +109,7 @@ class Worker:
         self._claims: Batcher[Held, Task | None] = Batcher(clock, self._claim)
         self._ends: Batcher[Ended, Finished | None] = Batcher(clock, self._finish)
         self._returns: Batcher[Held, None] = Batcher(clock, self._return)
-        self._reports = Reports(clock, store, name, log_bytes, self._tell_said, self._not_ours)
+        self._reports = Reports(clock, store, name, log_bytes, self._publisher.publish_outputs, self._not_ours)
         self._renewal = LoopingCall(lambda: Deferred.fromCoroutine(self._renew()))
         self._tidying = LoopingCall(self._give_back_old)
         self._renewal.clock = self._tidying.clock = clock
@@ -221,7 +222,7 @@ class Worker:
             return
         if not self._seen:
             self._seen = True
-            self._broker.announce(encode_batch(self._name, workers=True))
+            self._publisher.publish_worker_change()
 
     async def _say_goodbye(self) -> None:
         try:
@@ -229,7 +230,7 @@ class Worker:
         except Unavailable as e:
             self._log.info("the servers will miss this worker after a while: {why}", why=e.message)
             return
-        self._broker.announce(encode_batch(self._name, workers=True))
+        self._publisher.publish_worker_change()
 
     # -- from delivery to claim ----------------------------------------------------------------------
 
@@ -532,7 +533,7 @@ class Worker:
     def _ordered(self, body: bytes) -> None:
         """Somebody has cancelled tasks, perhaps of ours. The order may be old: the store says whether it stands."""
         try:
-            cancelled = decode_cancel_order(body).cancelled
+            cancelled = decode_cancel_order(body).task_ids
         except (msgspec.MsgspecError, UnicodeDecodeError) as e:
             self._log.warn("an order cannot be read, cancelling takes until a lease is renewed: {why}", why=str(e))
             return
@@ -578,12 +579,7 @@ class Worker:
             consumer.requeue(deliveries)
 
     def _announce(self, tasks: Iterable[Task]) -> None:
-        now = datetime.fromtimestamp(self._clock.seconds(), timezone.utc)
-        if changes := changes_of(tasks, now):
-            self._broker.announce(encode_batch(self._name, changes))
-
-    def _tell_said(self, said: Sequence[TaskOutput]) -> None:
-        self._broker.announce(encode_batch(self._name, said=said))
+        self._publisher.publish(list(tasks))
 
 
 def _after(task: Task, outcome: Outcome, finished: Finished) -> Task:

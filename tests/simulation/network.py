@@ -77,7 +77,7 @@ class Connection:
     @property
     def is_watched(self) -> bool:
         """Whether the server will tell this client of changes."""
-        watch = self._protocol._peer.watch
+        watch = self._protocol._subscriptions.watch
         return watch is not None and not watch.closed
 
     # -- the client's side

@@ -60,7 +60,7 @@ _create_tasks: Callable[..., Any] = StoreLink.create_tasks
 
 
 async def _settles_before_the_confirm(self: Outbox, batch: str, messages: Mapping[Route, Sequence[Dispatch]]) -> None:
-    self._settled.append(batch)
+    self._published.append(batch)
     await _publish(self, batch, messages)
 
 

@@ -14,7 +14,8 @@ from zope.interface import implementer
 
 from taskd.api.accounts import token_hash
 from taskd.events.hub import Wait, Watch
-from taskd.scheduling import maintenance, outbox
+from taskd.scheduling import outbox
+from taskd.scheduling.maintenance import requeue_lost
 from taskd.server.lines import LineConnection
 from tests.simulation import faults
 from tests.simulation.broker import SimBroker
@@ -248,7 +249,7 @@ class World:
             return OUTBOX_SETTLES, f"{rows} rows are left"
         counts = self.database.queued()
         for server in self.servers:
-            for route, window in server.server._routes._windows.by_route.items():
+            for route, window in server.server.scheduler.windows.by_route.items():
                 if window.limit - window.room != counts.get(route, 0):
                     what = f"{server.name} believes that {window.limit - window.room} are in {route.name}"
                     return WINDOWS_RIGHT, what
@@ -269,7 +270,7 @@ class World:
 
     def _look_for_leaks(self, deadline: float) -> None:
         for server in self.servers:
-            hub = server.server._publisher._hub
+            hub = server.server.hub
             kept: dict[str, Sized] = {
                 "watches": hub._watches,
                 "waits": hub._waits,
@@ -332,8 +333,8 @@ def _alone(world: World) -> Iterator[None]:
     """While a game is played nobody else hears the log, nothing is cleared away at a moment of its own, and sets of
     objects have an order that does not depend on where in memory they are. Some waits are those of its plan."""
     observers = globalLogPublisher._observers
-    lost_after, relay_after = maintenance.LOST_AFTER, outbox.RELAY_AFTER
-    maintenance.LOST_AFTER, outbox.RELAY_AFTER = world.plan.lost_after, world.plan.relay_after
+    lost_after, relay_after = requeue_lost.LOST_AFTER, outbox.RELAY_AFTER
+    requeue_lost.LOST_AFTER, outbox.RELAY_AFTER = world.plan.lost_after, world.plan.relay_after
     globalLogPublisher._observers = [_Ear(world)]
     number = _numbered(count())
     for kind in _IN_SETS:
@@ -346,7 +347,7 @@ def _alone(world: World) -> Iterator[None]:
         for kind in _IN_SETS:
             kind.__hash__ = object.__hash__  # type: ignore[method-assign]
         globalLogPublisher._observers = observers
-        maintenance.LOST_AFTER, outbox.RELAY_AFTER = lost_after, relay_after
+        requeue_lost.LOST_AFTER, outbox.RELAY_AFTER = lost_after, relay_after
 
 
 def play(seed: int, hear: Callable[[str], None] | None = None) -> World:

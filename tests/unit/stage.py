@@ -20,11 +20,8 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from taskd.api.accounts import Accounts
-from taskd.api.actions import Actions
 from taskd.broker.memory import MemoryBroker
-from taskd.events.hub import Hub
-from taskd.events.publisher import Publisher
-from taskd.events.records import changes_of, decode_cancel_order, encode_batch, log_event, progress_event
+from taskd.events.records import EventBatch, changes_of, decode_cancel_order, log_event, progress_event
 from taskd.model.states import State
 from taskd.model.tasks import NewTask, Route, Task
 from taskd.ports.attempts import Claim, Outcome
@@ -33,13 +30,8 @@ from taskd.ports.logs import Report
 from taskd.ports.scheduling import Dispatch
 from taskd.ports.workers import KindInfo, WorkerInfo
 from taskd.protocol.messages import encode
-from taskd.scheduling.dispatcher import Dispatcher
-from taskd.scheduling.maintenance import Maintenance
-from taskd.scheduling.outbox import Outbox
-from taskd.scheduling.routes import Routes
-from taskd.scheduling.submission import Submitter
-from taskd.scheduling.window import Window, Windows
-from taskd.server.lines import LineFactory
+from taskd.scheduling.window import Window
+from taskd.server.service import TaskServer
 from taskd.store.sqlite.store import InlineRunner, SqliteStore
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)
@@ -150,7 +142,7 @@ class StageBroker(MemoryBroker):
             self.log.append("news")
             self.news.append(news)
         else:
-            self.orders.append(decode_cancel_order(news).cancelled)
+            self.orders.append(list(decode_cancel_order(news).task_ids))
         super().announce(news, topic)
 
     async def depth(self, queue: str) -> int:
@@ -298,28 +290,31 @@ class Stage:
         self.elsewhere = SqliteStore(Direct(self.runner), clock)
         for start in (self.elsewhere.start(), store.start(), broker.start()):
             now(start)
-        self.hub, self.windows = Hub(), Windows(window)
-        self.publisher = Publisher(
-            *(clock, broker, self.hub, "node"),
-            lambda changes: self.routes.changed(changes),
-            lambda: self.routes.look(),
-        )
-        self.outbox = Outbox(store, broker)
-        self.routes = Routes(store, self.windows, queues, LEASE, self.dispatcher)
-        self.submitter = Submitter(
-            *(clock, store, broker, self.outbox, self.windows, self.publisher, self.new_id), self.routes.wake
-        )
-        self.maintenance = Maintenance(
-            *(clock, store, broker, self.outbox, self.windows, self.routes, self.publisher, LEASE, keep)
-        )
         self.accounts = Accounts(store, run_hash, 4, SESSION)
-        self.actions = Actions(
-            *(clock, store, broker, self.accounts, self.submitter, self.hub),
-            *(self.publisher, self.windows, self.routes, "node"),
+        self.server = TaskServer(
+            clock,
+            store,
+            broker,
+            self.accounts,
+            queues=queues,
+            window=window,
+            lease=LEASE,
+            node="node",
+            new_id=self.new_id,
+            keep=keep,
         )
-        self.lines = LineFactory(self.actions, clock)
-        self.publisher.start()
+        self.hub, self.publisher, self.api = self.server.hub, self.server.publisher, self.server.api
+        self.lines = self.server.lines
+        scheduler = self.server.scheduler
+        self.windows, self.outbox, self.routes = scheduler.windows, scheduler.outbox, scheduler.routes
+        self.submitter, self.maintenance = scheduler.submitter, scheduler.maintenance
+        self.server.subscriber.start()
         self._ids = itertools.count(1)
+
+    def drain(self) -> None:
+        """The server begins to stop."""
+        self.api.drain()
+        self.lines.drain()
 
     def close(self) -> None:
         """Forget the database."""
@@ -329,11 +324,9 @@ class Stage:
         """A name for a batch, in the form of a UUID."""
         return f"00000000-0000-0000-0000-{next(self._ids):012}"
 
-    def dispatcher(self, route: Route, window: Window) -> Dispatcher:
-        """A dispatcher of this route."""
-        return Dispatcher(
-            *(self.clock, route, window, self.store, self.broker, self.outbox, self.publisher, self.new_id)
-        )
+    def now(self) -> datetime:
+        """The clock's time."""
+        return datetime.fromtimestamp(self.clock.seconds(), timezone.utc)
 
     def settle(self) -> None:
         """Let everything happen that needs no time."""
@@ -369,7 +362,7 @@ class Stage:
 
     def tell_of_workers(self) -> None:
         """News that one has come or gone."""
-        self.broker.announce(encode_batch("worker", workers=True))
+        self.broker.announce(encode(EventBatch("worker", workers=True)))
         self.settle()
 
     def say(
@@ -381,8 +374,8 @@ class Stage:
         assert it.id in now(self.elsewhere.report("w", [report]))
         said = [] if progress is None else [progress_event(it, progress, None)]
         if lines:
-            said.append(log_event(it, first_line, lines, self.publisher.now()))
-        self.broker.announce(encode_batch("worker", said=said))
+            said.append(log_event(it, first_line, lines, self.now()))
+        self.broker.announce(encode(EventBatch("worker", outputs=said)))
         self.settle()
 
     # users and tasks, past the protocol
@@ -430,7 +423,7 @@ class Stage:
 
     def tell(self, tasks: Sequence[Task]) -> list[Task]:
         """A worker's news."""
-        self.broker.announce(encode_batch("worker", changes_of(tasks, self.publisher.now())))
+        self.broker.announce(encode(EventBatch("worker", changes_of(tasks, self.now()))))
         self.settle()
         return list(tasks)
 

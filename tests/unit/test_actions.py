@@ -458,7 +458,7 @@ class CancelTask(ActionCase):
         self.stage.claim(task_id)
         task = self.client.ask("cancel_task", task_id=task_id)["task"]
         self.assertEqual((task["status"], task["state"]), ("Cancelada", "cancelled"))
-        self.assertEqual([decode_cancel_order(body).cancelled for body in heard], [[task_id]])
+        self.assertEqual([decode_cancel_order(body).task_ids for body in heard], [[task_id]])
 
     def test_too_late(self) -> None:
         ended = self.add()

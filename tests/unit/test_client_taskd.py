@@ -25,9 +25,9 @@ from taskd.model.errors import (
 from taskd.model.states import State
 from taskd.model.tasks import FailedAttempt, Task
 from taskd.protocol.limits import MAX_LINE_BYTES, MAX_REPLY_BYTES
-from taskd.protocol.messages import encode
+from taskd.protocol.messages import encode, payload_text
 from taskd.protocol.views import view
-from taskd.server.pipeline import Call, ServerSession
+from taskd.server.pipeline import Call, RequestPipeline
 
 NEW = ("get_log", "retry_task", "explain", "kinds")
 """Actions that an older server does not know."""
@@ -128,7 +128,7 @@ class FakeConnection(LineReceiver):
 
     def __init__(self, taskd: FakeTaskd) -> None:
         self._taskd = taskd
-        self._session = ServerSession(self._start, self._write, lambda full: None)
+        self._session = RequestPipeline(self._start, self._write, lambda full: None)
         self._token: str | None = None
         self._watching = False
         self._waits: list[tuple[Call, list[int]]] = []
@@ -270,7 +270,7 @@ class FakeConnection(LineReceiver):
                 raise Conflict(f"the key '{spec.key}' stands for another task already; use a new one", field="key")
             return known[0], True
         run_at = spec.run_at or NOON + timedelta(seconds=spec.delay or 0)
-        task = self._taskd.task(spec.task, kind=spec.kind, payload=json.dumps(spec.payload), run_at=run_at)
+        task = self._taskd.task(spec.task, kind=spec.kind, payload=payload_text(spec), run_at=run_at)
         self._taskd.keys[spec.key] = task.id, spec
         self.tell(task)
         return task.id, False

@@ -10,12 +10,11 @@ import msgspec
 import pytest
 from msgspec import UNSET
 
-from taskd.api.actions import Actions
-from taskd.events.records import changes_of, decode_batch, encode_batch
+from taskd.events.records import EventBatch, changes_of, decode_batch
 from taskd.model.errors import Conflict, RateLimited, TaskdError
 from taskd.protocol import messages as m
 from taskd.protocol.actions import ACTIONS
-from taskd.protocol.codec import Refused, decode_request, encode_error, encode_reply
+from taskd.protocol.codec import InvalidRequest, decode_request, encode_error, encode_reply
 from taskd.protocol.framing import Framer
 from taskd.protocol.limits import MAX_LINE_BYTES
 from taskd.protocol.views import view
@@ -31,7 +30,7 @@ def short(value: Any) -> str:
 
 def refused(line: bytes | str) -> tuple[TaskdError, Any]:
     """The error, and the id to which it belongs as JSON has it, UNSET when there is none."""
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InvalidRequest) as caught:
         decode_request(line if isinstance(line, bytes) else line.encode())
     error, request_id = caught.value.error, caught.value.request_id
     assert len(error.message) < 1000 and "\n" not in error.message
@@ -224,7 +223,7 @@ def test_of_a_field_given_twice_the_last_counts_in_the_request_as_well() -> None
     line = b'{"action":"get_task","action":"new_task","task":"a","task":"b","payload":{"k":1,"k":2},"task_id":1}'
     _, request, _ = decode_request(line)
     assert isinstance(request, m.TaskSpec)
-    assert (request.task, request.payload) == ("b", {"k": 2})
+    assert (request.task, json.loads(bytes(request.payload))) == ("b", {"k": 2})
     assert refused('{"action":"ping","id":5,"id":{}}')[1] is UNSET
 
 
@@ -235,7 +234,7 @@ def test_fields_that_are_not_declared_are_ignored() -> None:
 
 def test_numbers_of_a_payload_may_be_larger_than_64_bits() -> None:
     _, request, _ = decode_request(b'{"action":"new_task","task":"x","payload":{"n":%d}}' % 2**100)
-    assert isinstance(request, m.TaskSpec) and request.payload == {"n": 2**100}
+    assert isinstance(request, m.TaskSpec) and json.loads(bytes(request.payload)) == {"n": 2**100}
 
 
 def test_an_id_keeps_nothing_else_of_its_line() -> None:
@@ -248,10 +247,6 @@ def test_an_id_keeps_nothing_else_of_its_line() -> None:
 
 
 class TestRegistry:
-    def test_every_action_has_its_handler_and_the_other_way_round(self) -> None:
-        taken = {name for name in vars(Actions) if not name.startswith("_")} - {"perform"}
-        assert taken == set(ACTIONS)
-
     def test_every_field_is_described(self) -> None:
         for action in ACTIONS.values():
             assert action.summary and action.summary_es
@@ -309,7 +304,7 @@ class TestFramer:
 def test_news_arrive_as_they_were_sent() -> None:
     stage = Stage()
     tasks = stage.create(count=2, task="ñ\n")
-    news = decode_batch(encode_batch("me", changes_of(tasks, NOON)))
+    news = decode_batch(m.encode(EventBatch("me", changes_of(tasks, NOON))))
     assert news.origin == "me"
     assert [(c.user_id, c.task_id, c.version, c.state, c.queue) for c in news.changes] == [
         (t.user_id, t.id, t.version, t.state, t.queue) for t in tasks

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from taskd.model.states import State
 from taskd.model.tasks import Route, Task
 from taskd.ports.scheduling import Dispatched
-from taskd.scheduling.dispatcher import TURN, Dispatcher
+from taskd.scheduling.dispatcher import BATCH, Dispatcher
 from taskd.scheduling.window import Window
 from tests.unit.stage import Stage, StageCase
 
@@ -200,8 +200,14 @@ class Rounds(StageCase):
 
     def dispatcher(self, store: Turns, window: Window) -> Dispatcher:
         return Dispatcher(
-            *(self.stage.clock, Route("tasks", "simulate"), window, store, self.stage.broker),  # type: ignore[arg-type]
-            *(self.stage.outbox, self.stage.publisher, self.stage.new_id),
+            self.stage.clock,
+            store,  # type: ignore[arg-type]
+            self.stage.broker,
+            self.stage.outbox,
+            self.stage.publisher,
+            self.stage.new_id,
+            Route("tasks", "simulate"),
+            window,
         )
 
     def run_turns(self, *answers: Dispatched, room: int = 5000) -> tuple[Turns, Window]:
@@ -218,7 +224,7 @@ class Rounds(StageCase):
 
     def test_a_clean_round_of_one_turn_ends_the_turns(self) -> None:
         store, window = self.run_turns(Dispatched((), None, False))
-        self.assertEqual(store.asked, [(TURN, None)])
+        self.assertEqual(store.asked, [(BATCH, None)])
         self.assertTrue(window.admit(1))
         self.assertFalse(window.admit(2), "suspected while it went round")
 
@@ -229,13 +235,13 @@ class Rounds(StageCase):
 
     def test_a_round_with_a_full_turn_begins_anew(self) -> None:
         store, window = self.run_turns(
-            Dispatched(self.tasks(TURN), 7, True), Dispatched((), None, False), Dispatched((), None, False)
+            Dispatched(self.tasks(BATCH), 7, True), Dispatched((), None, False), Dispatched((), None, False)
         )
         self.assertEqual([after for _, after in store.asked], [None, 7, None])
         self.assertTrue(window.admit(1))
 
     def test_a_full_turn_that_completes_the_round_does_not_end_it_clean(self) -> None:
-        store, window = self.run_turns(Dispatched(self.tasks(TURN), None, True), Dispatched((), None, False))
+        store, window = self.run_turns(Dispatched(self.tasks(BATCH), None, True), Dispatched((), None, False))
         self.assertEqual([after for _, after in store.asked], [None, None])
         self.assertTrue(window.admit(1))
 

@@ -290,7 +290,7 @@ class Backpressure(StageCase):
         client.ask("watch")
         client.stop_reading(full=False)
         tasks = self.stage.create(count=500, task="x" * 4000)
-        self.stage.publisher.announce(tasks)
+        self.stage.publisher.publish(tasks)
         self.stage.settle()
         self.assertLess(client.unread, MAX_EVENT_BYTES + 300_000)
         self.assertEqual(client.lines()[-1], {"event": "gap"})
@@ -404,7 +404,7 @@ class Trouble(StageCase):
 
 class Draining(StageCase):
     def drain(self) -> None:
-        self.stage.lines.drain()
+        self.stage.drain()
         self.stage.settle()
 
     def test_what_is_under_way_is_answered_and_what_waits_is_refused(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from taskd.api.actions import RECHECK
+from taskd.api.actions.live import RECHECK
 from taskd.model.states import State
 from taskd.protocol import limits
 from tests.unit.stage import Client

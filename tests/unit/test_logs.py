@@ -422,7 +422,7 @@ class Following(LogCase):
 
     def test_a_server_that_stops_says_so(self) -> None:
         self.follow(self.running())
-        self.stage.lines.drain()
+        self.stage.drain()
         self.assertEqual(self.client.events(), [{"event": "draining"}])
         self.assertTrue(self.client.closed)
         self.assertEqual(self.stage.hub._listeners, {})

@@ -8,7 +8,9 @@ from twisted.internet.defer import succeed
 
 from taskd.model.errors import BrokerUnavailable
 from taskd.model.states import State
-from taskd.scheduling.maintenance import DELETE, DELETE_REST, LOST_AFTER, ROUND, SWEEP
+from taskd.scheduling.maintenance import delete_finished, promote_due
+from taskd.scheduling.maintenance.requeue_lost import LOST_AFTER
+from taskd.scheduling.maintenance.rounds import ROUND
 from tests.unit.stage import LEASE, Stage, StageCase
 
 DAY = 86_400.0
@@ -61,7 +63,7 @@ class Rounds(StageCase):
 
     def delayed(self, name: str, count: int = 1) -> list[int]:
         """Tasks whose time comes in an hour."""
-        now = self.stage.publisher.now()
+        now = self.stage.now()
         return [task.id for task in self.stage.create(name, count, State.WAITING, run_at=now + timedelta(hours=1))]
 
     def test_a_delayed_task_joins_the_backlog_when_its_time_has_come(self) -> None:
@@ -80,7 +82,7 @@ class Rounds(StageCase):
         self.assertFalse(self.place.admit(self.stage.user("ana")))
 
     def test_more_than_one_sweep_of_them(self) -> None:
-        self.delayed("ana", SWEEP + 20)
+        self.delayed("ana", promote_due.BATCH + 20)
         self.pass_time(3600)
         self.assertEqual(self.stage.sql("SELECT count(*) FROM tasks WHERE NOT due"), [(0,)])
 
@@ -228,7 +230,7 @@ class Retention(StageCase):
         self.stage.clock.advance(DAY)
         self.stage.round()
         self.assertEqual(self.left(), 1)
-        self.stage.clock.advance(DELETE_REST)
+        self.stage.clock.advance(delete_finished.REST)
         self.stage.round()
         for table in ("tasks", "task_log", "task_attempts"):
             self.assertEqual(self.stage.sql(f"SELECT count(*) FROM {table}"), [(0,)], table)
@@ -241,25 +243,25 @@ class Retention(StageCase):
         self.assertEqual([t.id for t in self.stage.tasks()], [t.id for t in task])
 
     def test_one_small_batch_a_round_until_all_were_looked_at_and_then_a_rest(self) -> None:
-        self.ended(2 * DELETE + 50)
+        self.ended(2 * delete_finished.BATCH + 50)
         self.stage.clock.advance(2 * DAY)
         found = []
         for _ in range(3):
             self.stage.round()
             found.append(self.left())
-        self.assertEqual(found, [DELETE + 50, 50, 0])
+        self.assertEqual(found, [delete_finished.BATCH + 50, 50, 0])
         self.ended()
         self.stage.sql("UPDATE tasks SET created_at = 0, finished_at = 0")
         for _ in range(5):
             self.stage.clock.advance(ROUND)
             self.stage.round()
         self.assertEqual(self.left(), 1)
-        self.stage.clock.advance(DELETE_REST)
+        self.stage.clock.advance(delete_finished.REST)
         self.stage.round()
         self.assertEqual(self.left(), 0)
 
     def test_it_walks_past_what_stays(self) -> None:
-        waiting = self.stage.create(count=DELETE, state=State.WAITING, kind="sculpt")
+        waiting = self.stage.create(count=delete_finished.BATCH, state=State.WAITING, kind="sculpt")
         self.ended(3)
         self.stage.clock.advance(2 * DAY)
         self.stage.round()
@@ -275,7 +277,7 @@ class Retention(StageCase):
         self.assertEqual(self.left(), 1)
 
     def test_the_store_is_away_and_it_goes_on_later(self) -> None:
-        self.ended(DELETE + 5)
+        self.ended(delete_finished.BATCH + 5)
         self.stage.clock.advance(2 * DAY)
         self.stage.round()
         self.stage.runner.away = True

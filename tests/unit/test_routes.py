@@ -10,9 +10,10 @@ from taskd.model.errors import Unavailable
 from taskd.model.states import State
 from taskd.model.tasks import Route
 from taskd.ports.workers import KindInfo, WorkerInfo
-from taskd.scheduling.maintenance import LOST_AFTER
+from taskd.scheduling.maintenance.requeue_lost import LOST_AFTER
 from taskd.scheduling.outbox import RELAY_AFTER
-from taskd.scheduling.routes import Routes, ServedKind, Serving
+from taskd.scheduling.routes import Routes
+from taskd.scheduling.served import ServedKind, Serving
 from taskd.scheduling.window import Windows
 from tests.unit.stage import LEASE, StageCase, now
 
@@ -114,7 +115,8 @@ class OpenAndClose(RouteCase):
     def test_an_answer_that_was_overtaken_is_passed_over(self) -> None:
         self.stage.work("render")
         store, windows = Living(), Windows(10)
-        routes = Routes(store, windows, ("tasks",), LEASE, self.stage.dispatcher)  # type: ignore[arg-type]
+        make_dispatcher = self.stage.routes._make_dispatcher
+        routes = Routes(store, windows, ("tasks",), LEASE, make_dispatcher)  # type: ignore[arg-type]
         looks = [Deferred.fromCoroutine(routes.refresh()) for _ in range(2)]
         store.answers[1].callback([])
         store.answers[0].callback(now(self.stage.store.list_workers(LEASE)))

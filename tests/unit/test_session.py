@@ -11,7 +11,7 @@ from msgspec import UNSET
 from taskd.model.errors import Conflict, TooLarge
 from taskd.protocol import limits
 from taskd.protocol.limits import MAX_PIPELINE
-from taskd.server.pipeline import Call, ServerSession
+from taskd.server.pipeline import Call, RequestPipeline
 
 
 class Talk:
@@ -23,7 +23,7 @@ class Talk:
         self.congested: list[bool] = []
         self.closed = 0
         self.at_once = False
-        self.session = ServerSession(self._start, self._write, self.congested.append, **limits)
+        self.session = RequestPipeline(self._start, self._write, self.congested.append, **limits)
 
     def _start(self, call: Call) -> None:
         self.begun.append(call)
@@ -183,7 +183,7 @@ class TestOrder:
 
 class TestPipeline:
     def test_no_more_is_read_once_it_is_full_and_again_when_half_is_done(self) -> None:
-        talk = Talk(pipeline=4)
+        talk = Talk(max_requests=4)
         talk.send(*(ping(id=n) for n in range(3)))
         assert talk.congested == []
         talk.send(ping(id=3))
@@ -194,20 +194,20 @@ class TestPipeline:
         assert talk.congested == [True, False]
 
     def test_waiting_requests_count(self) -> None:
-        talk = Talk(pipeline=4)
+        talk = Talk(max_requests=4)
         talk.send(*(ping() for _ in range(4)))
         assert talk.congested == [True]
 
     def test_refused_lines_that_wait_for_their_turn_count(self) -> None:
         """Or a client could make us keep any number of them."""
-        talk = Talk(pipeline=4)
+        talk = Talk(max_requests=4)
         talk.send(ping(), b"", b"", b"")
         assert talk.congested == [True]
         talk.answer()
         assert talk.congested == [True, False]
 
     def test_so_does_their_length(self) -> None:
-        talk = Talk(pipeline_bytes=1000)
+        talk = Talk(max_bytes=1000)
         talk.send(ping(id=1, x="y" * 300), ping(id=2, x="y" * 300))
         assert talk.congested == []
         talk.send(ping(id=3, x="y" * 500))
@@ -219,14 +219,14 @@ class TestPipeline:
         assert talk.congested == [True, False]
 
     def test_the_length_of_refusals_that_wait(self) -> None:
-        talk = Talk(pipeline_bytes=1000)
+        talk = Talk(max_bytes=1000)
         talk.send(ping(), *[b""] * 10)
         assert talk.congested[:1] == [True]
         talk.answer()
         assert talk.congested == [True, False]
 
     def test_what_is_answered_at_once_never_fills_it(self) -> None:
-        talk = Talk(pipeline=4)
+        talk = Talk(max_requests=4)
         talk.at_once = True
         talk.send(*(ping(id=n) for n in range(100)), *(ping() for n in range(100)))
         assert talk.congested == [] and len(talk.written) == 200
@@ -276,7 +276,7 @@ class TestClosing:
         assert talk.begun == [] and talk.written == []
 
     def test_an_abandoned_session_begins_and_writes_nothing_more(self) -> None:
-        talk = Talk(pipeline=4)
+        talk = Talk(max_requests=4)
         talk.send(ping(id=1), ping(), ping(id=2), b"")
         talk.close()
         talk.session.abandon()

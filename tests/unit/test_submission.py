@@ -89,7 +89,7 @@ class Submitting(StageCase):
         window = other.open(Route("tasks", "simulate"))
         window.clear_backlogged(window.backlogged_users())
         self.create_here(run_at=NOON + timedelta(hours=1))
-        other.heard(decode_batch(self.stage.broker.news[-1]).changes)
+        other.apply(decode_batch(self.stage.broker.news[-1]).changes)
         self.assertTrue(window.admit(self.ana))
 
     def test_a_route_that_nobody_serves_is_stored_and_that_is_all(self) -> None:

@@ -72,26 +72,26 @@ def test_who_gets_something_new_while_it_goes_round_stays_suspected() -> None:
 
 def test_it_follows_the_news() -> None:
     window = known(10)
-    window.heard(change(State.QUEUED))
-    window.heard(change(State.QUEUED))
+    window.apply(change(State.QUEUED))
+    window.apply(change(State.QUEUED))
     assert window.room == 8
-    window.heard(change(State.RUNNING))
+    window.apply(change(State.RUNNING))
     assert window.room == 9
-    window.heard(change(State.COMPLETED))
+    window.apply(change(State.COMPLETED))
     assert window.room == 9
-    window.heard(change(State.WAITING, EVA))
+    window.apply(change(State.WAITING, EVA))
     assert window.has_backlog and not window.admit(EVA)
 
 
 def test_what_is_not_due_yet_is_no_backlog() -> None:
     window = known()
-    window.heard(change(State.WAITING, run_in=0.1))
+    window.apply(change(State.WAITING, run_in=0.1))
     assert not window.has_backlog and window.admit(ANA)
 
 
 def test_it_never_believes_in_less_than_nothing() -> None:
     window = known(10)
-    window.heard(change(State.RUNNING))
+    window.apply(change(State.RUNNING))
     window.take(-5)
     assert window.room == 10
     window.correct(50)
@@ -113,8 +113,8 @@ def opened(*routes: Route) -> Windows:
 
 def test_the_windows_of_other_routes_do_not_move() -> None:
     windows = opened(TASKS, SLOW, RENDER)
-    windows.heard([change(State.QUEUED, queue="slow"), change(State.QUEUED, kind="render")])
-    windows.heard([change(State.QUEUED, queue="slow"), change(State.QUEUED, queue="elsewhere")])
+    windows.apply([change(State.QUEUED, queue="slow"), change(State.QUEUED, kind="render")])
+    windows.apply([change(State.QUEUED, queue="slow"), change(State.QUEUED, queue="elsewhere")])
     assert [(window.room, window.queued) for window in windows.by_route.values()] == [(10, 0), (8, 2), (9, 1)]
     windows.correct({TASKS: 4, Route("elsewhere", "simulate"): 7})
     assert [window.room for window in windows.by_route.values()] == [6, 10, 10]
@@ -125,7 +125,7 @@ def test_the_windows_of_other_routes_do_not_move() -> None:
 def test_what_concerns_no_open_window_leaves_nothing() -> None:
     windows = opened(TASKS)
     for n in range(1000):
-        windows.heard([change(State.WAITING, kind=f"kind{n}")])
+        windows.apply([change(State.WAITING, kind=f"kind{n}")])
         windows.mark_backlogged(Route("tasks", f"kind{n}"), ANA)
     windows.correct({Route("tasks", f"kind{n}"): 5 for n in range(1000)})
     assert list(windows.by_route) == [TASKS] and not windows.by_route[TASKS].has_backlog

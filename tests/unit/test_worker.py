@@ -14,7 +14,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from taskd.broker.memory import MemoryBroker
-from taskd.events.records import decode_batch, encode_cancel_order
+from taskd.events.records import CancelOrder, decode_batch
 from taskd.model.backoff import Backoff
 from taskd.model.errors import Unavailable
 from taskd.model.limits import MAX_RESULT_BYTES
@@ -25,6 +25,7 @@ from taskd.ports.broker import ORDERS
 from taskd.ports.handler import ITaskContext, ITaskHandler
 from taskd.ports.scheduling import Dispatch
 from taskd.ports.store import IStore
+from taskd.protocol.messages import encode
 from taskd.store.sqlite.store import InlineRunner, SqliteStore
 from taskd.worker.runner import Runner
 from taskd.worker.simulate import Simulate
@@ -131,7 +132,7 @@ class Stage:
     def _heard(self, body: bytes) -> None:
         news = decode_batch(body)
         self.news += [(change.task_id, change.state.value) for change in news.changes]
-        self.said += [json.loads(bytes(said.event)) for said in news.said]
+        self.said += [json.loads(bytes(said.event)) for said in news.outputs]
         self.hellos += news.workers
 
     def done(self, work: Any) -> Any:
@@ -552,7 +553,7 @@ def test_a_cancelled_task_is_stopped_by_an_order(stage: Stage) -> None:
     worker = stage.worker()
     [task, other] = stage.simulate(100, 2)
     stage.done(stage.store._store.cancel(1, task))
-    stage.broker.announce(encode_cancel_order([task, other, 999]), ORDERS)
+    stage.broker.announce(encode(CancelOrder([task, other, 999])), ORDERS)
     stage.advance(0)
     assert worker.busy == 1
     assert stage.states([task, other]) == [("cancelled", 1), ("running", 1)]

@@ -1,0 +1,48 @@
+"""Actions about the server: hello, ping, kinds."""
+
+from __future__ import annotations
+
+from taskd import __version__
+from taskd.api.principal import Principal
+from taskd.api.reply import SUCCESS, Reply
+from taskd.api.subscriptions import Subscriptions
+from taskd.protocol import limits
+from taskd.protocol import messages as m
+from taskd.protocol.actions import ACTIONS
+from taskd.scheduling.routes import Routes
+
+
+class ServerActions:
+    """``node`` is the name of this server's process."""
+
+    def __init__(self, routes: Routes, node: str) -> None:
+        self._routes = routes
+        self._node = node
+
+    async def hello(self, principal: Principal, subscriptions: Subscriptions, request: m.Nothing) -> Reply:
+        return Reply(
+            {
+                "status": "success",
+                "server": "taskd",
+                "version": __version__,
+                "protocol": limits.PROTOCOL_VERSION,
+                "node": self._node,
+                "queues": self._routes.queues,
+                "actions": list(ACTIONS),
+                "limits": {
+                    "line_bytes": limits.MAX_LINE_BYTES,
+                    "reply_bytes": limits.MAX_REPLY_BYTES,
+                    "batch": limits.MAX_BATCH,
+                    "page": limits.MAX_PAGE,
+                    "log_lines": limits.MAX_LOG_LINES,
+                    "wait_seconds": limits.MAX_WAIT_SECONDS,
+                    "pipeline": limits.MAX_PIPELINE,
+                },
+            }
+        )
+
+    async def ping(self, principal: Principal, subscriptions: Subscriptions, request: m.Nothing) -> Reply:
+        return SUCCESS
+
+    async def kinds(self, principal: Principal, subscriptions: Subscriptions, request: m.Nothing) -> Reply:
+        return Reply({"status": "success", "kinds": [kind._asdict() for kind in self._routes.kinds()]})

@@ -1,0 +1,112 @@
+"""Actions about tasks: new_task, new_tasks, get_tasks, get_task, cancel_task, retry_task, explain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
+
+from taskd.api.checks import check_choice, check_count
+from taskd.api.cursors import before_of, tasks_cursor
+from taskd.api.new_tasks import NewTasks
+from taskd.api.own_tasks import own_tasks, that_fit
+from taskd.api.principal import Principal
+from taskd.api.reply import Reply
+from taskd.api.subscriptions import Subscriptions
+from taskd.events.publisher import Publisher
+from taskd.model.errors import BadRequest, TooLarge
+from taskd.model.states import SHOWN_STATES, STATUSES
+from taskd.model.tasks import Task, check_kind, shown_state
+from taskd.ports.broker import IBroker
+from taskd.ports.store import IStore
+from taskd.ports.tasks import TaskQuery
+from taskd.protocol import messages as m
+from taskd.protocol.views import TaskView, view
+from taskd.scheduling.explain import explain
+from taskd.scheduling.scheduler import Scheduler
+
+
+class TaskActions:
+    """A user sees and changes only the user's own tasks: somebody else's task is not found."""
+
+    def __init__(
+        self, clock: IReactorTime, store: IStore, broker: IBroker, publisher: Publisher, scheduler: Scheduler
+    ) -> None:
+        self._clock = clock
+        self._store = store
+        self._broker = broker
+        self._publisher = publisher
+        self._submitter = scheduler.submitter
+        self._windows = scheduler.windows
+        self._routes = scheduler.routes
+        self._new_tasks = NewTasks(clock, scheduler.routes)
+
+    async def new_task(self, principal: Principal, subscriptions: Subscriptions, request: m.TaskSpec) -> Reply:
+        (created,) = await self._submitter.submit((self._new_tasks.of(principal.user_id, request),))
+        if created.duplicate:
+            return Reply({"status": "task_created", "task_id": created.task_id, "duplicate": True})
+        return Reply({"status": "task_created", "task_id": created.task_id})
+
+    async def new_tasks(self, principal: Principal, subscriptions: Subscriptions, request: m.NewTasks) -> Reply:
+        check_count(request.tasks, "tasks")
+        user_id, tasks = principal.user_id, []
+        for n, spec in enumerate(request.tasks):
+            try:
+                tasks.append(self._new_tasks.of(user_id, spec))
+            except (BadRequest, TooLarge) as e:
+                where = f"tasks[{n}]"
+                raise type(e)(f"{where}: {e.message}", field=f"{where}.{e.field}") from None
+        created = await self._submitter.submit(tasks)
+        fields: dict[str, Any] = {"status": "task_created", "task_ids": [c.task_id for c in created]}
+        if duplicates := [c.task_id for c in created if c.duplicate]:
+            fields["duplicates"] = duplicates
+        return Reply(fields)
+
+    async def get_tasks(self, principal: Principal, subscriptions: Subscriptions, request: m.GetTasks) -> Reply:
+        check_choice(request.status, STATUSES, "status")
+        check_choice(request.state, SHOWN_STATES, "state")
+        kind = None if request.kind is None else check_kind(request.kind)
+        before = None if request.cursor is None else before_of(request.cursor)
+        query = TaskQuery(request.limit, before, request.status, request.state, kind)
+        async with subscriptions.large_reply:
+            page = await self._store.list_tasks(principal.user_id, query)
+            tasks, before = that_fit(page.tasks), page.before
+            if len(tasks) < len(page.tasks):
+                before = tasks[-1].id
+            cursor = None if before is None else tasks_cursor(before)
+            status = "success" if tasks or cursor else "no_tasks"
+            return Reply({"status": status, "tasks": self._views(tasks), "cursor": cursor})
+
+    async def get_task(self, principal: Principal, subscriptions: Subscriptions, request: m.OneTask) -> Reply:
+        async with subscriptions.large_reply:
+            (task,) = await own_tasks(self._store, principal.user_id, [request.task_id], "task_id")
+            failed = await self._store.failed_attempts(task.id)
+            return Reply({"status": "success", "task": view(task, self._now(), failed)})
+
+    async def cancel_task(self, principal: Principal, subscriptions: Subscriptions, request: m.OneTask) -> Reply:
+        task = await self._store.cancel(principal.user_id, request.task_id)
+        self._publisher.publish([task])
+        if task.started_at is not None:
+            self._publisher.publish_cancel_order([task.id])
+        return Reply({"status": "success", "task": view(task, self._now())})
+
+    async def retry_task(self, principal: Principal, subscriptions: Subscriptions, request: m.OneTask) -> Reply:
+        task = await self._store.retry(principal.user_id, request.task_id)
+        self._publisher.publish([task])
+        self._routes.add_backlog([(task.route, task.user_id)])
+        return Reply({"status": "success", "task": view(task, self._now())})
+
+    async def explain(self, principal: Principal, subscriptions: Subscriptions, request: m.OneTask) -> Reply:
+        (task,) = await own_tasks(self._store, principal.user_id, [request.task_id], "task_id")
+        now = self._now()
+        why = explain(task, now, self._routes, self._windows, self._broker.ready)
+        return Reply({"status": "success", "task_id": task.id, "state": shown_state(task, now), **why})
+
+    def _views(self, tasks: Iterable[Task]) -> list[TaskView]:
+        now = self._now()
+        return [view(task, now) for task in tasks]
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock.seconds(), timezone.utc)

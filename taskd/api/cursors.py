@@ -1,0 +1,52 @@
+"""Cursors: where the next page of a list or of a log begins, in a form that clients pass back unread."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+
+from taskd.model.errors import BadRequest
+from taskd.ports.logs import LogPlace
+
+_TASKS = re.compile(rb"b(\d{1,19})")
+_LOG = re.compile(rb"l(\d{1,10})\.(\d{1,10})\.(\d{1,10})")
+_MAX_ID = 2**63 - 1
+_MAX_NUMBER = 2**31 - 1
+
+
+def tasks_cursor(before: int) -> str:
+    """A cursor for the tasks with ids below this one."""
+    return _encode(b"b%d" % before)
+
+
+def before_of(cursor: str) -> int:
+    """The task id below which a page begins. Raises BadRequest for a cursor that no server made."""
+    found = _TASKS.fullmatch(_decode(cursor))
+    if found is not None and int(found[1]) <= _MAX_ID:
+        return int(found[1])
+    raise BadRequest("cursor is not one of ours; leave it out to begin at the newest", field="cursor")
+
+
+def log_cursor(place: LogPlace) -> str:
+    """A cursor for the lines of a log after this one."""
+    return _encode(b"l%d.%d.%d" % place)
+
+
+def place_of(cursor: str) -> LogPlace:
+    """The line after which a page of a log begins. Raises BadRequest for a cursor that no server made."""
+    found = _LOG.fullmatch(_decode(cursor))
+    if found is not None and all(int(number) <= _MAX_NUMBER for number in found.groups()):
+        return LogPlace(*map(int, found.groups()))
+    raise BadRequest("cursor is not one of a log; leave it out to begin at the first line", field="cursor")
+
+
+def _encode(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+
+def _decode(cursor: str) -> bytes:
+    try:
+        return base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+    except (ValueError, binascii.Error):
+        return b""

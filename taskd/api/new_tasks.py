@@ -1,0 +1,65 @@
+"""From the request for a task to a task that can be stored: checks and defaults."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+
+from twisted.internet.interfaces import IReactorTime
+
+from taskd.model.errors import BadRequest, quote
+from taskd.model.limits import DEFAULT_ATTEMPTS, MAX_DELAY_SECONDS
+from taskd.model.tasks import DEFAULT_KIND, NewTask, Route, check_key, check_kind, check_task_text
+from taskd.protocol.messages import TaskSpec, fingerprint, payload_text
+from taskd.scheduling.routes import Routes
+
+
+class NewTasks:
+    """``routes`` knows the queues, and how many attempts the living workers give to a kind."""
+
+    def __init__(self, clock: IReactorTime, routes: Routes) -> None:
+        self._clock = clock
+        self._routes = routes
+
+    def of(self, user_id: int, spec: TaskSpec) -> NewTask:
+        """The task that this user asks for. Raises BadRequest, TooLarge."""
+        queue = spec.queue
+        if queue is None:
+            queue = self._routes.queues[0]
+        elif queue not in self._routes.queues:
+            known = ", ".join(self._routes.queues)
+            raise BadRequest(f"there is no queue {quote(queue)} here; known are: {known}", field="queue")
+        key = asked_for = None
+        if spec.key is not None:
+            key, asked_for = check_key(spec.key), fingerprint(spec, queue)
+        task, kind = check_task_text(spec.task), check_kind(spec.kind)
+        return NewTask(
+            user_id,
+            task=task,
+            kind=kind,
+            payload=payload_text(spec),
+            queue=queue,
+            max_attempts=spec.max_attempts or self._attempts(queue, kind),
+            timeout=spec.timeout,
+            run_at=None if spec.delay is None and spec.run_at is None else self._run_at(spec),
+            key=key,
+            fingerprint=asked_for,
+        )
+
+    def _attempts(self, queue: str, kind: str) -> int:
+        if kind == DEFAULT_KIND:
+            return DEFAULT_ATTEMPTS
+        serving = self._routes.serving(Route(queue, kind))
+        return 0 if serving is None else serving.max_attempts
+
+    def _run_at(self, spec: TaskSpec) -> datetime | None:
+        """The earliest moment to run the task, None for now."""
+        now = datetime.fromtimestamp(self._clock.seconds(), timezone.utc)
+        if spec.delay is not None:
+            if spec.run_at is not None:
+                raise BadRequest("delay and run_at exclude each other: give one of them", field="delay")
+            return now + timedelta(seconds=spec.delay) if spec.delay else None
+        if spec.run_at is None or spec.run_at <= now:
+            return None
+        if spec.run_at > now + timedelta(seconds=MAX_DELAY_SECONDS):
+            raise BadRequest("run_at must be within the next ten years", field="run_at")
+        return spec.run_at.astimezone(timezone.utc)

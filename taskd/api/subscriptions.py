@@ -1,0 +1,63 @@
+"""What one connection has subscribed to: a watch, waits and followed logs."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from taskd.api.log_follow import LogFollow
+from taskd.events.hub import DRAINING, GAP, Send, Wait, Watch
+
+
+class Subscriptions:
+    """``send`` sends encoded events. Actions build a large reply inside ``large_reply``, which waits while the client
+    has too many of them to read."""
+
+    def __init__(self, send: Send, large_reply: AbstractAsyncContextManager[Any]) -> None:
+        self.send = send
+        self.large_reply = large_reply
+        self.watch: Watch | None = None
+        self.told_watching = False
+        """A reply has told the client that it is watching, and no ``gap`` event since that it is not."""
+        self.waits: set[Wait] = set()
+        self.follows: set[LogFollow] = set()
+        self.closed = False
+
+    def unwatch(self) -> None:
+        """End the watch. Followed logs go on."""
+        if self.watch is not None:
+            self.watch.close()
+            self.watch = None
+
+    def end_watch_with_gap(self) -> None:
+        """The client does not read its events: end the watch, if there is one, and send one ``gap``."""
+        if self.watch is not None:
+            self.unwatch()
+            self.send((GAP,))
+
+    def notify_watch_lost(self) -> None:
+        """Nothing is watched any more: send a ``gap`` event if the client was told that it is watching."""
+        if self.told_watching:
+            self.told_watching = False
+            self.send((GAP,))
+
+    def cancel_subscriptions(self) -> None:
+        """Send no more events."""
+        self.told_watching = False
+        self.unwatch()
+        for follow in tuple(self.follows):
+            follow.close()
+
+    def drain(self) -> None:
+        """The server is stopping: tell a client that gets events, and close."""
+        if self.follows or (self.watch is not None and not self.watch.closed):
+            self.cancel_subscriptions()
+            self.send((DRAINING,))
+        self.close()
+
+    def close(self) -> None:
+        """The connection is lost or about to close: end everything, and answer waits at once."""
+        self.closed = True
+        self.cancel_subscriptions()
+        for wait in tuple(self.waits):
+            wait.wake()

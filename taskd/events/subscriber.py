@@ -1,0 +1,57 @@
+"""Receives the event batches of other processes and passes them to the hub and the scheduling of this server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+from twisted.logger import Logger
+
+from taskd.events.hub import Hub
+from taskd.events.records import TaskChange, batch_prefix, decode_batch
+from taskd.ports.broker import IBroker
+
+
+class Subscriber:
+    """``origin`` is the name of this process: it skips its own batches. ``on_changes`` gets the changes that others
+    made, ``on_workers`` is called when a worker has started, stopped, or serves other kinds than before."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        broker: IBroker,
+        hub: Hub,
+        origin: str,
+        on_changes: Callable[[Sequence[TaskChange]], None],
+        on_workers: Callable[[], None],
+    ) -> None:
+        self._broker = broker
+        self._hub = hub
+        self._own_prefix = batch_prefix(origin)
+        self._on_changes = on_changes
+        self._on_workers = on_workers
+        self._warned = False
+
+    def start(self) -> None:
+        """Receive batches from now on."""
+        self._broker.subscribe(self._received, self._hub.gap)
+
+    def _received(self, body: bytes) -> None:
+        if body.startswith(self._own_prefix):
+            return
+        try:
+            batch = decode_batch(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as e:
+            # sent by another version of taskd, or by another program; the store has the truth in any case
+            if not self._warned:
+                self._warned = True
+                self._log.warn("an event batch cannot be decoded, live views may be late: {why}", why=str(e))
+            return
+        if batch.workers:
+            self._on_workers()
+        if batch.outputs:
+            self._hub.deliver_outputs(batch.outputs)
+        if batch.changes:
+            self._on_changes(batch.changes)
+            self._hub.deliver(batch.changes)

@@ -1,0 +1,78 @@
+"""Everything that schedules tasks in one server, wired together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from taskd.events.publisher import Publisher
+from taskd.model.errors import Unavailable
+from taskd.ports.broker import IBroker
+from taskd.ports.store import IStore
+from taskd.scheduling.dispatcher import Dispatcher
+from taskd.scheduling.maintenance.delete_finished import DeleteFinished
+from taskd.scheduling.maintenance.dispatch_backlog import DispatchBacklog
+from taskd.scheduling.maintenance.expire_leases import ExpireLeases
+from taskd.scheduling.maintenance.follow_workers import FollowWorkers
+from taskd.scheduling.maintenance.promote_due import PromoteDue
+from taskd.scheduling.maintenance.relay_outbox import RelayOutbox
+from taskd.scheduling.maintenance.requeue_lost import RequeueLost
+from taskd.scheduling.maintenance.rounds import MaintenanceRounds
+from taskd.scheduling.maintenance.take_back import TakeBack
+from taskd.scheduling.outbox import Outbox
+from taskd.scheduling.routes import Routes
+from taskd.scheduling.submission import Submitter
+from taskd.scheduling.window import Windows
+
+
+class Scheduler:
+    """``window`` is how many tasks of a route may be in the broker, ``lease`` the workers' lease in seconds, ``keep``
+    after how many seconds finished tasks are deleted (0: never). ``new_id`` makes the ids of batches, UUIDs."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        store: IStore,
+        broker: IBroker,
+        publisher: Publisher,
+        *,
+        queues: Sequence[str],
+        window: int,
+        lease: float,
+        keep: float,
+        new_id: Callable[[], str],
+    ) -> None:
+        self.windows = windows = Windows(window)
+        self.outbox = outbox = Outbox(store, broker)
+        make_dispatcher = partial(Dispatcher, clock, store, broker, outbox, publisher, new_id)
+        self.routes = routes = Routes(store, windows, queues, lease, make_dispatcher)
+        self.submitter = Submitter(clock, store, broker, outbox, windows, publisher, new_id, routes.wake)
+        take_back = TakeBack(publisher, routes)
+        self.maintenance = MaintenanceRounds(
+            clock,
+            store,
+            [
+                RelayOutbox(outbox),
+                FollowWorkers(routes),
+                PromoteDue(store, routes),
+                DispatchBacklog(store, windows, routes),
+                ExpireLeases(store, take_back, lease),
+                RequeueLost(store, broker, windows, take_back),
+                DeleteFinished(clock, store, keep),
+            ],
+        )
+
+    async def drain(self) -> None:
+        """Finish what is under way and start nothing more. Never fails."""
+        self.maintenance.stop()
+        await self.submitter.drained()
+        await self.routes.stop()
+        try:
+            await self.outbox.mark_published()
+        except Unavailable as e:
+            self._log.info("some outbox rows stay for other servers: {why}", why=e.message)
