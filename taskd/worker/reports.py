@@ -1,4 +1,4 @@
-"""What running tasks say: progress and log lines, gathered and stored at most four times a second."""
+"""Stores progress and log lines of running tasks, at most four times a second, and publishes them."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ INTERVAL = 0.25
 """Seconds between two reports of a task."""
 
 AGAIN_AFTER = 1.0
-"""Seconds until a store that is away is tried again."""
+"""Seconds until reports are stored again if the store was away."""
 
 PIECES = 64
-"""In so many pieces, more or less, a log is cut when it gets too long."""
+"""A log that gets too long is cut in about so many pieces."""
 
 MAX_PENDING_BYTES = 256 * 1024
-"""Lines that one task may have waiting here; the oldest are left out, and the log says how many."""
+"""Bytes of lines that one task may have waiting here. The oldest are left out, and the log says how many."""
 
 
 class ReportBuffer:
-    """One attempt's way to be heard. ``limit`` is how much of the task's log is kept, in bytes."""
+    """Progress and lines of one attempt that are not stored yet. ``limit`` is how many bytes of the task's log are
+    kept; ``on_output`` is called when there is something to store."""
 
-    def __init__(self, task: Task, limit: int, said: Callable[[ReportBuffer], None]) -> None:
+    def __init__(self, task: Task, limit: int, on_output: Callable[[ReportBuffer], None]) -> None:
         self.task = task
         self.closed = False
         self._limit = limit
-        self._said = said
+        self._on_output = on_output
         self._progress: float | None = None
         self._note: str | None = None
         self._pending: deque[str] = deque()
@@ -44,49 +45,45 @@ class ReportBuffer:
         self._left_out = 0
         self._next_line = 1
         self._stored: deque[tuple[int, int]] = deque()
+        """(first line, bytes) of the stored pieces of the log, oldest first."""
         self._stored_bytes = 0
-        # what attempts before this one have left is only asked for when there is something to add to it
-        self.older_known = task.attempt == 1 and task.dispatch == 1
+        # the size of what earlier attempts have left is only read when there is something to add
+        self.earlier_known = task.attempt == 1 and task.dispatch == 1
 
     @property
-    def dirty(self) -> bool:
-        """Whether there is something to report."""
-        return bool(self._pending) or self._left_out > 0 or self._progress is not None
-
-    @property
-    def speaks(self) -> bool:
+    def has_lines(self) -> bool:
         """Whether there are lines to report."""
         return bool(self._pending) or self._left_out > 0
 
     def progress(self, fraction: float, note: str) -> None:
-        """How far the task is, from 0 to 1, and at what."""
+        """How far the task is, from 0 to 1, and what it does."""
         if not self.closed:
             self._progress, self._note = fraction, note
-            self._said(self)
+            self._on_output(self)
 
     def lines(self, lines: Sequence[str], dropped: int = 0) -> None:
-        """New lines of its log, before which ``dropped`` others have been lost."""
+        """New lines of the log; ``dropped`` other lines before them are lost."""
         if self.closed:
             return
         if dropped and self._pending:
-            self._add(f"[{dropped} lines left out: they came too fast]")
+            self._add(_left_out(dropped))
         else:
             self._left_out += dropped
         for line in lines:
             self._add(line)
-        self._said(self)
+        self._on_output(self)
 
-    def older(self, size: int) -> None:
-        """So many bytes are in the log from before this attempt."""
-        self.older_known = True
+    def add_earlier(self, size: int) -> None:
+        """Earlier attempts have left so many bytes in the log."""
+        self.earlier_known = True
         if size:
             self._stored.appendleft((1, size))
             self._stored_bytes += size
 
     def take(self) -> Report:
-        """What is to be reported now; it counts as reported."""
+        """The report to store now. It counts as stored from here on."""
         if self._left_out:
-            self._pending.appendleft(f"[{self._left_out} lines left out: they came too fast]")
+            self._pending.appendleft(_left_out(self._left_out))
             self._left_out = 0
         lines, first = list(self._pending), self._next_line
         keep_from = 1
@@ -95,16 +92,16 @@ class ReportBuffer:
             self._pending.clear()
             self._pending_bytes = 0
             self._next_line += len(lines)
-            self._remember(first, size)
+            self._note_stored(first, size)
             keep_from = self._cut()
         progress, note = self._progress, self._note
         self._progress = self._note = None
         task = self.task
         return Report(task.id, task.dispatch, task.attempt, progress, note, first, lines, keep_from)
 
-    def _remember(self, first: int, size: int) -> None:
+    def _note_stored(self, first: int, size: int) -> None:
         self._stored_bytes += size
-        # pieces that are large enough to be cut one by one, and few
+        # few pieces, each large enough to be cut on its own
         if self._stored and self._stored[-1][0] > 1 and self._stored[-1][1] < self._limit // PIECES:
             before, so_far = self._stored.pop()
             self._stored.append((before, so_far + size))
@@ -115,7 +112,7 @@ class ReportBuffer:
         """The line from which on the log is kept."""
         keep_from = 1
         while self._stored_bytes > self._limit:
-            # what is older than this attempt goes together with its first lines
+            # the lines of earlier attempts go together with the first lines of this one
             count = 2 if len(self._stored) > 1 and self._stored[1][0] == 1 else 1
             if len(self._stored) <= count:
                 break
@@ -127,17 +124,17 @@ class ReportBuffer:
     def _add(self, line: str) -> None:
         self._pending.append(line)
         self._pending_bytes += len(line) + 1
-        # a quarter of the log at most, lest one report push out all the others
+        # at most a quarter of the log, so that one report cannot push out all the others
         while self._pending_bytes > min(MAX_PENDING_BYTES, self._limit // 4) and len(self._pending) > 1:
             self._pending_bytes -= len(self._pending.popleft()) + 1
             self._left_out += 1
 
 
 class Reports:
-    """Stores what the attempts of one worker say, and tells the servers of it.
+    """Stores the output of the attempts of one worker.
 
-    ``announce`` gets what is stored; ``fenced`` is called with an attempt's task that is not the worker's any more.
-    ``limit`` is what of a task's log is kept, in bytes.
+    ``on_stored`` gets the output that is stored; ``on_fenced`` is called with the task of an attempt that is not the
+    worker's any more. ``limit`` is how many bytes of a task's log are kept.
     """
 
     _log = Logger()
@@ -148,42 +145,43 @@ class Reports:
         store: IStore,
         worker: str,
         limit: int,
-        announce: Callable[[Sequence[TaskOutput]], None],
-        fenced: Callable[[Task], None],
+        on_stored: Callable[[Sequence[TaskOutput]], None],
+        on_fenced: Callable[[Task], None],
     ) -> None:
         self._clock = clock
         self._store = store
         self._worker = worker
         self._limit = limit
-        self._announce = announce
-        self._fenced = fenced
+        self._on_stored = on_stored
+        self._on_fenced = on_fenced
         self._dirty: dict[ReportBuffer, None] = {}
-        self._flying: dict[ReportBuffer, None] = {}
+        self._storing: dict[ReportBuffer, None] = {}
         self._last = float("-inf")
         self._timer: IDelayedCall | None = None
         self._busy = False
         self._closing: dict[ReportBuffer, Deferred[None]] = {}
 
     def buffer(self, task: Task) -> ReportBuffer:
-        """A way to be heard for an attempt that begins."""
-        return ReportBuffer(task, self._limit, self._heard)
+        """A buffer for an attempt that begins."""
+        return ReportBuffer(task, self._limit, self._has_output)
 
     def close(self, buffer: ReportBuffer) -> Deferred[None] | None:
-        """The attempt has ended: None when all it said is stored, else fires once it is. Nothing counts from now on."""
+        """The attempt has ended, and its buffer takes nothing more. None if all its output is stored, else fires once
+        it is."""
         buffer.closed = True
         if buffer in self._dirty:
-            self._arm(0)
-        elif buffer not in self._flying:
+            self._schedule(0)
+        elif buffer not in self._storing:
             return None
         done = self._closing[buffer] = Deferred()
         return done
 
-    def _heard(self, buffer: ReportBuffer) -> None:
+    def _has_output(self, buffer: ReportBuffer) -> None:
         if buffer not in self._dirty:
             self._dirty[buffer] = None
-            self._arm(max(0.0, self._last + INTERVAL - self._clock.seconds()))
+            self._schedule(max(0.0, self._last + INTERVAL - self._clock.seconds()))
 
-    def _arm(self, seconds: float) -> None:
+    def _schedule(self, seconds: float) -> None:
         if self._busy:
             return
         if self._timer is not None:
@@ -195,61 +193,65 @@ class Reports:
     def _begin(self) -> None:
         self._timer = None
         self._busy = True
-        Deferred.fromCoroutine(self._flush()).addBoth(self._ended)
+        Deferred.fromCoroutine(self._flush()).addBoth(self._flushed)
 
-    def _ended(self, result: object) -> None:
+    def _flushed(self, result: object) -> None:
         self._busy = False
         if self._dirty:
             soon = any(buffer in self._dirty for buffer in self._closing)
-            self._arm(0 if soon else max(0.0, self._last + INTERVAL - self._clock.seconds()))
+            self._schedule(0 if soon else max(0.0, self._last + INTERVAL - self._clock.seconds()))
 
     async def _flush(self) -> None:
         self._last = self._clock.seconds()
         buffers, self._dirty = self._dirty, {}
-        self._flying = buffers
+        self._storing = buffers
         reports: list[Report] = []
         while True:
             try:
                 for buffer in buffers:
-                    if buffer.speaks and not buffer.older_known:
-                        buffer.older(await self._store.log_bytes(buffer.task.id))
-                # a buffer may be heard again while its report is stored: that is for the next time
+                    if buffer.has_lines and not buffer.earlier_known:
+                        buffer.add_earlier(await self._store.log_bytes(buffer.task.id))
+                # output that comes while a report is being stored is for the next time
                 reports = reports or [buffer.take() for buffer in buffers]
-                mine = await self._store.report(self._worker, reports)
+                held = await self._store.report(self._worker, reports)
                 break
             except Unavailable as e:
                 self._log.debug("reports wait: {why}", why=e.message)
             except Exception:
                 self._log.failure("{count} reports could not be stored", count=len(buffers))
-                mine = frozenset(buffer.task.id for buffer in buffers)
+                held = frozenset(buffer.task.id for buffer in buffers)
                 reports = []
                 break
             await self._pause()
-        self._flying = {}
-        self._tell(buffers, reports, mine)
+        self._storing = {}
+        self._stored(buffers, reports, held)
 
-    def _tell(self, buffers: Iterable[ReportBuffer], reports: Sequence[Report], mine: frozenset[int]) -> None:
+    def _stored(self, buffers: Iterable[ReportBuffer], reports: Sequence[Report], held: frozenset[int]) -> None:
         now = datetime.fromtimestamp(self._clock.seconds(), timezone.utc)
-        by_turn = {(r.task_id, r.dispatch, r.attempt): r for r in reports}
-        said: list[TaskOutput] = []
+        by_attempt = {(r.task_id, r.dispatch, r.attempt): r for r in reports}
+        outputs: list[TaskOutput] = []
         for buffer in buffers:
             task = buffer.task
-            report = by_turn.get((task.id, task.dispatch, task.attempt))
-            if report is not None and task.id in mine:
+            report = by_attempt.get((task.id, task.dispatch, task.attempt))
+            if report is not None and task.id in held:
                 if report.progress is not None:
                     task.progress, task.note = report.progress, report.note
-                    said.append(progress_event(task, report.progress, report.note))
+                    outputs.append(progress_event(task, report.progress, report.note))
                 if report.lines:
-                    said.append(log_event(task, report.first_line, report.lines, now))
-            elif task.id not in mine and not buffer.closed:
-                self._fenced(task)
-            # what it said meanwhile, before it ended, is still to come
+                    outputs.append(log_event(task, report.first_line, report.lines, now))
+            elif task.id not in held and not buffer.closed:
+                self._on_fenced(task)
+            # output that came meanwhile, before the end, is still to be stored
             if buffer not in self._dirty and (done := self._closing.pop(buffer, None)) is not None:
                 done.callback(None)
-        if said:
-            self._announce(said)
+        if outputs:
+            self._on_stored(outputs)
 
     def _pause(self) -> Deferred[None]:
         done: Deferred[None] = Deferred()
         self._clock.callLater(AGAIN_AFTER, done.callback, None)
         return done
+
+
+def _left_out(count: int) -> str:
+    return f"[{count} lines left out: they came too fast]"

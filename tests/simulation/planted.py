@@ -9,11 +9,13 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 
+from taskd.events.publisher import Publisher
 from taskd.model.tasks import NewTask, Route, Task
 from taskd.ports.scheduling import Dispatch
 from taskd.scheduling.outbox import Outbox
 from taskd.store.sqlite import statements as sql
-from taskd.worker.worker import Worker
+from taskd.worker.held import HeldTask, ack
+from taskd.worker.running import RunningTasks
 from tests.simulation.referee import (
     ACK_AFTER_OUTCOME,
     BOUNDED_ATTEMPTS,
@@ -55,7 +57,8 @@ def _without(statement: str, check: str, instead: str) -> str:
 
 
 _publish = Outbox._publish
-_run = Worker._run
+_begin = RunningTasks.begin
+_publish_tasks = Publisher.publish
 _create_tasks: Callable[..., Any] = StoreLink.create_tasks
 
 
@@ -72,9 +75,14 @@ def _replies_before_the_commit(
     return succeed(tasks)
 
 
-def _acks_before_the_outcome(self: Worker, held: Any, task: Task) -> None:
-    _run(self, held, task)
-    self._ack([held])
+def _acks_before_the_outcome(self: RunningTasks, held: HeldTask, *rest: Any) -> None:
+    _begin(self, held, *rest)
+    ack([held])
+
+
+def _only_servers_publish(self: Publisher, tasks: Sequence[Task]) -> None:
+    if self._hub is not None:
+        _publish_tasks(self, tasks)
 
 
 async def _does_not_relay(self: Outbox) -> int:
@@ -100,7 +108,7 @@ DEFECTS: Mapping[str, Defect] = {
         StoreLink, "create_tasks", _replies_before_the_commit, CONFIRMED_EXIST, within=30
     ),
     "the worker acks before the outcome is committed": Defect(
-        Worker, "_run", _acks_before_the_outcome, ACK_AFTER_OUTCOME, within=30
+        RunningTasks, "begin", _acks_before_the_outcome, ACK_AFTER_OUTCOME, within=30
     ),
     "orphaned batches are not relayed": Defect(Outbox, "relay", _does_not_relay, OUTBOX_SETTLES, within=30),
     "what a drained worker gives back costs an attempt": Defect(
@@ -113,7 +121,7 @@ DEFECTS: Mapping[str, Defect] = {
         BOUNDED_ATTEMPTS,
         within=100,
     ),
-    "workers do not tell what they change": Defect(
-        Worker, "_announce", lambda self, tasks: None, WATCH_HEARS, within=30
+    "workers do not publish what they change": Defect(
+        Publisher, "publish", _only_servers_publish, WATCH_HEARS, within=30
     ),
 }

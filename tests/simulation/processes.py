@@ -179,8 +179,8 @@ class WorkerProcess(Process):
 
     def tasks(self) -> set[int]:
         worker = self.worker
-        backlog = [held for lane in worker._pools.values() for held in lane.backlog]
-        return {*worker._running, *worker._asked, *(held.claim.task_id for held in backlog)}
+        backlog = [held for pool in worker.claims.pools.values() for held in pool.backlog]
+        return {*worker.held.running, *worker.held.claiming, *(held.claim.task_id for held in backlog)}
 
     def serve(self) -> None:
         if not self.draining:

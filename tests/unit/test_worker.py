@@ -27,9 +27,10 @@ from taskd.ports.scheduling import Dispatch
 from taskd.ports.store import IStore
 from taskd.protocol.messages import encode
 from taskd.store.sqlite.store import InlineRunner, SqliteStore
+from taskd.worker.leases import ACK_AFTER
 from taskd.worker.runner import Runner
 from taskd.worker.simulate import Simulate
-from taskd.worker.worker import ACK_AFTER, Worker
+from taskd.worker.worker import Worker
 
 LEASE = 30.0
 LOG_BYTES = 2000
@@ -359,9 +360,9 @@ def test_last_attempts_run_one_after_the_other(stage: Stage) -> None:
         stage.advance(0.1)
         consumer = stage.broker._queue("tasks").consumers.pop()
         consumer.ready = False
-        worker._renewal.stop()
-        worker._tidying.stop()
-        for held in tuple(worker._running.values()):
+        worker.leases.stop()
+        worker.intake._giving_back.stop()
+        for held in tuple(worker.held.running.values()):
             assert held.attempt is not None
             held.attempt.stop()
         consumer.close()

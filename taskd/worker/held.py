@@ -1,0 +1,144 @@
+"""What a worker holds: each delivery from its arrival until it is acked or given back."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from datetime import datetime, timezone
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+
+from taskd.model.tasks import Task
+from taskd.ports.attempts import Claim
+from taskd.ports.broker import Delivery, IConsumer
+from taskd.worker.attempt import Attempt
+from taskd.worker.reports import ReportBuffer
+from taskd.worker.slots import SlotPool
+
+ClaimNumber = tuple[int, int, datetime]
+"""Dispatch, attempt and start of a claim. It grows with every claim of a task: see :func:`claim_number`."""
+
+NO_CLAIM: ClaimNumber = (0, 0, datetime.min.replace(tzinfo=timezone.utc))
+
+
+def claim_number(task: Task) -> ClaimNumber:
+    """Tells two claims of a task apart. The start time distinguishes a claim from an earlier one of the same dispatch
+    and attempt, which a crash of the database has undone."""
+    return task.dispatch, task.attempt, task.started_at or NO_CLAIM[2]
+
+
+class HeldState(enum.Enum):
+    """Where a held task is on its way."""
+
+    CLAIMING = "waits for a slot, or its claim is with the store"
+    RUNNING = "its handler runs"
+    FINISHING = "its outcome is on the way to the store"
+    RETURNING = "its attempt is stopped, and goes back to the store unspent"
+
+
+class HeldTask:
+    """A delivery, and what has become of it in this worker.
+
+    ``delivery`` is None once it is acked, given back, or lost with its channel. ``since`` is when it arrived, later
+    when it began to run, in seconds of the clock. ``ended_claim`` is the latest claim of this task that ended here
+    while this one was with the store: an answer about that claim comes too late.
+    """
+
+    __slots__ = (
+        "attempt",
+        "buffer",
+        "claim",
+        "consumer",
+        "delivery",
+        "ended_claim",
+        "last_attempt",
+        "pool",
+        "since",
+        "state",
+    )
+
+    def __init__(
+        self, delivery: Delivery, consumer: IConsumer, pool: SlotPool[HeldTask], since: float, max_attempts: int
+    ) -> None:
+        self.claim = Claim(delivery.task_id, delivery.dispatch, delivery.redelivered, max_attempts=max_attempts)
+        self.delivery: Delivery | None = delivery
+        self.consumer = consumer
+        self.pool = pool
+        self.since = since
+        self.state = HeldState.CLAIMING
+        self.attempt: Attempt | None = None
+        self.buffer: ReportBuffer | None = None
+        self.ended_claim = NO_CLAIM
+        self.last_attempt = False
+
+
+class HeldTasks:
+    """The tasks that are being claimed or run, and whether the worker is stopping.
+
+    ``draining`` is True from the beginning of the stop on, ``stopped`` once no attempt may begin any more.
+    """
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self.running: dict[int, HeldTask] = {}
+        self.claiming: dict[int, list[HeldTask]] = {}
+        self.claims = 0
+        """Claims that are with the store. ``claiming`` also has those that wait to be sent again."""
+        self.draining = False
+        self.stopped = False
+        self._idle: Deferred[None] | None = None
+
+    @property
+    def busy(self) -> int:
+        """How many tasks are being claimed or run."""
+        return self.claims + len(self.running)
+
+    def forget_claim(self, held: HeldTask) -> None:
+        """This one is not being claimed any more."""
+        claiming = self.claiming[held.claim.task_id]
+        claiming.remove(held)
+        if not claiming:
+            del self.claiming[held.claim.task_id]
+
+    def check_idle(self) -> None:
+        """A task is done: let :meth:`until_idle` go on if it was the last one."""
+        if self.draining and not self.busy:
+            self.hurry()
+
+    async def until_idle(self, seconds: float) -> None:
+        """Wait until there is nothing left, but no longer than so many seconds."""
+        if not self.busy:
+            return
+        idle = self._idle = Deferred()
+        timer = self._clock.callLater(seconds, self.hurry)
+        await idle
+        if timer.active():
+            timer.cancel()
+
+    def hurry(self) -> None:
+        """End the present wait."""
+        idle, self._idle = self._idle, None
+        if idle is not None:
+            idle.callback(None)
+
+
+def ack(helds: Iterable[HeldTask]) -> None:
+    """Ack the deliveries of these."""
+    for consumer, deliveries in _take_deliveries(helds):
+        consumer.ack(deliveries)
+
+
+def requeue(helds: Iterable[HeldTask]) -> None:
+    """Give the deliveries of these back to the broker, for any worker."""
+    for consumer, deliveries in _take_deliveries(helds):
+        consumer.requeue(deliveries)
+
+
+def _take_deliveries(helds: Iterable[HeldTask]) -> list[tuple[IConsumer, list[Delivery]]]:
+    found: dict[IConsumer, list[Delivery]] = {}
+    for held in helds:
+        if held.delivery is not None:
+            found.setdefault(held.consumer, []).append(held.delivery)
+            held.delivery = None
+    return list(found.items())
