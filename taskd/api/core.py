@@ -31,7 +31,7 @@ class Api:
         """The reply to a typed request. Raises TaskdError, whatever happens."""
         if self._draining:
             raise Draining("this server is stopping; connect again", retry_after=1)
-        if action.access is Access.USER and principal.user is None:
+        if action.access is Access.USER and not principal.user_id:
             raise AuthRequired(f"log in first: {action.name} is for a logged-in user")
         try:
             return await self._handlers[action.name](principal, subscriptions, request)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 
+from msgspec import Raw
 from twisted.internet.interfaces import IReactorTime
 
 from taskd.events.hub import Hub
-from taskd.events.records import CancelOrder, EventBatch, TaskChange, TaskOutput, changes_of
+from taskd.events.records import CancelOrder, EventBatch, TaskChange, TaskOutput
 from taskd.model.tasks import Task
 from taskd.ports.broker import ORDERS, IBroker
 from taskd.protocol.messages import encode
+from taskd.protocol.views import view
 
 MAX_BATCH_BYTES = 256 * 1024
 """About the most that goes into one message: brokers refuse messages of several megabytes."""
@@ -60,6 +62,14 @@ class Publisher:
     def _deliver(self, hub: Hub) -> None:
         changes, self._for_hub = self._for_hub, []
         hub.deliver(changes)
+
+
+def changes_of(tasks: Iterable[Task], now: datetime) -> list[TaskChange]:
+    """The changes that led to the present states of these tasks."""
+    return [
+        TaskChange(t.user_id, t.id, t.version, t.state, t.queue, t.kind, Raw(encode(view(t, now))), t.run_at <= now)
+        for t in tasks
+    ]
 
 
 def _pieces(changes: Sequence[TaskChange]) -> Iterator[Sequence[TaskChange]]:

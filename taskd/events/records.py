@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
 import msgspec
@@ -12,7 +12,6 @@ from taskd.model.states import State
 from taskd.model.tasks import Task
 from taskd.protocol.limits import MAX_LOG_EVENT_CHARS
 from taskd.protocol.messages import encode
-from taskd.protocol.views import view
 
 
 class TaskChange(Struct, array_like=True):
@@ -58,14 +57,6 @@ decode_batch = msgspec.json.Decoder(EventBatch).decode
 
 decode_cancel_order = msgspec.json.Decoder(CancelOrder).decode
 """The reverse of ``encode(CancelOrder(...))``. Raises msgspec.MsgspecError or UnicodeDecodeError."""
-
-
-def changes_of(tasks: Iterable[Task], now: datetime) -> list[TaskChange]:
-    """The changes that led to the present states of these tasks."""
-    return [
-        TaskChange(t.user_id, t.id, t.version, t.state, t.queue, t.kind, Raw(encode(view(t, now))), t.run_at <= now)
-        for t in tasks
-    ]
 
 
 def progress_event(task: Task, progress: float, note: str | None) -> TaskOutput:

@@ -117,7 +117,7 @@ def shown_state(task: Task, now: datetime) -> str:
 
 def check_task_text(text: str) -> str:
     """The text of a task, unchanged. Raises BadRequest when empty, too long, or not storable."""
-    if not has_visible(text):
+    if not ("!" <= text[:1] <= "~" or has_visible(text)):
         raise BadRequest("task must have at least one visible character", field="task")
     if len(text) > MAX_TASK_CHARS:
         raise TooLarge(f"task must have at most {MAX_TASK_CHARS} characters", field="task")

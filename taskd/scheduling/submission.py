@@ -104,7 +104,9 @@ class Submitter:
         except BaseException:
             self._outbox.give_back(published)
             for task in tasks:
-                window = self._windows.by_route.get(task.route) if task.state is State.QUEUED else None
+                window = (
+                    self._windows.by_route.get(Route(task.queue, task.kind)) if task.state is State.QUEUED else None
+                )
                 if window is not None:
                     window.take(-1)
             raise
@@ -117,7 +119,7 @@ class Submitter:
 
     def _first_state(self, task: NewTask) -> State:
         """QUEUED if it goes straight to the broker, else WAITING."""
-        window = self._windows.by_route.get(task.route)
+        window = self._windows.by_route.get(Route(task.queue, task.kind))
         if window is None or task.run_at is not None:
             return State.WAITING
         # With the broker away nothing goes to it: the dispatcher hands over what has waited, when it is back.

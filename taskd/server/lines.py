@@ -55,6 +55,7 @@ class LineConnection(LineReceiver):
 
     _log = Logger()
     transport: Any
+    _pipeline: RequestPipeline
 
     def __init__(self, api: Api, clock: IReactorTime, factory: LineFactory) -> None:
         self._api = api
@@ -63,7 +64,6 @@ class LineConnection(LineReceiver):
         self._principal = Principal()
         self._limiter = ReplyLimiter(clock)
         self._subscriptions = Subscriptions(self._send_events, self._limiter)
-        self._pipeline = RequestPipeline(self._start, self._write, self._congested)
         self._framer = Framer()
         self._lines: deque[bytes | None] = deque()
         self._had_line = False
@@ -84,6 +84,7 @@ class LineConnection(LineReceiver):
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpKeepAlive(True)
             self.transport.setTcpNoDelay(True)
+        self._pipeline = RequestPipeline(self._start, self.transport.write, self._congested)
         self.transport.registerProducer(_WriteFlow(self), True)
 
     def lineReceived(self, line: bytes) -> None:
@@ -169,9 +170,6 @@ class LineConnection(LineReceiver):
     def _close_timed_out(self) -> None:
         self._closer = None
         self.abort()
-
-    def _write(self, line: bytes) -> None:
-        self.transport.write(line)
 
     def _send_events(self, events: Sequence[bytes]) -> None:
         if self._lost:

@@ -18,7 +18,7 @@ from taskd.model.states import State
 from taskd.model.tasks import Task
 from taskd.ports.attempts import Claim
 from taskd.ports.store import IStore
-from taskd.worker.held import HeldTask, HeldTasks, ack, claim_number, requeue
+from taskd.worker.held import NO_CLAIM, HeldTask, HeldTasks, ack, claim_number, requeue
 from taskd.worker.running import RunningTasks
 from taskd.worker.slots import SlotPool
 
@@ -116,8 +116,10 @@ class Claims:
 
     def _is_duplicate_claim(self, task: Task, held: HeldTask) -> bool:
         """Whether the attempt is not a new one: the message came twice, or the answer comes after a later one's."""
-        claimed = claim_number(task)
         before = self._held.running.get(task.id)
+        if before is None and held.ended_claim is NO_CLAIM:
+            return False
+        claimed = claim_number(task)
         if before is not None and before.attempt is not None:
             # same numbers: what runs here stands for both
             if claim_number(before.attempt.task)[:2] < claimed[:2]:
@@ -132,16 +134,22 @@ class Claims:
         return True
 
     def _claim_ended(self, _: object, held: HeldTask) -> None:
-        self._held.forget_claim(held)
+        self._forget_claim(held)
         self._held.claims -= 1
         self._slot_free(held)
+
+    def _forget_claim(self, held: HeldTask) -> None:
+        claiming = self._held.claiming[held.claim.task_id]
+        claiming.remove(held)
+        if not claiming:
+            del self._held.claiming[held.claim.task_id]
 
     def _not_claimed(self, failure: Failure, held: HeldTask) -> None:
         if not failure.check(Unavailable):
             self._log.failure("a claim failed", failure)
         if self._held.draining:
             requeue([held])
-            self._held.forget_claim(held)
+            self._forget_claim(held)
         else:
             # Not given back: every other worker has the same store. If the claim was committed although the answer was
             # lost, the next claim returns the task as this worker's.
@@ -151,7 +159,7 @@ class Claims:
         self._slot_free(held)
 
     def _claim_again(self, held: HeldTask) -> None:
-        self._held.forget_claim(held)
+        self._forget_claim(held)
         if held.delivery is None:
             return
         if self._held.draining:
@@ -166,7 +174,8 @@ class Claims:
             return
         if self.last_attempts:
             self._start_last_attempt()
-        held.pool.fill()
+        if held.pool.backlog:
+            held.pool.fill()
 
     def _start_last_attempt(self) -> None:
         """Claim the next last attempt if none runs here. If it kills this worker, it takes no other one with it."""

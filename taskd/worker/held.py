@@ -94,13 +94,6 @@ class HeldTasks:
         """How many tasks are being claimed or run."""
         return self.claims + len(self.running)
 
-    def forget_claim(self, held: HeldTask) -> None:
-        """This one is not being claimed any more."""
-        claiming = self.claiming[held.claim.task_id]
-        claiming.remove(held)
-        if not claiming:
-            del self.claiming[held.claim.task_id]
-
     def check_idle(self) -> None:
         """A task is done: let :meth:`until_idle` go on if it was the last one."""
         if self.draining and not self.busy:

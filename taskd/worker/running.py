@@ -111,7 +111,8 @@ class RunningTasks:
 
     def _freed(self, _: object, held: HeldTask) -> None:
         held.pool.release()
-        held.pool.fill()
+        if held.pool.backlog:
+            held.pool.fill()
 
     def _ended(self, outcome: Outcome, held: HeldTask, on_end: Callable[[HeldTask], None]) -> None:
         held.state = HeldState.FINISHING

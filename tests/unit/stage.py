@@ -21,7 +21,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from taskd.api.accounts import Accounts
 from taskd.broker.memory import MemoryBroker
-from taskd.events.records import EventBatch, changes_of, decode_cancel_order, log_event, progress_event
+from taskd.events.publisher import changes_of
+from taskd.events.records import EventBatch, decode_cancel_order, log_event, progress_event
 from taskd.model.states import State
 from taskd.model.tasks import NewTask, Route, Task
 from taskd.ports.attempts import Claim, Outcome

@@ -102,12 +102,44 @@ class NewTask(ActionCase):
         self.assertEqual((task["kind"], task["queue"], task["max_attempts"]), ("render.4k", "slow", 7))
         self.assertEqual(task["payload"], payload)
 
+    def test_a_payload_keeps_its_bytes(self) -> None:
+        payloads = (
+            b'{ "a" : 1.10,"b":1e-400 }',
+            b'{"n":0.1000000000000000055511151231257827,"e":1E2,"u":"\\u00f1"}',
+            b'{"a":1,"a":2}',
+            b"{}",
+            b"{\t}",
+        )
+        for payload in payloads:
+            self.client.send(b'{"action":"new_task","id":1,"task":"x","payload":%s}' % payload)
+            task_id = self.client.reply(1)["task_id"]
+            self.client.send({"action": "get_task", "id": 2, "task_id": task_id})
+            [line] = self.client.raw()
+            self.assertIn(b'"payload":' + payload + b",", line)
+            self.assertEqual([task.payload.encode() for task in self.stage.tasks(task_id)], [payload])
+
+    def test_a_carriage_return_between_tokens_becomes_a_space(self) -> None:
+        """A client may take it for the end of a line."""
+        self.client.send(b'{"action":"new_task","id":1,"task":"x","payload":{\r"a":1}}\r')
+        task_id = self.client.reply(1)["task_id"]
+        self.assertEqual([task.payload for task in self.stage.tasks(task_id)], ['{ "a":1}'])
+
+    def test_a_key_compares_payloads_by_value(self) -> None:
+        asked = b'{"action":"new_task","id":%d,"task":"x","key":"k","payload":%s}'
+        self.client.send(asked % (1, b'{"a":1.10,"b":[2]}'))
+        task_id = self.client.reply(1)["task_id"]
+        self.client.send(asked % (2, b'{ "b" : [2], "a" : 11e-1 }'))
+        reply = {"id": 2, "ok": True, "status": "task_created", "task_id": task_id, "duplicate": True}
+        self.assertEqual(self.client.reply(2), reply)
+        self.client.send(asked % (3, b'{"a":1.10,"b":[3]}'))
+        self.assertRefused(self.client.reply(3), "conflict", "key")
+
     def test_fields_that_cannot_be(self) -> None:
         nested: Any = 1
         for _ in range(101):
             nested = [nested]
         cases: dict[str, tuple[Any, ...]] = {
-            "task": ("", " \n", "a\0b", 5, None),
+            "task": ("", " \n", "\u200b", "\u2800 \u3164", "a\0b", 5, None),
             "kind": ("", "a b", "x" * 65, "ñ", None),
             "queue": ("other", "", "tasks ", 5),
             "payload": ([], "x", 5, {"a": nested}),

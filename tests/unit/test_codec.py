@@ -10,7 +10,8 @@ import msgspec
 import pytest
 from msgspec import UNSET
 
-from taskd.events.records import EventBatch, changes_of, decode_batch
+from taskd.events.publisher import changes_of
+from taskd.events.records import EventBatch, decode_batch
 from taskd.model.errors import Conflict, RateLimited, TaskdError
 from taskd.protocol import messages as m
 from taskd.protocol.actions import ACTIONS
@@ -62,6 +63,10 @@ def refused(line: bytes | str) -> tuple[TaskdError, Any]:
         *(b'{"action":"ping","x":01}', b'{"action":"ping","x":tru}', b'{"action":"ping","x":"\\q"}', b'{"action"}'),
         *(b"[" * 10_000, b'{"action":"ping","x":' + b"[" * 10_000 + b"]" * 10_000 + b"}", b'{"a":' * 10_000),
         b'{"action":"ping","id":' + b"[" * 10_000 + b"]" * 10_000 + b"}",
+        # something else is wrong as well, and msgspec stops there
+        *(b'{"a":1}garbage', b"{} {}", b'{"action":5} x', b'{"action":5,"x":tru}', b'{"action":null]'),
+        *(b'{"action":"nope"}]', b'{"action":"new_task"}{"task":"x"}', b'{"action":"new_task","payload":[]}}'),
+        *(b'{"id":{}}x', b'{"action":"wait","task_ids":[1,"x"],}', b'{"action":"new_tasks","tasks":[5]'),
     ],
     ids=short,
 )

@@ -9,8 +9,8 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from taskd.events.hub import MAX_EARLY, MAX_SEEN, PIECE, Hub, Watch
-from taskd.events.publisher import MAX_BATCH_BYTES
-from taskd.events.records import EventBatch, TaskChange, changes_of, decode_batch, log_event, progress_event
+from taskd.events.publisher import MAX_BATCH_BYTES, changes_of
+from taskd.events.records import EventBatch, TaskChange, decode_batch, log_event, progress_event
 from taskd.events.subscriber import Subscriber
 from taskd.model.states import State
 from taskd.model.tasks import Task

@@ -125,6 +125,15 @@ class TestPasswords:
 
 
 class TestTaskTexts:
+    @pytest.mark.parametrize(
+        "text",
+        ["", " ", "\u200b", "\u2800", "\u3164", "\u00a0\u2003", "\u200b \u2060\ufeff", "\u202e", "\x01\x7f", "\u00ad"],
+    )
+    def test_nothing_to_see(self, text: str) -> None:
+        with pytest.raises(BadRequest) as caught:
+            check_task_text(text)
+        assert caught.value.field == "task"
+
     @pytest.mark.parametrize("text", ["x", " x ", "line\nline\ttab", "ñ" * MAX_TASK_CHARS, "\u202ex", "🦀"])
     def test_taken_unchanged(self, text: str) -> None:
         assert check_task_text(text) == text

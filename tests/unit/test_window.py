@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from taskd.events.records import TaskChange, changes_of
+from taskd.events.publisher import changes_of
+from taskd.events.records import TaskChange
 from taskd.model.states import State
 from taskd.model.tasks import Route, Task
 from taskd.scheduling.window import Window, Windows

@@ -32,7 +32,7 @@ class AccountActions:
             raise BadRequest(f"{missing} is missing: log in with username and password, or with a token", field=missing)
         subscriptions.cancel_subscriptions()
         fields = {"status": "logged_in", "token": token, "user_id": user.id, "username": user.username, **expires}
-        return Reply(fields, Principal(user, token, principal.address))
+        return Reply(fields, Principal(user.id, user.username, token, principal.address))
 
     async def logout(self, principal: Principal, subscriptions: Subscriptions, request: m.Nothing) -> Reply:
         if principal.token is not None:
@@ -41,5 +41,4 @@ class AccountActions:
         return Reply(SUCCESS.fields, Principal(address=principal.address))
 
     async def whoami(self, principal: Principal, subscriptions: Subscriptions, request: m.Nothing) -> Reply:
-        user = principal.logged_in()
-        return Reply({"status": "success", "user_id": user.id, "username": user.username})
+        return Reply({"status": "success", "user_id": principal.user_id, "username": principal.username})
