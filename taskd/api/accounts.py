@@ -1,6 +1,6 @@
 """Accounts: registration, login and session tokens.
 
-bcrypt runs in a thread pool of its own, so that a burst of logins holds up neither the reactor nor name resolution.
+bcrypt runs in its own thread pool, so that a burst of logins delays neither the reactor nor name resolution.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from taskd.model.users import User, check_new_password, normalize_username, pass
 from taskd.ports.store import IStore
 
 RunHash = Callable[..., Awaitable[Any]]
-"""Runs a blocking function somewhere and answers with its result."""
+"""Runs a blocking function in another thread; its result comes later."""
 
 MAX_HASHES_PENDING = 200
-"""At about a quarter of a second each, a longer queue would only make everybody wait in vain."""
+"""A hash takes about a quarter of a second. In a longer queue every client would give up before its turn."""
 
 
 class HashPool:
-    """Threads for bcrypt, which releases the GIL. What waits for one is not in the pool yet, so that :meth:`stop` has
-    to wait for no more than what they are doing."""
+    """Threads for bcrypt, which releases the GIL. At most as many calls as threads are in the pool; the others wait
+    outside, so that :meth:`stop` waits only for the hashes under way."""
 
     def __init__(self, reactor: IReactorFromThreads, threads: int = 2) -> None:
         self._reactor = reactor
@@ -43,7 +43,7 @@ class HashPool:
         self._pool.start()
 
     def stop(self) -> None:
-        """End the threads after what they are doing; what waits is never done."""
+        """End the threads after the hashes under way; waiting calls are never run."""
         self._pool.stop()
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> Deferred[Any]:
@@ -51,7 +51,7 @@ class HashPool:
 
 
 class Accounts:
-    """Who is who. ``rounds`` is bcrypt's cost, ``session_seconds`` how long a token is good."""
+    """``rounds`` is bcrypt's cost, ``session_seconds`` how long a session token is valid."""
 
     _log = Logger()
 
@@ -83,7 +83,7 @@ class Accounts:
         account = await self._store.find_user(key)
         if account is None:
             raise NoUser(f"nobody is registered as {quote(name)}; register first", field="username")
-        # An overlong password cannot be right; the hash is spent all the same, so that the time tells nothing.
+        # An overlong password cannot be right. It costs a hash as well, so that the time reveals nothing.
         good = await self._hashing(self._check, secret[:MAX_PASSWORD_BYTES], account.password)
         if not good or len(secret) > MAX_PASSWORD_BYTES:
             raise WrongCredentials("the password is not right for this username", field="password")

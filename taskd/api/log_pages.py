@@ -1,4 +1,4 @@
-"""Reading a task's log: lines behind a place, or the last ones, and the cursors that say where a reader is."""
+"""Reads pages of a task's log: the first lines after a place, or the last ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from taskd.ports.logs import LogChunk, LogPlace
 from taskd.ports.store import IStore
 
 CHUNKS = 50
-"""Chunks of a log that are read at a time."""
+"""Chunks of a log to read at a time."""
 
 
 class LogLine(NamedTuple):
@@ -23,8 +23,8 @@ class LogLine(NamedTuple):
 
 
 class Lines(NamedTuple):
-    """Consecutive lines of a log. ``cut`` when what stood just before the first of them is gone, ``more`` when there
-    are lines behind the last of them already."""
+    """Consecutive lines of a log. ``cut``: the line just before the first one has been deleted. ``more``: there are
+    lines after the last one already."""
 
     lines: list[LogLine]
     cut: bool
@@ -32,12 +32,12 @@ class Lines(NamedTuple):
 
 
 async def read_lines(store: IStore, task_id: int, after: LogPlace | None, limit: int, chars: int) -> Lines:
-    """The first lines behind a place: up to ``limit``, and about ``chars`` characters. Raises Unavailable."""
+    """The first lines after a place: up to ``limit``, and about ``chars`` characters. Raises Unavailable."""
     found: list[LogLine] = []
     size, last = 0, after
     while True:
         chunks = await store.read_log(task_id, last, CHUNKS)
-        for line in _behind(last, chunks):
+        for line in _after_place(last, chunks):
             size += len(line.text)
             if found and (len(found) == limit or size > chars):
                 return Lines(found, _is_cut(after, found), True)
@@ -48,12 +48,12 @@ async def read_lines(store: IStore, task_id: int, after: LogPlace | None, limit:
 
 
 async def read_tail(store: IStore, task_id: int, after: LogPlace | None, limit: int, chars: int) -> Lines:
-    """The last lines behind a place: up to ``limit``, and about ``chars`` characters. Raises Unavailable."""
+    """The last lines after a place: up to ``limit``, and about ``chars`` characters. Raises Unavailable."""
     found: deque[LogLine] = deque()
     size, last, before = 0, after, after
     while True:
         chunks = await store.read_log(task_id, last, CHUNKS)
-        for line in _behind(last, chunks):
+        for line in _after_place(last, chunks):
             found.append(line)
             size += len(line.text)
             last = line.place
@@ -65,7 +65,7 @@ async def read_tail(store: IStore, task_id: int, after: LogPlace | None, limit: 
             return Lines(list(found), _is_cut(before, found), False)
 
 
-def _behind(after: LogPlace | None, chunks: Iterable[LogChunk]) -> Iterator[LogLine]:
+def _after_place(after: LogPlace | None, chunks: Iterable[LogChunk]) -> Iterator[LogLine]:
     for place, at, lines in chunks:
         for number, text in enumerate(lines, place.line):
             here = place._replace(line=number)

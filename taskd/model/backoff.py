@@ -6,9 +6,11 @@ import msgspec
 
 
 class Backoff(msgspec.Struct, frozen=True):
-    """How long to wait between attempts, in seconds: ``first``, then ``factor`` times as long each time up to
-    ``longest``; a random part of up to ``jitter`` of it is left out, so that what failed together does not come
-    together again (Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015)."""
+    """Exponential backoff with jitter: ``first`` seconds, then ``factor`` times as long each time, up to ``longest``.
+
+    Each delay is shortened by a random part of up to ``jitter`` of it, so that tasks that failed together are not tried
+    again together (Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
+    """
 
     first: float = 2.0
     factor: float = 2.0

@@ -1,7 +1,7 @@
-"""Domain errors. Each carries the stable code that clients see on the wire.
+"""Domain errors. Each has the stable code that clients see on the wire.
 
-``message`` says what to do, in English; ``status`` is ``error`` except where the original vocabulary has a word
-of its own (``in_use``, ``no_user``, ``wrong_credentials``).
+``message`` says what to do, in English. ``status`` is ``error``, except where the original vocabulary has its own word
+(``in_use``, ``no_user``, ``wrong_credentials``).
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from typing import ClassVar
 
 
 class TaskdError(Exception):
-    """A refusal that a client may see. Subclasses fix the wire code.
+    """An error that a client may see. Each subclass has its own code.
 
-    ``field`` names the request's field that is at fault; ``retry_after`` is in seconds.
+    ``field`` names the request's wrong field; ``retry_after`` is in seconds.
     """
 
     code: ClassVar[str] = "internal"
@@ -74,19 +74,19 @@ class TooLarge(TaskdError):
 
 
 class RateLimited(TaskdError):
-    """Too much at once; ``retry_after`` says when to come back."""
+    """Too many requests at once; ``retry_after`` says when to try again."""
 
     code = "rate_limited"
 
 
 class QuotaExceeded(TaskdError):
-    """The user's share is used up."""
+    """The user has reached a limit."""
 
     code = "quota_exceeded"
 
 
 class Draining(TaskdError):
-    """This server is stopping; connect again and land on another one."""
+    """This server is stopping; a new connection reaches another one."""
 
     code = "draining"
 
@@ -98,23 +98,23 @@ class Unavailable(TaskdError):
 
 
 class Internal(TaskdError):
-    """A defect of ours; the server's log has the details under the same request."""
+    """A defect in taskd; the server's log has the details."""
 
     code = "internal"
 
 
 class UsernameInUse(Conflict):
-    """Somebody has this username already, be it in other letter case."""
+    """Another user has this username already, perhaps in other letter case."""
 
     status = "in_use"
 
 
 class KeyTaken(Conflict):
-    """A task with this key has just been stored. Look it up and compare; clients never see this."""
+    """Another request has just stored a task with this key. The server looks it up; clients never see this error."""
 
 
 class NoUser(NotFound):
-    """Nobody is registered under this username."""
+    """No user has this username."""
 
     status = "no_user"
 
@@ -126,7 +126,7 @@ class WrongCredentials(Forbidden):
 
 
 def quote(text: str) -> str:
-    """A user's text for a message: in quotes, escaped, and cut so that no reply is longer for it."""
+    """A user's text for a message: in quotes, escaped, and cut to 64 characters so that replies stay short."""
     return repr(text if len(text) <= 64 else text[:64] + "...")
 
 
@@ -139,4 +139,4 @@ class SchemaTooNew(Exception):
 
 
 class BrokerUnavailable(Exception):
-    """The broker cannot take a message now, or lost it before confirming. Publish again later."""
+    """The broker cannot take a message now, or lost it before it confirmed it. Publish again later."""

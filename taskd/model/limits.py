@@ -10,18 +10,18 @@ DEFAULT_ATTEMPTS = 3
 MAX_ATTEMPTS = 100
 
 MAX_DELAY_SECONDS = 10 * 366 * 86400.0
-"""How far ahead a task may be scheduled."""
+"""The longest time until a delayed task may run."""
 
 MAX_TIMEOUT_SECONDS = 30 * 86400.0
 
 MAX_NOTE_CHARS = 200
-"""Of what a handler says beside its progress; the rest is cut."""
+"""The longest note beside a task's progress; longer ones are cut."""
 
 MAX_TRACE_CHARS = 16 * 1024
-"""Of a traceback; the middle is cut, because the ends say what failed and where it came from."""
+"""The longest traceback; of a longer one the middle is cut, because both ends show what failed and where."""
 
 MAX_LINE_CHARS = 4096
-"""Of one line of a task's log; the rest is cut."""
+"""The longest line of a task's log; longer ones are cut."""
 
 MAX_TASK_CHARS = 4096
 
@@ -34,12 +34,12 @@ MAX_USERNAME_CHARS = 64
 MIN_PASSWORD_BYTES = 8
 
 MAX_PASSWORD_BYTES = 72
-"""bcrypt reads no further than 72 bytes; a longer password would be cut silently."""
+"""bcrypt uses only the first 72 bytes; it would cut a longer password silently."""
 
 MAX_RESULT_BYTES = 256 * 1024
 
 LISTED_RESULT_BYTES = 4096
-"""Lists and events leave out a result larger than this; get_task always has it."""
+"""Lists and events leave out a larger result; get_task always has it."""
 
 MAX_JSON_DEPTH = 100
-"""How deeply payload and result may be nested: what one process can read, all others can."""
+"""How deeply payload and result may be nested, so that every process can decode them."""

@@ -6,7 +6,7 @@ import enum
 
 
 class State(str, enum.Enum):
-    """Where a task is in its life. The value is what the column ``tasks.state`` holds."""
+    """The state of a task. The values are those of the column ``tasks.state``."""
 
     WAITING = "waiting"
     QUEUED = "queued"
@@ -34,14 +34,14 @@ MOVES: dict[State, frozenset[State]] = {
     State.WAITING: frozenset({State.QUEUED, State.CANCELLED}),
     # back to waiting: the message was lost, or the queue was paused
     State.QUEUED: frozenset({State.RUNNING, State.WAITING, State.CANCELLED}),
-    # running to running: a redelivery takes over from a worker that lost its channel; to waiting: to be tried again
+    # to running: a redelivery takes the task over from a worker that lost its channel; to waiting: for another attempt
     State.RUNNING: frozenset({State.RUNNING, State.WAITING, State.COMPLETED, State.FAILED, State.CANCELLED}),
     State.COMPLETED: frozenset(),
-    # only when the owner asks for it
+    # the owner asks for another try
     State.FAILED: frozenset({State.WAITING}),
     State.CANCELLED: frozenset({State.WAITING}),
 }
 """Every legal change of state. The stores' statements implement it; their conformance suite checks it."""
 
 SHOWN_STATES = ("scheduled", "retrying", *(s.value for s in State))
-"""What a reader may see and filter by: ``waiting`` shows as scheduled or retrying where that says more."""
+"""The states that readers see and filter by; see :func:`taskd.model.tasks.shown_state`."""

@@ -1,4 +1,4 @@
-"""What a task is: a request for one, a row of the table, its route; checks of its texts."""
+"""What a task is: a new one, a stored one, its route, and the checks of its texts."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from taskd.model.visible import has_visible
 DEFAULT_KIND = "simulate"
 
 PROGRAM_PREFIX = "command:"
-"""What the kinds of programs begin with."""
+"""How the kinds of programs begin."""
 
 
 class Route(NamedTuple):
-    """Tasks that the same workers can run: those of one kind in one queue. Each has a queue of the broker to itself."""
+    """The tasks of one kind in one queue: the same workers can run them. Each route has its own queue in the broker."""
 
     queue: str
     kind: str
 
     @property
     def name(self) -> str:
-        """The broker's name for it. The default kind has the queue's own, which therefore holds no ``#``."""
+        """The name of the broker's queue. The default kind uses the queue's own name, which contains no ``#``."""
         return self.queue if self.kind == DEFAULT_KIND else f"{self.queue}#{self.kind}"
 
 
 class NewTask(msgspec.Struct):
-    """A validated request of a user for one task. ``payload`` is a JSON object, already encoded.
+    """A user's valid request for one task. ``payload`` is the text of a JSON object.
 
-    ``max_attempts`` 0 means what its kind has, which the first worker that claims it knows. ``timeout`` is in seconds;
-    a ``run_at`` in the future keeps it waiting until then. Of tasks of one user with the same ``key`` there is only
-    one; ``fingerprint`` tells whether a second request for it asks for the same. ``state`` is QUEUED for a task that
-    goes straight to the broker.
+    ``max_attempts`` 0 means as many as its kind has, which the first worker that claims it knows. ``timeout`` is in
+    seconds. A ``run_at`` in the future keeps the task waiting until then. A user has at most one task with the same
+    ``key``; ``fingerprint`` tells whether a second request with this key asks for the same task. ``state`` is QUEUED
+    for a task that goes straight to the broker, else WAITING.
     """
 
     user_id: int
@@ -54,16 +54,16 @@ class NewTask(msgspec.Struct):
 
     @property
     def route(self) -> Route:
-        """Which workers can run it."""
+        """Its kind and queue."""
         return Route(self.queue, self.kind)
 
 
 class Task(msgspec.Struct):
-    """One row of ``tasks`` as its owner may see it. Times are aware and in UTC.
+    """One row of the table ``tasks``. Times are aware and in UTC.
 
     ``version`` grows by one with every change of state, so that a reader can tell an old view from a new one.
-    ``payload`` and ``result`` are JSON text; ``error`` is one line for people, of the last attempt that failed.
-    ``max_attempts`` is 0 until it is known. ``progress`` is from 0 to 1, as the handler says, with a ``note``.
+    ``payload`` and ``result`` are JSON text; ``error`` is one line for people about the last attempt that failed.
+    ``max_attempts`` is 0 until it is known. The handler sets ``progress``, from 0 to 1, and a ``note``.
     """
 
     id: int
@@ -89,12 +89,12 @@ class Task(msgspec.Struct):
 
     @property
     def route(self) -> Route:
-        """Which workers can run it."""
+        """Its kind and queue."""
         return Route(self.queue, self.kind)
 
 
 class FailedAttempt(NamedTuple):
-    """An attempt that failed, or was lost with its worker."""
+    """An attempt that failed or was lost."""
 
     dispatch: int
     attempt: int
@@ -106,7 +106,7 @@ class FailedAttempt(NamedTuple):
 
 
 def shown_state(task: Task, now: datetime) -> str:
-    """The state a reader sees: ``waiting`` becomes ``scheduled`` or ``retrying`` where that says more."""
+    """The state that readers see: some ``waiting`` tasks are shown as ``scheduled`` or ``retrying``."""
     if task.state is State.WAITING:
         if task.attempt:
             return "retrying"

@@ -11,11 +11,11 @@ from taskd.model.limits import MAX_PASSWORD_BYTES, MAX_USERNAME_CHARS, MIN_PASSW
 from taskd.model.visible import is_invisible
 
 _MAX_RAW_USERNAME = 4 * MAX_USERNAME_CHARS
-"""Before normalisation, which turns up to four characters into one and takes quadratic time on long texts."""
+"""The limit before normalisation, which joins up to four characters and takes quadratic time on long texts."""
 
 
 class User(msgspec.Struct, frozen=True):
-    """An account as the rest of the program knows it; the password hash stays in the store and accounts."""
+    """An account without its password hash, which only the store and taskd.api.accounts see."""
 
     id: int
     username: str
@@ -49,7 +49,7 @@ def check_new_password(password: str) -> bytes:
 
 
 def password_bytes(password: str) -> bytes:
-    """UTF-8 of a password. Raises BadRequest for NUL, at which bcrypt would stop reading, and for surrogates."""
+    """A password in UTF-8. Raises BadRequest for NUL, where bcrypt would stop reading, and for surrogates."""
     if "\0" in password:
         raise BadRequest("password must not contain the NUL character", field="password")
     try:

@@ -1,6 +1,6 @@
-"""Lines to requests and replies to lines.
+"""Decodes lines to requests and encodes replies to lines.
 
-Of a name that an object has twice all are checked and the last counts. Fields that are not declared may hold any JSON.
+If an object has a name twice, all values are checked and the last one counts. Undeclared fields may hold any JSON.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _checked(raw: Raw) -> Raw:
     except msgspec.ValidationError as e:
         what, _, _ = str(e).partition(" - at `")
         raise msgspec.ValidationError(f"{what} - at `$.id`") from None
-    return raw.copy()  # or it would keep the whole line
+    return raw.copy()  # without a copy it would keep the whole line in memory
 
 
 def _unknown(name: str) -> UnknownAction:
@@ -104,7 +104,7 @@ def _invalid(e: msgspec.ValidationError) -> TaskdError:
 
 
 def _words(types: str) -> str:
-    """Python's names of types in JSON's words."""
+    """The JSON names of Python types."""
     names = types.split(" | ")
     if "float" in names and "int" in names:
         names.remove("int")
@@ -135,14 +135,14 @@ def _find_id(line: bytes) -> RequestId:
 
 
 def encode_reply(reply: Reply, request_id: RequestId) -> bytes:
-    """A line for a reply that is not an error."""
+    """The line of a reply that is not an error."""
     if request_id is UNSET:
         return encode({"ok": True, **reply}) + b"\n"
     return encode({"id": request_id, "ok": True, **reply}) + b"\n"
 
 
 def encode_error(error: TaskdError, request_id: RequestId) -> bytes:
-    """A line for an error reply, with its stable code."""
+    """The line of an error reply, with its stable code."""
     reply: dict[str, Any] = {} if request_id is UNSET else {"id": request_id}
     reply |= {"ok": False, "status": error.status, "code": error.code, "message": error.message}
     if error.field is not None:

@@ -1,4 +1,4 @@
-"""The reference part of docs/protocol.md, made from the registry so that page and code cannot drift apart.
+"""Generates the reference part of docs/protocol.md from the registry, so that page and code cannot differ.
 
 ``python -m taskd.protocol.docs`` prints the parts; with a path it writes them into that page, between the marks
 ``<!-- begin NAME -->`` and ``<!-- end NAME -->``. A test fails while the page is stale.
@@ -15,7 +15,7 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import msgspec
-from msgspec import NODEFAULT, Meta
+from msgspec import NODEFAULT, Meta, Raw
 
 from taskd.protocol.actions import ACTIONS, Access, Action
 
@@ -24,7 +24,7 @@ _TYPES = {
     int: "integer",
     float: "number",
     bool: "boolean",
-    dict: "object",
+    Raw: "object",
     list: "array",
     datetime: "time",
 }
@@ -32,12 +32,12 @@ _PART = re.compile(r"(<!-- begin ([\w ]+) -->\n).*?(<!-- end \2 -->)", re.DOTALL
 
 
 def parts() -> dict[str, str]:
-    """Every part of the page that is made here, by its name: ``actions``, and ``fields NAME`` for each action."""
+    """Every generated part of the page, by its name: ``actions``, and ``fields NAME`` for each action."""
     return {"actions": overview()} | {f"fields {a.name}": fields(a) for a in ACTIONS.values()}
 
 
 def updated(page: str) -> str:
-    """The page with its marked parts as they should be. Raises ValueError when a part has no place, or two."""
+    """The page with its marked parts regenerated. Raises ValueError when a part has no place, or two."""
     wanted = parts()
     found = [name for _, name, _ in _PART.findall(page)]
     if sorted(found) != sorted(wanted):
@@ -112,7 +112,7 @@ def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Print the parts, or bring a page up to date."""
+    """Print the parts, or update a page."""
     if not arguments:
         print("\n".join(f"<!-- {name} -->\n{text}" for name, text in parts().items()))
     for name in arguments:

@@ -23,13 +23,13 @@ Scalar: TypeAlias = Union[str, int, float, bool, None]  # noqa: UP007 (evaluated
 """What a request's ``id`` may be."""
 
 RequestId: TypeAlias = Union[Raw, UnsetType]  # noqa: UP007 (evaluated at run time on 3.10)
-"""A request's ``id`` as it was written, so that the reply has the very same: 1.0 stays 1.0, and null is not no id."""
+"""A request's ``id`` as the client wrote it, for the reply: 1.0 stays 1.0, and null differs from no id."""
 
 TaskId: TypeAlias = Annotated[int, Meta(ge=1, le=2**63 - 1, description="A task's number.")]
 
 
 class Envelope(Struct):
-    """What every request has. Read first, so that an error can name the request."""
+    """The fields of every request. The codec reads them first, so that an error can name the request."""
 
     action: str
     id: RequestId = UNSET
@@ -58,29 +58,29 @@ IN_PAYLOAD = " - in payload"
 
 
 class TaskSpec(Struct):
-    task: Annotated[str, Meta(description="What it is, in the user's words: 1 to 4,096 characters.")]
+    task: Annotated[str, Meta(description="What the task is, in the user's words: 1 to 4,096 characters.")]
     kind: Annotated[str, Meta(description="Which handler runs it.")] = DEFAULT_KIND
     payload: Annotated[Raw, Meta(description="The handler's arguments, a JSON object.")] = _NO_PAYLOAD
     queue: Annotated[str | None, Meta(description="One of the server's queues; left out, the first.")] = None
     max_attempts: Annotated[
         Annotated[int, Meta(ge=1, le=MAX_ATTEMPTS)] | None,
-        Meta(description="How often it may be tried; left out, its kind says."),
+        Meta(description="How many attempts it may have; left out, as many as its kind has."),
     ] = None
     timeout: Annotated[
         Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_SECONDS)] | None,
-        Meta(description="Seconds that an attempt may take, if less than its kind's."),
+        Meta(description="Seconds that an attempt may take, if fewer than its kind's."),
     ] = None
     delay: Annotated[
         Annotated[float, Meta(ge=0, le=MAX_DELAY_SECONDS)] | None,
-        Meta(description="Seconds from now before which it is not run."),
+        Meta(description="Seconds from now until it may run."),
     ] = None
     run_at: Annotated[
         Annotated[datetime, Meta(tz=True)] | None,
-        Meta(description="When to run it at the earliest, RFC 3339; instead of `delay`."),
+        Meta(description="The earliest time to run it, RFC 3339; instead of `delay`."),
     ] = None
     key: Annotated[
         str | None,
-        Meta(description="The same key again gives the same task, so that a request can be sent again safely."),
+        Meta(description="A second request with the same key returns the same task, so a request can be sent again."),
     ] = None
 
     def __post_init__(self) -> None:
@@ -113,13 +113,13 @@ class NewTasks(Struct):
 
 class GetTasks(Struct):
     status: Annotated[
-        str | None, Meta(description="Only `Procesando`, `Completada`, `Fallida` or `Cancelada` ones.")
+        str | None, Meta(description="Only tasks with status `Procesando`, `Completada`, `Fallida` or `Cancelada`.")
     ] = None
     state: Annotated[
         str | None,
         Meta(
-            description="Only `waiting`, `scheduled`, `retrying`, `queued`, `running`, `completed`, `failed` or"
-            " `cancelled` ones."
+            description="Only tasks in state `waiting`, `scheduled`, `retrying`, `queued`, `running`,"
+            " `completed`, `failed` or `cancelled`."
         ),
     ] = None
     kind: Annotated[str | None, Meta(description="Only tasks of this kind.")] = None
@@ -139,15 +139,15 @@ class GetLog(Struct):
         limits.DEFAULT_LOG_LINES
     )
     cursor: Annotated[str | None, Meta(description="The `cursor` of the reply or event before.")] = None
-    tail: Annotated[bool, Meta(description="Begin so many lines before the end.")] = False
+    tail: Annotated[bool, Meta(description="Return the last lines instead of the first.")] = False
     follow: Annotated[
-        bool, Meta(description="Send what comes after the reply as `log` events, until the task has ended.")
+        bool, Meta(description="Send the lines that follow as `log` events, until the task has ended.")
     ] = False
 
 
 class Watch(Struct):
     limit: Annotated[
-        int, Meta(ge=1, le=limits.MAX_PAGE, description="How many of the newest tasks the snapshot has.")
+        int, Meta(ge=1, le=limits.MAX_PAGE, description="How many of the newest tasks are in the reply.")
     ] = limits.DEFAULT_PAGE
 
 

@@ -13,7 +13,7 @@ from taskd.model.tasks import FailedAttempt, Task, shown_state
 
 
 class AttemptView(Struct):
-    """An attempt that failed, or was lost with its worker."""
+    """An attempt that failed or was lost."""
 
     attempt: int
     worker: str
@@ -24,8 +24,8 @@ class AttemptView(Struct):
 
 
 class TaskView(Struct):
-    """A task as its owner sees it. ``payload``, ``timeout`` and ``attempts`` are there only in the answer to
-    ``get_task``; ``max_attempts`` is null until a worker of its kind has said."""
+    """A task as its owner sees it. Only the reply to ``get_task`` has ``payload``, ``timeout`` and ``attempts``.
+    ``max_attempts`` is null until a worker of its kind has claimed the task."""
 
     id: int
     task: str
@@ -51,8 +51,8 @@ class TaskView(Struct):
 
 
 def view(task: Task, now: datetime, failed: Iterable[FailedAttempt] | None = None) -> TaskView:
-    """What the owner sees of a task. Without its ``failed`` attempts, payload and a result above 4 KiB are left out,
-    too."""
+    """The view of a task: complete with its ``failed`` attempts, or without them, without its payload, and without a
+    result above 4 KiB."""
     full = failed is not None
     result, omitted = None if task.result is None else task.result.encode(), False
     if result is not None and not full and len(result) > LISTED_RESULT_BYTES:

@@ -1,4 +1,4 @@
-"""Creating tasks: callers are gathered into transactions, answered after the commit, and published without waiting."""
+"""Creates tasks: stores the tasks of many requests in one transaction, and sends some straight to the broker."""
 
 from __future__ import annotations
 
@@ -26,16 +26,18 @@ Key = tuple[int, str]
 
 
 class Created(NamedTuple):
-    """A task that is stored; ``duplicate`` when an earlier request with the same key has stored it."""
+    """A stored task. ``duplicate``: an earlier request with the same key has stored it."""
 
     task_id: int
     duplicate: bool = False
 
 
 class Submitter:
-    """The way in for new tasks. A place in the window sends one straight to the broker, else it waits its turn: behind
-    others, until its ``run_at``, or for a worker that serves its route. ``backlogged`` is called with the routes that
-    have got something to hand over."""
+    """Callers get their answer after the commit; messages are published after that.
+
+    A task that gets a place in the window of its route goes straight to the broker. Any other task waits in the store:
+    behind older tasks, until its ``run_at``, or for a worker that serves its route. ``backlogged`` is called with the
+    routes that have something new to dispatch."""
 
     def __init__(
         self,
@@ -63,10 +65,10 @@ class Submitter:
         )
 
     def submit(self, tasks: Sequence[NewTask]) -> Deferred[Sequence[Created]]:
-        """Store the tasks of one request, all or none; answers with them, in order, once they are committed.
+        """Store the tasks of one request, all or none. The result has them in order, once they are committed.
 
-        A task whose key is taken is not stored again. Raises Unavailable, and Conflict when a key stands for something
-        else.
+        A task whose key is taken is not stored again. Raises Unavailable, and Conflict when the key belongs to a
+        different task.
         """
         for task in tasks:
             if task.key is not None:
@@ -82,7 +84,7 @@ class Submitter:
             try:
                 stored = await self._batcher.submit(fresh) if fresh else ()
             except KeyTaken:
-                # by another request, between the look and the commit
+                # another request has taken the key between the lookup and the commit
                 continue
             return _answers(tasks, known, stored)
 
@@ -104,15 +106,12 @@ class Submitter:
         except BaseException:
             self._outbox.give_back(published)
             for task in tasks:
-                window = (
-                    self._windows.by_route.get(Route(task.queue, task.kind)) if task.state is State.QUEUED else None
-                )
-                if window is not None:
-                    window.take(-1)
+                if task.state is State.QUEUED:
+                    self._windows.release(task.route, 1)
             raise
         self._publisher.publish(stored)
         self._outbox.publish(batch, stored)
-        for route in {task.route for task in tasks if task.state is State.WAITING}:
+        for route in dict.fromkeys(task.route for task in tasks if task.state is State.WAITING):
             self._backlogged(route)
         created = iter([Created(task.id) for task in stored])
         return [list(islice(created, len(request))) for request in requests]
@@ -122,41 +121,41 @@ class Submitter:
         window = self._windows.by_route.get(Route(task.queue, task.kind))
         if window is None or task.run_at is not None:
             return State.WAITING
-        # With the broker away nothing goes to it: the dispatcher hands over what has waited, when it is back.
+        # While the broker is away, tasks wait in the store; the dispatcher sends them when it is back.
         if self._broker.ready and window.admit(task.user_id):
             return State.QUEUED
         window.mark_backlogged(task.user_id)
         return State.WAITING
 
 
-def _check_fingerprints(specs: Sequence[NewTask], known: Mapping[str, Keyed]) -> None:
-    meant = {key: found.fingerprint for key, found in known.items()}
-    for spec in specs:
-        if spec.key is not None and meant.setdefault(spec.key, spec.fingerprint or "") != spec.fingerprint:
-            raise Conflict(f"the key {quote(spec.key)} stands for another task already; use a new one", field="key")
+def _check_fingerprints(tasks: Sequence[NewTask], known: Mapping[str, Keyed]) -> None:
+    fingerprints = {key: found.fingerprint for key, found in known.items()}
+    for task in tasks:
+        if task.key is not None and fingerprints.setdefault(task.key, task.fingerprint or "") != task.fingerprint:
+            raise Conflict(f"the key {quote(task.key)} stands for another task already; use a new one", field="key")
 
 
-def _to_be_stored(specs: Sequence[NewTask], known: Mapping[str, Keyed]) -> list[NewTask]:
+def _to_be_stored(tasks: Sequence[NewTask], known: Mapping[str, Keyed]) -> list[NewTask]:
     seen = set(known)
     fresh = []
-    for spec in specs:
-        if spec.key is None or spec.key not in seen:
-            fresh.append(spec)
-        if spec.key is not None:
-            seen.add(spec.key)
+    for task in tasks:
+        if task.key is None or task.key not in seen:
+            fresh.append(task)
+        if task.key is not None:
+            seen.add(task.key)
     return fresh
 
 
-def _answers(specs: Sequence[NewTask], known: Mapping[str, Keyed], stored: Iterable[Created]) -> list[Created]:
+def _answers(tasks: Sequence[NewTask], known: Mapping[str, Keyed], stored: Iterable[Created]) -> list[Created]:
     fresh = iter(stored)
     duplicates = {key: Created(found.task_id, True) for key, found in known.items()}
     created = []
-    for spec in specs:
-        if spec.key is None:
+    for task in tasks:
+        if task.key is None:
             created.append(next(fresh))
-        elif spec.key in duplicates:
-            created.append(duplicates[spec.key])
+        elif task.key in duplicates:
+            created.append(duplicates[task.key])
         else:
             created.append(next(fresh))
-            duplicates[spec.key] = Created(created[-1].task_id, True)
+            duplicates[task.key] = Created(created[-1].task_id, True)
     return created

@@ -103,7 +103,7 @@ class Explaining(ActionCase):
         why = self.why(task_id)
         self.assertEqual((why["code"], why["state"], why["attempt"]), ("retrying", "retrying", 1))
         self.assertEqual((why["error"], why["run_at"]), ("KeyError: 'x'", "2025-03-01T12:01:00Z"))
-        self.assertIn("Attempt 1 of 3 has failed: KeyError: 'x'. It is tried again at", why["message"])
+        self.assertIn("Attempt 1 of 3 has failed: KeyError: 'x'. The next attempt is at", why["message"])
 
     def test_rabbitmq_is_away(self) -> None:
         self.stage.work()
@@ -132,4 +132,4 @@ class Explaining(ActionCase):
         [task] = self.stage.create(state=State.WAITING, queue="elsewhere")
         why = self.why(task.id)
         self.assertEqual((why["code"], why["queue"]), ("waiting", "elsewhere"))
-        self.assertIn("only of tasks, slow", why["message"])
+        self.assertIn("only tasks, slow", why["message"])
