@@ -15,16 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import pytest
 from twisted.python import usage
 
-from taskd import config
 from taskd.cli.texts.catalogue import LANGUAGES, Texts
-from taskd.server.tap import EMBEDDED_SLOTS
+from taskd.config import declarations, docs
+from taskd.config.reading import read_settings
 from taskd.server.tap import Options as ServerOptions
 from taskd.store import migrations
-from taskd.worker.tap import DEFAULT_SLOTS
 from taskd.worker.tap import Options as WorkerOptions
 from tests import services
 from tests.daemons import Daemon, free_port
@@ -34,6 +32,7 @@ from tests.processes import clean_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 README, README_ES = ROOT / "README.md", ROOT / "README.es.md"
+SETTINGS = ROOT / "docs" / "settings.md"
 OPERATIONS, HANDLERS = ROOT / "docs" / "operations.md", ROOT / "docs" / "handlers.md"
 PAGES = [README, README_ES, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = README.read_text("utf-8")
@@ -149,9 +148,10 @@ def test_the_transcripts_are_what_a_user_sees(page: Path, tmp_path: Path) -> Non
         assert "Traceback" not in stage.daemon.output()
 
 
-def table(heading: str, head: str = "") -> dict[str, list[str]]:
-    """The rows of a table below a heading, whose first row begins with ``head``: cells without quotes, by the first."""
-    section = re.split(r"^#{2,3} ", TEXT.partition(f"\n{heading}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+def table(page: Path, heading: str, head: str) -> dict[str, list[str]]:
+    """The rows of the tables in a section whose first cell begins with ``head``: the first cell maps to the others."""
+    text = page.read_text("utf-8").partition(f"\n## {heading}\n")[2]
+    section = re.split(r"^## ", text, maxsplit=1, flags=re.MULTILINE)[0]
     rows: dict[str, list[str]] = {}
     for part in section.split("\n\n"):
         lines = [line.strip("| \n").split(" | ") for line in part.splitlines() if line.startswith("|")]
@@ -168,29 +168,31 @@ def code(cell: str) -> str:
 
 def test_the_settings_are_those_of_the_code(tmp_path: Path) -> None:
     """Names and defaults; .env.example shows the same."""
-    shown = {code(name): code(cells[0]) for name, cells in table("## Settings", "variable").items()}
-    source = Path(config.__file__).read_text()
-    assert set(shown) == set(re.findall(r'"((?:POSTGRES|RABBITMQ|TASKD)_[A-Z_]+)"', source)) | {"TASKD_PUBLISH"}
+    shown = {code(name): code(cells[0]) for name, cells in table(SETTINGS, "Variables", "variable").items()}
+    source = Path(declarations.__file__).read_text()
+    assert set(shown) == set(re.findall(r'"((?:POSTGRES|RABBITMQ|TASKD)_[A-Z_]+)"', source))
     example = dict(re.findall(r"^#?([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
     assert shown == example
 
     nothing = tmp_path / "nothing"
     nothing.touch()
-    defaults = config.read_settings(str(nothing), {})
-    assert msgspec.structs.replace(config.read_settings(str(nothing), shown), slots=None) == defaults
+    defaults = read_settings(str(nothing), {})
+    assert read_settings(str(nothing), shown) == defaults
     hosts = {"POSTGRES_HOST": "db", "RABBITMQ_HOST": "mq"}
-    assert config.read_settings(str(nothing), {**shown, **hosts}).postgres == (
-        config.read_settings(str(nothing), hosts).postgres
-    )
-    assert config.read_settings(str(nothing), {**shown, **hosts}).rabbitmq == (
-        config.read_settings(str(nothing), hosts).rabbitmq
-    )
-    assert {int(shown["TASKD_SLOTS"])} == {EMBEDDED_SLOTS, DEFAULT_SLOTS}
+    assert read_settings(str(nothing), {**shown, **hosts}).postgres == (read_settings(str(nothing), hosts).postgres)
+    assert read_settings(str(nothing), {**shown, **hosts}).rabbitmq == (read_settings(str(nothing), hosts).rabbitmq)
+    assert int(shown["TASKD_SLOTS"]) == defaults.slots
+
+
+def test_the_settings_page_is_generated_from_the_declarations() -> None:
+    """``python -m taskd.config.docs`` writes its tables."""
+    page = SETTINGS.read_text("utf-8")
+    assert docs.updated(page) == page
 
 
 def test_the_clients_variables_are_those_it_reads() -> None:
     """All of them, whatever they are for."""
-    [sentence] = re.findall(r"^The client reads (.*?)\n\n", TEXT, re.MULTILINE | re.DOTALL)
+    [sentence] = re.findall(r"^The client reads (.*?)\n\n", SETTINGS.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     source = "".join(path.read_text() for part in ("client", "cli") for path in (ROOT / "taskd" / part).rglob("*.py"))
     read = set(re.findall(r"env(?:iron)?\.get\(\"([A-Z_]+)\"|\"(TASKD_[A-Z]+)\"", source))
     names = {name for pair in read for name in pair if name} - {"HOME", "TERM"}
@@ -200,7 +202,7 @@ def test_the_clients_variables_are_those_it_reads() -> None:
 @pytest.mark.parametrize(("daemon", "options"), [("taskserver", ServerOptions()), ("taskworker", WorkerOptions())])
 def test_the_options_are_those_of_the_daemons(daemon: str, options: usage.Options) -> None:
     """Long and short names."""
-    shown = [re.findall(r"`-+([\w-]+)`", name) for name in table("### Options", f"`twistd {daemon}`")]
+    shown = [re.findall(r"`-+([\w-]+)`", name) for name in table(SETTINGS, "Options", f"`twistd {daemon}`")]
     known: Any = options
     assert {long for long, *_ in shown} == {name for name in known.docs if len(name) > 1} - {"help", "version"}
     for long, *short in shown:
@@ -213,7 +215,7 @@ def test_every_dependency_has_its_line() -> None:
     setup.read(ROOT / "setup.cfg")
     wanted = setup["options"]["install_requires"] + setup["options.extras_require"]["test"]
     names = [re.split(r"[<>=!~;]", line)[0] for line in wanted.split("\n") if line and not line.startswith("#")]
-    rows = table("## Dependencies", "package")
+    rows = table(README, "Dependencies", "package")
     assert [code(name) for name in rows] == names
     assert all(cells[0].endswith(".") for cells in rows.values())
 

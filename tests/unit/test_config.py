@@ -8,8 +8,14 @@ from typing import Any
 
 import pytest
 
-from taskd.config import Postgres, RabbitMQ, check_queue, read_settings
+from taskd.config import Postgres, RabbitMQ, Settings
+from taskd.config.declarations import GRACE
+from taskd.config.formats import QUEUE
+from taskd.config.options import DaemonOptions
+from taskd.config.reading import read_option, read_settings
 from taskd.model.errors import SettingsError
+from taskd.server.tap import Options as ServerOptions
+from taskd.worker.tap import Options as WorkerOptions
 
 BOTH = {"POSTGRES_HOST": "db", "RABBITMQ_HOST": "mq"}
 
@@ -35,7 +41,7 @@ def test_with_nothing_set_it_is_embedded() -> None:
     assert settings.queues == ("tasks",)
     assert settings.listen == ("tcp:5000:interface=127.0.0.1",)
     assert settings.data == Path("taskd-data")
-    assert (settings.slots, settings.window, settings.lease) == (None, 2000, 30.0)
+    assert (settings.slots, settings.window, settings.lease) == (100, 2000, 30.0)
     assert (settings.bcrypt_rounds, settings.session_days) == (12, 30)
     assert (settings.threads, settings.processes, settings.handlers, settings.programs) == (10, None, (), None)
     assert (settings.log_bytes, settings.keep_days) == (1024 * 1024, 0.0)
@@ -138,10 +144,68 @@ def test_queue_names(name: str, queue: str) -> None:
 
 
 def test_queue_names_of_options() -> None:
-    assert check_queue("ñ" * 90, "--queue") == "ñ" * 90
+    assert QUEUE.read("--queue", "ñ" * 90) == "ñ" * 90
     for queue in ("", "a\nb", "a\ud800", "a#b"):
         with pytest.raises(SettingsError, match=r"^--queue: "):
-            check_queue(queue, "--queue")
+            QUEUE.read("--queue", queue)
+
+
+class TestOptions:
+    """What the two daemons do with their command lines."""
+
+    def read(self, options: DaemonOptions, arguments: list[str], environ: dict[str, str] | None = None) -> Settings:
+        options.parseOptions(arguments)
+        return read_settings(options["env-file"], environ or {}, options)
+
+    def test_without_options_nothing_changes(self) -> None:
+        for options in (ServerOptions(), WorkerOptions()):
+            assert self.read(options, []) == read_settings(None, {})
+            assert read_option(options, GRACE) == 30
+
+    def test_an_option_wins_over_its_variable(self) -> None:
+        environ = {name: "4" for name in ("TASKD_SLOTS", "TASKD_THREADS", "TASKD_PROCESSES")}
+        environ |= {"TASKD_HANDLERS": "a", "TASKD_PROGRAMS": "/a", "TASKD_DATA": "/a", "TASKD_LISTEN": "tcp:4"}
+        numbers = ["-s", "5", "--threads", "6", "--processes", "7", "-g", "8"]
+        texts = ["--handlers", "b", "--handlers", "c.d", "--programs", "/b", "-d", "/c", "-l", "tcp:5", "--listen", "e"]
+        options = ServerOptions()
+        settings = self.read(options, numbers + texts, environ)
+        assert (settings.slots, settings.threads, settings.processes) == (5, 6, 7)
+        assert read_option(options, GRACE) == 8
+        assert (settings.handlers, settings.listen) == (("b", "c.d"), ("tcp:5", "e"))
+        assert (settings.programs, settings.data) == (Path("/b"), Path("/c"))
+
+    def test_queues_of_a_worker(self) -> None:
+        environ = {"RABBITMQ_QUEUE": "a", "TASKD_QUEUES": "b"}
+        assert self.read(WorkerOptions(), ["-q", "c", "--queue", "d", "-q", "c"], environ).queues == ("c", "d")
+        assert self.read(WorkerOptions(), [], environ).queues == ("a", "b")
+
+    def test_two_command_lines_share_nothing(self) -> None:
+        assert self.read(WorkerOptions(), ["--handlers", "a"]).handlers == ("a",)
+        assert self.read(WorkerOptions(), []).handlers == ()
+
+    def test_a_malformed_variable_is_refused_even_if_an_option_overrides_it(self) -> None:
+        with pytest.raises(SettingsError, match=r"^TASKD_SLOTS must be"):
+            self.read(ServerOptions(), ["--slots", "5"], {"TASKD_SLOTS": "many"})
+
+    @pytest.mark.parametrize(
+        ("option", "value", "low", "high"),
+        [
+            ("--slots", "0", 1, 100_000),
+            ("--slots", "", 1, 100_000),
+            ("--threads", "1001", 1, 1000),
+            ("--processes", "0", 1, 1000),
+        ],
+    )
+    def test_numbers_have_bounds(self, option: str, value: str, low: int, high: int) -> None:
+        expected = f"^{option} must be a whole number from {low} to {high}, not {value!r}$"
+        for options in (ServerOptions(), WorkerOptions()):
+            with pytest.raises(SettingsError, match=expected):
+                self.read(options, [option, value])
+
+    @pytest.mark.parametrize("module", ["", "lab/handlers", "a,b"])
+    def test_an_option_names_one_module(self, module: str) -> None:
+        with pytest.raises(SettingsError, match=f"^--handlers: {module!r} is not the name of a Python module"):
+            self.read(ServerOptions(), ["--handlers", module])
 
 
 class TestEnvFile:
@@ -154,7 +218,7 @@ class TestEnvFile:
         Path(".env").write_text("TASKD_WINDOW=5\nTASKD_SLOTS=6\n")
         Path("other").write_text("TASKD_WINDOW=7\n")
         settings = read_settings("other", {})
-        assert (settings.window, settings.slots) == (7, None)
+        assert (settings.window, settings.slots) == (7, 100)
 
     def test_the_environment_wins(self) -> None:
         Path(".env").write_text("TASKD_WINDOW=5\nTASKD_SLOTS=6\n")

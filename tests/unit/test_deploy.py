@@ -11,11 +11,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 import yaml
 
-from taskd import config
+from taskd.config import declarations, docs, reading
+from taskd.config.reading import read_settings
 from tests.daemons import TWISTD
 from tests.services import render_nginx
 
@@ -139,7 +139,7 @@ def test_containers_get_variables_that_the_daemons_know(name: str, tmp_path: Pat
     assert set(environment) == EXAMPLE_NAMES - {"TASKD_DATA", "TASKD_LISTEN", "TASKD_PUBLISH"}
     nothing = tmp_path / "env"
     nothing.touch()
-    settings = config.read_settings(str(nothing), environment)
+    settings = read_settings(str(nothing), environment)
     assert settings.postgres is not None and settings.postgres.host in SERVICES
     assert settings.rabbitmq is not None and settings.rabbitmq.host in SERVICES
     server = {key: resolved(value) for key, value in SERVICES["postgres"]["environment"].items()}
@@ -148,20 +148,26 @@ def test_containers_get_variables_that_the_daemons_know(name: str, tmp_path: Pat
 
 def test_the_example_names_what_the_code_reads() -> None:
     """Neither more nor less; only docker-compose.yml reads the published port."""
-    source = Path(config.__file__).read_text()
-    read = set(re.findall(r'"((?:POSTGRES|RABBITMQ|TASKD)_[A-Z_]+)"', source))
+    source = Path(declarations.__file__).read_text()
+    assert set(re.findall(r'"((?:POSTGRES|RABBITMQ|TASKD)_[A-Z_]+)"', source)) == EXAMPLE_NAMES
+    read = set(re.findall(r"d\.((?:POSTGRES|RABBITMQ|TASKD)_[A-Z_]+)", Path(reading.__file__).read_text()))
     assert read | {"TASKD_PUBLISH"} == EXAMPLE_NAMES
 
 
+def test_the_example_is_generated_from_the_declarations() -> None:
+    """``python -m taskd.config.docs`` writes it."""
+    assert docs.example() == EXAMPLE
+
+
 def test_the_example_changes_nothing_and_shows_the_defaults(tmp_path: Path) -> None:
-    """Whether or not its lines are commented out; how many slots is each daemon's own choice."""
+    """With its lines commented out, and without."""
     shown = tmp_path / "env"
     shown.write_text(re.sub(r"^#([A-Z_]+=)", r"\1", EXAMPLE, flags=re.MULTILINE))
     nothing = tmp_path / "empty"
     nothing.touch()
-    defaults = config.read_settings(str(nothing), {})
-    assert config.read_settings(str(ROOT / ".env.example"), {}) == defaults
-    assert msgspec.structs.replace(config.read_settings(str(shown), {}), slots=None) == defaults
+    defaults = read_settings(str(nothing), {})
+    assert read_settings(str(ROOT / ".env.example"), {}) == defaults
+    assert read_settings(str(shown), {}) == defaults
 
 
 def test_every_variable_of_the_example_has_a_comment() -> None:
