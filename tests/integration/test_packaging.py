@@ -16,7 +16,16 @@ from tests.processes import clean_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 
-FILES = ("README.md", "README.es.md", "CHANGELOG.md", ".env.example", "Makefile", "Dockerfile", "docker-compose.yml")
+FILES = (
+    "README.md",
+    "README.es.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    ".env.example",
+    "Makefile",
+    "Dockerfile",
+    "docker-compose.yml",
+)
 FOLDERS = ("bench", "deploy", "docs", "examples", "schema", "tests")
 """What a source distribution has beside the package: all that README.md leads to."""
 

@@ -1,4 +1,4 @@
-"""README.md, README.es.md and docs/: what they show is played again, what they list is held against the code.
+"""README.md, README.es.md, CONTRIBUTING.md and docs/: their examples are run, and their lists are compared with the code.
 
 docs/protocol.md has a module of its own.
 """
@@ -9,6 +9,7 @@ import configparser
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,17 +26,24 @@ from taskd.server.tap import Options as ServerOptions
 from taskd.store import migrations
 from taskd.worker.tap import Options as WorkerOptions
 from tests import services
-from tests.daemons import Daemon, free_port
+from tests.daemons import Daemon, eventually, free_port
 from tests.integration.terminal import Terminal
 from tests.integration.test_protocol_doc import Bindings, compare
 from tests.processes import clean_environment
 
 ROOT = Path(__file__).resolve().parents[2]
-README, README_ES = ROOT / "README.md", ROOT / "README.es.md"
+README, README_ES, CONTRIBUTING = ROOT / "README.md", ROOT / "README.es.md", ROOT / "CONTRIBUTING.md"
+TUTORIAL = ROOT / "docs" / "tutorial.md"
 SETTINGS = ROOT / "docs" / "settings.md"
 OPERATIONS, HANDLERS = ROOT / "docs" / "operations.md", ROOT / "docs" / "handlers.md"
-PAGES = [README, README_ES, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-TEXT = README.read_text("utf-8")
+PAGES = [
+    README,
+    README_ES,
+    CONTRIBUTING,
+    ROOT / "CHANGELOG.md",
+    ROOT / "deploy" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 PASSWORD = "correct horse"
 QUESTIONS = [
@@ -64,20 +72,43 @@ with socket.create_connection(("127.0.0.1", {port}), 20) as connection:
 
 
 class Step(NamedTuple):
-    """A command of a transcript, and what it shows, answers to its questions included."""
+    """A command of a transcript, and the lines that it shows, with the answers to its questions."""
 
     command: str
     shown: list[str]
 
 
-def transcript(page: str) -> Iterator[Step]:
-    """The commands of all ``console`` blocks of a page, in their order."""
-    for block in re.findall(r"^```console\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
-        first, *steps = re.split(r"^\$ ", block, flags=re.MULTILINE)
-        assert not first, f"a block begins with something else than a command: {first!r}"
-        for step in steps:
-            command, *shown = step.rstrip("\n").split("\n")
-            yield Step(command, shown)
+class Start(NamedTuple):
+    """``make run``, with the variables before it."""
+
+    variables: dict[str, str]
+
+
+class Module(NamedTuple):
+    """The text of the module ``lab.py``."""
+
+    text: str
+
+
+def actions(page: str) -> Iterator[Step | Start | Module]:
+    """What a reader of the page does, in the order of the page."""
+    for language, block in re.findall(r"^```(console|sh|python)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        if language == "python":
+            yield Module(block)
+        elif language == "sh":
+            for variables in re.findall(r"^((?:\w+=\S+ )*)make run\b", block, re.MULTILINE):
+                yield Start(dict(variable.split("=", 1) for variable in variables.split()))
+        else:
+            yield from transcript(block)
+
+
+def transcript(block: str) -> Iterator[Step]:
+    """The commands of a ``console`` block."""
+    first, *steps = re.split(r"^\$ ", block, flags=re.MULTILINE)
+    assert not first, f"a block does not begin with a command: {first!r}"
+    for step in steps:
+        command, *shown = step.rstrip("\n").split("\n")
+        yield Step(command, shown)
 
 
 class Stage:
@@ -86,6 +117,7 @@ class Stage:
     def __init__(self, folder: Path) -> None:
         self._port = free_port()
         self._folder = folder
+        self._daemon: Daemon | None = None
         programs = folder / "programs"
         programs.mkdir()
         netcat = programs / "nc"
@@ -103,12 +135,34 @@ class Stage:
         )
         for name in ("LC_ALL", "LC_MESSAGES", "XDG_STATE_HOME", "COLUMNS", "PYTHONIOENCODING"):
             self._env.pop(name, None)
+
+    def start(self, start: Start) -> None:
+        """Stop the server if it runs, and start it with these variables."""
+        self.stop()
         listen = f"tcp:{self._port}:interface=127.0.0.1"
         # The shipped cost of a hash would take most of the time of this test.
-        self.daemon = Daemon.twistd("taskserver", ["--listen", listen], {"TASKD_BCRYPT_ROUNDS": "4"}, cwd=folder)
-        self.daemon.wait_for("is ready on port")
+        variables = {"TASKD_BCRYPT_ROUNDS": "4", **start.variables}
+        self._daemon = Daemon.twistd("taskserver", ["--listen", listen], variables, cwd=self._folder)
+        self._daemon.wait_for("is ready on port")
+        if start.variables:
+            self._daemon.wait_for("is open: a worker serves it")
 
-    def play(self, step: Step) -> list[str]:
+    def stop(self) -> None:
+        """End the server in order. Raises AssertionError if it logged a traceback."""
+        if (daemon := self._daemon) is not None:
+            self._daemon = None
+            with daemon:
+                daemon.send(signal.SIGTERM)
+                eventually(lambda: daemon.returncode is not None or "seconds to end" in daemon.output())
+                # A second signal gives the running tasks back at once
+                assert daemon.terminate() == 0
+                assert "Traceback" not in daemon.output()
+
+    def write(self, module: Module) -> None:
+        """Write ``lab.py`` into the folder of the server."""
+        (self._folder / "lab.py").write_text(module.text, "utf-8")
+
+    def run(self, step: Step) -> list[str]:
         """Run a command, answer its questions as the transcript does, and give the lines that it shows."""
         if found := re.fullmatch(r"export (\w+)=(\S+)", step.command):
             self._env[found[1]] = found[2]
@@ -123,6 +177,14 @@ class Stage:
         return text.replace("\r\n", "\n").rstrip("\n").split("\n")
 
 
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    """A stage whose server ends with the test."""
+    stage = Stage(tmp_path)
+    yield stage
+    stage.stop()
+
+
 def normal(line: str) -> str:
     """A line without what differs each run."""
     for pattern, name in VARIABLE:
@@ -130,22 +192,41 @@ def normal(line: str) -> str:
     return line
 
 
-@pytest.mark.parametrize("page", [README, README_ES], ids=lambda page: page.name)
-def test_the_transcripts_are_what_a_user_sees(page: Path, tmp_path: Path) -> None:
-    """Menu, commands and netcat, at one new server."""
-    stage, bindings = Stage(tmp_path), Bindings()
-    steps = list(transcript(page.read_text("utf-8")))
-    assert {"bin/taskclient", "nc"} <= {word for step in steps for word in step.command.split()}
-    with stage.daemon:
-        for step in steps:
-            real = stage.play(step)
-            if step.shown and step.shown[0].startswith("{"):
-                assert len(step.shown) == len(real), real
-                for left, right in zip(step.shown, real, strict=True):
-                    compare(json.loads(left), json.loads(right), bindings)
-            else:
-                assert [normal(line) for line in step.shown] == [normal(line) for line in real], step.command
-        assert "Traceback" not in stage.daemon.output()
+@pytest.mark.parametrize(
+    ("page", "programs"),
+    [(README, {"bin/taskclient"}), (README_ES, {"bin/taskclient"}), (TUTORIAL, {"bin/taskclient", "nc"})],
+    ids=lambda value: value.name if isinstance(value, Path) else "",
+)
+def test_the_transcripts_are_what_a_user_sees(page: Path, programs: set[str], stage: Stage) -> None:
+    """From the first ``make run`` on, with the handlers that the page shows."""
+    bindings, done = Bindings(), list(actions(page.read_text("utf-8")))
+    assert programs <= {word for step in done if isinstance(step, Step) for word in step.command.split()}
+    assert {Start, Step, Module} == {type(each) for each in done}
+    for each in done:
+        if isinstance(each, Start):
+            stage.start(each)
+        elif isinstance(each, Module):
+            stage.write(each)
+        else:
+            compare_output(each, stage.run(each), bindings)
+
+
+def compare_output(step: Step, real: list[str], bindings: Bindings) -> None:
+    """Check the lines that a command shows against those of the page."""
+    if step.shown and step.shown[0].startswith("{"):
+        assert len(step.shown) == len(real), real
+        for left, right in zip(step.shown, real, strict=True):
+            compare(json.loads(left), json.loads(right), bindings)
+    else:
+        assert [normal(line) for line in step.shown] == [normal(line) for line in real], step.command
+
+
+def test_the_handler_of_the_readme_is_short() -> None:
+    """Twelve lines, and the same in both languages but for words."""
+    modules = [
+        m.text for page in (README, README_ES) for m in actions(page.read_text("utf-8")) if isinstance(m, Module)
+    ]
+    assert [len(text.splitlines()) for text in modules] == [12, 12]
 
 
 def table(page: Path, heading: str, head: str) -> dict[str, list[str]]:
@@ -215,22 +296,22 @@ def test_every_dependency_has_its_line() -> None:
     setup.read(ROOT / "setup.cfg")
     wanted = setup["options"]["install_requires"] + setup["options.extras_require"]["test"]
     names = [re.split(r"[<>=!~;]", line)[0] for line in wanted.split("\n") if line and not line.startswith("#")]
-    rows = table(README, "Dependencies", "package")
+    rows = table(CONTRIBUTING, "Dependencies", "package")
     assert [code(name) for name in rows] == names
     assert all(cells[0].endswith(".") for cells in rows.values())
 
 
 def test_commands_and_paths_are_there() -> None:
-    """What the pages tell to type, and the tree."""
+    """The targets of make that the pages name, the paths of tests, and the tree."""
     makefile = (ROOT / "Makefile").read_text()
-    for page in (README, README_ES):
+    for page, least in {README: {"run", "test"}, README_ES: {"run", "test"}, CONTRIBUTING: {"test", "lint"}}.items():
         text = page.read_text("utf-8")
-        targets = set(re.findall(r"^make (\w+)", text, re.MULTILINE))
-        assert {"run", "test"} <= targets
+        targets = set(re.findall(r"^(?:\w+=\S+ )*make (\w+)", text, re.MULTILINE))
+        assert least <= targets
         assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
         for path in re.findall(r"TESTS=(\S+)", text):
             assert (ROOT / path).exists(), path
-    [tree] = re.findall(r"^```text\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    [tree] = re.findall(r"^```text\n(.*?)^```$", CONTRIBUTING.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     for line in tree.splitlines():
         assert (ROOT / line.split()[0]).exists(), line
 
