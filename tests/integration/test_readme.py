@@ -1,4 +1,4 @@
-"""README.md, README.es.md, CONTRIBUTING.md and docs/: their examples are run, and their lists are compared with the code.
+"""README.md, README.es.md, CONTRIBUTING.md and docs/: the examples run, and the lists agree with the code.
 
 docs/protocol.md has a module of its own.
 """
@@ -323,7 +323,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     """To a file, and to a heading in it."""
     text = page.read_text("utf-8")
@@ -336,7 +336,7 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(there), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_pages_have_no_path_of_a_machine(page: Path) -> None:
     """And no white space at the ends of lines."""
     for line in page.read_text("utf-8").splitlines():
