@@ -1,6 +1,6 @@
 """README.md, README.es.md, CONTRIBUTING.md and docs/: the examples run, and the lists agree with the code.
 
-docs/protocol.md has a module of its own.
+test_protocol_doc.py tests docs/protocol.md.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ QUESTIONS = [
     for key in ("username", "password", "password_again", "menu.choose", "menu.task")
 ]
 
-# What a transcript shows in place of what differs each run.
+# Parts of a transcript that differ each run.
 VARIABLE = [
     (re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"), "DATE"),
     (re.compile(r"^\d\d:\d\d:\d\d "), "TIME "),
@@ -60,7 +60,7 @@ VARIABLE = [
     (re.compile(r" {2,}"), "  "),
 ]
 
-# netcat is on no two machines the same, and perhaps not on this one: it sends, closes that direction, and prints.
+# netcat has several incompatible versions, so this one replaces it: it sends, closes that direction, and prints.
 NETCAT = """#!{python}
 import shutil, socket, sys
 assert sys.argv[1:] == ["-N", "127.0.0.1", "5000"], sys.argv
@@ -186,7 +186,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 
 
 def normal(line: str) -> str:
-    """A line without what differs each run."""
+    """A line without the parts that differ each run."""
     for pattern, name in VARIABLE:
         line = pattern.sub(name, line.rstrip())
     return line
@@ -222,7 +222,7 @@ def compare_output(step: Step, real: list[str], bindings: Bindings) -> None:
 
 
 def test_the_handler_of_the_readme_is_short() -> None:
-    """Twelve lines, and the same in both languages but for words."""
+    """It has twelve lines in both languages."""
     modules = [
         m.text for page in (README, README_ES) for m in actions(page.read_text("utf-8")) if isinstance(m, Module)
     ]
@@ -242,13 +242,13 @@ def table(page: Path, heading: str, head: str) -> dict[str, list[str]]:
 
 
 def code(cell: str) -> str:
-    """What stands between the first quotes of a cell; nothing where there are none."""
+    """The text between the first backticks of a cell; empty if there are none."""
     found = re.match(r"`([^`]*)`", cell.strip("| "))
     return found[1] if found else ""
 
 
 def test_the_settings_are_those_of_the_code(tmp_path: Path) -> None:
-    """Names and defaults; .env.example shows the same."""
+    """Names and defaults agree with the code and with .env.example."""
     shown = {code(name): code(cells[0]) for name, cells in table(SETTINGS, "Variables", "variable").items()}
     source = Path(declarations.__file__).read_text()
     assert set(shown) == set(re.findall(r'"((?:POSTGRES|RABBITMQ|TASKD)_[A-Z_]+)"', source))
@@ -272,7 +272,7 @@ def test_the_settings_page_is_generated_from_the_declarations() -> None:
 
 
 def test_the_clients_variables_are_those_it_reads() -> None:
-    """All of them, whatever they are for."""
+    """The page names all environment variables that the client reads."""
     [sentence] = re.findall(r"^The client reads (.*?)\n\n", SETTINGS.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     source = "".join(path.read_text() for part in ("client", "cli") for path in (ROOT / "taskd" / part).rglob("*.py"))
     read = set(re.findall(r"env(?:iron)?\.get\(\"([A-Z_]+)\"|\"(TASKD_[A-Z]+)\"", source))
@@ -282,7 +282,7 @@ def test_the_clients_variables_are_those_it_reads() -> None:
 
 @pytest.mark.parametrize(("daemon", "options"), [("taskserver", ServerOptions()), ("taskworker", WorkerOptions())])
 def test_the_options_are_those_of_the_daemons(daemon: str, options: usage.Options) -> None:
-    """Long and short names."""
+    """The tables have exactly the long and short names."""
     shown = [re.findall(r"`-+([\w-]+)`", name) for name in table(SETTINGS, "Options", f"`twistd {daemon}`")]
     known: Any = options
     assert {long for long, *_ in shown} == {name for name in known.docs if len(name) > 1} - {"help", "version"}
@@ -291,7 +291,7 @@ def test_the_options_are_those_of_the_daemons(daemon: str, options: usage.Option
 
 
 def test_every_dependency_has_its_line() -> None:
-    """Those of setup.cfg, of the tests as well, each with a reason."""
+    """The table has the dependencies of setup.cfg, also those of the tests, each with a reason."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     wanted = setup["options"]["install_requires"] + setup["options.extras_require"]["test"]
@@ -302,7 +302,7 @@ def test_every_dependency_has_its_line() -> None:
 
 
 def test_commands_and_paths_are_there() -> None:
-    """The targets of make that the pages name, the paths of tests, and the tree."""
+    """The make targets and test paths that the pages name exist, and so does the tree."""
     makefile = (ROOT / "Makefile").read_text()
     for page, least in {README: {"run", "test"}, README_ES: {"run", "test"}, CONTRIBUTING: {"test", "lint"}}.items():
         text = page.read_text("utf-8")
@@ -317,7 +317,7 @@ def test_commands_and_paths_are_there() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """The headings of a page as links name them."""
+    """The headings of a page, as anchors of links."""
     text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
     heads = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
@@ -325,7 +325,7 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    """To a file, and to a heading in it."""
+    """Each relative link names a file, and a heading in it."""
     text = page.read_text("utf-8")
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if "://" in target:
@@ -338,7 +338,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_pages_have_no_path_of_a_machine(page: Path) -> None:
-    """And no white space at the ends of lines."""
+    """And no white space at the end of a line."""
     for line in page.read_text("utf-8").splitlines():
         assert line == line.rstrip(), line
         assert not re.search(r"(?<![\w.])/(work|root|home|tmp)/", line), line
@@ -350,7 +350,7 @@ def examples(page: Path, language: str) -> list[str]:
 
 
 def test_the_sql_for_operators_runs(postgres: services.Postgres, database: str) -> None:
-    """On the schema as it is, with a task to read and change."""
+    """With the current schema, and one task to read and change."""
     for migration in migrations.load("postgres"):
         postgres.query(migration.sql, database=database)
     postgres.query(migrations.CREATE_TABLE, database=database)
@@ -369,7 +369,7 @@ def test_the_sql_for_operators_runs(postgres: services.Postgres, database: str) 
 
 
 def test_the_log_lines_are_those_of_the_code() -> None:
-    """To the letter, as the code formats them."""
+    """Each line is a format string of the code."""
     section = OPERATIONS.read_text("utf-8").partition("\n## What the log says\n")[2].partition("\n## ")[0]
     lines = [text for cell in re.findall(r"^\| (`.*?`) \| ", section, re.MULTILINE) for text in cell.split("`")[1::2]]
     source = "".join(path.read_text() for path in (ROOT / "taskd").rglob("*.py"))
@@ -378,7 +378,7 @@ def test_the_log_lines_are_those_of_the_code() -> None:
 
 
 def test_the_handler_of_the_docs_and_its_tests(tmp_path: Path) -> None:
-    """In docs/handlers.md: a module, and tests of it as its author would run them."""
+    """The module in docs/handlers.md, and the tests that the page shows for it."""
     module, *tests = [text for text in examples(HANDLERS, "python") if "import" in text]
     (tmp_path / "lab.py").write_text(module)
     names = []

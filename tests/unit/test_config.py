@@ -1,4 +1,4 @@
-"""taskd.config: variables, the .env file, and one clear line for each thing that is wrong with them."""
+"""taskd.config: variables, the .env file, options, and one clear line for each error."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ BOTH = {"POSTGRES_HOST": "db", "RABBITMQ_HOST": "mq"}
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder without a .env."""
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in a folder without a .env."""
     monkeypatch.chdir(tmp_path)
 
 
 def refusal(environ: dict[str, str] | None = None, env_file: str | None = None) -> str:
-    """The one line that is said."""
+    """The one line of the error message."""
     with pytest.raises(SettingsError) as refused:
         read_settings(env_file, environ or {})
     text = str(refused.value)
@@ -117,10 +117,10 @@ def test_days(value: str) -> None:
 
 
 @pytest.mark.parametrize("module", ["lab.py", "lab/handlers", "1lab", "lab..x", "lab-x"])
-def test_modules_are_named_as_import_does(module: str) -> None:
+def test_modules_have_names_for_import(module: str) -> None:
     refused = module if module != "lab.py" else None
     if refused is None:
-        # a module "py" of a package "lab": whether it is there is found out when it is imported
+        # The module py of the package lab: only the import shows whether it exists
         assert read_settings(None, {"TASKD_HANDLERS": module}).handlers == ("lab.py",)
     else:
         assert refusal({"TASKD_HANDLERS": module}).startswith(f"TASKD_HANDLERS: {module!r} is not the name of a Python")
@@ -151,7 +151,7 @@ def test_queue_names_of_options() -> None:
 
 
 class TestOptions:
-    """What the two daemons do with their command lines."""
+    """The command lines of both daemons."""
 
     def read(self, options: DaemonOptions, arguments: list[str], environ: dict[str, str] | None = None) -> Settings:
         options.parseOptions(arguments)
@@ -209,7 +209,7 @@ class TestOptions:
 
 
 class TestEnvFile:
-    def test_dot_env_is_read_where_one_stands(self) -> None:
+    def test_dot_env_of_the_current_folder_is_read(self) -> None:
         Path(".env").write_text("# a remark\n\nTASKD_WINDOW=5\nexport TASKD_SLOTS='6' # six\n")
         settings = read_settings(None, {})
         assert (settings.window, settings.slots) == (5, 6)
@@ -225,7 +225,7 @@ class TestEnvFile:
         settings = read_settings(None, {"TASKD_WINDOW": "8"})
         assert (settings.window, settings.slots) == (8, 6)
 
-    def test_an_empty_variable_takes_one_of_the_file_back(self) -> None:
+    def test_an_empty_variable_removes_one_of_the_file(self) -> None:
         Path(".env").write_text("POSTGRES_HOST=db\nRABBITMQ_HOST=mq\nTASKD_WINDOW=\n")
         settings = read_settings(None, {"POSTGRES_HOST": "", "RABBITMQ_HOST": " "})
         assert settings.embedded and settings.window == 2000
@@ -236,7 +236,7 @@ class TestEnvFile:
         read_settings()
         assert "TASKD_WINDOW" not in os.environ
 
-    def test_a_file_of_another_system(self) -> None:
+    def test_a_file_with_a_byte_order_mark_and_crlf(self) -> None:
         Path(".env").write_bytes("\ufeffTASKD_WINDOW=5\r\nTASKD_SLOTS=6\r\n".encode())
         settings = read_settings(None, {})
         assert (settings.window, settings.slots) == (5, 6)
@@ -256,12 +256,12 @@ class TestEnvFile:
         Path(".env").write_text("TASKD_WINDOW=many\n")
         assert refusal().startswith("TASKD_WINDOW must be a whole number")
 
-    def test_a_file_that_is_asked_for_must_be_there(self) -> None:
+    def test_a_named_file_must_exist(self) -> None:
         Path("folder").mkdir()
         for name in ("nothing", "folder"):
             assert refusal(env_file=name) == f"--env-file {name}: there is no such file"
 
-    def test_a_folder_called_dot_env_is_not_meant(self) -> None:
+    def test_a_folder_called_dot_env_is_ignored(self) -> None:
         Path(".env").mkdir()
         assert read_settings(None, {}).embedded
 
@@ -273,11 +273,11 @@ class TestEnvFile:
     def test_a_name_that_no_file_can_have(self, name: str) -> None:
         assert "cannot be read" in refusal(env_file=name)
 
-    def test_a_file_that_may_not_be_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_file_without_read_permission(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(*args: Any, **options: Any) -> str:
             raise PermissionError(13, "Permission denied")
 
         Path(".env").write_text("")
-        # the superuser may read everything, so that no mode would do
+        # root can read every file, so a file mode has no effect
         monkeypatch.setattr(Path, "read_text", refuse)
         assert refusal() == ".env: cannot be read: Permission denied"
