@@ -71,5 +71,5 @@ def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 if __name__ == "__main__":
-    EXAMPLE.write_text(example(), "utf-8")
     PAGE.write_text(updated(PAGE.read_text("utf-8")), "utf-8")
+    EXAMPLE.write_text(example(), "utf-8")
