@@ -1,9 +1,9 @@
-"""Is a daemon of taskd well? Exit status 0 when it is, 1 and one line when not. Standard library only.
+"""Health check of a daemon: exit status 0 if it is healthy, otherwise 1 and one line. Standard library only.
 
 ``healthcheck.py server [HOST:PORT]`` sends a ping over the line protocol.
 
-``healthcheck.py worker`` looks, on Linux, for an open connection to RABBITMQ_PORT. In a container nobody but
-the worker has one, and a worker that lives without it runs nothing.
+``healthcheck.py worker`` looks for an open connection to RABBITMQ_PORT; it needs Linux. In a container only the worker
+has such a connection, and a worker without one runs no tasks.
 """
 
 import json
@@ -39,7 +39,7 @@ def check_worker(proc: Path = Path("/proc/net")) -> None:
 
 
 def main() -> str | None:
-    """What is wrong, or None."""
+    """The reason why the daemon is not healthy, or None."""
     what, *address = sys.argv[1:3] or [""]
     try:
         if what == "server":

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from msgspec.structs import replace
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import serverFromString
@@ -17,44 +15,27 @@ from twisted.python.failure import Failure
 
 from taskd import __version__
 from taskd.api.accounts import Accounts, HashPool
-from taskd.config import Settings, read_settings, whole_number
+from taskd.config import Settings
+from taskd.config.declarations import GRACE, SERVER
+from taskd.config.options import DaemonOptions
+from taskd.config.reading import read_option, read_settings
 from taskd.daemon import fail, handle_signals, open_broker, open_store, process_name, refuse
 from taskd.model.errors import SettingsError, Unavailable
 from taskd.ports.broker import IBroker
 from taskd.ports.store import IStore
 from taskd.server.service import TaskServer
-from taskd.worker.wiring import Work, WorkOptions, open_worker, read_work
+from taskd.worker.wiring import open_worker
 from taskd.worker.worker import Worker
 
-EMBEDDED_SLOTS = 100
-GRACE = 30
 
-
-class Options(WorkOptions):
+class Options(DaemonOptions, daemon=SERVER):
     """Command line of the server."""
 
-    synopsis = "[options]"
     longdesc = (
         "Serves tasks to many users. With nothing configured everything runs in this process: SQLite, broker and"
-        " worker. With POSTGRES_HOST and RABBITMQ_HOST set, in the environment or in a .env file, tasks are kept in"
-        " PostgreSQL and run by `twistd taskworker`; .env.example lists all variables."
+        " worker. With POSTGRES_HOST and RABBITMQ_HOST set, in the environment or in a .env file, tasks are stored in"
+        " PostgreSQL and `twistd taskworker` runs them; .env.example lists all variables."
     )
-    optParameters: ClassVar[list[list[Any]]] = [
-        ["data", "d", None, "Folder of the embedded database (default TASKD_DATA, ./taskd-data)."],
-        ["slots", "s", None, f"Tasks at a time in the embedded worker (default TASKD_SLOTS, {EMBEDDED_SLOTS})."],
-        ["grace", "g", GRACE, "Seconds that tasks of the embedded worker get to end when the server is stopped."],
-        ["env-file", "e", None, "Read settings from this file instead of ./.env."],
-    ]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self["listen"] = []
-
-    def opt_listen(self, endpoint: str) -> None:
-        """Where to listen: tcp:5000, or ssl:5001:privateKey=key.pem:certKey=cert.pem; repeatable (TASKD_LISTEN)."""
-        self["listen"].append(endpoint)
-
-    opt_l = opt_listen
 
 
 class ServerService(Service):
@@ -162,17 +143,13 @@ def makeService(options: Options) -> ServerService:
     from twisted.internet import reactor
 
     try:
-        settings = read_settings(options["env-file"])
-        if options["data"] is not None:
-            settings = replace(settings, data=Path(options["data"]))
-        work = read_work(options, settings, EMBEDDED_SLOTS)
-        grace = whole_number(options["grace"], "--grace", 0, 86_400) or 0
-        return _wired(reactor, settings, options["listen"] or settings.listen, work, grace)
+        settings = read_settings(options["env-file"], options=options)
+        return _wired(reactor, settings, read_option(options, GRACE))
     except SettingsError as e:
         refuse("taskserver", e)
 
 
-def _wired(reactor: Any, settings: Settings, listen: Sequence[str], work: Work, grace: int) -> ServerService:
+def _wired(reactor: Any, settings: Settings, grace: int) -> ServerService:
     store, broker = open_store(settings, reactor), open_broker(settings, reactor, settings.queues)
     hashes = HashPool(reactor)
     accounts = Accounts(store, hashes, settings.bcrypt_rounds, settings.session_days * 86_400)
@@ -190,9 +167,9 @@ def _wired(reactor: Any, settings: Settings, listen: Sequence[str], work: Work, 
     )
     worker = None
     if settings.embedded:
-        worker = open_worker(reactor, store, broker, settings, work, settings.queues, process_name())
+        worker = open_worker(reactor, store, broker, settings, process_name())
         what = f"embedded: everything in this process, data in {settings.data}"
     else:
         assert settings.postgres is not None and settings.rabbitmq is not None
         what = f"PostgreSQL at {settings.postgres.host}, RabbitMQ at {settings.rabbitmq.host}"
-    return ServerService(reactor, listen, store, broker, hashes, server, worker, grace, what)
+    return ServerService(reactor, settings.listen, store, broker, hashes, server, worker, grace, what)

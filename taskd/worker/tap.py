@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
@@ -11,41 +10,24 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from taskd import __version__
-from taskd.config import Settings, check_queue, read_settings, whole_number
+from taskd.config.declarations import GRACE, WORKER
+from taskd.config.options import DaemonOptions
+from taskd.config.reading import read_option, read_settings
 from taskd.daemon import fail, handle_signals, open_broker, open_store, process_name, refuse
 from taskd.model.errors import SettingsError, Unavailable
 from taskd.ports.broker import IBroker
 from taskd.ports.store import IStore
-from taskd.worker.wiring import Work, WorkOptions, open_worker, read_work
+from taskd.worker.wiring import open_worker
 from taskd.worker.worker import Worker
 
-DEFAULT_SLOTS = 100
-GRACE = 30
 
-
-class Options(WorkOptions):
+class Options(DaemonOptions, daemon=WORKER):
     """Command line of the worker."""
 
-    synopsis = "[options]"
     longdesc = (
-        "Runs tasks that taskd servers hand out through RabbitMQ. POSTGRES_HOST, RABBITMQ_HOST and what belongs to them"
-        " are set in the environment or in a .env file; .env.example lists all variables."
+        "Runs tasks that taskd servers hand out through RabbitMQ. Set POSTGRES_HOST and RABBITMQ_HOST, with their users"
+        " and passwords, in the environment or in a .env file; .env.example lists all variables."
     )
-    optParameters: ClassVar[list[list[Any]]] = [
-        ["slots", "s", None, f"How many tasks run at a time on the reactor (default TASKD_SLOTS, {DEFAULT_SLOTS})."],
-        ["grace", "g", GRACE, "Seconds that running tasks get to end when the worker is stopped."],
-        ["env-file", "e", None, "Read settings from this file instead of ./.env."],
-    ]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self["queues"] = []
-
-    def opt_queue(self, name: str) -> None:
-        """A queue to take tasks from; repeatable (default RABBITMQ_QUEUE and TASKD_QUEUES)."""
-        self["queues"].append(name)
-
-    opt_q = opt_queue
 
 
 class WorkerService(Service):
@@ -97,21 +79,15 @@ def makeService(options: Options) -> WorkerService:
     from twisted.internet import reactor
 
     try:
-        settings = read_settings(options["env-file"])
+        settings = read_settings(options["env-file"], options=options)
         if settings.embedded:
             raise SettingsError(
                 "RABBITMQ_HOST is not set: the embedded server runs its own worker; set POSTGRES_HOST and"
-                " RABBITMQ_HOST to run workers of their own"
+                " RABBITMQ_HOST to run separate workers"
             )
-        grace = whole_number(options["grace"], "--grace", 0, 86_400) or 0
-        queues = [check_queue(q, "--queue") for q in dict.fromkeys(options["queues"])] or settings.queues
-        return _wired(reactor, settings, read_work(options, settings, DEFAULT_SLOTS), queues, grace)
+        store, broker = open_store(settings, reactor), open_broker(settings, reactor, settings.queues)
+        worker = open_worker(reactor, store, broker, settings, process_name())
+        what = f"{worker.serves} from {', '.join(settings.queues)}"
+        return WorkerService(reactor, store, broker, worker, read_option(options, GRACE), what)
     except SettingsError as e:
         refuse("taskworker", e)
-
-
-def _wired(reactor: Any, settings: Settings, work: Work, queues: Sequence[str], grace: int) -> WorkerService:
-    store, broker = open_store(settings, reactor), open_broker(settings, reactor, queues)
-    worker = open_worker(reactor, store, broker, settings, work, queues, process_name())
-    what = f"{worker.serves} from {', '.join(queues)}"
-    return WorkerService(reactor, store, broker, worker, grace, what)

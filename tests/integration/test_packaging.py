@@ -1,4 +1,4 @@
-"""taskd as a package: as a wheel and as an editable install, in an environment of its own."""
+"""taskd as a package: a wheel and an editable install, in a fresh virtual environment."""
 
 from __future__ import annotations
 
@@ -16,9 +16,18 @@ from tests.processes import clean_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 
-FILES = ("README.md", "README.es.md", "CHANGELOG.md", ".env.example", "Makefile", "Dockerfile", "docker-compose.yml")
+FILES = (
+    "README.md",
+    "README.es.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    ".env.example",
+    "Makefile",
+    "Dockerfile",
+    "docker-compose.yml",
+)
 FOLDERS = ("bench", "deploy", "docs", "examples", "schema", "tests")
-"""What a source distribution has beside the package: all that README.md leads to."""
+"""A source distribution has these beside the package: everything that README.md links."""
 
 
 class Environment:
@@ -31,11 +40,11 @@ class Environment:
         subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
 
     def run(self, program: str, *arguments: str | Path, cwd: Path | None = None) -> str:
-        """What it prints; AssertionError with that unless it ends well."""
+        """The output of a program. Raises AssertionError with it unless the exit status is 0."""
         done = subprocess.run(
             [self._bin / program, *arguments],
             cwd=cwd or self._elsewhere,
-            # The checkout must not be found by any other way than the installation.
+            # Python must find taskd through the installation only.
             env={k: v for k, v in clean_environment().items() if k != "PYTHONPATH"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -51,7 +60,7 @@ class Environment:
         return self.run("python", "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments)
 
     def check_commands(self) -> None:
-        """Every command that a user types says what it is, from any folder."""
+        """Every command prints its help, from any folder."""
         listed = self.run("twistd", "--help")
         assert "taskserver" in listed and "taskworker" in listed
         for daemon in ("taskserver", "taskworker"):
@@ -59,7 +68,7 @@ class Environment:
         assert "usage" in self.run("taskclient", "--help").lower()
 
     def check_files(self) -> None:
-        """The schema comes along, and the version is one."""
+        """The schema is installed, and both sources of the version agree."""
         program = (
             "import importlib.metadata, importlib.resources as r, taskd;"
             "s = r.files('taskd') / '_schema';"
@@ -71,7 +80,7 @@ class Environment:
         assert self.run("python", "-c", program).split() == [__version__, __version__, *schema]
 
     def uninstall(self) -> None:
-        """Take taskd out again and leave nothing but its dependencies."""
+        """Uninstall taskd; Twisted still works."""
         self.pip("uninstall", "--yes", "taskd")
         listed = self.run("twistd", "--help")
         assert "taskserver" not in listed
@@ -81,7 +90,7 @@ class Environment:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of what the package is made from, for builds leave their traces in the tree."""
+    """A copy of the sources, because builds write into the tree."""
     copy = tmp_path / "checkout"
     copy.mkdir()
     for name in (*FILES, "setup.cfg", "pyproject.toml", "LICENSE", "MANIFEST.in"):
@@ -93,7 +102,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def test_every_command_works_wheel_or_editable(checkout: Path, tmp_path: Path) -> None:
-    """One environment, one way after the other: the second begins with what the first has left behind."""
+    """Both ways in one environment, so that the second starts with the leftovers of the first."""
     environment = Environment(tmp_path)
 
     environment.pip("install", "setuptools")

@@ -1,6 +1,6 @@
-"""README.md, README.es.md and docs/: what they show is played again, what they list is held against the code.
+"""README.md, README.es.md, CONTRIBUTING.md and docs/: the examples run, and the lists agree with the code.
 
-docs/protocol.md has a module of its own.
+test_protocol_doc.py tests docs/protocol.md.
 """
 
 from __future__ import annotations
@@ -9,34 +9,41 @@ import configparser
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import pytest
 from twisted.python import usage
 
-from taskd import config
 from taskd.cli.texts.catalogue import LANGUAGES, Texts
-from taskd.server.tap import EMBEDDED_SLOTS
+from taskd.config import declarations, docs
+from taskd.config.reading import read_settings
 from taskd.server.tap import Options as ServerOptions
 from taskd.store import migrations
-from taskd.worker.tap import DEFAULT_SLOTS
 from taskd.worker.tap import Options as WorkerOptions
 from tests import services
-from tests.daemons import Daemon, free_port
+from tests.daemons import Daemon, eventually, free_port
 from tests.integration.terminal import Terminal
 from tests.integration.test_protocol_doc import Bindings, compare
 from tests.processes import clean_environment
 
 ROOT = Path(__file__).resolve().parents[2]
-README, README_ES = ROOT / "README.md", ROOT / "README.es.md"
+README, README_ES, CONTRIBUTING = ROOT / "README.md", ROOT / "README.es.md", ROOT / "CONTRIBUTING.md"
+TUTORIAL = ROOT / "docs" / "tutorial.md"
+SETTINGS = ROOT / "docs" / "settings.md"
 OPERATIONS, HANDLERS = ROOT / "docs" / "operations.md", ROOT / "docs" / "handlers.md"
-PAGES = [README, README_ES, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-TEXT = README.read_text("utf-8")
+PAGES = [
+    README,
+    README_ES,
+    CONTRIBUTING,
+    ROOT / "CHANGELOG.md",
+    ROOT / "deploy" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 PASSWORD = "correct horse"
 QUESTIONS = [
@@ -45,7 +52,7 @@ QUESTIONS = [
     for key in ("username", "password", "password_again", "menu.choose", "menu.task")
 ]
 
-# What a transcript shows in place of what differs each run.
+# Parts of a transcript that differ each run.
 VARIABLE = [
     (re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"), "DATE"),
     (re.compile(r"^\d\d:\d\d:\d\d "), "TIME "),
@@ -53,7 +60,7 @@ VARIABLE = [
     (re.compile(r" {2,}"), "  "),
 ]
 
-# netcat is on no two machines the same, and perhaps not on this one: it sends, closes that direction, and prints.
+# netcat has several incompatible versions, so this one replaces it: it sends, closes that direction, and prints.
 NETCAT = """#!{python}
 import shutil, socket, sys
 assert sys.argv[1:] == ["-N", "127.0.0.1", "5000"], sys.argv
@@ -65,20 +72,43 @@ with socket.create_connection(("127.0.0.1", {port}), 20) as connection:
 
 
 class Step(NamedTuple):
-    """A command of a transcript, and what it shows, answers to its questions included."""
+    """A command of a transcript, and the lines that it shows, with the answers to its questions."""
 
     command: str
     shown: list[str]
 
 
-def transcript(page: str) -> Iterator[Step]:
-    """The commands of all ``console`` blocks of a page, in their order."""
-    for block in re.findall(r"^```console\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
-        first, *steps = re.split(r"^\$ ", block, flags=re.MULTILINE)
-        assert not first, f"a block begins with something else than a command: {first!r}"
-        for step in steps:
-            command, *shown = step.rstrip("\n").split("\n")
-            yield Step(command, shown)
+class Start(NamedTuple):
+    """``make run``, with the variables before it."""
+
+    variables: dict[str, str]
+
+
+class Module(NamedTuple):
+    """The text of the module ``lab.py``."""
+
+    text: str
+
+
+def actions(page: str) -> Iterator[Step | Start | Module]:
+    """What a reader of the page does, in the order of the page."""
+    for language, block in re.findall(r"^```(console|sh|python)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        if language == "python":
+            yield Module(block)
+        elif language == "sh":
+            for variables in re.findall(r"^((?:\w+=\S+ )*)make run\b", block, re.MULTILINE):
+                yield Start(dict(variable.split("=", 1) for variable in variables.split()))
+        else:
+            yield from transcript(block)
+
+
+def transcript(block: str) -> Iterator[Step]:
+    """The commands of a ``console`` block."""
+    first, *steps = re.split(r"^\$ ", block, flags=re.MULTILINE)
+    assert not first, f"a block does not begin with a command: {first!r}"
+    for step in steps:
+        command, *shown = step.rstrip("\n").split("\n")
+        yield Step(command, shown)
 
 
 class Stage:
@@ -87,6 +117,7 @@ class Stage:
     def __init__(self, folder: Path) -> None:
         self._port = free_port()
         self._folder = folder
+        self._daemon: Daemon | None = None
         programs = folder / "programs"
         programs.mkdir()
         netcat = programs / "nc"
@@ -104,12 +135,34 @@ class Stage:
         )
         for name in ("LC_ALL", "LC_MESSAGES", "XDG_STATE_HOME", "COLUMNS", "PYTHONIOENCODING"):
             self._env.pop(name, None)
+
+    def start(self, start: Start) -> None:
+        """Stop the server if it runs, and start it with these variables."""
+        self.stop()
         listen = f"tcp:{self._port}:interface=127.0.0.1"
         # The shipped cost of a hash would take most of the time of this test.
-        self.daemon = Daemon.twistd("taskserver", ["--listen", listen], {"TASKD_BCRYPT_ROUNDS": "4"}, cwd=folder)
-        self.daemon.wait_for("is ready on port")
+        variables = {"TASKD_BCRYPT_ROUNDS": "4", **start.variables}
+        self._daemon = Daemon.twistd("taskserver", ["--listen", listen], variables, cwd=self._folder)
+        self._daemon.wait_for("is ready on port")
+        if start.variables:
+            self._daemon.wait_for("is open: a worker serves it")
 
-    def play(self, step: Step) -> list[str]:
+    def stop(self) -> None:
+        """End the server in order. Raises AssertionError if it logged a traceback."""
+        if (daemon := self._daemon) is not None:
+            self._daemon = None
+            with daemon:
+                daemon.send(signal.SIGTERM)
+                eventually(lambda: daemon.returncode is not None or "seconds to end" in daemon.output())
+                # A second signal gives the running tasks back at once
+                assert daemon.terminate() == 0
+                assert "Traceback" not in daemon.output()
+
+    def write(self, module: Module) -> None:
+        """Write ``lab.py`` into the folder of the server."""
+        (self._folder / "lab.py").write_text(module.text, "utf-8")
+
+    def run(self, step: Step) -> list[str]:
         """Run a command, answer its questions as the transcript does, and give the lines that it shows."""
         if found := re.fullmatch(r"export (\w+)=(\S+)", step.command):
             self._env[found[1]] = found[2]
@@ -124,34 +177,62 @@ class Stage:
         return text.replace("\r\n", "\n").rstrip("\n").split("\n")
 
 
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    """A stage whose server ends with the test."""
+    stage = Stage(tmp_path)
+    yield stage
+    stage.stop()
+
+
 def normal(line: str) -> str:
-    """A line without what differs each run."""
+    """A line without the parts that differ each run."""
     for pattern, name in VARIABLE:
         line = pattern.sub(name, line.rstrip())
     return line
 
 
-@pytest.mark.parametrize("page", [README, README_ES], ids=lambda page: page.name)
-def test_the_transcripts_are_what_a_user_sees(page: Path, tmp_path: Path) -> None:
-    """Menu, commands and netcat, at one new server."""
-    stage, bindings = Stage(tmp_path), Bindings()
-    steps = list(transcript(page.read_text("utf-8")))
-    assert {"bin/taskclient", "nc"} <= {word for step in steps for word in step.command.split()}
-    with stage.daemon:
-        for step in steps:
-            real = stage.play(step)
-            if step.shown and step.shown[0].startswith("{"):
-                assert len(step.shown) == len(real), real
-                for left, right in zip(step.shown, real, strict=True):
-                    compare(json.loads(left), json.loads(right), bindings)
-            else:
-                assert [normal(line) for line in step.shown] == [normal(line) for line in real], step.command
-        assert "Traceback" not in stage.daemon.output()
+@pytest.mark.parametrize(
+    ("page", "programs"),
+    [(README, {"bin/taskclient"}), (README_ES, {"bin/taskclient"}), (TUTORIAL, {"bin/taskclient", "nc"})],
+    ids=lambda value: value.name if isinstance(value, Path) else "",
+)
+def test_the_transcripts_are_what_a_user_sees(page: Path, programs: set[str], stage: Stage) -> None:
+    """From the first ``make run`` on, with the handlers that the page shows."""
+    bindings, done = Bindings(), list(actions(page.read_text("utf-8")))
+    assert programs <= {word for step in done if isinstance(step, Step) for word in step.command.split()}
+    assert {Start, Step, Module} == {type(each) for each in done}
+    for each in done:
+        if isinstance(each, Start):
+            stage.start(each)
+        elif isinstance(each, Module):
+            stage.write(each)
+        else:
+            compare_output(each, stage.run(each), bindings)
 
 
-def table(heading: str, head: str = "") -> dict[str, list[str]]:
-    """The rows of a table below a heading, whose first row begins with ``head``: cells without quotes, by the first."""
-    section = re.split(r"^#{2,3} ", TEXT.partition(f"\n{heading}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+def compare_output(step: Step, real: list[str], bindings: Bindings) -> None:
+    """Check the lines that a command shows against those of the page."""
+    if step.shown and step.shown[0].startswith("{"):
+        assert len(step.shown) == len(real), real
+        for left, right in zip(step.shown, real, strict=True):
+            compare(json.loads(left), json.loads(right), bindings)
+    else:
+        assert [normal(line) for line in step.shown] == [normal(line) for line in real], step.command
+
+
+def test_the_handler_of_the_readme_is_short() -> None:
+    """It has twelve lines in both languages."""
+    modules = [
+        m.text for page in (README, README_ES) for m in actions(page.read_text("utf-8")) if isinstance(m, Module)
+    ]
+    assert [len(text.splitlines()) for text in modules] == [12, 12]
+
+
+def table(page: Path, heading: str, head: str) -> dict[str, list[str]]:
+    """The rows of the tables in a section whose first cell begins with ``head``: the first cell maps to the others."""
+    text = page.read_text("utf-8").partition(f"\n## {heading}\n")[2]
+    section = re.split(r"^## ", text, maxsplit=1, flags=re.MULTILINE)[0]
     rows: dict[str, list[str]] = {}
     for part in section.split("\n\n"):
         lines = [line.strip("| \n").split(" | ") for line in part.splitlines() if line.startswith("|")]
@@ -161,36 +242,38 @@ def table(heading: str, head: str = "") -> dict[str, list[str]]:
 
 
 def code(cell: str) -> str:
-    """What stands between the first quotes of a cell; nothing where there are none."""
+    """The text between the first backticks of a cell; empty if there are none."""
     found = re.match(r"`([^`]*)`", cell.strip("| "))
     return found[1] if found else ""
 
 
 def test_the_settings_are_those_of_the_code(tmp_path: Path) -> None:
-    """Names and defaults; .env.example shows the same."""
-    shown = {code(name): code(cells[0]) for name, cells in table("## Settings", "variable").items()}
-    source = Path(config.__file__).read_text()
-    assert set(shown) == set(re.findall(r'"((?:POSTGRES|RABBITMQ|TASKD)_[A-Z_]+)"', source)) | {"TASKD_PUBLISH"}
+    """Names and defaults agree with the code and with .env.example."""
+    shown = {code(name): code(cells[0]) for name, cells in table(SETTINGS, "Variables", "variable").items()}
+    source = Path(declarations.__file__).read_text()
+    assert set(shown) == set(re.findall(r'"((?:POSTGRES|RABBITMQ|TASKD)_[A-Z_]+)"', source))
     example = dict(re.findall(r"^#?([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
     assert shown == example
 
     nothing = tmp_path / "nothing"
     nothing.touch()
-    defaults = config.read_settings(str(nothing), {})
-    assert msgspec.structs.replace(config.read_settings(str(nothing), shown), slots=None) == defaults
+    defaults = read_settings(str(nothing), {})
+    assert read_settings(str(nothing), shown) == defaults
     hosts = {"POSTGRES_HOST": "db", "RABBITMQ_HOST": "mq"}
-    assert config.read_settings(str(nothing), {**shown, **hosts}).postgres == (
-        config.read_settings(str(nothing), hosts).postgres
-    )
-    assert config.read_settings(str(nothing), {**shown, **hosts}).rabbitmq == (
-        config.read_settings(str(nothing), hosts).rabbitmq
-    )
-    assert {int(shown["TASKD_SLOTS"])} == {EMBEDDED_SLOTS, DEFAULT_SLOTS}
+    assert read_settings(str(nothing), {**shown, **hosts}).postgres == (read_settings(str(nothing), hosts).postgres)
+    assert read_settings(str(nothing), {**shown, **hosts}).rabbitmq == (read_settings(str(nothing), hosts).rabbitmq)
+    assert int(shown["TASKD_SLOTS"]) == defaults.slots
+
+
+def test_the_settings_page_is_generated_from_the_declarations() -> None:
+    """``python -m taskd.config.docs`` writes its tables."""
+    page = SETTINGS.read_text("utf-8")
+    assert docs.updated(page) == page
 
 
 def test_the_clients_variables_are_those_it_reads() -> None:
-    """All of them, whatever they are for."""
-    [sentence] = re.findall(r"^The client reads (.*?)\n\n", TEXT, re.MULTILINE | re.DOTALL)
+    """The page names all environment variables that the client reads."""
+    [sentence] = re.findall(r"^The client reads (.*?)\n\n", SETTINGS.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     source = "".join(path.read_text() for part in ("client", "cli") for path in (ROOT / "taskd" / part).rglob("*.py"))
     read = set(re.findall(r"env(?:iron)?\.get\(\"([A-Z_]+)\"|\"(TASKD_[A-Z]+)\"", source))
     names = {name for pair in read for name in pair if name} - {"HOME", "TERM"}
@@ -199,8 +282,8 @@ def test_the_clients_variables_are_those_it_reads() -> None:
 
 @pytest.mark.parametrize(("daemon", "options"), [("taskserver", ServerOptions()), ("taskworker", WorkerOptions())])
 def test_the_options_are_those_of_the_daemons(daemon: str, options: usage.Options) -> None:
-    """Long and short names."""
-    shown = [re.findall(r"`-+([\w-]+)`", name) for name in table("### Options", f"`twistd {daemon}`")]
+    """The tables have exactly the long and short names."""
+    shown = [re.findall(r"`-+([\w-]+)`", name) for name in table(SETTINGS, "Options", f"`twistd {daemon}`")]
     known: Any = options
     assert {long for long, *_ in shown} == {name for name in known.docs if len(name) > 1} - {"help", "version"}
     for long, *short in shown:
@@ -208,41 +291,41 @@ def test_the_options_are_those_of_the_daemons(daemon: str, options: usage.Option
 
 
 def test_every_dependency_has_its_line() -> None:
-    """Those of setup.cfg, of the tests as well, each with a reason."""
+    """The table has the dependencies of setup.cfg, also those of the tests, each with a reason."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     wanted = setup["options"]["install_requires"] + setup["options.extras_require"]["test"]
     names = [re.split(r"[<>=!~;]", line)[0] for line in wanted.split("\n") if line and not line.startswith("#")]
-    rows = table("## Dependencies", "package")
+    rows = table(CONTRIBUTING, "Dependencies", "package")
     assert [code(name) for name in rows] == names
     assert all(cells[0].endswith(".") for cells in rows.values())
 
 
 def test_commands_and_paths_are_there() -> None:
-    """What the pages tell to type, and the tree."""
+    """The make targets and test paths that the pages name exist, and so does the tree."""
     makefile = (ROOT / "Makefile").read_text()
-    for page in (README, README_ES):
+    for page, least in {README: {"run", "test"}, README_ES: {"run", "test"}, CONTRIBUTING: {"test", "lint"}}.items():
         text = page.read_text("utf-8")
-        targets = set(re.findall(r"^make (\w+)", text, re.MULTILINE))
-        assert {"run", "test"} <= targets
+        targets = set(re.findall(r"^(?:\w+=\S+ )*make (\w+)", text, re.MULTILINE))
+        assert least <= targets
         assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
         for path in re.findall(r"TESTS=(\S+)", text):
             assert (ROOT / path).exists(), path
-    [tree] = re.findall(r"^```text\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    [tree] = re.findall(r"^```text\n(.*?)^```$", CONTRIBUTING.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     for line in tree.splitlines():
         assert (ROOT / line.split()[0]).exists(), line
 
 
 def anchors(page: Path) -> set[str]:
-    """The headings of a page as links name them."""
+    """The headings of a page, as anchors of links."""
     text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
     heads = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    """To a file, and to a heading in it."""
+    """Each relative link names a file, and a heading in it."""
     text = page.read_text("utf-8")
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if "://" in target:
@@ -253,9 +336,9 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(there), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_pages_have_no_path_of_a_machine(page: Path) -> None:
-    """And no white space at the ends of lines."""
+    """And no white space at the end of a line."""
     for line in page.read_text("utf-8").splitlines():
         assert line == line.rstrip(), line
         assert not re.search(r"(?<![\w.])/(work|root|home|tmp)/", line), line
@@ -267,7 +350,7 @@ def examples(page: Path, language: str) -> list[str]:
 
 
 def test_the_sql_for_operators_runs(postgres: services.Postgres, database: str) -> None:
-    """On the schema as it is, with a task to read and change."""
+    """With the current schema, and one task to read and change."""
     for migration in migrations.load("postgres"):
         postgres.query(migration.sql, database=database)
     postgres.query(migrations.CREATE_TABLE, database=database)
@@ -286,7 +369,7 @@ def test_the_sql_for_operators_runs(postgres: services.Postgres, database: str) 
 
 
 def test_the_log_lines_are_those_of_the_code() -> None:
-    """To the letter, as the code formats them."""
+    """Each line is a format string of the code."""
     section = OPERATIONS.read_text("utf-8").partition("\n## What the log says\n")[2].partition("\n## ")[0]
     lines = [text for cell in re.findall(r"^\| (`.*?`) \| ", section, re.MULTILINE) for text in cell.split("`")[1::2]]
     source = "".join(path.read_text() for path in (ROOT / "taskd").rglob("*.py"))
@@ -295,7 +378,7 @@ def test_the_log_lines_are_those_of_the_code() -> None:
 
 
 def test_the_handler_of_the_docs_and_its_tests(tmp_path: Path) -> None:
-    """In docs/handlers.md: a module, and tests of it as its author would run them."""
+    """The module in docs/handlers.md, and the tests that the page shows for it."""
     module, *tests = [text for text in examples(HANDLERS, "python") if "import" in text]
     (tmp_path / "lab.py").write_text(module)
     names = []

@@ -1,4 +1,4 @@
-"""taskd.config: variables, the .env file, and one clear line for each thing that is wrong with them."""
+"""taskd.config: variables, the .env file, options, and one clear line for each error."""
 
 from __future__ import annotations
 
@@ -8,20 +8,26 @@ from typing import Any
 
 import pytest
 
-from taskd.config import Postgres, RabbitMQ, check_queue, read_settings
+from taskd.config import Postgres, RabbitMQ, Settings
+from taskd.config.declarations import GRACE
+from taskd.config.formats import QUEUE
+from taskd.config.options import DaemonOptions
+from taskd.config.reading import read_option, read_settings
 from taskd.model.errors import SettingsError
+from taskd.server.tap import Options as ServerOptions
+from taskd.worker.tap import Options as WorkerOptions
 
 BOTH = {"POSTGRES_HOST": "db", "RABBITMQ_HOST": "mq"}
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder without a .env."""
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in a folder without a .env."""
     monkeypatch.chdir(tmp_path)
 
 
 def refusal(environ: dict[str, str] | None = None, env_file: str | None = None) -> str:
-    """The one line that is said."""
+    """The one line of the error message."""
     with pytest.raises(SettingsError) as refused:
         read_settings(env_file, environ or {})
     text = str(refused.value)
@@ -35,7 +41,7 @@ def test_with_nothing_set_it_is_embedded() -> None:
     assert settings.queues == ("tasks",)
     assert settings.listen == ("tcp:5000:interface=127.0.0.1",)
     assert settings.data == Path("taskd-data")
-    assert (settings.slots, settings.window, settings.lease) == (None, 2000, 30.0)
+    assert (settings.slots, settings.window, settings.lease) == (100, 2000, 30.0)
     assert (settings.bcrypt_rounds, settings.session_days) == (12, 30)
     assert (settings.threads, settings.processes, settings.handlers, settings.programs) == (10, None, (), None)
     assert (settings.log_bytes, settings.keep_days) == (1024 * 1024, 0.0)
@@ -111,10 +117,10 @@ def test_days(value: str) -> None:
 
 
 @pytest.mark.parametrize("module", ["lab.py", "lab/handlers", "1lab", "lab..x", "lab-x"])
-def test_modules_are_named_as_import_does(module: str) -> None:
+def test_modules_have_names_for_import(module: str) -> None:
     refused = module if module != "lab.py" else None
     if refused is None:
-        # a module "py" of a package "lab": whether it is there is found out when it is imported
+        # The module py of the package lab: only the import shows whether it exists
         assert read_settings(None, {"TASKD_HANDLERS": module}).handlers == ("lab.py",)
     else:
         assert refusal({"TASKD_HANDLERS": module}).startswith(f"TASKD_HANDLERS: {module!r} is not the name of a Python")
@@ -138,14 +144,72 @@ def test_queue_names(name: str, queue: str) -> None:
 
 
 def test_queue_names_of_options() -> None:
-    assert check_queue("ñ" * 90, "--queue") == "ñ" * 90
+    assert QUEUE.read("--queue", "ñ" * 90) == "ñ" * 90
     for queue in ("", "a\nb", "a\ud800", "a#b"):
         with pytest.raises(SettingsError, match=r"^--queue: "):
-            check_queue(queue, "--queue")
+            QUEUE.read("--queue", queue)
+
+
+class TestOptions:
+    """The command lines of both daemons."""
+
+    def read(self, options: DaemonOptions, arguments: list[str], environ: dict[str, str] | None = None) -> Settings:
+        options.parseOptions(arguments)
+        return read_settings(options["env-file"], environ or {}, options)
+
+    def test_without_options_nothing_changes(self) -> None:
+        for options in (ServerOptions(), WorkerOptions()):
+            assert self.read(options, []) == read_settings(None, {})
+            assert read_option(options, GRACE) == 30
+
+    def test_an_option_wins_over_its_variable(self) -> None:
+        environ = {name: "4" for name in ("TASKD_SLOTS", "TASKD_THREADS", "TASKD_PROCESSES")}
+        environ |= {"TASKD_HANDLERS": "a", "TASKD_PROGRAMS": "/a", "TASKD_DATA": "/a", "TASKD_LISTEN": "tcp:4"}
+        numbers = ["-s", "5", "--threads", "6", "--processes", "7", "-g", "8"]
+        texts = ["--handlers", "b", "--handlers", "c.d", "--programs", "/b", "-d", "/c", "-l", "tcp:5", "--listen", "e"]
+        options = ServerOptions()
+        settings = self.read(options, numbers + texts, environ)
+        assert (settings.slots, settings.threads, settings.processes) == (5, 6, 7)
+        assert read_option(options, GRACE) == 8
+        assert (settings.handlers, settings.listen) == (("b", "c.d"), ("tcp:5", "e"))
+        assert (settings.programs, settings.data) == (Path("/b"), Path("/c"))
+
+    def test_queues_of_a_worker(self) -> None:
+        environ = {"RABBITMQ_QUEUE": "a", "TASKD_QUEUES": "b"}
+        assert self.read(WorkerOptions(), ["-q", "c", "--queue", "d", "-q", "c"], environ).queues == ("c", "d")
+        assert self.read(WorkerOptions(), [], environ).queues == ("a", "b")
+
+    def test_two_command_lines_share_nothing(self) -> None:
+        assert self.read(WorkerOptions(), ["--handlers", "a"]).handlers == ("a",)
+        assert self.read(WorkerOptions(), []).handlers == ()
+
+    def test_a_malformed_variable_is_refused_even_if_an_option_overrides_it(self) -> None:
+        with pytest.raises(SettingsError, match=r"^TASKD_SLOTS must be"):
+            self.read(ServerOptions(), ["--slots", "5"], {"TASKD_SLOTS": "many"})
+
+    @pytest.mark.parametrize(
+        ("option", "value", "low", "high"),
+        [
+            ("--slots", "0", 1, 100_000),
+            ("--slots", "", 1, 100_000),
+            ("--threads", "1001", 1, 1000),
+            ("--processes", "0", 1, 1000),
+        ],
+    )
+    def test_numbers_have_bounds(self, option: str, value: str, low: int, high: int) -> None:
+        expected = f"^{option} must be a whole number from {low} to {high}, not {value!r}$"
+        for options in (ServerOptions(), WorkerOptions()):
+            with pytest.raises(SettingsError, match=expected):
+                self.read(options, [option, value])
+
+    @pytest.mark.parametrize("module", ["", "lab/handlers", "a,b"])
+    def test_an_option_names_one_module(self, module: str) -> None:
+        with pytest.raises(SettingsError, match=f"^--handlers: {module!r} is not the name of a Python module"):
+            self.read(ServerOptions(), ["--handlers", module])
 
 
 class TestEnvFile:
-    def test_dot_env_is_read_where_one_stands(self) -> None:
+    def test_dot_env_of_the_current_folder_is_read(self) -> None:
         Path(".env").write_text("# a remark\n\nTASKD_WINDOW=5\nexport TASKD_SLOTS='6' # six\n")
         settings = read_settings(None, {})
         assert (settings.window, settings.slots) == (5, 6)
@@ -154,14 +218,14 @@ class TestEnvFile:
         Path(".env").write_text("TASKD_WINDOW=5\nTASKD_SLOTS=6\n")
         Path("other").write_text("TASKD_WINDOW=7\n")
         settings = read_settings("other", {})
-        assert (settings.window, settings.slots) == (7, None)
+        assert (settings.window, settings.slots) == (7, 100)
 
     def test_the_environment_wins(self) -> None:
         Path(".env").write_text("TASKD_WINDOW=5\nTASKD_SLOTS=6\n")
         settings = read_settings(None, {"TASKD_WINDOW": "8"})
         assert (settings.window, settings.slots) == (8, 6)
 
-    def test_an_empty_variable_takes_one_of_the_file_back(self) -> None:
+    def test_an_empty_variable_removes_one_of_the_file(self) -> None:
         Path(".env").write_text("POSTGRES_HOST=db\nRABBITMQ_HOST=mq\nTASKD_WINDOW=\n")
         settings = read_settings(None, {"POSTGRES_HOST": "", "RABBITMQ_HOST": " "})
         assert settings.embedded and settings.window == 2000
@@ -172,7 +236,7 @@ class TestEnvFile:
         read_settings()
         assert "TASKD_WINDOW" not in os.environ
 
-    def test_a_file_of_another_system(self) -> None:
+    def test_a_file_with_a_byte_order_mark_and_crlf(self) -> None:
         Path(".env").write_bytes("\ufeffTASKD_WINDOW=5\r\nTASKD_SLOTS=6\r\n".encode())
         settings = read_settings(None, {})
         assert (settings.window, settings.slots) == (5, 6)
@@ -192,12 +256,12 @@ class TestEnvFile:
         Path(".env").write_text("TASKD_WINDOW=many\n")
         assert refusal().startswith("TASKD_WINDOW must be a whole number")
 
-    def test_a_file_that_is_asked_for_must_be_there(self) -> None:
+    def test_a_named_file_must_exist(self) -> None:
         Path("folder").mkdir()
         for name in ("nothing", "folder"):
             assert refusal(env_file=name) == f"--env-file {name}: there is no such file"
 
-    def test_a_folder_called_dot_env_is_not_meant(self) -> None:
+    def test_a_folder_called_dot_env_is_ignored(self) -> None:
         Path(".env").mkdir()
         assert read_settings(None, {}).embedded
 
@@ -209,11 +273,11 @@ class TestEnvFile:
     def test_a_name_that_no_file_can_have(self, name: str) -> None:
         assert "cannot be read" in refusal(env_file=name)
 
-    def test_a_file_that_may_not_be_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_file_without_read_permission(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(*args: Any, **options: Any) -> str:
             raise PermissionError(13, "Permission denied")
 
         Path(".env").write_text("")
-        # the superuser may read everything, so that no mode would do
+        # root can read every file, so a file mode has no effect
         monkeypatch.setattr(Path, "read_text", refuse)
         assert refusal() == ".env: cannot be read: Permission denied"

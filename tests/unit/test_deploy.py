@@ -1,6 +1,6 @@
-"""docker-compose.yml, .env.example and the systemd units say what the code and the tests do.
+"""docker-compose.yml, .env.example and the systemd units agree with the code and the tests.
 
-None of it is run here; what the daemons do under these commands, the integration tests see.
+Nothing runs here; the integration tests run the daemons with these commands.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 import yaml
 
-from taskd import config
+from taskd.config import declarations, docs, reading
+from taskd.config.reading import read_settings
 from tests.daemons import TWISTD
 from tests.services import render_nginx
 
@@ -35,16 +35,16 @@ EXAMPLE_NAMES = set(re.findall(r"^#?([A-Z_]+)=", EXAMPLE, re.MULTILINE))
 
 
 def resolved(value: str) -> str:
-    """A value of the compose file without any .env."""
+    """A value of the compose file when there is no .env."""
     return re.sub(r"\$\{[A-Z_]+:-([^}]*)\}", r"\1", value)
 
 
 def dockerfile(instruction: str) -> str:
-    """The arguments of the last such instruction."""
+    """The arguments of the last instruction of this name."""
     return re.findall(rf"^{instruction} (.+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[-1]
 
 
-def test_the_services_are_those_of_the_picture() -> None:
+def test_the_compose_file_has_all_services() -> None:
     """Two servers behind a balancer, two workers, and what they share."""
     assert set(SERVICES) == {"postgres", "rabbitmq", "nginx", *OURS}
     assert SERVICES["postgres"]["image"].split(":")[1].startswith("16")
@@ -52,8 +52,8 @@ def test_the_services_are_those_of_the_picture() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
-def test_every_service_is_watched_and_comes_back(name: str) -> None:
-    """A health check, a restart policy, and an image with a version or a build of our own."""
+def test_every_service_has_a_health_check_and_restarts(name: str) -> None:
+    """A health check, a restart policy, and an image with a version or our own build."""
     service = SERVICES[name]
     test = service["healthcheck"]["test"]
     assert test[0] in ("CMD", "CMD-SHELL") and len(test) > 1
@@ -63,8 +63,8 @@ def test_every_service_is_watched_and_comes_back(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
-def test_nobody_starts_before_what_it_needs_is_healthy(name: str) -> None:
-    """A condition on every dependency, and every dependency a service."""
+def test_services_start_after_their_dependencies_are_healthy(name: str) -> None:
+    """Every dependency is a service and has a condition."""
     needed = SERVICES[name].get("depends_on", {})
     assert {d["condition"] for d in needed.values()} <= {"service_healthy"}
     shared = {"postgres", "rabbitmq"}
@@ -73,12 +73,12 @@ def test_nobody_starts_before_what_it_needs_is_healthy(name: str) -> None:
 
 
 def test_only_the_balancer_publishes_a_port() -> None:
-    """Everything else is reached inside the network only."""
+    """The other services are reachable only inside the network."""
     assert [name for name, service in SERVICES.items() if "ports" in service] == ["nginx"]
 
 
-def test_what_must_survive_a_container_is_in_a_volume() -> None:
-    """PostgreSQL's and RabbitMQ's data; RabbitMQ finds it again by the host name."""
+def test_data_is_in_volumes() -> None:
+    """The data of PostgreSQL and RabbitMQ; RabbitMQ needs a fixed host name to find it."""
     named = {
         name: service["volumes"][0].split(":")[0] for name, service in SERVICES.items() if name in COMPOSE["volumes"]
     }
@@ -97,7 +97,7 @@ def test_containers_run_the_tested_commands(name: str) -> None:
 
 @pytest.mark.parametrize("daemon", ["taskserver", "taskworker"])
 def test_units_run_the_tested_commands(daemon: str) -> None:
-    """The program is the environment's twistd."""
+    """With the twistd of the virtual environment."""
     [line] = re.findall(r"^ExecStart=(.+)$", (DEPLOY / f"{daemon}.service").read_text(), re.MULTILINE)
     program, *options = shlex.split(line)
     assert [Path(program).name, *options] == [*TWISTD, daemon]
@@ -105,26 +105,26 @@ def test_units_run_the_tested_commands(daemon: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in sorted(OURS) if OURS[name] == "taskworker"])
 def test_workers_start_in_the_folder_of_handlers(name: str) -> None:
-    """What TASKD_HANDLERS and TASKD_PROGRAMS name is looked for there."""
+    """Workers look there for the values of TASKD_HANDLERS and TASKD_PROGRAMS."""
     worker = SERVICES[name]
     assert worker["volumes"] == [f"./handlers:{worker['working_dir']}:ro"]
     assert worker["init"] is True
 
 
 @pytest.mark.parametrize("daemon", ["taskserver", "taskworker"])
-def test_units_leave_the_children_to_the_daemon(daemon: str) -> None:
-    """A drain is not cut short by a TERM to every process, and a task that runs out of memory ends alone."""
+def test_units_let_the_daemon_end_its_children(daemon: str) -> None:
+    """TERM goes to the daemon only, and a task that runs out of memory does not stop the service."""
     lines = (DEPLOY / f"{daemon}.service").read_text().splitlines()
     assert {"KillMode=mixed", "OOMPolicy=continue"} <= set(lines)
 
 
 def test_make_run_runs_the_tested_command() -> None:
-    """The same again, from the checkout."""
+    """``make run`` in the checkout starts the same command."""
     assert f"$(BIN)/{' '.join(TWISTD)} taskserver" in (ROOT / "Makefile").read_text()
 
 
 def test_every_variable_of_the_compose_file_is_explained() -> None:
-    """In .env.example; and has a default, so that ``docker compose up`` works without a .env."""
+    """.env.example has it; and it has a default, so ``docker compose up`` works without a .env."""
     used = re.findall(r"(?<!\$)\$\{([A-Z_]+)(:-)?", COMPOSE_TEXT)
     assert used
     assert {name for name, _ in used} <= EXAMPLE_NAMES
@@ -133,13 +133,13 @@ def test_every_variable_of_the_compose_file_is_explained() -> None:
 
 @pytest.mark.parametrize("name", sorted(OURS))
 def test_containers_get_variables_that_the_daemons_know(name: str, tmp_path: Path) -> None:
-    """All that can be set, none that nothing reads, and none that is malformed while .env leaves it out."""
+    """All settings, no unknown variable, and no malformed value when .env does not set it."""
     environment = {key: resolved(value) for key, value in SERVICES[name]["environment"].items()}
     # The containers are distributed, and the ports inside them fixed.
     assert set(environment) == EXAMPLE_NAMES - {"TASKD_DATA", "TASKD_LISTEN", "TASKD_PUBLISH"}
     nothing = tmp_path / "env"
     nothing.touch()
-    settings = config.read_settings(str(nothing), environment)
+    settings = read_settings(str(nothing), environment)
     assert settings.postgres is not None and settings.postgres.host in SERVICES
     assert settings.rabbitmq is not None and settings.rabbitmq.host in SERVICES
     server = {key: resolved(value) for key, value in SERVICES["postgres"]["environment"].items()}
@@ -147,21 +147,27 @@ def test_containers_get_variables_that_the_daemons_know(name: str, tmp_path: Pat
 
 
 def test_the_example_names_what_the_code_reads() -> None:
-    """Neither more nor less; only docker-compose.yml reads the published port."""
-    source = Path(config.__file__).read_text()
-    read = set(re.findall(r'"((?:POSTGRES|RABBITMQ|TASKD)_[A-Z_]+)"', source))
+    """Exactly these; only docker-compose.yml reads the published port."""
+    source = Path(declarations.__file__).read_text()
+    assert set(re.findall(r'"((?:POSTGRES|RABBITMQ|TASKD)_[A-Z_]+)"', source)) == EXAMPLE_NAMES
+    read = set(re.findall(r"d\.((?:POSTGRES|RABBITMQ|TASKD)_[A-Z_]+)", Path(reading.__file__).read_text()))
     assert read | {"TASKD_PUBLISH"} == EXAMPLE_NAMES
 
 
+def test_the_example_is_generated_from_the_declarations() -> None:
+    """``python -m taskd.config.docs`` writes it."""
+    assert docs.example() == EXAMPLE
+
+
 def test_the_example_changes_nothing_and_shows_the_defaults(tmp_path: Path) -> None:
-    """Whether or not its lines are commented out; how many slots is each daemon's own choice."""
+    """With its lines commented out, and without."""
     shown = tmp_path / "env"
     shown.write_text(re.sub(r"^#([A-Z_]+=)", r"\1", EXAMPLE, flags=re.MULTILINE))
     nothing = tmp_path / "empty"
     nothing.touch()
-    defaults = config.read_settings(str(nothing), {})
-    assert config.read_settings(str(ROOT / ".env.example"), {}) == defaults
-    assert msgspec.structs.replace(config.read_settings(str(shown), {}), slots=None) == defaults
+    defaults = read_settings(str(nothing), {})
+    assert read_settings(str(ROOT / ".env.example"), {}) == defaults
+    assert read_settings(str(shown), {}) == defaults
 
 
 def test_every_variable_of_the_example_has_a_comment() -> None:
@@ -171,7 +177,7 @@ def test_every_variable_of_the_example_has_a_comment() -> None:
 
 
 def test_the_image_holds_what_the_build_reads() -> None:
-    """What the Dockerfile copies is there and is let through by .dockerignore."""
+    """The files that the Dockerfile copies exist, and .dockerignore allows them."""
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     for line in re.findall(r"^COPY (.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE):
         for source in line.split():
@@ -180,7 +186,7 @@ def test_the_image_holds_what_the_build_reads() -> None:
 
 
 def test_nginx_gets_other_ports_and_keeps_the_rest() -> None:
-    """As the tests run it."""
+    """tests/services.py replaces the ports and nothing else."""
     template = (DEPLOY / "nginx.conf").read_text()
     rendered = render_nginx(template, 6000, [6001, 6002, 6003])
     assert re.findall(r"^ *server (\S+) (.*);", rendered, re.MULTILINE) == [
@@ -195,7 +201,7 @@ def test_nginx_gets_other_ports_and_keeps_the_rest() -> None:
 
 
 class TestWorkerHealth:
-    """deploy/healthcheck.py worker, over tables as Linux writes them."""
+    """deploy/healthcheck.py worker, with tables in the format of Linux."""
 
     HEADER = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
     LINE = "   0: 0300007F:9C40 0400007F:{port:04X} {state} 00000000:00000000 00:00000000 00000000  1000\n"
@@ -204,14 +210,14 @@ class TestWorkerHealth:
     def check(self) -> Any:
         return runpy.run_path(str(DEPLOY / "healthcheck.py"))["check_worker"]
 
-    def test_well_with_an_open_connection(self, check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_healthy_with_an_open_connection(self, check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("RABBITMQ_PORT", "5673")
         (tmp_path / "tcp").write_text(self.HEADER)
         (tmp_path / "tcp6").write_text(self.HEADER + self.LINE.format(port=5673, state="01"))
         check(tmp_path)
 
     @pytest.mark.parametrize(("port", "state"), [(5432, "01"), (5673, "06"), (5673, "02")])
-    def test_not_with_another_or_one_that_is_not_open(
+    def test_unhealthy_with_another_port_or_state(
         self, check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: int, state: str
     ) -> None:
         monkeypatch.setenv("RABBITMQ_PORT", "5673")

@@ -1,0 +1,72 @@
+"""The settings of both daemons, as one frozen value.
+
+``declarations`` names every variable and option once, ``reading`` makes a Settings of them, ``options`` is the command
+line of the daemons, and ``docs`` writes ``.env.example`` and ``docs/settings.md``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+
+class Postgres(msgspec.Struct, frozen=True):
+    """Where PostgreSQL is."""
+
+    host: str
+    port: int
+    user: str
+    password: str
+    database: str
+
+    def dsn(self) -> dict[str, str | int]:
+        """Keywords for psycopg2."""
+        return {
+            "host": self.host,
+            "port": self.port,
+            "user": self.user,
+            "password": self.password,
+            "dbname": self.database,
+        }
+
+
+class RabbitMQ(msgspec.Struct, frozen=True):
+    """Where RabbitMQ is."""
+
+    host: str
+    port: int
+    user: str
+    password: str
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """Everything that can be set; the help texts in ``declarations`` say what each value means.
+
+    ``postgres`` and ``rabbitmq`` are both set (distributed) or both None (embedded).
+    """
+
+    postgres: Postgres | None
+    rabbitmq: RabbitMQ | None
+    queues: tuple[str, ...]
+    """The first is the default queue."""
+    listen: tuple[str, ...]
+    data: Path
+    slots: int
+    threads: int
+    processes: int | None
+    """None: as many as the machine has cores."""
+    handlers: tuple[str, ...]
+    programs: Path | None
+    log_bytes: int
+    keep_days: float
+    window: int
+    lease: float
+    """Seconds."""
+    bcrypt_rounds: int
+    session_days: int
+
+    @property
+    def embedded(self) -> bool:
+        """Whether everything runs in this one process."""
+        return self.postgres is None

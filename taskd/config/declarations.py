@@ -1,0 +1,219 @@
+"""Every variable and option, declared once: name, format, default and meaning.
+
+Reading, ``--help``, ``.env.example`` and ``docs/settings.md`` all come from here. After a change, run
+``python -m taskd.config.docs``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Generic
+
+from taskd.config.formats import (
+    ENDPOINTS,
+    MODULE,
+    MODULES,
+    PATH,
+    QUEUE,
+    QUEUES,
+    TEXT,
+    Format,
+    T,
+    decimal,
+    optional,
+    whole_number,
+)
+
+SERVER, WORKER = "taskserver", "taskworker"
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of the command line; a repeatable one is read value by value."""
+
+    name: str
+    format: Format[Any]
+    daemons: tuple[str, ...] = (SERVER, WORKER)
+    short: str = ""
+    repeatable: bool = False
+    help: str = ""
+    """Empty: the help of the variable that the option overrides."""
+    default: str | None = None
+
+
+@dataclass(frozen=True)
+class Setting(Generic[T]):
+    """A variable of the environment, and the option that overrides it."""
+
+    name: str
+    format: Format[T]
+    default: str
+    """As it is written in ``.env``; empty: none."""
+    help: str
+    option: Option | None = None
+    secret: bool = False
+    """A password: the spaces around it are part of it."""
+
+
+POSTGRES_HOST = Setting(
+    "POSTGRES_HOST",
+    TEXT,
+    "",
+    "Host of PostgreSQL. Set it together with RABBITMQ_HOST to run distributed; set neither to run embedded.",
+)
+POSTGRES_PORT = Setting("POSTGRES_PORT", whole_number(1, 65535), "5432", "Port of PostgreSQL.")
+POSTGRES_USER = Setting("POSTGRES_USER", TEXT, "taskd", "Role in PostgreSQL.")
+POSTGRES_PASSWORD = Setting("POSTGRES_PASSWORD", TEXT, "", "Password of the role.", secret=True)
+POSTGRES_DB = Setting("POSTGRES_DB", TEXT, "taskd", "Database. It must exist; taskd creates the tables.")
+
+RABBITMQ_HOST = Setting("RABBITMQ_HOST", TEXT, "", "Host of RabbitMQ.")
+RABBITMQ_PORT = Setting("RABBITMQ_PORT", whole_number(1, 65535), "5672", "Port of RabbitMQ.")
+RABBITMQ_USER = Setting(
+    "RABBITMQ_USER", TEXT, "guest", "User in RabbitMQ. RabbitMQ accepts guest from its own machine only."
+)
+RABBITMQ_PASSWORD = Setting("RABBITMQ_PASSWORD", TEXT, "guest", "Password of the user.", secret=True)
+RABBITMQ_QUEUE = Setting("RABBITMQ_QUEUE", QUEUE, "tasks", "Queue of the tasks that name no queue.")
+TASKD_QUEUES = Setting(
+    "TASKD_QUEUES", QUEUES, "", "More queues. Servers accept tasks for them, and workers take tasks from them."
+)
+QUEUE_OPTION = Option(
+    "queue",
+    QUEUE,
+    (WORKER,),
+    "q",
+    repeatable=True,
+    help="A queue to take tasks from. Overrides RABBITMQ_QUEUE and TASKD_QUEUES.",
+)
+
+TASKD_LISTEN = Setting(
+    "TASKD_LISTEN",
+    ENDPOINTS,
+    "tcp:5000:interface=127.0.0.1",
+    "Twisted endpoints on which a server listens. tcp:5000 listens on every interface; for TLS, use for example"
+    " ssl:5001:privateKey=key.pem:certKey=cert.pem.",
+    Option("listen", TEXT, (SERVER,), "l", repeatable=True),
+)
+TASKD_DATA = Setting(
+    "TASKD_DATA", PATH, "./taskd-data", "Folder of the embedded database.", Option("data", PATH, (SERVER,), "d")
+)
+TASKD_WINDOW = Setting(
+    "TASKD_WINDOW",
+    whole_number(1, 1_000_000),
+    "2000",
+    "Most tasks of one queue and kind that are in RabbitMQ; the others wait in the database.",
+)
+TASKD_LEASE = Setting(
+    "TASKD_LEASE",
+    decimal("seconds", 1.0, 3600.0),
+    "30",
+    "How long a worker may be silent before its tasks are given to other workers.",
+)
+TASKD_KEEP_DAYS = Setting(
+    "TASKD_KEEP_DAYS",
+    decimal("days", 0.0, 36_500.0),
+    "0",
+    "Age at which finished tasks are deleted with their results, logs and attempts. 0: never.",
+)
+TASKD_BCRYPT_ROUNDS = Setting(
+    "TASKD_BCRYPT_ROUNDS", whole_number(4, 18), "12", "Cost of a password hash: each step doubles the time."
+)
+TASKD_SESSION_DAYS = Setting(
+    "TASKD_SESSION_DAYS", whole_number(1, 3650), "30", "Days after a login until the user must log in again."
+)
+
+TASKD_SLOTS = Setting(
+    "TASKD_SLOTS",
+    whole_number(0, 100_000),
+    "100",
+    "Tasks that a worker runs at the same time on its reactor (handlers with async def).",
+    Option("slots", whole_number(1, 100_000), short="s"),
+)
+TASKD_THREADS = Setting(
+    "TASKD_THREADS",
+    whole_number(1, 1000),
+    "10",
+    "Tasks that a worker runs at the same time in threads.",
+    Option("threads", whole_number(1, 1000)),
+)
+TASKD_PROCESSES = Setting(
+    "TASKD_PROCESSES",
+    optional(whole_number(0, 1000)),
+    "",
+    "Tasks that a worker runs at the same time in child processes, and as many programs. Without it: as many as the"
+    " machine has cores.",
+    Option("processes", whole_number(1, 1000)),
+)
+TASKD_HANDLERS = Setting(
+    "TASKD_HANDLERS",
+    MODULES,
+    "",
+    "Where workers find handlers: Python modules such as lab.handlers.",
+    Option("handlers", MODULE, repeatable=True),
+)
+TASKD_PROGRAMS = Setting(
+    "TASKD_PROGRAMS",
+    optional(PATH),
+    "",
+    "TOML file of the programs that workers may run. Without it they run none.",
+    Option("programs", optional(PATH)),
+)
+TASKD_LOG_KIB = Setting(
+    "TASKD_LOG_KIB",
+    whole_number(1, 1_048_576),
+    "1024",
+    "Size to which the log of a task is cut, in KiB. The oldest lines are deleted first.",
+)
+GRACE = Option(
+    "grace",
+    whole_number(0, 86_400),
+    short="g",
+    help="Seconds that running tasks get to end when the daemon stops.",
+    default="30",
+)
+ENV_FILE = Option("env-file", TEXT, short="e", help="Read the variables from this file instead of ./.env.")
+
+TASKD_PUBLISH = Setting(
+    "TASKD_PUBLISH",
+    TEXT,
+    "127.0.0.1:5000",
+    "Address and port of the balancer outside the containers. Only docker-compose.yml reads it.",
+)
+
+GROUPS: dict[str, tuple[Setting[Any], ...]] = {
+    "PostgreSQL": (POSTGRES_HOST, POSTGRES_PORT, POSTGRES_USER, POSTGRES_PASSWORD, POSTGRES_DB),
+    "RabbitMQ": (RABBITMQ_HOST, RABBITMQ_PORT, RABBITMQ_USER, RABBITMQ_PASSWORD, RABBITMQ_QUEUE, TASKD_QUEUES),
+    "Server": (
+        TASKD_LISTEN,
+        TASKD_DATA,
+        TASKD_WINDOW,
+        TASKD_LEASE,
+        TASKD_KEEP_DAYS,
+        TASKD_BCRYPT_ROUNDS,
+        TASKD_SESSION_DAYS,
+    ),
+    "Worker, also the one in an embedded server": (
+        TASKD_SLOTS,
+        TASKD_THREADS,
+        TASKD_PROCESSES,
+        TASKD_HANDLERS,
+        TASKD_PROGRAMS,
+        TASKD_LOG_KIB,
+    ),
+    "Docker Compose": (TASKD_PUBLISH,),
+}
+"""All variables, in the order of the documentation."""
+
+
+def options(daemon: str) -> dict[Option, str]:
+    """The options of a daemon, each with its help text."""
+    found = {}
+    for each in (setting for group in GROUPS.values() for setting in group):
+        if each.option is not None:
+            default = f" (default {each.default})" if each.default else ""
+            found[each.option] = f"{each.help} Overrides {each.name}{default}."
+    found |= {option: option.help for option in (QUEUE_OPTION, GRACE, ENV_FILE)}
+    return {
+        option: f"{text} Repeatable." if option.repeatable else text
+        for option, text in found.items()
+        if daemon in option.daemons
+    }

@@ -1,0 +1,111 @@
+"""Settings from the environment, a ``.env`` file and the command line.
+
+The environment wins over the ``.env`` file, and an option wins over both. An empty variable counts as not set; so an
+empty variable of the environment removes one of the file.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dotenv import dotenv_values
+from dotenv.parser import parse_stream
+
+from taskd.config import Postgres, RabbitMQ, Settings
+from taskd.config import declarations as d
+from taskd.config.formats import T
+from taskd.model.errors import SettingsError
+
+NO_OPTIONS: Mapping[str, Any] = {}
+
+
+def read_settings(
+    env_file: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+    options: Mapping[str, Any] = NO_OPTIONS,
+) -> Settings:
+    """Read all settings; ``options`` are those of a daemon.
+
+    ``env_file`` must exist; without it ``./.env`` is read if it exists. Raises SettingsError.
+    """
+    variables = _variables(env_file, environ)
+
+    def value(setting: d.Setting[T]) -> T:
+        text = variables.get(setting.name, "")
+        text = (text if setting.secret else text.strip()) or setting.default
+        if not text.isprintable():
+            raise SettingsError(f"{setting.name} contains a control character")
+        found = setting.format.read(setting.name, text)
+        # A malformed variable is refused even if an option overrides it
+        return (read_option(options, setting.option) if setting.option is not None else None) or found
+
+    postgres = rabbitmq = None
+    postgres_host, rabbitmq_host = value(d.POSTGRES_HOST), value(d.RABBITMQ_HOST)
+    if bool(postgres_host) != bool(rabbitmq_host):
+        present, missing = ("POSTGRES_HOST", "RABBITMQ_HOST") if postgres_host else ("RABBITMQ_HOST", "POSTGRES_HOST")
+        raise SettingsError(
+            f"{present} is set but {missing} is not: set both to run distributed, or neither to run embedded"
+        )
+    postgres_port, rabbitmq_port = value(d.POSTGRES_PORT), value(d.RABBITMQ_PORT)
+    if postgres_host:
+        postgres = Postgres(
+            postgres_host,
+            postgres_port,
+            value(d.POSTGRES_USER),
+            value(d.POSTGRES_PASSWORD),
+            value(d.POSTGRES_DB),
+        )
+        rabbitmq = RabbitMQ(rabbitmq_host, rabbitmq_port, value(d.RABBITMQ_USER), value(d.RABBITMQ_PASSWORD))
+    queues = [value(d.RABBITMQ_QUEUE), *value(d.TASKD_QUEUES)]
+    return Settings(
+        postgres=postgres,
+        rabbitmq=rabbitmq,
+        queues=tuple(dict.fromkeys(read_option(options, d.QUEUE_OPTION) or queues)),
+        listen=value(d.TASKD_LISTEN),
+        data=value(d.TASKD_DATA),
+        slots=value(d.TASKD_SLOTS) or int(d.TASKD_SLOTS.default),
+        threads=value(d.TASKD_THREADS),
+        processes=value(d.TASKD_PROCESSES) or None,
+        handlers=value(d.TASKD_HANDLERS),
+        programs=value(d.TASKD_PROGRAMS),
+        log_bytes=value(d.TASKD_LOG_KIB) * 1024,
+        keep_days=value(d.TASKD_KEEP_DAYS),
+        window=value(d.TASKD_WINDOW),
+        lease=value(d.TASKD_LEASE),
+        bcrypt_rounds=value(d.TASKD_BCRYPT_ROUNDS),
+        session_days=value(d.TASKD_SESSION_DAYS),
+    )
+
+
+def read_option(options: Mapping[str, Any], option: d.Option) -> Any:
+    """The value of one option: a tuple if it is repeatable, None if it was not given. Raises SettingsError."""
+    given, name = options.get(option.name), f"--{option.name}"
+    if given is None:
+        return None
+    if option.repeatable:
+        return tuple(option.format.read(name, text) for text in given)
+    return option.format.read(name, given)
+
+
+def _variables(env_file: str | None, environ: Mapping[str, str]) -> dict[str, str]:
+    found: Mapping[str, str | None] = {}
+    try:
+        text = Path(env_file or ".env").read_text("utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError):
+        # ./.env is optional, and a folder of that name is usually a virtual environment
+        if env_file is not None:
+            raise SettingsError(f"--env-file {env_file}: there is no such file") from None
+    except (OSError, ValueError) as e:
+        why = e.strerror if isinstance(e, OSError) else e
+        raise SettingsError(f"{env_file or '.env'}: cannot be read: {why}") from None
+    else:
+        for line in parse_stream(io.StringIO(text)):
+            if line.error or (line.key is not None and line.value is None):
+                # Do not show the line: it may contain a password
+                raise SettingsError(f"{env_file or '.env'}, line {line.original.line}: expected NAME=value")
+        found = dotenv_values(stream=io.StringIO(text))
+    return {k: v for k, v in found.items() if v is not None} | dict(environ)
