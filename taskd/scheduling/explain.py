@@ -37,7 +37,8 @@ def _why(task: Task, now: datetime, routes: Routes, windows: Windows, broker_rea
         text = f"The task has failed: {_reason(task)} get_task has all its attempts, and retry_task runs it again."
         return "failed", text, {"finished_at": task.finished_at, "error": task.error}
     if task.state is State.RUNNING:
-        text = f"A worker runs attempt {task.attempt} of {task.max_attempts}, since {_time(task.started_at)}."
+        attempt = f"attempt {task.attempt} of {task.max_attempts}"
+        text = f"A worker has been running {attempt} since {_time(task.started_at)}."
         return "running", text, {"since": task.started_at}
     serving = routes.serving(task.route)
     fields: dict[str, Any] = {"workers": serving.workers if serving else 0, "slots": serving.slots if serving else 0}

@@ -88,6 +88,7 @@ class HeldTasks:
         self.draining = False
         self.stopped = False
         self._idle: Deferred[None] | None = None
+        self._hurried = False
 
     @property
     def busy(self) -> int:
@@ -96,12 +97,13 @@ class HeldTasks:
 
     def check_idle(self) -> None:
         """A task is done: let :meth:`until_idle` go on if it was the last one."""
-        if self.draining and not self.busy:
+        if self._idle is not None and not self.busy:
             self.hurry()
 
     async def until_idle(self, seconds: float) -> None:
         """Wait until there is nothing left, but no longer than so many seconds."""
-        if not self.busy:
+        hurried, self._hurried = self._hurried, False
+        if hurried or not self.busy:
             return
         idle = self._idle = Deferred()
         timer = self._clock.callLater(seconds, self.hurry)
@@ -110,9 +112,11 @@ class HeldTasks:
             timer.cancel()
 
     def hurry(self) -> None:
-        """End the present wait."""
+        """End the present wait, or the next one if there is none now."""
         idle, self._idle = self._idle, None
-        if idle is not None:
+        if idle is None:
+            self._hurried = True
+        else:
             idle.callback(None)
 
 
