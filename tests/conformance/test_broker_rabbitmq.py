@@ -22,9 +22,9 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, global
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from taskd.broker.rabbitmq import connection, consumer, publisher, reconnecting
+from taskd.broker.rabbitmq import connection, consumer, events, publisher, reconnecting
 from taskd.broker.rabbitmq.broker import RabbitBroker
-from taskd.broker.rabbitmq.consumer import read_body
+from taskd.broker.rabbitmq.consumer import parse_body
 from taskd.broker.rabbitmq.frames import BadFrame, FrameReader, PublishFrames
 from taskd.broker.rabbitmq.topology import EXCHANGES
 from taskd.config import RabbitMQ
@@ -193,7 +193,7 @@ class Queues(Incidents):
             await self.broker.publish(queue, messages(1, 1))
         batches = [(queues[i % 4], messages(i * 100, i * 100 + i % 7)) for i in range(1, 801)]
         await gatherResults([Deferred.fromCoroutine(self.broker.publish(queue, those)) for queue, those in batches])
-        self.assertEqual(self.broker._publishing.publisher.unconfirmed, 0)
+        self.assertEqual(self.broker._work.publisher.unconfirmed, 0)
         for queue in queues:
             await self.until_depth(1 + sum(len(those) for to, those in batches if to == queue), queue)
 
@@ -238,7 +238,7 @@ class Queues(Incidents):
         inbox.consumer.ack(inbox.all)
 
     async def test_news_exchange_deleted(self) -> None:
-        self.patch(consumer, "BIND_SECONDS", 0.05)
+        self.patch(events, "BIND_SECONDS", 0.05)
         heard, _ = self.drawer()
         await self.until(lambda: self.broker.announce(b"x") or heard, "news")
         await self.amqp(lambda channel: channel.exchange_delete(EXCHANGES[CHANGES]))
@@ -272,7 +272,7 @@ class Queues(Incidents):
         self.assertEqual([d.redelivered for d in inbox.all[3:]], [True] * 3)
         await self.until(lambda: self.broker.announce(b"x") or heard, "news")
         self.the_line(f"RabbitMQ at {self.node().host}:{self.node().port}", "CONNECTION_FORCED", "trying on")
-        self.assertIsNone(self.broker.trouble)
+        self.assertIsNone(self.broker.outage)
 
 
 class Greeting(Protocol):
@@ -314,7 +314,7 @@ class Connecting(Incidents):
         self.assertIn("cannot be reached", await self.unavailable(broker))
         await self.ctl("add_user", user, "sésame")
         # now it may log in, but not enter
-        await self.until(lambda: "vhost" in (broker.trouble or ""), "a new reason")
+        await self.until(lambda: "vhost" in (broker.outage or ""), "a new reason")
         self.assertIs(broker.ready, False)
         await self.ctl("set_permissions", user, ".*", ".*", ".*")
         await self.until(lambda: broker.ready and broker.consuming, "ready")
@@ -415,20 +415,20 @@ class Node(Incidents):
         await self.unavailable()
         with self.assertRaises(BrokerUnavailable):
             await self.broker.depth(self.queue)
-        self.assertIsNotNone(self.broker.trouble)
+        self.assertIsNotNone(self.broker.outage)
         inbox.consumer.ack(taken)
         inbox.consumer.requeue(taken)
         # whoever starts now finds nobody
         late = self.make()
         await late.start()
-        await self.until(lambda: late.trouble, "it finds nobody")
+        await self.until(lambda: late.outage, "it finds nobody")
         self.assertEqual(len([line for line in self.lines if "trying on" in line]), 2, self.lines)
         heard.clear()
         before = len(gaps)
         await deferToThread(self.node().start)
         await self.until(lambda: self.broker.ready and late.ready, "ready again")
         await self.until(lambda: self.broker.consuming and len(gaps) > before, "consuming again")
-        self.assertIsNone(self.broker.trouble)
+        self.assertIsNone(self.broker.outage)
         await self.broker.publish(self.queue, messages(101, 101))
         # until everything that was confirmed and not acked was here
         expected = {*range(4, 102), *(range(201, 301) if confirmed[0][0] else ())}
@@ -569,7 +569,7 @@ class Bodies(SynchronousTestCase):
 
     def test_ours(self) -> None:
         for body in (b"1 1", b"0 0", b"9223372036854775807 2147483647", b"007 1"):
-            self.assertEqual(read_body(body), Dispatch(*map(int, body.split())))
+            self.assertEqual(parse_body(body), Dispatch(*map(int, body.split())))
 
     def test_not_ours(self) -> None:
         bodies = [
@@ -578,7 +578,7 @@ class Bodies(SynchronousTestCase):
             *(b"9" * 5000 + b" 1", b"1 " + b"0" * 100),
         ]
         for body in bodies:
-            self.assertIsNone(read_body(body), body)
+            self.assertIsNone(parse_body(body), body)
 
 
 class Frames(SynchronousTestCase):
