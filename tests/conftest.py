@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import services
+from tests import programs, services
 
 
 @pytest.fixture(autouse=True)
@@ -49,4 +49,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Genera
         terminalreporter.write_line(
             f"The tests that need {', '.join(names)} were skipped: not installed. To run them:", yellow=True
         )
-        terminalreporter.write_line(f"    {services.how_to_get(names)}", yellow=True)
+        terminalreporter.write_line(f"    {programs.how_to_get(names)}", yellow=True)

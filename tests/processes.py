@@ -24,7 +24,8 @@ _running: set[Process] = set()
 class Process:
     """A child process whose output goes to a file.
 
-    ``death_signal`` is what it gets when this process ends in whatever way, on Linux by ``kill -9`` as well.
+    The child gets ``death_signal`` when this process ends: on Linux even after ``kill -9``. ``user`` is
+    its user and group id. ``prefix`` is a command that runs all this, such as ``chroot FOLDER``.
     """
 
     def __init__(
@@ -34,7 +35,8 @@ class Process:
         *,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
-        user: str | None = None,
+        prefix: Sequence[str | Path] = (),
+        user: tuple[int, int] | None = None,
         death_signal: signal.Signals = signal.SIGKILL,
     ) -> None:
         self.log = log
@@ -42,7 +44,7 @@ class Process:
         with log.open("ab") as output:
             self._popen = _starter.submit(
                 subprocess.Popen,
-                [*_privileges(user, death_signal), *command],
+                [*prefix, *_privileges(user, death_signal), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -100,7 +102,7 @@ class Process:
             self.stop(self._death_signal, 10)
 
 
-def _privileges(user: str | None, death_signal: signal.Signals) -> list[str]:
+def _privileges(user: tuple[int, int] | None, death_signal: signal.Signals) -> list[str]:
     setpriv = shutil.which("setpriv")
     if setpriv is None:
         if user is not None:
@@ -108,7 +110,7 @@ def _privileges(user: str | None, death_signal: signal.Signals) -> list[str]:
         return []
     options = [setpriv, "--pdeathsig", death_signal.name.removeprefix("SIG")]
     if user is not None:
-        options += [f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+        options += [f"--reuid={user[0]}", f"--regid={user[1]}", "--clear-groups"]
     return options
 
 

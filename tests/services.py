@@ -1,8 +1,8 @@
-"""Private PostgreSQL, RabbitMQ and nginx: on free ports, in a temporary folder, gone when this process is.
+"""Private PostgreSQL, RabbitMQ and nginx: on free ports, in a temporary folder. They end with this process.
 
-They are there to be stopped, killed and broken; the machine's own are never touched. Nothing here needs
-pytest. A test of any kind calls ``require("postgres", "rabbitmq")`` and then ``postgres()`` and
-``rabbitmq()``, which start on first use and are shared by the whole run: take a new database and queue name.
+Tests may stop, kill and break them; the machine's own services are never touched. This module works without pytest. A
+test calls ``require("postgres", "rabbitmq")``, then ``postgres()`` and ``rabbitmq()``, which start on first use. The
+whole run shares these two, so use a new database and a new queue name.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import atexit
 import functools
 import itertools
 import os
-import pwd
 import re
 import shutil
 import signal
@@ -25,38 +24,23 @@ from typing import Any
 
 import psycopg2
 
+from tests import programs
 from tests.processes import Process, clean_environment, dispose_all, eventually, free_port
 
 HOST = "127.0.0.1"
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = {
-    "postgres": "postgresql",
-    "rabbitmq": "rabbitmq-server",
-    "nginx": "nginx libnginx-mod-stream",
-}
 skipped: set[str] = set()
-"""Names of the services that ``require`` has missed so far."""
+"""Names of the services for which ``require`` has skipped a test so far."""
 
 _numbers = itertools.count(1)
 
 
-def missing() -> list[str]:
-    """Those of ``postgres``, ``rabbitmq`` and ``nginx`` that are not installed."""
-    there = {"postgres": _postgres_bin(), "rabbitmq": _rabbitmq_bin(), "nginx": _nginx()}
-    return [name for name, found in there.items() if found is None]
-
-
-def how_to_get(names: Sequence[str]) -> str:
-    """The one command that installs these services on Debian."""
-    return f"apt-get install {' '.join(PACKAGES[name] for name in names)}"
-
-
 def require(*names: str) -> None:
     """Skip the calling test when one of these is not installed; fail it when TASKD_REQUIRE_SERVICES is 1."""
-    absent = [name for name in missing() if name in names]
+    absent = [name for name in programs.missing() if name in names]
     if not absent:
         return
-    reason = f"needs {', '.join(absent)}: {how_to_get(absent)}"
+    reason = f"needs {', '.join(absent)}: {programs.how_to_get(absent)}"
     if os.environ.get("TASKD_REQUIRE_SERVICES") == "1":
         raise AssertionError(f"TASKD_REQUIRE_SERVICES=1, but this test {reason}")
     skipped.update(absent)
@@ -118,12 +102,13 @@ class Postgres:
             self._initialise()
         options = [f"--{name}={value}" for name, value in self._settings.items()]
         self._process = Process(
-            [_installed(_postgres_bin()) / "postgres", "-D", self._data, *options],
+            [programs.postgres("postgres"), "-D", self._data, *options],
             self._folder / "log",
             env=clean_environment(),
             cwd=self._folder,
-            user=_service_user(),
-            # An immediate stop: a killed postmaster would leave its shared memory behind.
+            prefix=programs.CHROOT,
+            user=programs.service_user(),
+            # PostgreSQL's immediate stop, because a killed postmaster leaves its shared memory behind
             death_signal=signal.SIGQUIT,
         )
 
@@ -196,18 +181,24 @@ class Postgres:
         }
 
     def _initialise(self) -> None:
-        user = _service_user()
+        user = programs.service_user()
         if user is not None:
-            shutil.chown(self._folder, user, user)
-        # The C locale is on every system and leaves nothing to the database's idea of upper and lower case.
+            shutil.chown(self._folder, *user)
+        # every system has the C locale, and it orders and compares text in the same way everywhere
         initdb = Process(
             [
-                *(_installed(_postgres_bin()) / "initdb", "-D", self._data, "-U", self.user, "-A", "trust"),
-                *("-E", "UTF8", "--locale=C", "--no-sync"),
+                programs.postgres("initdb"),
+                f"--pgdata={self._data}",
+                f"--username={self.user}",
+                "--auth=trust",
+                "--encoding=UTF8",
+                "--locale=C",
+                "--no-sync",
             ],
             self._folder / "log",
             env=clean_environment(),
             cwd=self._folder,
+            prefix=programs.CHROOT,
             user=user,
         )
         if initdb.wait(120) != 0:
@@ -257,13 +248,14 @@ class RabbitMQ:
     def launch(self) -> None:
         """Start it without waiting until it takes connections."""
         if self._mapper is None:
-            epmd = _installed(shutil.which("epmd"))
-            self._mapper = Process([epmd], self._folder / "epmd.log", env=self._env)
+            log = self._folder / "epmd.log"
+            self._mapper = Process([programs.epmd()], log, env=self._env, prefix=programs.CHROOT)
         self._process = Process(
-            [_installed(_rabbitmq_bin()) / "rabbitmq-server"],
+            [programs.rabbitmq("rabbitmq-server")],
             self._folder / "output",
             env=self._env,
             cwd=self._folder,
+            prefix=programs.CHROOT,
         )
 
     def wait_ready(self) -> None:
@@ -298,7 +290,7 @@ class RabbitMQ:
         """What ``rabbitmqctl`` prints, without its headers. Raises RuntimeError with its complaint."""
         headers = ["--no-table-headers"] if arguments[0].startswith("list_") else []
         done = subprocess.run(
-            [_installed(_rabbitmq_bin()) / "rabbitmqctl", "--quiet", *headers, *arguments],
+            [*programs.CHROOT, programs.rabbitmq("rabbitmqctl"), "--quiet", *headers, *arguments],
             env=self._env,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -329,16 +321,16 @@ class Nginx:
         self.port = free_port()
         self._folder = _folder("nginx")
         self._process: Process | None = None
-        modules = [*Path("/usr/lib").glob("nginx/modules/ngx_stream_module.so")]
         text = render_nginx((ROOT / "deploy" / "nginx.conf").read_text(), self.port, ports)
-        lines = [*(f"load_module {m};" for m in modules), f"pid {self._folder}/pid;", "daemon off;", text]
+        modules = [f"load_module {module};" for module in programs.nginx_modules()]
+        lines = [*modules, f"pid {self._folder}/pid;", "daemon off;", text]
         (self._folder / "nginx.conf").write_text("\n".join(lines))
 
     def start(self) -> None:
         """Start it and wait until it listens."""
         folder = str(self._folder)
         self._process = Process(
-            [_installed(_nginx()), "-p", folder, "-e", f"{folder}/error", "-c", f"{folder}/nginx.conf"],
+            [programs.nginx(), "-p", folder, "-e", f"{folder}/error", "-c", f"{folder}/nginx.conf"],
             self._folder / "output",
             # Its master then ends its workers.
             death_signal=signal.SIGTERM,
@@ -373,8 +365,9 @@ def render_nginx(template: str, port: int, servers: Sequence[int]) -> str:
 
 @functools.cache
 def _base_folder() -> Path:
-    base = Path(tempfile.mkdtemp(prefix="taskd-services-"))
-    # PostgreSQL runs as another user when this process is root's.
+    # /tmp is the same folder in the other system that TASKD_TEST_SERVICES may name
+    base = Path(tempfile.mkdtemp(prefix="taskd-services-", dir="/tmp" if programs.CHROOT else None))
+    # PostgreSQL runs as another user if this process is root's
     base.chmod(0o755)
 
     def remove() -> None:
@@ -389,45 +382,6 @@ def _folder(name: str) -> Path:
     folder = _base_folder() / f"{name}-{next(_numbers)}"
     folder.mkdir()
     return folder
-
-
-def _service_user() -> str | None:
-    """Whom PostgreSQL, which refuses root, runs as; None is the user of this process."""
-    if os.geteuid() != 0:
-        return None
-    try:
-        return pwd.getpwnam("postgres").pw_name
-    except KeyError:
-        return "nobody"
-
-
-def _postgres_bin() -> Path | None:
-    # Debian keeps the server's programs off the PATH, one folder a version.
-    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda p: int(p.parts[-3]))
-    found = str(versions[-1]) if versions else shutil.which("initdb")
-    return Path(found).parent if found else None
-
-
-def _rabbitmq_bin() -> Path | None:
-    # Debian's command on the PATH changes to the user rabbitmq and to folders of the machine; this does not.
-    debian = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
-    found = debian if debian.exists() else shutil.which("rabbitmq-server")
-    return Path(found).parent if found else None
-
-
-def _nginx() -> str | None:
-    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
-    if program is None:
-        return None
-    built = subprocess.run([program, "-V"], capture_output=True, text=True).stderr
-    dynamic = any(Path("/usr/lib").glob("nginx/modules/ngx_stream_module.so"))
-    return program if dynamic or re.search(r"--with-stream(\s|$)", built) else None
-
-
-def _installed(program: Any) -> Path:
-    if program is None:
-        raise RuntimeError(f"not installed; {how_to_get(missing())}")
-    return Path(program)
 
 
 def _alive(process: Process | None) -> Process:

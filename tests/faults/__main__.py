@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests import services
+from tests import programs
 from tests.faults.scenarios import SCENARIOS, play
 from tests.faults.stage import Broken, own_services
 
@@ -20,8 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", action="append", choices=list(SCENARIOS), help="this scenario; repeatable")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave what the daemons print there")
     options = parser.parse_args(arguments)
-    if absent := [name for name in services.missing() if name in ("postgres", "rabbitmq")]:
-        print(f"not installed: {', '.join(absent)}; {services.how_to_get(absent)}", file=sys.stderr)
+    if absent := [name for name in programs.missing() if name in ("postgres", "rabbitmq")]:
+        print(f"not installed: {', '.join(absent)}; {programs.how_to_get(absent)}", file=sys.stderr)
         return 1
     own = own_services()
     broken = False
