@@ -7,7 +7,8 @@ from typing import Any
 from twisted.internet.task import Clock
 
 from taskd.broker.memory import MemoryBroker
-from tests.conformance.broker import BrokerTests, messages
+from tests.conformance.broker import BrokerTests
+from tests.conformance.broker_case import messages
 from tests.services import unique
 
 
