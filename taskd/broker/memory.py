@@ -203,4 +203,4 @@ class MemoryBroker:
                 try:
                     subscriber(body)
                 except Exception:
-                    self._log.failure("a listener to the news failed")
+                    self._log.failure("an event listener failed")

@@ -140,7 +140,7 @@ class Channel:
             done.callback(reply[0] if reply else None)
 
     def _on_consumer_cancelled(self, _: Any) -> None:
-        self.close(ConnectionLost("the consumer was cancelled, as if its queue was deleted"))
+        self.close(ConnectionLost("the consumer was cancelled, probably because its queue was deleted"))
 
     def _on_pika_closed(self, _: Any, error: Exception) -> None:
         self._set_closed(self._connection.close_reason or as_connection_lost(error))

@@ -179,7 +179,7 @@ class RabbitConsumer(ChannelSupervisor):
     def _drop_foreign(self, current: _Deliveries, tag: int, body: bytes) -> None:
         if not self._warned_of_foreign:
             self._warned_of_foreign = True
-            text = "queue {queue}: dropped a message that is none of ours, and will drop all such: {body!r}"
+            text = "queue {queue}: dropped a message that is not from taskd; others will be dropped silently: {body!r}"
             self.log.warn(text, queue=self._queue, body=body[:60])
         current.acknowledge([Delivery(0, 0, False, (current, tag))], current.channel.raw.basic_ack)
 

@@ -29,7 +29,7 @@ class EventPublisher(ChannelSupervisor):
     _PROPERTIES = BasicProperties(delivery_mode=1)
 
     def __init__(self, clock: IReactorTime, jitter: Callable[[], float]) -> None:
-        super().__init__(clock, "announcing", jitter)
+        super().__init__(clock, "publishing events", jitter)
         self._connection: Connection | None = None
         self._channel: Channel | None = None
         self._gap = False
@@ -71,7 +71,7 @@ class EventSubscription(ChannelSupervisor):
     log = Logger()
 
     def __init__(self, clock: IReactorTime, topic: str, jitter: Callable[[], float]) -> None:
-        super().__init__(clock, f"news of {topic}", jitter)
+        super().__init__(clock, f"events of {topic}", jitter)
         self._exchange = EXCHANGES[topic]
         self._listeners: list[tuple[Callable[[bytes], None], Callable[[], None]]] = []
 
@@ -89,7 +89,7 @@ class EventSubscription(ChannelSupervisor):
         await channel.call(channel.raw.queue_bind, queue=queue, exchange=self._exchange)
         await channel.consume(queue, self._on_message, auto_ack=True)
         binding = Deferred.fromCoroutine(self._keep_bound(connection, channel, queue))
-        binding.addErrback(lambda f: self.log.failure("binding again failed", f))
+        binding.addErrback(lambda f: self.log.failure("binding the event queue again failed", f))
         self._report_gap()
 
     async def _keep_bound(self, connection: Connection, channel: Channel, queue: str) -> None:
@@ -116,4 +116,4 @@ class EventSubscription(ChannelSupervisor):
         try:
             listener(*arguments)
         except Exception:
-            self.log.failure("a listener to the news failed")
+            self.log.failure("an event listener failed")

@@ -89,7 +89,11 @@ class Publisher:
         now = self._clock.seconds()
         batch = _Batch(queue, len(messages), now)
         if not self.ready:
-            reason = self._connection.blocked or self._channel.close_reason or "it has not confirmed any yet"
+            reason = (
+                self._connection.blocked
+                or self._channel.close_reason
+                or "it has not confirmed a message on this connection yet"
+            )
             batch.fail(f"RabbitMQ takes no messages now: {reason}")
             return batch.done
         if not messages:
@@ -173,7 +177,7 @@ class PublisherSupervisor(ChannelSupervisor):
     def __init__(
         self, clock: IReactorTime, on_missing_queue: Callable[[str], None], jitter: Callable[[], float]
     ) -> None:
-        super().__init__(clock, "publishing", jitter)
+        super().__init__(clock, "publishing work", jitter)
         self.publisher: Publisher | None = None
         self._on_missing_queue = on_missing_queue
 

@@ -65,7 +65,7 @@ class OutageReporter:
         from_rabbitmq = bool(reason.code)
         if from_rabbitmq not in self._reported:
             self._reported.add(from_rabbitmq)
-            self.log.warn("{name}: {reason}: trying on", name=self._name, reason=self.reason)
+            self.log.warn("{name}: {reason}; retrying", name=self._name, reason=self.reason)
 
     def up(self, connection: object) -> None:
         """This connection is open and set up."""
@@ -115,7 +115,7 @@ class ReconnectingConnection:
         if self._stopped is None:
             self._running = True
             self._stopped = Deferred.fromCoroutine(self._run())
-            self._stopped.addErrback(lambda f: self.log.failure("the link {name} broke", f, name=self._name))
+            self._stopped.addErrback(lambda f: self.log.failure("{name}: reconnecting failed", f, name=self._name))
 
     async def stop(self) -> None:
         """Close the connection in order, or abort it after CLOSE_SECONDS."""
@@ -138,7 +138,7 @@ class ReconnectingConnection:
                 reason = as_connection_lost(e)
             except Exception:
                 self.log.failure("{name}: setting up the connection failed", name=self._name)
-                reason = ConnectionLost("an error of ours, see above")
+                reason = ConnectionLost("a defect of taskd, see the log above")
             else:
                 began = self._reactor.seconds()
                 self.connection = connection
@@ -245,9 +245,9 @@ class ChannelSupervisor:
             self.ready = False
             self.channel_closed()
             if connection.is_open and not self.stopped:
-                self.log.warn("{purpose}: {reason}: trying on", purpose=self._purpose, reason=str(reason))
+                self.log.warn("{purpose}: {reason}; retrying", purpose=self._purpose, reason=str(reason))
                 await connection.sleep(delays.next(self._clock.seconds() - began))
 
     def _on_defect(self, failure: Failure, connection: Connection) -> None:
-        self.log.failure("{purpose}: an error of ours", failure, purpose=self._purpose)
-        connection.abort(f"{self._purpose}: an error of ours")
+        self.log.failure("{purpose}: a defect of taskd", failure, purpose=self._purpose)
+        connection.abort(f"{self._purpose}: a defect of taskd")

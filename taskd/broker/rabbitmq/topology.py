@@ -62,7 +62,7 @@ class Topology:
             reply = await channel.call(channel.raw.queue_declare, queue=queue, passive=True)
             if queue not in self._used_as_is:
                 self._used_as_is.add(queue)
-                text = "{name}: queue {queue} was there before and is used as it is: {reason}"
+                text = "{name}: queue {queue} exists with other properties and is used as it is: {reason}"
                 self.log.warn(text, name=self._name, queue=queue, reason=str(e))
         channel.close(ConnectionLost("done"))
         return QueueCounts(reply.method.message_count, reply.method.consumer_count)
@@ -74,7 +74,7 @@ class Topology:
         never gets one (rabbitmq-server issue 15725). Only deleting it helps.
         """
         if queue not in self._used_as_is and counts == QueueCounts(0, 0):
-            text = "{name}: queue {queue} has lost its leader, perhaps in a crash: deleting it and making it anew"
+            text = "{name}: queue {queue} has lost its leader, perhaps in a crash: deleting it and declaring it again"
             self.log.warn(text, name=self._name, queue=queue)
             channel = await connection.open_channel()
             await channel.call(channel.raw.queue_delete, queue=queue)
