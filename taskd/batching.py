@@ -48,54 +48,54 @@ class Batcher(Generic[T, R]):
         self._concurrency = concurrency
         self._weigh = weigh
         self._pending: deque[tuple[T, Deferred[R]]] = deque()
-        self._under_way = 0
+        self._running = 0
         self._timer: IDelayedCall | None = None
         self._timer_is_short = False
-        self._idle: list[Deferred[None]] = []
+        self._drained: list[Deferred[None]] = []
 
     def submit(self, item: T) -> Deferred[R]:
         """Add an item to the next batch. Fires with its result when that batch is committed; fails as ``flush`` did."""
         done: Deferred[R] = Deferred()
         self._pending.append((item, done))
         if self._timer is None:
-            self._arm()
+            self._start_timer()
         return done
 
     def drained(self) -> Deferred[None]:
         """Fires when no item is pending and no batch is running."""
         done: Deferred[None] = Deferred()
-        if self._pending or self._under_way:
-            self._idle.append(done)
+        if self._pending or self._running:
+            self._drained.append(done)
         else:
             done.callback(None)
         return done
 
-    def _arm(self) -> None:
+    def _start_timer(self) -> None:
         # wait one turn even when idle, so that all requests of one socket read go into the same batch
-        self._timer_is_short = self._under_way == 0
-        self._timer = self._clock.callLater(0 if self._timer_is_short else self._delay, self._go)
+        self._timer_is_short = self._running == 0
+        self._timer = self._clock.callLater(0 if self._timer_is_short else self._delay, self._start_batch)
 
-    def _go(self) -> None:
+    def _start_batch(self) -> None:
         self._timer = None
-        if not self._pending or self._under_way >= self._concurrency:
+        if not self._pending or self._running >= self._concurrency:
             return
         batch = self._take()
-        self._under_way += 1
+        self._running += 1
         Deferred.fromCoroutine(self._run(batch)).addBoth(self._ended)
         if self._pending and self._timer is None:
-            self._arm()
+            self._start_timer()
 
     def _ended(self, _: object) -> None:
-        self._under_way -= 1
+        self._running -= 1
         if self._pending:
             if self._timer is not None and not self._timer_is_short:
                 self._timer.cancel()
                 self._timer = None
             if self._timer is None:
                 self._timer_is_short = True
-                self._timer = self._clock.callLater(0, self._go)
-        elif not self._under_way:
-            waiting, self._idle = self._idle, []
+                self._timer = self._clock.callLater(0, self._start_batch)
+        elif not self._running:
+            waiting, self._drained = self._drained, []
             for done in waiting:
                 done.callback(None)
 
