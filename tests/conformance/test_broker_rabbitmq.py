@@ -39,7 +39,7 @@ class Queues(LoggedCase):
         await self.broker.publish(self.queue, messages(11, 12))
         await self.received(inbox, 4)
         self.assertEqual((inbox.ids[2:], inbox.lost), ([11, 12], 1))
-        self.the_line(f"queue {self.queue}", "cancelled", "trying on")
+        self.the_line(f"queue {self.queue}", "cancelled", "retrying")
 
     async def test_queue_deleted_under_a_publisher(self) -> None:
         await self.broker.publish(self.queue, messages(1, 5))
@@ -94,7 +94,7 @@ class Queues(LoggedCase):
         await self.broker.publish(queue, messages(1, 3))
         await self.received(inbox, 3)
         self.assertEqual(inbox.lost, 0)
-        self.the_line(f"queue {queue} was there before", "x-queue-type")
+        self.the_line(f"queue {queue} exists", "x-queue-type")
 
     async def test_messages_of_others_are_dropped(self) -> None:
         bodies = [b"", b"hello", b"1", b"1 2 3", b"x" * 100, b"\xff\xfe", b"x" * 300_000, b'{"id": 1}', b"1 " * 200]
@@ -111,7 +111,7 @@ class Queues(LoggedCase):
         await self.broker.stop()
         await self.reopen()
         self.assertEqual(await self.broker.depth(self.queue), 0)
-        self.the_line(f"queue {self.queue}", "none of ours")
+        self.the_line(f"queue {self.queue}", "not from taskd")
 
     async def test_prefetch_beyond_the_protocol(self) -> None:
         inbox = await self.consume(100_000)
@@ -153,7 +153,7 @@ class Queues(LoggedCase):
         await self.until(lambda: len(inbox.all) == 6, "deliveries of the new channel")
         self.assertEqual([d.redelivered for d in inbox.all[3:]], [True] * 3)
         await self.until(lambda: self.broker.announce(b"x") or heard, "news")
-        self.the_line(f"RabbitMQ at {self.node().host}:{self.node().port}", "CONNECTION_FORCED", "trying on")
+        self.the_line(f"RabbitMQ at {self.node().host}:{self.node().port}", "CONNECTION_FORCED", "retrying")
         self.assertIsNone(self.broker.outage)
 
 
@@ -201,19 +201,19 @@ class Connecting(LoggedCase):
         await self.ctl("set_permissions", user, ".*", ".*", ".*")
         await self.until(lambda: broker.ready and broker.consuming, "ready")
         name = f"RabbitMQ at {self.node().host}:{self.node().port}"
-        self.the_line(name, "ACCESS_REFUSED", "RABBITMQ_PASSWORD", "trying on")
+        self.the_line(name, "ACCESS_REFUSED", "RABBITMQ_PASSWORD", "retrying")
 
     async def test_unknown_host(self) -> None:
         broker = await self.start(host="no-such-host.invalid")
         await self.until(lambda: self.lines, "it is told", 20)
         await broker.stop()
-        self.the_line("RabbitMQ at no-such-host.invalid", "trying on")
+        self.the_line("RabbitMQ at no-such-host.invalid", "retrying")
 
     async def test_host_that_is_none(self) -> None:
         broker = await self.start(host="no host." * 40)
         await self.until(lambda: self.lines, "it is told", 20)
         await broker.stop()
-        self.the_line("trying on")
+        self.the_line("retrying")
 
     async def test_silent_server(self) -> None:
         self.patch(reconnecting, "OPEN_SECONDS", 0.1)

@@ -68,7 +68,7 @@ class Node(LoggedCase):
         late = self.make()
         await late.start()
         await self.until(lambda: late.outage, "it finds nobody")
-        self.assertEqual(len([line for line in self.lines if "trying on" in line]), 2, self.lines)
+        self.assertEqual(len([line for line in self.lines if "retrying" in line]), 2, self.lines)
         heard.clear()
         before = len(gaps)
         await deferToThread(self.node().start)
@@ -186,7 +186,7 @@ class Node(LoggedCase):
         await self.until(lambda: not broker.ready, "the silence is noticed", 20)
         os.kill(self.pid(), signal.SIGCONT)
         await self.until(lambda: broker.ready, "ready again", 20)
-        self.the_line("heartbeats", "trying on")
+        self.the_line("heartbeats", "retrying")
 
     async def test_restarted_in_order(self) -> None:
         inbox = await self.consume(5)
