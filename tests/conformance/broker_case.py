@@ -18,7 +18,7 @@ def messages(first: int, last: int, dispatch: int = 1) -> list[Dispatch]:
 
 
 class Inbox:
-    """A consumer's callbacks, and all that they were told. ``consumer`` is set by BrokerTests.consume."""
+    """The callbacks of a consumer; it records their calls. BrokerCase.consume sets ``consumer``."""
 
     consumer: Any
 
@@ -27,11 +27,11 @@ class Inbox:
         self.lost = 0
 
     def deliver(self, deliveries: Sequence[Delivery]) -> None:
-        """on_deliveries."""
+        """The callback on_deliveries."""
         self.turns.append(list(deliveries))
 
     def lose(self) -> None:
-        """on_lost."""
+        """The callback on_lost."""
         self.lost += 1
 
     @property
@@ -46,29 +46,33 @@ class Inbox:
 
 
 class BrokerCase(TestCase):
-    """A ready ``broker`` and an unused ``queue``, and what is needed to look at them."""
+    """A ready ``broker``, an unused ``queue``, and helpers to observe them.
+
+    Nothing sleeps: ``until`` lets time pass in small steps until the expected state is reached. Subclasses define what
+    time is.
+    """
 
     timeout = 120
     broker: Any
 
     def make(self) -> Any:
-        """A broker over this case's queues that is not started; the case stops it."""
+        """A broker that is not started. All brokers of a test share their queues; the test stops them."""
         raise NotImplementedError
 
     async def another(self) -> Any:
-        """A ready broker such as another process would have; where there are no others, ``broker`` itself."""
+        """A ready broker as in another process; ``broker`` itself if there is only one process."""
         raise NotImplementedError
 
     async def reopen(self) -> None:
-        """Let ``broker`` be a ready one, after ``broker`` was stopped."""
+        """Make ``broker`` a ready broker again after it was stopped."""
         raise NotImplementedError
 
     def pass_time(self) -> Awaitable[None]:
-        """Let a moment pass."""
+        """Let a short time pass."""
         raise NotImplementedError
 
     def seconds(self) -> float:
-        """The time that passes."""
+        """The current time in seconds."""
         raise NotImplementedError
 
     def unique_queue(self) -> str:
@@ -85,7 +89,7 @@ class BrokerCase(TestCase):
     # -- helpers
 
     async def until(self, predicate: Callable[[], object], what: str = "", seconds: float = 10.0) -> None:
-        """Let time pass until ``predicate()`` is true; fails after so many seconds."""
+        """Let time pass until ``predicate()`` is true; the test fails after ``seconds``."""
         deadline = self.seconds() + seconds
         while not predicate():
             if self.seconds() > deadline:
@@ -93,7 +97,7 @@ class BrokerCase(TestCase):
             await self.pass_time()
 
     async def until_depth(self, expected: int, queue: str | None = None) -> None:
-        """Let time pass until so many messages are ready."""
+        """Let time pass until the queue has this number of ready messages."""
         deadline = self.seconds() + 10
         while (found := await self.broker.depth(queue or self.queue)) != expected:
             if self.seconds() > deadline:
@@ -101,14 +105,14 @@ class BrokerCase(TestCase):
             await self.pass_time()
 
     async def consume(self, prefetch: int = 100, broker: Any = None, queue: str | None = None) -> Inbox:
-        """A consumer that is ready."""
+        """Start a consumer and wait until it is ready."""
         inbox = Inbox()
         inbox.consumer = (broker or self.broker).consume(queue or self.queue, prefetch, inbox.deliver, inbox.lose)
         await self.until(lambda: inbox.consumer.ready, "the consumer is ready")
         return inbox
 
     async def received(self, inbox: Inbox, count: int) -> list[Delivery]:
-        """The inbox's deliveries, once there are so many, and not one more."""
+        """Wait for exactly ``count`` deliveries, and return them."""
         await self.until(lambda: len(inbox.all) >= count, f"{count} deliveries", 20)
         self.assertEqual(len(inbox.all), count)
         return inbox.all

@@ -23,7 +23,7 @@ from tests.conformance.broker_case import BrokerCase, messages
 
 
 class RabbitMQCase(BrokerCase):
-    """The hooks on the RabbitMQ of this run, under the real reactor."""
+    """Brokers on the RabbitMQ of this run, with the real reactor."""
 
     def node(self) -> services.RabbitMQ:
         """The server."""
@@ -57,7 +57,7 @@ class RabbitMQCase(BrokerCase):
 
 
 class LoggedCase(RabbitMQCase):
-    """What else is tested with a server; ``lines`` are those of the log that an operator would look at."""
+    """A RabbitMQCase that collects the warnings and errors in the log as ``lines``."""
 
     async def setUp(self) -> None:  # type: ignore[override]
         self.lines: list[str] = []
@@ -67,21 +67,21 @@ class LoggedCase(RabbitMQCase):
             if event.get("log_level", LogLevel.debug) >= LogLevel.warn:
                 self.lines.append(str(formatEvent(event)))
 
-        # a failure that nobody has looked at is reported when it goes
+        # an unhandled failure is logged when it is garbage collected
         self.addCleanup(gc.collect)
         globalLogPublisher.addObserver(observe)
         self.addCleanup(globalLogPublisher.removeObserver, observe)
         await super().setUp()
 
     def the_line(self, *parts: str) -> None:
-        """There is one line in the log, and it says all this. Begins anew."""
+        """Check that the log has one line with all these parts, and clear it."""
         self.assertEqual(len(self.lines), 1, self.lines)
         for part in parts:
             self.assertIn(part, self.lines[0])
         self.lines.clear()
 
     def amqp(self, use: Callable[[Any], Any]) -> Deferred[Any]:
-        """What ``use`` answers, given a channel of another client."""
+        """Call ``use`` with a channel of another client in a thread. Fires with its result."""
 
         def run() -> Any:
             node = self.node()
@@ -95,31 +95,33 @@ class LoggedCase(RabbitMQCase):
         return deferToThread(run)
 
     def ctl(self, *arguments: str) -> Deferred[str]:
-        """Run rabbitmqctl while the reactor goes on."""
+        """Run rabbitmqctl in a thread."""
         return deferToThread(self.node().ctl, *arguments)
 
     async def unavailable(self, broker: Any = None) -> str:
-        """Publishing raises BrokerUnavailable; what it says."""
+        """Check that publishing raises BrokerUnavailable, and return its message."""
         with self.assertRaises(BrokerUnavailable) as caught:
             await (broker or self.broker).publish(self.queue, messages(1, 1))
         return str(caught.exception)
 
-    async def published(self, those: list[Dispatch]) -> None:
-        """Publish as the outbox does, again until it is confirmed; as long as RabbitMQ still deletes a queue it may
-        not be."""
+    async def published(self, batch: list[Dispatch]) -> None:
+        """Publish again until the messages are confirmed, as the outbox does.
+
+        They are not confirmed while RabbitMQ is still deleting a queue.
+        """
         deadline = self.seconds() + 20
         while True:
             try:
-                await self.broker.publish(self.queue, those)
+                await self.broker.publish(self.queue, batch)
                 return
             except BrokerUnavailable:
                 if self.seconds() > deadline:
                     raise
             await self.pass_time()
 
-    def drawer(self) -> tuple[list[bytes], list[int]]:
-        """What a new subscriber hears, and a list that grows with each gap."""
-        heard: list[bytes] = []
+    def subscribe(self) -> tuple[list[bytes], list[int]]:
+        """Subscribe. The list of received event batches, and a list that grows with each gap."""
+        received: list[bytes] = []
         gaps: list[int] = []
-        self.broker.subscribe(heard.append, lambda: gaps.append(len(heard)))
-        return heard, gaps
+        self.broker.subscribe(received.append, lambda: gaps.append(len(received)))
+        return received, gaps

@@ -1,4 +1,4 @@
-"""The suite of IBroker on RabbitMQ, and what can befall queues and connections."""
+"""The suite of IBroker on RabbitMQ, and tests of queues that change and of servers that cannot be reached."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from tests.conformance.broker_case import Inbox, messages
 from tests.conformance.rabbitmq_case import LoggedCase, RabbitMQCase
 
 
-class Suite(RabbitMQCase, BrokerTests):
+class RabbitBrokerTests(RabbitMQCase, BrokerTests):
     """The suite."""
 
 
-class Queues(LoggedCase):
-    """Something happens to a queue, to an exchange or to a message."""
+class QueueTests(LoggedCase):
+    """Queues and exchanges that others delete or use, and messages that RabbitMQ refuses."""
 
     async def test_queue_deleted_under_a_consumer(self) -> None:
         inbox = await self.consume(2)
         await self.broker.publish(self.queue, messages(1, 5))
-        void = await self.received(inbox, 2)
+        lost = await self.received(inbox, 2)
         await self.amqp(lambda channel: channel.queue_delete(self.queue))
-        await self.until(lambda: inbox.lost, "the loss is told")
-        await self.until(lambda: inbox.consumer.ready, "consuming again")
-        inbox.consumer.ack(void)
-        inbox.consumer.requeue(void)
+        await self.until(lambda: inbox.lost, "on_lost is called")
+        await self.until(lambda: inbox.consumer.ready, "the consumer is ready again")
+        inbox.consumer.ack(lost)
+        inbox.consumer.requeue(lost)
         await self.broker.publish(self.queue, messages(11, 12))
         await self.received(inbox, 4)
         self.assertEqual((inbox.ids[2:], inbox.lost), ([11, 12], 1))
@@ -53,7 +53,7 @@ class Queues(LoggedCase):
         await self.published(messages(1, 1))
         self.assertEqual(self.lines, [])
 
-    async def test_unroutable_is_never_confirmed(self) -> None:
+    async def test_unroutable_messages_are_never_confirmed(self) -> None:
         kept = self.unique_queue()
         await self.broker.publish(kept, messages(1, 1))
         await self.amqp(lambda channel: channel.queue_delete(self.queue))
@@ -74,12 +74,12 @@ class Queues(LoggedCase):
         for queue in queues:
             await self.broker.publish(queue, messages(1, 1))
         batches = [(queues[i % 4], messages(i * 100, i * 100 + i % 7)) for i in range(1, 801)]
-        await gatherResults([Deferred.fromCoroutine(self.broker.publish(queue, those)) for queue, those in batches])
+        await gatherResults([Deferred.fromCoroutine(self.broker.publish(queue, batch)) for queue, batch in batches])
         self.assertEqual(self.broker._work.publisher.unconfirmed, 0)
         for queue in queues:
-            await self.until_depth(1 + sum(len(those) for to, those in batches if to == queue), queue)
+            await self.until_depth(1 + sum(len(batch) for to, batch in batches if to == queue), queue)
 
-    async def test_refused_message(self) -> None:
+    async def test_a_full_queue_refuses_messages(self) -> None:
         arguments = {"x-max-length": 2, "x-overflow": "reject-publish"}
         queue = self.unique_queue()
         await self.amqp(lambda channel: channel.queue_declare(queue, durable=True, arguments=arguments))
@@ -87,7 +87,7 @@ class Queues(LoggedCase):
             await self.broker.publish(queue, messages(1, 50))
         self.assertIs(self.broker.ready, True)
 
-    async def test_queue_of_another_kind_is_used_as_it_is(self) -> None:
+    async def test_a_queue_with_other_properties_is_used(self) -> None:
         queue = self.unique_queue()
         await self.amqp(lambda channel: channel.queue_declare(queue, durable=True))
         inbox = await self.consume(queue=queue)
@@ -96,7 +96,7 @@ class Queues(LoggedCase):
         self.assertEqual(inbox.lost, 0)
         self.the_line(f"queue {queue} exists", "x-queue-type")
 
-    async def test_messages_of_others_are_dropped(self) -> None:
+    async def test_foreign_messages_are_dropped(self) -> None:
         bodies = [b"", b"hello", b"1", b"1 2 3", b"x" * 100, b"\xff\xfe", b"x" * 300_000, b'{"id": 1}', b"1 " * 200]
 
         def publish(channel: Any) -> None:
@@ -113,25 +113,25 @@ class Queues(LoggedCase):
         self.assertEqual(await self.broker.depth(self.queue), 0)
         self.the_line(f"queue {self.queue}", "not from taskd")
 
-    async def test_prefetch_beyond_the_protocol(self) -> None:
+    async def test_prefetch_above_the_limit_of_amqp(self) -> None:
         inbox = await self.consume(100_000)
         await self.broker.publish(self.queue, messages(1, 10_000))
         await self.received(inbox, 10_000)
         inbox.consumer.ack(inbox.all)
 
-    async def test_news_exchange_deleted(self) -> None:
+    async def test_event_exchange_deleted(self) -> None:
         self.patch(events, "BIND_SECONDS", 0.05)
-        heard, _ = self.drawer()
-        await self.until(lambda: self.broker.announce(b"x") or heard, "news")
+        received_events, _ = self.subscribe()
+        await self.until(lambda: self.broker.announce(b"x") or received_events, "an event")
         await self.amqp(lambda channel: channel.exchange_delete(EXCHANGES[CHANGES]))
-        # what is still under way
+        # events that are still queued arrive until then
         await self.until(lambda: self.lines, "the loss is noticed")
-        heard.clear()
-        await self.until(lambda: self.broker.announce(b"x") or heard, "news again")
+        received_events.clear()
+        await self.until(lambda: self.broker.announce(b"x") or received_events, "an event again")
         self.assertIs(self.broker.ready, True)
 
-    async def test_news_queue_is_bounded_and_goes_with_us(self) -> None:
-        self.drawer()
+    async def test_event_queue_is_bounded_and_deleted_with_its_connection(self) -> None:
+        self.subscribe()
         await self.until(lambda: self.broker.consuming)
         listed = (await self.ctl("list_queues", "name", "arguments", "exclusive", "auto_delete")).splitlines()
         [line] = [line for line in listed if line.startswith("amq.gen")]
@@ -140,25 +140,25 @@ class Queues(LoggedCase):
         await self.broker.stop()
         self.assertNotIn("amq.gen", await self.ctl("list_queues", "name"))
 
-    async def test_connections_closed_by_an_operator(self) -> None:
+    async def test_an_operator_closes_the_connections(self) -> None:
         inbox = await self.consume(3)
-        heard, gaps = self.drawer()
+        received_events, gaps = self.subscribe()
         await self.until(lambda: gaps, "the subscription")
         await self.broker.publish(self.queue, messages(1, 5))
         await self.received(inbox, 3)
         count = len(gaps)
         await self.ctl("close_all_connections", "that's all")
-        await self.until(lambda: inbox.lost and len(gaps) > count, "connections were lost")
-        await self.until(lambda: self.broker.ready and self.broker.consuming, "all is well again")
+        await self.until(lambda: inbox.lost and len(gaps) > count, "the connections are lost")
+        await self.until(lambda: self.broker.ready and self.broker.consuming, "the broker is ready again")
         await self.until(lambda: len(inbox.all) == 6, "deliveries of the new channel")
         self.assertEqual([d.redelivered for d in inbox.all[3:]], [True] * 3)
-        await self.until(lambda: self.broker.announce(b"x") or heard, "news")
+        await self.until(lambda: self.broker.announce(b"x") or received_events, "an event")
         self.the_line(f"RabbitMQ at {self.node().host}:{self.node().port}", "CONNECTION_FORCED", "retrying")
         self.assertIsNone(self.broker.outage)
 
 
-class Greeting(Protocol):
-    """Says something to whoever connects, and nothing more."""
+class GreetingProtocol(Protocol):
+    """Sends a greeting to every client, and nothing else."""
 
     greeting = b""
 
@@ -168,12 +168,12 @@ class Greeting(Protocol):
         self.transport.write(self.greeting)
 
 
-class Connecting(LoggedCase):
-    """There is no server, or not for us."""
+class ConnectingTests(LoggedCase):
+    """Servers that are missing, refuse the login or do not speak AMQP."""
 
     async def serve(self, greeting: bytes) -> Any:
-        """Listen; the factory counts connections, and its ``port`` is where it is."""
-        factory: Any = Factory.forProtocol(type("Greets", (Greeting,), {"greeting": greeting}))
+        """Listen on a free port. The factory has this ``port``, and the ``count`` of connections."""
+        factory: Any = Factory.forProtocol(type("Greeter", (GreetingProtocol,), {"greeting": greeting}))
         factory.noisy = False
         factory.count = 0
         listening = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(factory)
@@ -192,26 +192,26 @@ class Connecting(LoggedCase):
         broker = await self.start(user=user, password="sésame")
         inbox = Inbox()
         broker.consume(self.queue, 1, inbox.deliver, inbox.lose)
-        await self.until(lambda: self.lines, "it is told")
+        await self.until(lambda: self.lines, "the outage is logged")
         self.assertIn("cannot be reached", await self.unavailable(broker))
         await self.ctl("add_user", user, "sésame")
-        # now it may log in, but not enter
-        await self.until(lambda: "vhost" in (broker.outage or ""), "a new reason")
+        # the user can log in now, but has no permission for the virtual host
+        await self.until(lambda: "vhost" in (broker.outage or ""), "the reason changes")
         self.assertIs(broker.ready, False)
         await self.ctl("set_permissions", user, ".*", ".*", ".*")
         await self.until(lambda: broker.ready and broker.consuming, "ready")
         name = f"RabbitMQ at {self.node().host}:{self.node().port}"
         self.the_line(name, "ACCESS_REFUSED", "RABBITMQ_PASSWORD", "retrying")
 
-    async def test_unknown_host(self) -> None:
+    async def test_host_name_that_does_not_resolve(self) -> None:
         broker = await self.start(host="no-such-host.invalid")
-        await self.until(lambda: self.lines, "it is told", 20)
+        await self.until(lambda: self.lines, "the outage is logged", 20)
         await broker.stop()
         self.the_line("RabbitMQ at no-such-host.invalid", "retrying")
 
-    async def test_host_that_is_none(self) -> None:
+    async def test_host_name_that_is_invalid(self) -> None:
         broker = await self.start(host="no host." * 40)
-        await self.until(lambda: self.lines, "it is told", 20)
+        await self.until(lambda: self.lines, "the outage is logged", 20)
         await broker.stop()
         self.the_line("retrying")
 
@@ -219,11 +219,11 @@ class Connecting(LoggedCase):
         self.patch(reconnecting, "OPEN_SECONDS", 0.1)
         server = await self.serve(b"")
         broker = await self.start(port=server.port)
-        await self.until(lambda: server.count > 2, "it tries on")
+        await self.until(lambda: server.count > 2, "it connects again")
         await broker.stop()
         self.the_line("no answer within")
 
-    async def test_server_of_another_protocol(self) -> None:
+    async def test_server_that_speaks_another_protocol(self) -> None:
         for greeting in (
             b"HTTP/1.1 400 Bad Request\r\n\r\n",
             b"SSH-2.0-OpenSSH_9.2\r\n",
@@ -232,7 +232,7 @@ class Connecting(LoggedCase):
         ):
             server = await self.serve(greeting)
             broker = await self.start(port=server.port)
-            await self.until(lambda: server.count > 2, "it tries on")  # noqa: B023
+            await self.until(lambda: server.count > 2, "it connects again")  # noqa: B023
             await broker.stop()
             self.the_line("does not speak AMQP")
 
@@ -242,7 +242,7 @@ class Connecting(LoggedCase):
             await broker.start()
             inbox = Inbox()
             broker.consume(self.queue, 1, inbox.deliver, inbox.lose)
-            broker.subscribe(lambda news: None, lambda: None)
+            broker.subscribe(lambda body: None, lambda: None)
             for _ in range(turns):
                 await deferLater(reactor, 0)
             if turns % 2 and broker.ready:

@@ -13,14 +13,14 @@ from taskd.broker.rabbitmq.frames import BadFrame, FrameReader, PublishFrames
 from taskd.ports.scheduling import Dispatch
 
 
-class Bodies(SynchronousTestCase):
-    """What is taken for a message."""
+class ParseBodyTests(SynchronousTestCase):
+    """Which bodies are messages of taskd."""
 
-    def test_ours(self) -> None:
+    def test_messages_of_taskd(self) -> None:
         for body in (b"1 1", b"0 0", b"9223372036854775807 2147483647", b"007 1"):
             self.assertEqual(parse_body(body), Dispatch(*map(int, body.split())))
 
-    def test_not_ours(self) -> None:
+    def test_foreign_messages(self) -> None:
         bodies = [
             *(b"", b" ", b"1", b"1 ", b" 1", b"1  1", b"1 1 ", b" 1 1", b"1 2 3", b"-1 1", b"1 -1", b"+1 1", b"1_0 1"),
             *(b"9223372036854775808 1", b"1 2147483648", b"1.0 1", b"a b", "\u0661 1".encode(), b"1\n1", b"1 1\n"),
@@ -30,8 +30,8 @@ class Bodies(SynchronousTestCase):
             self.assertIsNone(parse_body(body), body)
 
 
-class Frames(SynchronousTestCase):
-    """Reading and writing without pika gives what pika does."""
+class FrameTests(SynchronousTestCase):
+    """Frames are read and written exactly as pika does it."""
 
     def content(self, channel: int, method: Any, body: bytes, properties: Any = None, split: int = 0) -> bytes:
         header = frame.Header(channel, len(body), properties or spec.BasicProperties())
@@ -56,7 +56,7 @@ class Frames(SynchronousTestCase):
         heartbeat = frame.Heartbeat().marshal()
         ack = frame.Method(1, spec.Basic.Ack(3, True)).marshal()
         large = spec.BasicProperties(headers={"x": "y" * 300}, delivery_mode=2)
-        # those for pika: no handler, no body, a body of two frames, of another channel in between
+        # for pika: no handler, no body, a body in two frames, a frame of another channel in between
         for_pika = [
             heartbeat,
             self.deliver(2, 1, b"not ours"),
@@ -89,7 +89,7 @@ class Frames(SynchronousTestCase):
             self.assertEqual(taken, [*expected, (5, False, b"5")])
             self.assertEqual(b"".join(other), b"".join(for_pika))
 
-    def test_handler_may_leave(self) -> None:
+    def test_a_handler_may_remove_itself(self) -> None:
         taken: list[int] = []
         other: list[bytes] = []
         reader = FrameReader(other.append)
@@ -103,7 +103,7 @@ class Frames(SynchronousTestCase):
         reader.feed(self.deliver(1, 1, b"1") + rest)
         self.assertEqual((taken, b"".join(other)), ([1], rest))
 
-    def test_pika_may_end_a_handler(self) -> None:
+    def test_pika_may_remove_a_handler(self) -> None:
         other: list[bytes] = []
 
         def read(data: bytes) -> None:
@@ -111,12 +111,12 @@ class Frames(SynchronousTestCase):
             reader.handlers.clear()
 
         reader = FrameReader(read)
-        reader.handlers[1] = lambda *message: self.fail("it has ended")
+        reader.handlers[1] = lambda *message: self.fail("the handler was removed")
         stream = frame.Heartbeat().marshal() + self.deliver(1, 1, b"1")
         reader.feed(stream)
         self.assertEqual(b"".join(other), stream)
 
-    def test_frame_that_is_too_long(self) -> None:
+    def test_frame_above_the_size_limit(self) -> None:
         reader = FrameReader(lambda data: None)
         with self.assertRaises(BadFrame):
             reader.feed(struct.pack(">BHI", 1, 1, 2**30) + b"x")

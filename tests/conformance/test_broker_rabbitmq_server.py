@@ -18,18 +18,18 @@ from tests.conformance.rabbitmq_case import LoggedCase
 
 
 @functools.cache
-def own_node() -> services.RabbitMQ:
-    """A server to be killed."""
+def private_node() -> services.RabbitMQ:
+    """A server that these tests may kill."""
     node = services.RabbitMQ()
     node.start()
     return node
 
 
-class Node(LoggedCase):
-    """Something happens to the server, one of our own."""
+class ServerTests(LoggedCase):
+    """A server of this file's own is killed, stopped, restarted or raises an alarm."""
 
     def node(self) -> services.RabbitMQ:
-        return own_node()
+        return private_node()
 
     def pid(self) -> int:
         assert self.node()._process is not None
@@ -38,24 +38,24 @@ class Node(LoggedCase):
     async def alarm(self, on: bool) -> None:
         await self.ctl("set_vm_memory_high_watermark", "0" if on else "0.4")
 
-    async def settle_queue(self) -> None:
-        """Have the server write down what it writes later: a queue that it knows only by heart dies with it."""
+    async def write_queue_to_disk(self) -> None:
+        """Make the server write its metadata to disk at once. A queue that is only in its memory would be lost."""
         await self.ctl("eval", "[dets:sync(T) || T <- dets:all()].")
 
-    async def test_killed_and_back(self) -> None:
+    async def test_killed_and_started_again(self) -> None:
         inbox = await self.consume(10)
-        heard, gaps = self.drawer()
+        received_events, gaps = self.subscribe()
         await self.until(lambda: gaps, "the subscription")
         await self.broker.publish(self.queue, messages(1, 100))
         taken = await self.received(inbox, 10)
         inbox.consumer.ack(taken[:3])
         await self.received(inbox, 13)
         await self.until_depth(87)
-        await self.settle_queue()
-        under_way = Deferred.fromCoroutine(self.broker.publish(self.queue, messages(201, 300)))
+        await self.write_queue_to_disk()
+        publishing = Deferred.fromCoroutine(self.broker.publish(self.queue, messages(201, 300)))
         self.node().kill()
-        # it may have been confirmed just before
-        confirmed: Any = await DeferredList([under_way], consumeErrors=True)
+        # RabbitMQ may have confirmed it just before the kill
+        confirmed: Any = await DeferredList([publishing], consumeErrors=True)
         await self.until(lambda: not self.broker.ready and not inbox.consumer.ready, "the loss is noticed")
         self.assertEqual(inbox.lost, 1)
         await self.unavailable()
@@ -64,19 +64,19 @@ class Node(LoggedCase):
         self.assertIsNotNone(self.broker.outage)
         inbox.consumer.ack(taken)
         inbox.consumer.requeue(taken)
-        # whoever starts now finds nobody
+        # a broker that starts now cannot connect
         late = self.make()
         await late.start()
-        await self.until(lambda: late.outage, "it finds nobody")
+        await self.until(lambda: late.outage, "the late broker cannot connect")
         self.assertEqual(len([line for line in self.lines if "retrying" in line]), 2, self.lines)
-        heard.clear()
+        received_events.clear()
         before = len(gaps)
         await deferToThread(self.node().start)
         await self.until(lambda: self.broker.ready and late.ready, "ready again")
-        await self.until(lambda: self.broker.consuming and len(gaps) > before, "consuming again")
+        await self.until(lambda: self.broker.consuming and len(gaps) > before, "the consumer is ready again")
         self.assertIsNone(self.broker.outage)
         await self.broker.publish(self.queue, messages(101, 101))
-        # until everything that was confirmed and not acked was here
+        # everything that was confirmed and not acked must arrive
         expected = {*range(4, 102), *(range(201, 301) if confirmed[0][0] else ())}
         seen: set[int] = set()
 
@@ -85,32 +85,32 @@ class Node(LoggedCase):
             inbox.consumer.ack(inbox.all[13:])
             return seen >= expected
 
-        await self.until(drain, "all that was confirmed")
+        await self.until(drain, "all confirmed messages")
         self.assertTrue(all(d.redelivered for d in inbox.all[13:] if d.task_id <= 13))
-        await self.until(lambda: self.broker.announce(b"x") or heard, "news")
+        await self.until(lambda: self.broker.announce(b"x") or received_events, "an event")
 
-    async def test_killed_before_it_knew_the_queue(self) -> None:
-        # the server may forget the queue's leader then, and with it the messages, but we are not stuck for ever
+    async def test_killed_before_the_queue_is_on_disk(self) -> None:
+        # RabbitMQ may lose the queue's leader and its messages then, but the broker must recover
         inbox = await self.consume(10)
         await self.published(messages(1, 1))
         await self.received(inbox, 1)
         self.node().kill()
         await deferToThread(self.node().start)
-        await self.until(lambda: inbox.consumer.ready, "consuming again", 40)
+        await self.until(lambda: inbox.consumer.ready, "the consumer is ready again", 40)
         await self.published(messages(2, 2))
         await self.until(lambda: 2 in inbox.ids, "delivered")
 
     async def test_memory_alarm(self) -> None:
         inbox = await self.consume(2)
-        heard, gaps = self.drawer()
+        received_events, gaps = self.subscribe()
         await self.until(lambda: gaps, "the subscription")
         await self.broker.publish(self.queue, messages(1, 6))
         await self.received(inbox, 2)
         self.addCleanup(lambda: Deferred.fromCoroutine(self.alarm(False)))
         await self.alarm(True)
-        # the server tells those who publish
+        # RabbitMQ reports the alarm to a connection that publishes
         await self.unavailable()
-        await self.until(lambda: not self.broker.ready, "the alarm is heard")
+        await self.until(lambda: not self.broker.ready, "the broker notices the alarm")
         self.assertIn("memory", self.broker.blocked)
         self.assertIn("takes no messages", await self.unavailable())
         with self.assertRaises(BrokerUnavailable):
@@ -120,13 +120,13 @@ class Node(LoggedCase):
         # consuming goes on
         inbox.consumer.ack(inbox.all)
         await self.received(inbox, 4)
-        # one that comes now finds out before it is trusted with anything, and can be stopped
+        # a broker that starts now notices the alarm before it is ready, and can be stopped
         late, stopped = self.make(), self.make()
         late_inbox = Inbox()
         for broker in (late, stopped):
             await broker.start()
         late.consume(self.queue, 1, late_inbox.deliver, late_inbox.lose)
-        await self.until(lambda: late.blocked and stopped.blocked and late_inbox.all, "the late one knows")
+        await self.until(lambda: late.blocked and stopped.blocked and late_inbox.all, "the late broker is blocked")
         self.assertIs(late.ready, False)
         await stopped.stop()
         await self.alarm(False)
@@ -135,13 +135,13 @@ class Node(LoggedCase):
         await self.broker.publish(self.queue, messages(7, 8))
         inbox.consumer.ack(inbox.all)
         await self.until(lambda: len(inbox.all) >= 6)
-        await self.until(lambda: len(gaps) > before, "who listens is told that news were dropped")
-        self.assertNotIn(b"dropped", heard)
-        self.assertNotIn(b"", heard)
+        await self.until(lambda: len(gaps) > before, "the subscriber gets a gap")
+        self.assertNotIn(b"dropped", received_events)
+        self.assertNotIn(b"", received_events)
         self.assertEqual(len(self.lines), 3, self.lines)
         self.assertTrue(all("takes no messages" in line for line in self.lines))
 
-    async def test_alarm_with_messages_under_way(self) -> None:
+    async def test_alarm_while_publishing(self) -> None:
         self.addCleanup(lambda: Deferred.fromCoroutine(self.alarm(False)))
         raised = Deferred.fromCoroutine(self.alarm(True))
         failed = False
@@ -157,7 +157,7 @@ class Node(LoggedCase):
         await self.broker.publish(self.queue, messages(1, 20))
         self.assertEqual(len(self.lines), 1, self.lines)
 
-    async def test_frozen(self) -> None:
+    async def test_server_that_does_not_respond(self) -> None:
         self.patch(publisher, "CONFIRM_SECONDS", 0.3)
         self.patch(reconnecting, "OPEN_SECONDS", 0.3)
         self.patch(connection, "CLOSE_SECONDS", 0.3)
@@ -169,8 +169,8 @@ class Node(LoggedCase):
         os.kill(self.pid(), signal.SIGSTOP)
         self.addCleanup(os.kill, self.pid(), signal.SIGCONT)
         self.assertIn("not confirmed within", await self.unavailable())
-        await self.until(lambda: not self.broker.ready, "given up")
-        # acks go nowhere, and nobody waits for that
+        await self.until(lambda: not self.broker.ready, "the connection is given up")
+        # acks are lost, and stopping does not wait for the server
         inbox.consumer.ack(inbox.all)
         await inbox.consumer.stop()
         await other.stop()
@@ -188,7 +188,7 @@ class Node(LoggedCase):
         await self.until(lambda: broker.ready, "ready again", 20)
         self.the_line("heartbeats", "retrying")
 
-    async def test_restarted_in_order(self) -> None:
+    async def test_orderly_restart(self) -> None:
         inbox = await self.consume(5)
         await self.broker.publish(self.queue, messages(1, 3))
         await self.received(inbox, 3)
@@ -200,7 +200,7 @@ class Node(LoggedCase):
         await self.broker.publish(self.queue, messages(4, 4))
         await self.until(lambda: inbox.ids[6:] == [4])
 
-    async def test_reset(self) -> None:
+    async def test_server_loses_all_queues(self) -> None:
         inbox = await self.consume(5)
         await self.ctl("stop_app")
         await self.ctl("force_reset")
