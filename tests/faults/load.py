@@ -59,7 +59,7 @@ class Load:
         self.ports = ports
         self.confirmations: list[Confirmation] = []
         self.refusals: Counter[str] = Counter()
-        self.trouble: list[str] = []
+        self.problems: list[str] = []
         self.resent = 0
         self._spec = spec
         self._total = total
@@ -117,7 +117,7 @@ class Load:
             if client.ident is not None:
                 client.join(max(0.0, deadline - time.monotonic()))
         if not self.done:
-            self.trouble.append("clients still have unconfirmed tasks")
+            self.problems.append("clients still have unconfirmed tasks")
             self.abandon()
 
     def abandon(self) -> None:
@@ -163,7 +163,7 @@ class _Client(threading.Thread):
         self._ids = itertools.count(1)
         self._random = random.Random(user)
         self._waiting: deque[list[Spec]] = deque()
-        self._open: dict[int, list[Spec]] = {}
+        self._unanswered: dict[int, list[Spec]] = {}
         self._more = True
 
     def run(self) -> None:
@@ -172,17 +172,17 @@ class _Client(threading.Thread):
             while (self._more or self._waiting) and not self.abandoned:
                 try:
                     with self._connect() as connection:
-                        self._talk(connection)
+                        self._submit(connection)
                 except TimeoutError as e:
-                    self._load.trouble.append(f"no answer within {SILENCE:g} s: {e}")
+                    self._load.problems.append(f"no answer within {SILENCE:g} s: {e}")
                 except OSError:
                     time.sleep(0.05)
                 # what has no answer may be stored, or not: the key makes it harmless to ask again
-                self._load.resent += len(self._open)
-                self._waiting.extendleft(self._open.values())
-                self._open.clear()
+                self._load.resent += len(self._unanswered)
+                self._waiting.extendleft(self._unanswered.values())
+                self._unanswered.clear()
         except Exception as e:
-            self._load.trouble.append(f"{self._user}: {type(e).__name__}: {e}")
+            self._load.problems.append(f"{self._user}: {type(e).__name__}: {e}")
 
     def _connect(self) -> LineClient:
         client = LineClient(self._random.choice(self._load.ports), timeout=SILENCE)
@@ -197,11 +197,11 @@ class _Client(threading.Thread):
             raise
         return client
 
-    def _talk(self, connection: LineClient) -> None:
+    def _submit(self, connection: LineClient) -> None:
         while not self.abandoned:
-            while len(self._open) < IN_FLIGHT and (specs := self._next()):
+            while len(self._unanswered) < IN_FLIGHT and (specs := self._next()):
                 self._send(connection, specs)
-            if self._open:
+            if self._unanswered:
                 self._read(connection)
             elif self._more or self._waiting:
                 time.sleep(0.01)
@@ -217,7 +217,7 @@ class _Client(threading.Thread):
 
     def _send(self, connection: LineClient, specs: list[Spec]) -> None:
         number = next(self._ids)
-        self._open[number] = specs
+        self._unanswered[number] = specs
         request = {"action": "new_task", **specs[0]} if self._batch == 1 else {"action": "new_tasks", "tasks": specs}
         connection.send_line(json.dumps(request | {"id": number}).encode())
 
@@ -226,7 +226,7 @@ class _Client(threading.Thread):
         if not line:
             raise ConnectionError("closed")
         reply = json.loads(line)
-        specs = self._open.pop(reply["id"])
+        specs = self._unanswered.pop(reply["id"])
         if reply["ok"]:
             ids = reply["task_ids"] if "task_ids" in reply else [reply["task_id"]]
             now = time.time()

@@ -108,7 +108,7 @@ def drains(stage: Stage, *, times: int, rate: float) -> Line:
         stage.await_ready()
         victim = stage.workers.pop(0)
         await_busy(stage, victim, load, 3)
-        stage.gone(victim)
+        stage.expect_end(victim)
         stage.launch_worker(*options)
         began = time.monotonic()
         status = victim.terminate(END_SECONDS)
@@ -136,7 +136,7 @@ def poison(stage: Stage, *, good: int) -> Line:
     while (not load.done or stage.count("finished_at IS NULL")) and time.monotonic() < deadline:
         for worker in [w for w in stage.workers if w.returncode is not None]:
             stage.must(worker.returncode == 1, f"a worker ended with {worker.returncode}: {worker.output()[-1000:]}")
-            stage.gone(worker)
+            stage.expect_end(worker)
             stage.workers.remove(worker)
             stage.launch_worker()
         time.sleep(0.1)

@@ -43,7 +43,7 @@ class Proxy:
         self._lock = threading.Lock()
         self._armed: tuple[bytes, Moment] | None = None
         self._hit = threading.Event()
-        self._links: set[_Link] = set()
+        self._connections: set[_ProxiedConnection] = set()
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
 
     def arm(self, statement: str, moment: Moment) -> None:
@@ -73,15 +73,15 @@ class Proxy:
         """It has been done."""
         self._hit.set()
 
-    def gone(self, link: _Link) -> None:
+    def ended(self, connection: _ProxiedConnection) -> None:
         """A connection has ended."""
-        self._links.discard(link)
+        self._connections.discard(connection)
 
     def close(self) -> None:
         """Cut everything."""
         self._listener.close()
-        for link in tuple(self._links):
-            link.cut()
+        for connection in tuple(self._connections):
+            connection.cut()
 
     def _accept(self) -> None:
         while True:
@@ -95,9 +95,9 @@ class Proxy:
                 client.close()
                 continue
             server.settimeout(None)
-            link = _Link(self, client, server)
-            self._links.add(link)
-            link.start()
+            connection = _ProxiedConnection(self, client, server)
+            self._connections.add(connection)
+            connection.start()
 
     def __enter__(self) -> Proxy:
         return self
@@ -108,7 +108,7 @@ class Proxy:
         self.close()
 
 
-class _Link:
+class _ProxiedConnection:
     """One connection through the proxy, a thread for each direction."""
 
     def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket) -> None:
@@ -116,14 +116,14 @@ class _Link:
         self._client = client
         self._server = server
         self._moment: Moment | None = None
-        self._told = False
+        self._reported = False
         for each in (client, server):
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def start(self) -> None:
         """Forward until one side closes."""
         for forward in (self._to_server, self._to_client):
-            threading.Thread(target=self._guard, args=(forward,), name="link", daemon=True).start()
+            threading.Thread(target=self._guard, args=(forward,), name="proxied connection", daemon=True).start()
 
     def cut(self) -> None:
         """Reset the client's connection, close the server's."""
@@ -137,8 +137,8 @@ class _Link:
 
     def _done(self) -> None:
         # once: by the second time another one may have been ordered
-        if not self._told:
-            self._told = True
+        if not self._reported:
+            self._reported = True
             self._proxy.done()
 
     def _guard(self, forward: Callable[[], None]) -> None:
@@ -147,7 +147,7 @@ class _Link:
         # what PostgreSQL still works on is not disturbed by the end of the client's side
         if self._moment in (None, Moment.SILENT) or forward == self._to_client:
             self.cut()
-            self._proxy.gone(self)
+            self._proxy.ended(self)
 
     def _to_server(self) -> None:
         reader = _Reader(self._client)

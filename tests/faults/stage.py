@@ -133,19 +133,19 @@ class Stage:
     def replace_server(self, server: Daemon) -> None:
         """``kill -9`` of a server, and another one on its port."""
         place = self.servers.index(server)
-        self.gone(server)
+        self.expect_end(server)
         server.kill()
         self.servers[place] = self.cluster.launch_server(self.cluster.ports[place])
 
     def kill_worker(self, worker: Daemon) -> audit.Killed:
         """``kill -9`` of a worker."""
-        self.gone(worker)
+        self.expect_end(worker)
         self.workers.remove(worker)
         killed = audit.Killed(worker.pid, time.time())
         worker.kill()
         return killed
 
-    def gone(self, daemon: Daemon) -> None:
+    def expect_end(self, daemon: Daemon) -> None:
         """This daemon has ended, or will: as it should."""
         self._ended.add(daemon)
 
@@ -224,16 +224,16 @@ class Stage:
         """Judge what has happened, once all has ended, and give the line of the scenario. ``expected`` are figures
         that are not 0 for good reason. Raises Broken with that line."""
         self.await_end(load)
-        self._look_at_memory()
+        self._check_memory()
         if self.thorough:
-            self._look_for_left_overs()
+            self._check_left_overs()
         self._end_daemons()
         found = self._figures(load)
         for name in audit.MUST_BE_ZERO:
             wanted = (expected or {}).get(name, 0)
             self.must(found[name] == wanted, f"{name}: {found[name]}" + (f", not {wanted}" if wanted else ""))
         self.must(found["confirmed"] == found["attempted"], "clients were left without a confirmation")
-        self.violations += load.trouble
+        self.violations += load.problems
         line = self._line(load, found)
         if self.violations:
             raise Broken(line)
@@ -247,14 +247,14 @@ class Stage:
         line = {"scenario": self.scenario, **found, "refusals": dict(load.refusals), **self.extra}
         return line | {"seconds": round(time.monotonic() - self._began, 1), "violations": self.violations}
 
-    def _look_at_memory(self) -> None:
+    def _check_memory(self) -> None:
         # those that were not replaced
         grown = [_mebibytes(server) - before for server, before in self._rss.items() if server.returncode is None]
         if grown:
             self.extra["server_grew_mib"] = round(max(grown), 1)
             self.must(max(grown) < MAX_GROWTH, f"a server grew by {max(grown):.0f} MiB")
 
-    def _look_for_left_overs(self) -> None:
+    def _check_left_overs(self) -> None:
         empty = "SELECT count(*) FROM outbox WHERE published_at IS NULL OR published_at <> 'infinity'"
         try:
             eventually(lambda: self.rows(empty) == [(0,)], 30, "the outbox is empty")
