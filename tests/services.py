@@ -36,7 +36,7 @@ _numbers = itertools.count(1)
 
 
 def require(*names: str) -> None:
-    """Skip the calling test when one of these is not installed; fail it when TASKD_REQUIRE_SERVICES is 1."""
+    """Skip the calling test if one of these services is not installed; fail it if TASKD_REQUIRE_SERVICES is 1."""
     absent = [name for name in programs.missing() if name in names]
     if not absent:
         return
@@ -49,7 +49,7 @@ def require(*names: str) -> None:
 
 @functools.cache
 def postgres() -> Postgres:
-    """The PostgreSQL of this run, started on first use; without fsync, because its power never fails."""
+    """The PostgreSQL of this run, started on first use. It runs without fsync, because no test cuts its power."""
     server = Postgres(fsync=False)
     server.start()
     return server
@@ -92,12 +92,12 @@ class Postgres:
         self._process: Process | None = None
 
     def start(self) -> None:
-        """Start it, or start it again over the same data, and wait until it takes connections."""
+        """Start it, or start it again with the same data, and wait until it accepts connections."""
         self.launch()
         self.wait_ready()
 
     def launch(self) -> None:
-        """Start it without waiting until it takes connections."""
+        """Start it without waiting until it accepts connections."""
         if not self._data.exists():
             self._initialise()
         options = [f"--{name}={value}" for name, value in self._settings.items()]
@@ -113,7 +113,7 @@ class Postgres:
         )
 
     def wait_ready(self) -> None:
-        """Wait until it takes connections, and create its database the first time."""
+        """Wait until it accepts connections, and create its database the first time."""
         process = _alive(self._process)
 
         def answers() -> bool:
@@ -124,24 +124,24 @@ class Postgres:
                 return False
             return True
 
-        eventually(answers, 60, "PostgreSQL takes connections")
+        eventually(answers, 60, "PostgreSQL accepts connections")
         if not self.query("SELECT FROM pg_database WHERE datname = %s", (self.database,), "postgres"):
             self.create_database(self.database)
 
     def stop(self, mode: str = "fast") -> None:
-        """``fast`` is an orderly stop that ends all sessions, ``immediate`` is a crash."""
+        """Stop it: ``fast`` is an orderly stop that ends all sessions, ``immediate`` is a crash."""
         if self._process is not None:
             self._process.stop({"fast": signal.SIGINT, "immediate": signal.SIGQUIT}[mode], 60)
             self._process = None
 
     def create_database(self, name: str | None = None) -> str:
-        """A new, empty database; without a name, one that no other test uses. Gives its name."""
+        """Create an empty database and return its name. The default is a name that no other test uses."""
         name = name or unique("test")
         self.query(f'CREATE DATABASE "{name}"', database="postgres")
         return name
 
     def drop_database(self, name: str) -> None:
-        """Drop a database and end the sessions that still use it."""
+        """Drop a database, and end the sessions that still use it."""
         self.query(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)', database="postgres")
 
     def connect(self, database: str | None = None) -> Any:
@@ -151,7 +151,7 @@ class Postgres:
         return connection
 
     def query(self, sql: str, parameters: Sequence[Any] = (), database: str | None = None) -> list[Any]:
-        """Run one statement on a connection of its own; its rows, empty for a statement that gives none."""
+        """Run one statement on a new connection. Returns its rows, an empty list if it has none."""
         connection = self.connect(database)
         try:
             with connection.cursor() as cursor:
@@ -171,7 +171,7 @@ class Postgres:
         }
 
     def env(self, database: str | None = None) -> dict[str, str]:
-        """The variables that point taskd at it."""
+        """The environment variables that make taskd use it."""
         return {
             "POSTGRES_HOST": self.host,
             "POSTGRES_PORT": str(self.port),
@@ -206,7 +206,7 @@ class Postgres:
 
 
 class RabbitMQ:
-    """A RabbitMQ node of its own, with an Erlang port mapper of its own; user and password are ``guest``."""
+    """A private RabbitMQ node with a private Erlang port mapper. User and password are ``guest``."""
 
     host = HOST
     user = "guest"
@@ -222,7 +222,7 @@ class RabbitMQ:
             HOME=str(self._folder),
             ERL_EPMD_PORT=str(self._mapper_port),
             ERL_EPMD_ADDRESS=HOST,
-            # The start script then becomes the Erlang machine, so that the process id is the node's.
+            # with this the start script execs the Erlang machine, so its process id is the one of the node
             RABBITMQ_ALLOW_INPUT="1",
             RABBITMQ_SERVER_START_ARGS="-noinput -kernel inet_dist_use_interface {127,0,0,1}",
             RABBITMQ_NODENAME=f"taskd{self.port}@localhost",
@@ -241,12 +241,12 @@ class RabbitMQ:
         self._process: Process | None = None
 
     def start(self) -> None:
-        """Start it, or start it again over the same data, and wait until it takes connections."""
+        """Start it, or start it again with the same data, and wait until it accepts connections."""
         self.launch()
         self.wait_ready()
 
     def launch(self) -> None:
-        """Start it without waiting until it takes connections."""
+        """Start it without waiting until it accepts connections."""
         if self._mapper is None:
             log = self._folder / "epmd.log"
             self._mapper = Process([programs.epmd()], log, env=self._env, prefix=programs.CHROOT)
@@ -259,7 +259,7 @@ class RabbitMQ:
         )
 
     def wait_ready(self) -> None:
-        """Wait until it takes connections."""
+        """Wait until it accepts connections."""
         process = _alive(self._process)
 
         def answers() -> bool:
@@ -267,12 +267,12 @@ class RabbitMQ:
             try:
                 with socket.create_connection((self.host, self.port), 5) as connection:
                     connection.sendall(b"AMQP\x00\x00\x09\x01")
-                    # A method frame: Connection.Start.
+                    # the first byte of a method frame: Connection.Start
                     return connection.recv(1) == b"\x01"
             except OSError:
                 return False
 
-        eventually(answers, 120, "RabbitMQ takes connections")
+        eventually(answers, 120, "RabbitMQ accepts connections")
 
     def stop(self) -> None:
         """An orderly stop."""
@@ -287,7 +287,7 @@ class RabbitMQ:
             self._process = None
 
     def ctl(self, *arguments: str) -> str:
-        """What ``rabbitmqctl`` prints, without its headers. Raises RuntimeError with its complaint."""
+        """The output of ``rabbitmqctl`` without headers. Raises RuntimeError with its error output."""
         headers = ["--no-table-headers"] if arguments[0].startswith("list_") else []
         done = subprocess.run(
             [*programs.CHROOT, programs.rabbitmq("rabbitmqctl"), "--quiet", *headers, *arguments],
@@ -302,7 +302,7 @@ class RabbitMQ:
         return done.stdout
 
     def env(self, queue: str | None = None) -> dict[str, str]:
-        """The variables that point taskd at it."""
+        """The environment variables that make taskd use it."""
         found = {
             "RABBITMQ_HOST": self.host,
             "RABBITMQ_PORT": str(self.port),
@@ -313,7 +313,7 @@ class RabbitMQ:
 
 
 class Nginx:
-    """nginx that spreads TCP connections over servers on this machine, as deploy/nginx.conf has it."""
+    """nginx with deploy/nginx.conf, which balances TCP connections over servers on this machine."""
 
     host = HOST
 
@@ -332,7 +332,7 @@ class Nginx:
         self._process = Process(
             [programs.nginx(), "-p", folder, "-e", f"{folder}/error", "-c", f"{folder}/nginx.conf"],
             self._folder / "output",
-            # Its master then ends its workers.
+            # on SIGTERM the master ends its workers
             death_signal=signal.SIGTERM,
         )
         process = self._process
@@ -345,19 +345,19 @@ class Nginx:
         eventually(listens, 20, "nginx listens")
 
     def stop(self) -> None:
-        """Stop it and cut all its connections."""
+        """Stop it, which cuts all its connections."""
         if self._process is not None:
             self._process.stop(signal.SIGTERM, 20)
             self._process = None
 
 
 def render_nginx(template: str, port: int, servers: Sequence[int]) -> str:
-    """deploy/nginx.conf with another port to listen on and with servers of this machine."""
+    """deploy/nginx.conf with another port to listen on and with these servers. Raises RuntimeError."""
     text, listens = re.subn(r"listen \d+", f"listen {HOST}:{port}", template)
     pattern = re.compile(r"^( *)server [\w.-]+:\d+(.*;)\n", re.MULTILINE)
     own = pattern.findall(text)
     if listens != 1 or not own:
-        raise RuntimeError("deploy/nginx.conf has no longer one listen line and its servers as 'server HOST:PORT ...;'")
+        raise RuntimeError("deploy/nginx.conf must have one listen line, and its servers as 'server HOST:PORT ...;'")
     indent, options = own[0]
     replacement = iter(["".join(f"{indent}server {HOST}:{server}{options}\n" for server in servers)])
     return pattern.sub(lambda _: next(replacement, ""), text)
