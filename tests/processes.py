@@ -150,5 +150,5 @@ def eventually(predicate: Callable[[], object], timeout: float = 10.0, what: str
 
 def clean_environment(**extra: str) -> dict[str, str]:
     """The environment of this process without the variables that configure taskd or a service, plus ``extra``."""
-    ours = ("TASKD_", "POSTGRES_", "RABBITMQ_", "PG")
-    return {k: v for k, v in os.environ.items() if not k.startswith(ours)} | extra
+    configuring = ("TASKD_", "POSTGRES_", "RABBITMQ_", "PG")
+    return {k: v for k, v in os.environ.items() if not k.startswith(configuring)} | extra

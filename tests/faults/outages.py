@@ -82,7 +82,7 @@ def rabbitmq_down(stage: Stage, *, seconds: float, tasks: int) -> Line:
     load.await_confirmed(before)
     time.sleep(SETTLED)
     with _rabbitmq_away(stage):
-        gone = time.monotonic()
+        began = time.monotonic()
         load.allow(tasks + before)
         try:
             load.await_confirmed(tasks + before, seconds)
@@ -93,7 +93,7 @@ def rabbitmq_down(stage: Stage, *, seconds: float, tasks: int) -> Line:
             stage.must(listed["ok"] and listed["tasks"], f"tasks could not be listed: {listed}")
             cancelled = client.request("cancel_task", task_id=listed["tasks"][-1]["id"])
             stage.must(cancelled.get("task", {}).get("status") == "Cancelada", f"not cancelled: {cancelled}")
-        time.sleep(max(0.0, gone + seconds - time.monotonic()))
+        time.sleep(max(0.0, began + seconds - time.monotonic()))
     since = time.time()
     # one more task, so that there is a confirmation after the restart
     load.allow(tasks + before + 1)

@@ -42,7 +42,7 @@ class Topology:
             await self.declare_queue(connection, queue)
 
     async def declare_queue(self, connection: Connection, queue: str) -> QueueCounts:
-        """Declare a work queue, on a channel of its own. Raises ConnectionLost.
+        """Declare a work queue, on its own channel. Raises ConnectionLost.
 
         An existing queue with other properties is used as it is: the store keeps the tasks safe.
         """
