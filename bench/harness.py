@@ -17,7 +17,8 @@ import psutil
 
 from tests.daemons import TWISTD, Daemon, LineClient
 from tests.processes import Process, clean_environment, eventually, free_port
-from tests.services import HOST, ROOT, Postgres, RabbitMQ, how_to_get, missing, unique
+from tests.programs import how_to_get, missing
+from tests.services import HOST, ROOT, Postgres, RabbitMQ, unique
 
 __all__ = ["HOST", "Failed", "Process", "eventually"]
 

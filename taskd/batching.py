@@ -1,9 +1,9 @@
 """Group commit: many callers, one transaction.
 
-A batch goes out at once when none is under way; while one is, callers gather, and the next goes out when it has
-ended, or when the first of them has waited ``delay`` seconds and fewer than ``concurrency`` batches are under way.
-The idea is the commit delay of databases (DeWitt et al., "Implementation techniques for main memory database
-systems", 1984, section 5.2); the bound keeps a slow batch from holding up the next callers.
+If no batch is running, the next one starts at once. While one is running, items gather. The next batch starts when it
+has ended, or when its own first item has waited ``delay`` seconds and fewer than ``concurrency`` batches are running:
+a slow batch does not hold up later callers. Source: the group commit of DeWitt et al., "Implementation techniques for
+main memory database systems", 1984, section 5.2.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ R = TypeVar("R")
 
 
 class Batcher(Generic[T, R]):
-    """Gathers items and flushes them together.
+    """Gathers items and flushes them in batches.
 
-    ``flush`` gets a list of items and answers with as many results in the same order; it either commits all of them
-    or raises and commits none. When it raises anything but Unavailable the batch is split until the item at fault
-    fails alone. ``weigh`` says how much of ``max_weight`` an item takes.
+    ``flush`` gets a list of items and returns as many results in the same order. It commits all items, or raises and
+    commits none. If it raises anything but Unavailable, the batch is split in half, again and again, until the faulty
+    item fails alone. ``weigh`` gives the weight of an item; a batch weighs at most ``max_weight``, or has one item.
+    ``delay`` is in seconds.
     """
 
     def __init__(
@@ -47,54 +48,54 @@ class Batcher(Generic[T, R]):
         self._concurrency = concurrency
         self._weigh = weigh
         self._pending: deque[tuple[T, Deferred[R]]] = deque()
-        self._under_way = 0
+        self._running = 0
         self._timer: IDelayedCall | None = None
         self._timer_is_short = False
-        self._idle: list[Deferred[None]] = []
+        self._drained: list[Deferred[None]] = []
 
     def submit(self, item: T) -> Deferred[R]:
-        """Add an item to the next batch. Fires with its result once that batch has committed."""
+        """Add an item to the next batch. Fires with its result when that batch is committed; fails as ``flush`` did."""
         done: Deferred[R] = Deferred()
         self._pending.append((item, done))
         if self._timer is None:
-            self._arm()
+            self._start_timer()
         return done
 
     def drained(self) -> Deferred[None]:
-        """Fires when nothing is pending or under way."""
+        """Fires when no item is pending and no batch is running."""
         done: Deferred[None] = Deferred()
-        if self._pending or self._under_way:
-            self._idle.append(done)
+        if self._pending or self._running:
+            self._drained.append(done)
         else:
             done.callback(None)
         return done
 
-    def _arm(self) -> None:
-        # Not at once even when idle: everything that one read of the socket brought goes into the same batch.
-        self._timer_is_short = self._under_way == 0
-        self._timer = self._clock.callLater(0 if self._timer_is_short else self._delay, self._go)
+    def _start_timer(self) -> None:
+        # wait one turn even when idle, so that all requests of one socket read go into the same batch
+        self._timer_is_short = self._running == 0
+        self._timer = self._clock.callLater(0 if self._timer_is_short else self._delay, self._start_batch)
 
-    def _go(self) -> None:
+    def _start_batch(self) -> None:
         self._timer = None
-        if not self._pending or self._under_way >= self._concurrency:
+        if not self._pending or self._running >= self._concurrency:
             return
         batch = self._take()
-        self._under_way += 1
+        self._running += 1
         Deferred.fromCoroutine(self._run(batch)).addBoth(self._ended)
         if self._pending and self._timer is None:
-            self._arm()
+            self._start_timer()
 
     def _ended(self, _: object) -> None:
-        self._under_way -= 1
+        self._running -= 1
         if self._pending:
             if self._timer is not None and not self._timer_is_short:
                 self._timer.cancel()
                 self._timer = None
             if self._timer is None:
                 self._timer_is_short = True
-                self._timer = self._clock.callLater(0, self._go)
-        elif not self._under_way:
-            waiting, self._idle = self._idle, []
+                self._timer = self._clock.callLater(0, self._start_batch)
+        elif not self._running:
+            waiting, self._drained = self._drained, []
             for done in waiting:
                 done.callback(None)
 
@@ -116,7 +117,7 @@ class Batcher(Generic[T, R]):
         try:
             results = await self._flush([item for item, _ in batch])
             if len(results) != len(batch):
-                raise RuntimeError(f"a batch of {len(batch)} was answered with {len(results)} results")
+                raise RuntimeError(f"a batch of {len(batch)} items got {len(results)} results")
         except Exception as e:
             if len(batch) == 1 or isinstance(e, Unavailable):
                 for _, done in batch:

@@ -1,4 +1,4 @@
-"""What both daemons need around their rooms: adapters by settings, one clear line when they cannot start, signals."""
+"""What both daemons share: adapters chosen by the settings, one clear line when a daemon cannot start, and signals."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _log = Logger(namespace="taskd")
 _EXPECTED = (SettingsError, SchemaTooNew, TaskdError, OSError, CannotListenError)
 
 DATABASE = "taskd.sqlite3"
-"""The embedded database's file in the data folder."""
+"""The file of the embedded database in the data folder."""
 
 
 def open_store(settings: Settings, reactor: Any) -> IStore:
-    """The store of these settings, not started. Raises SettingsError."""
+    """The store that the settings name, not started yet. Raises SettingsError."""
     if settings.postgres is not None:
         from taskd.store.postgres.store import PostgresStore
 
@@ -41,7 +41,7 @@ def open_store(settings: Settings, reactor: Any) -> IStore:
 
 
 def open_broker(settings: Settings, reactor: Any, queues: Sequence[str]) -> IBroker:
-    """The broker of these settings, not started."""
+    """The broker that the settings name, not started yet. ``queues`` are the names of work queues."""
     if settings.rabbitmq is not None:
         from taskd.broker.rabbitmq.broker import RabbitBroker
 
@@ -52,27 +52,27 @@ def open_broker(settings: Settings, reactor: Any, queues: Sequence[str]) -> IBro
 
 
 def process_name() -> str:
-    """A name that no other process has, nor this one in another life: host, process id and chance."""
+    """A name that no other process has or had: host, process id and a random part."""
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
 def refuse(daemon: str, error: Exception) -> NoReturn:
-    """End a start that has not begun: one line on standard error, exit status 1."""
+    """End the process before the reactor runs: one line on standard error, exit status 1."""
     raise SystemExit(f"{daemon}: {error}")
 
 
 def explain(error: BaseException | None) -> str:
-    """One line about what keeps a daemon from starting."""
+    """One line that tells why a daemon cannot start or continue."""
     text = " ".join(str(error).split())
     return text if isinstance(error, _EXPECTED) and text else f"{type(error).__name__}: {text}"
 
 
 def fail(reactor: IReactorCore, daemon: str, error: BaseException | None) -> None:
-    """End a daemon that runs already: one line on standard error, exit status 1."""
+    """End the process while the reactor runs: one line on standard error, exit status 1."""
     print(f"{daemon}: {explain(error)}", file=sys.stderr, flush=True)
     if error is not None and not isinstance(error, _EXPECTED):
-        _log.failure("a defect of taskd's: please report it", Failure(error))
-    # twistd always ends with 0 once its reactor ran; the process has nothing left to do when this is called
+        _log.failure("a defect of taskd, please report it", Failure(error))
+    # twistd exits with 0 whenever its reactor has run, so set the status at exit, when nothing is left to do
     atexit.register(_exit_1)
     reactor.stop()
 
@@ -84,8 +84,11 @@ def _exit_1() -> None:
 
 
 def handle_signals(reactor: Any, hurry: Callable[[], None]) -> None:
-    """From now on SIGTERM and SIGINT stop the reactor, which drains the daemon and ends with status 0 (twistd's own
-    handlers would end the process by the signal). The next one calls ``hurry``, and one more ends it at once."""
+    """Let SIGTERM and SIGINT stop the reactor, which drains the daemon; the exit status is 0.
+
+    The second signal calls ``hurry``, and the third one ends the process at once. twistd's own handlers would make the
+    process die of the first signal.
+    """
 
     def stop(number: int, frame: Any) -> None:
         _log.info("{name}: stopping", name=signal.Signals(number).name)
@@ -93,11 +96,11 @@ def handle_signals(reactor: Any, hurry: Callable[[], None]) -> None:
         reactor.callFromThread(reactor.stop)
 
     def second(number: int, frame: Any) -> None:
-        _log.info("{name} again: waiting for nothing any longer", name=signal.Signals(number).name)
+        _log.info("{name} again: stopping without waiting", name=signal.Signals(number).name)
         _handle(signal.SIG_DFL)
         reactor.callFromThread(hurry)
 
-    # twistd's handlers are installed just before the reactor calls this
+    # twistd installs its handlers just before the reactor calls this
     reactor.callWhenRunning(_handle, stop)
 
 

@@ -1,4 +1,4 @@
-"""The daemons of one test over PostgreSQL and RabbitMQ, as real processes."""
+"""The daemons of one test as real processes, with PostgreSQL and RabbitMQ."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TAKES_TASKS = "worker takes tasks"
 
 
 class Cluster:
-    """Servers and workers over a database and queues of their own; ``env`` is added to what all of them are given."""
+    """Servers and workers with one database and their own queues. All of them get the variables in ``env``."""
 
     def __init__(
         self, folder: Path, postgres: services.Postgres, database: str, rabbitmq: services.RabbitMQ, **env: str
@@ -38,14 +38,14 @@ class Cluster:
         self.daemons: list[Daemon] = []
 
     def launch_server(self, port: int | None = None, **env: str) -> Daemon:
-        """A server on a port of its own, or on that of one that has ended."""
+        """Start a server on a free port, or on the port of a server that has ended."""
         if port is None:
             port = free_port()
             self.ports.append(port)
         return self._launch("taskserver", ["--listen", f"tcp:{port}:interface=127.0.0.1"], env)
 
     def launch_worker(self, *options: str, **env: str) -> Daemon:
-        """A worker."""
+        """Start a worker."""
         return self._launch("taskworker", list(options), env)
 
     def _launch(self, command: str, options: list[str], env: dict[str, str]) -> Daemon:
@@ -59,23 +59,23 @@ class Cluster:
         return Daemon.twistd(command, options, env, cwd=folder)
 
     def balancer(self) -> int:
-        """The port of nginx in front of the servers there are."""
+        """Start nginx in front of the current servers. Returns its port."""
         nginx = services.Nginx(self.ports)
         nginx.start()
         self._stack.callback(nginx.stop)
         return nginx.port
 
     def rows(self, sql: str) -> list[Any]:
-        """What the database holds."""
+        """The rows of a query."""
         return self._postgres.query(sql, database=self._database)
 
     def close(self) -> None:
-        """End everything."""
+        """Kill the daemons, and stop nginx."""
         self._stack.close()
 
 
 def user(port: int, name: str) -> LineClient:
-    """A connection that is logged in as this user, who is registered if need be."""
+    """A connection that is logged in as this user. Registers the user first if there is none."""
     client = LineClient(port)
     client.request("register", username=name, password=PASSWORD)
     reply = client.request("login", username=name, password=PASSWORD)

@@ -1,4 +1,4 @@
-"""Fixtures of the services, and the last lines of a run, which say what was skipped for want of them."""
+"""Fixtures for the services, and a summary of the tests that were skipped because a service is missing."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests import services
+from tests import programs, services
 
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test runs in a folder of its own: trial's ``mktemp`` makes its files in the current one."""
+    """Run every test in its own folder, because trial's ``mktemp`` writes to the current folder."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -32,21 +32,22 @@ def rabbitmq() -> services.RabbitMQ:
 
 @pytest.fixture
 def database(postgres: services.Postgres) -> Iterator[str]:
-    """The name of an empty database that is dropped again."""
+    """The name of an empty database, which is dropped after the test."""
     name = postgres.create_database()
     yield name
     postgres.drop_database(name)
 
 
-# The outermost wrapper writes last, below the list of skipped tests.
+# the outermost wrapper writes last, below the list of skipped tests
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Generator[None, None, None]:
-    """Say in the last lines which services were missing, and how to get them."""
+    """Print in the last lines which services were missing, and how to install them."""
     yield
     if services.skipped:
         names = sorted(services.skipped)
         terminalreporter.write_line("")
         terminalreporter.write_line(
-            f"The tests that need {', '.join(names)} were skipped: not installed. To run them:", yellow=True
+            f"The tests that need {', '.join(names)} were skipped, because these are not installed. To run them:",
+            yellow=True,
         )
-        terminalreporter.write_line(f"    {services.how_to_get(names)}", yellow=True)
+        terminalreporter.write_line(f"    {programs.how_to_get(names)}", yellow=True)

@@ -1,4 +1,4 @@
-"""Real daemons, and a blocking client that speaks the line protocol, for tests that are plain functions."""
+"""Real daemons, and a blocking client of the line protocol, for tests that are plain functions."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from tests.processes import Process, clean_environment, eventually, free_port
 __all__ = ["TWISTD", "Daemon", "LineClient", "eventually", "free_port", "talk"]
 
 TWISTD = ("twistd", "-n", "--pidfile=")
-"""How a daemon is started here, by ``make run``, in the containers and by systemd. A pid file would do
-harm: a container that starts again finds its own process id in the one of its former run, and refuses."""
+"""The command of a daemon here, in ``make run``, in the containers and under systemd. It writes no pid file: a
+container that restarts would find its own process id in the old file, and refuse to start."""
 
 _numbers = itertools.count(1)
 
 
 class Daemon(Process):
-    """A daemon of ours as a process; as a context manager it is killed at the end of the block."""
+    """A daemon of taskd as a process. As a context manager it is killed at the end of the block."""
 
     @classmethod
     def twistd(
         cls, command: str, arguments: Sequence[str] = (), env: Mapping[str, str] | None = None, *, cwd: Path
     ) -> Daemon:
-        """``twistd COMMAND ARGUMENTS`` in the folder ``cwd``; ``env`` has the only variables of taskd."""
-        # The script beside the interpreter is the one of the same virtual environment.
+        """Start ``twistd COMMAND ARGUMENTS`` in the folder ``cwd``. ``env`` has all variables of taskd."""
+        # the script beside the interpreter belongs to the same virtual environment
         script = Path(sys.executable).with_name(TWISTD[0])
         return cls.run([str(script), *TWISTD[1:], command, *arguments], env, cwd=cwd)
 
     @classmethod
     def run(cls, command: Sequence[str], env: Mapping[str, str] | None = None, *, cwd: Path) -> Daemon:
-        """Any command, with its output in a file in ``cwd``."""
+        """Start any command in the folder ``cwd``. Its output goes to a file there."""
         log = cwd / f"output-{next(_numbers)}.log"
         return cls(command, log, env=clean_environment(PYTHONUNBUFFERED="1", **(env or {})), cwd=cwd)
 
     def wait_for(self, text: str, timeout: float = 20.0) -> None:
-        """Wait until it has printed ``text``. Raises AssertionError with its output otherwise."""
+        """Wait until the daemon has printed ``text``. Raises AssertionError with its output if that takes too long."""
         deadline = time.monotonic() + timeout
         while text not in self.output():
             ended = self.returncode is not None
@@ -54,7 +54,7 @@ class Daemon(Process):
             time.sleep(0.02)
 
     def terminate(self, timeout: float = 30.0) -> int:
-        """SIGTERM, and wait until it has drained; its exit status."""
+        """Send SIGTERM and wait until the daemon has drained. Returns its exit status."""
         return self.stop(signal.SIGTERM, timeout)
 
     def kill(self) -> None:
@@ -71,10 +71,7 @@ class Daemon(Process):
 
 
 class LineClient:
-    """A blocking connection to a task server.
-
-    ``events`` holds the events that came in while it waited for replies.
-    """
+    """A blocking connection to a task server. ``events`` has the events that arrived while it waited for replies."""
 
     def __init__(self, port: int, host: str = "127.0.0.1", timeout: float = 20.0) -> None:
         self._timeout = timeout
@@ -84,7 +81,7 @@ class LineClient:
         self.events: deque[dict[str, Any]] = deque()
 
     def request(self, action: str, **fields: Any) -> dict[str, Any]:
-        """Send one request under an id of its own and give the reply to it."""
+        """Send one request with a new id, and return the reply to it."""
         number = next(self._ids)
         self.send_line(json.dumps({"action": action, "id": number, **fields}).encode())
         while True:
@@ -96,7 +93,7 @@ class LineClient:
             self.events.append(message)
 
     def event(self, timeout: float | None = None) -> dict[str, Any]:
-        """The next event, in the order in which they came."""
+        """The next event, in the order of arrival. Raises TimeoutError."""
         if self.events:
             return self.events.popleft()
         message = self._read(timeout)
@@ -109,7 +106,7 @@ class LineClient:
         self._socket.sendall(line + b"\n")
 
     def read_line(self, timeout: float | None = None) -> bytes:
-        """The next line without its line feed; empty when the server has closed. Raises TimeoutError."""
+        """The next line without its line feed; empty if the server has closed the connection. Raises TimeoutError."""
         deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
         while b"\n" not in self._buffer:
             left = deadline - time.monotonic()
@@ -144,7 +141,7 @@ class LineClient:
 
 
 def talk(port: int, lines: Sequence[str]) -> list[dict[str, Any]]:
-    """As ``printf '...' | nc`` does it: send everything, close that direction, read to the end."""
+    """Do what ``printf '...' | nc`` does: send all lines, close that direction, and return all replies."""
     with socket.create_connection(("127.0.0.1", port), 20) as connection:
         connection.sendall("".join(f"{line}\n" for line in lines).encode())
         connection.shutdown(socket.SHUT_WR)

@@ -1,4 +1,4 @@
-"""Child processes that never outlive the one that started them, and the ports they listen on."""
+"""Child processes that never outlive this process, and free ports for them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-# Linux sends a child its "parent death signal" when the *thread* that started it ends, so all are started by
-# one thread that lives as long as this process.
+# Linux sends a child its parent death signal when the thread that started it ends. So one thread starts all children,
+# and it lives as long as this process.
 _starter = ThreadPoolExecutor(1, thread_name_prefix="start-processes")
 _running: set[Process] = set()
 
@@ -24,7 +24,8 @@ _running: set[Process] = set()
 class Process:
     """A child process whose output goes to a file.
 
-    ``death_signal`` is what it gets when this process ends in whatever way, on Linux by ``kill -9`` as well.
+    The child gets ``death_signal`` when this process ends: on Linux even after ``kill -9``. ``user`` is
+    its user and group id. ``prefix`` is a command that runs all this, such as ``chroot FOLDER``.
     """
 
     def __init__(
@@ -34,7 +35,8 @@ class Process:
         *,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
-        user: str | None = None,
+        prefix: Sequence[str | Path] = (),
+        user: tuple[int, int] | None = None,
         death_signal: signal.Signals = signal.SIGKILL,
     ) -> None:
         self.log = log
@@ -42,41 +44,41 @@ class Process:
         with log.open("ab") as output:
             self._popen = _starter.submit(
                 subprocess.Popen,
-                [*_privileges(user, death_signal), *command],
+                [*prefix, *_privileges(user, death_signal), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=env,
                 cwd=cwd,
-                # Ctrl-C in a terminal is for the test run, which ends its children in its own order.
+                # Ctrl-C in a terminal must reach the test run only, which then ends its children in order
                 start_new_session=True,
             ).result()
         _running.add(self)
 
     @property
     def pid(self) -> int:
-        """The process id; also its process group's."""
+        """The process id, which is also the id of its process group."""
         return self._popen.pid
 
     @property
     def returncode(self) -> int | None:
-        """None while it runs; minus the signal that ended it."""
+        """The exit status; None while it runs, a negative signal number if a signal ended it."""
         status = self._popen.poll()
         if status is not None:
             _running.discard(self)
         return status
 
     def output(self) -> str:
-        """All that it has printed so far."""
+        """Everything that it has printed so far."""
         return self.log.read_text(errors="replace")
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal; nothing happens when it has ended already."""
+        """Send a signal, unless the process has ended."""
         if self.returncode is None:
             self._popen.send_signal(number)
 
     def wait(self, timeout: float) -> int:
-        """Its exit status. Raises AssertionError with its output when ``timeout`` seconds are not enough."""
+        """Wait for its exit status. Raises AssertionError with its output after ``timeout`` seconds."""
         try:
             status = self._popen.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -85,7 +87,7 @@ class Process:
         return status
 
     def stop(self, number: signal.Signals, timeout: float) -> int:
-        """Send a signal and wait; whatever does not end in time is killed and reported as AssertionError."""
+        """Send a signal and wait for the exit status. After ``timeout`` seconds, kill it and raise AssertionError."""
         self.send(number)
         try:
             return self.wait(timeout)
@@ -95,12 +97,12 @@ class Process:
             raise
 
     def dispose(self) -> None:
-        """End it without ceremony."""
+        """End it with its death signal."""
         with contextlib.suppress(AssertionError):
             self.stop(self._death_signal, 10)
 
 
-def _privileges(user: str | None, death_signal: signal.Signals) -> list[str]:
+def _privileges(user: tuple[int, int] | None, death_signal: signal.Signals) -> list[str]:
     setpriv = shutil.which("setpriv")
     if setpriv is None:
         if user is not None:
@@ -108,22 +110,22 @@ def _privileges(user: str | None, death_signal: signal.Signals) -> list[str]:
         return []
     options = [setpriv, "--pdeathsig", death_signal.name.removeprefix("SIG")]
     if user is not None:
-        options += [f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+        options += [f"--reuid={user[0]}", f"--regid={user[1]}", "--clear-groups"]
     return options
 
 
 @atexit.register
 def dispose_all() -> None:
-    """End every process that still runs."""
+    """End all processes that still run."""
     for process in list(_running):
         process.dispose()
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on.
+    """A TCP port of 127.0.0.1 on which nothing listens.
 
-    It lies below the range of outgoing connections: otherwise one of them could take it before the server
-    does, and a client that dials a server that is down could be connected to itself.
+    It lies below the port range of outgoing connections. Otherwise such a connection could take the port before the
+    server does, and a client of a server that is down could connect to itself.
     """
     try:
         end = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
@@ -138,7 +140,7 @@ def free_port() -> int:
 
 
 def eventually(predicate: Callable[[], object], timeout: float = 10.0, what: str = "") -> None:
-    """Wait until ``predicate()`` is true. Raises AssertionError after ``timeout`` seconds."""
+    """Wait until ``predicate()`` is true. Raises AssertionError with ``what`` after ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     while not predicate():
         if time.monotonic() > deadline:
@@ -147,6 +149,6 @@ def eventually(predicate: Callable[[], object], timeout: float = 10.0, what: str
 
 
 def clean_environment(**extra: str) -> dict[str, str]:
-    """This process's environment without the variables that would configure taskd or a service."""
-    ours = ("TASKD_", "POSTGRES_", "RABBITMQ_", "PG")
-    return {k: v for k, v in os.environ.items() if not k.startswith(ours)} | extra
+    """The environment of this process without the variables that configure taskd or a service, plus ``extra``."""
+    configuring = ("TASKD_", "POSTGRES_", "RABBITMQ_", "PG")
+    return {k: v for k, v in os.environ.items() if not k.startswith(configuring)} | extra

@@ -1,8 +1,8 @@
-"""Private PostgreSQL, RabbitMQ and nginx: on free ports, in a temporary folder, gone when this process is.
+"""Private PostgreSQL, RabbitMQ and nginx: on free ports, in a temporary folder. They end with this process.
 
-They are there to be stopped, killed and broken; the machine's own are never touched. Nothing here needs
-pytest. A test of any kind calls ``require("postgres", "rabbitmq")`` and then ``postgres()`` and
-``rabbitmq()``, which start on first use and are shared by the whole run: take a new database and queue name.
+Tests may stop, kill and break them; the machine's own services are never touched. This module works without pytest. A
+test calls ``require("postgres", "rabbitmq")``, then ``postgres()`` and ``rabbitmq()``, which start on first use. The
+whole run shares these two, so use a new database and a new queue name.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import atexit
 import functools
 import itertools
 import os
-import pwd
 import re
 import shutil
 import signal
@@ -25,38 +24,23 @@ from typing import Any
 
 import psycopg2
 
+from tests import programs
 from tests.processes import Process, clean_environment, dispose_all, eventually, free_port
 
 HOST = "127.0.0.1"
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = {
-    "postgres": "postgresql",
-    "rabbitmq": "rabbitmq-server",
-    "nginx": "nginx libnginx-mod-stream",
-}
 skipped: set[str] = set()
-"""Names of the services that ``require`` has missed so far."""
+"""Names of the services for which ``require`` has skipped a test so far."""
 
 _numbers = itertools.count(1)
 
 
-def missing() -> list[str]:
-    """Those of ``postgres``, ``rabbitmq`` and ``nginx`` that are not installed."""
-    there = {"postgres": _postgres_bin(), "rabbitmq": _rabbitmq_bin(), "nginx": _nginx()}
-    return [name for name, found in there.items() if found is None]
-
-
-def how_to_get(names: Sequence[str]) -> str:
-    """The one command that installs these services on Debian."""
-    return f"apt-get install {' '.join(PACKAGES[name] for name in names)}"
-
-
 def require(*names: str) -> None:
-    """Skip the calling test when one of these is not installed; fail it when TASKD_REQUIRE_SERVICES is 1."""
-    absent = [name for name in missing() if name in names]
+    """Skip the calling test if one of these services is not installed; fail it if TASKD_REQUIRE_SERVICES is 1."""
+    absent = [name for name in programs.missing() if name in names]
     if not absent:
         return
-    reason = f"needs {', '.join(absent)}: {how_to_get(absent)}"
+    reason = f"needs {', '.join(absent)}: {programs.how_to_get(absent)}"
     if os.environ.get("TASKD_REQUIRE_SERVICES") == "1":
         raise AssertionError(f"TASKD_REQUIRE_SERVICES=1, but this test {reason}")
     skipped.update(absent)
@@ -65,7 +49,7 @@ def require(*names: str) -> None:
 
 @functools.cache
 def postgres() -> Postgres:
-    """The PostgreSQL of this run, started on first use; without fsync, because its power never fails."""
+    """The PostgreSQL of this run, started on first use. It runs without fsync, because no test cuts its power."""
     server = Postgres(fsync=False)
     server.start()
     return server
@@ -108,27 +92,28 @@ class Postgres:
         self._process: Process | None = None
 
     def start(self) -> None:
-        """Start it, or start it again over the same data, and wait until it takes connections."""
+        """Start it, or start it again with the same data, and wait until it accepts connections."""
         self.launch()
         self.wait_ready()
 
     def launch(self) -> None:
-        """Start it without waiting until it takes connections."""
+        """Start it without waiting until it accepts connections."""
         if not self._data.exists():
             self._initialise()
         options = [f"--{name}={value}" for name, value in self._settings.items()]
         self._process = Process(
-            [_installed(_postgres_bin()) / "postgres", "-D", self._data, *options],
+            [programs.postgres("postgres"), "-D", self._data, *options],
             self._folder / "log",
             env=clean_environment(),
             cwd=self._folder,
-            user=_service_user(),
-            # An immediate stop: a killed postmaster would leave its shared memory behind.
+            prefix=programs.CHROOT,
+            user=programs.service_user(),
+            # PostgreSQL's immediate stop, because a killed postmaster leaves its shared memory behind
             death_signal=signal.SIGQUIT,
         )
 
     def wait_ready(self) -> None:
-        """Wait until it takes connections, and create its database the first time."""
+        """Wait until it accepts connections, and create its database the first time."""
         process = _alive(self._process)
 
         def answers() -> bool:
@@ -139,24 +124,24 @@ class Postgres:
                 return False
             return True
 
-        eventually(answers, 60, "PostgreSQL takes connections")
+        eventually(answers, 60, "PostgreSQL accepts connections")
         if not self.query("SELECT FROM pg_database WHERE datname = %s", (self.database,), "postgres"):
             self.create_database(self.database)
 
     def stop(self, mode: str = "fast") -> None:
-        """``fast`` is an orderly stop that ends all sessions, ``immediate`` is a crash."""
+        """Stop it: ``fast`` is an orderly stop that ends all sessions, ``immediate`` is a crash."""
         if self._process is not None:
             self._process.stop({"fast": signal.SIGINT, "immediate": signal.SIGQUIT}[mode], 60)
             self._process = None
 
     def create_database(self, name: str | None = None) -> str:
-        """A new, empty database; without a name, one that no other test uses. Gives its name."""
+        """Create an empty database and return its name. The default is a name that no other test uses."""
         name = name or unique("test")
         self.query(f'CREATE DATABASE "{name}"', database="postgres")
         return name
 
     def drop_database(self, name: str) -> None:
-        """Drop a database and end the sessions that still use it."""
+        """Drop a database, and end the sessions that still use it."""
         self.query(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)', database="postgres")
 
     def connect(self, database: str | None = None) -> Any:
@@ -166,7 +151,7 @@ class Postgres:
         return connection
 
     def query(self, sql: str, parameters: Sequence[Any] = (), database: str | None = None) -> list[Any]:
-        """Run one statement on a connection of its own; its rows, empty for a statement that gives none."""
+        """Run one statement on a new connection. Returns its rows, an empty list if it has none."""
         connection = self.connect(database)
         try:
             with connection.cursor() as cursor:
@@ -186,7 +171,7 @@ class Postgres:
         }
 
     def env(self, database: str | None = None) -> dict[str, str]:
-        """The variables that point taskd at it."""
+        """The environment variables that make taskd use it."""
         return {
             "POSTGRES_HOST": self.host,
             "POSTGRES_PORT": str(self.port),
@@ -196,18 +181,24 @@ class Postgres:
         }
 
     def _initialise(self) -> None:
-        user = _service_user()
+        user = programs.service_user()
         if user is not None:
-            shutil.chown(self._folder, user, user)
-        # The C locale is on every system and leaves nothing to the database's idea of upper and lower case.
+            shutil.chown(self._folder, *user)
+        # every system has the C locale, and it orders and compares text in the same way everywhere
         initdb = Process(
             [
-                *(_installed(_postgres_bin()) / "initdb", "-D", self._data, "-U", self.user, "-A", "trust"),
-                *("-E", "UTF8", "--locale=C", "--no-sync"),
+                programs.postgres("initdb"),
+                f"--pgdata={self._data}",
+                f"--username={self.user}",
+                "--auth=trust",
+                "--encoding=UTF8",
+                "--locale=C",
+                "--no-sync",
             ],
             self._folder / "log",
             env=clean_environment(),
             cwd=self._folder,
+            prefix=programs.CHROOT,
             user=user,
         )
         if initdb.wait(120) != 0:
@@ -215,7 +206,7 @@ class Postgres:
 
 
 class RabbitMQ:
-    """A RabbitMQ node of its own, with an Erlang port mapper of its own; user and password are ``guest``."""
+    """A private RabbitMQ node with a private Erlang port mapper. User and password are ``guest``."""
 
     host = HOST
     user = "guest"
@@ -231,7 +222,7 @@ class RabbitMQ:
             HOME=str(self._folder),
             ERL_EPMD_PORT=str(self._mapper_port),
             ERL_EPMD_ADDRESS=HOST,
-            # The start script then becomes the Erlang machine, so that the process id is the node's.
+            # with this the start script execs the Erlang machine, so its process id is the one of the node
             RABBITMQ_ALLOW_INPUT="1",
             RABBITMQ_SERVER_START_ARGS="-noinput -kernel inet_dist_use_interface {127,0,0,1}",
             RABBITMQ_NODENAME=f"taskd{self.port}@localhost",
@@ -250,24 +241,25 @@ class RabbitMQ:
         self._process: Process | None = None
 
     def start(self) -> None:
-        """Start it, or start it again over the same data, and wait until it takes connections."""
+        """Start it, or start it again with the same data, and wait until it accepts connections."""
         self.launch()
         self.wait_ready()
 
     def launch(self) -> None:
-        """Start it without waiting until it takes connections."""
+        """Start it without waiting until it accepts connections."""
         if self._mapper is None:
-            epmd = _installed(shutil.which("epmd"))
-            self._mapper = Process([epmd], self._folder / "epmd.log", env=self._env)
+            log = self._folder / "epmd.log"
+            self._mapper = Process([programs.epmd()], log, env=self._env, prefix=programs.CHROOT)
         self._process = Process(
-            [_installed(_rabbitmq_bin()) / "rabbitmq-server"],
+            [programs.rabbitmq("rabbitmq-server")],
             self._folder / "output",
             env=self._env,
             cwd=self._folder,
+            prefix=programs.CHROOT,
         )
 
     def wait_ready(self) -> None:
-        """Wait until it takes connections."""
+        """Wait until it accepts connections."""
         process = _alive(self._process)
 
         def answers() -> bool:
@@ -275,12 +267,12 @@ class RabbitMQ:
             try:
                 with socket.create_connection((self.host, self.port), 5) as connection:
                     connection.sendall(b"AMQP\x00\x00\x09\x01")
-                    # A method frame: Connection.Start.
+                    # the first byte of a method frame: Connection.Start
                     return connection.recv(1) == b"\x01"
             except OSError:
                 return False
 
-        eventually(answers, 120, "RabbitMQ takes connections")
+        eventually(answers, 120, "RabbitMQ accepts connections")
 
     def stop(self) -> None:
         """An orderly stop."""
@@ -295,10 +287,10 @@ class RabbitMQ:
             self._process = None
 
     def ctl(self, *arguments: str) -> str:
-        """What ``rabbitmqctl`` prints, without its headers. Raises RuntimeError with its complaint."""
+        """The output of ``rabbitmqctl`` without headers. Raises RuntimeError with its error output."""
         headers = ["--no-table-headers"] if arguments[0].startswith("list_") else []
         done = subprocess.run(
-            [_installed(_rabbitmq_bin()) / "rabbitmqctl", "--quiet", *headers, *arguments],
+            [*programs.CHROOT, programs.rabbitmq("rabbitmqctl"), "--quiet", *headers, *arguments],
             env=self._env,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -310,7 +302,7 @@ class RabbitMQ:
         return done.stdout
 
     def env(self, queue: str | None = None) -> dict[str, str]:
-        """The variables that point taskd at it."""
+        """The environment variables that make taskd use it."""
         found = {
             "RABBITMQ_HOST": self.host,
             "RABBITMQ_PORT": str(self.port),
@@ -321,7 +313,7 @@ class RabbitMQ:
 
 
 class Nginx:
-    """nginx that spreads TCP connections over servers on this machine, as deploy/nginx.conf has it."""
+    """nginx with deploy/nginx.conf, which balances TCP connections over servers on this machine."""
 
     host = HOST
 
@@ -329,18 +321,18 @@ class Nginx:
         self.port = free_port()
         self._folder = _folder("nginx")
         self._process: Process | None = None
-        modules = [*Path("/usr/lib").glob("nginx/modules/ngx_stream_module.so")]
         text = render_nginx((ROOT / "deploy" / "nginx.conf").read_text(), self.port, ports)
-        lines = [*(f"load_module {m};" for m in modules), f"pid {self._folder}/pid;", "daemon off;", text]
+        modules = [f"load_module {module};" for module in programs.nginx_modules()]
+        lines = [*modules, f"pid {self._folder}/pid;", "daemon off;", text]
         (self._folder / "nginx.conf").write_text("\n".join(lines))
 
     def start(self) -> None:
         """Start it and wait until it listens."""
         folder = str(self._folder)
         self._process = Process(
-            [_installed(_nginx()), "-p", folder, "-e", f"{folder}/error", "-c", f"{folder}/nginx.conf"],
+            [programs.nginx(), "-p", folder, "-e", f"{folder}/error", "-c", f"{folder}/nginx.conf"],
             self._folder / "output",
-            # Its master then ends its workers.
+            # on SIGTERM the master ends its workers
             death_signal=signal.SIGTERM,
         )
         process = self._process
@@ -353,19 +345,19 @@ class Nginx:
         eventually(listens, 20, "nginx listens")
 
     def stop(self) -> None:
-        """Stop it and cut all its connections."""
+        """Stop it, which cuts all its connections."""
         if self._process is not None:
             self._process.stop(signal.SIGTERM, 20)
             self._process = None
 
 
 def render_nginx(template: str, port: int, servers: Sequence[int]) -> str:
-    """deploy/nginx.conf with another port to listen on and with servers of this machine."""
+    """deploy/nginx.conf with another port to listen on and with these servers. Raises RuntimeError."""
     text, listens = re.subn(r"listen \d+", f"listen {HOST}:{port}", template)
     pattern = re.compile(r"^( *)server [\w.-]+:\d+(.*;)\n", re.MULTILINE)
     own = pattern.findall(text)
     if listens != 1 or not own:
-        raise RuntimeError("deploy/nginx.conf has no longer one listen line and its servers as 'server HOST:PORT ...;'")
+        raise RuntimeError("deploy/nginx.conf must have one listen line, and its servers as 'server HOST:PORT ...;'")
     indent, options = own[0]
     replacement = iter(["".join(f"{indent}server {HOST}:{server}{options}\n" for server in servers)])
     return pattern.sub(lambda _: next(replacement, ""), text)
@@ -373,8 +365,9 @@ def render_nginx(template: str, port: int, servers: Sequence[int]) -> str:
 
 @functools.cache
 def _base_folder() -> Path:
-    base = Path(tempfile.mkdtemp(prefix="taskd-services-"))
-    # PostgreSQL runs as another user when this process is root's.
+    # /tmp is the same folder in the other system that TASKD_TEST_SERVICES may name
+    base = Path(tempfile.mkdtemp(prefix="taskd-services-", dir="/tmp" if programs.CHROOT else None))
+    # PostgreSQL runs as another user if this process is root's
     base.chmod(0o755)
 
     def remove() -> None:
@@ -389,45 +382,6 @@ def _folder(name: str) -> Path:
     folder = _base_folder() / f"{name}-{next(_numbers)}"
     folder.mkdir()
     return folder
-
-
-def _service_user() -> str | None:
-    """Whom PostgreSQL, which refuses root, runs as; None is the user of this process."""
-    if os.geteuid() != 0:
-        return None
-    try:
-        return pwd.getpwnam("postgres").pw_name
-    except KeyError:
-        return "nobody"
-
-
-def _postgres_bin() -> Path | None:
-    # Debian keeps the server's programs off the PATH, one folder a version.
-    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda p: int(p.parts[-3]))
-    found = str(versions[-1]) if versions else shutil.which("initdb")
-    return Path(found).parent if found else None
-
-
-def _rabbitmq_bin() -> Path | None:
-    # Debian's command on the PATH changes to the user rabbitmq and to folders of the machine; this does not.
-    debian = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
-    found = debian if debian.exists() else shutil.which("rabbitmq-server")
-    return Path(found).parent if found else None
-
-
-def _nginx() -> str | None:
-    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
-    if program is None:
-        return None
-    built = subprocess.run([program, "-V"], capture_output=True, text=True).stderr
-    dynamic = any(Path("/usr/lib").glob("nginx/modules/ngx_stream_module.so"))
-    return program if dynamic or re.search(r"--with-stream(\s|$)", built) else None
-
-
-def _installed(program: Any) -> Path:
-    if program is None:
-        raise RuntimeError(f"not installed; {how_to_get(missing())}")
-    return Path(program)
 
 
 def _alive(process: Process | None) -> Process:

@@ -1,3 +1,4 @@
-"""The implementations of :class:`taskd.ports.broker.IBroker`: RabbitMQ and one in memory. They carry messages and
-events, and decide nothing about tasks.
+"""The implementations of :class:`taskd.ports.broker.IBroker`: on RabbitMQ and in memory.
+
+They carry messages and events, and decide nothing about tasks.
 """

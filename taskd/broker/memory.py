@@ -1,7 +1,7 @@
 """The broker of the embedded server: queues in this process.
 
-It keeps nothing: when the process ends its messages are gone, and the store hands the tasks out again at the next
-start. Everything is delivered from the clock, never inside the call that caused it, as over a network.
+It keeps nothing: the messages are lost when the process ends, and the next start dispatches the tasks again from the
+store. The clock delivers everything in a later turn, never inside the call that caused it, as a network does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from taskd.ports.scheduling import Dispatch
 
 @implementer(IConsumer)
 class MemoryConsumer:
-    """One subscription; ``held`` are its deliveries that are not acked yet."""
+    """A consumer; ``unacked`` are its deliveries that are not acked yet."""
 
     def __init__(
         self,
@@ -30,38 +30,38 @@ class MemoryConsumer:
         on_lost: Callable[[], None],
     ) -> None:
         self.ready = True
-        self.held: set[Delivery] = set()
+        self.unacked: set[Delivery] = set()
         self.on_deliveries = on_deliveries
         self.on_lost = on_lost
         self._queue = queue
         self._prefetch = prefetch
 
     @property
-    def room(self) -> int:
-        """How many more deliveries it may hold."""
-        return self._prefetch - len(self.held) if self.ready else 0
+    def free(self) -> int:
+        """How many more deliveries the prefetch count allows."""
+        return self._prefetch - len(self.unacked) if self.ready else 0
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
-        self.held.difference_update(deliveries)
+        self.unacked.difference_update(deliveries)
         self._queue.deliver_soon()
 
     def requeue(self, deliveries: Sequence[Delivery]) -> None:
-        back = [d for d in deliveries if d in self.held]
-        self.held.difference_update(back)
-        self._queue.put_back(back)
+        requeued = [d for d in deliveries if d in self.unacked]
+        self.unacked.difference_update(requeued)
+        self._queue.requeue(requeued)
 
     async def stop(self) -> None:
         self.ready = False
 
     def close(self) -> None:
-        """The channel is gone, and its unacked deliveries return to the queue."""
-        back = sorted(self.held, key=lambda d: d.task_id)
-        self.held.clear()
-        self._queue.put_back(back)
+        """Requeue the unacked deliveries, as the end of a channel does."""
+        requeued = sorted(self.unacked, key=lambda d: d.task_id)
+        self.unacked.clear()
+        self._queue.requeue(requeued)
 
 
 class _Queue:
-    """Messages in order, and the consumers that take turns."""
+    """Messages in order, and the consumers that receive them in turn."""
 
     _log = Logger()
 
@@ -69,7 +69,7 @@ class _Queue:
         self._name = name
         self._clock = clock
         self._messages: deque[tuple[int, int, bool]] = deque()
-        self._soon: IDelayedCall | None = None
+        self._delivery: IDelayedCall | None = None
         self._next = 0
         self.consumers: list[MemoryConsumer] = []
 
@@ -81,51 +81,51 @@ class _Queue:
         self._messages.extend([(m.task_id, m.dispatch, False) for m in messages])
         self.deliver_soon()
 
-    def put_back(self, deliveries: Sequence[Delivery]) -> None:
-        """Return what was delivered before, to the front."""
+    def requeue(self, deliveries: Sequence[Delivery]) -> None:
+        """Put deliveries back at the front."""
         self._messages.extendleft([(d.task_id, d.dispatch, True) for d in reversed(deliveries)])
         self.deliver_soon()
 
     def deliver_soon(self) -> None:
         """Deliver in the reactor's next turn."""
-        if self._messages and self.consumers and self._soon is None:
-            self._soon = self._clock.callLater(0, self._deliver)
+        if self._messages and self.consumers and self._delivery is None:
+            self._delivery = self._clock.callLater(0, self._deliver)
 
     def close(self) -> None:
-        """End all consumers. What they hold returns to the queue."""
-        if self._soon is not None:
-            self._soon.cancel()
-            self._soon = None
+        """Close all consumers, which requeues their unacked deliveries."""
+        if self._delivery is not None:
+            self._delivery.cancel()
+            self._delivery = None
         consumers, self.consumers = self.consumers, []
         for consumer in consumers:
             consumer.ready = False
             consumer.close()
-            self._tell(consumer.on_lost)
+            self._call(consumer.on_lost)
 
-    def _tell(self, callback: Callable[..., None], *arguments: Sequence[Delivery]) -> None:
-        # a defect of one consumer is none of the others' business
+    def _call(self, callback: Callable[..., None], *arguments: Sequence[Delivery]) -> None:
+        # a defect of one consumer must not stop the others
         try:
             callback(*arguments)
         except Exception:
             self._log.failure("queue {queue}: a consumer failed", queue=self._name)
 
     def _deliver(self) -> None:
-        self._soon = None
+        self._delivery = None
         shares: dict[MemoryConsumer, list[Delivery]] = {}
-        room = {c: c.room for c in self.consumers if c.room > 0}
-        order = list(room)
+        free = {c: c.free for c in self.consumers if c.free > 0}
+        order = list(free)
         while self._messages and order:
             self._next = (self._next + 1) % len(order)
             consumer = order[self._next]
             task_id, dispatch, redelivered = self._messages.popleft()
             delivery = Delivery(task_id, dispatch, redelivered, None)
-            consumer.held.add(delivery)
+            consumer.unacked.add(delivery)
             shares.setdefault(consumer, []).append(delivery)
-            room[consumer] -= 1
-            if not room[consumer]:
+            free[consumer] -= 1
+            if not free[consumer]:
                 order.remove(consumer)
         for consumer, deliveries in shares.items():
-            self._tell(consumer.on_deliveries, deliveries)
+            self._call(consumer.on_deliveries, deliveries)
 
 
 @implementer(IBroker)
@@ -139,18 +139,18 @@ class MemoryBroker:
         self._clock = clock
         self._queues: dict[str, _Queue] = {}
         self._subscribers: dict[str, list[Callable[[bytes], None]]] = {}
-        self._news: list[tuple[str, bytes]] = []
-        self._soon: IDelayedCall | None = None
+        self._events: list[tuple[str, bytes]] = []
+        self._sending: IDelayedCall | None = None
 
     async def start(self) -> None:
         self.ready = True
 
     async def stop(self) -> None:
         self.ready = False
-        if self._soon is not None:
-            self._soon.cancel()
-            self._soon = None
-            self._news.clear()
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None
+            self._events.clear()
         for queue in self._queues.values():
             queue.close()
 
@@ -178,9 +178,9 @@ class MemoryBroker:
     def announce(self, news: bytes, topic: str = CHANGES) -> None:
         if not self.ready or topic not in self._subscribers:
             return
-        self._news.append((topic, news))
-        if self._soon is None:
-            self._soon = self._clock.callLater(0, self._tell)
+        self._events.append((topic, news))
+        if self._sending is None:
+            self._sending = self._clock.callLater(0, self._send)
 
     def subscribe(self, on_news: Callable[[bytes], None], on_gap: Callable[[], None], topic: str = CHANGES) -> None:
         self._subscribers.setdefault(topic, []).append(on_news)
@@ -195,12 +195,12 @@ class MemoryBroker:
             found = self._queues[name] = _Queue(name, self._clock)
         return found
 
-    def _tell(self) -> None:
-        self._soon = None
-        news, self._news = self._news, []
-        for topic, body in news:
+    def _send(self) -> None:
+        self._sending = None
+        events, self._events = self._events, []
+        for topic, body in events:
             for subscriber in tuple(self._subscribers[topic]):
                 try:
                     subscriber(body)
                 except Exception:
-                    self._log.failure("a listener to the news failed")
+                    self._log.failure("an event listener failed")

@@ -11,14 +11,14 @@ from zope.interface import Attribute, Interface
 from taskd.ports.scheduling import Dispatch
 
 CHANGES = "changes"
-"""The topic of what servers tell their clients: changes of state, progress, log lines, workers that come and go."""
+"""The topic of events for clients: changes of state, progress, log lines, workers that start and stop."""
 
 ORDERS = "orders"
-"""The topic of what workers must hear: cancelled tasks. Few, so that a worker need not read all changes."""
+"""The topic of events for workers: cancelled tasks. It is separate so that workers need not read all changes."""
 
 
 class Delivery(msgspec.Struct, eq=False):
-    """A message in a consumer's hands until it is acked. ``tag`` is the adapter's own."""
+    """A message that a consumer has received and not acked yet. Only the broker uses ``tag``."""
 
     task_id: int
     dispatch: int
@@ -27,36 +27,38 @@ class Delivery(msgspec.Struct, eq=False):
 
 
 class IConsumer(Interface):
-    """One subscription to a work queue. It survives reconnects; deliveries of a lost channel do not."""
+    """A consumer of one work queue. It survives reconnects; the deliveries of a lost channel do not."""
 
     ready: bool = Attribute("True while messages can arrive")
 
     def ack(deliveries: Sequence[Delivery]) -> None:
-        """Settle deliveries for good. Those of a lost channel are ignored: the broker redelivers them."""
+        """Remove deliveries from the queue. Those of a lost channel are ignored: the broker redelivers them."""
 
     def requeue(deliveries: Sequence[Delivery]) -> None:
-        """Give deliveries back unworked, for any consumer."""
+        """Give deliveries back without having worked on them, for any consumer."""
 
     def stop() -> Awaitable[None]:
-        """Take no more deliveries; those taken can still be acked."""
+        """Take no more deliveries. Earlier ones can still be acked."""
 
 
 class IBroker(Interface):
-    """Distributes task ids to workers, and news of changes to all servers. Promises nothing but speed: the store is
-    the truth, so a message may come late, twice or never."""
+    """Sends task ids to workers, and event batches to all subscribers.
+
+    It is only there for speed: the store is the truth, so a message may come late, twice or never.
+    """
 
     ready: bool = Attribute("True while messages can be published")
 
     def start() -> Awaitable[None]:
-        """Begin connecting; returns at once and keeps trying. Readiness is in ``ready``."""
+        """Start connecting. Returns at once; the broker retries until ``ready`` is True."""
 
     def stop() -> Awaitable[None]:
-        """Close the connections; unacked deliveries go back to their queues."""
+        """Close the connections. Unacked deliveries go back to their queues."""
 
-    # a queue here is a name that Route.name gave
+    # ``queue`` is a Route.name
 
     def publish(queue: str, messages: Sequence[Dispatch]) -> Awaitable[None]:
-        """Hand messages over; done when each is confirmed and routed. Raises BrokerUnavailable."""
+        """Publish messages and wait until each is routed and confirmed. Raises BrokerUnavailable."""
 
     def consume(
         queue: str,
@@ -64,16 +66,23 @@ class IBroker(Interface):
         on_deliveries: Callable[[Sequence[Delivery]], None],
         on_lost: Callable[[], None],
     ) -> IConsumer:
-        """Deliver messages in lists of up to ``prefetch`` unacked ones. ``on_lost`` tells that every delivery so far is
-        void, as the channel is gone."""
+        """Consume a queue with up to ``prefetch`` unacked deliveries.
+
+        ``on_deliveries`` gets lists of them. ``on_lost`` is called when the channel is lost: all earlier deliveries are
+        then void.
+        """
 
     def depth(queue: str) -> Awaitable[int]:
-        """Messages ready in the queue. Raises BrokerUnavailable."""
+        """The number of ready messages in the queue. Raises BrokerUnavailable."""
 
     def announce(news: bytes, topic: str = CHANGES) -> None:
-        """Send news, which are not empty, to every subscriber of a topic, this process's own included. Dropped when the
-        broker is away; every subscriber is told of a gap when it is back."""
+        """Send an event batch, which must not be empty, to every subscriber of a topic, also to those of this process.
+
+        It is dropped while the broker cannot be reached. All subscribers then get a gap as soon as it can be.
+        """
 
     def subscribe(on_news: Callable[[bytes], None], on_gap: Callable[[], None], topic: str = CHANGES) -> None:
-        """Hear all news of a topic from now on. ``on_gap`` tells that some may have been missed, each time it may be
-        so."""
+        """Call ``on_news`` with every event batch of a topic from now on.
+
+        ``on_gap`` is called each time that event batches may have been lost.
+        """

@@ -1,127 +1,20 @@
-"""The suite of IBroker and IConsumer: every promise of their docstrings, against whichever broker the case makes.
-
-A test case mixes BrokerTests in, or BrokerCase for tests of its own, and makes brokers that share one set of queues.
-Nothing sleeps: ``until`` lets time pass, the case's own, in small steps until what is expected is there.
-"""
+"""The suite of IBroker and IConsumer: it tests every promise of their docstrings on the broker of a subclass."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.trial.unittest import TestCase
 from zope.interface.verify import verifyClass, verifyObject
 
 from taskd.model.errors import BrokerUnavailable
 from taskd.ports.broker import ORDERS, Delivery, IBroker, IConsumer
 from taskd.ports.scheduling import Dispatch
-
-
-def messages(first: int, last: int, dispatch: int = 1) -> list[Dispatch]:
-    """One message for each task id, ``last`` included."""
-    return [Dispatch(task_id, dispatch) for task_id in range(first, last + 1)]
-
-
-class Inbox:
-    """A consumer's callbacks, and all that they were told. ``consumer`` is set by BrokerTests.consume."""
-
-    consumer: Any
-
-    def __init__(self) -> None:
-        self.turns: list[list[Delivery]] = []
-        self.lost = 0
-
-    def deliver(self, deliveries: Sequence[Delivery]) -> None:
-        """on_deliveries."""
-        self.turns.append(list(deliveries))
-
-    def lose(self) -> None:
-        """on_lost."""
-        self.lost += 1
-
-    @property
-    def all(self) -> list[Delivery]:
-        """Every delivery, in order."""
-        return [delivery for turn in self.turns for delivery in turn]
-
-    @property
-    def ids(self) -> list[int]:
-        """Their task ids."""
-        return [delivery.task_id for delivery in self.all]
-
-
-class BrokerCase(TestCase):
-    """A ready ``broker`` and an unused ``queue``, and what is needed to look at them."""
-
-    timeout = 120
-    broker: Any
-
-    def make(self) -> Any:
-        """A broker over this case's queues that is not started; the case stops it."""
-        raise NotImplementedError
-
-    async def another(self) -> Any:
-        """A ready broker such as another process would have; where there are no others, ``broker`` itself."""
-        raise NotImplementedError
-
-    async def reopen(self) -> None:
-        """Let ``broker`` be a ready one, after ``broker`` was stopped."""
-        raise NotImplementedError
-
-    def pass_time(self) -> Awaitable[None]:
-        """Let a moment pass."""
-        raise NotImplementedError
-
-    def seconds(self) -> float:
-        """The time that passes."""
-        raise NotImplementedError
-
-    def unique_queue(self) -> str:
-        """The name of a queue that no other test uses."""
-        raise NotImplementedError
-
-    async def setUp(self) -> None:  # type: ignore[override]
-        self.queue = self.unique_queue()
-        self.broker = self.make()
-        self.addCleanup(lambda: Deferred.fromCoroutine(self.broker.stop()))
-        await self.broker.start()
-        await self.until(lambda: self.broker.ready, "the broker is ready")
-
-    # -- helpers
-
-    async def until(self, predicate: Callable[[], object], what: str = "", seconds: float = 10.0) -> None:
-        """Let time pass until ``predicate()`` is true; fails after so many seconds."""
-        deadline = self.seconds() + seconds
-        while not predicate():
-            if self.seconds() > deadline:
-                self.fail(f"not within {seconds} s: {what or 'see the traceback'}")
-            await self.pass_time()
-
-    async def until_depth(self, expected: int, queue: str | None = None) -> None:
-        """Let time pass until so many messages are ready."""
-        deadline = self.seconds() + 10
-        while (found := await self.broker.depth(queue or self.queue)) != expected:
-            if self.seconds() > deadline:
-                self.fail(f"{found} messages are ready, not {expected}")
-            await self.pass_time()
-
-    async def consume(self, prefetch: int = 100, broker: Any = None, queue: str | None = None) -> Inbox:
-        """A consumer that is ready."""
-        inbox = Inbox()
-        inbox.consumer = (broker or self.broker).consume(queue or self.queue, prefetch, inbox.deliver, inbox.lose)
-        await self.until(lambda: inbox.consumer.ready, "the consumer is ready")
-        return inbox
-
-    async def received(self, inbox: Inbox, count: int) -> list[Delivery]:
-        """The inbox's deliveries, once there are so many, and not one more."""
-        await self.until(lambda: len(inbox.all) >= count, f"{count} deliveries", 20)
-        self.assertEqual(len(inbox.all), count)
-        return inbox.all
+from tests.conformance.broker_case import BrokerCase, messages
 
 
 class BrokerTests(BrokerCase):
-    """What every broker keeps to."""
+    """The promises that every broker keeps."""
 
     # -- the ports
 
@@ -145,7 +38,7 @@ class BrokerTests(BrokerCase):
         self.assertIs(inbox.consumer.ready, False)
         await self.broker.stop()
 
-    async def test_takes_nothing_once_stopped(self) -> None:
+    async def test_a_stopped_broker_refuses_everything(self) -> None:
         await self.broker.stop()
         with self.assertRaises(BrokerUnavailable):
             await self.broker.publish(self.queue, messages(1, 1))
@@ -165,13 +58,13 @@ class BrokerTests(BrokerCase):
         [delivery] = await self.received(inbox, 1)
         self.assertEqual((delivery.task_id, delivery.dispatch, delivery.redelivered), (42, 3, False))
 
-    async def test_waits_for_a_consumer(self) -> None:
+    async def test_messages_wait_for_a_consumer(self) -> None:
         await self.broker.publish(self.queue, messages(1, 3))
         inbox = await self.consume()
         await self.received(inbox, 3)
         self.assertEqual(inbox.ids, [1, 2, 3])
 
-    async def test_nothing_is_nothing(self) -> None:
+    async def test_publishing_no_messages(self) -> None:
         await self.broker.publish(self.queue, [])
         self.assertEqual(await self.broker.depth(self.queue), 0)
 
@@ -191,9 +84,9 @@ class BrokerTests(BrokerCase):
         await gatherResults(publishing)
         await self.received(inbox, 2000)
         self.assertEqual(inbox.ids, list(range(1, 2001)))
-        self.assertLess(len(inbox.turns), 1000, "they come in lists")
+        self.assertLess(len(inbox.turns), 1000, "deliveries come in lists")
 
-    async def test_queues_are_apart(self) -> None:
+    async def test_queues_are_independent(self) -> None:
         other = self.unique_queue()
         here, there = await self.consume(), await self.consume(queue=other)
         await self.broker.publish(self.queue, messages(1, 2))
@@ -202,7 +95,7 @@ class BrokerTests(BrokerCase):
         await self.received(there, 2)
         self.assertEqual((here.ids, there.ids), ([1, 2], [3, 4]))
 
-    async def test_queue_names_may_be_of_any_script(self) -> None:
+    async def test_queue_names_in_any_script(self) -> None:
         for name in ("задачи ☃", "a b/c#*.d", "x" * 180):
             queue = f"{name}{self.unique_queue()}"
             await self.broker.publish(queue, messages(1, 2))
@@ -210,7 +103,7 @@ class BrokerTests(BrokerCase):
             inbox = await self.consume(queue=queue)
             await self.received(inbox, 2)
 
-    async def test_consumers_share(self) -> None:
+    async def test_consumers_share_the_messages(self) -> None:
         one = await self.consume(10)
         two = await self.consume(10, await self.another())
         await self.broker.publish(self.queue, messages(1, 20))
@@ -218,7 +111,7 @@ class BrokerTests(BrokerCase):
         self.assertEqual(sorted(one.ids + two.ids), list(range(1, 21)))
         self.assertEqual((len(one.ids), len(two.ids)), (10, 10))
 
-    async def test_failing_callback_is_survived(self) -> None:
+    async def test_a_failing_callback_stops_no_delivery(self) -> None:
         seen: list[int] = []
 
         def deliver(deliveries: Sequence[Delivery]) -> None:
@@ -237,29 +130,29 @@ class BrokerTests(BrokerCase):
 
     # -- prefetch, ack, requeue
 
-    async def test_prefetch_is_the_bound(self) -> None:
+    async def test_prefetch_limits_unacked_deliveries(self) -> None:
         inbox = await self.consume(5)
         await self.broker.publish(self.queue, messages(1, 20))
         await self.until_depth(15)
         await self.received(inbox, 5)
 
-    async def test_ack_makes_room(self) -> None:
+    async def test_ack_brings_more_deliveries(self) -> None:
         inbox = await self.consume(4)
         await self.broker.publish(self.queue, messages(1, 30))
         await self.received(inbox, 4)
-        # whatever the order: the first, the last, one between, several with a gap, all the rest
+        # in any order: the first, the last, one in the middle, several with a gap, all
         count = 4
-        held = list(inbox.all)
+        unacked = list(inbox.all)
         for picks in ([0], [3], [1], [0, 2], [3, 0, 1], [2, 3, 1, 0], [3, 2]):
-            acked = [held[i] for i in picks]
+            acked = [unacked[i] for i in picks]
             inbox.consumer.ack(acked)
             count += len(acked)
             await self.received(inbox, count)
-            held = [d for d in held if d not in acked] + inbox.all[-len(acked) :]
+            unacked = [d for d in unacked if d not in acked] + inbox.all[-len(acked) :]
         self.assertEqual(inbox.ids, list(range(1, count + 1)))
         await self.until_depth(30 - count)
 
-    async def test_acked_is_settled_for_good(self) -> None:
+    async def test_acked_is_never_delivered_again(self) -> None:
         inbox = await self.consume()
         await self.broker.publish(self.queue, messages(1, 10))
         deliveries = await self.received(inbox, 10)
@@ -272,7 +165,7 @@ class BrokerTests(BrokerCase):
         await self.received(again, 6)
         self.assertEqual(sorted(again.ids), [1, 3, 4, 8, 9, 10])
 
-    async def test_settling_twice_is_harmless(self) -> None:
+    async def test_acking_twice_is_harmless(self) -> None:
         inbox = await self.consume()
         await self.broker.publish(self.queue, messages(1, 3))
         deliveries = await self.received(inbox, 3)
@@ -285,7 +178,7 @@ class BrokerTests(BrokerCase):
         await self.received(inbox, 4)
         self.assertEqual(inbox.lost, 0)
 
-    async def test_requeued_comes_again(self) -> None:
+    async def test_requeued_is_delivered_again(self) -> None:
         inbox = await self.consume(3)
         await self.broker.publish(self.queue, messages(1, 3))
         deliveries = await self.received(inbox, 3)
@@ -294,14 +187,14 @@ class BrokerTests(BrokerCase):
         await self.received(inbox, 5)
         self.assertEqual(sorted(inbox.ids[3:]), [2, 3])
         self.assertTrue(all(d.redelivered for d in inbox.all[3:]))
-        # what was given back is no longer the first holder's to ack
+        # acking a requeued delivery has no effect
         inbox.consumer.ack(deliveries[1:])
         inbox.consumer.ack([deliveries[0], *inbox.all[3:]])
         await self.broker.stop()
         await self.reopen()
         self.assertEqual(await self.broker.depth(self.queue), 0)
 
-    async def test_requeued_comes_to_any_consumer(self) -> None:
+    async def test_requeued_goes_to_any_consumer(self) -> None:
         inbox = await self.consume(3)
         await self.broker.publish(self.queue, messages(1, 3))
         deliveries = await self.received(inbox, 3)
@@ -313,7 +206,7 @@ class BrokerTests(BrokerCase):
 
     # -- the end of a consumer and of a broker
 
-    async def test_stopped_consumer_leaves_the_rest(self) -> None:
+    async def test_a_stopped_consumer_gets_no_more(self) -> None:
         inbox = await self.consume(3)
         await self.broker.publish(self.queue, messages(1, 10))
         taken = await self.received(inbox, 3)
@@ -322,7 +215,7 @@ class BrokerTests(BrokerCase):
         other = await self.consume()
         await self.received(other, 7)
         self.assertEqual(other.ids, list(range(4, 11)))
-        # the room that these make is nobody's
+        # a stopped consumer gets nothing in their place
         inbox.consumer.ack(taken[:2])
         await self.broker.publish(self.queue, messages(11, 20))
         await self.received(other, 17)
@@ -346,7 +239,7 @@ class BrokerTests(BrokerCase):
         self.assertEqual(sorted(inbox.ids + other.ids), list(range(1, 501)))
         self.assertEqual(len(inbox.all), taken)
 
-    async def test_closing_returns_what_is_not_acked(self) -> None:
+    async def test_stopping_the_broker_requeues_unacked_deliveries(self) -> None:
         inbox = await self.consume(3)
         await self.broker.publish(self.queue, messages(1, 5))
         deliveries = await self.received(inbox, 3)
@@ -360,7 +253,7 @@ class BrokerTests(BrokerCase):
         await self.received(other, 5)
         self.assertEqual({d.task_id: d.redelivered for d in other.all}, {1: True, 2: True, 3: True, 4: False, 5: False})
 
-    async def test_depth_counts_what_is_ready(self) -> None:
+    async def test_depth_counts_ready_messages(self) -> None:
         self.assertEqual(await self.broker.depth(self.queue), 0)
         await self.broker.publish(self.queue, messages(1, 7))
         await self.until_depth(7)
@@ -368,33 +261,33 @@ class BrokerTests(BrokerCase):
         await self.received(inbox, 2)
         await self.until_depth(5)
 
-    # -- news
+    # -- events
 
-    async def test_news_reach_everyone(self) -> None:
-        heard: list[list[bytes]] = [[], [], []]
+    async def test_events_reach_every_subscriber(self) -> None:
+        received: list[list[bytes]] = [[], [], []]
         other = await self.another()
-        for broker, list_ in zip((self.broker, self.broker, other), heard, strict=True):
+        for broker, list_ in zip((self.broker, self.broker, other), received, strict=True):
             broker.subscribe(list_.append, lambda: None)
-        # one after the other until all have begun to hear
+        # announce until every subscription has started
         count = 0
 
         def announce() -> bool:
             nonlocal count
             count += 1
             self.broker.announce(b"hello %d" % count)
-            return all(heard)
+            return all(received)
 
-        await self.until(announce, "everyone hears")
+        await self.until(announce, "everyone gets events")
         other.announce(b"from the other")
-        await self.until(lambda: all(b"from the other" in list_ for list_ in heard))
+        await self.until(lambda: all(b"from the other" in list_ for list_ in received))
         large = bytes(range(256)) * 1000
-        for news in (b"\0", large, "ñ☃".encode()):
-            self.broker.announce(news)
-        await self.until(lambda: all(list_[-1] == "ñ☃".encode() for list_ in heard))
-        for list_ in heard:
+        for body in (b"\0", large, "ñ☃".encode()):
+            self.broker.announce(body)
+        await self.until(lambda: all(list_[-1] == "ñ☃".encode() for list_ in received))
+        for list_ in received:
             self.assertEqual(list_[-3:], [b"\0", large, "ñ☃".encode()])
 
-    async def test_topics_are_apart(self) -> None:
+    async def test_topics_are_independent(self) -> None:
         orders: list[bytes] = []
         changes: list[bytes] = []
         self.broker.subscribe(orders.append, lambda: None, ORDERS)
@@ -404,26 +297,26 @@ class BrokerTests(BrokerCase):
         await self.pass_time()
         self.assertEqual((set(orders), set(changes)), ({b"order"}, {b"change"}))
 
-    async def test_news_are_not_told_inside_the_call(self) -> None:
-        heard: list[bytes] = []
-        self.broker.subscribe(heard.append, lambda: None)
+    async def test_events_are_not_delivered_inside_the_call(self) -> None:
+        received: list[bytes] = []
+        self.broker.subscribe(received.append, lambda: None)
         self.broker.announce(b"x")
-        self.assertEqual(heard, [])
+        self.assertEqual(received, [])
 
-    async def test_failing_listener_is_survived(self) -> None:
-        heard: list[bytes] = []
+    async def test_a_failing_listener_stops_no_other(self) -> None:
+        received: list[bytes] = []
 
-        def fail(news: bytes) -> None:
+        def fail(body: bytes) -> None:
             raise ValueError("a defect of the listener")
 
         self.broker.subscribe(fail, lambda: None)
-        self.broker.subscribe(heard.append, lambda: None)
-        await self.until(lambda: self.broker.announce(b"x") or heard)
+        self.broker.subscribe(received.append, lambda: None)
+        await self.until(lambda: self.broker.announce(b"x") or received)
         self.assertTrue(self.flushLoggedErrors(ValueError))
-        # news that are still under way
+        # deliver the events that are still queued
         await self.broker.stop()
         self.flushLoggedErrors(ValueError)
 
-    async def test_nobody_listens(self) -> None:
+    async def test_announcing_without_subscribers(self) -> None:
         self.broker.announce(b"x")
         await self.pass_time()

@@ -7,12 +7,13 @@ from typing import Any
 from twisted.internet.task import Clock
 
 from taskd.broker.memory import MemoryBroker
-from tests.conformance.broker import BrokerTests, messages
+from tests.conformance.broker import BrokerTests
+from tests.conformance.broker_case import messages
 from tests.services import unique
 
 
 class MemoryBrokerTests(BrokerTests):
-    """Under a clock that stands still."""
+    """The suite with a clock that the test advances."""
 
     def make(self) -> Any:
         self.clock = getattr(self, "clock", None) or Clock()
@@ -33,8 +34,8 @@ class MemoryBrokerTests(BrokerTests):
     def unique_queue(self) -> str:
         return unique("queue")
 
-    async def test_stopped_leaves_nothing_in_the_reactor(self) -> None:
-        self.broker.subscribe(lambda news: None, lambda: None)
+    async def test_a_stopped_broker_leaves_no_delayed_call(self) -> None:
+        self.broker.subscribe(lambda body: None, lambda: None)
         await self.consume()
         await self.broker.publish(self.queue, messages(1, 5))
         self.broker.announce(b"x")

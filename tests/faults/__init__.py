@@ -1,12 +1,15 @@
-"""Faults on real processes: kill, stop, cut, fill up, and see that no promise is broken.
+"""Fault injection on real processes: kill them, stop them, cut their connections, and check that every promise holds.
 
-    scenarios.py   what goes wrong, one function a scenario with its counts as parameters; SCENARIOS has them all
-    stage.py       services of its own that may be broken, daemons, the end of a scenario
-    load.py        clients that reconnect, and send again by key what had no answer
-    audit.py       a trigger records every change of state; what it and the handlers wrote is judged
-    worker.py      the worker as it is delivered, with two more handlers
-    proxy.py       a proxy before PostgreSQL that cuts at chosen statements
+    scenarios.py   the table SCENARIOS: each scenario with its quick and its full counts
+    processes.py   scenarios in which daemons are killed, stopped or drained
+    outages.py     scenarios in which PostgreSQL or RabbitMQ crash or cannot be used
+    commits.py     the scenario in which connections break around a COMMIT
+    stage.py       the services and daemons of a scenario, and the final checks
+    load.py        clients that reconnect, and send requests without an answer again under the same key
+    audit.py       a trigger that records every change of state, and the check of all records
+    worker.py      the real worker with two more handlers
+    proxy.py       a proxy before PostgreSQL that cuts connections at chosen statements
 
-``python -m tests.faults`` plays all of them, in small; ``--full`` (``make faults``) with the full counts. One line of
-JSON a scenario; its exit status is 1 when a promise was broken. The tests here are the same scenarios in small.
+``python -m tests.faults`` runs all scenarios with quick counts, ``--full`` (``make faults``) with full counts. It
+prints one line of JSON for each scenario, and exits with 1 if a promise was broken. The tests use the quick counts.
 """

@@ -1,4 +1,4 @@
-"""What really happened: a trigger in the database records every change of state, and the record is judged here."""
+"""The audit of a scenario: a database trigger records every change of state, and this module checks the records."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from taskd.model.states import MOVES, TERMINAL, State
 from tests.faults.load import Load
 from tests.faults.worker import Run
 
-# A claim that is asked again writes the row as it is: no change, and no line here. But anything that writes a finished
-# task again is one, whatever it leaves as it was.
+# A repeated claim writes the same row again, which is no change and gets no record. But every write to a finished task
+# gets one, even if it changes nothing.
 TRIGGER = """
 CREATE TABLE audit (
     n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, task_id bigint NOT NULL, old text, new text NOT NULL,
@@ -38,13 +38,13 @@ FROM tasks t JOIN users u ON u.id = t.user_id
 """
 
 SENT = 1.0
-"""Seconds within which PostgreSQL does what a process had sent it before it died."""
+"""Seconds within which PostgreSQL executes what a process had sent before it died."""
 
 _FIRST = {State.WAITING, State.QUEUED}
 
 
 class Change(NamedTuple):
-    """A change of state as the trigger saw it; ``at`` is in seconds since 1970."""
+    """A change of state that the trigger recorded. ``at`` is in seconds since 1970."""
 
     task_id: int
     old: str | None
@@ -60,7 +60,7 @@ class Change(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What a task is in the end."""
+    """A task at the end of the scenario."""
 
     id: int
     user: str
@@ -72,14 +72,14 @@ class Row(NamedTuple):
 
 
 class Killed(NamedTuple):
-    """A worker that was killed or stopped: process id and time."""
+    """A worker that was killed or stopped: its process id and the time."""
 
     pid: int
     at: float
 
 
 def read(query: Any) -> tuple[list[Change], list[Row]]:
-    """All changes in their order, and all tasks; ``query`` gives the rows of a statement."""
+    """All changes in order, and all tasks. ``query`` returns the rows of a statement."""
     return [Change(*row) for row in query(CHANGES)], [Row(*row) for row in query(TASKS)]
 
 
@@ -109,10 +109,16 @@ def figures(load: Load, changes: Sequence[Change], rows: Sequence[Row], runs: Se
 
 
 MUST_BE_ZERO = (
-    *("lost", "finished_twice", "false_confirmations", "phantoms"),
-    *("illegal_moves", "attempts_doubled", "never_run", "failed"),
+    "lost",
+    "finished_twice",
+    "false_confirmations",
+    "phantoms",
+    "illegal_moves",
+    "attempts_doubled",
+    "never_run",
+    "failed",
 )
-"""Figures that break a promise when they are not 0. A scenario may expect others for its own reasons."""
+"""Figures that must be 0 unless the scenario expects another value."""
 
 
 def _is_legal(change: Change) -> bool:
@@ -121,10 +127,10 @@ def _is_legal(change: Change) -> bool:
 
 
 def run_again(changes: Iterable[Change], killed: Sequence[Killed]) -> list[float]:
-    """Seconds from the death of a worker until each task that it had was running again, longest last.
+    """Seconds from the death of a worker until each of its tasks was running again, in ascending order.
 
-    What the worker had sent before it died may be done after its death: a claim then makes a task its own, and a
-    finished one needs no other run. A task that never ran again counts as infinite.
+    PostgreSQL may execute the last statements of the worker after its death: a claimed task counts as its task, and a
+    task that it finished need not run again. A task that never ran again counts as infinite.
     """
     by_task = [list(group) for _, group in groupby(sorted(changes, key=lambda c: c.task_id), lambda c: c.task_id)]
     found = []

@@ -10,15 +10,15 @@ from tests.faults.proxy import Moment, Proxy
 from tests.faults.stage import ATTEMPTS, Stage
 
 STATEMENTS = "create_tasks", "dispatch", "claim", "complete"
-"""Those whose repetition must be harmless: of server, server, worker and worker."""
+"""Statements that must be safe to repeat. The server sends the first two, the worker the others."""
 
 HIT_SECONDS = 20.0
 
 
 def commits_cut(stage: Stage, *, times: int, moments: Sequence[Moment], rate: float) -> Line:
-    """Each of the statements loses its connection at each of these moments, so many times."""
+    """Cut the connection of each statement at each of these moments, ``times`` times."""
     with Proxy(stage.postgres.port) as proxy:
-        # so small a window that tasks wait, and the dispatcher has something to move
+        # the window is so small that tasks wait, and the dispatcher has work
         stage.cluster.env |= {"POSTGRES_PORT": str(proxy.port), "TASKD_WINDOW": "5"}
         stage.start(options=("--slots", "10"))
         load = stage.load(lasting(0.02, 0.15, max_attempts=ATTEMPTS), rate=rate)

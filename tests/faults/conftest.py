@@ -1,4 +1,4 @@
-"""Services for the scenarios, which break them: none of the rest of the run."""
+"""Services for the scenarios only, because the scenarios break them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.faults.stage import Services, own_services
 
 @pytest.fixture(scope="package")
 def own() -> Iterator[Services]:
-    """Started for the first scenario, stopped after the last."""
+    """Services that start before the first scenario and stop after the last one."""
     services.require("postgres", "rabbitmq")
     yield own_services()
     own_services().stop()

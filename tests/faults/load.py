@@ -1,4 +1,4 @@
-"""Clients that submit tasks until each is confirmed: they reconnect, and send again by key what had no answer."""
+"""Clients that submit tasks until each is confirmed. They reconnect, and repeat requests that had no answer."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ Key = tuple[str, str]
 """A user's name and an idempotency key."""
 
 IN_FLIGHT = 8
-"""Requests that a client keeps open on its connection."""
+"""The number of unanswered requests that a client allows on its connection."""
 
 BATCH = 5
-"""Tasks of a request of those clients that use new_tasks."""
+"""The number of tasks in a request new_tasks."""
 
 SILENCE = 30.0
-"""Seconds after which a request counts as never answered."""
+"""Seconds after which a missing answer counts as a problem."""
 
 TRY_AGAIN = ("unavailable", "draining", "rate_limited")
-"""Refusals that say to come back; any other is a defect."""
+"""Error codes after which a client tries again. Any other error is a defect."""
 
 
 class Confirmation(NamedTuple):
-    """A reply that a client has read."""
+    """A confirmation that a client has read. ``at`` is in seconds since 1970."""
 
     user: str
     key: str
@@ -42,9 +42,10 @@ class Confirmation(NamedTuple):
 
 
 class Load:
-    """Submits ``total`` tasks, or tasks until it is stopped, by ``clients`` users.
+    """Submits ``total`` tasks, or tasks until ``stop``, as ``clients`` users.
 
-    ``spec(n)`` makes the n-th task; its key is added here. ``ports`` are the servers'. ``rate`` is in tasks a second.
+    ``spec(n)`` makes the n-th task; its key is added here. ``ports`` are those of the servers. ``rate`` is in tasks per
+    second.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Load:
         self.ports = ports
         self.confirmations: list[Confirmation] = []
         self.refusals: Counter[str] = Counter()
-        self.trouble: list[str] = []
+        self.problems: list[str] = []
         self.resent = 0
         self._spec = spec
         self._total = total
@@ -89,26 +90,26 @@ class Load:
         return not any(client.is_alive() for client in self._clients)
 
     def start(self) -> Load:
-        """Begin."""
+        """Start the clients."""
         self._began = time.monotonic()
         for client in self._clients:
             client.start()
         return self
 
     def allow(self, tasks: int) -> None:
-        """From now on no more than so many are sent altogether."""
+        """Send at most this number of tasks in total from now on."""
         self._allowed = tasks
 
     def await_confirmed(self, tasks: int, timeout: float = 60.0) -> None:
-        """Wait until so many are confirmed altogether."""
+        """Wait until this number of tasks is confirmed in total."""
         eventually(lambda: self.done or self.confirmed >= tasks, timeout, f"{tasks} tasks are confirmed")
 
     def confirmed_after(self, moment: float) -> float | None:
-        """When the first confirmation after a moment was read."""
+        """The time of the first confirmation after this time; None if there is none yet."""
         return next((c.at for c in list(self.confirmations) if c.at > moment), None)
 
     def stop(self) -> None:
-        """Send nothing new, and wait until all that was sent is confirmed."""
+        """Submit no new tasks, and wait until all submitted tasks are confirmed."""
         self._allowed = None
         if self._total is None:
             self._stopping.set()
@@ -117,11 +118,11 @@ class Load:
             if client.ident is not None:
                 client.join(max(0.0, deadline - time.monotonic()))
         if not self.done:
-            self.trouble.append("clients still have unconfirmed tasks")
+            self.problems.append("clients still have unconfirmed tasks")
             self.abandon()
 
     def abandon(self) -> None:
-        """End the clients, whatever they are waiting for."""
+        """End the clients without waiting for answers."""
         self._stopping.set()
         for client in self._clients:
             client.abandoned = True
@@ -131,7 +132,7 @@ class Load:
     # -- for the clients
 
     def next(self, user: str, most: int) -> list[Spec] | None:
-        """The tasks of one more request; None when it is not time yet, empty when there are no more."""
+        """The tasks of the next request, at most ``most``. None: not yet. Empty: there are no more."""
         with self._lock:
             sent = self.attempted
             if self._stopping.is_set() or (self._total is not None and sent >= self._total):
@@ -152,7 +153,7 @@ class Load:
 
 
 class _Client(threading.Thread):
-    """One user on one connection at a time."""
+    """A user with one connection at a time."""
 
     def __init__(self, load: Load, user: str, batch: int) -> None:
         super().__init__(name=user, daemon=True)
@@ -163,26 +164,26 @@ class _Client(threading.Thread):
         self._ids = itertools.count(1)
         self._random = random.Random(user)
         self._waiting: deque[list[Spec]] = deque()
-        self._open: dict[int, list[Spec]] = {}
+        self._unanswered: dict[int, list[Spec]] = {}
         self._more = True
 
     def run(self) -> None:
-        """Until all is confirmed."""
+        """Submit until all tasks are confirmed."""
         try:
             while (self._more or self._waiting) and not self.abandoned:
                 try:
                     with self._connect() as connection:
-                        self._talk(connection)
+                        self._submit(connection)
                 except TimeoutError as e:
-                    self._load.trouble.append(f"no answer within {SILENCE:g} s: {e}")
+                    self._load.problems.append(f"no answer within {SILENCE:g} s: {e}")
                 except OSError:
                     time.sleep(0.05)
-                # what has no answer may be stored, or not: the key makes it harmless to ask again
-                self._load.resent += len(self._open)
-                self._waiting.extendleft(self._open.values())
-                self._open.clear()
+                # unanswered tasks may be stored or not; the key makes it harmless to send them again
+                self._load.resent += len(self._unanswered)
+                self._waiting.extendleft(self._unanswered.values())
+                self._unanswered.clear()
         except Exception as e:
-            self._load.trouble.append(f"{self._user}: {type(e).__name__}: {e}")
+            self._load.problems.append(f"{self._user}: {type(e).__name__}: {e}")
 
     def _connect(self) -> LineClient:
         client = LineClient(self._random.choice(self._load.ports), timeout=SILENCE)
@@ -197,11 +198,11 @@ class _Client(threading.Thread):
             raise
         return client
 
-    def _talk(self, connection: LineClient) -> None:
+    def _submit(self, connection: LineClient) -> None:
         while not self.abandoned:
-            while len(self._open) < IN_FLIGHT and (specs := self._next()):
+            while len(self._unanswered) < IN_FLIGHT and (specs := self._next()):
                 self._send(connection, specs)
-            if self._open:
+            if self._unanswered:
                 self._read(connection)
             elif self._more or self._waiting:
                 time.sleep(0.01)
@@ -217,7 +218,7 @@ class _Client(threading.Thread):
 
     def _send(self, connection: LineClient, specs: list[Spec]) -> None:
         number = next(self._ids)
-        self._open[number] = specs
+        self._unanswered[number] = specs
         request = {"action": "new_task", **specs[0]} if self._batch == 1 else {"action": "new_tasks", "tasks": specs}
         connection.send_line(json.dumps(request | {"id": number}).encode())
 
@@ -226,7 +227,7 @@ class _Client(threading.Thread):
         if not line:
             raise ConnectionError("closed")
         reply = json.loads(line)
-        specs = self._open.pop(reply["id"])
+        specs = self._unanswered.pop(reply["id"])
         if reply["ok"]:
             ids = reply["task_ids"] if "task_ids" in reply else [reply["task_id"]]
             now = time.time()

@@ -1,4 +1,4 @@
-"""Scenarios in which PostgreSQL or RabbitMQ crash, are away, take nothing, or forget."""
+"""Scenarios in which PostgreSQL or RabbitMQ crash, are down, refuse messages, or lose them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.processes import eventually
 
 @contextlib.contextmanager
 def _postgres_away(stage: Stage) -> Iterator[None]:
-    """It crashes, and is back at the end of the block whatever happens there."""
+    """Crash PostgreSQL, and start it again at the end of the block."""
     stage.postgres.stop("immediate")
     try:
         yield
@@ -29,7 +29,7 @@ def _postgres_away(stage: Stage) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _rabbitmq_away(stage: Stage) -> Iterator[None]:
-    """It is killed, and is back at the end of the block whatever happens there."""
+    """Kill RabbitMQ, and start it again at the end of the block."""
     stage.rabbitmq.kill()
     try:
         yield
@@ -38,12 +38,12 @@ def _rabbitmq_away(stage: Stage) -> Iterator[None]:
 
 
 SETTLED = 2.0
-"""Seconds from the declaration of a quorum queue until it survives kill -9 of RabbitMQ for sure: one that was declared
-only a moment before comes back without a leader (rabbitmq-server issue 15725), which is another story."""
+"""Seconds after which a new quorum queue survives ``kill -9`` of RabbitMQ. A queue that was declared just before the
+kill comes back without a leader (rabbitmq-server issue 15725), which is not what these scenarios test."""
 
 
 def postgres_crashes(stage: Stage, *, pauses: Sequence[float], rate: float) -> Line:
-    """``pg_ctl stop -m immediate`` under load, and a start after so many seconds."""
+    """``pg_ctl stop -m immediate`` under load, and a start after each pause, in seconds."""
     stage.start()
     load = stage.load(lasting(0.05, 0.3, max_attempts=ATTEMPTS), rate=rate)
     backs = []
@@ -54,12 +54,12 @@ def postgres_crashes(stage: Stage, *, pauses: Sequence[float], rate: float) -> L
         backs.append(stage.await_back(load, time.time()))
     stage.extra |= {"crashes": len(backs), "slowest_back_s": round(max(backs), 2)}
     if max(pauses) > 6:
-        stage.must(load.refusals["unavailable"], "no client was told that the service is unavailable")
+        stage.must(load.refusals["unavailable"], "no client got the answer unavailable")
     return stage.finish(load)
 
 
 def rabbitmq_crashes(stage: Stage, *, times: int, rate: float) -> Line:
-    """``kill -9`` of RabbitMQ under load, and a start at once."""
+    """``kill -9`` of RabbitMQ under load, each time with a start at once."""
     stage.start()
     load = stage.load(lasting(0.05, 0.3, max_attempts=ATTEMPTS), rate=rate)
     backs = []
@@ -74,7 +74,7 @@ def rabbitmq_crashes(stage: Stage, *, times: int, rate: float) -> Line:
 
 
 def rabbitmq_down(stage: Stage, *, seconds: float, tasks: int) -> Line:
-    """RabbitMQ is away while tasks are created, listed and cancelled."""
+    """Create, list and cancel tasks while RabbitMQ is down."""
     stage.start()
     before = tasks // 10
     load = stage.load(lasting(0.0, 0.2, max_attempts=ATTEMPTS), total=tasks + before + 1, rate=tasks / seconds * 2)
@@ -82,27 +82,27 @@ def rabbitmq_down(stage: Stage, *, seconds: float, tasks: int) -> Line:
     load.await_confirmed(before)
     time.sleep(SETTLED)
     with _rabbitmq_away(stage):
-        gone = time.monotonic()
+        began = time.monotonic()
         load.allow(tasks + before)
         try:
             load.await_confirmed(tasks + before, seconds)
         except AssertionError:
-            stage.violations.append(f"only {load.confirmed - before} tasks were confirmed while RabbitMQ was away")
+            stage.violations.append(f"only {load.confirmed - before} tasks were confirmed while RabbitMQ was down")
         with user(stage.cluster.ports[0], "user0") as client:
             listed = client.request("get_tasks", state="waiting", limit=5)
             stage.must(listed["ok"] and listed["tasks"], f"tasks could not be listed: {listed}")
             cancelled = client.request("cancel_task", task_id=listed["tasks"][-1]["id"])
             stage.must(cancelled.get("task", {}).get("status") == "Cancelada", f"not cancelled: {cancelled}")
-        time.sleep(max(0.0, gone + seconds - time.monotonic()))
+        time.sleep(max(0.0, began + seconds - time.monotonic()))
     since = time.time()
-    # one more, so that a confirmation after the return can be seen
+    # one more task, so that there is a confirmation after the restart
     load.allow(tasks + before + 1)
     stage.extra |= {"down_s": seconds, "created_meanwhile": tasks, "back_s": round(stage.await_back(load, since), 2)}
     return stage.finish(load)
 
 
 def memory_alarm(stage: Stage, *, seconds: float, rate: float) -> Line:
-    """RabbitMQ takes no messages for a while, because it is low on memory as it believes."""
+    """RabbitMQ refuses messages for some seconds, because of a memory alarm."""
     stage.start()
     load = stage.load(lasting(0.0, 0.2, max_attempts=ATTEMPTS), rate=rate)
     load.await_confirmed(int(rate))
@@ -115,16 +115,18 @@ def memory_alarm(stage: Stage, *, seconds: float, rate: float) -> Line:
     finally:
         stage.rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
     since = time.time()
-    stage.must(meanwhile > expected / 2, f"only {meanwhile} of some {expected:.0f} tasks were confirmed in the alarm")
+    stage.must(
+        meanwhile > expected / 2, f"only {meanwhile} of some {expected:.0f} tasks were confirmed during the alarm"
+    )
     back = stage.await_back(load, since)
     stage.extra |= {"alarm_s": seconds, "created_meanwhile": meanwhile, "back_s": round(back, 2)}
     return stage.finish(load)
 
 
 def queue_lost(stage: Stage, *, messages: int) -> Line:
-    """One queue is purged and another one deleted under its consumer, with so many messages in each."""
+    """Purge one queue and delete another one under its consumer, with this number of messages in each."""
     other = services.unique("other")
-    # all of them go to the broker at once
+    # the window lets all messages into the queues at once
     stage.cluster.env |= {"TASKD_QUEUES": other, "TASKD_WINDOW": str(messages)}
     queues = stage.cluster.queue, other
     stage.start(options=("--slots", "20"))
@@ -132,7 +134,7 @@ def queue_lost(stage: Stage, *, messages: int) -> Line:
     load = stage.load(lambda n: task(n) | {"queue": queues[n % 2]}, total=2 * messages)
     load.await_confirmed(2 * messages)
     with _channel(stage) as channel:
-        # the last ones may be on their way
+        # the last messages may still be in the outbox
         eventually(lambda: not stage.count("state = 'waiting'"), 20, "all messages are in the queues")
         first, second = (Route(queue, KIND).name for queue in queues)
         purged = channel.queue_purge(first).method.message_count

@@ -1,4 +1,4 @@
-"""Scenarios in which daemons are killed, stopped, told to end, or end themselves."""
+"""Scenarios in which daemons are killed, stopped or drained, or end themselves."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.processes import eventually
 Line = dict[str, Any]
 
 LEASE = 3.0
-"""Of the workers, in seconds: TASKD_LEASE of the cluster."""
+"""The lease of the workers in seconds: TASKD_LEASE of the cluster."""
 
 
 def lasting(least: float, most: float, **more: Any) -> Callable[[int], Spec]:
-    """Tasks that take from ``least`` to ``most`` seconds, the n-th of every run the same."""
+    """Tasks that take from ``least`` to ``most`` seconds. The n-th task is the same in every run."""
 
     def spec(n: int) -> Spec:
         seconds = round(random.Random(n).uniform(least, most), 3)
@@ -31,23 +31,23 @@ def lasting(least: float, most: float, **more: Any) -> Callable[[int], Spec]:
 
 
 def await_busy(stage: Stage, worker: Daemon, load: Load, tasks: int = 1) -> None:
-    """Wait until this worker runs so many tasks, or until there are no more to come."""
-    eventually(lambda: running(stage, worker) >= tasks or load.done, 30, "the worker has tasks to lose")
+    """Wait until this worker runs this number of tasks, or until all clients have ended."""
+    eventually(lambda: running(stage, worker) >= tasks or load.done, 30, "the worker runs tasks")
 
 
 def running(stage: Stage, worker: Daemon) -> int:
-    """How many tasks this worker has."""
+    """The number of tasks that this worker runs."""
     return stage.count(f"state = 'running' AND worker LIKE '%:{worker.pid}:%'")
 
 
 def await_new_run(stage: Stage, worker: Daemon, since: float) -> None:
-    """Wait until this worker has claimed something after a moment."""
+    """Wait until this worker has claimed a task after this time."""
     sql = f"SELECT FROM audit WHERE at > {since} AND new = 'running' AND worker LIKE '%:{worker.pid}:%' LIMIT 1"
     eventually(lambda: stage.rows(sql), 30, "the worker takes tasks again")
 
 
 def kills(stage: Stage, *, tasks: int, workers: int, servers: int, rate: float) -> Line:
-    """``kill -9`` of so many workers and servers, one at a time, while tasks are submitted and run."""
+    """``kill -9`` of workers and servers, one at a time, while tasks are submitted and run."""
     chance = random.Random(1)
     stage.start(servers=2, workers=2)
     plan = ["worker"] * workers + ["server"] * servers
@@ -57,7 +57,7 @@ def kills(stage: Stage, *, tasks: int, workers: int, servers: int, rate: float) 
     killed = []
     for n, what in enumerate(plan):
         stage.await_ready()
-        # the clients go no further than this before the next one is killed
+        # the clients wait here until the next daemon is killed
         load.allow(int(share * (n + 2)))
         load.await_confirmed(int(share * (n + 1 + chance.random() * 0.8)))
         if what == "server":
@@ -72,13 +72,13 @@ def kills(stage: Stage, *, tasks: int, workers: int, servers: int, rate: float) 
 
 
 def _busy_worker(stage: Stage, chance: random.Random) -> Daemon:
-    """Any worker, of those that have something to lose if there are any."""
+    """A random worker, one that runs tasks if there is any."""
     busy = [worker for worker in stage.workers if running(stage, worker)]
     return chance.choice(busy or stage.workers)
 
 
 def frozen(stage: Stage, *, seconds: Sequence[float], rate: float) -> Line:
-    """SIGSTOP of a worker for longer than its lease, then SIGCONT: what it then says does not count; it works on."""
+    """SIGSTOP of a worker for longer than its lease, then SIGCONT. Its late outcomes do not count, and it works on."""
     stage.start(workers=2)
     load = stage.load(lasting(0.3, 0.6, max_attempts=ATTEMPTS), rate=rate)
     victim = stage.workers[0]
@@ -93,12 +93,12 @@ def frozen(stage: Stage, *, seconds: Sequence[float], rate: float) -> Line:
         victim.send(signal.SIGCONT)
         await_new_run(stage, victim, time.time())
     stage.extra |= {"taken_back_s": round(slowest, 2)}
-    stage.must(slowest <= LEASE + AGAIN_WITHIN, f"tasks of a silent worker were taken back after {slowest:.1f} s only")
+    stage.must(slowest <= LEASE + AGAIN_WITHIN, f"tasks of a silent worker were taken back only after {slowest:.1f} s")
     return stage.finish(load)
 
 
 def drains(stage: Stage, *, times: int, rate: float) -> Line:
-    """SIGTERM of workers under load, with tasks that outlast their grace: no task spends an attempt for it."""
+    """SIGTERM of workers under load, with tasks that outlast the grace time. No task spends an attempt on that."""
     options = "--slots", "50", "--grace", "1"
     stage.start(workers=2, options=options)
     short, long = lasting(0.05, 0.4), lasting(3, 4)
@@ -108,7 +108,7 @@ def drains(stage: Stage, *, times: int, rate: float) -> Line:
         stage.await_ready()
         victim = stage.workers.pop(0)
         await_busy(stage, victim, load, 3)
-        stage.gone(victim)
+        stage.expect_end(victim)
         stage.launch_worker(*options)
         began = time.monotonic()
         status = victim.terminate(END_SECONDS)
@@ -123,7 +123,7 @@ def drains(stage: Stage, *, times: int, rate: float) -> Line:
 
 
 def poison(stage: Stage, *, good: int) -> Line:
-    """One task kills its worker whenever it is run. It alone fails, and says why."""
+    """One task kills its worker whenever it runs. Only this task fails, with a reason."""
     stage.start(workers=2)
     well = lasting(0.0, 0.3)
 
@@ -132,11 +132,11 @@ def poison(stage: Stage, *, good: int) -> Line:
 
     load = stage.load(spec, total=good + 1)
     deadline = time.monotonic() + END_SECONDS
-    # who restarts workers here as systemd does
+    # restart workers as systemd does
     while (not load.done or stage.count("finished_at IS NULL")) and time.monotonic() < deadline:
         for worker in [w for w in stage.workers if w.returncode is not None]:
             stage.must(worker.returncode == 1, f"a worker ended with {worker.returncode}: {worker.output()[-1000:]}")
-            stage.gone(worker)
+            stage.expect_end(worker)
             stage.workers.remove(worker)
             stage.launch_worker()
         time.sleep(0.1)
@@ -148,7 +148,7 @@ def poison(stage: Stage, *, good: int) -> Line:
     stage.extra |= {"poison": {"status": status, "attempt": attempt, "error": error, "deaths": deaths}}
     stage.must(status == "Fallida", f"the poison is {status}")
     stage.must(attempt == deaths == 3, f"the poison was run {deaths} times and is in attempt {attempt}")
-    stage.must(error and "worker" in error, f"the poison does not say why it failed: {error!r}")
-    innocent = stage.count("kind <> 'poison' AND status <> 'Completada'")
-    stage.must(innocent == 0, f"{innocent} innocent tasks did not end well")
+    stage.must(error and "worker" in error, f"the error of the poison does not name the worker: {error!r}")
+    others = stage.count("kind <> 'poison' AND status <> 'Completada'")
+    stage.must(others == 0, f"{others} other tasks did not succeed")
     return stage.finish(load, {"failed": 1})

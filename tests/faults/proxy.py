@@ -1,8 +1,8 @@
-"""A proxy before PostgreSQL that cuts a connection at a chosen statement, before or after PostgreSQL has had it.
+"""A proxy before PostgreSQL that cuts a connection at a chosen statement, before or after PostgreSQL executes it.
 
-It reads just enough of the protocol (PostgreSQL's manual, "Frontend/Backend Protocol", "Message Formats") to know where
-a message begins. taskd's statements are simple queries, each a transaction of its own: with the message ``EXECUTE
-name`` the COMMIT has been forwarded, and the answer's last message, ReadyForQuery, says that it was done.
+It reads just enough of the protocol (PostgreSQL's manual, "Frontend/Backend Protocol", "Message Formats") to find the
+beginning of a message. The statements of taskd are simple queries, each in its own transaction: the message ``EXECUTE
+name`` includes the COMMIT, and the last message of the answer, ReadyForQuery, confirms it.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from types import TracebackType
 
 _SIZE = struct.Struct("!I")
 _REFUSES_TLS = {80877103: "SSLRequest", 80877104: "GSSENCRequest"}
-"""After these the client begins again, once the server has declined."""
+"""Requests that the server declines. The client then sends another first packet."""
 
 _RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER: closing discards what is left and resets the connection."""
+"""The value of SO_LINGER that makes close() discard unsent data and reset the connection."""
 
 
 class Moment(enum.Enum):
-    """When to cut."""
+    """When to cut the connection."""
 
     BEFORE = "before the statement is forwarded"
     DURING = "once it is forwarded, while PostgreSQL works on it"
-    AFTER = "when PostgreSQL has answered, before the answer is forwarded"
-    SILENT = "not at all: it is forwarded, and nothing ever comes back"
+    AFTER = "after PostgreSQL has answered, before the answer is forwarded"
+    SILENT = "never: the statement is forwarded, but its answer is not"
 
 
 class Proxy:
-    """Listens on ``port``; as a context manager it is closed at the end of the block."""
+    """Listens on ``port``. As a context manager it closes at the end of the block."""
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         self._target = (host, port)
@@ -43,24 +43,24 @@ class Proxy:
         self._lock = threading.Lock()
         self._armed: tuple[bytes, Moment] | None = None
         self._hit = threading.Event()
-        self._links: set[_Link] = set()
+        self._connections: set[_ProxiedConnection] = set()
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
 
     def arm(self, statement: str, moment: Moment) -> None:
-        """Cut the connection on which this prepared statement is next executed, once."""
+        """Cut the next connection that executes this prepared statement, once."""
         with self._lock:
             self._hit.clear()
             self._armed = (b"EXECUTE %s " % statement.encode(), moment)
 
     def wait_hit(self, timeout: float) -> bool:
-        """Wait until that has happened; disarmed and False when it did not."""
+        """Wait until that has happened. Returns False, and disarms the proxy, if it did not happen in time."""
         hit = self._hit.wait(timeout)
         with self._lock:
             self._armed = None
         return hit
 
     def triggered(self, query: bytes) -> Moment | None:
-        """Whether this query is the one, and what is to be done."""
+        """The moment to cut, if this query is the chosen statement; else None."""
         with self._lock:
             if self._armed is None or not query.lstrip().startswith(self._armed[0]):
                 return None
@@ -70,18 +70,18 @@ class Proxy:
             return moment
 
     def done(self) -> None:
-        """It has been done."""
+        """The connection has been cut."""
         self._hit.set()
 
-    def gone(self, link: _Link) -> None:
-        """A connection has ended."""
-        self._links.discard(link)
+    def ended(self, connection: _ProxiedConnection) -> None:
+        """Forget a connection that has ended."""
+        self._connections.discard(connection)
 
     def close(self) -> None:
-        """Cut everything."""
+        """Cut all connections."""
         self._listener.close()
-        for link in tuple(self._links):
-            link.cut()
+        for connection in tuple(self._connections):
+            connection.cut()
 
     def _accept(self) -> None:
         while True:
@@ -95,9 +95,9 @@ class Proxy:
                 client.close()
                 continue
             server.settimeout(None)
-            link = _Link(self, client, server)
-            self._links.add(link)
-            link.start()
+            connection = _ProxiedConnection(self, client, server)
+            self._connections.add(connection)
+            connection.start()
 
     def __enter__(self) -> Proxy:
         return self
@@ -108,46 +108,46 @@ class Proxy:
         self.close()
 
 
-class _Link:
-    """One connection through the proxy, a thread for each direction."""
+class _ProxiedConnection:
+    """One connection through the proxy, with one thread for each direction."""
 
     def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket) -> None:
         self._proxy = proxy
         self._client = client
         self._server = server
         self._moment: Moment | None = None
-        self._told = False
+        self._reported = False
         for each in (client, server):
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def start(self) -> None:
         """Forward until one side closes."""
         for forward in (self._to_server, self._to_client):
-            threading.Thread(target=self._guard, args=(forward,), name="link", daemon=True).start()
+            threading.Thread(target=self._guard, args=(forward,), name="proxied connection", daemon=True).start()
 
     def cut(self) -> None:
-        """Reset the client's connection, close the server's."""
+        """Reset the connection to the client, and close the one to the server."""
         with contextlib.suppress(OSError):
             self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         for each in (self._client, self._server):
-            # a thread that reads from it wakes up
+            # this wakes the thread that reads from the socket
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
             each.close()
 
     def _done(self) -> None:
-        # once: by the second time another one may have been ordered
-        if not self._told:
-            self._told = True
+        # report once only: the proxy may be armed again by the second time
+        if not self._reported:
+            self._reported = True
             self._proxy.done()
 
     def _guard(self, forward: Callable[[], None]) -> None:
         with contextlib.suppress(OSError):
             forward()
-        # what PostgreSQL still works on is not disturbed by the end of the client's side
+        # the end of the client must not disturb a statement that PostgreSQL still executes
         if self._moment in (None, Moment.SILENT) or forward == self._to_client:
             self.cut()
-            self._proxy.gone(self)
+            self._proxy.ended(self)
 
     def _to_server(self) -> None:
         reader = _Reader(self._client)
@@ -179,7 +179,7 @@ class _Link:
                 self._client.sendall(data)
             elif self._moment is Moment.SILENT:
                 self._done()
-            # ReadyForQuery is the last message of an answer, and six bytes long
+            # ReadyForQuery ends an answer and has six bytes
             elif end[:-1] == b"Z\0\0\0\5":
                 self.cut()
                 self._done()
@@ -187,14 +187,14 @@ class _Link:
 
 
 class _Reader:
-    """Messages of a client."""
+    """Splits the bytes of a client into messages."""
 
     def __init__(self, source: socket.socket) -> None:
         self._source = source
         self._buffer = bytearray()
 
     def start(self) -> Iterator[bytes]:
-        """The packets before the first message: they have no type."""
+        """The packets before the first message. They have no type."""
         while True:
             packet = self._take(self._size(0))
             yield packet
@@ -202,7 +202,7 @@ class _Reader:
                 return
 
     def messages(self) -> Iterator[tuple[bytes, bytes]]:
-        """Type and whole message."""
+        """Pairs of a message's type and the whole message."""
         while True:
             size = self._size(1)
             message = self._take(1 + size)

@@ -1,4 +1,4 @@
-"""All scenarios, with their counts in small and in full."""
+"""The table of all scenarios, with their quick and full counts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.faults.stage import Services, Stage
 
 
 class Scenario(NamedTuple):
-    """``play`` gets a stage and the counts, ``quick`` (None: not at all) or ``full``."""
+    """``play`` gets a stage and one of the counts, ``quick`` or ``full``. No quick run if ``quick`` is None."""
 
     play: Callable[..., dict[str, Any]]
     quick: dict[str, Any] | None
@@ -32,7 +32,7 @@ SCENARIOS: dict[str, Scenario] = {
     "frozen": Scenario(
         processes.frozen,
         {"seconds": [5], "rate": 20},
-        # the last one is longer than the heartbeats of RabbitMQ: the worker has lost its channel as well
+        # the last pause outlasts the heartbeats of RabbitMQ, so the worker loses its channel too
         {"seconds": [5, 5, 10, 40], "rate": 40},
     ),
     "drains": Scenario(processes.drains, {"times": 2, "rate": 40}, {"times": 10, "rate": 60}),
@@ -57,7 +57,7 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "answers_lost": Scenario(
         commits.commits_cut,
-        # a statement is given up after the twelve seconds of PostgresConnection's patience: too long for the tests
+        # PostgresConnection gives a statement up after twelve seconds, which is too long for the quick run
         None,
         {"times": 1, "moments": (Moment.SILENT,), "rate": 40},
     ),
@@ -65,9 +65,9 @@ SCENARIOS: dict[str, Scenario] = {
 
 
 def play(name: str, own: Services, full: bool = False, keep: Path | None = None) -> dict[str, Any]:
-    """Play one scenario; its line. Raises Broken with the line when a promise was broken.
+    """Run one scenario and return its line. Raises Broken with the line if a promise was broken.
 
-    What the daemons print is in the folder ``keep`` afterwards.
+    The output of the daemons is kept in the folder ``keep``, if given.
     """
     scenario = SCENARIOS[name]
     counts = scenario.full if full else scenario.quick

@@ -1,4 +1,4 @@
-"""Where a scenario plays: services that may be broken, daemons over them, and how it ends."""
+"""The stage of a scenario: services that it may break, its daemons, and the checks at its end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.faults.worker import KIND, RUNS, Run, read_runs
 from tests.processes import eventually
 
 BACK_WITHIN = 10.0
-"""Seconds after which taskd must be at work again once PostgreSQL or RabbitMQ are back."""
+"""Seconds within which taskd must work again after PostgreSQL or RabbitMQ have started again."""
 
 WAIT_BACK = 3 * BACK_WITHIN
 
@@ -32,19 +32,19 @@ AGAIN_WITHIN = 5.0
 """Seconds within which the tasks of a killed worker must be running again."""
 
 MAX_GROWTH = 50.0
-"""MiB by which a server may grow."""
+"""The largest allowed growth of a server's memory in MiB."""
 
 END_SECONDS = 90.0
-"""What the tasks get to end when no more is going wrong, and twice what daemons get to drain."""
+"""The time limit in seconds for all tasks to end after the last fault. Daemons get half of it to drain."""
 
 ATTEMPTS = 50
-"""Of the tasks of a scenario that kills their workers: that they fail for having been killed too often is no defect."""
+"""The max_attempts of tasks whose workers are killed, so that they do not fail for being killed too often."""
 
 BAD_WORDS = ("Traceback", "was never awaited", "Unhandled")
 
 
 class Broken(AssertionError):
-    """A promise was broken: which, says the ``line`` of the scenario."""
+    """A promise was broken. ``line`` is the line of the scenario, with its violations."""
 
     def __init__(self, line: dict[str, Any]) -> None:
         super().__init__(line)
@@ -58,14 +58,14 @@ class Services(NamedTuple):
     rabbitmq: services.RabbitMQ
 
     def stop(self) -> None:
-        """End both."""
+        """Stop both at once."""
         self.rabbitmq.kill()
         self.postgres.stop("immediate")
 
 
 @functools.cache
 def own_services() -> Services:
-    """Started on first use; they end with this process."""
+    """The services of the scenarios. They start on first use and end with this process."""
     found = Services(services.Postgres(), services.RabbitMQ())
     found.rabbitmq.launch()
     found.postgres.start()
@@ -74,7 +74,7 @@ def own_services() -> Services:
 
 
 class _Cluster(Cluster):
-    """Its workers have the handlers of these scenarios."""
+    """A cluster whose workers have the handlers of these scenarios."""
 
     def _run(self, command: str, options: Sequence[str], env: dict[str, str], folder: Path) -> Daemon:
         if command != "taskworker":
@@ -84,9 +84,9 @@ class _Cluster(Cluster):
 
 
 class Stage:
-    """A database, a queue and daemons of one scenario; as a context manager they end with the block.
+    """The database, the queue and the daemons of one scenario. As a context manager it ends them with the block.
 
-    ``thorough``: look at the end for what is left over as well, which takes a while.
+    ``thorough`` also checks at the end that outbox and queues are empty, which takes some time.
     """
 
     def __init__(self, scenario: str, folder: Path, own: Services, thorough: bool = False) -> None:
@@ -109,7 +109,7 @@ class Stage:
     # -- daemons
 
     def start(self, servers: int = 1, workers: int = 1, options: Sequence[str] = ("--slots", "50")) -> None:
-        """Start daemons, wait until they work, and begin to watch what they do."""
+        """Start daemons, wait until they are ready, and start the audit."""
         for _ in range(servers):
             self.servers.append(self.cluster.launch_server())
         for _ in range(workers):
@@ -119,65 +119,65 @@ class Stage:
         self._rss = {server: _mebibytes(server) for server in self.servers}
 
     def launch_worker(self, *options: str) -> Daemon:
-        """One more worker, or one in place of one that ended."""
+        """Start one more worker."""
         worker = self.cluster.launch_worker(*(options or ("--slots", "50")))
         self.workers.append(worker)
         return worker
 
     def await_ready(self) -> None:
-        """Wait until every daemon is at work."""
+        """Wait until every daemon is ready."""
         for daemons, word in ((self.servers, READY), (self.workers, TAKES_TASKS)):
             for daemon in daemons:
                 daemon.wait_for(word, 60)
 
     def replace_server(self, server: Daemon) -> None:
-        """``kill -9`` of a server, and another one on its port."""
+        """``kill -9`` of a server, and a start of another one on its port."""
         place = self.servers.index(server)
-        self.gone(server)
+        self.expect_end(server)
         server.kill()
         self.servers[place] = self.cluster.launch_server(self.cluster.ports[place])
 
     def kill_worker(self, worker: Daemon) -> audit.Killed:
         """``kill -9`` of a worker."""
-        self.gone(worker)
+        self.expect_end(worker)
         self.workers.remove(worker)
         killed = audit.Killed(worker.pid, time.time())
         worker.kill()
         return killed
 
-    def gone(self, daemon: Daemon) -> None:
-        """This daemon has ended, or will: as it should."""
+    def expect_end(self, daemon: Daemon) -> None:
+        """The scenario ends this daemon, so its end is not a violation."""
         self._ended.add(daemon)
 
     # -- tasks
 
     def load(self, spec: Callable[[int], Spec], **options: Any) -> Load:
-        """Clients that submit, begun."""
+        """Start clients that submit tasks."""
         load = Load(self.cluster.ports, spec, **options)
         self._loads.append(load)
         return load.start()
 
     def rows(self, sql: str) -> list[Any]:
-        """What the database holds."""
+        """The rows of a query."""
         return self.cluster.rows(sql)
 
     def count(self, condition: str) -> int:
-        """How many tasks there are of which this is true."""
+        """The number of tasks that meet this SQL condition."""
         return int(self.rows(f"SELECT count(*) FROM tasks WHERE {condition}")[0][0])
 
     def runs(self) -> list[Run]:
-        """What the handlers noted."""
+        """The runs that the handlers recorded."""
         return read_runs(self._runs)
 
-    # -- findings
+    # -- checks
 
     def must(self, true: object, otherwise: str) -> None:
-        """A promise."""
+        """Record a violation unless ``true``."""
         if not true:
             self.violations.append(otherwise)
 
     def await_back(self, load: Load, since: float) -> float:
-        """Seconds since then until a task has been confirmed and one has ended, both anew; WAIT_BACK when in vain."""
+        """Seconds from ``since`` until a task was confirmed and one has completed; at most WAIT_BACK."""
         sql = f"SELECT min(at) FROM audit WHERE at > {since} AND new = 'completed'"
         found: list[float] = []
 
@@ -193,26 +193,26 @@ class Stage:
             return True
 
         try:
-            eventually(both, WAIT_BACK, "taskd is back at work")
+            eventually(both, WAIT_BACK, "taskd works again")
         except AssertionError:
             found.append(WAIT_BACK)
-        self.must(found[0] <= BACK_WITHIN, f"not back at work in time: {found[0]:.1f} s or never")
+        self.must(found[0] <= BACK_WITHIN, f"taskd did not work again in time: {found[0]:.1f} s or never")
         return found[0]
 
     def must_run_again(self, killed: Sequence[audit.Killed]) -> None:
-        """What these had must have been running again in time."""
+        """Check that the tasks of killed workers ran again in time."""
         changes, _ = audit.read(self.rows)
         seconds = audit.run_again(changes, killed)
         again = [each for each in seconds if each != float("inf")]
         slowest = again[-1] if again else 0.0
         self.extra |= {"ran_again": len(again), "slowest_again_s": round(slowest, 2)}
-        self.must(slowest <= AGAIN_WITHIN, f"a task of a killed worker ran again after {slowest:.1f} s only")
+        self.must(slowest <= AGAIN_WITHIN, f"a task of a killed worker ran again only after {slowest:.1f} s")
         self.must(again == seconds, f"{len(seconds) - len(again)} tasks of killed workers never ran again")
 
     # -- the end
 
     def await_end(self, load: Load) -> None:
-        """Let the clients end what they have begun, and wait until every task has ended."""
+        """Let the clients finish, and wait until every task has ended."""
         load.stop()
         try:
             eventually(lambda: not self.count("finished_at IS NULL"), END_SECONDS, "all tasks have ended")
@@ -221,19 +221,21 @@ class Stage:
             self.violations.append(f"not ended after {END_SECONDS:g} s: {left}")
 
     def finish(self, load: Load, expected: Mapping[str, int] | None = None) -> dict[str, Any]:
-        """Judge what has happened, once all has ended, and give the line of the scenario. ``expected`` are figures
-        that are not 0 for good reason. Raises Broken with that line."""
+        """Wait until everything has ended, check the promises, and return the line of the scenario.
+
+        ``expected`` has the figures that need not be 0. Raises Broken with the line if a promise was broken.
+        """
         self.await_end(load)
-        self._look_at_memory()
+        self._check_memory()
         if self.thorough:
-            self._look_for_left_overs()
+            self._check_left_overs()
         self._end_daemons()
         found = self._figures(load)
         for name in audit.MUST_BE_ZERO:
             wanted = (expected or {}).get(name, 0)
             self.must(found[name] == wanted, f"{name}: {found[name]}" + (f", not {wanted}" if wanted else ""))
-        self.must(found["confirmed"] == found["attempted"], "clients were left without a confirmation")
-        self.violations += load.trouble
+        self.must(found["confirmed"] == found["attempted"], "clients did not get all confirmations")
+        self.violations += load.problems
         line = self._line(load, found)
         if self.violations:
             raise Broken(line)
@@ -247,14 +249,14 @@ class Stage:
         line = {"scenario": self.scenario, **found, "refusals": dict(load.refusals), **self.extra}
         return line | {"seconds": round(time.monotonic() - self._began, 1), "violations": self.violations}
 
-    def _look_at_memory(self) -> None:
-        # those that were not replaced
+    def _check_memory(self) -> None:
+        # only servers that were not replaced
         grown = [_mebibytes(server) - before for server, before in self._rss.items() if server.returncode is None]
         if grown:
             self.extra["server_grew_mib"] = round(max(grown), 1)
             self.must(max(grown) < MAX_GROWTH, f"a server grew by {max(grown):.0f} MiB")
 
-    def _look_for_left_overs(self) -> None:
+    def _check_left_overs(self) -> None:
         empty = "SELECT count(*) FROM outbox WHERE published_at IS NULL OR published_at <> 'infinity'"
         try:
             eventually(lambda: self.rows(empty) == [(0,)], 30, "the outbox is empty")
@@ -270,7 +272,7 @@ class Stage:
         alive = [daemon for daemon in self.cluster.daemons if daemon not in self._ended]
         for daemon in alive:
             self.must(daemon.returncode is None, f"a daemon ended by itself: {daemon.output()[-1000:]}")
-            # one that has only just begun has no handler for the signal yet
+            # a daemon that has just started has no signal handler yet
             daemon.wait_for("taskd ")
             daemon.send(signal.SIGTERM)
         for daemon in alive:
@@ -296,7 +298,7 @@ class Stage:
                 if not load.done:
                     load.abandon()
             if isinstance(error, AssertionError) and not isinstance(error, Broken) and self._loads:
-                # it waited for something in vain: what there is to be said of it all the same
+                # a wait timed out: report the figures all the same
                 self.violations.append(str(error))
                 raise Broken(self._line(self._loads[0], self._figures(self._loads[0]))) from error
         finally:

@@ -1,4 +1,4 @@
-"""The judge itself: each kind of broken promise is seen."""
+"""The audit itself: it finds each kind of broken promise."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ A, B = "host:1:a", "host:2:b"
 
 
 def history(task_id: int, *moves: tuple[str, str | None, float]) -> list[Change]:
-    """Changes of one task: new state, worker, time."""
+    """Changes of one task, from tuples of new state, worker and time."""
     found: list[Change] = []
     for state, worker, at in moves:
         found.append(Change(task_id, found[-1].new if found else None, state, 1, worker, at))
@@ -20,7 +20,7 @@ def history(task_id: int, *moves: tuple[str, str | None, float]) -> list[Change]
 
 
 def judge(changes: Sequence[Change], rows: Sequence[Row], runs: Sequence[Run], *confirmed: tuple[str, int]) -> set[str]:
-    """The figures that are not 0, of clients that attempted what they have a confirmation of."""
+    """The names of the figures that are not 0, for clients that attempted exactly the confirmed tasks."""
     load = Load([], lambda n: {})
     load.confirmations += [Confirmation("ana", key, task_id, 0.0) for key, task_id in confirmed]
     found = figures(load, changes, rows, runs)
@@ -33,34 +33,34 @@ DONE = Row(1, "ana", "k1", "completed", 1, None, True)
 RAN = Run(1, 1, 1, 1, 2.0)
 
 
-def test_a_task_as_it_should_be() -> None:
-    """Nothing is said of it."""
+def test_a_good_task() -> None:
+    """All figures are 0."""
     assert judge(GOOD, [DONE], [RAN], ("k1", 1), ("k1", 1)) == set()
 
 
 def test_a_confirmed_task_that_is_not_there() -> None:
-    """It is lost, and its confirmation was false."""
+    """The task is lost, and its confirmation was false."""
     assert judge(GOOD, [DONE], [RAN], ("k1", 1), ("k2", 2)) == {"lost", "false_confirmations"}
 
 
 def test_a_confirmed_task_that_has_not_ended() -> None:
-    """It counts as lost in the end."""
+    """The task counts as lost."""
     assert judge(GOOD[:2], [DONE._replace(state="running", finished=False)], [RAN], ("k1", 1)) == {"lost"}
 
 
 def test_a_confirmation_with_the_task_of_another_key() -> None:
-    """It is false."""
+    """The confirmation is false."""
     assert judge(GOOD, [DONE], [RAN], ("k2", 1)) == {"false_confirmations"}
 
 
 def test_a_task_that_ends_twice() -> None:
-    """That is an illegal move, too."""
+    """The second end is an illegal move too."""
     twice = [*GOOD, Change(1, "completed", "failed", 1, A, 4)]
     assert judge(twice, [DONE], [RAN], ("k1", 1)) == {"finished_twice", "illegal_moves"}
 
 
 def test_runs() -> None:
-    """A second attempt is told of, a second run of one attempt as well, and a completed task that never ran."""
+    """The audit finds a second attempt, a second run of one attempt, and a completed task that never ran."""
     again = RAN._replace(dispatch=2, attempt=2)
     assert judge(GOOD, [DONE], [RAN, again], ("k1", 1)) == {"run_twice"}
     assert judge(GOOD, [DONE], [RAN, RAN], ("k1", 1)) == {"run_twice", "attempts_doubled"}
@@ -68,16 +68,16 @@ def test_runs() -> None:
 
 
 def test_how_soon_tasks_of_a_killed_worker_run_again() -> None:
-    """Counted are those that it had at its death, claimed or finished a moment after it those included."""
+    """The tasks that it had at its death count, also those that it claimed or finished a moment later."""
     changes = [
         *history(1, ("queued", None, 1), ("running", A, 2), ("running", B, 11.5), ("completed", B, 12)),
         # never again
         *history(2, ("queued", None, 1), ("running", A, 2), ("waiting", None, 13)),
-        # claimed by what it had sent
+        # claimed by a statement that arrived after the death
         *history(3, ("queued", None, 1), ("running", A, 10.1), ("waiting", None, 13), ("running", B, 14)),
-        # finished by what it had sent
+        # finished by a statement that arrived after the death
         *history(4, ("queued", None, 1), ("running", A, 2), ("completed", A, 10.1)),
-        # not its own any more
+        # taken over by another worker before the death
         *history(5, ("queued", None, 1), ("running", A, 2), ("waiting", None, 5), ("running", B, 6)),
         *history(6, ("queued", None, 1), ("running", B, 2), ("completed", B, 30)),
     ]

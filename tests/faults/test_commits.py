@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL that break at the worst moment."""
+"""Connections to PostgreSQL that break around a COMMIT."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from tests.processes import eventually
 
 
 def test_cuts_around_a_commit(own: Services) -> None:
-    """Right before a statement is forwarded, while PostgreSQL works on it, and before its answer comes back."""
+    """Cuts before a statement is forwarded, while PostgreSQL executes it, and before its answer is forwarded."""
     assert play("commits_cut", own)["cuts"] == 12
 
 
 @pytest.mark.parametrize("moment", Moment)
 def test_the_proxy_cuts_when_it_says(own: Services, moment: Moment) -> None:
-    """Only what it did not forward was not done; the client never sees an answer, and other connections live on."""
+    """A forwarded statement is executed. The client never gets an answer, and other connections stay open."""
     table = services.unique("cut")
     own.postgres.query(f"CREATE TABLE {table} (n integer)")
-    # the proxy is closed first: a connection that waits for an answer can not be closed
+    # close the proxy first, because psycopg2 cannot close a connection that waits for an answer
     with contextlib.ExitStack() as stack, Proxy(own.postgres.port) as proxy:
         first, second = (
             stack.enter_context(contextlib.closing(psycopg2.connect(**own.postgres.dsn() | {"port": proxy.port})))

@@ -1,8 +1,7 @@
-"""The worker as it is delivered, with two more handlers: ``python -m tests.faults.worker OPTIONS`` is ``twistd
-taskworker OPTIONS``.
+"""The real worker with two more handlers: ``python -m tests.faults.worker OPTIONS`` is ``twistd taskworker OPTIONS``.
 
-``record`` notes that an attempt has begun, then takes ``{"seconds": n}`` as ``simulate`` does. ``poison`` notes it and
-ends the process on the spot. The notes go to the file that FAULTS_RUNS names.
+``record`` writes a line to the file that FAULTS_RUNS names, then takes ``{"seconds": n}`` as ``simulate`` does.
+``poison`` writes a line too, and ends the process at once.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ KIND = "record"
 """The kind of most tasks."""
 
 RUNS = "FAULTS_RUNS"
-"""The variable that names the file of runs."""
+"""The environment variable that names the file of runs."""
 
 
 class Run(NamedTuple):
-    """An attempt that has begun: ``worker`` is the process id, ``at`` the time in seconds since 1970."""
+    """The start of an attempt. ``worker`` is the process id, ``at`` the time in seconds since 1970."""
 
     task_id: int
     dispatch: int
@@ -44,7 +43,7 @@ class Run(NamedTuple):
 
 
 def read_runs(file: Path) -> list[Run]:
-    """What all workers have noted, in their order."""
+    """The runs that all workers have recorded, in order."""
     found = []
     for line in file.read_text().splitlines() if file.exists() else []:
         task_id, dispatch, attempt, worker, at = line.split()
@@ -52,20 +51,20 @@ def read_runs(file: Path) -> list[Run]:
     return found
 
 
-class Notes:
-    """The file, open for appending: one write a line, so that those of several workers do not mix."""
+class RunLog:
+    """The file of runs. Each line is one write, so that lines of several workers do not mix."""
 
     def __init__(self, file: str) -> None:
         self._file = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def begun(self, task: Task) -> None:
-        """An attempt begins here."""
+        """Record that an attempt of this task starts."""
         line = f"{task.id} {task.dispatch} {task.attempt} {os.getpid()} {time.time():.6f}\n"
         os.write(self._file, line.encode())
 
 
 class _Kind:
-    """What both kinds say of themselves."""
+    """The attributes that both kinds share."""
 
     isolation = "async"
     timeout: float | None = None
@@ -76,7 +75,7 @@ class _Kind:
 
 @implementer(ITaskHandler)
 class Record(_Kind):
-    """Does as another handler does."""
+    """Runs another handler."""
 
     kind = KIND
 
@@ -84,43 +83,43 @@ class Record(_Kind):
         self._then = then
 
     def run(self, task: ITaskContext) -> Any:
-        """Run it."""
+        """Run the other handler."""
         return self._then.run(task)
 
 
 @implementer(ITaskHandler)
 class Poison(_Kind):
-    """Ends the process that runs it."""
+    """Ends the worker process."""
 
     kind = "poison"
 
     async def run(self, task: ITaskContext) -> Any:
-        """Die."""
+        """End the process."""
         os._exit(1)
 
 
-class NotingRunner(Runner):
-    """Notes each run, with the dispatch that a handler does not see."""
+class RecordingRunner(Runner):
+    """Records each run with its dispatch, which a handler does not get."""
 
-    notes: Notes
+    run_log: RunLog
 
     def run(self, task: Task, user: str, said: Any) -> Attempt:
-        """Note, then run."""
+        """Record the run, then start it."""
         if task.kind in (Record.kind, Poison.kind):
-            self.notes.begun(task)
+            self.run_log.begun(task)
         return super().run(task, user, said)
 
 
 def main() -> None:
-    """Run twistd, whose plugin finds the wiring with the handlers of this module added."""
-    NotingRunner.notes = Notes(os.environ[RUNS])
+    """Run twistd after replacing the Runner in the wiring, so that the plugin adds the handlers of this module."""
+    RecordingRunner.run_log = RunLog(os.environ[RUNS])
 
     def runner(clock: IReactorTime, handlers: Iterable[ITaskHandler], **others: Any) -> Runner:
         (simulate,) = handlers
-        return NotingRunner(clock, [simulate, Record(simulate), Poison()], **others)
+        return RecordingRunner(clock, [simulate, Record(simulate), Poison()], **others)
 
     vars(wiring)["Runner"] = runner
-    # only now: what it imports may choose a reactor
+    # imported late, because its imports may install a reactor
     from twisted.scripts.twistd import run
 
     sys.argv = [*TWISTD, "taskworker", *sys.argv[1:]]

@@ -1,4 +1,4 @@
-"""Handlers of all three ways of running, good ones and bad ones, that the daemons of the tests serve."""
+"""Handlers for the daemons of the tests: async, thread and process handlers, good ones and bad ones."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ GARBAGE: dict[str, Any] = {"object": object(), "nan": float("nan"), "nul": "a\0b
 
 
 async def pause(seconds: float) -> None:
-    """On the reactor."""
+    """Wait without blocking the reactor."""
     from twisted.internet import reactor
 
     await deferLater(reactor, seconds)
 
 
 def work(task: ITaskContext) -> Any:
-    """What all ways can: say things, and end as the payload says."""
+    """Log, report progress, and end as the payload says. Handlers of all kinds can do this."""
     task.log(f"hello {task.user}, this is attempt {task.attempt}")
     task.progress(0.25, "a quarter")
     end, first = task.payload.get("end", "well"), task.attempt == 1
@@ -42,35 +42,35 @@ def work(task: ITaskContext) -> Any:
 
 @handler("async.work", backoff=QUICK, max_attempts=2)
 async def async_work(task: ITaskContext) -> Any:
-    """Work on the reactor."""
+    """Do the work on the reactor."""
     await pause(task.payload.get("seconds", 0))
     return work(task)
 
 
 @handler("thread.work", backoff=QUICK, max_attempts=2)
 def thread_work(task: ITaskContext) -> Any:
-    """Work in a thread."""
+    """Do the work in a thread."""
     time.sleep(task.payload.get("seconds", 0))
     return work(task)
 
 
 @handler("process.work", isolation="process", backoff=QUICK, max_attempts=2)
 def process_work(task: ITaskContext) -> Any:
-    """Work in a child process."""
+    """Do the work in a child process."""
     time.sleep(task.payload.get("seconds", 0))
     return work(task)
 
 
 @handler("async.hang", max_attempts=1)
 async def async_hang(task: ITaskContext) -> None:
-    """Never end by itself."""
+    """Never end without cancellation."""
     task.log("hanging")
     await Deferred()
 
 
 @handler("async.stubborn", max_attempts=1)
 async def async_stubborn(task: ITaskContext) -> None:
-    """Go on for some seconds when cancelled."""
+    """Continue for some seconds after the cancellation."""
     try:
         await Deferred()
     except CancelledError:
@@ -79,7 +79,7 @@ async def async_stubborn(task: ITaskContext) -> None:
 
 @handler("thread.hang", max_attempts=1)
 def thread_hang(task: ITaskContext) -> str:
-    """End when told to."""
+    """End when cancelled."""
     task.log("hanging")
     while not task.cancelled:
         time.sleep(0.02)
@@ -88,13 +88,13 @@ def thread_hang(task: ITaskContext) -> str:
 
 @handler("thread.deaf", max_attempts=1)
 def thread_deaf(task: ITaskContext) -> None:
-    """Do not listen for some seconds."""
+    """Ignore the cancellation for some seconds."""
     time.sleep(task.payload.get("seconds", 3))
 
 
 @handler("process.hang", isolation="process", max_attempts=1)
 def process_hang(task: ITaskContext) -> None:
-    """Never end by itself, nor when asked to, and have children that do not either."""
+    """Never end, ignore SIGTERM, and start child processes that do the same."""
     import signal
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -110,7 +110,7 @@ def process_hang(task: ITaskContext) -> None:
 
 @handler("process.leave", isolation="process", max_attempts=1)
 def process_leave(task: ITaskContext) -> str:
-    """End well, and leave a process of its own behind."""
+    """Succeed, and leave a child process behind."""
     if os.fork() == 0:
         os.setsid()
         os.execv("/bin/sleep", ["taskd-left-behind", "600"])
@@ -119,13 +119,13 @@ def process_leave(task: ITaskContext) -> str:
 
 @handler("process.die", isolation="process", max_attempts=1)
 def process_die(task: ITaskContext) -> None:
-    """End the process, as a crash would."""
+    """End the process by a signal, as a crash does."""
     os.kill(os.getpid(), task.payload["signal"])
 
 
 @handler("process.print", isolation="process", max_attempts=1)
 def process_print(task: ITaskContext) -> int:
-    """Print 100 MiB, or so much as the payload says."""
+    """Print 100 MiB, or as many as the payload says."""
     line = b"x" * 1023 + b"\n"
     for _ in range(task.payload.get("mib", 100) * 1024):
         sys.stdout.buffer.write(line)
@@ -134,7 +134,7 @@ def process_print(task: ITaskContext) -> int:
 
 @handler("process.spin", isolation="process", max_attempts=1)
 def process_spin(task: ITaskContext) -> float:
-    """Keep a core busy for so many seconds of its time."""
+    """Keep a core busy until the process has used this number of CPU seconds."""
     end = time.process_time() + task.payload["seconds"]
     while time.process_time() < end:
         pass

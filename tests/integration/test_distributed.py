@@ -1,4 +1,4 @@
-"""Two servers behind nginx, two workers, PostgreSQL and RabbitMQ: the whole picture as real processes."""
+"""Two servers behind nginx, two workers, PostgreSQL and RabbitMQ: the whole system as real processes."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ BATCH = 20
 def cluster(
     tmp_path: Path, postgres: services.Postgres, database: str, rabbitmq: services.RabbitMQ
 ) -> Iterator[Cluster]:
-    """No daemon yet."""
+    """A cluster without daemons."""
     made = Cluster(tmp_path, postgres, database, rabbitmq)
     yield made
     made.close()
 
 
 def test_two_servers_two_workers_behind_a_balancer(cluster: Cluster) -> None:
-    """2,000 tasks of 20 users over both servers: each is run once, seen by its owner live, and by nobody else."""
+    """2,000 tasks of 20 users on both servers: each task runs once, and only its owner sees it."""
     services.require("nginx")
     for _ in range(2):
-        # started at the same moment on an empty database: both must come up
+        # both start at the same moment on an empty database, and both must become ready
         cluster.launch_server()
     for _ in range(2):
         cluster.launch_worker()
@@ -63,7 +63,7 @@ def test_two_servers_two_workers_behind_a_balancer(cluster: Cluster) -> None:
         except BaseException as e:
             failures.append(e)
 
-    # A watcher on the first server sees what its user submits through the second one.
+    # a watcher on the first server sees the tasks that its user submits through the second one
     with user(cluster.ports[0], "watcher") as first, user(cluster.ports[1], "watcher") as second:
         first.request("watch")
         threads = [threading.Thread(target=submit, args=(name,)) for name in names]
@@ -87,8 +87,8 @@ def test_two_servers_two_workers_behind_a_balancer(cluster: Cluster) -> None:
     assert cluster.rows("SELECT state, status, attempt, count(*) FROM tasks GROUP BY 1, 2, 3") == [
         ("completed", "Completada", 1, TASKS + 1)
     ]
-    assert len(cluster.rows("SELECT worker FROM tasks GROUP BY worker")) == 2, "both workers had some"
-    # who closes one direction, as nc does at the end of its input, is answered through the balancer as well
+    assert len(cluster.rows("SELECT worker FROM tasks GROUP BY worker")) == 2, "both workers ran tasks"
+    # a client that closes its sending direction, as nc does at the end of its input, still gets its replies
     assert [reply["status"] for reply in talk(port, ['{"action":"ping"}'] * 3)] == ["success"] * 3
     with user(port, names[0]) as client:
         page = client.request("get_tasks", limit=500)
@@ -98,7 +98,7 @@ def test_two_servers_two_workers_behind_a_balancer(cluster: Cluster) -> None:
             reply = client.request(request["action"], task_id=foreign)
             assert (reply["code"], reply["message"]) == ("not_found", f"you have no task {foreign}")
         assert client.request("wait", task_ids=[foreign])["code"] == "not_found"
-    # nothing is left over between the store and the broker
+    # outbox and queues are empty at the end
     eventually(lambda: cluster.rows("SELECT count(*) FROM outbox WHERE published_at IS NULL") == [(0,)], 10)
     eventually(lambda: "0" in cluster.rabbitmq.ctl("list_queues", "messages", "name").split(), 20)
     for daemon in cluster.daemons:
@@ -107,7 +107,7 @@ def test_two_servers_two_workers_behind_a_balancer(cluster: Cluster) -> None:
 
 
 def test_one_username_twice_at_the_same_moment(cluster: Cluster) -> None:
-    """Over two servers: exactly one success, one in_use."""
+    """On two servers: exactly one reply is success, the other one in_use."""
     for _ in range(2):
         cluster.launch_server()
     for daemon in cluster.daemons:
@@ -122,7 +122,7 @@ def test_one_username_twice_at_the_same_moment(cluster: Cluster) -> None:
 
 
 def test_a_worker_that_stops_gives_its_tasks_to_another_unspent(cluster: Cluster) -> None:
-    """SIGTERM without a grace: they run elsewhere at once, still in their first attempt."""
+    """SIGTERM without grace time: the tasks run on another worker at once, still in their first attempt."""
     cluster.launch_server().wait_for("is ready on port")
     first = cluster.launch_worker("--grace", "0")
     first.wait_for("worker takes tasks")
@@ -139,7 +139,7 @@ def test_a_worker_that_stops_gives_its_tasks_to_another_unspent(cluster: Cluster
 
 
 def test_queues_have_workers_of_their_own(cluster: Cluster) -> None:
-    """A task goes to its queue, and who does not take from it does not get it."""
+    """A task goes to its queue, and only workers of that queue get it."""
     other = services.unique("other")
     cluster.launch_server(TASKD_QUEUES=other).wait_for("is ready on port")
     cluster.launch_worker("--queue", other).wait_for("worker takes tasks")

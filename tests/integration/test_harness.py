@@ -1,4 +1,4 @@
-"""The harness itself: what it skips, what it leaves running, and the balancer that it puts before servers."""
+"""The test harness itself: skipped tests, child processes, private services, and the balancer."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 WANTS_A_SERVICE = """
     from twisted.trial.unittest import TestCase
-    from tests import services
+    from tests import programs, services
 
-    services.missing = lambda: ["postgres", "nginx"]
+    programs.missing = lambda: ["postgres", "nginx"]
 
     def test_plain():
         services.require("postgres")
@@ -71,7 +71,7 @@ def run_pytest(folder: Path, **environment: str) -> list[str]:
 
 
 def start_echo(folder: Path, port: int) -> Daemon:
-    """A server that answers every line with its port."""
+    """Start a server that answers every line with its port."""
     daemon = Daemon.run([sys.executable, "-c", textwrap.dedent(ECHO), str(port)], cwd=folder)
     daemon.wait_for("listening")
     return daemon
@@ -86,21 +86,21 @@ def test_the_last_lines_say_what_was_skipped_and_how_to_get_it(tmp_path: Path) -
 
 
 def test_a_skipped_test_is_a_failure_where_services_are_required(tmp_path: Path) -> None:
-    """As on CI."""
+    """TASKD_REQUIRE_SERVICES=1, as on CI."""
     *_, totals = run_pytest(tmp_path, TASKD_REQUIRE_SERVICES="1")
     assert "2 failed, 1 passed" in totals
 
 
 def test_children_end_with_a_killed_test_run(tmp_path: Path) -> None:
-    """``kill -9`` leaves nothing behind either."""
+    """Even ``kill -9`` of the test run leaves no child behind."""
     if not sys.platform.startswith("linux"):
-        pytest.skip("only Linux tells a child that its parent is dead")
+        pytest.skip("only Linux signals a child when its parent ends")
     program = "import sys; from tests.daemons import *; from pathlib import Path; import time;"
     program += "d = Daemon.run(['sleep', '600'], cwd=Path(sys.argv[1])); print(d.pid, flush=True); time.sleep(600)"
     run = subprocess.Popen([sys.executable, "-c", program, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert run.stdout is not None
     child = int(run.stdout.readline())
-    # before that it is setpriv, which has yet to ask for the signal
+    # before that the child is setpriv, which has not requested the signal yet
     eventually(lambda: Path(f"/proc/{child}/comm").read_text().strip() == "sleep", 10, "the child has begun")
     run.kill()
     run.wait()
@@ -110,7 +110,7 @@ def test_children_end_with_a_killed_test_run(tmp_path: Path) -> None:
 
 def _has_ended(pid: int) -> bool:
     try:
-        # A zombie has ended; it waits for whoever collects orphans here.
+        # a zombie has ended; it waits for init to collect it
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
@@ -142,8 +142,8 @@ def which_server(client: LineClient) -> int:
     return int(json.loads(client.read_line())["port"])
 
 
-def test_a_servers_health_is_its_answer_to_a_ping(tmp_path: Path) -> None:
-    """deploy/healthcheck.py server: well, then gone."""
+def test_the_health_check_of_a_server_is_a_ping(tmp_path: Path) -> None:
+    """deploy/healthcheck.py server: healthy, then down."""
     port = free_port()
     command = [sys.executable, str(ROOT / "deploy" / "healthcheck.py"), "server", f"127.0.0.1:{port}"]
     with start_echo(tmp_path, port):
@@ -154,7 +154,7 @@ def test_a_servers_health_is_its_answer_to_a_ping(tmp_path: Path) -> None:
 
 
 def test_a_crashed_postgres_comes_back_with_what_was_committed() -> None:
-    """A server of its own, with fsync as in production."""
+    """A PostgreSQL of this test only, with fsync as in production."""
     services.require("postgres")
     server = services.Postgres()
     server.start()
@@ -171,7 +171,7 @@ def test_a_crashed_postgres_comes_back_with_what_was_committed() -> None:
 
 
 def test_databases_of_the_shared_postgres_are_apart(postgres: services.Postgres, database: str) -> None:
-    """Each test has its own."""
+    """Each test has its own database."""
     other = postgres.create_database()
     postgres.query("CREATE TABLE mine ()", database=database)
     assert postgres.query("SELECT to_regclass('mine')", database=other) == [(None,)]
@@ -180,15 +180,16 @@ def test_databases_of_the_shared_postgres_are_apart(postgres: services.Postgres,
 
 
 def test_rabbitmq_runs_apart_from_the_machines_own(rabbitmq: services.RabbitMQ) -> None:
-    """Another port, another node name, another Erlang port mapper."""
+    """It has its own port, node name and Erlang port mapper."""
     assert rabbitmq.port != 5672
-    assert rabbitmq.ctl("list_users").split()[0] == rabbitmq.env()["RABBITMQ_USER"]
+    users = [line.split()[0] for line in rabbitmq.ctl("list_users").splitlines()]
+    assert rabbitmq.env()["RABBITMQ_USER"] in users
     with socket.create_connection((rabbitmq.host, rabbitmq.port), 5):
         pass
 
 
 def test_services_see_nothing_of_the_callers_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A developer's own settings stay out of the daemons under test."""
+    """The settings of a developer do not reach the tested daemons."""
     monkeypatch.setenv("POSTGRES_HOST", "production")
     monkeypatch.setenv("TASKD_SLOTS", "1")
     environment = clean_environment(TASKD_SLOTS="2")
@@ -196,8 +197,8 @@ def test_services_see_nothing_of_the_callers_environment(monkeypatch: pytest.Mon
     assert os.environ["POSTGRES_HOST"] == "production"
 
 
-def test_what_does_not_end_in_time_is_killed(tmp_path: Path) -> None:
-    """And reported with its output."""
+def test_a_process_that_does_not_end_in_time_is_killed(tmp_path: Path) -> None:
+    """The error has its output."""
     program = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
     )

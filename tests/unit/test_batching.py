@@ -1,4 +1,4 @@
-"""taskd.batching: who goes together, when, and what becomes of them."""
+"""taskd.batching: which items form a batch, when it starts, and what each caller gets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from taskd.model.errors import Unavailable
 
 
 class Flushes:
-    """Batches that are flushed when the test says so: each answers with its items doubled, or with an error."""
+    """Batches that end when the test ends them. Each returns its items doubled, or raises."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -34,11 +34,11 @@ class Flushes:
         return [item * 2 for item in batch]
 
     @property
-    def under_way(self) -> int:
+    def running(self) -> int:
         return len(self._ends)
 
     def end(self, error: Exception | None = None) -> None:
-        """The oldest batch under way ends."""
+        """End the oldest running batch."""
         end = self._ends.pop(0)
         if error is None:
             end.callback(None)
@@ -67,7 +67,7 @@ class BatcherTests(SynchronousTestCase):
         for item in items:
             batcher.submit(item).addBoth(note(item))
 
-    def test_what_comes_in_one_turn_of_the_reactor_goes_together(self) -> None:
+    def test_items_of_one_reactor_turn_form_one_batch(self) -> None:
         batcher = self.batcher()
         self.submit(batcher, 1, 2, 3)
         self.assertEqual(self.flushes.batches, [])
@@ -78,7 +78,7 @@ class BatcherTests(SynchronousTestCase):
         self.assertEqual(self.results, {1: 2, 2: 4, 3: 6})
         self.assertEqual(self.order, [1, 2, 3])
 
-    def test_callers_gather_while_one_is_under_way(self) -> None:
+    def test_items_gather_while_a_batch_is_running(self) -> None:
         batcher = self.batcher()
         self.submit(batcher, 1)
         self.clock.advance(0)
@@ -89,7 +89,7 @@ class BatcherTests(SynchronousTestCase):
         self.clock.advance(0)
         self.assertEqual(self.flushes.batches, [[1], [2, 3]])
 
-    def test_nobody_waits_longer_than_two_milliseconds_for_company(self) -> None:
+    def test_an_item_waits_two_milliseconds_at_most(self) -> None:
         batcher = self.batcher()
         self.submit(batcher, 1)
         self.clock.advance(0)
@@ -100,7 +100,7 @@ class BatcherTests(SynchronousTestCase):
         self.clock.advance(0.0001)
         self.assertEqual(self.flushes.batches, [[1], [2, 3]])
 
-    def test_no_more_batches_than_the_concurrency(self) -> None:
+    def test_concurrency_limits_running_batches(self) -> None:
         batcher = self.batcher(concurrency=2)
         for item in (1, 2, 3, 4):
             self.submit(batcher, item)
@@ -109,9 +109,9 @@ class BatcherTests(SynchronousTestCase):
         self.flushes.end()
         self.clock.advance(0)
         self.assertEqual(self.flushes.batches, [[1], [2], [3, 4]])
-        self.assertEqual(self.flushes.under_way, 2)
+        self.assertEqual(self.flushes.running, 2)
 
-    def test_the_weight_of_a_batch_is_bounded(self) -> None:
+    def test_a_batch_has_a_maximum_weight(self) -> None:
         batcher = self.batcher(max_weight=10, weigh=lambda item: item, concurrency=1)
         self.submit(batcher, 4, 6, 1, 9, 50, 2, 2)
         self.flushes.at_once = True
@@ -120,7 +120,7 @@ class BatcherTests(SynchronousTestCase):
         self.assertEqual(self.flushes.batches, [[4, 6], [1, 9], [50], [2, 2]])
         self.assertEqual(self.order, [4, 6, 1, 9, 50, 2, 2])
 
-    def test_the_number_of_items_is_bounded(self) -> None:
+    def test_a_batch_has_a_maximum_number_of_items(self) -> None:
         batcher = self.batcher(max_weight=2)
         self.flushes.at_once = True
         self.submit(batcher, 1, 2, 3, 4, 5)
@@ -150,13 +150,13 @@ class BatcherTests(SynchronousTestCase):
     def test_unavailable_fails_all_without_trying_them_one_by_one(self) -> None:
         batcher = self.batcher()
         self.flushes.at_once = True
-        self.flushes.poison[5] = error = Unavailable("the store is away")
+        self.flushes.poison[5] = error = Unavailable("the store is down")
         self.submit(batcher, *range(9))
         self.clock.advance(0)
         self.assertEqual(self.flushes.batches, [list(range(9))])
         self.assertEqual(self.results, dict.fromkeys(range(9), error))
 
-    def test_it_goes_on_behind_a_failure(self) -> None:
+    def test_a_failure_does_not_stop_the_next_batch(self) -> None:
         batcher = self.batcher(concurrency=1)
         self.submit(batcher, 1)
         self.clock.advance(0)
@@ -175,7 +175,7 @@ class BatcherTests(SynchronousTestCase):
         self.clock.advance(0)
         self.assertIsInstance(self.results[1], RuntimeError)
 
-    def test_who_is_answered_may_submit_again(self) -> None:
+    def test_a_callback_may_submit_again(self) -> None:
         batcher = self.batcher()
         self.flushes.at_once = True
         batcher.submit(1).addCallback(lambda result: self.submit(batcher, result + 1))
@@ -183,7 +183,7 @@ class BatcherTests(SynchronousTestCase):
         self.clock.advance(0.002)
         self.assertEqual(self.results, {3: 6})
 
-    def test_a_caller_that_raises_or_gives_up_harms_nobody(self) -> None:
+    def test_a_callback_that_raises_or_cancels_harms_no_other(self) -> None:
         batcher = self.batcher()
         failing = batcher.submit(1).addCallback(lambda _: 1 / 0)
         given_up = batcher.submit(2)
@@ -214,5 +214,5 @@ class BatcherTests(SynchronousTestCase):
         drained = batcher.drained()
         self.clock.advance(0)
         self.assertNoResult(drained)
-        self.flushes.end(Unavailable("the store is away"))
+        self.flushes.end(Unavailable("the store is down"))
         self.successResultOf(drained)

@@ -1,8 +1,8 @@
 """The broker of the distributed server: RabbitMQ.
 
-Two connections, because RabbitMQ's alarms block those that publish: one publishes work and news, the other consumes
-them, opened when something is first to be consumed. This module and those named after it are the only ones that know
-pika. Import it when the reactor is installed: pika takes the one it finds.
+It uses two connections, because an alarm of RabbitMQ blocks connections that publish: one publishes work and events,
+the other consumes them. The second one is opened for the first consumer. Import this module after the reactor is
+installed, because pika takes the reactor that it finds.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from taskd.broker.rabbitmq.connection import Connection, ConnectionLost, quiet_pika, within
-from taskd.broker.rabbitmq.consumer import RabbitConsumer, Subscription
-from taskd.broker.rabbitmq.publisher import EventSupervisor, PublisherSupervisor
-from taskd.broker.rabbitmq.reconnecting import ChannelSupervisor, Incident, ReconnectingConnection
-from taskd.broker.rabbitmq.topology import Declared, Topology
+from taskd.broker.rabbitmq.connection import Connection, ConnectionLost, redirect_pika_logs, with_timeout
+from taskd.broker.rabbitmq.consumer import RabbitConsumer
+from taskd.broker.rabbitmq.events import EventPublisher, EventSubscription
+from taskd.broker.rabbitmq.publisher import PublisherSupervisor
+from taskd.broker.rabbitmq.reconnecting import ChannelSupervisor, OutageReporter, ReconnectingConnection
+from taskd.broker.rabbitmq.topology import QueueCounts, Topology
 from taskd.config import RabbitMQ
 from taskd.model.errors import BrokerUnavailable
 from taskd.ports.broker import CHANGES, Delivery, IBroker
 from taskd.ports.scheduling import Dispatch
 
 DECLARE_SECONDS = 5.0
-"""How long RabbitMQ may take to declare a queue, or to tell its depth."""
+"""How long RabbitMQ may take to declare a queue, which also gives its depth."""
 
 
 @implementer(IBroker)
 class RabbitBroker:
-    """IBroker on RabbitMQ. ``queues`` are declared on every connection; others when they are first used."""
+    """IBroker on RabbitMQ. It declares ``queues`` on every new connection, and other queues on first use."""
 
     log = Logger()
 
@@ -42,68 +43,68 @@ class RabbitBroker:
         queues: Sequence[str],
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        quiet_pika()
+        redirect_pika_logs()
         self._reactor = reactor
         self._queues = tuple(queues)
         self._jitter = jitter
         self._name = f"RabbitMQ at {settings.host}:{settings.port}"
-        self._incident = Incident(self._name)
+        self._outage = OutageReporter(self._name)
         self._topology = Topology(self._name)
         self._declared: set[str] = set()
-        self._publishing = PublisherSupervisor(reactor, self._declared.discard, jitter)
-        self._news = EventSupervisor(reactor, jitter)
-        self._subscriptions: dict[str, Subscription] = {}
+        self._work = PublisherSupervisor(reactor, self._declared.discard, jitter)
+        self._events = EventPublisher(reactor, jitter)
+        self._subscriptions: dict[str, EventSubscription] = {}
         self._consumers: list[ChannelSupervisor] = []
-        self._outgoing = ReconnectingConnection(
-            reactor, settings, "taskd publishing", self._open_outgoing, self._incident, jitter
+        self._publishing = ReconnectingConnection(
+            reactor, settings, "taskd publishing", self._set_up_publishing, self._outage, jitter
         )
-        self._incoming = ReconnectingConnection(
-            reactor, settings, "taskd consuming", self._open_incoming, self._incident, jitter
+        self._consuming = ReconnectingConnection(
+            reactor, settings, "taskd consuming", self._set_up_consuming, self._outage, jitter
         )
         self._running = False
 
     @property
     def ready(self) -> bool:
         """True while messages can be published."""
-        publisher = self._publishing.publisher
+        publisher = self._work.publisher
         return publisher is not None and publisher.ready
 
     @property
     def consuming(self) -> bool:
-        """True while everything that is to be consumed can arrive."""
+        """True while every consumer and subscription has its channel."""
         wanted = [consumer for consumer in self._consumers if not consumer.stopped]
         return bool(wanted) and all(consumer.ready for consumer in wanted)
 
     @property
     def blocked(self) -> str | None:
-        """Why RabbitMQ takes no messages though it is there, such as ``low on memory``."""
-        connection = self._outgoing.connection
+        """Why RabbitMQ is up but takes no messages, such as ``low on memory``; None if it takes them."""
+        connection = self._publishing.connection
         return connection.blocked if connection is not None else None
 
     @property
-    def trouble(self) -> str | None:
-        """Why there is no connection, None while there is."""
-        return self._incident.trouble
+    def outage(self) -> str | None:
+        """Why a connection is down; None while all are up."""
+        return self._outage.reason
 
     async def start(self) -> None:
-        """Begin to connect."""
+        """Start connecting."""
         self._running = True
-        self._outgoing.start()
+        self._publishing.start()
         if self._consumers:
-            self._incoming.start()
+            self._consuming.start()
 
     async def stop(self) -> None:
-        """Close both connections in order or, after two seconds, by force."""
+        """Close both connections in order, or abort them after two seconds."""
         self._running = False
-        links = (self._incoming, self._outgoing)
-        await gatherResults([Deferred.fromCoroutine(link.stop()) for link in links])
+        connections = (self._consuming, self._publishing)
+        await gatherResults([Deferred.fromCoroutine(connection.stop()) for connection in connections])
         self._consumers.clear()
 
     async def publish(self, queue: str, messages: Sequence[Dispatch]) -> None:
-        """Hand messages over. Raises BrokerUnavailable."""
+        """Publish messages and wait for the confirms. Raises BrokerUnavailable."""
         if queue not in self._declared:
             await self._declare(queue)
-        publisher = self._publishing.publisher
+        publisher = self._work.publisher
         if publisher is None:
             raise BrokerUnavailable(f"{self._name} cannot be reached")
         await publisher.publish(queue, messages)
@@ -115,24 +116,24 @@ class RabbitBroker:
         on_deliveries: Callable[[Sequence[Delivery]], None],
         on_lost: Callable[[], None],
     ) -> RabbitConsumer:
-        """Consume a work queue from now on."""
+        """Consume a work queue."""
         consumer = RabbitConsumer(self._reactor, self._topology, queue, prefetch, on_deliveries, on_lost, self._jitter)
         self._add(consumer)
         return consumer
 
     async def depth(self, queue: str) -> int:
-        """Messages ready in the queue; one that was deleted is declared again, and empty. Raises BrokerUnavailable."""
+        """The number of ready messages; a queue that was deleted is declared again. Raises BrokerUnavailable."""
         return (await self._declare(queue)).messages
 
     def announce(self, news: bytes, topic: str = CHANGES) -> None:
-        """Send news to every subscriber of a topic."""
-        self._news.announce(news, topic)
+        """Send an event batch to every subscriber of a topic."""
+        self._events.publish(news, topic)
 
     def subscribe(self, on_news: Callable[[bytes], None], on_gap: Callable[[], None], topic: str = CHANGES) -> None:
-        """Hear all news of a topic from now on. ``on_gap`` is called each time that hearing begins."""
+        """Call ``on_news`` for all events of a topic, and ``on_gap`` each time that the subscription starts again."""
         subscription = self._subscriptions.get(topic)
         if subscription is None:
-            subscription = self._subscriptions[topic] = Subscription(self._reactor, topic, self._jitter)
+            subscription = self._subscriptions[topic] = EventSubscription(self._reactor, topic, self._jitter)
         subscription.add(on_news, on_gap)
         if subscription not in self._consumers:
             self._add(subscription)
@@ -140,44 +141,44 @@ class RabbitBroker:
     def _add(self, consumer: ChannelSupervisor) -> None:
         self._consumers = [c for c in self._consumers if not c.stopped]
         self._consumers.append(consumer)
-        if self._incoming.connection is not None:
-            consumer.attach(self._incoming.connection)
+        if self._consuming.connection is not None:
+            consumer.attach(self._consuming.connection)
         elif self._running:
-            self._incoming.start()
+            self._consuming.start()
 
-    async def _declare(self, queue: str) -> Declared:
-        connection = self._outgoing.connection
+    async def _declare(self, queue: str) -> QueueCounts:
+        connection = self._publishing.connection
         if connection is None:
             raise BrokerUnavailable(f"{self._name} cannot be reached")
         if connection.blocked:
             raise BrokerUnavailable(f"{self._name} takes no messages: {connection.blocked}")
         try:
-            declared = Deferred.fromCoroutine(self._topology.declare_queue(connection, queue))
-            found = await within(self._reactor, DECLARE_SECONDS, declared)
+            declaring = Deferred.fromCoroutine(self._topology.declare_queue(connection, queue))
+            counts = await with_timeout(self._reactor, DECLARE_SECONDS, declaring)
         except ConnectionLost as e:
             raise BrokerUnavailable(f"{self._name}: {e}") from None
         self._declared.add(queue)
-        return found
+        return counts
 
-    async def _open_outgoing(self, connection: Connection) -> None:
-        connection.on_blocked.append(lambda: self._tell_blocked(connection))
+    async def _set_up_publishing(self, connection: Connection) -> None:
+        connection.on_blocked.append(self._log_blocked)
         await self._topology.declare(connection, self._queues)
         self._declared.clear()
         self._declared.update(self._queues)
-        await self._news.attach(connection)
-        # the last, because in an alarm RabbitMQ reads nothing after the first message
-        await self._publishing.attach(connection)
+        await self._events.attach(connection)
+        # last, because during an alarm RabbitMQ reads nothing after the first message
+        await self._work.attach(connection)
 
-    async def _open_incoming(self, connection: Connection) -> None:
+    async def _set_up_consuming(self, connection: Connection) -> None:
         await self._topology.declare(connection, self._queues)
         attached: set[ChannelSupervisor] = set()
-        # more may be added while those before are set up
+        # others may be added during the set-up of one
         while waiting := [c for c in self._consumers if c not in attached]:
             attached.add(waiting[0])
             await waiting[0].attach(connection)
 
-    def _tell_blocked(self, connection: Connection) -> None:
-        if connection.blocked:
-            self.log.warn("{name} takes no messages: {reason}", name=self._name, reason=connection.blocked)
+    def _log_blocked(self, reason: str | None) -> None:
+        if reason:
+            self.log.warn("{name} takes no messages: {reason}", name=self._name, reason=reason)
         else:
             self.log.info("{name} takes messages again", name=self._name)

@@ -1,8 +1,8 @@
-"""One connection to RabbitMQ and its channels, each an object for one lifetime, on pika's Twisted adapter.
+"""One connection to RabbitMQ and its channels, on pika's Twisted adapter. Neither is used again once it has closed.
 
-pika's protocol stands behind ours, which adds what it leaves out: closing takes bounded time, whoever asks for it; the
-cause of death is known; deliveries are read without pika (see rabbitmq_frames); and a Deferred of ours can always be
-given up, because pika never fires one of its own into our hands.
+The class Connection wraps pika's protocol and adds what pika lacks: closing takes bounded time, whichever side starts
+it; the reason for the end is known; frames.py reads deliveries without pika. Callers may cancel every Deferred that
+they get here, because none of them is one of pika's.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pika.exceptions import AMQPError, ChannelClosed, ConnectionClosed
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import Protocol
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -26,23 +27,23 @@ from taskd.broker.rabbitmq.frames import MAX_FRAME, FrameReader, Handler
 from taskd.config import RabbitMQ
 
 with warnings.catch_warnings():
-    # its leaving pika 2.0 concerns us, not whoever runs taskd
+    # pika 2.0 will drop this adapter: that concerns the developers of taskd, not its users
     warnings.simplefilter("ignore", DeprecationWarning)
     from pika.adapters.twisted_connection import TwistedProtocolConnection
 
 T = TypeVar("T")
 
 HEARTBEAT = 10
-"""Seconds. A silent peer is noticed within two and a half of these."""
+"""Seconds. pika notices a silent peer within two and a half of these intervals."""
 
 CLOSE_SECONDS = 2.0
-"""How long an orderly end may take before the transport is aborted."""
+"""How long an orderly close may take before the transport is aborted."""
 
 
 class ConnectionLost(Exception):
-    """The channel or its connection is gone, or what was asked of it was refused.
+    """The channel or its connection has closed, or RabbitMQ refused a request.
 
-    ``code`` is RabbitMQ's reply code, 0 where the cause is none of RabbitMQ's words.
+    ``code`` is RabbitMQ's reply code, 0 if the reason does not come from RabbitMQ.
     """
 
     def __init__(self, reason: str, code: int = 0) -> None:
@@ -51,22 +52,22 @@ class ConnectionLost(Exception):
 
 
 def as_connection_lost(e: object) -> ConnectionLost:
-    """What an exception of pika or Twisted says, in one line."""
+    """An exception of pika or Twisted as a ConnectionLost with one line of text."""
     if isinstance(e, ConnectionLost):
         return e
     if isinstance(e, ConnectionClosed | ChannelClosed):
-        return ConnectionLost(_line(e.reply_text), e.reply_code)
+        return ConnectionLost(_one_line(e.reply_text), e.reply_code)
     if isinstance(e, AMQPError) and e.args:
-        return ConnectionLost(_line(e.args[0]))
-    return ConnectionLost(_line(e) or type(e).__name__)
+        return ConnectionLost(_one_line(e.args[0]))
+    return ConnectionLost(_one_line(e) or type(e).__name__)
 
 
-def _line(text: object) -> str:
+def _one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
-def within(clock: IReactorTime, seconds: float, waited: Deferred[T]) -> Deferred[T]:
-    """What ``waited`` comes to; fails with Lost when that takes too long."""
+def with_timeout(clock: IReactorTime, seconds: float, waited: Deferred[T]) -> Deferred[T]:
+    """The result of ``waited``. Fails with ConnectionLost when it takes longer than ``seconds``."""
     done: Deferred[T] = Deferred()
     timer = clock.callLater(seconds, lambda: done.errback(ConnectionLost(f"no answer within {seconds:.0f} s")))
 
@@ -80,36 +81,38 @@ def within(clock: IReactorTime, seconds: float, waited: Deferred[T]) -> Deferred
 
 
 class Channel:
-    """An AMQP channel until it closes. ``closed`` fires then, with the reason, and every call under way fails."""
+    """An AMQP channel.
+
+    When it closes, ``close_reason`` is set, ``closed`` fires with it, and every pending call fails with it.
+    """
 
     def __init__(self, raw: Any, connection: Connection, handlers: dict[int, Handler]) -> None:
         self.raw = raw
         self.number: int = raw.channel_number
-        self.lost: ConnectionLost | None = None
+        self.close_reason: ConnectionLost | None = None
         self.closed: Deferred[ConnectionLost] = Deferred()
+        self._connection = connection
         self._handlers = handlers
         self._calls: set[Deferred[Any]] = set()
-        raw.add_on_close_callback(lambda _, e: self._ended(connection.cause or as_connection_lost(e)))
-        raw.add_on_cancel_callback(
-            lambda _: self.close(ConnectionLost("the consumer was cancelled, as if its queue was deleted"))
-        )
+        raw.add_on_close_callback(self._on_pika_closed)
+        raw.add_on_cancel_callback(self._on_consumer_cancelled)
 
     def call(self, method: Callable[..., Any], **arguments: Any) -> Deferred[Any]:
-        """Call a method of the raw channel and wait for the reply. Fails with Lost."""
+        """Call a method of the raw channel and wait for the reply. Fails with ConnectionLost."""
         done: Deferred[Any] = Deferred()
-        if self.lost is None:
+        if self.close_reason is None:
             try:
-                method(callback=partial(self._answered, done), **arguments)
+                method(callback=partial(self._on_reply, done), **arguments)
             except AMQPError as e:
                 done.errback(as_connection_lost(e))
             else:
                 self._calls.add(done)
         else:
-            done.errback(self.lost)
+            done.errback(self.close_reason)
         return done
 
     def consume(self, queue: str, handler: Handler, auto_ack: bool) -> Deferred[Any]:
-        """Have messages delivered to ``handler``, of this one queue only, until ``cancel``."""
+        """Deliver messages of this queue to ``handler`` until ``cancel``. A channel consumes one queue only."""
 
         def deliver(_: Any, method: Any, properties: Any, body: bytes) -> None:
             handler(method.delivery_tag, method.redelivered, body)
@@ -118,27 +121,33 @@ class Channel:
         return self.call(self.raw.basic_consume, queue=queue, on_message_callback=deliver, auto_ack=auto_ack)
 
     def cancel(self) -> Deferred[Any]:
-        """Have no more messages delivered; what is still on its way is given back."""
-        # without the handler they go to pika, which rejects those of a cancelled consumer
+        """Stop consuming. Messages that are still on their way are requeued."""
+        # without a handler they go to pika, which rejects messages of a cancelled consumer
         self._handlers.pop(self.number, None)
         tags = self.raw.consumer_tags
         return self.call(self.raw.basic_cancel, consumer_tag=tags[0]) if tags else succeed(None)
 
     def close(self, reason: ConnectionLost) -> None:
-        """Close it; nobody waits for the answer. Its unacked deliveries go back to the queue."""
-        if self.lost is None:
+        """Close the channel without waiting for the reply. RabbitMQ requeues its unacked deliveries."""
+        if self.close_reason is None:
             with suppress(AMQPError):
                 self.raw.close()
-            self._ended(reason)
+            self._set_closed(reason)
 
-    def _answered(self, done: Deferred[Any], *reply: Any) -> None:
+    def _on_reply(self, done: Deferred[Any], *reply: Any) -> None:
         if done in self._calls:
             self._calls.remove(done)
             done.callback(reply[0] if reply else None)
 
-    def _ended(self, reason: ConnectionLost) -> None:
-        if self.lost is None:
-            self.lost = reason
+    def _on_consumer_cancelled(self, _: Any) -> None:
+        self.close(ConnectionLost("the consumer was cancelled, probably because its queue was deleted"))
+
+    def _on_pika_closed(self, _: Any, error: Exception) -> None:
+        self._set_closed(self._connection.close_reason or as_connection_lost(error))
+
+    def _set_closed(self, reason: ConnectionLost) -> None:
+        if self.close_reason is None:
+            self.close_reason = reason
             self._handlers.pop(self.number, None)
             calls, self._calls = self._calls, set()
             for done in calls:
@@ -146,35 +155,36 @@ class Channel:
             self.closed.callback(reason)
 
 
-class _Wire:
-    """The transport in pika's hands."""
+class _PikaTransport:
+    """The transport that pika gets: pika's request to close goes through Connection, which bounds its time."""
 
-    def __init__(self, transport: Any, lose: Callable[[], None]) -> None:
+    def __init__(self, transport: Any, close: Callable[[], None]) -> None:
         self.write = transport.write
         self.abortConnection = transport.abortConnection
-        self.loseConnection = lose
+        self.loseConnection = close
 
 
 class Connection(Protocol):
-    """A connection from the first byte to the last.
+    """One TCP connection that speaks AMQP.
 
-    ``opened`` fires when AMQP is ready and fails with Lost; ``lost`` fires with the reason when all is over. While
-    ``blocked`` says why, RabbitMQ reads nothing that this connection publishes; ``on_blocked`` are called when that
-    changes. ``cause`` is why it ends, known a little earlier than ``lost``.
+    ``opened`` fires when AMQP is ready, and fails with ConnectionLost. ``closed`` fires with the reason when the
+    connection has ended; ``close_reason`` is set a little earlier, when it begins to end. While ``blocked`` has a
+    reason, RabbitMQ reads nothing that this connection publishes. The callbacks in ``on_blocked`` get the new value
+    whenever that changes.
     """
 
     log = Logger()
 
     def __init__(self, clock: IReactorTime, settings: RabbitMQ, name: str) -> None:
         self.opened: Deferred[None] = Deferred()
-        self.lost: Deferred[ConnectionLost] = Deferred()
+        self.closed: Deferred[ConnectionLost] = Deferred()
         self.blocked: str | None = None
-        self.on_blocked: list[Callable[[], None]] = []
-        self.cause: ConnectionLost | None = None
+        self.on_blocked: list[Callable[[str | None], None]] = []
+        self.close_reason: ConnectionLost | None = None
         self._clock = clock
-        self._wire: _Wire | None = None
-        self._abort: IDelayedCall | None = None
-        self._sleepers: dict[Deferred[None], IDelayedCall] = {}
+        self._pika_transport: _PikaTransport | None = None
+        self._abort_timer: IDelayedCall | None = None
+        self._sleeping: set[Deferred[None]] = set()
         parameters = ConnectionParameters(
             credentials=PlainCredentials(settings.user, settings.password),
             heartbeat=HEARTBEAT,
@@ -184,155 +194,161 @@ class Connection(Protocol):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             self._pika = TwistedProtocolConnection(parameters, custom_reactor=clock)
-        # pika's wrappers give a Deferred to each message and lose the cause of a failure; its plain connection and
-        # channels, which take callbacks, do not
+        # pika's Twisted classes make a Deferred for each message and lose the cause of a failure; its plain connection
+        # and channels, which take callbacks, do not
         self._impl = self._pika._impl
-        self._impl.add_on_connection_blocked_callback(lambda _, frame: self._set_blocked(_line(frame.method.reason)))
-        self._impl.add_on_connection_unblocked_callback(lambda _, frame: self._set_blocked(None))
-        self._pika.ready.addCallbacks(self._ready, lambda _: None)
+        self._impl.add_on_connection_blocked_callback(self._on_blocked)
+        self._impl.add_on_connection_unblocked_callback(self._on_unblocked)
+        self._pika.ready.addCallbacks(self._on_ready, lambda _: None)
         self._reader = FrameReader(self._pika.dataReceived)
 
     @property
     def is_open(self) -> bool:
         """Whether channels can be opened and used."""
-        return self.cause is None and bool(self._impl.is_open)
+        return self.close_reason is None and bool(self._impl.is_open)
 
     @property
     def version(self) -> tuple[int, ...]:
-        """RabbitMQ's version, such as (3, 10, 8); empty where the server does not tell."""
+        """RabbitMQ's version, such as (3, 10, 8); empty if the server does not send it."""
         text = (self._impl.server_properties or {}).get("version", "")
         numbers = (text.decode() if isinstance(text, bytes) else str(text)).split("-")[0].split("+")[0]
         return tuple(int(n) for n in numbers.split(".") if n.isdigit())
 
     def write(self, frames: bytes) -> None:
         """Send whole frames."""
-        if self._wire is not None:
-            self._wire.write(frames)
+        if self._pika_transport is not None:
+            self._pika_transport.write(frames)
 
     def open_channel(self) -> Deferred[Channel]:
-        """A new channel. Fails with Lost."""
+        """A new channel. Fails with ConnectionLost."""
         opened: Deferred[Channel] = Deferred()
         if not self.is_open:
-            return fail(self.cause or ConnectionLost("the connection is closed"))
+            return fail(self.close_reason or ConnectionLost("the connection is closed"))
         try:
             raw = self._impl.channel(on_open_callback=opened.callback)
         except AMQPError as e:
             return fail(as_connection_lost(e))
         channel = Channel(raw, self, self._reader.handlers)
-        # it may be refused, or the connection lost before the answer
-        channel.closed.addCallback(lambda lost: lost if opened.called else opened.errback(lost))
+        # RabbitMQ may refuse it, or the connection may close before the reply
+        channel.closed.addCallback(lambda reason: reason if opened.called else opened.errback(reason))
         return opened.addCallback(lambda _: channel)
 
     def sleep(self, seconds: float) -> Deferred[None]:
-        """Fires after this time, or when the connection is lost."""
-        done: Deferred[None] = Deferred()
-        if self._wire is None:
+        """Fires after this time, or earlier when the connection closes."""
+        if self._pika_transport is None:
             return succeed(None)
-        self._sleepers[done] = self._clock.callLater(seconds, self._wake, done)
-        return done
+        sleeping: Deferred[None] = deferLater(self._clock, seconds)
+        self._sleeping.add(sleeping)
+        return sleeping.addBoth(self._on_awake, sleeping)
 
-    def drop(self, reason: str) -> None:
-        """End it at once. What was not sent yet is lost, and RabbitMQ takes unacked deliveries back."""
-        self._because(ConnectionLost(reason))
-        if self._wire is not None:
-            self._wire.abortConnection()
+    def abort(self, reason: str) -> None:
+        """End it at once. Unsent bytes are lost, and RabbitMQ requeues unacked deliveries."""
+        self._set_close_reason(ConnectionLost(reason))
+        if self._pika_transport is not None:
+            self._pika_transport.abortConnection()
 
     def close(self) -> None:
-        """End it in order, or by force after CLOSE_SECONDS. ``lost`` fires when it is over."""
+        """Close it in order, or abort it after CLOSE_SECONDS. ``closed`` fires at the end."""
         if not self.is_open or self.blocked:
-            # a blocked connection is not read, so nobody would answer
-            self.drop("closed")
+            # RabbitMQ does not read a blocked connection, so it would not reply
+            self.abort("closed")
         else:
-            self._because(ConnectionLost("closed"))
+            self._set_close_reason(ConnectionLost("closed"))
             self._abort_later()
             try:
                 self._impl.close()
             except AMQPError as e:
-                self.drop(str(e))
+                self.abort(str(e))
 
     # -- IProtocol
 
     def makeConnection(self, transport: Any) -> None:
-        """The transport is there: pika begins to speak."""
+        """The TCP connection is open: pika starts the handshake."""
         transport.setTcpNoDelay(True)
-        self._wire = _Wire(transport, self._lose)
+        self._pika_transport = _PikaTransport(transport, self._close_for_pika)
         super().makeConnection(transport)
-        self._pika.makeConnection(self._wire)
+        self._pika.makeConnection(self._pika_transport)
 
     def dataReceived(self, data: bytes) -> None:
-        """What came from RabbitMQ, or from whatever answers at that port."""
-        # deliveries that pika does not see are signs of life as well
+        """Read bytes from RabbitMQ, or from another program that listens on this port."""
+        # pika's heartbeat check must count the deliveries that bypass pika
         self._impl.bytes_received += 1
         try:
             self._reader.feed(data)
         except Exception as e:
-            # callbacks of ours do not raise, so this is not AMQP as pika knows it
-            self.drop(f"it does not speak AMQP 0-9-1: {as_connection_lost(e)}")
+            # our own callbacks do not raise, so the peer does not speak the AMQP that pika knows
+            self.abort(f"it does not speak AMQP 0-9-1: {as_connection_lost(e)}")
 
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
-        """All is over."""
-        self._because(as_connection_lost(reason.value))
-        assert self.cause is not None
-        self._wire = None
-        if self._abort is not None and self._abort.active():
-            self._abort.cancel()
+        """The TCP connection has ended."""
+        self._set_close_reason(as_connection_lost(reason.value))
+        assert self.close_reason is not None
+        self._pika_transport = None
+        if self._abort_timer is not None and self._abort_timer.active():
+            self._abort_timer.cancel()
         try:
             self._pika.connectionLost(reason)
         except Exception as e:
             self.log.warn("pika failed to close: {reason}", reason=str(as_connection_lost(e)))
         if not self.opened.called:
-            self.opened.errback(self.cause)
-        for sleeper in tuple(self._sleepers):
-            self._wake(sleeper)
-        self.lost.callback(self.cause)
+            self.opened.errback(self.close_reason)
+        for sleeping in tuple(self._sleeping):
+            sleeping.cancel()
+        self.closed.callback(self.close_reason)
 
-    def _ready(self, _: object) -> None:
+    def _on_ready(self, _: object) -> None:
         if not self.opened.called:
             self.opened.callback(None)
+
+    def _on_blocked(self, _: Any, frame: Any) -> None:
+        self._set_blocked(_one_line(frame.method.reason))
+
+    def _on_unblocked(self, _: Any, frame: Any) -> None:
+        self._set_blocked(None)
 
     def _set_blocked(self, reason: str | None) -> None:
         self.blocked = reason
         for callback in tuple(self.on_blocked):
-            callback()
+            callback(reason)
 
-    def _because(self, cause: ConnectionLost) -> None:
-        if self.cause is None:
-            self.cause = cause
+    def _set_close_reason(self, reason: ConnectionLost) -> None:
+        if self.close_reason is None:
+            self.close_reason = reason
 
-    def _lose(self) -> None:
-        # pika wants to close: it says why in _error only, and forgets it when the transport has closed
-        self._because(as_connection_lost(self._impl._error))
+    def _close_for_pika(self) -> None:
+        # pika keeps the reason in _error only, and forgets it when the transport has closed
+        self._set_close_reason(as_connection_lost(self._impl._error))
         self._abort_later()
         if self.transport is not None:
             self.transport.loseConnection()
 
     def _abort_later(self) -> None:
-        if self._abort is None and self._wire is not None:
-            self._abort = self._clock.callLater(CLOSE_SECONDS, self._wire.abortConnection)
+        if self._abort_timer is None and self._pika_transport is not None:
+            self._abort_timer = self._clock.callLater(CLOSE_SECONDS, self._pika_transport.abortConnection)
 
-    def _wake(self, sleeper: Deferred[None]) -> None:
-        timer = self._sleepers.pop(sleeper)
-        if timer.active():
-            timer.cancel()
-        sleeper.callback(None)
+    def _on_awake(self, _: object, sleeping: Deferred[None]) -> None:
+        self._sleeping.discard(sleeping)
 
 
-class _Bridge(logging.Handler):
-    """Hands what pika logs to twisted.logger, a line each and without tracebacks."""
+class _PikaLogHandler(logging.Handler):
+    """Passes log records of pika to twisted.logger, one line each and without tracebacks."""
 
     log = Logger(namespace="pika")
 
     def emit(self, record: logging.LogRecord) -> None:
         """Pass one record on."""
-        self.log.warn("{line}", line=_line(record.getMessage()))
+        self.log.warn("{line}", line=_one_line(record.getMessage()))
 
 
-def quiet_pika() -> None:
-    """Let pika speak through twisted.logger, and only of what should never happen: the incidents that it comments on
-    in many lines are reported by ourselves in one. A level that was set on the logger ``pika`` stands."""
+def redirect_pika_logs() -> None:
+    """Send pika's log to twisted.logger, and only what should never happen.
+
+    pika writes many lines about a lost connection, which taskd reports itself in one. A level that somebody has set on
+    the logger ``pika`` is kept.
+    """
     logger = logging.getLogger("pika")
-    if not any(isinstance(handler, _Bridge) for handler in logger.handlers):
-        logger.addHandler(_Bridge())
+    if not any(isinstance(handler, _PikaLogHandler) for handler in logger.handlers):
+        logger.addHandler(_PikaLogHandler())
         logger.propagate = False
         if logger.level == logging.NOTSET:
             logger.setLevel(logging.CRITICAL)
