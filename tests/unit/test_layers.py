@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,6 +85,15 @@ def backward_arrows(sources: dict[str, str]) -> list[str]:
             elif there == here == "tap" and imported != names[path]:
                 found.append(f"{path}:{line}: one tap may not import another, {imported}")
     return sorted(found)
+
+
+def test_the_architecture_document_has_the_same_table() -> None:
+    """Its rows name the rooms without ``taskd.``, and leave out the room itself and ``taskd``."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| `(taskd\.\w+|tap)` \| .* \| ([\w, ]*) ?\|$", page, re.MULTILINE)
+    shown = {room: {f"taskd.{name}" for name in names.split(", ") if name.strip()} for room, names in rows}
+    exact = {room: names - {"taskd", room} for room, names in MAY_IMPORT.items() if room != "taskd"}
+    assert {room: {name.strip() for name in names} for room, names in shown.items()} == exact
 
 
 def test_no_import_runs_back() -> None:
