@@ -17,6 +17,9 @@ MAX_TIMEOUT_SECONDS = 30 * 86400.0
 MAX_NOTE_CHARS = 200
 """Of what a handler says beside its progress; the rest is cut."""
 
+MAX_ERROR_CHARS = 1000
+"""Of the line that says why an attempt failed."""
+
 MAX_TRACE_CHARS = 16 * 1024
 """Of a traceback; the middle is cut, because the ends say what failed and where it came from."""
 

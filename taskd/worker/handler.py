@@ -18,6 +18,8 @@ from taskd.ports.handler import ITaskContext, ITaskHandler
 
 MAX_SUMMARY_CHARS = 200
 
+HIDDEN_IN_TRACEBACKS = True
+
 
 class Retry(Exception):
     """Raise it to have the task tried again ``after`` so many seconds, None for what its kind's backoff says. The

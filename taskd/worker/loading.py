@@ -13,9 +13,10 @@ from twisted.plugin import getPlugins
 
 from taskd.model.errors import SettingsError, quote
 from taskd.model.tasks import PROGRAM_PREFIX
+from taskd.model.text import one_line
 from taskd.ports.handler import ITaskHandler
 from taskd.worker.handler import by_kind, check_handler, collect
-from taskd.worker.handler_results import error_line, one_line
+from taskd.worker.handler_results import error_line
 
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import signal
 import statistics
@@ -15,8 +14,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
+from msgspec import Raw
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.task import LoopingCall, deferLater
@@ -24,8 +25,8 @@ from twisted.trial.unittest import TestCase
 
 from taskd.model.errors import SettingsError
 from taskd.worker.forkserver import process_tree
-from taskd.worker.forkserver.client import Died, Ending, Exited, ForkServerClient, Job, Raised, Returned
-from taskd.worker.forkserver.messages import Program
+from taskd.worker.forkserver.client import ForkServerClient, Job
+from taskd.worker.forkserver.messages import Died, Exited, JobEnd, Program, Raised, Returned
 
 ROOT = Path(__file__).resolve().parents[2]
 HANDLERS = "tests.integration.process_handlers"
@@ -112,7 +113,7 @@ class Case(TestCase):
         }
         return self.forkserver.call(kind, context, said or Heard())
 
-    async def run_kind(self, kind: str, what: str = "") -> Ending:
+    async def run_kind(self, kind: str, what: str = "") -> JobEnd:
         """How it ends."""
         return await self.call(kind, {"what": what}).done
 
@@ -120,7 +121,7 @@ class Case(TestCase):
         """What it returns."""
         ending = await self.run_kind(kind, what)
         assert isinstance(ending, Returned), ending
-        return json.loads(ending.value)
+        return msgspec.json.decode(ending.value)
 
     def sh(self, script: str, said: Heard | None = None, **limits: Any) -> Job:
         """Begin a shell script: to the fork server a program like any other."""
@@ -175,7 +176,7 @@ class Calls(Case):
     async def test_the_handler_sees_its_task(self) -> None:
         ending = await self.call("echo", {"a": [1, "ñ"]}).done
         assert isinstance(ending, Returned)
-        self.assertEqual(json.loads(ending.value), [7, 2, 3, "ana", "text", "echo", "q", {"a": [1, "ñ"]}])
+        self.assertEqual(msgspec.json.decode(ending.value), [7, 2, 3, "ana", "text", "echo", "q", {"a": [1, "ñ"]}])
 
     async def test_a_payload_larger_than_a_socket_buffer_arrives(self) -> None:
         ending = await self.call("echo", {"a": "x" * 3_000_000}).done
@@ -185,7 +186,7 @@ class Calls(Case):
     async def test_what_it_says_is_heard_in_order(self) -> None:
         said = Heard()
         ending = await self.call("talk", said=said).done
-        self.assertEqual(ending, Returned(b"false"))
+        self.assertEqual(ending, Returned(Raw(b"false")))
         self.assertEqual(
             said.text,
             ["printed", "logged", "in two lines", "to stderr", "[31mbin\ufffdary\ttab", "100%", "no end"],
@@ -201,15 +202,15 @@ class Calls(Case):
     async def test_what_it_raises_is_told(self) -> None:
         wrong = await self.run_kind("raise", "ValueError")
         assert isinstance(wrong, Raised)
-        self.assertEqual(wrong[:2] + wrong[3:], ("ValueError", "no such thing", None, False, False))
+        self.assertEqual(msgspec.structs.replace(wrong, trace=""), Raised("ValueError", "no such thing"))
         self.assertIn("raise {\n", wrong.trace)
         self.assertNotIn("forkserver", wrong.trace)
-        self.assertEqual(await self.run_kind("raise", "Retry"), Raised("Retry", "later", "", 7.0, False, True))
-        self.assertEqual(await self.run_kind("raise", "Reject"), Raised("Reject", "never", "", None, True, False))
+        self.assertEqual(await self.run_kind("raise", "Retry"), Raised("Retry", "later", retry_after=7.0, retry=True))
+        self.assertEqual(await self.run_kind("raise", "Reject"), Raised("Reject", "never", rejected=True))
         for what in ("KeyboardInterrupt", "MemoryError", "SystemExit"):
             ending = await self.run_kind("raise", what)
             assert isinstance(ending, Raised)
-            self.assertEqual((ending.type, ending.retry, ending.rejected), (what, False, False))
+            self.assertEqual((ending.name, ending.retry, ending.rejected), (what, False, False))
         self.assertEqual(len(self.children()), 1)
 
     async def test_a_result_that_cannot_be_stored_is_an_error(self) -> None:
@@ -279,7 +280,7 @@ class Calls(Case):
         for job in jobs[:4] + jobs[5:]:
             ending = await job.done
             assert isinstance(ending, Returned)
-            spans.append(json.loads(ending.value))
+            spans.append(msgspec.json.decode(ending.value))
         for at, _ in spans:
             self.assertLessEqual(sum(began <= at < ended for began, ended in spans), self.size)
         self.assertLessEqual(len(self.children()), self.size)
@@ -291,7 +292,9 @@ class Calls(Case):
         ticking.start(0.02)
         jobs = [self.call("spin", {"seconds": 1.0}) for _ in range(2)]
         spans = [
-            json.loads(ending.value) for ending in [await job.done for job in jobs] if isinstance(ending, Returned)
+            msgspec.json.decode(ending.value)
+            for ending in [await job.done for job in jobs]
+            if isinstance(ending, Returned)
         ]
         ticking.stop()
         (began_1, ended_1), (began_2, ended_2) = spans
@@ -310,7 +313,7 @@ class Calls(Case):
         seconds = time.monotonic() - begun
         grown = [(process.memory_info().rss - was) / 2**20 for process, was in zip(both, before, strict=True)]
         print(f"\n100 MiB printed: {seconds:.1f} s, worker +{grown[0]:.1f} MiB, forkserver +{grown[1]:.1f} MiB")
-        self.assertEqual(ending, Returned(b"null"))
+        self.assertEqual(ending, Returned(Raw(b"null")))
         self.assertEqual(said.text[-1], "the end")
         self.assertEqual(len(said.text) + said.dropped, 100 * 1024 + 1)
         self.assertLessEqual(max(said.batches), 256 * 1024 + 1024)
@@ -345,7 +348,7 @@ class Stopping(Case):
         job = self.call("cooperate", said=(said := Heard()))
         await said.line("listening")
         job.stop()
-        self.assertEqual(await job.done, Returned(b'"cleaned up"'))
+        self.assertEqual(await job.done, Returned(Raw(b'"cleaned up"')))
 
     async def test_kill_ends_the_whole_tree_of_one_that_ignores_term(self) -> None:
         job = self.call("defy", said=(said := Heard()))
@@ -406,7 +409,9 @@ class Programs(Case):
         said = Heard()
         ending = await self.sh("for i in 1 2 3; do echo line $i; done; echo wrong >&2; exit 3", said).done
         assert isinstance(ending, Exited)
-        self.assertEqual(ending[:3] + ending[4:], (3, None, ["line 1", "line 2", "line 3", "wrong"], None))
+        self.assertEqual(
+            msgspec.structs.replace(ending, seconds=0), Exited(3, None, 0, ["line 1", "line 2", "line 3", "wrong"])
+        )
         self.assertLess(ending.seconds, 5)
         self.assertEqual(said.text, ending.tail)
 

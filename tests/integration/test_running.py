@@ -18,7 +18,7 @@ from taskd.ports.attempts import Outcome
 from taskd.ports.handler import ITaskContext
 from taskd.worker import handler
 from taskd.worker.attempt import Attempt
-from taskd.worker.context import MAX_UNHEARD_BYTES
+from taskd.worker.executors.thread import MAX_RELAY_BYTES
 from taskd.worker.executors.thread_pool import Threads
 from taskd.worker.forkserver.client import ForkServerClient
 from taskd.worker.loading import load
@@ -95,7 +95,7 @@ class ThreadTests(Running):
         self.assertEqual(self.ear.lines_heard[-1], "line 999999")
         self.assertLess(max(ticks), 1.0)
         self.assertGreater(self.ear.times, 1)
-        self.assertLess(len(self.ear.lines_heard) * 8, self.ear.times * 2 * MAX_UNHEARD_BYTES)
+        self.assertLess(len(self.ear.lines_heard) * 8, self.ear.times * 2 * MAX_RELAY_BYTES)
 
     async def test_a_thread_that_hangs_is_shown_and_keeps_its_slot(self) -> None:
         def deeper(task: ITaskContext) -> None:

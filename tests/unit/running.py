@@ -12,9 +12,9 @@ from zope.interface import implementer
 
 from taskd.model.states import State
 from taskd.model.tasks import Task
+from taskd.worker.context import OutputListener
 from taskd.worker.executors.thread_pool import IThreads
-from taskd.worker.forkserver.client import Ending, OutputListener
-from taskd.worker.forkserver.messages import Program
+from taskd.worker.forkserver.messages import JobEnd, Program
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)
 
@@ -93,18 +93,18 @@ class FakeThreads:
 class FakeJob:
     """A child process that ends when ``done`` is fired."""
 
-    def __init__(self, what: Program | tuple[str, Mapping[str, Any]], said: OutputListener) -> None:
+    def __init__(self, what: Program | tuple[str, Mapping[str, Any]], listener: OutputListener) -> None:
         self.what: Any = what
-        self.said = said
+        self.listener = listener
         self.stopped = 0
-        self.done: Deferred[Ending] = Deferred()
+        self.done: Deferred[JobEnd] = Deferred()
 
     def stop(self) -> None:
         """It goes on until it is ended."""
         self.stopped += 1
 
 
-class FakeNursery:
+class FakeForkServer:
     """Keeps its jobs for the test."""
 
     def __init__(self) -> None:
@@ -119,14 +119,14 @@ class FakeNursery:
         """Nothing is ended."""
         self.running = False
 
-    def call(self, kind: str, context: Mapping[str, Any], said: OutputListener) -> FakeJob:
+    def call(self, kind: str, context: Mapping[str, Any], listener: OutputListener) -> FakeJob:
         """Remember it."""
-        return self._add((kind, context), said)
+        return self._add((kind, context), listener)
 
-    def execute(self, program: Program, said: OutputListener) -> FakeJob:
+    def execute(self, program: Program, listener: OutputListener) -> FakeJob:
         """Remember it."""
-        return self._add(program, said)
+        return self._add(program, listener)
 
-    def _add(self, what: Any, said: OutputListener) -> FakeJob:
-        self.jobs.append(FakeJob(what, said))
+    def _add(self, what: Any, listener: OutputListener) -> FakeJob:
+        self.jobs.append(FakeJob(what, listener))
         return self.jobs[-1]

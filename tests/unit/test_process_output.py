@@ -7,19 +7,19 @@ import sys
 
 from taskd.model.limits import MAX_LINE_CHARS
 from taskd.worker.forkserver.messages import LineBuffer
-from taskd.worker.forkserver.output import QUEUE_BYTES, QUEUE_LINES, TAIL_LINES, Output
+from taskd.worker.forkserver.output_buffer import QUEUE_BYTES, QUEUE_LINES, TAIL_LINES, OutputBuffer
 
 
 def taken(*chunks: bytes, last: bool = False) -> tuple[list[str], int]:
     """The lines of these chunks, and how many were dropped."""
-    output = Output()
+    output = OutputBuffer()
     for chunk in chunks:
         output.feed(chunk)
     return output.take(last=last)
 
 
 def test_only_complete_lines_are_given_out() -> None:
-    output = Output()
+    output = OutputBuffer()
     output.feed(b"one\ntw")
     assert output.take() == (["one"], 0)
     output.feed(b"o\n\nthree")
@@ -55,7 +55,7 @@ def test_the_oldest_lines_are_dropped_and_counted() -> None:
 
 
 def test_a_line_without_end_takes_no_room() -> None:
-    output = Output()
+    output = OutputBuffer()
     output.feed(b"before\n")
     for _ in range(100):
         output.feed(b"x" * 65536)
@@ -65,7 +65,7 @@ def test_a_line_without_end_takes_no_room() -> None:
 
 
 def test_the_tail_has_the_last_lines_whatever_was_taken() -> None:
-    output = Output()
+    output = OutputBuffer()
     assert output.tail() == []
     output.feed(b"".join(b"line %d\n" % i for i in range(10_000)))
     output.take()
@@ -75,7 +75,7 @@ def test_the_tail_has_the_last_lines_whatever_was_taken() -> None:
     assert output.tail() == ["x" * MAX_LINE_CHARS]
 
 
-def test_the_nursery_imports_no_twisted() -> None:
+def test_the_fork_server_imports_no_twisted() -> None:
     code = (
         "import sys, taskd.worker.forkserver.preload; print(sorted(m for m in sys.modules if m.startswith('twisted')))"
     )

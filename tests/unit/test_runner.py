@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
+from msgspec import Raw
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
@@ -18,7 +19,14 @@ from zope.interface.verify import verifyObject
 
 from taskd.model.backoff import Backoff
 from taskd.model.errors import BadRequest
-from taskd.model.limits import MAX_DELAY_SECONDS, MAX_LINE_CHARS, MAX_NOTE_CHARS, MAX_RESULT_BYTES, MAX_TRACE_CHARS
+from taskd.model.limits import (
+    MAX_DELAY_SECONDS,
+    MAX_ERROR_CHARS,
+    MAX_LINE_CHARS,
+    MAX_NOTE_CHARS,
+    MAX_RESULT_BYTES,
+    MAX_TRACE_CHARS,
+)
 from taskd.model.states import State
 from taskd.model.tasks import Task
 from taskd.ports.attempts import Outcome
@@ -26,15 +34,15 @@ from taskd.ports.handler import ITaskContext, ITaskHandler
 from taskd.ports.workers import KindInfo
 from taskd.worker import Reject, Retry, handler
 from taskd.worker.attempt import Attempt, AttemptStopped
-from taskd.worker.context import MAX_LOG_CHARS, MAX_UNHEARD_BYTES, Relay, TaskContext
+from taskd.worker.context import MAX_LOG_CHARS, TaskContext
+from taskd.worker.executors.thread import MAX_RELAY_BYTES, OutputRelay
 from taskd.worker.executors.thread_pool import IThreads
-from taskd.worker.forkserver.client import Died, Exited, Raised, Returned
-from taskd.worker.handler_results import MAX_ERROR_CHARS
+from taskd.worker.forkserver.messages import Died, Exited, Raised, Returned
 from taskd.worker.program_arguments import Template
 from taskd.worker.programs import Command, Programs
 from taskd.worker.runner import Runner
 from taskd.worker.simulate import Simulate
-from tests.unit.running import Ear, FakeJob, FakeNursery, FakeThreads, make_task
+from tests.unit.running import Ear, FakeForkServer, FakeJob, FakeThreads, make_task
 
 
 class Stage(SynchronousTestCase):
@@ -43,7 +51,7 @@ class Stage(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.threads = FakeThreads()
-        self.forkserver = FakeNursery()
+        self.forkserver = FakeForkServer()
         self.ear = Ear()
 
     def runner(self, *handlers: ITaskHandler, programs: Programs | None = None, chance: float = 0.0) -> Runner:
@@ -516,7 +524,7 @@ class SayingTests(Stage):
 
     def test_a_flood_from_a_thread_is_bounded_and_wakes_once(self) -> None:
         threads = FakeThreads(held=True)
-        relay = Relay(self.ear, threads.wake)
+        relay = OutputRelay(self.ear, threads.wake)
         context = TaskContext(make_task(), "ana", {}, 3, relay)
         for n in range(20_000):
             context.log(f"line {n}")
@@ -525,7 +533,7 @@ class SayingTests(Stage):
         threads.hear()
         self.assertEqual(self.ear.times, 1)
         self.assertEqual(self.ear.progressed, [(19_999 / 20_000, "19999")])
-        self.assertLessEqual(sum(len(line) + 1 for line in self.ear.lines_heard), MAX_UNHEARD_BYTES)
+        self.assertLessEqual(sum(len(line) + 1 for line in self.ear.lines_heard), MAX_RELAY_BYTES)
         self.assertEqual(self.ear.lines_heard[-1], "line 19999")
         self.assertEqual(len(self.ear.lines_heard) + self.ear.dropped, 20_000)
         context.log("more")
@@ -608,22 +616,28 @@ class ProcessTests(Stage):
         attempt, job = self.start(make_task(payload='{"a":1}', max_attempts=0), max_attempts=5)
         context = {"id": 7, "attempt": 1, "max_attempts": 5, "user": "ana", "task": "work", "kind": "k"}
         self.assertEqual(job.what, ("k", {**context, "queue": "q", "payload": {"a": 1}}))
-        job.said.lines(["hello"], 0)
-        job.said.progress(0.5, "half")
-        job.done.callback(Returned(b'{"b":2}'))
+        job.listener.lines(["hello"], 0)
+        job.listener.progress(0.5, "half")
+        job.done.callback(Returned(Raw(b'{"b":2}')))
         self.assertEqual(self.outcome(attempt).result, '{"b":2}')
-        job.said.lines(["too late"], 0)
+        job.listener.lines(["too late"], 0)
         self.assertEqual((self.ear.lines_heard, self.ear.progressed), (["hello"], [(0.5, "half")]))
 
     def test_how_it_may_end(self) -> None:
         cases: list[tuple[Any, Outcome]] = [
             (
-                Raised("ValueError", "no\nway", "Traceback", None, False, False),
+                Raised("ValueError", "no\nway", "Traceback"),
                 Outcome(7, 2, 1, State.WAITING, error="ValueError: no way", trace="Traceback", delay=2.0),
             ),
-            (Raised("Reject", "no", "", None, True, False), Outcome(7, 2, 1, State.FAILED, error="no")),
-            (Raised("Retry", "later", "", 9.0, False, True), Outcome(7, 2, 1, State.WAITING, error="later", delay=9.0)),
-            (Raised("Retry", "later", "", -9, False, True), Outcome(7, 2, 1, State.WAITING, error="later", delay=0.0)),
+            (Raised("Reject", "no", rejected=True), Outcome(7, 2, 1, State.FAILED, error="no")),
+            (
+                Raised("Retry", "later", retry_after=9.0, retry=True),
+                Outcome(7, 2, 1, State.WAITING, error="later", delay=9.0),
+            ),
+            (
+                Raised("Retry", "later", retry_after=-9, retry=True),
+                Outcome(7, 2, 1, State.WAITING, error="later", delay=0.0),
+            ),
             (
                 Died("killed by SIGSEGV"),
                 Outcome(7, 2, 1, State.WAITING, error="the child process ended: killed by SIGSEGV", delay=2.0),
@@ -637,7 +651,7 @@ class ProcessTests(Stage):
     def test_garbage_for_a_result(self) -> None:
         for raw in (b"", b"{", b"\xff", b'"\\u0000"', b"NaN", b'"' + b"x" * MAX_RESULT_BYTES + b'"', b"[" * 9999):
             attempt, job = self.start()
-            job.done.callback(Returned(raw))
+            job.done.callback(Returned(Raw(raw)))
             outcome = self.outcome(attempt)
             self.assertIs(outcome.state, State.WAITING)
             self.assertIn("the result cannot be stored: ", outcome.error or "")
@@ -656,7 +670,7 @@ class ProcessTests(Stage):
         attempt.stop()
         self.assertEqual(job.stopped, 1)
         self.assertNoResult(attempt.done)
-        job.done.callback(Returned(b"1"))
+        job.done.callback(Returned(Raw(b"1")))
         self.assert_stopped(attempt)
         self.successResultOf(attempt.freed)
         self.assertEqual(self.clock.getDelayedCalls(), [])
@@ -690,7 +704,7 @@ class ProgramTests(Stage):
         folder = job.what.cwd
         self.assertTrue(os.path.isdir(folder))
         os.mkdir(os.path.join(folder, "left"))
-        job.done.callback(Exited(0, None, [], 0.1, None))
+        job.done.callback(Exited(0, None, 0.1, []))
         self.outcome(attempt)
         self.assertFalse(os.path.exists(folder))
 
@@ -701,26 +715,26 @@ class ProgramTests(Stage):
 
     def test_its_last_output_is_the_result(self) -> None:
         attempt = self.start()
-        self.forkserver.jobs[0].done.callback(Exited(0, None, ["one", "two"], 1.23456, None))
+        self.forkserver.jobs[0].done.callback(Exited(0, None, 1.23456, ["one", "two"]))
         self.assertEqual(self.outcome(attempt).result, '{"status":0,"seconds":1.235,"output":"one\\ntwo"}')
         attempt = self.start()
-        self.forkserver.jobs[1].done.callback(Exited(0, None, ["ñ" * 4000] * 9 + ["x" * 3000, "end"], 1.0, None))
+        self.forkserver.jobs[1].done.callback(Exited(0, None, 1.0, ["ñ" * 4000] * 9 + ["x" * 3000, "end"]))
         result = self.outcome(attempt).result or ""
         self.assertIn('"output":"xxx', result)
         self.assertIn("end", result)
         attempt = self.start()
-        self.forkserver.jobs[2].done.callback(Exited(0, None, ["ñ" * 4000 + "."], 1.0, None))
+        self.forkserver.jobs[2].done.callback(Exited(0, None, 1.0, ["ñ" * 4000 + "."]))
         result = self.outcome(attempt).result or ""
         self.assertIn("ñ.", result)
         self.assertLess(len(result.encode()), 4200)
 
     def test_how_it_may_fail(self) -> None:
         cases: list[tuple[Exited | Died, str]] = [
-            (Exited(3, None, ["a", "no such file", " "], 1, None), "exited with status 3: no such file"),
-            (Exited(1, None, [], 1, None), "exited with status 1"),
-            (Exited(None, 11, [], 1, None), "killed by SIGSEGV"),
-            (Exited(None, 99, ["x"], 1, None), "killed by signal 99: x"),
-            (Exited(0, None, ["x"], 1, "wrote more than 3 bytes"), "wrote more than 3 bytes: x"),
+            (Exited(3, None, 1, ["a", "no such file", " "]), "exited with status 3: no such file"),
+            (Exited(1, None, 1, []), "exited with status 1"),
+            (Exited(None, 11, 1, []), "killed by SIGSEGV"),
+            (Exited(None, 99, 1, ["x"]), "killed by signal 99: x"),
+            (Exited(0, None, 1, ["x"], "wrote more than 3 bytes"), "wrote more than 3 bytes: x"),
             (Died("the fork server ended"), "the child process ended: the fork server ended"),
         ]
         for ending, error in cases:
