@@ -27,7 +27,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taskd.model.backoff import Backoff
@@ -43,8 +43,17 @@ DEFAULT_MAX_OUTPUT = 10 * 1024 * 1024
 TEMPORARY = "temporary"
 
 _KEYS = (
-    *("summary", "path", "args", "env", "cwd", "timeout", "memory", "processes", "max_output"),
-    *("max_attempts", "backoff"),
+    "summary",
+    "path",
+    "args",
+    "env",
+    "cwd",
+    "timeout",
+    "memory",
+    "processes",
+    "max_output",
+    "max_attempts",
+    "backoff",
 )
 _SIZE = re.compile(r"(\d{1,15})([KMGT]?)(?:i?B)?")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -100,14 +109,7 @@ class Command:
         return f"<program of {self.kind!r}: {self.path}>"
 
 
-class Programs:
-    """The programs that are allowed, by the kinds that they serve."""
-
-    def __init__(self, commands: Iterable[Command] = ()) -> None:
-        self.commands: Mapping[str, Command] = {command.kind: command for command in commands}
-
-
-def read_programs(file: str) -> Programs:
+def read_programs(file: str) -> list[Command]:
     """The programs of a TOML file. Raises SettingsError with one line that names the file, the section and the key."""
     # Python has it from 3.11 on; before, the same as a package
     toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
@@ -121,7 +123,7 @@ def read_programs(file: str) -> Programs:
         raise SettingsError(f"{file}: {' '.join(str(e).split())}") from None
     if not sections:
         raise SettingsError(f"{file}: there must be a section [NAME] for each program")
-    return Programs([_Section(file, name, table).read() for name, table in sections.items()])
+    return [_Section(file, name, table).read() for name, table in sections.items()]
 
 
 class _Section:

@@ -24,7 +24,7 @@ from taskd.worker.executors.thread_pool import IThreads
 from taskd.worker.forkserver.client import ForkServerClient
 from taskd.worker.handler import Reject
 from taskd.worker.handler_results import Fault, handler_raised
-from taskd.worker.programs import Command, Programs
+from taskd.worker.programs import Command
 
 _decode_payload = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -43,7 +43,7 @@ class Runner:
         *,
         threads: IThreads | None = None,
         forkserver: ForkServerClient | None = None,
-        programs: Programs | None = None,
+        programs: Iterable[Command] | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._clock = clock
@@ -52,8 +52,7 @@ class Runner:
         self._chance = chance
         self._running: set[Attempt] = set()
         self._handlers: dict[str, ITaskHandler | Command] = {handler.kind: handler for handler in handlers}
-        if programs is not None:
-            self._handlers.update(programs.commands)
+        self._handlers.update((command.kind, command) for command in programs or ())
         self.kinds: Mapping[str, KindInfo] = {kind: info_of(handler) for kind, handler in self._handlers.items()}
         self._executors: dict[str, IExecutor] = {"async": ReactorExecutor(clock)}
         if threads is not None:

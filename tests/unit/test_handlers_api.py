@@ -208,7 +208,7 @@ def test_child_processes_find_plugins_in_the_modules_of_their_code(write: Any) -
     assert load([], [found]) == load([name], [found]) == [found]
     assert modules_for_children([], [found]) == modules_for_children([name], [found]) == [name]
     stray = Handler(found.function, "stray", "process", None, 3, Backoff())  # type: ignore[attr-defined]
-    assert "child processes do not find it: make it in the module of its code" in refusal(plugins=[stray])
+    assert "child processes do not find it: create it in the module of its code" in refusal(plugins=[stray])
 
 
 def test_a_deferred_is_no_handler() -> None:

@@ -172,7 +172,12 @@ def write(tmp_path: Path) -> Any:
     return written
 
 
-def test_all_that_can_be_said(write: Any, tmp_path: Path) -> None:
+def by_kind(file: str) -> dict[str, Command]:
+    """The programs of a file by their kinds."""
+    return {command.kind: command for command in read_programs(file)}
+
+
+def test_all_keys(write: Any, tmp_path: Path) -> None:
     text = """
         [convert]
         summary = "Scales a picture."
@@ -187,7 +192,7 @@ def test_all_that_can_be_said(write: Any, tmp_path: Path) -> None:
         max_attempts = 5
         backoff = { first = 1, factor = 3, longest = 60, jitter = 0 }
     """
-    commands = read_programs(write(text)).commands
+    commands = by_kind(write(text))
     assert list(commands) == ["command:convert"]
     found = commands["command:convert"]
     assert (found.summary, found.cwd, found.timeout) == ("Scales a picture.", str(tmp_path), 600.0)
@@ -198,8 +203,8 @@ def test_all_that_can_be_said(write: Any, tmp_path: Path) -> None:
     assert (program.memory, program.processes, program.max_output) == (512 * 2**20, 8, 10 * 2**10)
 
 
-def test_the_least_that_must_be_said(write: Any) -> None:
-    found = read_programs(write('[a]\npath = TOOL\nargs = ["{b}"]\n[c]\npath = TOOL\ncwd="temporary"')).commands
+def test_defaults_of_a_section(write: Any) -> None:
+    found = by_kind(write('[a]\npath = TOOL\nargs = ["{b}"]\n[c]\npath = TOOL\ncwd="temporary"'))
     a = found["command:a"]
     assert (a.cwd, a.timeout, a.max_attempts, a.backoff, a.summary) == (None, None, 3, Backoff(), "Runs tool with b")
     assert a.program([], "/x").memory is a.program([], "/x").processes is None
@@ -208,8 +213,8 @@ def test_the_least_that_must_be_said(write: Any) -> None:
     assert isinstance(a, Command)
 
 
-def test_the_path_may_be_said(write: Any) -> None:
-    a = read_programs(write('[a]\npath = TOOL\nenv = { PATH = "/x" }')).commands["command:a"]
+def test_a_section_may_set_the_path_variable(write: Any) -> None:
+    a = by_kind(write('[a]\npath = TOOL\nenv = { PATH = "/x" }'))["command:a"]
     assert a.program([], "/").env == {"PATH": "/x"}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -39,7 +39,7 @@ from taskd.worker.executors.thread import MAX_RELAY_BYTES, OutputRelay
 from taskd.worker.executors.thread_pool import IThreads
 from taskd.worker.forkserver.messages import Died, Exited, Raised, Returned
 from taskd.worker.program_arguments import Template
-from taskd.worker.programs import Command, Programs
+from taskd.worker.programs import Command
 from taskd.worker.runner import Runner
 from taskd.worker.simulate import Simulate
 from tests.unit.running import Ear, FakeForkServer, FakeJob, FakeThreads, make_task
@@ -54,7 +54,7 @@ class Stage(SynchronousTestCase):
         self.forkserver = FakeForkServer()
         self.ear = Ear()
 
-    def runner(self, *handlers: ITaskHandler, programs: Programs | None = None, chance: float = 0.0) -> Runner:
+    def runner(self, *handlers: ITaskHandler, programs: Sequence[Command] = (), chance: float = 0.0) -> Runner:
         forkserver: Any = self.forkserver
         return Runner(
             self.clock,
@@ -681,7 +681,7 @@ class ProgramTests(Stage):
 
     def start(self, payload: str = "{}", cwd: str | None = "/", args: list[Any] | None = None) -> Attempt:
         command = Command("echo", "/bin/echo", Template(args or []), cwd=cwd, memory=1, processes=2, max_output=3)
-        runner = self.runner(programs=Programs([command]))
+        runner = self.runner(programs=[command])
         return runner.run(make_task("command:echo", payload), "ana", self.ear)
 
     def test_what_it_is_run_with(self) -> None:
@@ -755,7 +755,7 @@ class RunnerTests(Stage):
             """Make it small."""
 
         runner = self.runner(
-            Simulate(self.clock), thumb, programs=Programs([Command("x", "/bin/x", Template(["{a}"]), timeout=9)])
+            Simulate(self.clock), thumb, programs=[Command("x", "/bin/x", Template(["{a}"]), timeout=9)]
         )
         self.assertEqual(list(runner.kinds), ["simulate", "thumb", "command:x"])
         self.assertEqual(runner.kinds["thumb"], KindInfo("thumb", "thread", 60, 5, "Make it small."))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import shutil
-import signal
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from taskd.worker.executors.process import JobExecution, result_of_child
 from taskd.worker.executors.thread_pool import IThreads
 from taskd.worker.forkserver.client import ForkServerClient
 from taskd.worker.forkserver.messages import Exited, JobEnd
+from taskd.worker.forkserver.process_tree import killed_by
 from taskd.worker.handler_results import Fault, HandlerResult, error_line, handler_returned
 from taskd.worker.programs import Command
 
@@ -58,7 +58,7 @@ def result_of_program(exited: Exited) -> HandlerResult:
         return handler_returned({"status": 0, "seconds": round(exited.seconds, 3), "output": last_output(tail)})
     what = exited.reason
     if what is None and exited.signal is not None:
-        what = f"killed by {_signal_name(exited.signal)}"
+        what = killed_by(exited.signal)
     elif what is None:
         what = f"exited with status {exited.status}"
     last = next((line.strip() for line in reversed(tail) if line.strip()), "")
@@ -72,10 +72,3 @@ def last_output(lines: Sequence[str]) -> str:
         raw = raw[-MAX_OUTPUT_BYTES:]
         raw = raw[raw.find(b"\n") + 1 :]
     return raw.decode(errors="ignore")
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

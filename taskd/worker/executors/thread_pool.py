@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable
 from threading import Thread
 from typing import Any
@@ -31,16 +32,9 @@ class IThreads(Interface):
         """Run it in the reactor's thread soon. May be called in any thread."""
 
 
-class _DaemonThread(Thread):
-    """A thread that does not keep the process alive: one that hangs would do so for ever."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.daemon = True
-
-
 class _Pool(ThreadPool):
-    threadFactory = _DaemonThread
+    # a daemon thread does not keep the process alive, even if it hangs
+    threadFactory: Any = staticmethod(functools.partial(Thread, daemon=True))
 
 
 @implementer(IThreads)

@@ -96,8 +96,6 @@ class Process:
                 job.output.feed(data)
 
     def close(self) -> None:
-        """Close the files."""
+        """Close its files here."""
         self.channel.close()
         os.close(self.output)
-        if self.page is not None:
-            self.page.close()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator, Mapping
 
@@ -74,7 +72,7 @@ class TreeKiller:
             return
         assert process.ending_since is not None
         if now > process.ending_since + UNKILLABLE_SECONDS:
-            report(f"process {process.pid} of a task cannot be killed")
+            process_tree.report(f"process {process.pid} of a task cannot be killed")
             self._left_alone |= {process.pid} | process_tree.descendants(process.pid)
             process.status = signal.SIGKILL
         else:
@@ -83,7 +81,7 @@ class TreeKiller:
     def _kill_orphans(self, orphans: set[int], in_grace: set[int], now: float) -> None:
         for pid in orphans - in_grace:
             if now > self._orphans.setdefault(pid, now) + UNKILLABLE_SECONDS:
-                report(f"process {pid}, left behind by a task, cannot be killed")
+                process_tree.report(f"process {pid}, left behind by a task, cannot be killed")
                 self._left_alone |= {pid}
             process_tree.kill(pid)
         for pid in set(self._orphans) - orphans:
@@ -100,9 +98,3 @@ class TreeKiller:
     def _find_orphans(self) -> set[int]:
         """Children that the fork server has not forked: a task left them behind, and their parent has ended."""
         return set(process_tree.children(self._pid)) - set(self._processes) - self._left_alone
-
-
-def report(line: str) -> None:
-    """Print a line for the worker's log."""
-    with contextlib.suppress(OSError):
-        print(line, file=sys.stderr, flush=True)

@@ -24,10 +24,14 @@ class Program(msgspec.Struct, frozen=True):
     max_output: int
 
 
+class _Message(msgspec.Struct, tag=True):
+    """The field ``type`` of its JSON object is the name of its class."""
+
+
 # -- orders: from the worker to the fork server
 
 
-class Setup(msgspec.Struct, tag="setup", frozen=True):
+class Setup(_Message):
     """The first order. ``path`` is the worker's ``sys.path``, so that both find the same modules. ``grace`` is in
     seconds. A child is replaced after ``max_tasks`` tasks."""
 
@@ -36,7 +40,7 @@ class Setup(msgspec.Struct, tag="setup", frozen=True):
     max_tasks: int
 
 
-class Call(msgspec.Struct, tag="call", frozen=True):
+class Call(_Message):
     """Run the handler of a kind. ``context`` has the attributes of ITaskContext. The fork server passes the line on to
     a child unchanged."""
 
@@ -45,14 +49,14 @@ class Call(msgspec.Struct, tag="call", frozen=True):
     context: msgspec.Raw
 
 
-class Execute(msgspec.Struct, tag="execute", frozen=True):
+class Execute(_Message):
     """Run a program."""
 
     job: int
     program: Program
 
 
-class Stop(msgspec.Struct, tag="stop", frozen=True):
+class Stop(_Message):
     """End a job: TERM, then KILL after the grace. Ignored if the job has ended."""
 
     job: int
@@ -63,13 +67,13 @@ Order: TypeAlias = Setup | Call | Execute | Stop
 # -- how a job ended
 
 
-class Returned(msgspec.Struct, tag="returned", frozen=True):
+class Returned(_Message):
     """The handler returned. ``value`` is the JSON text of its result."""
 
     value: msgspec.Raw
 
 
-class Raised(msgspec.Struct, tag="raised", frozen=True):
+class Raised(_Message):
     """The handler raised an exception of the class ``name``, or its result cannot be stored: then ``name`` is empty.
     ``retry`` is true for Retry, ``rejected`` for Reject and TaskdError."""
 
@@ -81,7 +85,7 @@ class Raised(msgspec.Struct, tag="raised", frozen=True):
     retry: bool = False
 
 
-class Exited(msgspec.Struct, tag="exited", frozen=True):
+class Exited(_Message):
     """A program ended with a ``status`` or by a ``signal`` after ``seconds``. The fork server adds the last lines of
     its output as ``tail``, and as ``reason`` the limit that ended it."""
 
@@ -92,7 +96,7 @@ class Exited(msgspec.Struct, tag="exited", frozen=True):
     reason: str | None = None
 
 
-class Died(msgspec.Struct, tag="died", frozen=True):
+class Died(_Message):
     """The process ended before its task, or could not be started. ``reason`` is like "killed by SIGSEGV"."""
 
     reason: str
@@ -103,19 +107,19 @@ JobEnd: TypeAlias = Returned | Raised | Exited | Died
 # -- events: from the fork server to the worker
 
 
-class Ready(msgspec.Struct, tag="ready", frozen=True):
+class Ready(_Message):
     """The modules are imported: the fork server ``pid`` takes jobs from now on."""
 
     pid: int
 
 
-class ImportFailed(msgspec.Struct, tag="import_failed", frozen=True):
+class ImportFailed(_Message):
     """The modules cannot be imported. The fork server ends."""
 
     why: str
 
 
-class Lines(msgspec.Struct, tag="lines", frozen=True):
+class Lines(_Message):
     """Output of a job. ``dropped`` lines before these are lost."""
 
     job: int
@@ -123,7 +127,7 @@ class Lines(msgspec.Struct, tag="lines", frozen=True):
     dropped: int
 
 
-class Progress(msgspec.Struct, tag="progress", frozen=True):
+class Progress(_Message):
     """The progress of a job, from 0 to 1."""
 
     job: int
@@ -131,7 +135,7 @@ class Progress(msgspec.Struct, tag="progress", frozen=True):
     note: str
 
 
-class JobEnded(msgspec.Struct, tag="job_ended", frozen=True):
+class JobEnded(_Message):
     """A job ended. Children and supervisors send it to the fork server first. ``fit``: the child can run another
     task."""
 

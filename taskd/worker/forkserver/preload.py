@@ -5,22 +5,20 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib
 import os
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Sequence
 
 from taskd.model.errors import SettingsError
-from taskd.model.text import one_line
 from taskd.ports.handler import ITaskHandler
 from taskd.worker.forkserver import process_tree
-from taskd.worker.forkserver.killing import report
 from taskd.worker.forkserver.messages import ImportFailed, Setup, decode_order, encode
+from taskd.worker.forkserver.process_tree import report
 from taskd.worker.forkserver.server import ForkServer
 from taskd.worker.handler import by_kind, collect
+from taskd.worker.importing import import_module
 
 
 def run(reaper: int, orders: int, events: int, modules: Sequence[str]) -> None:
@@ -61,20 +59,5 @@ def _read_setup(orders: int) -> Setup | None:
 def load(modules: Sequence[str]) -> dict[str, ITaskHandler]:
     """The handlers of these modules that run in a child, by kind. Raises SettingsError with one line that names the
     module that cannot be imported, and why."""
-    found: list[ITaskHandler] = []
-    for name in modules:
-        try:
-            module = importlib.import_module(name)
-        # SystemExit too: a module that calls sys.exit must not end this process silently
-        except BaseException as e:
-            raise SettingsError(f"cannot import the handlers of {name!r}: {_why(e)}") from None
-        found += collect(module)
+    found = [handler for name in modules for handler in collect(import_module(name))]
     return {kind: handler for kind, handler in by_kind(found).items() if handler.isolation == "process"}
-
-
-def _why(error: BaseException) -> str:
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
-    if len(frames) > 2 and not isinstance(error, SyntaxError):
-        text += f" ({frames[-1].filename}, line {frames[-1].lineno})"
-    return one_line(text)

@@ -37,7 +37,3 @@ class ProgressPage:
         except msgspec.DecodeError:
             return None
         return (fraction, note) if of == job else None
-
-    def close(self) -> None:
-        """Free it in this process."""
-        self._page.close()

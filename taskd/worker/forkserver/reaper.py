@@ -10,7 +10,6 @@ import contextlib
 import os
 import select
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -19,8 +18,6 @@ from taskd.worker.forkserver import process_tree
 
 PATIENCE = 8.0
 """Seconds that the fork server may take to end everything after the worker has ended."""
-
-SWEEP_SECONDS = 5.0
 
 
 def main(modules: Sequence[str]) -> None:
@@ -50,13 +47,12 @@ def main(modules: Sequence[str]) -> None:
             status = 0
         except BaseException:
             traceback.print_exc()
-            process_tree.end_all_below_me(SWEEP_SECONDS)
+            process_tree.end_all_below_me()
         finally:
             os._exit(status)
     os.close(events)
     _wait_for(forkserver, orders)
-    if not process_tree.end_all_below_me(SWEEP_SECONDS):
-        print("some processes of tasks cannot be killed", file=sys.stderr, flush=True)
+    process_tree.end_all_below_me()
     os._exit(0)
 
 

@@ -21,7 +21,7 @@ from taskd.ports.handler import ITaskHandler
 from taskd.worker.forkserver import process_tree
 from taskd.worker.forkserver.child import Child
 from taskd.worker.forkserver.jobs import JobState, Process
-from taskd.worker.forkserver.killing import TreeKiller, report
+from taskd.worker.forkserver.killing import TreeKiller
 from taskd.worker.forkserver.messages import (
     Call,
     Died,
@@ -39,7 +39,7 @@ from taskd.worker.forkserver.messages import (
     decode_job_ended,
 )
 from taskd.worker.forkserver.progress_page import ProgressPage
-from taskd.worker.forkserver.spawning import Spawner
+from taskd.worker.forkserver.spawning import fork
 from taskd.worker.forkserver.supervisor import supervise
 from taskd.worker.forkserver.worker_pipe import WorkerPipe
 
@@ -48,8 +48,6 @@ TICK = 0.1
 
 KILL_INTERVAL = 0.01
 """Seconds between two looks at a tree that is being killed."""
-
-SWEEP_SECONDS = 5.0
 
 MAX_UNSENT_BYTES = 256 * 1024
 """Output and progress wait while the worker has this much to read."""
@@ -77,7 +75,6 @@ class ForkServer:
         for fd in (self._wake, self._waker):
             os.set_blocking(fd, False)
         self._selector.register(self._wake, selectors.EVENT_READ, self._signalled)
-        self._spawner = Spawner(self._selector, [*self._worker.fds, self._wake, self._waker], self._processes)
 
     # -- the loop
 
@@ -102,8 +99,7 @@ class ForkServer:
             if now >= next_tick:
                 next_tick = now + TICK
                 self._tick(now)
-        if not process_tree.end_all_below_me(SWEEP_SECONDS):
-            report("some processes of tasks cannot be killed")
+        process_tree.end_all_below_me()
 
     def _timeout(self) -> float | None:
         if self._killer.is_killing:
@@ -182,7 +178,7 @@ class ForkServer:
     ) -> Process | None:
         """A new process. None if the system has no room for it: then the job has ended."""
         try:
-            process = self._spawner.fork(page, main)
+            process = fork(page, main, self._close_files)
         except OSError as e:
             self._worker.send(JobEnded(job.id, Died(f"no process could be started: {e.strerror}")))
             return None
@@ -190,6 +186,17 @@ class ForkServer:
         self._selector.register(process.channel, selectors.EVENT_READ, functools.partial(self._serve, process))
         self._selector.register(process.output, selectors.EVENT_READ, functools.partial(self._take_output, process))
         return process
+
+    def _close_files(self) -> None:
+        """Close everything that a new process must not keep open."""
+        self._selector.close()
+        fds = [*self._worker.fds, self._wake, self._waker]
+        for process in self._processes.values():
+            # a socket object must not close a file that gets its number later
+            fds += [process.channel.detach(), process.output]
+        for fd in fds:
+            with contextlib.suppress(OSError):
+                os.close(fd)
 
     def _serve(self, process: Process) -> None:
         if process.unsent:
