@@ -28,7 +28,7 @@ def load(modules: Sequence[str], plugins: Iterable[ITaskHandler] | None = None) 
     for name in dict.fromkeys(modules):
         handlers = collect(import_module(name))
         if not handlers:
-            raise SettingsError(f'handlers {name!r}: there is none in it: put @handler("KIND") above a function')
+            raise SettingsError(f'handlers {name!r}: it has no handler: put @handler("KIND") above a function')
         for each in handlers:
             _check(each, f"handlers {name!r}: {each!r}")
         found += handlers
@@ -62,6 +62,4 @@ def _check(found: ITaskHandler, name: str) -> None:
     name = one_line(name)
     check_handler(found, name)
     if found.kind.startswith(PROGRAM_PREFIX):
-        raise SettingsError(
-            f"{name}: kinds that begin with {PROGRAM_PREFIX!r} are those of programs: choose another one"
-        )
+        raise SettingsError(f"{name}: kinds that begin with {PROGRAM_PREFIX!r} belong to programs: choose another one")

@@ -1,4 +1,4 @@
-"""What a task prints, between its pipe and its log."""
+"""The output of a task between its pipe and its log."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def test_the_oldest_lines_are_dropped_and_counted() -> None:
     assert (len(lines), lines[-1], dropped) == (QUEUE_LINES, "end", 50_001 - QUEUE_LINES)
 
 
-def test_a_line_without_end_takes_no_room() -> None:
+def test_a_line_without_end_is_bounded() -> None:
     output = OutputBuffer()
     output.feed(b"before\n")
     for _ in range(100):
         output.feed(b"x" * 65536)
     output.feed(b"x\nafter\n")
-    # what came before it had to go
+    # the line before it was dropped
     assert output.take() == (["x" * MAX_LINE_CHARS, "after"], 1)
 
 
@@ -82,7 +82,7 @@ def test_the_fork_server_imports_no_twisted() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"[]\n"
 
 
-def test_lines_of_messages_are_put_together_and_bounded() -> None:
+def test_lines_of_messages_are_joined_and_bounded() -> None:
     buffer = LineBuffer(10)
     assert buffer.feed(b"a") == []
     assert buffer.feed(b"b\nc\nd") == [b"ab", b"c"]
