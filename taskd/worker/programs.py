@@ -59,7 +59,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class Command:
-    """One program and how to run it. Sizes are in bytes, ``timeout`` in seconds. ``cwd`` None: a new folder for each run."""
+    """One program and how to run it. Sizes are in bytes, ``timeout`` in seconds. ``cwd`` None is a new folder."""
 
     isolation = "program"
 
