@@ -1,6 +1,6 @@
-"""Thumbnails of a folder of pictures: a handler that does something, to begin yours from.
+"""Thumbnails of a folder of pictures: a complete handler to start from.
 
-Run it in a child process, because Pillow keeps a core busy: other tasks, leases and heartbeats go on meanwhile.
+It runs in a child process, because Pillow keeps a core busy. Other tasks, leases and heartbeats are not delayed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from taskd.ports.handler import ITaskContext
 from taskd.worker import Reject, handler
 
 PICTURES = Path(os.environ.get("PICTURES", "pictures")).resolve()
-"""Tasks name folders below this one. Whoever may submit tasks may read what is here, and nothing else."""
+"""Tasks name folders below this one. Every user who may submit tasks can read these pictures, and nothing else."""
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tiff"}
 
@@ -35,7 +35,7 @@ def thumbnails(task: ITaskContext) -> dict[str, Any]:
         try:
             made += _make(picture, into / f"{picture.stem}.jpg", size)
         except (UnidentifiedImageError, OSError) as e:
-            # one broken picture must not cost the others
+            # one broken picture must not fail the others
             task.log(f"{picture.name}: skipped: {e}")
             skipped.append(picture.name)
     task.progress(1, "done")
@@ -43,7 +43,7 @@ def thumbnails(task: ITaskContext) -> dict[str, Any]:
 
 
 def _make(picture: Path, thumbnail: Path, size: int) -> bool:
-    """Whether it had to be made: an attempt before this one may have done so."""
+    """Make one thumbnail. False if it exists already, made by an earlier attempt."""
     if thumbnail.exists() and thumbnail.stat().st_mtime >= picture.stat().st_mtime:
         return False
     unfinished = thumbnail.with_suffix(".part")
@@ -51,7 +51,7 @@ def _make(picture: Path, thumbnail: Path, size: int) -> bool:
         small = ImageOps.exif_transpose(image).convert("RGB")
         small.thumbnail((size, size))
         small.save(unfinished, "JPEG", quality=85)
-    # at once, so that nobody ever sees half of one
+    # a rename is atomic: nobody sees an incomplete file
     unfinished.replace(thumbnail)
     return True
 

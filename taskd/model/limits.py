@@ -17,6 +17,9 @@ MAX_TIMEOUT_SECONDS = 30 * 86400.0
 MAX_NOTE_CHARS = 200
 """The longest note beside a task's progress; longer ones are cut."""
 
+MAX_ERROR_CHARS = 1000
+"""Of the line that says why an attempt failed."""
+
 MAX_TRACE_CHARS = 16 * 1024
 """The longest traceback; of a longer one the middle is cut, because both ends show what failed and where."""
 

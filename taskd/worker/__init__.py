@@ -1,6 +1,6 @@
-"""The worker: takes deliveries, claims their tasks, runs them and records how they ended.
+"""The worker: takes deliveries, claims their tasks, runs them and stores their outcomes.
 
-Who writes handlers imports ``handler``, ``Retry``, ``Reject`` and ``Backoff`` from here.
+Modules of handlers import ``handler``, ``Retry``, ``Reject`` and ``Backoff`` from here.
 """
 
 from taskd.model.backoff import Backoff

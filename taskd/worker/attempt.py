@@ -1,9 +1,9 @@
-"""One attempt: from a claimed task to its outcome. It knows neither store nor broker."""
+"""One attempt: from a claimed task to its outcome. It knows neither store nor broker, nor how the handler is run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -16,134 +16,145 @@ from taskd.model.states import State
 from taskd.model.tasks import Task
 from taskd.ports.attempts import Outcome
 from taskd.ports.handler import ITaskHandler
-from taskd.worker.context import TaskContext
-from taskd.worker.executors.executor import IExecution
-from taskd.worker.executors.reactor import CANCEL_SECONDS
-from taskd.worker.forkserver.client import OutputListener
-from taskd.worker.handler_results import Fault, Success
+from taskd.worker.context import OutputListener, TaskContext
+from taskd.worker.handler_results import Fault, HandlerResult, Success
 from taskd.worker.programs import Command
+
+CANCEL_SECONDS = 5.0
+"""What a handler gets to end after it is cancelled. Then the log says where it hangs."""
 
 
 class AttemptStopped(Exception):
-    """The attempt was ended from outside, by :meth:`Attempt.stop`. It has no outcome."""
+    """:meth:`Attempt.stop` ended the attempt. It has no outcome."""
 
 
-class _Rules:
-    """What holds for an attempt: how long it may take, in seconds, and how often and when its task is tried again."""
+class Place(NamedTuple):
+    """Where a handler is at this moment: one line, and the stack if there is one."""
 
-    __slots__ = ("_backoff", "_chance", "limit", "max_attempts")
-
-    def __init__(self, task: Task, kind: ITaskHandler | Command | None, chance: Callable[[], float]) -> None:
-        limits = [task.timeout, kind.timeout if kind is not None else None]
-        self.limit = min((seconds for seconds in limits if seconds is not None), default=None)
-        self.max_attempts = task.max_attempts or (kind.max_attempts if kind is not None else DEFAULT_ATTEMPTS)
-        self._backoff = kind.backoff if kind is not None else Backoff()
-        self._chance = chance
-
-    def delay(self, failures: int) -> float:
-        return min(self._backoff.delay(failures, self._chance()), MAX_DELAY_SECONDS)
+    line: str
+    trace: str | None = None
 
 
-class _Hearing:
-    """Passes on what a task says until its attempt has ended."""
+class IExecution(Protocol):
+    """The handler of one attempt while it runs. It calls :meth:`Attempt.end` when nothing of it runs any more."""
 
-    def __init__(self, said: OutputListener) -> None:
-        self._said: OutputListener | None = said
+    patience: float | None
+    """Seconds that the outcome waits for the end after :meth:`cancel`. None: the end always comes, however late."""
 
-    def progress(self, fraction: float, note: str) -> None:
-        if self._said is not None:
-            self._said.progress(fraction, note)
+    stubborn: str
+    """What the log says about a handler that does not end, after its place."""
 
-    def lines(self, lines: Sequence[str], dropped: int) -> None:
-        if self._said is not None:
-            self._said.lines(lines, dropped)
+    def cancel(self) -> None:
+        """Ask it to end soon."""
 
-    def close(self) -> None:
-        self._said = None
+    def place(self) -> Place:
+        """Where it is at this moment."""
 
 
 class Attempt:
-    """One task while a handler has it.
+    """One task while a handler runs it. It passes the handler's output on to ``listener`` until it has its outcome.
 
-    ``done`` fires with its Outcome, or fails with Stopped. Its slot is ``free`` then, but for a thread, which cannot be
-    ended, and an async handler that ignores its cancellation: those keep the slot until they really end, and what they
-    return then is dropped. ``over`` is called with it in the end.
+    ``done`` fires with the Outcome, or fails with AttemptStopped. Then the slot is ``free``, with two exceptions: a
+    thread cannot be ended, and an async handler may ignore its cancellation. They keep the slot until they end, and
+    their result is dropped. ``ended`` is called with the attempt at that end.
+
+    ``kind`` has the limits of the task's kind, None if nothing serves it. ``chance`` gives random numbers from 0 to 1.
     """
 
     _log = Logger()
 
     def __init__(
-        self, task: Task, clock: IReactorTime, rules: _Rules, hearing: _Hearing, over: Callable[[Attempt], None]
+        self,
+        task: Task,
+        clock: IReactorTime,
+        kind: ITaskHandler | Command | None,
+        chance: Callable[[], float],
+        listener: OutputListener,
+        ended: Callable[[Attempt], None],
     ) -> None:
         self.task = task
+        self.max_attempts = task.max_attempts or (kind.max_attempts if kind is not None else DEFAULT_ATTEMPTS)
         self.done: Deferred[Outcome] = Deferred()
         self.free = False
         self.stopped = False
+        self.execution: IExecution | None = None
+        """Set by the executor before it calls the handler, as is ``context``."""
+        self.context: TaskContext | None = None
         self._freed: Deferred[None] | None = None
-        self._over = over
         self._clock = clock
-        self._rules = rules
-        self._hearing = hearing
-        self._way: IExecution | None = None
-        self._context: TaskContext | None = None
+        self._backoff = kind.backoff if kind is not None else Backoff()
+        self._chance = chance
+        self._listener: OutputListener | None = listener
+        self._ended = ended
         self._late = False
         self._settled = False
         self._hung = False
+        limits = [task.timeout, kind.timeout if kind is not None else None]
+        self._timeout = min((seconds for seconds in limits if seconds is not None), default=None)
         self._timer: IDelayedCall | None = None
+        if self._timeout is not None:
+            self._timer = clock.callLater(self._timeout, self._time_out)
 
     @property
     def freed(self) -> Deferred[None]:
-        """Fires when its slot is free."""
+        """Fires when the slot is free."""
         if self._freed is None:
             self._freed = succeed(None) if self.free else Deferred()
         return self._freed
 
     def stop(self) -> None:
-        """End it. Whatever the handler makes of that does not count. Once there is an outcome, this changes nothing."""
-        ending, self.stopped = self.stopped or self._late, True
-        if not self._settled and not ending:
+        """End the attempt without an outcome, whatever the handler does then. No effect once there is an outcome."""
+        is_ending, self.stopped = self.stopped or self._late, True
+        if not self._settled and not is_ending:
             self._cancel()
 
-    # the runner's
+    # -- output of the handler
 
-    def begin(self, way: IExecution, context: TaskContext | None) -> None:
-        """Have the handler run, and its time as well."""
-        self._way, self._context = way, context
-        if self._rules.limit is not None:
-            self._timer = self._clock.callLater(self._rules.limit, self._out_of_time)
-        way.begin(self.end)
+    def progress(self, fraction: float, note: str) -> None:
+        """Pass on a progress."""
+        if self._listener is not None:
+            self._listener.progress(fraction, note)
 
-    def end(self, ending: Success | Fault) -> None:
-        """Nothing of it runs any more."""
+    def lines(self, lines: Sequence[str], dropped: int) -> None:
+        """Pass on log lines."""
+        if self._listener is not None:
+            self._listener.lines(lines, dropped)
+
+    # -- end of the handler
+
+    def end(self, result: HandlerResult) -> None:
+        """Nothing of the handler runs any more."""
         self._set_timer(None)
         if self._hung:
-            self._log.info("task {id} ({kind}) attempt {attempt} has ended at last", **self._ids)
+            self._log.info("task {id} ({kind}) attempt {attempt} that did not end has ended now", **self._ids)
         if not self._settled:
-            self._settle(ending)
+            self._settle(result)
         self.free = True
-        self._over(self)
+        # both refer to this attempt: no work for the garbage collector
+        self.execution = self.context = None
+        self._ended(self)
         if self._freed is not None:
             self._freed.callback(None)
 
-    def _out_of_time(self) -> None:
+    def _time_out(self) -> None:
         self._timer = None
         self._late = True
         self._cancel()
 
     def _cancel(self) -> None:
-        assert self._way is not None
+        execution = self.execution
+        assert execution is not None
         self._set_timer(None)
-        if self._context is not None:
-            self._context.cancel()
-        patience = self._way.patience
-        if patience is not None:
-            self._set_timer(patience or CANCEL_SECONDS)
+        if self.context is not None:
+            self.context.cancel()
+        if execution.patience is not None:
+            self._set_timer(execution.patience or CANCEL_SECONDS)
         try:
-            self._way.cancel()
+            execution.cancel()
         except Exception:
-            # what the handler awaits has a canceller of somebody else's
+            # the handler awaits a Deferred whose canceller fails
             self._log.failure("task {id} ({kind}) attempt {attempt} could not be cancelled", **self._ids)
-        if patience == 0 and not self._settled:
+        if execution.patience == 0 and not self._settled:
             if self._late:
                 self._hangs()
             else:
@@ -155,44 +166,47 @@ class Attempt:
         self._timer = None if seconds is None else self._clock.callLater(seconds, self._hangs)
 
     def _hangs(self) -> None:
-        """It should have ended: say where it stands, and wait no longer for its outcome."""
-        assert self._way is not None
+        """The handler should have ended: log where it is, and do not wait for its result any longer."""
+        assert self.execution is not None
         self._hung = True
         self._set_timer(None)
-        place = self._way.place()
-        what = f"{place.line} {self._way.stubborn}: its slot stays taken until it ends"
+        place = self.execution.place()
+        what = f"{place.line} {self.execution.stubborn}: its slot stays taken until it ends"
         self._log.warn("task {id} ({kind}) attempt {attempt}: {what}", what=what, **self._ids)
-        self._hearing.lines([what[:MAX_LINE_CHARS]], 0)
+        self.lines([what[:MAX_LINE_CHARS]], 0)
         if not self._settled:
             self._settle(Fault("still running", place.trace))
 
-    def _settle(self, ending: Success | Fault) -> None:
+    def _settle(self, result: HandlerResult) -> None:
         self._settled = True
-        self._hearing.close()
-        if self._context is not None:
-            self._context.close()
+        self._listener = None
+        if self.context is not None:
+            self.context.close()
         if self.stopped:
             self.done.errback(AttemptStopped())
             return
         if self._late:
-            trace = ending.trace if isinstance(ending, Fault) else None
-            ending = Fault(f"took longer than {self._rules.limit:.15g} s", trace)
-        self.done.callback(self._outcome(ending))
+            trace = result.trace if isinstance(result, Fault) else None
+            result = Fault(f"took longer than {self._timeout:.15g} s", trace)
+        self.done.callback(self._outcome(result))
 
-    def _outcome(self, ending: Success | Fault) -> Outcome:
-        task, rules = self.task, self._rules
-        if isinstance(ending, Success):
-            return Outcome(task.id, task.dispatch, task.attempt, State.COMPLETED, ending.result)
-        if ending.cause is not None:
-            cause = Failure(ending.cause, type(ending.cause), ending.cause.__traceback__)
+    def _outcome(self, result: HandlerResult) -> Outcome:
+        task = self.task
+        if isinstance(result, Success):
+            return Outcome(task.id, task.dispatch, task.attempt, State.COMPLETED, result.result)
+        if result.cause is not None:
+            cause = Failure(result.cause, type(result.cause), result.cause.__traceback__)
             self._log.failure("task {id} ({kind}) attempt {attempt} failed", cause, **self._ids)
         else:
-            self._log.warn("task {id} ({kind}) attempt {attempt} failed: {why}", why=ending.error, **self._ids)
+            self._log.warn("task {id} ({kind}) attempt {attempt} failed: {why}", why=result.error, **self._ids)
         state, delay = State.FAILED, 0.0
-        if not ending.final and task.attempt < rules.max_attempts:
+        if not result.final and task.attempt < self.max_attempts:
             state = State.WAITING
-            delay = ending.after if ending.after is not None else rules.delay(task.attempt)
-        return Outcome(task.id, task.dispatch, task.attempt, state, error=ending.error, trace=ending.trace, delay=delay)
+            delay = result.after if result.after is not None else self._backoff_delay()
+        return Outcome(task.id, task.dispatch, task.attempt, state, error=result.error, trace=result.trace, delay=delay)
+
+    def _backoff_delay(self) -> float:
+        return min(self._backoff.delay(self.task.attempt, self._chance()), MAX_DELAY_SECONDS)
 
     @property
     def _ids(self) -> dict[str, Any]:

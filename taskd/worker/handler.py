@@ -1,4 +1,4 @@
-"""For those who write handlers: what a module of theirs needs. It imports neither the reactor nor the worker."""
+"""What a module of handlers imports. It imports neither the reactor nor the worker."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from taskd.ports.handler import ITaskContext, ITaskHandler
 
 MAX_SUMMARY_CHARS = 200
 
+HIDDEN_IN_TRACEBACKS = True
+
 
 class Retry(Exception):
-    """Raise it to have the task tried again ``after`` so many seconds, None for what its kind's backoff says. The
-    attempt is spent; when it was the last one, the task fails for ``why``."""
+    """A handler raises it to have the task tried again ``after`` so many seconds. None: after the backoff of its kind.
+    The attempt counts; after the last one the task fails with ``why`` as its error."""
 
     def __init__(self, why: str = "to be tried again", *, after: float | None = None) -> None:
         super().__init__(why)
@@ -29,12 +31,12 @@ class Retry(Exception):
 
 
 class Reject(Exception):
-    """Raise it to fail the task for good, whatever attempts are left: trying again would not help."""
+    """A handler raises it to fail the task at once, even if attempts are left: another one would not help."""
 
 
 @implementer(ITaskHandler)
 class Handler:
-    """A kind of task and the function that runs it. Calling it calls the function, as in a test of it."""
+    """A kind of task and the function that runs it. Calling it calls the function, for example in a test."""
 
     def __init__(
         self,
@@ -66,8 +68,8 @@ class Handler:
 
 
 if "twisted.plugin" in sys.modules:
-    # So that a decorated function in a module of twisted.plugins is one, without another word. Twisted imports those
-    # modules after that one; where nobody has, as in child processes, nobody looks for plugins.
+    # A decorated function in a module of twisted.plugins is a plugin. Twisted imports twisted.plugin before these
+    # modules. A process that has not imported it, such as a child process, does not look for plugins.
     _declare: Callable[..., None] = classImplements
     _declare(Handler, sys.modules["twisted.plugin"].IPlugin)
 
@@ -83,8 +85,8 @@ def handler(
     """Make a function of one argument, the :class:`~taskd.ports.handler.ITaskContext`, the handler of a kind of task.
 
     An ``async def`` runs on the worker's reactor and must not block; a ``def`` runs in a thread or, with
-    ``isolation="process"``, in a child process that can be killed and has a core to itself. ``timeout`` is in seconds.
-    Raises SettingsError for anything that cannot be.
+    ``isolation="process"``, in a child process, which can be killed and can use another core. ``timeout`` is in
+    seconds. Raises SettingsError for invalid arguments.
     """
 
     def decorate(function: Callable[[Any], Any]) -> Handler:
@@ -104,8 +106,8 @@ def handler(
 
 
 def check_handler(found: Any, name: str) -> None:
-    """Look whether a handler, be it somebody else's class, says what it must. Raises SettingsError, which ``name``
-    begins."""
+    """Check the attributes of a handler, which may be of any class. Raises SettingsError, whose text begins with
+    ``name``."""
     for attribute in ITaskHandler.names():
         if not hasattr(found, attribute):
             raise SettingsError(f"{name}: there is no {attribute!r}, which taskd.ports.handler.ITaskHandler asks for")
@@ -134,7 +136,7 @@ def check_handler(found: Any, name: str) -> None:
 
 
 def check_backoff(backoff: Backoff, name: str) -> None:
-    """Raises SettingsError, which ``name`` begins, for what is no number or out of its range."""
+    """Raises SettingsError, whose text begins with ``name``, if a field is not a number or out of its range."""
     ranges = (("first", 0, MAX_DELAY_SECONDS), ("factor", 1, 100), ("longest", 0, MAX_DELAY_SECONDS), ("jitter", 0, 1))
     for field, low, high in ranges:
         value = getattr(backoff, field)
@@ -143,7 +145,7 @@ def check_backoff(backoff: Backoff, name: str) -> None:
 
 
 def collect(module: ModuleType) -> list[ITaskHandler]:
-    """The handlers among the names of a module, in their order, each once."""
+    """The handlers among the names of a module in their order, each once."""
     found: dict[int, Any] = {}
     for value in vars(module).values():
         if not isinstance(value, type) and ITaskHandler.providedBy(value):
@@ -152,7 +154,7 @@ def collect(module: ModuleType) -> list[ITaskHandler]:
 
 
 def by_kind(handlers: Iterable[ITaskHandler]) -> dict[str, ITaskHandler]:
-    """Handlers by their kinds. Raises SettingsError when two serve the same."""
+    """Handlers by their kinds. Raises SettingsError if two serve the same kind."""
     found: dict[str, ITaskHandler] = {}
     for each in handlers:
         other = found.setdefault(each.kind, each)
@@ -162,7 +164,7 @@ def by_kind(handlers: Iterable[ITaskHandler]) -> dict[str, ITaskHandler]:
 
 
 def summary_of(function: Any) -> str:
-    """The first line of what a function says of itself."""
+    """The first line of a function's docstring."""
     lines = (inspect.getdoc(function) or "").strip().splitlines()
     return lines[0][:MAX_SUMMARY_CHARS] if lines and inspect.isroutine(function) else ""
 

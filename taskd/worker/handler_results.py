@@ -1,43 +1,36 @@
-"""How a handler's work ended, in words and values that can be stored. It knows no reactor, as children use it, too."""
+"""What a handler did: it returned a result that can be stored, or it failed. Child processes import this: it uses no
+reactor."""
 
 from __future__ import annotations
 
+import inspect
 import math
-import os
-import re
 import traceback
-from types import TracebackType
-from typing import Any, NamedTuple
+from types import FrameType, TracebackType
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
 from taskd.model.errors import BadRequest, TaskdError
 from taskd.model.json_text import encode_json
-from taskd.model.limits import MAX_DELAY_SECONDS, MAX_RESULT_BYTES, MAX_TRACE_CHARS
+from taskd.model.limits import MAX_DELAY_SECONDS, MAX_RESULT_BYTES
+from taskd.model.text import cut_trace, one_line
 from taskd.worker.handler import Reject, Retry
 
-MAX_ERROR_CHARS = 1000
-
-_HERE = os.path.dirname(os.path.abspath(__file__))
-OWN_FILES = frozenset(
-    os.path.join(_HERE, *name.split("/"))
-    for name in ("handler.py", "context.py", "handler_results.py", "executors/reactor.py", "executors/thread.py")
-)
-"""Between the worker and a handler's code: left out of tracebacks."""
-
-_UNSTORABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-_CUT = "\n  ...\n"
+HIDDEN_IN_TRACEBACKS = True
+"""Tracebacks leave out the frames of every module that has this name: they stand between the worker and the handler's
+code. unittest uses ``__unittest`` in the same way."""
 
 
 class Success(NamedTuple):
-    """The handler has returned; ``result`` is JSON text."""
+    """The handler returned. ``result`` is JSON text."""
 
     result: str
 
 
 class Fault(NamedTuple):
-    """The attempt failed: ``error`` is one line, ``trace`` several. ``after`` is the delay in seconds that was asked
-    for; ``final`` says that trying again would not help; ``cause`` is the exception, for the worker's own log."""
+    """The handler failed. ``error`` is one line, ``trace`` several. ``after`` is the delay in seconds that the handler
+    asked for. ``final``: a retry would not help. ``cause`` is the exception, for the worker's own log."""
 
     error: str
     trace: str | None = None
@@ -46,12 +39,48 @@ class Fault(NamedTuple):
     cause: BaseException | None = None
 
 
+HandlerResult: TypeAlias = Success | Fault
+
+
+def handler_returned(value: Any) -> HandlerResult:
+    """The handler returned this value: a fault if it cannot be stored."""
+    try:
+        return Success(encode_result(value))
+    except TaskdError as e:
+        if inspect.iscoroutine(value):
+            value.close()
+            return Fault("returned a coroutine that was not awaited: make the handler an async def, or await it")
+        return Fault(one_line(f"the result cannot be stored: {e.message}"))
+    except Exception as e:
+        # the handler's own objects may fail while they are encoded
+        return Fault(f"the result cannot be stored: {error_line(e)}", trace_of(e), cause=e)
+
+
+def handler_raised(error: BaseException) -> Fault:
+    """The handler raised this. A TaskdError is a rejection: a wrong payload stays wrong."""
+    if isinstance(error, Reject | TaskdError):
+        return rejected(type(error).__name__, _message_of(error))
+    if isinstance(error, Retry):
+        return to_retry(_message_of(error), error.after)
+    return Fault(error_line(error), trace_of(error), cause=error)
+
+
+def rejected(name: str, why: str) -> Fault:
+    """The handler raised an exception of the class ``name`` that rejects the task."""
+    return Fault(one_line(why) or name, final=True)
+
+
+def to_retry(why: str, after: Any) -> Fault:
+    """The handler raised Retry."""
+    return Fault(one_line(why) or "to be tried again", after=retry_delay(after))
+
+
 def encode_result(value: Any) -> str:
-    """JSON text of what a handler returned. Raises TaskdError for what cannot be stored, with one line that says why:
-    no JSON value, larger than MAX_RESULT_BYTES, nested too deeply, NaN or Infinity, a NUL in a text."""
+    """JSON text of the value that a handler returned. Raises TaskdError with a one-line reason if it cannot be stored:
+    not a JSON value, larger than MAX_RESULT_BYTES, nested too deeply, NaN or Infinity, a NUL in a text."""
     text = encode_json(value, MAX_RESULT_BYTES, "result")
-    # What would not come back as it is, NaN as null or a set as a list, is rare, as are tuples: then look closer. So it
-    # is with the escape, which may be part of a text.
+    # Values that decode to something else (NaN to null, a set to a list) are rare, so are tuples and the escape for
+    # NUL, which may also be ordinary text. Only these need the slow check.
     if "\\u0000" in text or msgspec.json.decode(text) != value:
         _check(value)
     return text
@@ -76,28 +105,8 @@ def _check(value: Any) -> None:
         raise BadRequest(f"result must not contain {what}, which JSON does not have", field="result")
 
 
-def success(value: Any) -> Success | Fault:
-    """The handler returned this: a fault when it cannot be stored."""
-    try:
-        return Success(encode_result(value))
-    except TaskdError as e:
-        return Fault(one_line(f"the result cannot be stored: {e.message}"))
-    except Exception as e:
-        # objects of the handler's own may fail while they are written
-        return Fault(f"the result cannot be stored: {error_line(e)}", trace_of(e), cause=e)
-
-
-def fault(error: BaseException) -> Fault:
-    """The handler raised this. A domain error of taskd is a rejection: a wrong payload stays wrong."""
-    if isinstance(error, Reject | TaskdError):
-        return Fault(one_line(_words(error)) or type(error).__name__, final=True)
-    if isinstance(error, Retry):
-        return Fault(one_line(_words(error)) or "to be tried again", after=retry_delay(error.after))
-    return Fault(error_line(error), trace_of(error), cause=error)
-
-
 def retry_delay(after: Any) -> float | None:
-    """Seconds that somebody asked for, from 0 to MAX_DELAY_SECONDS: what is no number counts as 0."""
+    """The requested delay in seconds, from 0 to MAX_DELAY_SECONDS. 0 if it is not a number."""
     if after is None:
         return None
     if isinstance(after, bool) or not isinstance(after, int | float) or not after > 0:
@@ -107,51 +116,35 @@ def retry_delay(after: Any) -> float | None:
 
 def error_line(error: BaseException) -> str:
     """The type and message of an exception in one line of at most MAX_ERROR_CHARS."""
-    name, text = type(error).__name__, _words(error)
+    name, text = type(error).__name__, _message_of(error)
     return one_line(f"{name}: {text}" if text else name)
 
 
-def one_line(text: str, limit: int = MAX_ERROR_CHARS) -> str:
-    """A text as one line of at most ``limit`` characters that can be stored and shown."""
-    line = storable(" ".join(text[: 4 * limit].split()))
-    return line if len(line) <= limit else line[: limit - 3] + "..."
-
-
-def storable(text: str) -> str:
-    """A text without what a database or a terminal would not take: control characters but tab and newline, and lone
-    surrogates, become U+FFFD."""
-    return _UNSTORABLE.sub("\ufffd", text)
-
-
-def cut_trace(text: str) -> str:
-    """A traceback of at most MAX_TRACE_CHARS: the middle is left out, as the ends say most."""
-    if len(text) > MAX_TRACE_CHARS:
-        half = (MAX_TRACE_CHARS - len(_CUT)) // 2
-        text = text[:half] + _CUT + text[-half:]
-    return storable(text)
-
-
 def trace_of(error: BaseException) -> str | None:
-    """The traceback of an exception with those that led to it, from the handler's code on. None when it was not raised
-    there."""
-    begins = _beyond_own(error.__traceback__)
-    if begins is None:
+    """The traceback of an exception and of its causes, from the handler's code on. None if the handler's code did not
+    raise it."""
+    begin = error.__traceback__
+    while begin is not None and is_hidden(begin.tb_frame):
+        begin = begin.tb_next
+    if begin is None:
         return None
+    return cut_trace(_format_trace(error, begin).rstrip())
+
+
+def _format_trace(error: BaseException, begin: TracebackType) -> str:
     try:
-        text = "".join(traceback.TracebackException(type(error), error, begins, compact=True).format())
+        return "".join(traceback.TracebackException(type(error), error, begin, compact=True).format())
     except Exception:
-        # an exception of somebody else's may fail at being shown
-        text = "".join(traceback.format_tb(begins)) + error_line(error)
-    return cut_trace(text.rstrip())
+        # the __str__ of a foreign exception may fail
+        return "".join(traceback.format_tb(begin)) + error_line(error)
 
 
-def _beyond_own(found: TracebackType | None) -> TracebackType | None:
-    while found is not None and found.tb_frame.f_code.co_filename in OWN_FILES:
-        found = found.tb_next
-    return found
+def is_hidden(frame: FrameType) -> bool:
+    """Whether tracebacks leave out this frame."""
+    return "HIDDEN_IN_TRACEBACKS" in frame.f_globals
 
 
-def _words(error: BaseException) -> str:
+def _message_of(error: BaseException) -> str:
     try:
         return str(error)
     except Exception:

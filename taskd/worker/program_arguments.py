@@ -1,9 +1,9 @@
-"""The argument template of a program: what the fields of a payload become in an argv list. There is no shell anywhere.
+"""The argument template of a program: how the fields of a payload become an argv list. No shell is involved.
 
-In an argument stand placeholders, ``{name}``, alone or inside of other text (``--size={size}``); braces that are meant
-are doubled. ``{name:int}`` says what the field must be: ``str`` (the default), ``int``, ``float`` or ``bool``.
-``{name=value}`` is what is taken when the field is not given, ``{name...}`` stands alone and becomes one argument for
-each element of a list. A list within the list of arguments is left out as a whole when none of its fields is given:
+An argument may contain placeholders, ``{name}``, alone or inside other text (``--size={size}``). Literal braces are
+doubled. ``{name:int}`` sets the type of the field: ``str`` (the default), ``int``, ``float`` or ``bool``.
+``{name=value}`` sets its default. ``{name...}`` must be alone and becomes one argument for each element of a list. A
+list within the list of arguments is left out if none of its fields is given:
 ``args = ["--fast", ["--quality", "{quality:int}"], "--", "{input}"]``.
 """
 
@@ -27,7 +27,7 @@ _TOKEN = re.compile(
 
 
 class Field(NamedTuple):
-    """A field of the payload. ``default`` is the text that stands for it when it is missing."""
+    """A field of the payload. ``many``: it is a list. ``default`` is its text if it is missing."""
 
     name: str
     type: str
@@ -36,14 +36,14 @@ class Field(NamedTuple):
 
 
 class Argument(NamedTuple):
-    """Literal texts and fields, one after the other. When ``guarded`` it must not begin with a dash."""
+    """Literal texts and fields in their order. ``guarded``: it must not begin with a dash."""
 
     pieces: tuple[str | Field, ...]
     guarded: bool
 
     @property
     def fields(self) -> list[Field]:
-        """Those that stand in it."""
+        """Its fields."""
         return [piece for piece in self.pieces if isinstance(piece, Field)]
 
 
@@ -51,7 +51,7 @@ Group = tuple[Argument, ...]
 
 
 class Template:
-    """What comes behind a program's path. Raises SettingsError, without saying where, for what cannot be."""
+    """The arguments after a program's path. Raises SettingsError, without a location, if the template is invalid."""
 
     def __init__(self, args: Sequence[Any]) -> None:
         self._parts: list[Argument | Group] = []
@@ -70,11 +70,11 @@ class Template:
 
     @property
     def fields(self) -> list[str]:
-        """The names of the fields it takes, in their order."""
+        """The names of its fields in their order."""
         return list(self._fields)
 
     def fill(self, payload: Mapping[str, Any]) -> list[str]:
-        """The arguments. Raises Reject, with one line that names the field, for a payload that does not fit."""
+        """The arguments. Raises Reject with one line that names the field if the payload does not fit."""
         for name in payload:
             if name not in self._fields:
                 known = ", ".join(self._fields) or "none"
@@ -107,7 +107,7 @@ class Template:
         for text in made:
             if argument.guarded and text.startswith("-"):
                 name = argument.fields[0].name
-                raise Reject(f"{name} must not begin with '-', which the program would take for an option")
+                raise Reject(f"{name} must not begin with '-', which the program would read as an option")
             yield text
 
     def _text(self, piece: str | Field, texts: Mapping[str, Sequence[str]]) -> str:
@@ -119,7 +119,7 @@ class Template:
         group = tuple(self._argument(item, ended) for item in items)
         fields = [field for argument in group for field in argument.fields]
         if not fields:
-            raise SettingsError("a list within the arguments is for those with a field: nothing else may be left out")
+            raise SettingsError("a list within the arguments must contain a field: without one it is never left out")
         if any(self._fields[field.name].default is not None for field in fields):
             raise SettingsError(f"{fields[0].name} must not have a default in a list that may be left out")
         return group
@@ -144,7 +144,7 @@ class Template:
         while at < len(item):
             found = _TOKEN.match(item, at)
             if found is None:
-                raise SettingsError(f"{quote(item)} has a '{item[at]}' that begins or ends no placeholder: double it")
+                raise SettingsError(f"{quote(item)} has a '{item[at]}' that is not part of a placeholder: double it")
             at = found.end()
             if found["name"] is None:
                 literal += found["text"] or found["brace"][0]
@@ -160,12 +160,12 @@ class Template:
         if kind is not None and kind not in TYPES:
             raise SettingsError(f"{name} must be one of {', '.join(TYPES)}, not {kind}")
         if many and default is not None:
-            raise SettingsError(f"{name} must not have a default, as it is a list")
+            raise SettingsError(f"{name} must not have a default, because it is a list")
         before = self._fields.get(name)
         found = Field(name, kind or (before.type if before else "str"), many, default)
         if before is not None:
             if (before.type, before.many) != (found.type, many):
-                raise SettingsError(f"{name} must be the same wherever it stands")
+                raise SettingsError(f"{name} must have the same type in every placeholder")
             found = found._replace(default=default if default is not None else before.default)
         if default is not None:
             _check_default(found, default)
@@ -204,7 +204,7 @@ def _text_of(field: Field, value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, bool):
         raise wrong
-    # a whole number has one way to be written, so that it may stand for a text
+    # a whole number has only one spelling, so it is allowed as a text
     if isinstance(value, int) and field.type in ("str", "int", "float"):
         return str(value)
     if isinstance(value, float) and field.type == "float":
@@ -222,7 +222,7 @@ def _text_of(field: Field, value: Any) -> str:
 
 def _expected(field: Field) -> str:
     what = TYPES[field.type]
-    return f"a list, each of it {what}" if field.many else what
+    return f"a list, each element {what}" if field.many else what
 
 
 def _shown(value: Any) -> str:

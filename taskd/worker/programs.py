@@ -4,10 +4,10 @@ A section ``[convert]`` serves the kind ``command:convert``::
 
     [convert]
     summary = "Scales a picture."
-    path = "/usr/bin/convert"                 # absolute; never looked for
+    path = "/usr/bin/convert"                 # absolute: PATH is not searched
     args = ["--", "{input}", "-resize", "{width:int}x{height:int}", "{output}"]
-    env = { LANG = "C.UTF-8" }                # this, and a PATH, are all of its environment
-    cwd = "/srv/pictures"                     # left out: a new folder for each run, removed afterwards
+    env = { LANG = "C.UTF-8" }                # its whole environment, together with a PATH
+    cwd = "/srv/pictures"                     # default: a new folder for each run, removed afterwards
     timeout = 600                             # seconds
     memory = "512M"                           # of address space, for each process
     processes = 8                             # at a time
@@ -15,10 +15,9 @@ A section ``[convert]`` serves the kind ``command:convert``::
     max_attempts = 3
     backoff = { first = 2, factor = 2, longest = 3600, jitter = 0.5 }
 
-Only ``path`` must be there. The arguments are a template: see :mod:`taskd.worker.program_arguments`. They are handed
-over as they are, so no field can become more than one argument, or another one. What the program makes of an argument
-is its own: where ``path`` is a shell, keep fields out of its script and pass them behind it (``-c``, script, ``sh``,
-field).
+Only ``path`` is required. The arguments are a template: see :mod:`taskd.worker.program_arguments`. No shell reads
+them, so a field cannot become several arguments or a different one. The program itself may still interpret an
+argument: if ``path`` is a shell, keep fields out of its script and pass them after it (``-c``, script, ``sh``, field).
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from taskd.model.backoff import Backoff
@@ -43,16 +42,24 @@ DEFAULT_MAX_OUTPUT = 10 * 1024 * 1024
 TEMPORARY = "temporary"
 
 _KEYS = (
-    *("summary", "path", "args", "env", "cwd", "timeout", "memory", "processes", "max_output"),
-    *("max_attempts", "backoff"),
+    "summary",
+    "path",
+    "args",
+    "env",
+    "cwd",
+    "timeout",
+    "memory",
+    "processes",
+    "max_output",
+    "max_attempts",
+    "backoff",
 )
 _SIZE = re.compile(r"(\d{1,15})([KMGT]?)(?:i?B)?")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class Command:
-    """One program and how it may be run. Sizes are in bytes, ``timeout`` in seconds; ``cwd`` None is a new folder for
-    each run."""
+    """One program and how to run it. Sizes are in bytes, ``timeout`` in seconds. ``cwd`` None is a new folder."""
 
     isolation = "program"
 
@@ -89,27 +96,20 @@ class Command:
         self._max_output = max_output
 
     def arguments(self, payload: Mapping[str, Any]) -> list[str]:
-        """What comes behind the path. Raises Reject for a payload that does not fit."""
+        """The arguments after the path. Raises Reject if the payload does not fit."""
         return self._template.fill(payload)
 
     def program(self, arguments: Sequence[str], cwd: str) -> Program:
-        """All that running it takes."""
+        """The order for the fork server."""
         return Program([self.path, *arguments], cwd, self._env, self._memory, self._processes, self._max_output)
 
     def __repr__(self) -> str:
         return f"<program of {self.kind!r}: {self.path}>"
 
 
-class Programs:
-    """The programs that are allowed, by the kinds that they serve."""
-
-    def __init__(self, commands: Iterable[Command] = ()) -> None:
-        self.commands: Mapping[str, Command] = {command.kind: command for command in commands}
-
-
-def read_programs(file: str) -> Programs:
+def read_programs(file: str) -> list[Command]:
     """The programs of a TOML file. Raises SettingsError with one line that names the file, the section and the key."""
-    # Python has it from 3.11 on; before, the same as a package
+    # the standard library has it since Python 3.11; tomli is the same as a package
     toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
         with open(file, "rb") as f:
@@ -117,25 +117,25 @@ def read_programs(file: str) -> Programs:
     except OSError as e:
         raise SettingsError(f"{file}: {e.strerror or e}") from None
     except ValueError as e:
-        # no TOML, or no UTF-8
+        # not TOML, or not UTF-8
         raise SettingsError(f"{file}: {' '.join(str(e).split())}") from None
     if not sections:
         raise SettingsError(f"{file}: there must be a section [NAME] for each program")
-    return Programs([_Section(file, name, table).read() for name, table in sections.items()])
+    return [_Section(file, name, table).read() for name, table in sections.items()]
 
 
 class _Section:
-    """One section under inspection."""
+    """Reads one section."""
 
     def __init__(self, file: str, name: str, table: Any) -> None:
         if not isinstance(table, dict):
-            raise SettingsError(f"{file}: {name}: must stand in the section of a program, [NAME]")
+            raise SettingsError(f"{file}: {name}: must be in the section of a program, [NAME]")
         self._where = f"{file}: [{name}]"
         self._name = name
         self._table = table
 
     def read(self) -> Command:
-        """The program."""
+        """The program. Raises SettingsError."""
         try:
             check_kind(PROGRAM_PREFIX + self._name)
         except BadRequest as e:
@@ -179,7 +179,7 @@ class _Section:
     def _path(self) -> str:
         path = self._text("path")
         if path is None:
-            raise self._wrong("path", "must be there: the absolute path of the program")
+            raise self._wrong("path", "is required: the absolute path of the program")
         if not os.path.isabs(path):
             raise self._wrong("path", f"must be absolute, not {quote(path)}")
         if not os.path.isfile(path):
@@ -201,7 +201,7 @@ class _Section:
     def _list(self, key: str) -> list[Any]:
         value = self._table.get(key, [])
         if not isinstance(value, list):
-            raise self._wrong(key, f"must be a list of texts, not {value!r}: nothing splits a line into arguments here")
+            raise self._wrong(key, f"must be a list of texts, not {value!r}: a line is not split into arguments")
         return value
 
     def _env(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The handlers that come with taskd."""
+"""The handler that is part of taskd."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_SECONDS = 7 * 86400.0
 
 @implementer(ITaskHandler)
 class Simulate:
-    """The original's simulated processing: waits ``{"seconds": n}``, 2 by default, and holds no thread meanwhile."""
+    """Simulates processing: waits ``{"seconds": n}``, 2 by default. It needs no thread."""
 
     kind = DEFAULT_KIND
     isolation = "async"
@@ -33,7 +33,7 @@ class Simulate:
         self._clock = clock
 
     async def run(self, task: ITaskContext) -> Any:
-        """Wait. Raises BadRequest unless ``seconds`` is a number from 0 to MAX_SECONDS."""
+        """Wait. Raises BadRequest if ``seconds`` is not a number from 0 to MAX_SECONDS."""
         seconds = task.payload.get("seconds", DEFAULT_SECONDS)
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= MAX_SECONDS:
             raise BadRequest(f"seconds must be a number from 0 to {MAX_SECONDS:.0f}", field="seconds")

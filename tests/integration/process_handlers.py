@@ -1,4 +1,4 @@
-"""Handlers that behave, and some that do not. They run in the children of a fork server."""
+"""Handlers for the children of a fork server. Some of them misbehave."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def misbehave(task: ITaskContext) -> Any:
 
 
 def daemonize() -> int:
-    """The pid of a process of another session whose parent has ended, and which ignores TERM."""
+    """Start a process in another session, whose parent has ended and which ignores TERM. Returns its pid."""
     source, sink = os.pipe()
     if os.fork() == 0:
         os.setsid()
@@ -132,7 +132,7 @@ def hang(task: ITaskContext) -> None:
 
 @handler("defy", isolation="process")
 def defy(task: ITaskContext) -> None:
-    """Ignores TERM, with a daemon and a shell of children that do as well."""
+    """Ignores TERM and starts a daemon and a shell that ignore it too."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     daemonize()
     subprocess.Popen(["sh", "-c", "trap '' TERM; sleep 600 & sleep 600"])
@@ -150,7 +150,7 @@ def cooperate(task: ITaskContext) -> str:
 
 @handler("spin", isolation="process")
 def spin(task: ITaskContext) -> tuple[float, float]:
-    """Computes for so many seconds of CPU time. When it began and ended."""
+    """Computes for so many seconds of CPU time. Returns when it began and ended."""
     began = time.monotonic()
     until = time.process_time() + task.payload["seconds"]
     while time.process_time() < until:

@@ -1,7 +1,6 @@
-"""A worker that is there to be killed.
+"""A worker for a test that kills it.
 
-``python -m tests.integration.process_worker`` starts three jobs that do not want to end, and prints "running" when they
-run.
+``python -m tests.integration.process_worker`` starts three jobs that do not end, and prints "running" when they run.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from taskd.worker.forkserver.messages import Program
 
 
 class Count:
-    """Says "running" when so many jobs have printed something."""
+    """Prints "running" when so many jobs have printed something."""
 
     def __init__(self, jobs: int) -> None:
         self._jobs = jobs
 
     def progress(self, fraction: float, note: str) -> None:
-        """None of them says it."""
+        """No job reports progress."""
 
     def lines(self, lines: Sequence[str], dropped: int) -> None:
         """One more of them runs."""
@@ -36,11 +35,11 @@ async def main() -> None:
     """Start the jobs."""
     forkserver = ForkServerClient(reactor, ["tests.integration.process_handlers"], 2)
     await forkserver.start()
-    said = Count(3)
+    listener = Count(3)
     for kind in ("defy", "hang"):
-        forkserver.call(kind, {"id": 1, "payload": {}}, said)
+        forkserver.call(kind, {"id": 1, "payload": {}}, listener)
     script = "trap '' TERM; (setsid sleep 600 &); echo up; sleep 600; sleep 600"
-    forkserver.execute(Program(["/bin/sh", "-c", script], "/", dict(os.environ), None, None, 1000), said)
+    forkserver.execute(Program(["/bin/sh", "-c", script], "/", dict(os.environ), None, None, 1000), listener)
 
 
 if __name__ == "__main__":

@@ -18,19 +18,19 @@ from taskd.ports.attempts import Outcome
 from taskd.ports.handler import ITaskContext
 from taskd.worker import handler
 from taskd.worker.attempt import Attempt
-from taskd.worker.context import MAX_UNHEARD_BYTES
+from taskd.worker.executors.thread import MAX_RELAY_BYTES
 from taskd.worker.executors.thread_pool import Threads
 from taskd.worker.forkserver.client import ForkServerClient
 from taskd.worker.loading import load
 from taskd.worker.programs import read_programs
 from taskd.worker.runner import Runner
-from tests.unit.running import Ear, make_task
+from tests.unit.running import RecordingListener, make_task
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 class Running(TestCase):
-    """What needs a reactor."""
+    """Tests with a real reactor."""
 
     timeout = 30
 
@@ -38,7 +38,7 @@ class Running(TestCase):
         from twisted.internet import reactor
 
         self.reactor: Any = reactor
-        self.ear = Ear()
+        self.listener = RecordingListener()
         self.release = threading.Event()
         self.addCleanup(self.release.set)
 
@@ -46,12 +46,12 @@ class Running(TestCase):
         runner = Runner(self.reactor, handlers, threads=Threads(self.reactor, size))
         await runner.start()
         self.addCleanup(lambda: Deferred.fromCoroutine(runner.stop()))
-        # cleanups run last in, first out: what hangs is let go before the threads are waited for
+        # cleanups run in reverse order: release hanging handlers before the runner waits for the threads
         self.addCleanup(self.release.set)
         return runner
 
     def begin(self, runner: Runner, kind: str, payload: str = "{}", **more: Any) -> Attempt:
-        return runner.run(make_task(kind, payload, **more), "ana", self.ear)
+        return runner.run(make_task(kind, payload, **more), "ana", self.listener)
 
     async def pause(self, seconds: float) -> None:
         done: Deferred[None] = Deferred()
@@ -71,14 +71,14 @@ class ThreadTests(Running):
             return threading.current_thread() is threading.main_thread()
 
         attempt = self.begin(await self.runner(work), "k")
-        while not self.ear.lines_heard:
+        while not self.listener.received:
             await self.pause(0.01)
         self.assertFalse(attempt.done.called)
         self.release.set()
         self.assertEqual((await attempt.done).result, "false")
-        self.assertEqual((self.ear.lines_heard, self.ear.progressed), (["one"], [(1.0, "done")]))
+        self.assertEqual((self.listener.received, self.listener.progresses), (["one"], [(1.0, "done")]))
 
-    async def test_a_million_lines_flood_nobody(self) -> None:
+    async def test_a_million_lines_do_not_block_the_reactor(self) -> None:
         @handler("k")
         def work(task: ITaskContext) -> None:
             for n in range(1_000_000):
@@ -91,11 +91,11 @@ class ThreadTests(Running):
             await self.pause(0.01)
             ticks.append(time.monotonic() - before)
         self.assertIs((await attempt.done).state, State.COMPLETED)
-        self.assertEqual(len(self.ear.lines_heard) + self.ear.dropped, 1_000_000)
-        self.assertEqual(self.ear.lines_heard[-1], "line 999999")
+        self.assertEqual(len(self.listener.received) + self.listener.dropped, 1_000_000)
+        self.assertEqual(self.listener.received[-1], "line 999999")
         self.assertLess(max(ticks), 1.0)
-        self.assertGreater(self.ear.times, 1)
-        self.assertLess(len(self.ear.lines_heard) * 8, self.ear.times * 2 * MAX_UNHEARD_BYTES)
+        self.assertGreater(self.listener.times, 1)
+        self.assertLess(len(self.listener.received) * 8, self.listener.times * 2 * MAX_RELAY_BYTES)
 
     async def test_a_thread_that_hangs_is_shown_and_keeps_its_slot(self) -> None:
         def deeper(task: ITaskContext) -> None:
@@ -109,7 +109,7 @@ class ThreadTests(Running):
         attempt = self.begin(await self.runner(hanging), "k")
         outcome = await attempt.done
         self.assertEqual((outcome.state, outcome.error), (State.WAITING, "took longer than 0.2 s"))
-        [line] = self.ear.lines_heard
+        [line] = self.listener.received
         self.assertRegex(line, r"hanging\(\) at .*test_running\.py:\d+ in deeper does not return")
         self.assertIn("self.release.wait()", outcome.trace or "")
         self.assertNotIn("threadpool", outcome.trace or "")
@@ -117,7 +117,7 @@ class ThreadTests(Running):
         self.release.set()
         await attempt.freed
 
-    async def test_one_that_looks_at_cancelled_ends(self) -> None:
+    async def test_a_handler_that_reads_cancelled_ends(self) -> None:
         @handler("k")
         def polite(task: ITaskContext) -> None:
             while not task.cancelled:
@@ -128,7 +128,7 @@ class ThreadTests(Running):
         attempt.stop()
         await attempt.freed
 
-    async def test_a_thread_that_hangs_does_not_hold_the_end_up(self) -> None:
+    async def test_a_thread_that_hangs_does_not_delay_the_stop(self) -> None:
         from taskd.worker.executors import thread_pool
 
         self.patch(thread_pool, "STOP_SECONDS", 0.2)
@@ -147,7 +147,7 @@ class ThreadTests(Running):
         self.release.set()
         await attempt.freed
 
-    def test_nor_the_end_of_the_process(self) -> None:
+    def test_a_thread_that_hangs_does_not_delay_the_end_of_the_process(self) -> None:
         script = """
 import time
 from twisted.internet import reactor, defer
@@ -166,7 +166,7 @@ reactor.run()
 
 
 class ChildTests(Running):
-    """Handlers and programs in processes of their own."""
+    """Handlers and programs in child processes."""
 
     MODULE = """
 import os, time
@@ -225,7 +225,7 @@ def hangs(task):
         outcome = await self.outcome(runner, "pid", '{"n":5}')
         self.assertRegex(outcome.result or "", r'^\{"pid":\d+,"n":5\}$')
         self.assertNotIn(f'"pid":{os.getpid()},', outcome.result or "")
-        self.assertEqual((self.ear.lines_heard, self.ear.progressed), (["in pid"], [(0.5, "half")]))
+        self.assertEqual((self.listener.received, self.listener.progresses), (["in pid"], [(0.5, "half")]))
         outcome = await self.outcome(runner, "fails")
         self.assertEqual((outcome.state, outcome.error), (State.WAITING, "ValueError: no luck"))
         self.assertIn("in fails", outcome.trace or "")
@@ -256,9 +256,9 @@ timeout = 0.3
         self.assertIn('"output":"-- $(id) `id` ; id"', outcome.result or "")
         outcome = await self.outcome(runner, "command:sh", '{"status":0}')
         self.assertIs(outcome.state, State.COMPLETED)
-        self.assertIn("some words", self.ear.lines_heard)
-        self.assertIn("-C", self.ear.lines_heard)
-        folder = self.ear.lines_heard[-1]
+        self.assertIn("some words", self.listener.received)
+        self.assertIn("-C", self.listener.received)
+        folder = self.listener.received[-1]
         for _ in range(100):
             if not os.path.exists(folder):
                 break

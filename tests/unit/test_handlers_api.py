@@ -1,4 +1,4 @@
-"""What those who write handlers use, and how their modules are found."""
+"""The API for handlers, and how their modules are found."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_def_runs_in_a_thread_and_an_async_def_on_the_reactor() -> None:
         ({"backoff": Backoff(factor=1000)}, "backoff: factor must be a number from 1 to 100, not 1000"),
     ],
 )
-def test_what_cannot_be(options: dict[str, Any], why: str) -> None:
+def test_invalid_arguments(options: dict[str, Any], why: str) -> None:
     with pytest.raises(SettingsError) as caught:
         handler(**{"kind": "a", **options})(lambda task: None)
     assert why in str(caught.value)
@@ -83,7 +83,7 @@ def test_only_a_function_can_be_decorated() -> None:
         handler("a")(not_one)
 
 
-def test_what_a_module_has() -> None:
+def test_the_handlers_of_a_module() -> None:
     @handler("a")
     def a(task: ITaskContext) -> None: ...
 
@@ -102,7 +102,7 @@ def test_what_a_module_has() -> None:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Iterator[Callable[[str], str]]:
-    """Write a module into the current folder and return its name, one of its own."""
+    """Write a module into the current folder and return its name, which is unique."""
     path, modules = list(sys.path), set(sys.modules)
 
     def written(text: str) -> str:
@@ -127,7 +127,7 @@ def good(kind: str, more: str = "") -> str:
 
 
 def refusal(*modules: str, plugins: Any = ()) -> str:
-    """Why these cannot be served, in one line."""
+    """Why these modules cannot be served, in one line."""
     with pytest.raises(SettingsError) as caught:
         load(modules, plugins)
     message = str(caught.value)
@@ -148,7 +148,7 @@ def test_without_modules_the_path_stays_as_it_is(tmp_path: Path) -> None:
     assert str(tmp_path) not in sys.path
 
 
-def test_one_that_is_imported_from_another_module_is_the_same(write: Any) -> None:
+def test_a_handler_imported_by_two_modules_is_one(write: Any) -> None:
     a = write(good("a"))
     b = write(f"from {a} import work\n")
     assert len(load([a, b], ())) == 1
@@ -179,9 +179,9 @@ def test_modules_that_cannot_be_imported(write: Any, tmp_path: Path) -> None:
 
 
 def test_modules_without_a_handler_or_with_a_wrong_one(write: Any) -> None:
-    assert 'there is none in it: put @handler("KIND") above a function' in refusal(write("x = 1\n"))
+    assert 'it has no handler: put @handler("KIND") above a function' in refusal(write("x = 1\n"))
     assert "two handlers serve the kind 'a'" in refusal(write(good("a")), write(good("a")))
-    assert "kinds that begin with 'command:' are those of programs" in refusal(write(good("command:x")))
+    assert "kinds that begin with 'command:' belong to programs" in refusal(write(good("command:x")))
 
 
 def test_handlers_of_other_classes_are_checked() -> None:
@@ -208,10 +208,10 @@ def test_child_processes_find_plugins_in_the_modules_of_their_code(write: Any) -
     assert load([], [found]) == load([name], [found]) == [found]
     assert modules_for_children([], [found]) == modules_for_children([name], [found]) == [name]
     stray = Handler(found.function, "stray", "process", None, 3, Backoff())  # type: ignore[attr-defined]
-    assert "child processes do not find it: make it in the module of its code" in refusal(plugins=[stray])
+    assert "child processes do not find it: create it in the module of its code" in refusal(plugins=[stray])
 
 
-def test_a_deferred_is_no_handler() -> None:
+def test_a_deferred_is_not_a_handler() -> None:
     module = ModuleType("m")
     vars(module).update(d=Deferred())
     assert collect(module) == []

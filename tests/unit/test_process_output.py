@@ -1,4 +1,4 @@
-"""What a task prints, between its pipe and its log."""
+"""The output of a task between its pipe and its log."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import sys
 
 from taskd.model.limits import MAX_LINE_CHARS
 from taskd.worker.forkserver.messages import LineBuffer
-from taskd.worker.forkserver.output import QUEUE_BYTES, QUEUE_LINES, TAIL_LINES, Output
+from taskd.worker.forkserver.output_buffer import QUEUE_BYTES, QUEUE_LINES, TAIL_LINES, OutputBuffer
 
 
 def taken(*chunks: bytes, last: bool = False) -> tuple[list[str], int]:
     """The lines of these chunks, and how many were dropped."""
-    output = Output()
+    output = OutputBuffer()
     for chunk in chunks:
         output.feed(chunk)
     return output.take(last=last)
 
 
 def test_only_complete_lines_are_given_out() -> None:
-    output = Output()
+    output = OutputBuffer()
     output.feed(b"one\ntw")
     assert output.take() == (["one"], 0)
     output.feed(b"o\n\nthree")
@@ -54,18 +54,18 @@ def test_the_oldest_lines_are_dropped_and_counted() -> None:
     assert (len(lines), lines[-1], dropped) == (QUEUE_LINES, "end", 50_001 - QUEUE_LINES)
 
 
-def test_a_line_without_end_takes_no_room() -> None:
-    output = Output()
+def test_a_line_without_end_is_bounded() -> None:
+    output = OutputBuffer()
     output.feed(b"before\n")
     for _ in range(100):
         output.feed(b"x" * 65536)
     output.feed(b"x\nafter\n")
-    # what came before it had to go
+    # the line before it was dropped
     assert output.take() == (["x" * MAX_LINE_CHARS, "after"], 1)
 
 
 def test_the_tail_has_the_last_lines_whatever_was_taken() -> None:
-    output = Output()
+    output = OutputBuffer()
     assert output.tail() == []
     output.feed(b"".join(b"line %d\n" % i for i in range(10_000)))
     output.take()
@@ -75,14 +75,14 @@ def test_the_tail_has_the_last_lines_whatever_was_taken() -> None:
     assert output.tail() == ["x" * MAX_LINE_CHARS]
 
 
-def test_the_nursery_imports_no_twisted() -> None:
+def test_the_fork_server_imports_no_twisted() -> None:
     code = (
         "import sys, taskd.worker.forkserver.preload; print(sorted(m for m in sys.modules if m.startswith('twisted')))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"[]\n"
 
 
-def test_lines_of_messages_are_put_together_and_bounded() -> None:
+def test_lines_of_messages_are_joined_and_bounded() -> None:
     buffer = LineBuffer(10)
     assert buffer.feed(b"a") == []
     assert buffer.feed(b"b\nc\nd") == [b"ab", b"c"]

@@ -1,4 +1,4 @@
-"""The file of programs, and what a payload becomes in their arguments."""
+"""The file of programs, and the arguments that a payload becomes."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from taskd.worker.programs import Command, read_programs
 
 
 def fill(args: list[Any], **payload: Any) -> list[str]:
-    """The arguments that come of it."""
+    """The arguments for this payload."""
     return Template(args).fill(payload)
 
 
 def rejection(args: list[Any], **payload: Any) -> str:
-    """Why not."""
+    """Why the payload is rejected."""
     with pytest.raises(Reject) as caught:
         fill(args, **payload)
     return str(caught.value)
 
 
 def refusal(args: list[Any]) -> str:
-    """Why such a template cannot be."""
+    """Why the template is invalid."""
     with pytest.raises(SettingsError) as caught:
         Template(args)
     return str(caught.value)
 
 
-def test_placeholders_stand_alone_or_inside_of_text() -> None:
+def test_placeholders_alone_or_inside_text() -> None:
     args = ["{input}", "-resize", "{w:int}x{h:int}", "--out={output}", "{{literal}}", ""]
     expected = ["a b.png", "-resize", "10x20", "--out=-o; rm -rf /", "{literal}", ""]
     assert fill(args, input="a b.png", w=10, h=20, output="-o; rm -rf /") == expected
@@ -45,7 +45,7 @@ def test_placeholders_stand_alone_or_inside_of_text() -> None:
 def test_types() -> None:
     args = ["{a}", "{b:int}", "{c:float}", "{d:bool}"]
     assert fill(args, a="x", b=2**70, c=0.25, d=True) == ["x", str(2**70), "0.25", "true"]
-    # a whole number has one way to be written
+    # a whole number has only one spelling
     assert fill(args, a=5, b=1, c=2, d=False) == ["5", "1", "2", "false"]
 
 
@@ -64,8 +64,8 @@ def test_types() -> None:
         ("{a:int}", False, "a must be a whole number, not 'false'"),
         ("{a:float}", "5", "a must be a number, not '5'"),
         ("{a:bool}", 1, "a must be true or false, not '1'"),
-        ("{a...}", "x", "a must be a list, each of it a text"),
-        ("{a:int...}", [1, "x"], "a must be a list, each of it a whole number, not 'x'"),
+        ("{a...}", "x", "a must be a list, each element a text"),
+        ("{a:int...}", [1, "x"], "a must be a list, each element a whole number, not 'x'"),
     ],
 )
 def test_a_value_of_another_type(field: str, value: Any, why: str) -> None:
@@ -88,11 +88,11 @@ def test_lists_become_several_arguments() -> None:
     assert fill(["{files...}", "end"], files=["a", "b c"]) == ["a", "b c", "end"]
     assert fill(["{n:int...}"], n=[]) == []
     assert rejection(["{files...}"], files=["a", "-b"]) == (
-        "files must not begin with '-', which the program would take for an option"
+        "files must not begin with '-', which the program would read as an option"
     )
 
 
-def test_what_may_be_left_out() -> None:
+def test_optional_groups() -> None:
     args = ["{a}", ["--size", "{w:int}x{h:int}"], ["--from={a}", "{q}"]]
     assert fill(args, a="x") == ["x"]
     assert fill(args, a="x", w=1, h=2) == ["x", "--size", "1x2"]
@@ -105,14 +105,14 @@ def test_a_value_is_never_an_option(value: str) -> None:
     assert "must not begin with '-'" in rejection(["{a}"], a=value)
     assert "must not begin with '-'" in rejection(["{a}{b}"], a="", b=value)
     assert "must not begin with '-'" in rejection([["{a}"], "--"], a=value)
-    # behind a "--" that is always there, or behind a prefix, it is none
+    # after a "--" that is always there, or after a prefix, it is not an option
     assert fill(["--", "{a}"], a=value) == ["--", value]
     assert fill(["--", ["{a}"]], a=value) == ["--", value]
     assert fill(["-o{a}"], a=value) == [f"-o{value}"]
     assert fill(["./{a}"], a=value) == [f"./{value}"]
 
 
-def test_a_negative_number_and_a_default_are_no_options_either() -> None:
+def test_a_negative_number_and_a_default_are_not_options() -> None:
     assert "must not begin with '-'" in rejection(["{n:int}"], n=-5)
     assert fill(["--n={n:int}"], n=-5) == ["--n=-5"]
     assert "must not begin with '-'" in rejection(["{a=-v}"])
@@ -121,8 +121,8 @@ def test_a_negative_number_and_a_default_are_no_options_either() -> None:
 @pytest.mark.parametrize(
     ("args", "why"),
     [
-        (["{a"], "'{a' has a '{' that begins or ends no placeholder: double it"),
-        (["a}"], "'a}' has a '}' that begins or ends no placeholder: double it"),
+        (["{a"], "'{a' has a '{' that is not part of a placeholder: double it"),
+        (["a}"], "'a}' has a '}' that is not part of a placeholder: double it"),
         (["{}"], "has a '{'"),
         (["{a b}"], "has a '{'"),
         (["{1}"], "has a '{'"),
@@ -130,21 +130,21 @@ def test_a_negative_number_and_a_default_are_no_options_either() -> None:
         (["{a:int=x}"], "the default of a must be a whole number, not 'x'"),
         (["{a:float=nan}"], "the default of a must be a number, not 'nan'"),
         (["{a:bool=yes}"], "the default of a must be true or false, not 'yes'"),
-        (["{a:int}", "{a:float}"], "a must be the same wherever it stands"),
-        (["{a...}", "{a}"], "a must be the same wherever it stands"),
-        (["{a...=x}"], "a must not have a default, as it is a list"),
+        (["{a:int}", "{a:float}"], "a must have the same type in every placeholder"),
+        (["{a...}", "{a}"], "a must have the same type in every placeholder"),
+        (["{a...=x}"], "a must not have a default, because it is a list"),
         (["{a...}.png"], "a list must be an argument of its own"),
         (["x{a...}"], "a list must be an argument of its own"),
         (["-{a}"], "would let the payload name an option"),
         (["--{a}"], "would let the payload name an option"),
         ([5], "an argument must be a text, or a list of texts, not 5"),
-        ([["x"]], "a list within the arguments is for those with a field"),
+        ([["x"]], "a list within the arguments must contain a field"),
         ([["{a=x}"]], "a must not have a default in a list that may be left out"),
         ([["{a}", ["{b}"]]], "an argument must be a text"),
         (["a\0b"], "NUL"),
     ],
 )
-def test_templates_that_cannot_be(args: list[Any], why: str) -> None:
+def test_invalid_templates(args: list[Any], why: str) -> None:
     assert why in refusal(args)
 
 
@@ -158,7 +158,7 @@ def test_no_template_makes_a_shell_line() -> None:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Any:
-    """Write a file, with TOOL in it standing for a program that is there."""
+    """Write a file. TOOL becomes the path of an existing program, HERE that of its folder."""
     program = tmp_path / "tool"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
@@ -172,7 +172,12 @@ def write(tmp_path: Path) -> Any:
     return written
 
 
-def test_all_that_can_be_said(write: Any, tmp_path: Path) -> None:
+def by_kind(file: str) -> dict[str, Command]:
+    """The programs of a file by their kinds."""
+    return {command.kind: command for command in read_programs(file)}
+
+
+def test_all_keys(write: Any, tmp_path: Path) -> None:
     text = """
         [convert]
         summary = "Scales a picture."
@@ -187,7 +192,7 @@ def test_all_that_can_be_said(write: Any, tmp_path: Path) -> None:
         max_attempts = 5
         backoff = { first = 1, factor = 3, longest = 60, jitter = 0 }
     """
-    commands = read_programs(write(text)).commands
+    commands = by_kind(write(text))
     assert list(commands) == ["command:convert"]
     found = commands["command:convert"]
     assert (found.summary, found.cwd, found.timeout) == ("Scales a picture.", str(tmp_path), 600.0)
@@ -198,8 +203,8 @@ def test_all_that_can_be_said(write: Any, tmp_path: Path) -> None:
     assert (program.memory, program.processes, program.max_output) == (512 * 2**20, 8, 10 * 2**10)
 
 
-def test_the_least_that_must_be_said(write: Any) -> None:
-    found = read_programs(write('[a]\npath = TOOL\nargs = ["{b}"]\n[c]\npath = TOOL\ncwd="temporary"')).commands
+def test_defaults_of_a_section(write: Any) -> None:
+    found = by_kind(write('[a]\npath = TOOL\nargs = ["{b}"]\n[c]\npath = TOOL\ncwd="temporary"'))
     a = found["command:a"]
     assert (a.cwd, a.timeout, a.max_attempts, a.backoff, a.summary) == (None, None, 3, Backoff(), "Runs tool with b")
     assert a.program([], "/x").memory is a.program([], "/x").processes is None
@@ -208,8 +213,8 @@ def test_the_least_that_must_be_said(write: Any) -> None:
     assert isinstance(a, Command)
 
 
-def test_the_path_may_be_said(write: Any) -> None:
-    a = read_programs(write('[a]\npath = TOOL\nenv = { PATH = "/x" }')).commands["command:a"]
+def test_a_section_may_set_the_path_variable(write: Any) -> None:
+    a = by_kind(write('[a]\npath = TOOL\nenv = { PATH = "/x" }'))["command:a"]
     assert a.program([], "/").env == {"PATH": "/x"}
 
 
@@ -218,9 +223,9 @@ def test_the_path_may_be_said(write: Any) -> None:
     [
         ("", "there must be a section [NAME] for each program"),
         ("[a", "at the end of a table declaration"),
-        ("a = 1", "a: must stand in the section of a program, [NAME]"),
+        ("a = 1", "a: must be in the section of a program, [NAME]"),
         ("['a b']\npath = TOOL", "[a b]: kind must be 1 to 64 of letters"),
-        ("[a]", "[a] path: must be there"),
+        ("[a]", "[a] path: is required"),
         ("[a]\npath = 5", "[a] path: must be a text, not 5"),
         ("[a]\npath = 'sh'", "[a] path: must be absolute, not 'sh'"),
         ("[a]\npath = '/no/such'", "[a] path: there is no file '/no/such'"),
@@ -249,7 +254,7 @@ def test_the_path_may_be_said(write: Any) -> None:
         ("[a]\npath = TOOL\nbackoff = {first = nan}", "[a] backoff: first must be a number from 0 to"),
     ],
 )
-def test_what_is_wrong_is_one_line_that_names_its_place(write: Any, text: str, why: str) -> None:
+def test_an_error_is_one_line_with_its_place(write: Any, text: str, why: str) -> None:
     file = write(text)
     with pytest.raises(SettingsError) as caught:
         read_programs(file)
@@ -259,7 +264,7 @@ def test_what_is_wrong_is_one_line_that_names_its_place(write: Any, text: str, w
     assert "\n" not in message
 
 
-def test_no_file_and_no_text(tmp_path: Path) -> None:
+def test_a_missing_file_and_one_that_is_not_text(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"missing\.toml: No such file"):
         read_programs(str(tmp_path / "missing.toml"))
     (tmp_path / "raw.toml").write_bytes(b"\xff\xfe")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
+from msgspec import Raw
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
@@ -18,7 +19,14 @@ from zope.interface.verify import verifyObject
 
 from taskd.model.backoff import Backoff
 from taskd.model.errors import BadRequest
-from taskd.model.limits import MAX_DELAY_SECONDS, MAX_LINE_CHARS, MAX_NOTE_CHARS, MAX_RESULT_BYTES, MAX_TRACE_CHARS
+from taskd.model.limits import (
+    MAX_DELAY_SECONDS,
+    MAX_ERROR_CHARS,
+    MAX_LINE_CHARS,
+    MAX_NOTE_CHARS,
+    MAX_RESULT_BYTES,
+    MAX_TRACE_CHARS,
+)
 from taskd.model.states import State
 from taskd.model.tasks import Task
 from taskd.ports.attempts import Outcome
@@ -26,27 +34,27 @@ from taskd.ports.handler import ITaskContext, ITaskHandler
 from taskd.ports.workers import KindInfo
 from taskd.worker import Reject, Retry, handler
 from taskd.worker.attempt import Attempt, AttemptStopped
-from taskd.worker.context import MAX_LOG_CHARS, MAX_UNHEARD_BYTES, Relay, TaskContext
+from taskd.worker.context import MAX_LOG_CHARS, TaskContext
+from taskd.worker.executors.thread import MAX_RELAY_BYTES, OutputRelay
 from taskd.worker.executors.thread_pool import IThreads
-from taskd.worker.forkserver.client import Died, Exited, Raised, Returned
-from taskd.worker.handler_results import MAX_ERROR_CHARS
+from taskd.worker.forkserver.messages import Died, Exited, Raised, Returned
 from taskd.worker.program_arguments import Template
-from taskd.worker.programs import Command, Programs
+from taskd.worker.programs import Command
 from taskd.worker.runner import Runner
 from taskd.worker.simulate import Simulate
-from tests.unit.running import Ear, FakeJob, FakeNursery, FakeThreads, make_task
+from tests.unit.running import FakeForkServer, FakeJob, FakeThreads, RecordingListener, make_task
 
 
 class Stage(SynchronousTestCase):
-    """A runner with all it needs; every handler serves the kind ``k``."""
+    """A runner with fakes around it. Every handler serves the kind ``k``."""
 
     def setUp(self) -> None:
         self.clock = Clock()
         self.threads = FakeThreads()
-        self.forkserver = FakeNursery()
-        self.ear = Ear()
+        self.forkserver = FakeForkServer()
+        self.listener = RecordingListener()
 
-    def runner(self, *handlers: ITaskHandler, programs: Programs | None = None, chance: float = 0.0) -> Runner:
+    def runner(self, *handlers: ITaskHandler, programs: Sequence[Command] = (), chance: float = 0.0) -> Runner:
         forkserver: Any = self.forkserver
         return Runner(
             self.clock,
@@ -60,15 +68,15 @@ class Stage(SynchronousTestCase):
     def begin(self, function: Callable[[Any], Any], task: Task | None = None, **options: Any) -> Attempt:
         """Run a function as an attempt."""
         runner = self.runner(handler("k", **options)(function))
-        return runner.run(task or make_task(), "ana", self.ear)
+        return runner.run(task or make_task(), "ana", self.listener)
 
     def outcome(self, attempt: Attempt) -> Outcome:
-        """How it ended; its slot is free."""
+        """How it ended. Its slot must be free."""
         self.successResultOf(attempt.freed)
         return self.successResultOf(attempt.done)
 
     def result(self, function: Callable[[Any], Any], task: Task | None = None, **options: Any) -> Outcome:
-        """How an attempt that ends at once ended."""
+        """How an attempt that ends at once has ended."""
         outcome = self.outcome(self.begin(function, task, **options))
         self.flushLoggedErrors()
         return outcome
@@ -93,7 +101,7 @@ class AsyncTests(Stage):
         self.assertEqual(self.outcome(attempt), expected)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_the_context_says_all_of_the_task(self) -> None:
+    def test_the_context_has_all_attributes(self) -> None:
         async def work(task: ITaskContext) -> Any:
             assert verifyObject(ITaskContext, task)
             return [task.id, task.attempt, task.max_attempts, task.user, task.task, task.kind, task.queue]
@@ -122,7 +130,7 @@ class AsyncTests(Stage):
 
         self.assertIn("RuntimeError: coroutine raised StopIteration", self.result(work).error or "")
 
-    def test_a_coroutine_that_nobody_awaits(self) -> None:
+    def test_a_returned_coroutine(self) -> None:
         async def inner() -> None: ...
 
         async def work(task: ITaskContext) -> Any:
@@ -131,8 +139,10 @@ class AsyncTests(Stage):
         self.assertIn("returned a coroutine that was not awaited", self.result(work).error or "")
 
     def test_a_handler_of_another_class(self) -> None:
-        self.assertEqual(self.outcome(self.runner(Plain(succeed(1))).run(make_task(), "ana", self.ear)).result, "1")
-        wrong = self.outcome(self.runner(Plain(1)).run(make_task(), "ana", self.ear))
+        self.assertEqual(
+            self.outcome(self.runner(Plain(succeed(1))).run(make_task(), "ana", self.listener)).result, "1"
+        )
+        wrong = self.outcome(self.runner(Plain(1)).run(make_task(), "ana", self.listener))
         self.assertEqual(wrong.error, "Plain() is served as async and returned nothing that can be awaited")
 
     def test_stop_raises_at_its_await(self) -> None:
@@ -153,7 +163,7 @@ class AsyncTests(Stage):
         attempt.stop()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_what_it_makes_of_being_stopped_does_not_count(self) -> None:
+    def test_the_result_of_a_stopped_handler_is_dropped(self) -> None:
         async def work(task: ITaskContext) -> Any:
             try:
                 await Deferred()
@@ -164,7 +174,7 @@ class AsyncTests(Stage):
         attempt.stop()
         self.assert_stopped(attempt)
 
-    def test_it_may_lead_to_its_own_stop(self) -> None:
+    def test_it_may_cause_its_own_stop(self) -> None:
         attempts: list[Attempt] = []
         go: Deferred[None] = Deferred()
 
@@ -197,7 +207,7 @@ class AsyncTests(Stage):
         outcome = self.successResultOf(attempt.done)
         self.assertEqual((outcome.state, outcome.error), (State.WAITING, "took longer than 60 s"))
         self.assertIn("await last", outcome.trace or "")
-        [line] = self.ear.lines_heard
+        [line] = self.listener.received
         self.assertIn("work() at", line)
         self.assertIn("test_runner.py", line)
         self.assertIn("ignores its cancellation", line)
@@ -206,7 +216,7 @@ class AsyncTests(Stage):
         self.successResultOf(attempt.freed)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_stopping_does_not_wait_for_ever_either(self) -> None:
+    def test_stopping_does_not_wait_forever(self) -> None:
         last: Deferred[None] = Deferred()
 
         async def work(task: ITaskContext) -> Any:
@@ -291,7 +301,7 @@ class TimeLimitTests(Stage):
 
     def test_in_time(self) -> None:
         attempt = self.runner(Simulate(self.clock)).run(
-            make_task("simulate", '{"seconds":1}', timeout=2.0), "ana", self.ear
+            make_task("simulate", '{"seconds":1}', timeout=2.0), "ana", self.listener
         )
         self.clock.advance(1)
         self.assertEqual(self.outcome(attempt).result, '{"seconds":1}')
@@ -299,7 +309,7 @@ class TimeLimitTests(Stage):
 
 
 class FailureTests(Stage):
-    """What is kept of a failed attempt, and whether the task is tried again."""
+    """What is stored about a failed attempt, and whether the task is tried again."""
 
     def test_an_exception_is_tried_again_until_attempts_are_spent(self) -> None:
         async def work(task: ITaskContext) -> None:
@@ -318,10 +328,10 @@ class FailureTests(Stage):
         async def work(task: ITaskContext) -> None:
             raise Retry
 
-        attempt = self.runner(work, chance=0.5).run(make_task(), "ana", self.ear)
+        attempt = self.runner(work, chance=0.5).run(make_task(), "ana", self.listener)
         self.assertEqual(self.outcome(attempt).delay, 7.5)
 
-    def test_the_kind_says_how_often_when_the_task_does_not(self) -> None:
+    def test_max_attempts_of_the_kind_is_the_default(self) -> None:
         async def work(task: ITaskContext) -> None:
             raise ValueError(task.max_attempts)
 
@@ -379,7 +389,7 @@ class FailureTests(Stage):
         self.assertTrue((outcome.trace or "").endswith("ValueError: a\ufffdb\ufffdc\ufffd[1m"))
         self.assertEqual(self.result(broken).error, "Broken: (its message cannot be shown)")
 
-    def test_retry_says_when(self) -> None:
+    def test_the_delay_of_retry(self) -> None:
         cases: list[tuple[Any, float]] = [
             (30, 30.0),
             (0, 0.0),
@@ -461,22 +471,22 @@ class FailureTests(Stage):
 
     def test_an_unknown_kind_and_an_unreadable_payload(self) -> None:
         runner = self.runner()
-        outcome = self.outcome(runner.run(make_task("strange"), "ana", self.ear))
+        outcome = self.outcome(runner.run(make_task("strange"), "ana", self.listener))
         self.assertEqual(
             (outcome.state, outcome.error), (State.WAITING, "this worker does not serve the kind 'strange'")
         )
-        outcome = self.outcome(runner.run(make_task(payload="[1]"), "ana", self.ear))
+        outcome = self.outcome(runner.run(make_task(payload="[1]"), "ana", self.listener))
         self.assertIs(outcome.state, State.FAILED)
         self.assertIn("the payload cannot be read", outcome.error or "")
 
 
-class SayingTests(Stage):
+class OutputTests(Stage):
     """Progress and log lines."""
 
-    def test_on_the_reactor_it_is_said_at_once(self) -> None:
+    def test_on_the_reactor_it_is_passed_on_at_once(self) -> None:
         async def work(task: ITaskContext) -> None:
             await task.progress(0.5, "half\n\x1bway\t" + "x" * 1000)
-            self.assertEqual(self.ear.progressed, [(0.5, ("half  way " + "x" * 1000)[:MAX_NOTE_CHARS])])
+            self.assertEqual(self.listener.progresses, [(0.5, ("half  way " + "x" * 1000)[:MAX_NOTE_CHARS])])
             task.progress(-1)
             task.progress(math.inf, "")
             task.progress(1)
@@ -484,19 +494,19 @@ class SayingTests(Stage):
             task.log("")
 
         self.assertIs(self.result(work).state, State.COMPLETED)
-        self.assertEqual(self.ear.progressed[1:], [(0, ""), (1, ""), (1, "")])
-        self.assertEqual(self.ear.lines_heard, ["a\tb[1mc", "d", ("\ufffd" + "y" * 10_000)[:MAX_LINE_CHARS], ""])
+        self.assertEqual(self.listener.progresses[1:], [(0, ""), (1, ""), (1, "")])
+        self.assertEqual(self.listener.received, ["a\tb[1mc", "d", ("\ufffd" + "y" * 10_000)[:MAX_LINE_CHARS], ""])
 
-    def test_what_is_no_number_is_refused(self) -> None:
+    def test_progress_must_be_a_number(self) -> None:
         for value in ("0.5", None, True, math.nan, 1j):
 
             async def work(task: ITaskContext, value: Any = value) -> None:
                 task.progress(value)
 
             self.assertIn("progress takes a number from 0 to 1, not", self.result(work).error or "")
-        self.assertEqual(self.ear.progressed, [])
+        self.assertEqual(self.listener.progresses, [])
 
-    def test_after_the_end_nobody_listens(self) -> None:
+    def test_output_after_the_end_is_ignored(self) -> None:
         kept: list[ITaskContext] = []
 
         async def work(task: ITaskContext) -> None:
@@ -506,28 +516,28 @@ class SayingTests(Stage):
         kept[0].log("still here")
         kept[0].progress(0.1)
         self.assertTrue(kept[0].cancelled)
-        self.assertEqual((self.ear.lines_heard, self.ear.progressed), ([], []))
+        self.assertEqual((self.listener.received, self.listener.progresses), ([], []))
 
-    def test_a_very_long_text_is_cut_before_it_is_looked_at(self) -> None:
-        context = TaskContext(make_task(), "ana", {}, 3, self.ear)
+    def test_a_very_long_text_is_cut(self) -> None:
+        context = TaskContext(make_task(), "ana", {}, 3, self.listener)
         context.log("line\n" * 1_000_000)
-        self.assertLessEqual(len("\n".join(self.ear.lines_heard)), MAX_LOG_CHARS)
-        self.assertAlmostEqual(len(self.ear.lines_heard) + self.ear.dropped, 1_000_000, delta=1)
+        self.assertLessEqual(len("\n".join(self.listener.received)), MAX_LOG_CHARS)
+        self.assertAlmostEqual(len(self.listener.received) + self.listener.dropped, 1_000_000, delta=1)
 
     def test_a_flood_from_a_thread_is_bounded_and_wakes_once(self) -> None:
         threads = FakeThreads(held=True)
-        relay = Relay(self.ear, threads.wake)
+        relay = OutputRelay(self.listener, threads.wake)
         context = TaskContext(make_task(), "ana", {}, 3, relay)
         for n in range(20_000):
             context.log(f"line {n}")
             context.progress(n / 20_000, str(n))
         self.assertEqual(threads.wakeups, 1)
-        threads.hear()
-        self.assertEqual(self.ear.times, 1)
-        self.assertEqual(self.ear.progressed, [(19_999 / 20_000, "19999")])
-        self.assertLessEqual(sum(len(line) + 1 for line in self.ear.lines_heard), MAX_UNHEARD_BYTES)
-        self.assertEqual(self.ear.lines_heard[-1], "line 19999")
-        self.assertEqual(len(self.ear.lines_heard) + self.ear.dropped, 20_000)
+        threads.run_in_reactor()
+        self.assertEqual(self.listener.times, 1)
+        self.assertEqual(self.listener.progresses, [(19_999 / 20_000, "19999")])
+        self.assertLessEqual(sum(len(line) + 1 for line in self.listener.received), MAX_RELAY_BYTES)
+        self.assertEqual(self.listener.received[-1], "line 19999")
+        self.assertEqual(len(self.listener.received) + self.listener.dropped, 20_000)
         context.log("more")
         self.assertEqual(threads.wakeups, 1)
 
@@ -535,7 +545,7 @@ class SayingTests(Stage):
 class ThreadTests(Stage):
     """Handlers that block."""
 
-    def test_all_that_a_thread_said_is_heard_before_it_ends(self) -> None:
+    def test_the_output_of_a_thread_arrives_before_its_end(self) -> None:
         self.threads.held = True
 
         def work(task: ITaskContext) -> int:
@@ -546,9 +556,9 @@ class ThreadTests(Stage):
         attempt = self.begin(work)
         self.threads.run()
         self.assertNoResult(attempt.done)
-        self.threads.hear()
+        self.threads.run_in_reactor()
         self.assertEqual(self.outcome(attempt).result, "1")
-        self.assertEqual((self.ear.lines_heard, self.ear.progressed), (["one"], [(0.5, "half")]))
+        self.assertEqual((self.listener.received, self.listener.progresses), (["one"], [(0.5, "half")]))
 
     def test_whatever_it_raises_ends_the_attempt_alone(self) -> None:
         for kind in (KeyboardInterrupt, SystemExit, GeneratorExit, StopIteration, CancelledError):
@@ -558,7 +568,7 @@ class ThreadTests(Stage):
 
             self.assertEqual(self.result(work).error, kind.__name__)
 
-    def test_work_that_it_returns_would_never_be_done(self) -> None:
+    def test_a_returned_coroutine_and_a_returned_deferred(self) -> None:
         async def inner() -> None: ...
 
         coroutine = self.result(lambda task: inner())
@@ -574,13 +584,13 @@ class ThreadTests(Stage):
         self.clock.advance(60)
         self.assertEqual(self.successResultOf(attempt.done).error, "took longer than 60 s")
         self.assertNoResult(attempt.freed)
-        self.assertIn("does not return, and its thread cannot be ended", self.ear.lines_heard[0])
+        self.assertIn("does not return, and its thread cannot be ended", self.listener.received[0])
         self.threads.run()
-        self.threads.hear()
+        self.threads.run_in_reactor()
         self.successResultOf(attempt.freed)
-        self.assertEqual(len(self.ear.lines_heard), 1)
+        self.assertEqual(len(self.listener.received), 1)
 
-    def test_stopped_before_it_had_a_thread_it_never_runs(self) -> None:
+    def test_a_handler_stopped_before_it_has_a_thread_never_runs(self) -> None:
         self.threads.held = True
         ran: list[object] = []
         attempt = self.begin(ran.append)
@@ -589,7 +599,7 @@ class ThreadTests(Stage):
         self.assertNoResult(attempt.freed)
         self.clock.advance(5)
         self.threads.run()
-        self.threads.hear()
+        self.threads.run_in_reactor()
         self.successResultOf(attempt.freed)
         self.assertEqual(ran, [])
 
@@ -608,22 +618,28 @@ class ProcessTests(Stage):
         attempt, job = self.start(make_task(payload='{"a":1}', max_attempts=0), max_attempts=5)
         context = {"id": 7, "attempt": 1, "max_attempts": 5, "user": "ana", "task": "work", "kind": "k"}
         self.assertEqual(job.what, ("k", {**context, "queue": "q", "payload": {"a": 1}}))
-        job.said.lines(["hello"], 0)
-        job.said.progress(0.5, "half")
-        job.done.callback(Returned(b'{"b":2}'))
+        job.listener.lines(["hello"], 0)
+        job.listener.progress(0.5, "half")
+        job.done.callback(Returned(Raw(b'{"b":2}')))
         self.assertEqual(self.outcome(attempt).result, '{"b":2}')
-        job.said.lines(["too late"], 0)
-        self.assertEqual((self.ear.lines_heard, self.ear.progressed), (["hello"], [(0.5, "half")]))
+        job.listener.lines(["too late"], 0)
+        self.assertEqual((self.listener.received, self.listener.progresses), (["hello"], [(0.5, "half")]))
 
     def test_how_it_may_end(self) -> None:
         cases: list[tuple[Any, Outcome]] = [
             (
-                Raised("ValueError", "no\nway", "Traceback", None, False, False),
+                Raised("ValueError", "no\nway", "Traceback"),
                 Outcome(7, 2, 1, State.WAITING, error="ValueError: no way", trace="Traceback", delay=2.0),
             ),
-            (Raised("Reject", "no", "", None, True, False), Outcome(7, 2, 1, State.FAILED, error="no")),
-            (Raised("Retry", "later", "", 9.0, False, True), Outcome(7, 2, 1, State.WAITING, error="later", delay=9.0)),
-            (Raised("Retry", "later", "", -9, False, True), Outcome(7, 2, 1, State.WAITING, error="later", delay=0.0)),
+            (Raised("Reject", "no", rejected=True), Outcome(7, 2, 1, State.FAILED, error="no")),
+            (
+                Raised("Retry", "later", retry_after=9.0, retry=True),
+                Outcome(7, 2, 1, State.WAITING, error="later", delay=9.0),
+            ),
+            (
+                Raised("Retry", "later", retry_after=-9, retry=True),
+                Outcome(7, 2, 1, State.WAITING, error="later", delay=0.0),
+            ),
             (
                 Died("killed by SIGSEGV"),
                 Outcome(7, 2, 1, State.WAITING, error="the child process ended: killed by SIGSEGV", delay=2.0),
@@ -634,10 +650,10 @@ class ProcessTests(Stage):
             job.done.callback(ending)
             self.assertEqual(self.outcome(attempt), expected)
 
-    def test_garbage_for_a_result(self) -> None:
+    def test_a_result_that_is_not_json(self) -> None:
         for raw in (b"", b"{", b"\xff", b'"\\u0000"', b"NaN", b'"' + b"x" * MAX_RESULT_BYTES + b'"', b"[" * 9999):
             attempt, job = self.start()
-            job.done.callback(Returned(raw))
+            job.done.callback(Returned(Raw(raw)))
             outcome = self.outcome(attempt)
             self.assertIs(outcome.state, State.WAITING)
             self.assertIn("the result cannot be stored: ", outcome.error or "")
@@ -656,7 +672,7 @@ class ProcessTests(Stage):
         attempt.stop()
         self.assertEqual(job.stopped, 1)
         self.assertNoResult(attempt.done)
-        job.done.callback(Returned(b"1"))
+        job.done.callback(Returned(Raw(b"1")))
         self.assert_stopped(attempt)
         self.successResultOf(attempt.freed)
         self.assertEqual(self.clock.getDelayedCalls(), [])
@@ -667,8 +683,8 @@ class ProgramTests(Stage):
 
     def start(self, payload: str = "{}", cwd: str | None = "/", args: list[Any] | None = None) -> Attempt:
         command = Command("echo", "/bin/echo", Template(args or []), cwd=cwd, memory=1, processes=2, max_output=3)
-        runner = self.runner(programs=Programs([command]))
-        return runner.run(make_task("command:echo", payload), "ana", self.ear)
+        runner = self.runner(programs=[command])
+        return runner.run(make_task("command:echo", payload), "ana", self.listener)
 
     def test_what_it_is_run_with(self) -> None:
         self.start('{"text":"hi"}', args=["--", "{text}"])
@@ -690,7 +706,7 @@ class ProgramTests(Stage):
         folder = job.what.cwd
         self.assertTrue(os.path.isdir(folder))
         os.mkdir(os.path.join(folder, "left"))
-        job.done.callback(Exited(0, None, [], 0.1, None))
+        job.done.callback(Exited(0, None, 0.1, []))
         self.outcome(attempt)
         self.assertFalse(os.path.exists(folder))
 
@@ -701,26 +717,26 @@ class ProgramTests(Stage):
 
     def test_its_last_output_is_the_result(self) -> None:
         attempt = self.start()
-        self.forkserver.jobs[0].done.callback(Exited(0, None, ["one", "two"], 1.23456, None))
+        self.forkserver.jobs[0].done.callback(Exited(0, None, 1.23456, ["one", "two"]))
         self.assertEqual(self.outcome(attempt).result, '{"status":0,"seconds":1.235,"output":"one\\ntwo"}')
         attempt = self.start()
-        self.forkserver.jobs[1].done.callback(Exited(0, None, ["ñ" * 4000] * 9 + ["x" * 3000, "end"], 1.0, None))
+        self.forkserver.jobs[1].done.callback(Exited(0, None, 1.0, ["ñ" * 4000] * 9 + ["x" * 3000, "end"]))
         result = self.outcome(attempt).result or ""
         self.assertIn('"output":"xxx', result)
         self.assertIn("end", result)
         attempt = self.start()
-        self.forkserver.jobs[2].done.callback(Exited(0, None, ["ñ" * 4000 + "."], 1.0, None))
+        self.forkserver.jobs[2].done.callback(Exited(0, None, 1.0, ["ñ" * 4000 + "."]))
         result = self.outcome(attempt).result or ""
         self.assertIn("ñ.", result)
         self.assertLess(len(result.encode()), 4200)
 
     def test_how_it_may_fail(self) -> None:
         cases: list[tuple[Exited | Died, str]] = [
-            (Exited(3, None, ["a", "no such file", " "], 1, None), "exited with status 3: no such file"),
-            (Exited(1, None, [], 1, None), "exited with status 1"),
-            (Exited(None, 11, [], 1, None), "killed by SIGSEGV"),
-            (Exited(None, 99, ["x"], 1, None), "killed by signal 99: x"),
-            (Exited(0, None, ["x"], 1, "wrote more than 3 bytes"), "wrote more than 3 bytes: x"),
+            (Exited(3, None, 1, ["a", "no such file", " "]), "exited with status 3: no such file"),
+            (Exited(1, None, 1, []), "exited with status 1"),
+            (Exited(None, 11, 1, []), "killed by SIGSEGV"),
+            (Exited(None, 99, 1, ["x"]), "killed by signal 99: x"),
+            (Exited(0, None, 1, ["x"], "wrote more than 3 bytes"), "wrote more than 3 bytes: x"),
             (Died("the fork server ended"), "the child process ended: the fork server ended"),
         ]
         for ending, error in cases:
@@ -733,7 +749,7 @@ class ProgramTests(Stage):
 
 
 class RunnerTests(Stage):
-    """What it can run, and its own life."""
+    """The kinds of a runner, its start and its stop."""
 
     def test_kinds(self) -> None:
         @handler("thumb", timeout=60, max_attempts=5)
@@ -741,13 +757,13 @@ class RunnerTests(Stage):
             """Make it small."""
 
         runner = self.runner(
-            Simulate(self.clock), thumb, programs=Programs([Command("x", "/bin/x", Template(["{a}"]), timeout=9)])
+            Simulate(self.clock), thumb, programs=[Command("x", "/bin/x", Template(["{a}"]), timeout=9)]
         )
         self.assertEqual(list(runner.kinds), ["simulate", "thumb", "command:x"])
         self.assertEqual(runner.kinds["thumb"], KindInfo("thumb", "thread", 60, 5, "Make it small."))
         self.assertEqual(runner.kinds["command:x"], KindInfo("command:x", "program", 9, 3, "Runs x with a"))
 
-    def test_what_it_cannot_run_is_a_mistake_of_the_wiring(self) -> None:
+    def test_a_kind_without_its_executor_is_an_error(self) -> None:
         @handler("a")
         def a(task: ITaskContext) -> None: ...
 
@@ -762,14 +778,14 @@ class RunnerTests(Stage):
         async def mine(task: ITaskContext) -> str:
             return "mine"
 
-        attempt = self.runner(Simulate(self.clock), mine).run(make_task("simulate"), "ana", self.ear)
+        attempt = self.runner(Simulate(self.clock), mine).run(make_task("simulate"), "ana", self.listener)
         self.assertEqual(self.outcome(attempt).result, '"mine"')
 
     def test_start_and_stop(self) -> None:
         runner = self.runner(Simulate(self.clock))
         self.successResultOf(Deferred.fromCoroutine(runner.start()))
         self.assertEqual((self.threads.running, self.forkserver.running), (True, True))
-        attempt = runner.run(make_task("simulate"), "ana", self.ear)
+        attempt = runner.run(make_task("simulate"), "ana", self.listener)
         self.successResultOf(Deferred.fromCoroutine(runner.stop()))
         self.assertEqual((self.threads.running, self.forkserver.running), (False, False))
         self.assert_stopped(attempt)
@@ -779,10 +795,10 @@ class RunnerTests(Stage):
         verifyObject(ITaskHandler, Simulate(self.clock))
         verifyObject(IThreads, self.threads)
         runner = self.runner(Simulate(self.clock))
-        attempt = runner.run(make_task("simulate"), "ana", self.ear)
+        attempt = runner.run(make_task("simulate"), "ana", self.listener)
         self.clock.advance(2)
         self.assertEqual(self.outcome(attempt).result, '{"seconds":2.0}')
-        attempt = runner.run(make_task("simulate", '{"seconds":"x"}'), "ana", self.ear)
+        attempt = runner.run(make_task("simulate", '{"seconds":"x"}'), "ana", self.listener)
         outcome = self.outcome(attempt)
         self.assertIs(outcome.state, State.FAILED)
         self.assertEqual(outcome.error, "seconds must be a number from 0 to 604800")

@@ -59,7 +59,7 @@ def test_what_a_handler_returns() -> None:
     assert run_handler(child, {"n": 4}).result == 5
 
 
-def test_what_a_handler_says_and_how_it_fails() -> None:
+def test_the_output_of_a_handler_and_its_failure() -> None:
     ran = run_handler(slow, clock=clock)
     assert (ran.state, ran.error, ran.delay) == ("waiting", "ValueError: no such colour", 8.0)
     assert (ran.progress, ran.log) == ([(0.5, "half way")], ["that was it"])
@@ -74,12 +74,12 @@ def test_named_outcomes() -> None:
     assert (ran.state, ran.error, ran.delay) == ("failed", "still out of paper", None)
 
 
-def test_one_that_does_not_end() -> None:
+def test_a_handler_that_does_not_end() -> None:
     with pytest.raises(AssertionError, match="has not ended after 5 seconds"):
         run_handler(ever, seconds=5)
 
 
-def test_what_is_no_handler() -> None:
+def test_an_invalid_handler() -> None:
     broken: Any = handler("x")(lambda task: None)
     broken.max_attempts = 0
     with pytest.raises(SettingsError, match="max_attempts"):
@@ -98,7 +98,7 @@ def test_a_client_sees_the_result() -> None:
         assert ana.ask("wait", task_ids=[other])["tasks"][0]["result"] == 2
 
 
-def test_time_passes_when_it_is_told_to() -> None:
+def test_the_test_controls_the_clock() -> None:
     with Lab(lease=10) as lab:
         ana = lab.client()
         later = ana.ask("new_task", task="later", delay=100, payload={"seconds": 5})["task_id"]

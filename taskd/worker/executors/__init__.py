@@ -1,1 +1,2 @@
-"""The ways to run a handler: on the reactor, in a thread, in a child process. They know neither store nor broker."""
+"""The executors: they run handlers on the reactor, in threads and in child processes, and programs. They know neither
+store nor broker."""

@@ -1,66 +1,34 @@
-"""What all executors share: the interface, and where a handler stands."""
+"""What all executors share: their interface, and where a handler is."""
 
 from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred
-
+from taskd.model.text import cut_trace
 from taskd.ports.handler import ITaskHandler
-from taskd.worker.handler_results import Fault, Success, cut_trace, success
-
-Ended = Callable[["Success | Fault"], None]
+from taskd.worker.attempt import Attempt, Place
 
 
-class Place(NamedTuple):
-    """Where a handler stands right now: one line, and the stack if it can be had."""
+class IExecutor(Protocol):
+    """Runs the handlers of one isolation."""
 
-    line: str
-    trace: str | None = None
-
-
-class IExecution(Protocol):
-    """One attempt under way."""
-
-    patience: float | None
-    """Seconds between :meth:`cancel` and an outcome that does not wait for the end; None: the end always comes."""
-
-    stubborn: str
-    """What to say of it, behind its place, when it does not end."""
-
-    def begin(self, ended: Ended) -> None:
-        """Run it."""
-
-    def cancel(self) -> None:
-        """Have it end soon."""
-
-    def place(self) -> Place:
-        """Where it stands."""
+    def run(self, attempt: Attempt, handler: Any, user: str, payload: Mapping[str, Any]) -> None:
+        """Set ``attempt.execution``, then call the handler, an ITaskHandler or a Command. Raises Reject if the payload
+        does not fit."""
 
 
 def name_of(handler: ITaskHandler) -> str:
-    """What people call the handler's code."""
+    """The name of the handler's code in texts for people."""
     function = getattr(handler, "function", None)
     return f"{getattr(function, '__qualname__', None) or type(handler).__name__}()"
 
 
-def _returned(value: Any) -> Success | Fault:
-    """What a handler's function returned, unless it is work that nobody would do."""
-    if inspect.iscoroutine(value):
-        value.close()
-        return Fault("returned a coroutine that was not awaited: make the handler an async def, or await it")
-    if isinstance(value, Deferred):
-        value.addErrback(lambda _: None)
-        return Fault("returned a Deferred from a thread: make the handler an async def that awaits it")
-    return success(value)
-
-
-def _place(handler: ITaskHandler, frames: Sequence[FrameType]) -> Place:
-    """In words: the innermost frame in the handler's own file, or else the innermost of all."""
+def place_of(handler: ITaskHandler, frames: Sequence[FrameType]) -> Place:
+    """The innermost of the frames that is in the handler's own file, or else the innermost of all."""
     if not frames:
         return Place(name_of(handler))
     file = _file_of(handler)

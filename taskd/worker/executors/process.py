@@ -1,107 +1,82 @@
-"""Runs handlers in child processes, and programs."""
+"""Runs handlers in child processes."""
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
-from taskd.worker.context import clean_lines
-from taskd.worker.executors.executor import Ended, Place
-from taskd.worker.forkserver.client import Ending, Exited, Job, Raised, Returned
-from taskd.worker.handler_results import Fault, Success, cut_trace, error_line, one_line, retry_delay, success
-
-MAX_OUTPUT_BYTES = 4096
-"""Of a program's last output, in its result."""
+from taskd.model.text import cut_trace, one_line
+from taskd.ports.handler import ITaskHandler
+from taskd.worker.attempt import Attempt, Place
+from taskd.worker.executors.executor import name_of
+from taskd.worker.forkserver.client import ForkServerClient, Job
+from taskd.worker.forkserver.messages import Died, JobEnd, Raised, Returned
+from taskd.worker.handler_results import Fault, HandlerResult, error_line, handler_returned, rejected, to_retry
 
 
 class ProcessExecutor:
-    """A handler in a child process, or a program. Stopping ends all of it."""
+    """Runs handlers in the children of a fork server."""
+
+    def __init__(self, forkserver: ForkServerClient) -> None:
+        self._forkserver = forkserver
+
+    def run(self, attempt: Attempt, handler: ITaskHandler, user: str, payload: Mapping[str, Any]) -> None:
+        """Have a child call it."""
+        task = attempt.task
+        context = {
+            "id": task.id,
+            "attempt": task.attempt,
+            "max_attempts": attempt.max_attempts,
+            "user": user,
+            "task": task.task,
+            "kind": task.kind,
+            "queue": task.queue,
+            "payload": payload,
+        }
+        job = self._forkserver.call(task.kind, context, attempt)
+        attempt.execution = JobExecution(job, name_of(handler))
+        job.done.addCallback(lambda end: attempt.end(result_of_child(end)))
+
+
+class JobExecution:
+    """A handler or a program that runs in processes. Cancelling ends all of them."""
 
     patience: float | None = None
     stubborn = ""
 
-    def __init__(self, name: str, start: Callable[[], Job], over: Callable[[], None] | None = None) -> None:
+    def __init__(self, job: Job, name: str) -> None:
+        self._job = job
         self._name = name
-        self._start = start
-        self._over = over
-        self._job: Job | None = None
-
-    def begin(self, ended: Ended) -> None:
-        """Hand it over to the fork server."""
-
-        def over(ending: Success | Fault) -> None:
-            if self._over is not None:
-                self._over()
-            ended(ending)
-
-        try:
-            self._job = self._start()
-        except OSError as e:
-            over(Fault(error_line(e)))
-        else:
-            self._job.done.addCallback(lambda ending: over(of_child(ending)))
 
     def cancel(self) -> None:
-        """End it with all that it has started."""
-        if self._job is not None:
-            self._job.stop()
+        """End all of its processes."""
+        self._job.stop()
 
     def place(self) -> Place:
-        """In a process of its own."""
+        """Only its name: it is in another process."""
         return Place(self._name)
 
 
-def of_child(ending: Ending) -> Success | Fault:
-    """What the end of a child process means."""
-    if isinstance(ending, Returned):
-        return _returned_text(ending.value)
-    if isinstance(ending, Raised):
-        if ending.rejected:
-            return Fault(one_line(ending.message) or ending.type, final=True)
-        if ending.retry:
-            return Fault(one_line(ending.message) or "to be tried again", after=retry_delay(ending.retry_after))
-        words = ": ".join(each for each in (ending.type, ending.message) if each)
-        return Fault(one_line(words), cut_trace(ending.trace) or None)
-    if isinstance(ending, Exited):
-        return of_program(ending)
-    return Fault(one_line(f"the child process ended: {ending.reason}"))
+def result_of_child(end: JobEnd) -> HandlerResult:
+    """What a handler did whose job ended like this."""
+    if isinstance(end, Returned):
+        return _decoded(end.value)
+    if isinstance(end, Raised):
+        if end.rejected:
+            return rejected(end.name, end.message)
+        if end.retry:
+            return to_retry(end.message, end.retry_after)
+        words = ": ".join(each for each in (end.name, end.message) if each)
+        return Fault(one_line(words), cut_trace(end.trace) or None)
+    assert isinstance(end, Died)
+    return Fault(one_line(f"the child process ended: {end.reason}"))
 
 
-def of_program(exited: Exited) -> Success | Fault:
-    """What the end of a program means: with status 0 its last output is the result."""
-    tail = [line for each in exited.tail for line in clean_lines(each)[0]]
-    if exited.status == 0 and exited.reason is None:
-        return success({"status": 0, "seconds": round(exited.seconds, 3), "output": last_output(tail)})
-    what = exited.reason
-    if what is None and exited.signal is not None:
-        what = f"killed by {_signal_name(exited.signal)}"
-    elif what is None:
-        what = f"exited with status {exited.status}"
-    said = next((line.strip() for line in reversed(tail) if line.strip()), "")
-    return Fault(one_line(f"{what}: {said}" if said else what), cut_trace("\n".join(tail)) or None)
-
-
-def last_output(lines: Sequence[str]) -> str:
-    """The last of the lines, whole ones if possible, in at most MAX_OUTPUT_BYTES of UTF-8."""
-    raw = "\n".join(lines).encode()
-    if len(raw) > MAX_OUTPUT_BYTES:
-        raw = raw[-MAX_OUTPUT_BYTES:]
-        raw = raw[raw.find(b"\n") + 1 :]
-    return raw.decode(errors="ignore")
-
-
-def _returned_text(raw: bytes) -> Success | Fault:
-    """A child's result: whatever wrote there, only what can be stored goes on."""
+def _decoded(raw: msgspec.Raw) -> HandlerResult:
+    # The handler can write into the child's connection: check the result again.
     try:
-        return success(msgspec.json.decode(raw))
+        return handler_returned(msgspec.json.decode(raw))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         return Fault(f"the result cannot be stored: {error_line(e)}")
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

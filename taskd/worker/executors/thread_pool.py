@@ -1,7 +1,8 @@
-"""Threads for handlers that block: a pool of their own, since the reactor's serves DNS and others."""
+"""A pool of threads for handlers that block. The reactor's own pool resolves names and must stay free."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable
 from threading import Thread
 from typing import Any
@@ -12,17 +13,17 @@ from twisted.python.threadpool import ThreadPool
 from zope.interface import Interface, implementer
 
 STOP_SECONDS = 5.0
-"""What the threads get to come back when the worker stops; one that does not is left behind."""
+"""What running handlers get to return when the worker stops. A thread that hangs then is left behind."""
 
 
 class IThreads(Interface):
-    """Runs functions beside the reactor."""
+    """Runs functions in threads."""
 
     def start() -> None:
         """Begin to take work."""
 
     def stop() -> Awaitable[None]:
-        """Take no more work, and wait for what runs, but not for long. Never fails."""
+        """Take no more work, and wait a few seconds for what runs. Never fails."""
 
     def call(function: Callable[[], None]) -> None:
         """Run it in a thread. It must not raise."""
@@ -31,22 +32,15 @@ class IThreads(Interface):
         """Run it in the reactor's thread soon. May be called in any thread."""
 
 
-class _DaemonThread(Thread):
-    """A thread that does not keep the process alive: one that hangs would do so for ever."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.daemon = True
-
-
 class _Pool(ThreadPool):
-    threadFactory = _DaemonThread
+    # a daemon thread does not keep the process alive, even if it hangs
+    threadFactory: Any = staticmethod(functools.partial(Thread, daemon=True))
 
 
 @implementer(IThreads)
 class Threads:
-    """Up to ``size`` threads, made as they are needed. With at least the worker's slots no task waits for one, since a
-    thread that hangs keeps its slot."""
+    """Up to ``size`` threads, started when they are needed. No task waits for one if ``size`` is at least the number of
+    the worker's slots, because a thread that hangs keeps its slot."""
 
     _log = Logger()
 
@@ -62,26 +56,23 @@ class Threads:
         """Take no more work, and wait up to STOP_SECONDS for what runs."""
         if not self._pool.started:
             return
-        ended: Deferred[None] = Deferred()
-        came: list[bool] = []
+        ended: Deferred[bool] = Deferred()
 
-        def over(all_came: bool) -> None:
-            if not came:
-                came.append(all_came)
-                ended.callback(None)
+        def end(all_returned: bool) -> None:
+            if not ended.called:
+                ended.callback(all_returned)
 
         def join() -> None:
             self._pool.stop()
-            self._reactor.callFromThread(over, True)
+            self._reactor.callFromThread(end, True)
 
-        timer = self._reactor.callLater(STOP_SECONDS, over, False)
-        # joining blocks, so that it has a thread to itself
+        timer = self._reactor.callLater(STOP_SECONDS, end, False)
+        # joining blocks: it needs a thread of its own
         Thread(target=join, name="taskd.worker.stop", daemon=True).start()
-        await ended
-        if timer.active():
+        if await ended:
             timer.cancel()
-        if not came[0]:
-            self._log.warn("{count} threads do not come back and are left behind", count=len(self._pool.working))
+        else:
+            self._log.warn("{count} threads do not return and are left behind", count=len(self._pool.working))
 
     def call(self, function: Callable[[], None]) -> None:
         """Run it in a thread. It must not raise."""

@@ -1,3 +1,3 @@
-"""Child processes for handlers and programs: a reaper, a fork server below it, and children below that. All but
-``client`` runs outside of Twisted, in processes of its own.
+"""Child processes for handlers and programs: a reaper, a fork server below it, and children below that. Only ``client``
+runs in the worker and uses Twisted; the other modules run in these processes.
 """

@@ -1,4 +1,4 @@
-"""``python -m taskd.worker.forkserver MODULE...``: started by a worker, never by hand."""
+"""``python -m taskd.worker.forkserver MODULE...``: a worker starts it."""
 
 from __future__ import annotations
 

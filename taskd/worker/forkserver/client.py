@@ -1,7 +1,6 @@
-"""Tasks in child processes, as the worker sees them: jobs of a fork server that is started again when it dies.
+"""Jobs in child processes, as the worker sees them. The client of the fork server starts it again when it dies.
 
-The fork server itself is :mod:`taskd.worker.forkserver`; docs/processes.md says how the two keep every process in
-sight."""
+docs/processes.md describes the processes."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias, Union
+from typing import Any
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -21,105 +20,72 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from taskd.model.errors import SettingsError
-from taskd.worker.forkserver import messages
-from taskd.worker.forkserver.messages import Program
-from taskd.worker.forkserver.output import Output
+from taskd.worker.context import OutputListener
+from taskd.worker.forkserver.messages import (
+    Call,
+    Died,
+    Event,
+    Execute,
+    ImportFailed,
+    JobEnd,
+    LineBuffer,
+    Lines,
+    Order,
+    Program,
+    Progress,
+    Ready,
+    Setup,
+    Stop,
+    decode_event,
+    encode,
+)
+from taskd.worker.forkserver.output_buffer import OutputBuffer
 
-MAX_NEWS_BYTES = 8 * 1024 * 1024
+MAX_EVENT_BYTES = 8 * 1024 * 1024
 FIRST_BACKOFF = 0.1
 LONGEST_BACKOFF = 10.0
 HEALTHY_SECONDS = 30.0
-"""A fork server that lived that long was no failed start: the next one comes without delay."""
+"""A fork server that lived so long had not failed to start: the next one starts after FIRST_BACKOFF."""
 
 PATIENCE = 15.0
-"""Seconds that a fork server may take to do what it was told, beyond the grace: then it hangs, and is replaced. Its
-reaper takes less to end a fork server that hangs, and what is below it."""
+"""Seconds beyond the grace that a fork server may take to stop a job. Then it hangs, and is replaced. The reaper needs
+less time to end a fork server that hangs and everything below it."""
 
 PIPE_CLOSE_SECONDS = 10.0
-"""Seconds between the end of the reaper and giving up on the pipes that it has left open."""
-
-
-class OutputListener(Protocol):
-    """What a running task says. Called in the reactor's thread."""
-
-    def progress(self, fraction: float, note: str) -> None:
-        """How far it is, from 0 to 1, and at what."""
-
-    def lines(self, lines: Sequence[str], dropped: int) -> None:
-        """Lines for the task's log; ``dropped`` were lost before these."""
-
-
-class Returned(NamedTuple):
-    """The handler returned. ``value`` is the JSON text of its result, at most 256 KiB."""
-
-    value: bytes
-
-
-class Raised(NamedTuple):
-    """The handler raised, or its result cannot be stored: then ``type`` is empty. ``retry`` and ``rejected`` tell Retry
-    and Reject."""
-
-    type: str
-    message: str
-    trace: str
-    retry_after: float | None
-    rejected: bool
-    retry: bool
-
-
-class Exited(NamedTuple):
-    """A program ended, with a ``status`` or by a ``signal``. ``tail`` has its last lines, ``reason`` the limit that
-    ended it, if one did."""
-
-    status: int | None
-    signal: int | None
-    tail: Sequence[str]
-    seconds: float
-    reason: str | None
-
-
-class Died(NamedTuple):
-    """The process ended under its task, or could not be started: ``reason`` says how, "killed by SIGSEGV"."""
-
-    reason: str
-
-
-Ending: TypeAlias = Union[Returned, Raised, Exited, Died]  # noqa: UP007 (evaluated at run time on 3.10)
+"""Seconds between the end of the reaper and closing pipes that some process still holds open."""
 
 FORK_SERVER_ENDED = "the fork server ended"
+WORKER_STOPS = "the worker stops"
 
 
 class Job:
-    """One task in a process. ``done`` fires with its Ending when nothing of it is left running, after :meth:`stop` as
-    well."""
+    """One task in a process. ``done`` fires when nothing of it runs any more, after :meth:`stop` as well."""
 
-    def __init__(
-        self, forkserver: ForkServerClient, id: int, order: messages.Call | messages.Execute, said: OutputListener
-    ) -> None:
-        self.done: Deferred[Ending] = Deferred()
+    def __init__(self, forkserver: ForkServerClient, id: int, order: Call | Execute, listener: OutputListener) -> None:
+        self.done: Deferred[JobEnd] = Deferred()
         self.id = id
         self.order = order
-        self.said = said
+        self.listener = listener
         self.stopping: IDelayedCall | None = None
         self._forkserver = forkserver
 
     def stop(self) -> None:
-        """TERM to all of its processes, then KILL after the grace. Nothing happens when it has ended or was stopped
+        """Send TERM to all of its processes, and KILL after the grace. No effect if it has ended or was stopped
         already."""
-        self._forkserver._stop_job(self)
+        self._forkserver.stop_job(self)
 
-    def finish(self, ending: Ending) -> None:
-        """For the fork server: it has ended."""
+    def finish(self, end: JobEnd) -> None:
+        """It has ended. Called by its ForkServerClient."""
         if self.stopping is not None and self.stopping.active():
             self.stopping.cancel()
-        self.done.callback(ending)
+        self.done.callback(end)
 
 
 class ForkServerClient:
     """Runs process handlers and programs in processes of their own.
 
-    ``modules`` are imported there, ``size`` children run handlers at a time, each of them ``max_tasks`` tasks before it
-    is replaced. ``grace`` is in seconds, between TERM and KILL. All calls are made in the reactor's thread.
+    The fork server imports ``modules``. ``size`` children run handlers at a time; each is replaced after ``max_tasks``
+    tasks. ``grace`` is the time between TERM and KILL in seconds. Call it in the reactor's thread only.
     """
 
     _log = Logger()
@@ -132,7 +98,7 @@ class ForkServerClient:
         self._size = size
         self._grace = grace
         self._max_tasks = max_tasks
-        self._link: _Link | None = None
+        self._process: _ForkServerProcess | None = None
         self._ready = False
         self._stopped = False
         self._starting: Deferred[None] | None = None
@@ -145,125 +111,127 @@ class ForkServerClient:
         self._calls = 0
         self._queue: deque[Job] = deque()
         self.pid: int | None = None
-        """Of the process that forks, while it is ready."""
+        """Of the fork server while it is ready."""
 
     async def start(self) -> None:
-        """Start it and wait until the handlers are imported. Raises SettingsError with one line when they cannot be."""
+        """Start the fork server and wait until it has imported the handlers. Raises SettingsError with one line if it
+        cannot."""
         self._starting = Deferred()
         self._launch()
         await self._starting
 
     async def stop(self) -> None:
-        """End everything that runs, at once, and the fork server with it. Takes milliseconds; when the fork server
-        hangs, no
-        more than PATIENCE and PIPE_CLOSE_SECONDS."""
+        """Kill all jobs at once, and the fork server. Takes milliseconds, or at most PATIENCE and PIPE_CLOSE_SECONDS if
+        the fork server hangs."""
         self._stopped = True
         if self._restart is not None and self._restart.active():
             self._restart.cancel()
         while self._queue:
-            self._queue.popleft().finish(Died("the worker stops"))
-        if self._link is not None:
+            self._queue.popleft().finish(Died(WORKER_STOPS))
+        if self._process is not None:
             self._ended = Deferred()
-            self._link.hang_up()
+            self._process.hang_up()
             await self._ended
 
-    def call(self, kind: str, context: Mapping[str, Any], said: OutputListener) -> Job:
-        """Run the process handler of a kind. ``context`` has the attributes of ITaskContext but ``cancelled``, as JSON
-        values. Waits for one of the children to be free."""
-        return self._add(lambda id: messages.Call(id, kind, msgspec.Raw(msgspec.json.encode(context))), said)
+    def call(self, kind: str, context: Mapping[str, Any], listener: OutputListener) -> Job:
+        """Run the handler of a kind when one of the children is free. ``context`` has the attributes of ITaskContext
+        as JSON values, except ``cancelled``."""
+        self._last_id += 1
+        return self._add(Call(self._last_id, kind, msgspec.Raw(msgspec.json.encode(context))), listener)
 
-    def execute(self, program: Program, said: OutputListener) -> Job:
-        """Run a program, beside whatever else runs."""
-        return self._add(lambda id: messages.Execute(id, program), said)
+    def execute(self, program: Program, listener: OutputListener) -> Job:
+        """Run a program at once, however many jobs run."""
+        self._last_id += 1
+        return self._add(Execute(self._last_id, program), listener)
+
+    def stop_job(self, job: Job) -> None:
+        """See :meth:`Job.stop`."""
+        if job.id in self._jobs and self._process is not None:
+            if job.stopping is None:
+                job.stopping = self._reactor.callLater(self._grace + PATIENCE, self._replace, job.id)
+                self._process.send(Stop(job.id))
+        elif job in self._queue:
+            self._queue.remove(job)
+            job.finish(Died("stopped before it began"))
 
     # -- jobs
 
-    def _add(self, order: Callable[[int], messages.Call | messages.Execute], said: OutputListener) -> Job:
-        self._last_id += 1
-        job = Job(self, self._last_id, order(self._last_id), said)
+    def _add(self, order: Call | Execute, listener: OutputListener) -> Job:
+        job = Job(self, order.job, order, listener)
         if self._stopped:
-            job.finish(Died("the worker stops"))
+            job.finish(Died(WORKER_STOPS))
         else:
             self._queue.append(job)
             self._pump()
         return job
 
     def _pump(self) -> None:
-        """Begin whatever of the queue has room."""
-        if not self._ready or self._link is None:
+        """Begin the queued jobs for which there is room."""
+        if not self._ready or self._process is None:
             return
         waiting: deque[Job] = deque()
         while self._queue:
             job = self._queue.popleft()
-            is_call = isinstance(job.order, messages.Call)
+            is_call = isinstance(job.order, Call)
             if is_call and self._calls >= self._size:
                 waiting.append(job)
             else:
                 self._calls += is_call
                 self._jobs[job.id] = job
-                self._link.send(job.order)
+                self._process.send(job.order)
         self._queue = waiting
 
-    def _stop_job(self, job: Job) -> None:
-        if job.id in self._jobs and self._link is not None:
-            if job.stopping is None:
-                job.stopping = self._reactor.callLater(self._grace + PATIENCE, self._replace, job.id)
-                self._link.send(messages.Stop(job.id))
-        elif job in self._queue:
-            self._queue.remove(job)
-            job.finish(Died("stopped before it began"))
-
     def _replace(self, id: int) -> None:
-        self._log.error("job {id} was to be stopped and is not: the fork server hangs, and is replaced", id=id)
-        if self._link is not None:
-            self._link.hang_up()
+        self._log.error("job {id} does not stop: the fork server hangs and is replaced", id=id)
+        if self._process is not None:
+            self._process.hang_up()
 
-    def _finish(self, id: int, ending: Ending) -> None:
+    def _finish(self, id: int, end: JobEnd) -> None:
         job = self._jobs.pop(id, None)
         if job is None:
             return
-        self._calls -= isinstance(job.order, messages.Call)
+        self._calls -= isinstance(job.order, Call)
         self._pump()
-        job.finish(ending)
+        job.finish(end)
 
     # -- the fork server's process
 
     def _launch(self) -> None:
         self._restart = None
-        setup = messages.Setup([str(path) for path in sys.path], self._grace, self._max_tasks)
-        link = self._link = _Link(self._reactor, self._heard, self._link_ended)
+        setup = Setup([str(path) for path in sys.path], self._grace, self._max_tasks)
+        process = self._process = _ForkServerProcess(self._reactor, self._received, self._process_ended)
         command = [sys.executable, "-m", "taskd.worker.forkserver", *self._modules]
         try:
-            self._reactor.spawnProcess(link, sys.executable, command, env=None)
+            self._reactor.spawnProcess(process, sys.executable, command, env=None)
         except OSError as e:
-            self._link_ended(f"cannot be started: {e.strerror}")
+            self._process_ended(f"cannot be started: {e.strerror}")
         else:
-            link.send(setup)
+            process.send(setup)
 
-    def _heard(self, news: messages.News) -> None:
-        if isinstance(news, messages.Lines):
-            if (job := self._jobs.get(news.job)) is not None:
-                self._tell(job.said.lines, news.lines, news.dropped)
-        elif isinstance(news, messages.Progress):
-            if (job := self._jobs.get(news.job)) is not None:
-                self._tell(job.said.progress, news.fraction, news.note)
-        elif isinstance(news, messages.Ready):
-            self.pid = news.pid
+    def _received(self, event: Event) -> None:
+        if isinstance(event, Lines):
+            if (job := self._jobs.get(event.job)) is not None:
+                self._notify(job.listener.lines, event.lines, event.dropped)
+        elif isinstance(event, Progress):
+            if (job := self._jobs.get(event.job)) is not None:
+                self._notify(job.listener.progress, event.fraction, event.note)
+        elif isinstance(event, Ready):
+            self.pid = event.pid
             self._ready = True
             self._ready_at = self._reactor.seconds()
-            self._log.info("the fork server is ready, pid {pid}", pid=news.pid)
+            self._log.info("the fork server is ready, pid {pid}", pid=event.pid)
             self._started(None)
             self._pump()
-        elif isinstance(news, messages.Broken):
-            self._started(news.why)
+        elif isinstance(event, ImportFailed):
+            self._started(event.why)
         else:
-            self._finish(news.job, _ending(news))
+            self._finish(event.job, event.end)
 
-    def _tell(self, say: Callable[..., None], *arguments: Any) -> None:
+    def _notify(self, method: Callable[..., None], *arguments: Any) -> None:
         try:
-            say(*arguments)
+            method(*arguments)
         except Exception:
-            self._log.failure("what a task said was not taken")
+            self._log.failure("the listener of a task's output failed")
 
     def _started(self, trouble: str | None) -> None:
         starting, self._starting = self._starting, None
@@ -273,19 +241,19 @@ class ForkServerClient:
         elif trouble is None:
             starting.callback(None)
         else:
-            # whoever waits is told and decides: it is not tried again
+            # the caller of start() decides what to do: there is no retry
             self._stopped = True
             starting.errback(Failure(SettingsError(trouble)))
 
-    def _link_ended(self, how: str) -> None:
-        """The reaper has ended, and with it all that was below."""
+    def _process_ended(self, how: str) -> None:
+        """The reaper has ended, and everything below it."""
         was_ready, self._ready = self._ready, False
-        self._link = self.pid = None
+        self._process = self.pid = None
         if self._starting is not None:
-            self._started(f"the process of the handlers {how} before it was ready; its last words are in the log")
+            self._started(f"the fork server {how} before it was ready; the log has its last lines")
         if self._stopped:
             while self._queue:
-                self._queue.popleft().finish(Died("the worker stops"))
+                self._queue.popleft().finish(Died(WORKER_STOPS))
         else:
             healthy = was_ready and self._reactor.seconds() - self._ready_at >= HEALTHY_SECONDS
             self._backoff = FIRST_BACKOFF if healthy else min(max(FIRST_BACKOFF, 2 * self._backoff), LONGEST_BACKOFF)
@@ -302,41 +270,31 @@ class ForkServerClient:
             self._ended.callback(None)
 
 
-def _ending(news: messages.Ending) -> Ending:
-    if isinstance(news, messages.Returned):
-        return Returned(bytes(news.value))
-    if isinstance(news, messages.Raised):
-        return Raised(news.name, news.message, news.trace, news.retry_after, news.rejected, news.retry)
-    if isinstance(news, messages.Exited):
-        return Exited(news.status, news.signal, news.tail, news.seconds, news.reason)
-    return Died(news.reason)
-
-
-class _Link(ProcessProtocol):
-    """The pipes to one forkserver, from its start to its end. Its stderr becomes lines of the worker's log."""
+class _ForkServerProcess(ProcessProtocol):
+    """One fork server with its reaper, from start to end. Its stderr goes to the worker's log."""
 
     _log = Logger()
     transport: IProcessTransport
 
-    def __init__(self, reactor: Any, heard: Callable[[messages.News], None], ended: Callable[[str], None]) -> None:
+    def __init__(self, reactor: Any, received: Callable[[Event], None], ended: Callable[[str], None]) -> None:
         self._reactor = reactor
-        self._heard = heard
+        self._received = received
         self._ended = ended
-        self._lines = messages.LineBuffer(MAX_NEWS_BYTES)
-        self._words = Output()
-        self._killing: IDelayedCall | None = None
-        self._leaving: IDelayedCall | None = None
+        self._lines = LineBuffer(MAX_EVENT_BYTES)
+        self._stderr = OutputBuffer()
+        self._kill_timer: IDelayedCall | None = None
+        self._pipe_timer: IDelayedCall | None = None
 
-    def send(self, order: messages.Order) -> None:
-        """An order for the fork server; lost when it has just ended."""
-        self.transport.write(messages.encode(order))
+    def send(self, order: Order) -> None:
+        """Send an order. It is lost if the fork server has just ended."""
+        self.transport.write(encode(order))
 
     def hang_up(self) -> None:
-        """Have it end everything and itself; a reaper that does not is killed."""
+        """Have it kill everything below it and end. Kill the reaper if that takes longer than PATIENCE."""
         self.transport.closeStdin()
-        if self._killing is None:
-            self._killing = self._reactor.callLater(PATIENCE, self._signal, signal.SIGKILL)
-            # the reaper's sign, in case the end of the pipe is stuck behind what a fork server that hangs has not read
+        if self._kill_timer is None:
+            self._kill_timer = self._reactor.callLater(PATIENCE, self._signal, signal.SIGKILL)
+            # if the fork server hangs, the end of the pipe waits behind unread orders: signal the reaper as well
             self._signal(signal.SIGUSR1)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -346,26 +304,26 @@ class _Link(ProcessProtocol):
     def outReceived(self, data: bytes) -> None:
         try:
             for line in self._lines.feed(data):
-                self._heard(messages.decode_news(line))
+                self._received(decode_event(line))
         except (ValueError, msgspec.DecodeError) as e:
-            self._log.error("the fork server says what nobody understands, and is replaced: {error}", error=str(e))
+            self._log.error("the fork server sent an unreadable message and is replaced: {error}", error=str(e))
             self.hang_up()
 
     def errReceived(self, data: bytes) -> None:
-        self._words.feed(data)
-        self._log_words(last=False)
+        self._stderr.feed(data)
+        self._log_stderr(last=False)
 
-    def _log_words(self, *, last: bool) -> None:
-        for line in self._words.take(last=last)[0]:
-            self._log.warn("forkserver: {line}", line=line)
+    def _log_stderr(self, *, last: bool) -> None:
+        for line in self._stderr.take(last=last)[0]:
+            self._log.warn("fork server: {line}", line=line)
 
     def processExited(self, reason: Failure) -> None:
-        # the pipes end with it, unless something it has left behind holds them
-        self._leaving = self._reactor.callLater(PIPE_CLOSE_SECONDS, self.transport.loseConnection)
+        # the pipes close now, unless some process that is left holds them open
+        self._pipe_timer = self._reactor.callLater(PIPE_CLOSE_SECONDS, self.transport.loseConnection)
 
     def processEnded(self, reason: Failure) -> None:
-        for call in (self._killing, self._leaving):
+        for call in (self._kill_timer, self._pipe_timer):
             if call is not None and call.active():
                 call.cancel()
-        self._log_words(last=True)
+        self._log_stderr(last=True)
         self._ended("ended" if reason.check(ProcessDone) else f"was ended: {reason.getErrorMessage()}")

@@ -1,50 +1,101 @@
-"""What the fork server knows of a task, and of the process that runs it."""
+"""What the fork server knows about a job, and about the process that runs it."""
 
 from __future__ import annotations
 
-import mmap
+import contextlib
+import os
 import socket
 import time
 
-from taskd.worker.forkserver.messages import Ending, LineBuffer, Program
-from taskd.worker.forkserver.output import Output
+from taskd.worker.forkserver.messages import JobEnd, LineBuffer, Program
+from taskd.worker.forkserver.output_buffer import OutputBuffer
+from taskd.worker.forkserver.progress_page import ProgressPage
 
-MAX_ENDING_BYTES = 2 * 1024 * 1024
-"""A result is far smaller: whoever sends more is not our child's code any more."""
+MAX_END_BYTES = 2 * 1024 * 1024
+"""Of the message that a job ended. A result is far smaller: the task itself sends a longer one."""
+
+_CHUNK = 64 * 1024
 
 
-class Job:
-    """A task while it is here. ``stop_by`` is when its grace ends; ``members`` are the processes that got its TERM."""
+class JobState:
+    """A job while the fork server has it. ``stop_by`` is the end of its grace, ``members`` are the processes that got
+    TERM. ``reason`` is the limit that ended it."""
 
-    __slots__ = ("begun", "ending", "id", "members", "output", "program", "progress", "reason", "stop_by")
+    __slots__ = ("begun", "end", "id", "members", "output", "program", "progress", "reason", "stop_by")
 
     def __init__(self, id: int, program: Program | None) -> None:
         self.id = id
         self.program = program
         self.begun = time.monotonic()
-        self.output = Output()
+        self.output = OutputBuffer()
         self.progress: tuple[float, str] | None = None
-        self.ending: Ending | None = None
+        self.end: JobEnd | None = None
         self.reason: str | None = None
         self.stop_by: float | None = None
         self.members: set[int] = set()
 
+    def exceeded_output(self) -> str | None:
+        """The reason if its program wrote too much."""
+        if self.program is None or self.output.total <= self.program.max_output:
+            return None
+        return f"wrote more than {self.program.max_output} bytes"
+
 
 class Process:
-    """A child or a supervisor, the root of a tree. ``ended_at`` is when the fork server began to end it, ``gone`` is
-    set
-    when it was reaped."""
+    """A child or a supervisor: the root of a tree. ``ending_since`` is the time from which the fork server ends its
+    tree, ``status`` its wait status once it is reaped. ``page`` is None for a supervisor."""
 
-    __slots__ = ("channel", "ended_at", "gone", "job", "lines", "output", "page", "pid", "tasks", "unsent")
+    __slots__ = ("channel", "ending_since", "job", "lines", "output", "page", "pid", "status", "tasks", "unsent")
 
-    def __init__(self, pid: int, channel: socket.socket, output: int, page: mmap.mmap | None) -> None:
+    def __init__(self, pid: int, channel: socket.socket, output: int, page: ProgressPage | None) -> None:
         self.pid = pid
         self.channel = channel
         self.output = output
         self.page = page
-        self.lines = LineBuffer(MAX_ENDING_BYTES)
+        self.lines = LineBuffer(MAX_END_BYTES)
         self.unsent = b""
-        self.job: Job | None = None
+        self.job: JobState | None = None
         self.tasks = 0
-        self.ended_at: float | None = None
-        self.gone: int | None = None
+        self.ending_since: float | None = None
+        self.status: int | None = None
+
+    def send(self) -> None:
+        """Send as much of ``unsent`` as it takes now."""
+        try:
+            self.unsent = self.unsent[self.channel.send(self.unsent) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            # it has ended; waitpid will report it
+            self.unsent = b""
+
+    def is_connected(self) -> bool:
+        """Whether an idle child has its end of the channel open. A killed one has not, even before it is reaped."""
+        try:
+            self.channel.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
+
+    def read_output(self) -> bool:
+        """Read a chunk of its output. False at the end of the pipe."""
+        try:
+            data = os.read(self.output, _CHUNK)
+        except BlockingIOError:
+            return True
+        if self.job is not None:
+            self.job.output.feed(data)
+        return bool(data)
+
+    def drain_output(self, job: JobState) -> None:
+        """Read what is left in the pipe. No process of the job is left that could fill it."""
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self.output, _CHUNK):
+                job.output.feed(data)
+
+    def close(self) -> None:
+        """Close its files here."""
+        self.channel.close()
+        os.close(self.output)

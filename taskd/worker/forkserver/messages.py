@@ -1,18 +1,19 @@
-"""What worker, forkserver and children say to each other: one JSON object per line."""
+"""The messages between the worker, the fork server and its children: one JSON object per line."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias, Union
+from typing import TypeAlias
 
 import msgspec
 
 
 class Program(msgspec.Struct, frozen=True):
-    """A program to run: ``argv`` with its absolute path first, never a shell; exactly ``env``; in the folder ``cwd``.
+    """A program to run: ``argv`` with its absolute path first, never a shell; ``env`` is its whole environment; ``cwd``
+    is its folder.
 
-    ``memory`` limits the address space of each of its processes in bytes, ``processes`` how many there may be at a
-    time, ``max_output`` the bytes it may write to stdout and stderr together.
+    ``memory`` limits the address space of each of its processes in bytes, ``processes`` their number at one time,
+    ``max_output`` the bytes that it may write to stdout and stderr together.
     """
 
     argv: Sequence[str]
@@ -23,102 +24,71 @@ class Program(msgspec.Struct, frozen=True):
     max_output: int
 
 
-# -- worker to forkserver
+class _Message(msgspec.Struct, tag=True):
+    """The field ``type`` of its JSON object is the name of its class."""
 
 
-class Setup(msgspec.Struct, tag="setup", frozen=True):
-    """The first line. ``path`` is the worker's ``sys.path``, so that both find the same modules; ``grace`` is in
-    seconds; a child is replaced after ``max_tasks`` tasks."""
+# -- orders: from the worker to the fork server
+
+
+class Setup(_Message):
+    """The first order. ``path`` is the worker's ``sys.path``, so that both find the same modules. ``grace`` is in
+    seconds. A child is replaced after ``max_tasks`` tasks."""
 
     path: Sequence[str]
     grace: float
     max_tasks: int
 
 
-class Call(msgspec.Struct, tag="call", frozen=True):
-    """Run the handler of a kind. ``context`` has the attributes of ITaskContext; the fork server hands the line on as
-    it
-    is."""
+class Call(_Message):
+    """Run the handler of a kind. ``context`` has the attributes of ITaskContext. The fork server passes the line on to
+    a child unchanged."""
 
     job: int
     kind: str
     context: msgspec.Raw
 
 
-class Execute(msgspec.Struct, tag="execute", frozen=True):
+class Execute(_Message):
     """Run a program."""
 
     job: int
     program: Program
 
 
-class Stop(msgspec.Struct, tag="stop", frozen=True):
-    """End a job: TERM, then KILL after the grace. A job that has ended is ignored."""
+class Stop(_Message):
+    """End a job: TERM, then KILL after the grace. Ignored if the job has ended."""
 
     job: int
 
 
-Order: TypeAlias = Union[Setup, Call, Execute, Stop]  # noqa: UP007 (evaluated at run time on 3.10)
+Order: TypeAlias = Setup | Call | Execute | Stop
 
-# -- forkserver to worker
-
-
-class Ready(msgspec.Struct, tag="ready", frozen=True):
-    """The modules are imported; jobs are taken from now on."""
-
-    pid: int
+# -- how a job ended
 
 
-class Broken(msgspec.Struct, tag="broken", frozen=True):
-    """The modules cannot be imported. The fork server ends."""
+class Returned(_Message):
+    """The handler returned. ``value`` is the JSON text of its result."""
 
-    why: str
-
-
-class Lines(msgspec.Struct, tag="lines", frozen=True):
-    """Output of a job; ``dropped`` lines before these are lost."""
-
-    job: int
-    lines: Sequence[str]
-    dropped: int
-
-
-class Progress(msgspec.Struct, tag="progress", frozen=True):
-    """How far a job is, from 0 to 1."""
-
-    job: int
-    fraction: float
-    note: str
-
-
-# -- endings: from a child to the fork server, and on to the worker
-
-
-class Returned(msgspec.Struct, tag="returned", frozen=True):
-    """``fit`` says that the child may take another task."""
-
-    job: int
     value: msgspec.Raw
-    fit: bool = True
 
 
-class Raised(msgspec.Struct, tag="raised", frozen=True):
-    """``name`` is the exception's class; empty when the result cannot be stored."""
+class Raised(_Message):
+    """The handler raised an exception of the class ``name``, or its result cannot be stored: then ``name`` is empty.
+    ``retry`` is true for Retry, ``rejected`` for Reject and TaskdError."""
 
-    job: int
     name: str
     message: str
-    trace: str
+    trace: str = ""
     retry_after: float | None = None
     rejected: bool = False
     retry: bool = False
-    fit: bool = True
 
 
-class Exited(msgspec.Struct, tag="exited", frozen=True):
-    """``seconds`` is how long the program ran; ``tail`` and ``reason`` come from the fork server."""
+class Exited(_Message):
+    """A program ended with a ``status`` or by a ``signal`` after ``seconds``. The fork server adds the last lines of
+    its output as ``tail``, and as ``reason`` the limit that ended it."""
 
-    job: int
     status: int | None
     signal: int | None
     seconds: float
@@ -126,36 +96,76 @@ class Exited(msgspec.Struct, tag="exited", frozen=True):
     reason: str | None = None
 
 
-class Died(msgspec.Struct, tag="died", frozen=True):
-    """The process ended under its job, or could not be started."""
+class Died(_Message):
+    """The process ended before its task, or could not be started. ``reason`` is like "killed by SIGSEGV"."""
 
-    job: int
     reason: str
 
 
-Ending: TypeAlias = Union[Returned, Raised, Exited, Died]  # noqa: UP007 (evaluated at run time on 3.10)
-News: TypeAlias = Union[Ready, Broken, Lines, Progress, Returned, Raised, Exited, Died]  # noqa: UP007
+JobEnd: TypeAlias = Returned | Raised | Exited | Died
+
+# -- events: from the fork server to the worker
+
+
+class Ready(_Message):
+    """The modules are imported: the fork server ``pid`` takes jobs from now on."""
+
+    pid: int
+
+
+class ImportFailed(_Message):
+    """The modules cannot be imported. The fork server ends."""
+
+    why: str
+
+
+class Lines(_Message):
+    """Output of a job. ``dropped`` lines before these are lost."""
+
+    job: int
+    lines: Sequence[str]
+    dropped: int
+
+
+class Progress(_Message):
+    """The progress of a job, from 0 to 1."""
+
+    job: int
+    fraction: float
+    note: str
+
+
+class JobEnded(_Message):
+    """A job ended. Children and supervisors send it to the fork server first. ``fit``: the child can run another
+    task."""
+
+    job: int
+    end: JobEnd
+    fit: bool = True
+
+
+Event: TypeAlias = Ready | ImportFailed | Lines | Progress | JobEnded
 
 _encode = msgspec.json.Encoder().encode
-decode_cancel_order = msgspec.json.Decoder(Order).decode
-decode_ending = msgspec.json.Decoder(Ending).decode
-decode_news = msgspec.json.Decoder(News).decode
+decode_order = msgspec.json.Decoder(Order).decode
+decode_job_ended = msgspec.json.Decoder(JobEnded).decode
+decode_event = msgspec.json.Decoder(Event).decode
 
 
-def encode(message: Order | News) -> bytes:
-    """One line, with its end."""
+def encode(message: Order | Event) -> bytes:
+    """One line, with its newline."""
     return _encode(message) + b"\n"
 
 
 class LineBuffer:
-    """Puts lines together again."""
+    """Joins chunks of bytes to lines of at most ``limit`` bytes."""
 
     def __init__(self, limit: int) -> None:
         self._data = bytearray()
         self._limit = limit
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The lines that are complete now, without their ends. Raises ValueError for one above the limit."""
+        """The lines that are complete now, without their newlines. Raises ValueError if one exceeds the limit."""
         seen = len(self._data)
         self._data += data
         end = self._data.rfind(b"\n", seen)

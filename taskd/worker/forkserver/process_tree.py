@@ -1,4 +1,5 @@
-"""Trees of processes: keep them together, list them, end them. Linux; elsewhere process groups do what they can."""
+"""Trees of processes: keep them together, list them, end them. On other systems than Linux a tree is only its process
+group."""
 
 from __future__ import annotations
 
@@ -6,14 +7,17 @@ import contextlib
 import ctypes
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
+SWEEP_SECONDS = 5.0
+
 _FREEZE_ROUNDS = 50
-"""A root that still gains children after so many looks is left for the next time."""
+"""If a root still gains children after so many looks, the next call goes on with it."""
 
 _pidfile = f"/proc/{os.getpid()}/task/{os.getpid()}/children"
 _lists_children = os.path.exists(_pidfile)
@@ -25,14 +29,14 @@ except (AttributeError, OSError, TypeError):
 
 
 def become_subreaper() -> None:
-    """From now on a process below this one whose parent ends becomes this one's child, not init's: whatever daemonizes
-    stays in the tree (prctl(2), PR_SET_CHILD_SUBREAPER; not inherited by children)."""
+    """Adopt each process below this one whose parent ends, so that daemons stay in the tree. Children do not inherit
+    this. See prctl(2), PR_SET_CHILD_SUBREAPER."""
     if _prctl is not None:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def die_with_parent(parent: int, number: signal.Signals) -> None:
-    """Get this signal when the parent ends; at once if it has ended already (prctl(2), PR_SET_PDEATHSIG)."""
+    """Receive this signal when the parent ends, or now if it has ended already. See prctl(2), PR_SET_PDEATHSIG."""
     if _prctl is not None:
         _prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
         if os.getppid() != parent:
@@ -40,7 +44,7 @@ def die_with_parent(parent: int, number: signal.Signals) -> None:
 
 
 def yield_to_the_worker() -> None:
-    """Work of tasks gets the processor after the worker, and the kernel ends it first when memory runs out."""
+    """Let the worker have the processor first. The kernel kills this process before the worker if memory runs out."""
     with contextlib.suppress(OSError):
         os.nice(5)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
@@ -48,9 +52,9 @@ def yield_to_the_worker() -> None:
 
 
 def children(pid: int) -> list[int]:
-    """Its children, ended ones that nobody has reaped included. Nothing for a process that is gone.
+    """The pids of its children, zombies included. Empty if the process does not exist.
 
-    The kernel's list may miss some while others end: look twice before you rely on there being none.
+    The kernel's list may miss some while others end: look twice before you rely on an empty list.
     """
     if not _lists_children:
         return _children_by_parent().get(pid, [])
@@ -63,18 +67,18 @@ def children(pid: int) -> list[int]:
 
 
 def childless(pid: int) -> bool:
-    """Whether nothing runs below a process that starts nothing itself right now."""
+    """Whether it has no children. It must not start any at this moment."""
     return not children(pid) and not children(pid)
 
 
 def _children_by_parent() -> dict[int, list[int]]:
-    """For kernels that list no children (CONFIG_PROC_CHILDREN)."""
+    """For kernels without CONFIG_PROC_CHILDREN, which do not list children."""
     found: dict[int, list[int]] = {}
     with contextlib.suppress(OSError):
         for name in os.listdir("/proc"):
             if name.isdigit():
                 with contextlib.suppress(OSError, ValueError), open(f"/proc/{name}/stat", "rb") as file:
-                    # pid (name) state parent ...; the name may hold anything
+                    # pid (name) state parent ...; the name may contain anything
                     found.setdefault(int(file.read().rpartition(b")")[2].split()[1]), []).append(int(name))
     return found
 
@@ -92,16 +96,17 @@ def descendants(pid: int) -> set[int]:
 
 
 def send(pid: int, number: signal.Signals) -> None:
-    """A signal to one process; nothing happens when it is gone or not ours to end."""
+    """Send a signal to one process. No effect if it does not exist or belongs to another user."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)
 
 
 def terminate(root: int) -> set[int]:
-    """TERM to a process and all below it, each once. Returns whom it found."""
+    """Send TERM to a process and all below it, each once. Returns their pids."""
     found = {root} | descendants(root)
     if len(found) == 1:
-        # none, or a system that does not list them: the group is the same or better, once it has been made
+        # It has no descendants, or the system does not list them: then its group reaches more. A process that was just
+        # forked has no group yet.
         try:
             os.killpg(root, signal.SIGTERM)
         except (ProcessLookupError, PermissionError):
@@ -113,7 +118,7 @@ def terminate(root: int) -> set[int]:
 
 
 def kill(root: int) -> None:
-    """KILL a process and all below it. Call it again until they are gone."""
+    """KILL a process and all below it. Call it again until they have ended."""
     send(root, signal.SIGSTOP)
     kill_below(root)
     with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -122,10 +127,10 @@ def kill(root: int) -> None:
 
 
 def kill_below(root: int) -> None:
-    """KILL all below a process, but not itself.
+    """KILL all below a process, but not the process itself.
 
-    Each is stopped before its children are listed: no fork succeeds while a signal is pending, so that even those that
-    fork without end are seen once and for all. Only the root can gain others, those whose parents end meanwhile.
+    It stops each process before it lists its children: no fork succeeds while a signal is pending, so that even a fork
+    bomb is listed completely. Only the root can gain more children: it adopts those whose parents end meanwhile.
     """
     frozen: set[int] = set()
     for _ in range(_FREEZE_ROUNDS):
@@ -142,27 +147,36 @@ def kill_below(root: int) -> None:
         send(pid, signal.SIGKILL)
 
 
-def end_all_below_me(seconds: float) -> bool:
-    """KILL and reap everything below this process, within so many seconds. Returns whether nothing is left."""
-    deadline = time.monotonic() + seconds
-    while True:
+def end_all_below_me() -> None:
+    """KILL and reap everything below this process. Reports what is left after SWEEP_SECONDS."""
+    deadline = time.monotonic() + SWEEP_SECONDS
+    while time.monotonic() < deadline:
         kill_below(os.getpid())
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         except ChildProcessError:
-            return True
-        if time.monotonic() > deadline:
-            return False
+            return
         time.sleep(0.002)
+    report("some processes of tasks cannot be killed")
 
 
 def how_it_ended(status: int) -> str:
     """A wait status in words: "killed by SIGSEGV", "exited with status 3"."""
-    if not os.WIFSIGNALED(status):
-        return f"exited with status {os.waitstatus_to_exitcode(status)}"
-    number = os.WTERMSIG(status)
+    if os.WIFSIGNALED(status):
+        return killed_by(os.WTERMSIG(status))
+    return f"exited with status {os.waitstatus_to_exitcode(status)}"
+
+
+def killed_by(number: int) -> str:
+    """The end by a signal in words: "killed by SIGSEGV"."""
     try:
         return f"killed by {signal.Signals(number).name}"
     except ValueError:
         return f"killed by signal {number}"
+
+
+def report(line: str) -> None:
+    """Print a line for the worker's log."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)

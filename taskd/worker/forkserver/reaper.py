@@ -1,9 +1,8 @@
-"""The reaper: the process between worker and forkserver. It does nothing but outlive the fork server and end what that
-left.
+"""The reaper: the process between the worker and the fork server. It outlives the fork server and ends what is left.
 
-It is a subreaper above all others: when the fork server is killed, all that it had started becomes the reaper's. The
-fork server in turn ends everything when the reaper is killed, so that only killing both at the same moment leaves
-anything behind."""
+It is a subreaper above all others: if the fork server is killed, everything that it had started becomes a child of the
+reaper. If the reaper is killed, the fork server ends everything. Only killing both at the same moment leaves processes
+behind."""
 
 from __future__ import annotations
 
@@ -11,7 +10,6 @@ import contextlib
 import os
 import select
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -19,26 +17,24 @@ from collections.abc import Sequence
 from taskd.worker.forkserver import process_tree
 
 PATIENCE = 8.0
-"""Seconds that the fork server may take to end everything once the worker is gone."""
-
-SWEEP_SECONDS = 5.0
+"""Seconds that the fork server may take to end everything after the worker has ended."""
 
 
 def main(modules: Sequence[str]) -> None:
     """Become the reaper, and fork the fork server before anything of the handlers is imported."""
     with contextlib.suppress(PermissionError):
         os.setsid()
-    # Guard and forkserver end when the worker does: a signal for the whole service must not cut its drain short.
-    # Blocked, not ignored: a TERM that reaches a child right after its fork waits there until the child can take it.
+    # Reaper and fork server end when the worker does: a signal for the whole service must not interrupt its drain.
+    # They are blocked, not ignored: a TERM that reaches a child right after its fork waits until it can take it.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
     process_tree.become_subreaper()
-    # beside the pipe's end, which a fork of the worker could hold open; the fork server follows
+    # The end of the pipe is not enough: a fork of the worker could hold it open. The fork server follows this process.
     process_tree.die_with_parent(os.getppid(), signal.SIGUSR1)
-    orders, news = os.dup(0), os.dup(1)
+    orders, events = os.dup(0), os.dup(1)
     empty = os.open(os.devnull, os.O_RDONLY)
     os.dup2(empty, 0)
     os.close(empty)
-    # what handler modules print while they are imported is for the worker's log
+    # what handler modules print while they are imported goes to the worker's log
     os.dup2(2, 1)
     reaper = os.getpid()
     forkserver = os.fork()
@@ -47,22 +43,21 @@ def main(modules: Sequence[str]) -> None:
         try:
             from taskd.worker.forkserver.preload import run
 
-            run(reaper, orders, news, modules)
+            run(reaper, orders, events, modules)
             status = 0
         except BaseException:
             traceback.print_exc()
-            process_tree.end_all_below_me(SWEEP_SECONDS)
+            process_tree.end_all_below_me()
         finally:
             os._exit(status)
-    os.close(news)
-    _watch(forkserver, orders)
-    if not process_tree.end_all_below_me(SWEEP_SECONDS):
-        print("some processes of tasks cannot be killed", file=sys.stderr, flush=True)
+    os.close(events)
+    _wait_for(forkserver, orders)
+    process_tree.end_all_below_me()
     os._exit(0)
 
 
-def _watch(forkserver: int, orders: int) -> None:
-    """Return when the fork server has ended; kill it when it outlives the worker."""
+def _wait_for(forkserver: int, orders: int) -> None:
+    """Return when the fork server has ended. Kill it if it outlives the worker by PATIENCE."""
     wake, waker = os.pipe()
     for fd in (wake, waker):
         os.set_blocking(fd, False)
@@ -71,13 +66,13 @@ def _watch(forkserver: int, orders: int) -> None:
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     poll = select.poll()
     poll.register(wake, select.POLLIN)
-    # no event is asked for: only that the worker has hung up is reported
+    # no events: poll then reports only that the worker has hung up
     poll.register(orders, 0)
     kill_at: float | None = None
     while os.waitpid(forkserver, os.WNOHANG) == (0, 0):
         timeout = None if kill_at is None else max(0.0, kill_at - time.monotonic()) * 1000
         for fd, _ in poll.poll(timeout):
-            # the bytes are the numbers of the signals that came
+            # the bytes are the numbers of the signals
             hung_up = fd == orders or signal.SIGUSR1 in os.read(wake, 4096)
             if fd == orders:
                 poll.unregister(orders)

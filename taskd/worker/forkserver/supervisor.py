@@ -1,4 +1,4 @@
-"""The supervisor of one program: a process that adopts whatever the program leaves behind, and says how it ended."""
+"""The supervisor of one program: a process that adopts what the program leaves behind, and reports how it ended."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import time
 
 from taskd.worker.forkserver import process_tree
 from taskd.worker.forkserver.child import default_signals, wire_standard_streams
-from taskd.worker.forkserver.messages import Died, Exited, Program, encode
+from taskd.worker.forkserver.messages import Died, Exited, JobEnded, Program, encode
 
 
 def supervise(forkserver: int, channel: socket.socket, output: int, job: int, program: Program) -> None:
-    """Run the program and report its end; then stay until nothing of it is left, or until the fork server kills the
+    """Run the program and report its end. Then wait until nothing of it is left, or until the fork server kills the
     rest.
 
-    The program stays in this session and process group, so that the group holds both.
+    The program stays in the session and process group of its supervisor: the group has both.
     """
     os.setsid()
     process_tree.become_subreaper()
@@ -27,7 +27,7 @@ def supervise(forkserver: int, channel: socket.socket, output: int, job: int, pr
     wire_standard_streams(output)
     begun = time.monotonic()
     why, trouble = os.pipe()
-    # TERM stays blocked: it is for the program. One that came before there was a program is passed on.
+    # TERM stays blocked here: it is for the program. One that came before the program started is passed on below.
     default_signals()
     me = os.getpid()
     pid = os.fork()
@@ -41,7 +41,7 @@ def supervise(forkserver: int, channel: socket.socket, output: int, job: int, pr
     for fd in (1, 2, output):
         os.close(fd)
     with open(why, "rb") as pipe:
-        words = pipe.read().decode(errors="replace")
+        not_started = pipe.read().decode(errors="replace")
     if signal.SIGTERM in signal.sigpending():
         process_tree.send(pid, signal.SIGTERM)
     while True:
@@ -50,17 +50,18 @@ def supervise(forkserver: int, channel: socket.socket, output: int, job: int, pr
         except ChildProcessError:
             return
         if ended == pid:
-            seconds = time.monotonic() - begun
-            if words:
-                channel.sendall(encode(Died(job, words)))
-            elif os.WIFSIGNALED(status):
-                channel.sendall(encode(Exited(job, None, os.WTERMSIG(status), seconds)))
-            else:
-                channel.sendall(encode(Exited(job, os.waitstatus_to_exitcode(status), None, seconds)))
+            end = Died(not_started) if not_started else _exited(status, time.monotonic() - begun)
+            channel.sendall(encode(JobEnded(job, end)))
+
+
+def _exited(status: int, seconds: float) -> Exited:
+    if os.WIFSIGNALED(status):
+        return Exited(None, os.WTERMSIG(status), seconds)
+    return Exited(os.waitstatus_to_exitcode(status), None, seconds)
 
 
 def _become(supervisor: int, program: Program, trouble: int) -> None:
-    """Turn this process into the program, or write why that cannot be."""
+    """Turn this process into the program, or write into ``trouble`` why that is impossible."""
     what = repr(program.argv[0])
     try:
         process_tree.die_with_parent(supervisor, signal.SIGKILL)
@@ -81,7 +82,7 @@ def _become(supervisor: int, program: Program, trouble: int) -> None:
 
 
 def _close_all_but(keep: int) -> None:
-    """Leave the standard streams open, and one that closes itself on exec."""
+    """Close all files but the standard streams and ``keep``, which exec closes."""
     highest = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     with contextlib.suppress(OSError):
         highest = max(map(int, os.listdir("/proc/self/fd"))) + 1

@@ -1,38 +1,31 @@
-"""What a task prints, on its way to the log: bounded whatever is printed."""
+"""The output of a task between its pipe and its log: bounded, whatever the task prints."""
 
 from __future__ import annotations
 
-import re
-
 from taskd.model.limits import MAX_LINE_CHARS
+from taskd.model.text import clean_line
 
 QUEUE_BYTES = 256 * 1024
-"""Of one task's output that wait for the worker. Above it the oldest lines are dropped, and counted."""
+"""Of one task's output that waits for the worker. Above it the oldest lines are dropped and counted."""
+
 QUEUE_LINES = 16_384
-"""The same in lines, as an empty one costs more than its byte."""
+"""The same in lines, because an empty line costs more than its byte."""
 
 TAIL_BYTES = 16 * 1024
 TAIL_LINES = 50
+
 _PARTIAL_BYTES = 4 * MAX_LINE_CHARS
-"""Of a line whose end has not come: as many as its characters may take in UTF-8."""
-
-# C0 but tab, DEL, C1, and the two line ends of Unicode, which would break lines where they are shown
-_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
+"""Of a line that is not complete: its characters may take so many bytes in UTF-8."""
 
 
-def clean(text: str, limit: int) -> str:
-    """Text that can be stored and shown on one line."""
-    return _CONTROL.sub("", text[: 2 * limit])[:limit]
+def decode_line(raw: bytes) -> str:
+    """One line as a terminal would show it: without the text that a carriage return overwrites."""
+    return clean_line(raw.rstrip(b"\r").rpartition(b"\r")[2].decode("utf-8", "replace"), MAX_LINE_CHARS)
 
 
-def clean_line(raw: bytes) -> str:
-    """One line as a terminal would leave it: what a carriage return overwrites is gone."""
-    return clean(raw.rstrip(b"\r").rpartition(b"\r")[2].decode("utf-8", "replace"), MAX_LINE_CHARS)
-
-
-class Output:
-    """Collects raw bytes and gives out complete lines. Only what is given out is decoded and cleaned, so that a task
-    that prints a gigabyte costs little more than reading it."""
+class OutputBuffer:
+    """Collects raw bytes and gives out complete lines. It decodes and cleans only what it gives out: a task that prints
+    a gigabyte costs little more than reading it."""
 
     __slots__ = ("_dropped", "_overlong", "_pending", "_tail", "total")
 
@@ -44,12 +37,12 @@ class Output:
         self._overlong = False
 
     def feed(self, data: bytes) -> None:
-        """Take what was printed."""
+        """Add output."""
         self.total += len(data)
         self._tail += data
         del self._tail[:-TAIL_BYTES]
         if self._overlong:
-            # in the middle of a line of which enough is kept
+            # skip the rest of a line that is long enough
             end = data.find(b"\n")
             if end < 0:
                 return
@@ -71,8 +64,8 @@ class Output:
             self._overlong = True
 
     def take(self, *, last: bool = False) -> tuple[list[str], int]:
-        """The lines that are complete, with ``last`` the incomplete one as well, and how many were dropped before
-        them."""
+        """Remove and return the complete lines, with ``last`` the incomplete one as well, and how many were dropped
+        before them."""
         end = len(self._pending) if last else self._pending.rfind(b"\n") + 1
         raw = bytes(self._pending[:end])
         del self._pending[:end]
@@ -83,13 +76,13 @@ class Output:
         return _lines(raw), dropped
 
     def tail(self) -> list[str]:
-        """The last lines of all that was printed."""
+        """The last lines of the whole output."""
         lines = _lines(bytes(self._tail))
         if self.total > TAIL_BYTES and len(lines) > 1:
-            # the first one is what a cut left of it
+            # the first line is incomplete
             del lines[0]
         return lines[-TAIL_LINES:]
 
 
 def _lines(raw: bytes) -> list[str]:
-    return [clean_line(line) for line in raw.removesuffix(b"\n").split(b"\n")] if raw else []
+    return [decode_line(line) for line in raw.removesuffix(b"\n").split(b"\n")] if raw else []
