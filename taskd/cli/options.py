@@ -1,4 +1,4 @@
-"""The command line: which commands there are and what they take, with help in the user's language."""
+"""The parser of the command line: commands, their options, and help in the user's language."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Parser = argparse.ArgumentParser
 
 
 def parser(texts: Texts) -> Parser:
-    """The parser for ``taskclient``. It exits with status 2 on a command line that it does not understand."""
+    """The parser for ``taskclient``. It raises SystemExit(2) for a command line that it does not understand."""
     return _Builder(texts).build()
 
 
 class _Builder:
     def __init__(self, texts: Texts) -> None:
         self._texts = texts
-        # argparse looks its own words up here, and offers no other way than a compiled gettext catalogue
-        vars(argparse)["_"] = lambda message: _SPANISH.get(message, message) if texts.lang == "es" else message
+        # argparse translates its texts with this function; the documented way needs a compiled gettext catalogue
+        vars(argparse)["_"] = self._translate
 
     def build(self) -> Parser:
         main = Parser(
@@ -49,7 +49,8 @@ class _Builder:
         self._command(commands, "whoami")
 
     def _tasks(self, commands: argparse._SubParsersAction[Parser]) -> None:
-        number, wait_timeout = self._positive, self._duration(MAX_DELAY_SECONDS)
+        number = self._positive
+        delay = self._duration(MAX_DELAY_SECONDS)
 
         add = self._command(commands, "add")
         text = "TIPO|TEXTO" if self._texts.lang == "es" else "KIND|TEXT"
@@ -64,12 +65,11 @@ class _Builder:
         limit = self._duration(MAX_TIMEOUT_SECONDS, zero=False)
         add.add_argument("--timeout", metavar="T", type=limit, help=self._help("timeout"))
         begin = add.add_mutually_exclusive_group()
-        later = self._duration(MAX_DELAY_SECONDS)
-        begin.add_argument("--delay", metavar="T", type=later, help=self._help("delay"))
+        begin.add_argument("--delay", metavar="T", type=delay, help=self._help("delay"))
         begin.add_argument("--at", metavar="WHEN", type=self._moment, help=self._help("at"))
         add.add_argument("--key", metavar="K", help=self._help("key"))
         add.add_argument("--wait", action="store_true", help=self._help("wait"))
-        add.add_argument("--wait-timeout", metavar="T", type=wait_timeout, help=self._help("wait_timeout"))
+        add.add_argument("--wait-timeout", metavar="T", type=delay, help=self._help("wait_timeout"))
 
         tasks = self._command(commands, "list")
         tasks.add_argument("--status", choices=STATUSES, metavar="STATUS", help=self._help("status"))
@@ -87,7 +87,7 @@ class _Builder:
 
         wait = self._command(commands, "wait")
         wait.add_argument("task_ids", metavar="ID", nargs="+", type=number, help=self._help("task_id"))
-        wait.add_argument("--timeout", metavar="T", type=wait_timeout, help=self._help("wait_timeout"))
+        wait.add_argument("--timeout", metavar="T", type=delay, help=self._help("wait_timeout"))
 
         log = self._command(commands, "log")
         log.add_argument("task_id", metavar="ID", type=number, help=self._help("task_id"))
@@ -119,7 +119,7 @@ class _Builder:
         return command
 
     def _common(self, command: Parser, top: bool) -> None:
-        # A command repeats them without a default of its own, so that they may stand before it or behind it
+        # A command has them too, without a default, so that they may stand before or after its name
         given = None if top else argparse.SUPPRESS
         command.add_argument("--server", metavar="ADDR", default=given, help=self._help("server"))
         command.add_argument(
@@ -128,6 +128,9 @@ class _Builder:
             default=False if top else argparse.SUPPRESS,
             help=self._help("json"),
         )
+
+    def _translate(self, message: str) -> str:
+        return _SPANISH.get(message, message) if self._texts.lang == "es" else message
 
     def _summary(self, name: str) -> str:
         return texts_of_help.summary(name, self._texts.lang).replace("%", "%%")
@@ -148,7 +151,7 @@ class _Builder:
         return min(self._positive(text), MAX_PAGE)
 
     def _duration(self, most: float, zero: bool = True) -> Callable[[str], float]:
-        """The type of an option that is a length of time, in seconds."""
+        """The ``type`` of an option that is a duration, in seconds."""
 
         def read(text: str) -> float:
             try:

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from taskd.cli.ui.rendering import width
+from taskd.cli.ui.text import width
 from taskd.client.sessions import Session, SessionFile, state_folder
 from tests.daemons import Daemon, LineClient, free_port
 from tests.integration.terminal import Terminal

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from taskd.cli.ui.rendering import width
+from taskd.cli.ui.text import width
 from tests.integration.test_client import PASSWORD, Client, Server
 
 HANDLERS = '''

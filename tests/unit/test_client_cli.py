@@ -20,15 +20,18 @@ from twisted.python.failure import Failure
 
 import taskd.cli
 import taskd.client
-from taskd.cli.commands.basic import COMMANDS
+from taskd.cli.commands.table import COMMANDS
+from taskd.cli.errors import OutputClosed, UsageError
 from taskd.cli.main import _without_tls, main
 from taskd.cli.options import parser
-from taskd.cli.runner import Runner
+from taskd.cli.process import CommandProcess
+from taskd.cli.reporting import Reporter
 from taskd.cli.texts.catalogue import Texts, language
 from taskd.cli.texts.help import EXAMPLES
 from taskd.cli.texts.words import WORDS
+from taskd.cli.ui.terminal import Output
 from taskd.client.address import endpoint, is_plain, normalized
-from taskd.client.errors import ClientError, OutputClosed, UsageError
+from taskd.client.errors import BadAddress, ClientError
 
 
 class TestAddress:
@@ -48,7 +51,7 @@ class TestAddress:
 
     @pytest.mark.parametrize("given", ["", "a b", "host:0", "host:65536", "[::1]:99999", "/run/taskd"])
     def test_what_is_none(self, given: str) -> None:
-        with pytest.raises(UsageError):
+        with pytest.raises(BadAddress):
             normalized(given)
 
     @pytest.mark.parametrize(
@@ -79,7 +82,7 @@ class TestAddress:
         ],
     )
     def test_an_endpoint_that_twisted_does_not_know(self, address: str, says: str) -> None:
-        with pytest.raises(UsageError) as caught:
+        with pytest.raises(BadAddress) as caught:
             endpoint(MemoryReactorClock(), address)
         assert says in Texts("en")(caught.value.key, **caught.value.fields)
 
@@ -114,7 +117,8 @@ class TestTexts:
         folders = [Path(package.__path__[0]) for package in (taskd.client, taskd.cli)]
         source = "".join(path.read_text() for folder in folders for path in folder.rglob("*.py"))
         asked = re.findall(
-            r"(?:texts|\bt|ClientError|UsageError|NotLoggedIn|ConnectionTrouble|prompt|_ask)\(\s*\"([\w.]+)\"", source
+            r"(?:texts|\bt|ClientError|UsageError|BadAddress|NotLoggedIn|ConnectionFailed|prompt|_ask)\(\s*\"([\w.]+)\"",
+            source,
         )
         assert len(asked) > 60
         assert set(asked) - set(WORDS) == {"key"}, "which is only an example"
@@ -189,6 +193,11 @@ class Loop(Clock):
         self._stopped = True
 
 
+def process(loop: Loop) -> CommandProcess:
+    texts = Texts("en")
+    return CommandProcess(loop, texts, Reporter(Output(None, None), texts, json=False))
+
+
 @pytest.fixture
 def signals() -> Iterator[None]:
     """Gives the test run its own signal handlers back."""
@@ -199,10 +208,10 @@ def signals() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("signals")
-class TestRunner:
+class TestCommandProcess:
     def run(self, perform: Callable[[Loop], Coroutine[Any, Any, int]], pipe: int | None = None) -> int:
         loop = Loop()
-        return Runner(loop, Texts("en")).run(lambda: perform(loop), pipe)
+        return process(loop).run(perform(loop), pipe)
 
     def test_the_status_of_the_command(self) -> None:
         async def five(loop: Loop) -> int:
@@ -232,14 +241,13 @@ class TestRunner:
 
     def test_a_signal_before_the_command_has_begun(self) -> None:
         loop = Loop()
-        runner = Runner(loop, Texts("en"))
         loop.callWhenRunning(signal.raise_signal, signal.SIGINT)
 
         async def waiting() -> int:
             await Deferred()
             return 0
 
-        assert runner.run(waiting) == 130
+        assert process(loop).run(waiting()) == 130
 
     @pytest.mark.parametrize(
         ("why", "status", "says"),

@@ -17,9 +17,10 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from taskd.client.connection import CHECK_SECONDS, CONNECT_SECONDS, REPLY_SECONDS, LineClient, Received, connect
-from taskd.client.connection_errors import os_reason, why_lost
-from taskd.client.errors import ClientError, ConnectionTrouble, Refused
+from taskd.client.connection import CONNECT_SECONDS, KEEPALIVE_SECONDS, REPLY_SECONDS, Connection, connect
+from taskd.client.connection_errors import lost_error, os_reason
+from taskd.client.errors import ClientError, ConnectionFailed, Refused
+from taskd.client.messages import Received
 from taskd.model.errors import Draining, RateLimited, Unavailable
 from tests.unit.test_client_harness import SERVER, Stage
 
@@ -60,7 +61,7 @@ class Line:
     def __init__(self, transport: StringTransport | None = None) -> None:
         self.clock = Clock()
         self.transport = transport or StringTransport()
-        self.client = LineClient(self.clock, SERVER)
+        self.client = Connection(self.clock, SERVER)
         self.client.makeConnection(self.transport)
 
     def ask(self, action: str = "whoami", **fields: Any) -> list[Any]:
@@ -74,7 +75,7 @@ class Line:
     def gone(self) -> list[Any]:
         """Gets the reason once the connection is lost."""
         results: list[Any] = []
-        self.client.gone().addErrback(lambda failure: results.append(failure.value))
+        self.client.wait_until_lost().addErrback(lambda failure: results.append(failure.value))
         return results
 
     def say(self, *messages: dict[str, Any] | bytes) -> None:
@@ -141,7 +142,7 @@ class TestRequests:
 
     def test_patience(self) -> None:
         line = Line()
-        result, other, gone = line.ask(patience=5), line.ask(), line.gone()
+        result, other, gone = line.ask(reply_timeout=5), line.ask(), line.gone()
         line.clock.advance(5)
         assert [error.key for error in (*result, *other, *gone)] == ["no_answer"] * 3
         assert line.transport.disconnecting or line.transport.disconnected
@@ -155,7 +156,7 @@ class TestRequests:
     def test_close_is_no_loss(self) -> None:
         line = Line()
         gone = line.gone()
-        line.client.check_often()
+        line.client.keep_alive()
         line.client.close()
         assert line.clock.getDelayedCalls() == []
         line.hang_up()
@@ -165,7 +166,7 @@ class TestRequests:
         line = Line()
         gone = line.gone()
 
-        def broken(client: LineClient, received: Received) -> None:
+        def broken(client: Connection, received: Received) -> None:
             raise KeyError(received.body.event)
 
         line.client.on_event = broken
@@ -175,10 +176,10 @@ class TestRequests:
     def test_signs_of_life(self) -> None:
         line = Line()
         gone = line.gone()
-        line.client.check_often()
-        line.clock.advance(CHECK_SECONDS)
+        line.client.keep_alive()
+        line.clock.advance(KEEPALIVE_SECONDS)
         line.say({"id": 1, "ok": True})
-        line.clock.advance(CHECK_SECONDS)
+        line.clock.advance(KEEPALIVE_SECONDS)
         assert line.transport.value().count(b'"ping"') == 2
         line.clock.advance(REPLY_SECONDS)
         assert gone[0].key == "no_answer"
@@ -210,9 +211,9 @@ class TestLost:
         ],
     )
     def test_tls(self, reason: Exception, key: str, transient: bool) -> None:
-        trouble = why_lost(Failure(reason), SERVER, spoken=False)
+        trouble = lost_error(Failure(reason), SERVER, is_taskd=False)
         assert (trouble.key, trouble.transient) == (key, transient)
-        assert why_lost(Failure(reason), SERVER, spoken=True).key == "lost"
+        assert lost_error(Failure(reason), SERVER, is_taskd=True).key == "lost"
 
     def test_a_handshake_that_is_not_answered(self) -> None:
         line = Line(TlsTransport())
@@ -286,7 +287,7 @@ class TestConnect:
     )
     def test_failed(self, why: Exception, key: str) -> None:
         (trouble,) = self.attempt(Failing(why), Clock())
-        assert isinstance(trouble, ConnectionTrouble)
+        assert isinstance(trouble, ConnectionFailed)
         assert trouble.key == key
 
 

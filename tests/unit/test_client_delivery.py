@@ -8,9 +8,9 @@ import pytest
 from twisted.internet import error
 from twisted.internet.defer import CancelledError
 
-from taskd.cli.resend import GIVE_UP_SECONDS, LEAST_PATIENCE
-from taskd.cli.retrying import FIRST_RETRY, LAST_RETRY
 from taskd.client.connection import CONNECT_SECONDS, REPLY_SECONDS
+from taskd.client.resend import GIVE_UP_SECONDS, LEAST_REPLY_SECONDS
+from taskd.client.retry import FIRST_PAUSE, LONGEST_PAUSE
 from taskd.model.errors import Draining, Internal, RateLimited, TaskdError, Unavailable
 from tests.unit.test_client_harness import Run, Stage
 
@@ -46,7 +46,7 @@ class TestOneTask:
         failing.clear()
         stage.cut()
         assert run.err.splitlines() == AGAIN[:1]
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert (run.status, run.out, run.err.splitlines()) == (0, "Task 1 created.\n", AGAIN)
         assert texts(stage) == ["x y"]
         assert stage.taskd.asked(-1)[-1] == stage.taskd.asked(-2)[-1], "the very same again"
@@ -56,7 +56,7 @@ class TestOneTask:
         run = stage.run("add", "x", "--key", "k")
         stage.taskd.mute.clear()
         stage.cut()
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert (run.status, run.out) == (0, "Task 1 created.\n")
 
     def test_a_reply_that_never_comes(self, stage: Stage) -> None:
@@ -64,7 +64,7 @@ class TestOneTask:
         run = stage.run("add", "x")
         stage.taskd.mute.clear()
         stage.advance(REPLY_SECONDS)
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert (run.status, run.out, run.err.splitlines()) == (0, "Task 1 created.\n", AGAIN)
 
     def test_a_server_that_is_away_for_a_while(self, stage: Stage) -> None:
@@ -79,7 +79,7 @@ class TestOneTask:
         assert 5 <= stage.network.attempts - attempts <= 12, "with pauses that grow"
         stage.taskd.silent.clear()
         stage.network.failing = None
-        stage.advance(LAST_RETRY)
+        stage.advance(LONGEST_PAUSE)
         assert run.status == 0
         assert [reply["task_id"] for reply in run.objects] == [1]
         assert run.err.splitlines() == AGAIN
@@ -112,7 +112,7 @@ class TestOneTask:
     def test_a_server_that_accepts_and_never_answers(self, stage: Stage) -> None:
         stage.taskd.silent |= {"login", "new_task"}
         run = stage.run("add", "x y")
-        assert until_over(stage, run) <= REPLY_SECONDS + GIVE_UP_SECONDS + LEAST_PATIENCE + CONNECT_SECONDS
+        assert until_over(stage, run) <= REPLY_SECONDS + GIVE_UP_SECONDS + LEAST_REPLY_SECONDS + CONNECT_SECONDS
         assert run.status == 1
         assert "--key key1" in run.err and "does not answer" in run.err
 
@@ -124,7 +124,7 @@ class TestOneTask:
         for _ in range(40):
             stage.advance(1)
         stage.network.failing = None
-        assert until_over(stage, run) <= GIVE_UP_SECONDS - 40 + LEAST_PATIENCE
+        assert until_over(stage, run) <= GIVE_UP_SECONDS - 40 + LEAST_REPLY_SECONDS
         assert "--key key1" in run.err and "does not answer" in run.err
 
     @pytest.mark.parametrize("action", ["new_task", "login"])
@@ -206,7 +206,7 @@ class TestOneTask:
         run = stage.run("add", "x", "--key", "k")
         stage.taskd.silent.clear()
         stage.cut()
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert run.status == 1
         assert run.err.splitlines()[-1].startswith("taskclient: the key 'k' stands for another task already")
 
@@ -229,7 +229,7 @@ class TestOneTask:
         run = stage.run("add", "x")
         stage.taskd.tokens.clear()
         stage.cut()
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert run.status == 4
         assert "--key key1" in run.err and "log in again" in run.err
 
@@ -241,7 +241,7 @@ class TestOneTask:
         stage.taskd.silent.clear()
         stage.taskd.connections[-2].transport.loseConnection()
         stage.settle()
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert (run.status, stage.taskd.asked()[0]["token"]) == (0, "token-1")
 
     def test_nor_does_it_forget_their_session(self, stage: Stage) -> None:
@@ -251,7 +251,7 @@ class TestOneTask:
         stage.run("login", "ana", lines=["correct horse"])
         stage.taskd.connections[-2].transport.loseConnection()
         stage.settle()
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert run.status == 4
         assert stage.sessions.path.exists()
 
@@ -271,6 +271,6 @@ class TestOneTask:
         run = stage.run("add", "x", "--wait")
         stage.taskd.mute.clear()
         stage.cut()
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert stage.taskd.actions() == ["login", "watch", "new_task", "wait"]
         assert run.out.startswith("Task 1 created.\n")

@@ -9,8 +9,8 @@ import pytest
 from twisted.internet import error
 from twisted.internet.defer import CancelledError
 
-from taskd.cli.resend import GIVE_UP_SECONDS
-from taskd.cli.retrying import FIRST_RETRY, LAST_RETRY
+from taskd.client.resend import GIVE_UP_SECONDS
+from taskd.client.retry import FIRST_PAUSE, LONGEST_PAUSE
 from taskd.model.errors import Draining, RateLimited, TaskdError, Unavailable
 from tests.unit.test_client_delivery import AGAIN, texts, until_over
 from tests.unit.test_client_harness import Stage
@@ -32,11 +32,11 @@ class TestLines:
         stage.taskd.silent.clear()
         stage.taskd.mute.add("new_tasks")
         stage.cut()
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert stage.taskd.asked()[1:] == [dict(r, id=n) for n, r in enumerate(first, 2)], "the same in the same order"
         stage.taskd.mute.clear()
         stage.cut()
-        assert until_over(stage, run) <= 2 * FIRST_RETRY
+        assert until_over(stage, run) <= 2 * FIRST_PAUSE
         assert (run.status, run.out) == (0, "8000 tasks created (1 to 8000).\n")
         assert texts(stage) == lines
         assert run.err.splitlines() == AGAIN
@@ -57,7 +57,7 @@ class TestLines:
         stage.cut()
         assert run.err == "", "there is nothing to send"
         run.type("two")
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert run.err.splitlines() == AGAIN
         run.source.open = False
         run.type()
@@ -72,7 +72,7 @@ class TestLines:
             for _ in range(40):
                 stage.advance(1)
             stage.network.failing = None
-            stage.advance(LAST_RETRY)
+            stage.advance(LONGEST_PAUSE)
         assert texts(stage) == ["line 0", "line 1", "line 2"]
         assert run.err.splitlines() == AGAIN * 3
 
@@ -116,7 +116,7 @@ class TestLines:
         run.type("two")
         run.type("three")
         stage.taskd.refusals.clear()
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert texts(stage) == ["one", "two", "three"]
         run.source.open = False
         run.type()
@@ -136,7 +136,7 @@ class TestLines:
         old.release()
         stage.settle()
         assert old.transport.disconnected or old.transport.disconnecting
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         run.source.open = False
         run.type()
         assert (run.status, run.out) == (0, "2 tasks created (1 to 2).\n")
@@ -186,7 +186,7 @@ class TestLines:
         assert not run.over
         stage.taskd.mute.clear()
         stage.cut()
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert run.status == 1
         assert run.err.splitlines()[2].startswith("1 tasks were created before the error")
         assert "line 2: a task needs" in run.err.splitlines()[3]

@@ -20,12 +20,13 @@ from twisted.test.iosim import FakeTransport, IOPump, connect
 from zope.interface import implementer
 
 from taskd.cli.context import Context
+from taskd.cli.errors import EndOfInput
 from taskd.cli.main import perform
 from taskd.cli.options import parser
 from taskd.cli.texts.catalogue import Texts
 from taskd.cli.ui.rendering import Renderer
 from taskd.cli.ui.terminal import Output, Screen
-from taskd.client.errors import ClientError, EndOfInput
+from taskd.client.errors import ClientError
 from taskd.client.sessions import SessionFile, state_folder
 from taskd.model.errors import TaskdError
 from tests.unit.test_client_taskd import NOON, FakeConnection, FakeTaskd

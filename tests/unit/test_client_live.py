@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from twisted.internet import error
 
-from taskd.cli.commands.live import ANSWER_SECONDS
-from taskd.cli.retrying import FIRST_RETRY, LAST_RETRY
+from taskd.cli.commands.wait import ANSWER_SECONDS
 from taskd.cli.ui.progress import REMEMBERED
-from taskd.client.connection import CHECK_SECONDS, REPLY_SECONDS
+from taskd.client.connection import KEEPALIVE_SECONDS, REPLY_SECONDS
+from taskd.client.retry import FIRST_PAUSE, LONGEST_PAUSE
 from taskd.model.errors import Draining
 from taskd.model.states import State
 from tests.unit.test_client_harness import Run, Stage
@@ -77,7 +77,7 @@ class TestWatch:
         assert run.err == "Connection lost; connecting again ...\n"
         stage.taskd.move(2, State.RUNNING)
         stage.taskd.task("new")
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert run.err.splitlines()[1:] == ["Connected again."]
         assert words(run) == [["2", "running", "moved"], ["3", "queued", "new"]]
         finish(stage, 2)
@@ -89,7 +89,7 @@ class TestWatch:
         run = stage.run("watch", "--limit", "1")
         stage.cut()
         stage.taskd.move(5, State.RUNNING)
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert stage.taskd.asked()[-1]["limit"] > 5
         assert words(run) == [["5", "running", "task4"]]
 
@@ -98,20 +98,20 @@ class TestWatch:
         stage.network.failing = error.ConnectionRefusedError()
         stage.cut()
         attempts = stage.network.attempts
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert stage.network.attempts == attempts + 1
         for _ in range(20):
-            stage.advance(LAST_RETRY)
+            stage.advance(LONGEST_PAUSE)
         assert stage.network.attempts > attempts + 20
         before = stage.network.attempts
-        stage.advance(LAST_RETRY / 2 - 0.1)
+        stage.advance(LONGEST_PAUSE / 2 - 0.1)
         assert stage.network.attempts == before, "no pause is shorter than half of the longest"
         stage.network.failing = None
-        stage.advance(LAST_RETRY)
+        stage.advance(LONGEST_PAUSE)
         assert run.err.splitlines() == ["Connection lost; connecting again ...", "Connected again."]
         attempts = stage.network.attempts
         stage.cut()
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert stage.network.attempts == attempts + 1
 
     def test_the_first_connection_has_to_work(self, stage: Stage) -> None:
@@ -124,31 +124,31 @@ class TestWatch:
         run = stage.run("watch")
         stage.taskd.refusals["watch"] = Draining("stopping")
         stage.cut()
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert not run.over
         del stage.taskd.refusals["watch"]
-        stage.advance(2 * FIRST_RETRY)
+        stage.advance(2 * FIRST_PAUSE)
         assert "Connected again." in run.err
 
     def test_a_session_that_ends_meanwhile(self, stage: Stage) -> None:
         run = stage.run("watch")
         stage.taskd.tokens.clear()
         stage.cut()
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert run.status == 4
         assert "log in again" in run.err
 
     def test_a_connection_that_died_silently_is_noticed(self, stage: Stage) -> None:
         run = stage.run("watch")
         for _ in range(10):
-            stage.advance(CHECK_SECONDS)
+            stage.advance(KEEPALIVE_SECONDS)
         assert stage.taskd.actions().count("ping") == 10
         assert run.err == ""
         stage.taskd.silent.add("ping")
-        stage.advance(CHECK_SECONDS)
+        stage.advance(KEEPALIVE_SECONDS)
         stage.advance(REPLY_SECONDS)
         assert "connecting again" in run.err
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert "Connected again." in run.err
 
     def test_after_a_gap_it_looks_again(self, stage: Stage) -> None:
@@ -240,7 +240,7 @@ class TestWait:
         run = stage.run("wait", "1", "--timeout", "100")
         stage.cut()
         finish(stage, 1)
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert run.status == 0
         assert 99 <= stage.taskd.asked()[-1]["timeout"] < 100
         assert run.err.splitlines() == ["Connection lost; connecting again ...", "Connected again."]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from twisted.internet import error
 
-from taskd.cli.retrying import FIRST_RETRY
+from taskd.client.retry import FIRST_PAUSE
 from taskd.model.errors import Unavailable
 from taskd.model.states import State
 from tests.unit.test_client_harness import Run, Stage
@@ -150,7 +150,7 @@ class TestFollow:
         stage.cut()
         assert run.err == "Connection lost; connecting again ...\n"
         say(stage, *map(str, range(4, 2600)))
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         say(stage, "2600")
         assert lines(run) == list(map(str, range(2, 2601)))
         assert run.err.splitlines()[1:] == ["Connected again."]
@@ -161,7 +161,7 @@ class TestFollow:
         run = stage.run("log", "1", "-f", "-n", "1")
         stage.cut()
         say(stage, "1", "2")
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         finish(stage)
         assert (run.status, lines(run)) == (0, ["2"])
 
@@ -172,7 +172,7 @@ class TestFollow:
         say(stage, "last words")
         finish(stage)
         stage.network.failing = None
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert (run.status, lines(run)) == (0, ["last words"])
 
     def test_the_first_connection_has_to_work(self, stage: Stage) -> None:

@@ -9,8 +9,8 @@ from twisted.internet import error
 from twisted.internet.defer import CancelledError
 
 from taskd.cli.menu import GOODBYE_SECONDS, SHOWN
-from taskd.cli.retrying import FIRST_RETRY
 from taskd.client.connection import REPLY_SECONDS
+from taskd.client.retry import FIRST_PAUSE
 from taskd.model.errors import Unavailable
 from taskd.model.states import State
 from tests.unit.test_client_harness import SERVER, Run, Stage
@@ -202,7 +202,7 @@ class TestInside:
         run = inside(stage, "2", "draw a map")
         stage.taskd.mute.clear()
         stage.cut()
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert run.out.count("Task 1 created.") == 1
         assert run.err == "Connection lost; connecting again ...\nConnected again.\n"
         assert [task.task for task in stage.taskd.tasks.values()] == ["draw a map"]
@@ -224,7 +224,7 @@ class TestInside:
         run = inside(stage, "2", "draw a map")
         stage.taskd.tokens.clear()
         stage.cut()
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert "no confirmation: the task may exist or not" in run.out
         assert run.out.endswith("3. Leave\nChoose an option: ")
 

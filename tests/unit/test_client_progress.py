@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from taskd.cli.retrying import FIRST_RETRY
 from taskd.cli.ui.bars import MOST_BARS, SOON, TICK
-from taskd.cli.ui.rendering import percent, width
+from taskd.cli.ui.rendering import percent
 from taskd.cli.ui.terminal import Output, Screen
+from taskd.cli.ui.text import width
+from taskd.client.retry import FIRST_PAUSE
 from taskd.model.states import State
 from tests.unit.test_client_harness import Run, Stage, Stream
 from tests.unit.test_client_taskd import NOON
@@ -233,7 +234,7 @@ class TestBars:
         says(stage, second, 0.5)
         stage.cut()
         stage.taskd.move(first, State.COMPLETED, finished_at=NOON)
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         says(stage, second, 0.75)
         assert [line.split()[1] for line in shown(run) if " %" in line] == ["second"]
 

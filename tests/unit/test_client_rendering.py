@@ -11,8 +11,9 @@ import pytest
 from msgspec import Raw
 
 from taskd.cli.texts.catalogue import Texts
-from taskd.cli.ui.rendering import Renderer, ShownTask, age, compact, cut, pad, read_view, visible, width
-from taskd.client.errors import ConnectionTrouble
+from taskd.cli.ui.rendering import Renderer, ShownTask, age, compact, read_view
+from taskd.cli.ui.text import cut, pad, visible, width
+from taskd.client.errors import ConnectionFailed
 from taskd.model.states import SHOWN_STATES
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)
@@ -114,7 +115,7 @@ class TestView:
     def test_what_is_no_task(self, change: dict[str, Any]) -> None:
         good = msgspec.to_builtins(task(result=None, payload=None))
         read_view(Raw(msgspec.json.encode(good)), "here")
-        with pytest.raises(ConnectionTrouble):
+        with pytest.raises(ConnectionFailed):
             read_view(Raw(msgspec.json.encode(good | change)), "here")
 
     def test_fields_of_a_newer_server(self) -> None:

@@ -13,8 +13,9 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
+from taskd.cli.errors import EndOfInput, OutputClosed
 from taskd.cli.ui.terminal import MAX_LINE, Input, Output, colour_wanted
-from taskd.client.errors import ClientError, EndOfInput, OutputClosed
+from taskd.client.errors import ClientError
 
 
 class Readers:
