@@ -136,7 +136,8 @@ class Menu:
             self._say(ctx.texts("no_tasks"))
             return
         ctx.out.line("")
-        ctx.out.lines(ctx.renderer.table(COLUMNS).rows([ctx.view(raw) for raw in page.tasks], ctx.now()))
+        rows = ctx.renderer.rows(map(ctx.view, page.tasks), ctx.now())
+        ctx.out.lines(ctx.renderer.table(COLUMNS).lines(rows))
         if page.cursor is not None:
             ctx.out.line(ctx.texts("more_menu", n=len(page.tasks), command=ctx.command("list", "--all")))
         ctx.out.line(ctx.texts("menu.hint", verbs=", ".join(f"{ctx.texts(f'menu.{verb}')} N" for verb in VERBS)))

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import DeferredLock
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
-from twisted.python.failure import Failure
 
 from taskd.client.connection import REPLY_SECONDS, Connection
 from taskd.client.errors import ClientError, Unconfirmed
@@ -51,8 +50,7 @@ class Resender:
         self._connect = connect
         self._listener = listener
         self._backoff = Backoff(clock, listener)
-        self._connecting: Deferred[Any] | None = None
-        self._waiters: list[Deferred[Connection]] = []
+        self._sending = DeferredLock()
         self._error: Exception | None = None
         self._failing_since: float | None = None
         self._throttled = False
@@ -67,9 +65,11 @@ class Resender:
         uncertain = False
         try:
             while True:
-                connection = await self._connected()
+                async with self._sending:  # one reconnects for all; then they send in their order
+                    connection = await self._connected()
+                    answer = connection.request(action, self._reply_timeout(), **fields)
                 try:
-                    reply = await connection.request(action, self._reply_timeout(), **fields)
+                    reply = await answer
                 except ClientError as e:
                     uncertain = uncertain or not e.nothing_done
                     await self._prepare_retry(e, connection)
@@ -106,39 +106,16 @@ class Resender:
             self._listener.waiting(e)
         await deferLater(self._clock, e.retry_after or min(self._backoff.next_pause(), left))
 
-    def _connected(self) -> Deferred[Connection]:
-        """The open connection, or a new one, which all waiting requests get in their order."""
-        if self.connection is not None and self.connection.lost is None and self._error is None:
-            return succeed(self.connection)
-        waiter: Deferred[Connection] = Deferred(self._cancel_waiter)
-        self._waiters.append(waiter)
-        if self._connecting is None:
-            self._connecting = Deferred.fromCoroutine(self._reconnect())
-            self._connecting.addBoth(self._release_waiters)
-        return waiter
-
-    def _release_waiters(self, result: Connection | Failure) -> None:
-        self._connecting = None
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if isinstance(result, Failure):
-                waiter.errback(result)
-            else:
-                waiter.callback(result)
-
-    def _cancel_waiter(self, waiter: Deferred[Connection]) -> None:
-        # The list is empty while _release_waiters is running
-        if waiter in self._waiters:
-            self._waiters.remove(waiter)
-            if not self._waiters and self._connecting is not None:
-                self._connecting.cancel()
-
-    async def _reconnect(self) -> Connection:
+    async def _connected(self) -> Connection:
         if self.connection is not None and self._error is None:
+            if self.connection.lost is None:
+                return self.connection
             self._error = self.connection.lost
         while True:
             if self._error is not None:
-                await self._pause(self._error)
+                if not isinstance(self._error, ClientError) or not self._error.transient:
+                    raise self._error
+                await self._backoff.wait(self._error, self._seconds_left(self._error))
             try:
                 self.connection = await self._connect()
             except ClientError as e:
@@ -148,11 +125,6 @@ class Resender:
             else:
                 self._error = None
                 return self.connection
-
-    async def _pause(self, error: Exception) -> None:
-        if not isinstance(error, ClientError) or not error.transient:
-            raise error
-        await self._backoff.wait(error, self._seconds_left(error))
 
     def _seconds_left(self, error: ClientError) -> float:
         """How long to keep trying, counted from the first failure. Raises the error if that is not enough."""

@@ -125,7 +125,8 @@ class TestView:
 
 class TestTable:
     def lines(self, columns: int | None, *tasks: ShownTask, lang: str = "en") -> list[str]:
-        return Renderer(Texts(lang), columns, colour=False).table(COLUMNS).rows(tasks, NOON)
+        renderer = Renderer(Texts(lang), columns, colour=False)
+        return renderer.table(COLUMNS).lines(renderer.rows(tasks, NOON))
 
     def test_columns_are_aligned_by_cells(self) -> None:
         lines = self.lines(None, task(kind="k"), task(id=1234, state="en_日本", task="x"))
@@ -152,15 +153,16 @@ class TestTable:
         ]
 
     def test_later_pages_keep_the_shape(self) -> None:
-        table = Renderer(ENGLISH, 45, colour=False).table(COLUMNS)
-        first = table.rows([task(id=1000)], NOON)
-        second = table.rows([task(id=1, kind="much-longer-than-before")], NOON)
+        renderer = Renderer(ENGLISH, 45, colour=False)
+        table = renderer.table(COLUMNS)
+        first = table.lines(renderer.rows([task(id=1000)], NOON))
+        second = table.lines(renderer.rows([task(id=1, kind="much-longer-than-before")], NOON))
         assert len(second) == 1
         assert second[0].index("render") == first[1].index("render")
 
     def test_colours(self) -> None:
-        table = Renderer(ENGLISH, 80, colour=True).table(COLUMNS)
-        lines = table.rows([task(status="Completada", state="completed")], NOON)
+        renderer = Renderer(ENGLISH, 80, colour=True)
+        lines = renderer.table(COLUMNS).lines(renderer.rows([task(status="Completada", state="completed")], NOON))
         assert "\x1b[32mCompletada\x1b[0m  \x1b[32mcompleted\x1b[0m" in lines[1]
         assert "\x1b" not in lines[0]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, DeferredSemaphore
 from twisted.python.failure import Failure
 
 from taskd.cli.context import Context
@@ -35,8 +35,8 @@ class LineSubmitter:
         self._key = key
         self._fields = fields
         self._number = 0
+        self._slots = DeferredSemaphore(IN_FLIGHT)
         self._in_flight: set[Deferred[None]] = set()
-        self._one_confirmed: Deferred[None] | None = None
         self._reading: Deferred[list[str]] | None = None
         self._failure: BaseException | None = None
         self.begun = False
@@ -51,7 +51,8 @@ class LineSubmitter:
                 await self._send_all()
             except ClientError as e:
                 self._fail(Failure(e))
-            await self._until_in_flight(0)
+            await DeferredList(tuple(self._in_flight))
+            self._raise_failure()
         finally:
             # Nothing is left here unless the command was interrupted
             for sending in tuple(self._in_flight):
@@ -64,11 +65,12 @@ class LineSubmitter:
             except EndOfInput:
                 return
             for batch in batches(self._tasks(lines)):
+                await self._slots.acquire()
+                self._raise_failure()
                 self.begun = True
                 sending = Deferred.fromCoroutine(self._send(batch))
                 self._in_flight.add(sending)
                 sending.addErrback(self._fail).addBoth(self._confirmed, sending)
-                await self._until_in_flight(IN_FLIGHT - 1)
 
     async def _read(self) -> list[str]:
         self._raise_failure()
@@ -107,15 +109,7 @@ class LineSubmitter:
 
     def _confirmed(self, _: None, sending: Deferred[None]) -> None:
         self._in_flight.discard(sending)
-        waiting, self._one_confirmed = self._one_confirmed, None
-        if waiting is not None:
-            waiting.callback(None)
-
-    async def _until_in_flight(self, most: int) -> None:
-        while len(self._in_flight) > most:
-            self._one_confirmed = Deferred()
-            await self._one_confirmed
-        self._raise_failure()
+        self._slots.release()
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

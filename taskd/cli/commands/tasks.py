@@ -39,7 +39,7 @@ async def list_tasks(ctx: Context, options: Namespace) -> int:
                 if ctx.json:
                     ctx.out.raw(map(bytes, page.tasks))
                 else:
-                    ctx.out.lines(table.rows([ctx.view(raw) for raw in page.tasks], ctx.now()))
+                    ctx.out.lines(table.lines(ctx.renderer.rows(map(ctx.view, page.tasks), ctx.now())))
             left -= len(page.tasks)
             if page.cursor is None or left <= 0:
                 break

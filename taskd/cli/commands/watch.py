@@ -70,7 +70,7 @@ class Watcher:
             for task in reversed(tasks):
                 self._changes.is_new(task)
             if tasks:
-                ctx.out.lines(ctx.renderer.table(WATCH_COLUMNS).rows(tasks, ctx.now()))
+                ctx.out.lines(ctx.renderer.table(WATCH_COLUMNS).lines(ctx.renderer.rows(tasks, ctx.now())))
             if ctx.out.tty:
                 ctx.out.note(ctx.texts("watching"))
             self._changes.show_running(tasks)

@@ -50,31 +50,25 @@ def read_progress(received: Received, server: str) -> ProgressEvent:
 
 
 class RunningTasks:
-    """The newest known attempt of each task: with the task's text if it is running, or as ended."""
+    """The newest known attempt of each task, with the task's text while it is running."""
 
     def __init__(self) -> None:
-        self._running: dict[int, tuple[int, str]] = {}
-        self._ended: dict[int, int] = {}
+        self._attempts: dict[int, tuple[int, str | None]] = {}
 
     def update(self, task: ShownTask) -> bool:
         """Remember the task's state; returns whether it is running."""
         running = task.state == State.RUNNING.value
-        if running:
-            self._ended.pop(task.id, None)
-            self._running[task.id] = task.attempt, task.task
-            drop_oldest(self._running)
-        elif task.attempt:
-            self._running.pop(task.id, None)
-            self._ended[task.id] = task.attempt
-            drop_oldest(self._ended)
+        if running or task.attempt:
+            self._attempts[task.id] = task.attempt, task.task if running else None
+            drop_oldest(self._attempts)
         return running
 
     def text(self, event: ProgressEvent) -> str | None:
         """The text of the event's task, empty if it is not known; None if the event's attempt has ended."""
-        if event.attempt <= self._ended.get(event.task_id, 0):
-            return None
-        attempt, text = self._running.get(event.task_id, (0, ""))
-        return None if event.attempt < attempt else text
+        attempt, text = self._attempts.get(event.task_id, (0, ""))
+        if event.attempt > attempt:
+            return text or ""
+        return text if event.attempt == attempt else None
 
 
 def drop_oldest(known: dict[int, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Annotated, TypeAlias
 
@@ -93,23 +93,32 @@ class Renderer:
     def __init__(self, texts: Texts, columns: int | None, colour: bool) -> None:
         self._texts = texts
         self.columns = columns
-        self._colour = colour
+        self._colours = _COLOURS if colour else {}
         self._state_cells = max(width(self.state(state, 1.0)) for state in SHOWN_STATES)
 
-    def colour(self, word: str) -> str | None:
-        """The colour of a status or state, a parameter of SGR."""
-        return _COLOURS.get(word) if self._colour else None
-
-    def table(self, names: Sequence[str]) -> TaskTable:
+    def table(self, names: Sequence[str]) -> Table:
         """An empty table with some of the columns ``id status state kind age text``."""
-        table = Table(
+        return Table(
             {name: self._texts(f"col.{name}") for name in names},
             self.columns,
             right=("id",),
             expendable=("kind", "age", "state", "status"),
             least=LEAST_TEXT,
         )
-        return TaskTable(self, table, names)
+
+    def rows(self, tasks: Iterable[ShownTask], now: datetime) -> list[dict[str, Cell]]:
+        """The tasks as rows for :meth:`table`."""
+        return [
+            {
+                "id": Cell(str(task.id)),
+                "status": Cell(visible(task.status), self._colours.get(task.status)),
+                "state": Cell(self.state(task.state, task.progress), self._colours.get(task.state)),
+                "kind": Cell(visible(task.kind)),
+                "age": Cell(age(task.created_at, now)),
+                "text": Cell(visible(task.task)),
+            }
+            for task in tasks
+        ]
 
     def change(self, task: ShownTask, now: datetime) -> str:
         """The line for a task that has just changed."""
@@ -144,12 +153,12 @@ class Renderer:
             if self.columns - sum(width(word) + 2 for word in (*words, shown)) < LEAST_TEXT:
                 words, shown = words[1:], shown.rstrip()
             extra = cut(extra, self.columns - sum(width(word) + 2 for word in (*words, shown)))
-        return "  ".join([*words, paint(shown, self.colour(state)), extra]).rstrip()
+        return "  ".join([*words, paint(shown, self._colours.get(state)), extra]).rstrip()
 
     def details(self, task: ShownTask) -> list[str]:
         """Everything about one task, one field a line."""
         t = self._texts
-        status = paint(visible(task.status), self.colour(task.status))
+        status = paint(visible(task.status), self._colours.get(task.status))
         attempts = t("show.of", n=task.attempt, max=task.max_attempts) if task.max_attempts else str(task.attempt)
         rows: list[tuple[str, str]] = [
             ("id", str(task.id)),
@@ -189,30 +198,6 @@ class Renderer:
         labels = [self._texts(f"show.{key}") for key, _ in rows]
         room = max(map(width, labels)) + 2
         return [pad(f"{label}:", room) + value for label, (_, value) in zip(labels, rows, strict=True)]
-
-
-class TaskTable:
-    """A table of tasks, page by page."""
-
-    def __init__(self, renderer: Renderer, table: Table, names: Sequence[str]) -> None:
-        self._renderer = renderer
-        self._table = table
-        self._names = names
-
-    def rows(self, tasks: Sequence[ShownTask], now: datetime) -> list[str]:
-        """The lines for one page of tasks; the first page begins with the headings."""
-        return self._table.lines([{name: self._cell(name, task, now) for name in self._names} for task in tasks])
-
-    def _cell(self, name: str, task: ShownTask, now: datetime) -> Cell:
-        if name == "age":
-            return Cell(age(task.created_at, now))
-        if name == "state":
-            return Cell(self._renderer.state(task.state, task.progress), self._renderer.colour(task.state))
-        if name == "status":
-            return Cell(visible(task.status), self._renderer.colour(task.status))
-        if name == "text":
-            return Cell(visible(task.task))
-        return Cell(visible(str(getattr(task, name))))
 
 
 def percent(progress: float) -> int:

@@ -16,7 +16,7 @@ class Cell(NamedTuple):
 
 
 class Table:
-    """Rows below a line of ``headings``, by the columns' names. Later pages keep the widths of the first.
+    """Rows below a line of ``headings``, which names the columns. Later pages keep the widths of the first.
 
     The last column takes the room that is left of ``columns`` cells, if given. While that is less than ``least``, the
     table drops the columns of ``expendable``, in their order. ``right`` ones are aligned to the right.
@@ -43,8 +43,8 @@ class Table:
         """The lines for one page of rows; the first page begins with the headings."""
         first = not self._widths
         for row in (self._headings, *rows):
-            for name, cell in row.items():
-                self._widths[name] = max(self._widths.get(name, 0), width(cell.text))
+            for name in self._names:
+                self._widths[name] = max(self._widths.get(name, 0), width(row[name].text))
         if first:
             self._fit()
         return [self._line(row) for row in ([self._headings, *rows] if first else rows)]
