@@ -105,11 +105,7 @@ class Menu:
             self._say(self._ctx.reporter.explain(e))
 
     async def _register(self) -> None:
-        await self._open_connection()
-        username = await self._ask("username")
-        if not username.strip():
-            self._say(self._ctx.texts("menu.nothing"))
-            return
+        username = await self._ask_needed("username")
         check_username(username)
         password = await ask_new_password(self._ctx)
         connection = await self._open_connection()
@@ -117,11 +113,7 @@ class Menu:
         self._say(self._ctx.texts("menu.registered"))
 
     async def _login(self) -> None:
-        await self._open_connection()
-        username = await self._ask("username")
-        if not username.strip():
-            self._say(self._ctx.texts("menu.nothing"))
-            return
+        username = await self._ask_needed("username")
         password = await self._ctx.prompt("password", hidden=True)
         connection = await self._open_connection()
         reply = await connection.request("login", username=username, password=password)
@@ -167,12 +159,7 @@ class Menu:
             self._say(ctx.texts("retried" if verb == "retry" else "cancelled", id=task_id))
 
     async def _create(self) -> None:
-        await self._open_connection()
-        text = await self._ask("menu.task")
-        if not text.strip():
-            self._say(self._ctx.texts("menu.nothing"))
-            return
-        task, key = task_text(text), self._ctx.new_key()
+        task, key = task_text(await self._ask_needed("menu.task")), self._ctx.new_key()
         resender = Resender(self._ctx.clock, self._connect, self._ctx.reporter, await self._open_connection())
         kind = await self._choose_kind(resender, task)
         given: list[str] = []
@@ -271,6 +258,14 @@ class Menu:
             if other is not None and (action := other(answer)) is not None:
                 return action
             self._say(ctx.texts("menu.wrong", n=len(options)))
+
+    async def _ask_needed(self, key: str) -> str:
+        """Ask once the server is reachable. Raises ClientError for an empty answer."""
+        await self._open_connection()
+        answer = await self._ask(key)
+        if not answer.strip():
+            raise ClientError("menu.nothing")
+        return answer
 
     async def _ask(self, key: str, **fields: Any) -> str:
         self._asking = self._ctx.texts(key, **fields)

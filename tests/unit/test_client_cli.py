@@ -20,12 +20,12 @@ from twisted.python.failure import Failure
 
 import taskd.cli
 import taskd.client
-from taskd.cli.commands.table import COMMANDS
 from taskd.cli.errors import OutputClosed, UsageError
 from taskd.cli.main import _without_tls, main
 from taskd.cli.options import parser
 from taskd.cli.process import CommandProcess
 from taskd.cli.reporting import Reporter
+from taskd.cli.run import COMMANDS
 from taskd.cli.texts.catalogue import Texts, language
 from taskd.cli.texts.help import EXAMPLES
 from taskd.cli.texts.words import WORDS

@@ -21,8 +21,8 @@ from zope.interface import implementer
 
 from taskd.cli.context import Context
 from taskd.cli.errors import EndOfInput
-from taskd.cli.main import perform
 from taskd.cli.options import parser
+from taskd.cli.run import perform
 from taskd.cli.texts.catalogue import Texts
 from taskd.cli.ui.rendering import Renderer
 from taskd.cli.ui.terminal import Output, Screen

@@ -9,7 +9,7 @@ from twisted.internet.defer import CancelledError
 from twisted.python.failure import Failure
 
 from taskd.cli.commands.add_lines import LineSubmitter
-from taskd.cli.commands.kinds import is_kind
+from taskd.cli.commands.kinds import served_kinds
 from taskd.cli.commands.wait import Waiter
 from taskd.cli.context import Context
 from taskd.cli.errors import UsageError
@@ -17,6 +17,7 @@ from taskd.cli.exit_status import OK
 from taskd.cli.fields import check_key_option, possible_kind, task_fields, task_text
 from taskd.client.connection import Connection
 from taskd.client.resend import Resender
+from taskd.model.tasks import PROGRAM_PREFIX
 
 
 async def add(ctx: Context, options: Namespace) -> int:
@@ -41,7 +42,7 @@ async def add(ctx: Context, options: Namespace) -> int:
     waiter = Waiter(ctx, options.wait_timeout) if options.wait else None
     resender = _resender(ctx, waiter)
     try:
-        if kind is not None and await is_kind(resender, kind, ctx.server):
+        if kind is not None and (kind.startswith(PROGRAM_PREFIX) or kind in await served_kinds(resender, ctx.server)):
             fields["kind"] = kind
         if from_input:
             ids = await _add_lines(ctx, resender, key, fields)

@@ -1,4 +1,4 @@
-"""``kinds``: the kinds of task that workers serve now, and whether a word names one of them."""
+"""``kinds``: the kinds of task that workers serve now, for people and for other commands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from taskd.cli.ui.text import visible
 from taskd.client.connection import read
 from taskd.client.errors import Refused
 from taskd.client.resend import Resender
-from taskd.model.tasks import PROGRAM_PREFIX
 
 COLUMNS = ("kind", "queues", "isolation", "timeout", "attempts", "workers", "slots", "summary")
 _LEAST_SUMMARY = 16
@@ -56,11 +55,6 @@ async def kinds(ctx: Context, options: Namespace) -> int:
     else:
         ctx.out.line(ctx.texts("no_kinds"))
     return OK
-
-
-async def is_kind(resender: Resender, word: str, server: str) -> bool:
-    """Whether a word that could be a task's text names a kind: a program's, or one that workers serve now."""
-    return word.startswith(PROGRAM_PREFIX) or word in await served_kinds(resender, server)
 
 
 async def served_kinds(resender: Resender, server: str) -> set[str]:

@@ -130,15 +130,16 @@ class Input:
             return
         except OSError:  # the terminal has hung up
             data = b""
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None and not waiting.called:
-            waiting.callback(data)
+        self._received(data)
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor no longer watches the descriptor: treat that as its end."""
+        self._received(b"")
+
+    def _received(self, data: bytes) -> None:
         waiting, self._waiting = self._waiting, None
         if waiting is not None and not waiting.called:
-            waiting.callback(b"")
+            waiting.callback(data)
 
     def logPrefix(self) -> str:
         """The name in logs."""
