@@ -86,10 +86,7 @@ def line_key(key: str, number: int) -> str:
 def _payload(text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
-    try:
-        value = msgspec.json.decode(text.encode())
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        value = None
+    value = _value(text)
     if not isinstance(value, dict):
         raise UsageError("bad_payload", example="'{\"seconds\": 2}'")
     return value

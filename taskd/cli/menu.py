@@ -102,7 +102,7 @@ class Menu:
                 self._token = None
                 if not isinstance(e, Unconfirmed):
                     e = ClientError("menu.session_gone")
-            self._say(self._ctx.reporter.explain(e))
+            self._ctx.out.line(self._ctx.reporter.explain(e))
 
     async def _register(self) -> None:
         username = await self._ask_needed("username")
@@ -110,7 +110,7 @@ class Menu:
         password = await ask_new_password(self._ctx)
         connection = await self._open_connection()
         await connection.request("register", username=username, password=password)
-        self._say(self._ctx.texts("menu.registered"))
+        self._say("menu.registered")
 
     async def _login(self) -> None:
         username = await self._ask_needed("username")
@@ -119,13 +119,13 @@ class Menu:
         reply = await connection.request("login", username=username, password=password)
         self._token = reply.body.token
         self._username = reply.body.username or username
-        self._say(self._ctx.texts("logged_in", username=visible(self._username)))
+        self._say("logged_in", username=visible(self._username))
 
     async def _see(self) -> None:
         page = (await (await self._open_connection()).request("get_tasks", limit=SHOWN)).body
         ctx = self._ctx
         if not page.tasks:
-            self._say(ctx.texts("no_tasks"))
+            self._say("no_tasks")
             return
         ctx.out.line("")
         rows = ctx.renderer.rows(map(ctx.view, page.tasks), ctx.now())
@@ -154,9 +154,9 @@ class Menu:
         elif verb == "log":
             print_page(ctx, task_id, reply)
         elif verb == "explain":
-            self._say(reason(ctx, task_id, reply))
+            ctx.out.line(reason(ctx, task_id, reply))
         else:
-            self._say(ctx.texts("retried" if verb == "retry" else "cancelled", id=task_id))
+            self._say("retried" if verb == "retry" else "cancelled", id=task_id)
 
     async def _create(self) -> None:
         task, key = task_text(await self._ask_needed("menu.task")), self._ctx.new_key()
@@ -176,9 +176,9 @@ class Menu:
             e.key, e.fields["command"] = "menu.unconfirmed", self._ctx.command("add", *words, "--key", key, task)
             raise
         if more:
-            self._say(self._ctx.texts("created_kind", id=reply.body.task_id, kind=kind))
+            self._say("created_kind", id=reply.body.task_id, kind=kind)
         else:
-            self._say(self._ctx.texts("created", id=reply.body.task_id))
+            self._say("created", id=reply.body.task_id)
 
     async def _choose_kind(self, resender: Resender, text: str) -> str:
         """The kind that the text names, else the one that the user chooses, if workers serve more than the default."""
@@ -257,7 +257,7 @@ class Menu:
                 return actions[answer]
             if other is not None and (action := other(answer)) is not None:
                 return action
-            self._say(ctx.texts("menu.wrong", n=len(options)))
+            self._say("menu.wrong", n=len(options))
 
     async def _ask_needed(self, key: str) -> str:
         """Ask once the server is reachable. Raises ClientError for an empty answer."""
@@ -272,10 +272,10 @@ class Menu:
         try:
             return await self._ctx.prompt(key, **fields)
         except ClientError as e:  # for example a line that is not UTF-8
-            self._say(self._ctx.reporter.explain(e))
+            self._ctx.out.line(self._ctx.reporter.explain(e))
             return ""
         finally:
             self._asking = ""
 
-    def _say(self, line: str) -> None:
-        self._ctx.out.line(line)
+    def _say(self, key: str, **fields: Any) -> None:
+        self._ctx.out.line(self._ctx.texts(key, **fields))

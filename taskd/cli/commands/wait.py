@@ -21,13 +21,11 @@ from taskd.client.connection import Connection
 from taskd.client.connector import Request
 from taskd.client.messages import Received
 from taskd.client.retry import Reconnector
-from taskd.model.states import State
+from taskd.model.states import TERMINAL, State
 from taskd.protocol.limits import MAX_BATCH, MAX_WAIT_SECONDS
 
 ANSWER_SECONDS = 10.0
 """How long the server gets to answer a ``wait`` whose time is up. A later answer would change nothing."""
-
-ENDED = frozenset({State.COMPLETED.value, State.FAILED.value, State.CANCELLED.value})
 
 
 async def wait(ctx: Context, options: Namespace) -> int:
@@ -64,7 +62,7 @@ class Waiter:
         try:
             status = await self._reconnector.run(self._attempt)
         finally:
-            self._changes.close()
+            self._changes.progress.close()
         return self._status() if status is None else status
 
     def event(self, connection: Connection, received: Received) -> None:
@@ -108,7 +106,7 @@ class Waiter:
             return connection, connection.request("wait", **self._fields())
         requests: list[Request] = [("watch", {"limit": 1})] if self._live else []
         requests.append(("wait", self._fields()))
-        self._changes.reset()
+        self._changes.progress.reset()
         connection, (*watch, answer) = await self._ctx.connector.send(*requests, on_event=self.event)
         for ignored in watch:
             ignored.addErrback(_ignore)
@@ -123,7 +121,7 @@ class Waiter:
         return self._deadline - self._ctx.clock.seconds()
 
     def _settle(self, tasks: list[ShownTask]) -> None:
-        ended = [task for task in tasks if task.state in ENDED]
+        ended = [task for task in tasks if task.state in TERMINAL]
         self._changes.show(ended)
         for task in ended:
             self._open.pop(task.id, None)
@@ -134,9 +132,9 @@ class Waiter:
             ids = ", ".join(map(str, itertools.islice(self._open, 10)))
             more = ", ..." if len(self._open) > 10 else ""
             self._ctx.out.note(self._ctx.texts("timed_out", n=len(self._open), ids=ids + more))
-        if State.FAILED.value in self._ends:
+        if State.FAILED in self._ends:
             return TASK_FAILED
-        return TIMED_OUT if self._open or State.CANCELLED.value in self._ends else OK
+        return TIMED_OUT if self._open or State.CANCELLED in self._ends else OK
 
 
 def _ignore(failure: Failure) -> None:

@@ -35,7 +35,7 @@ class Watcher:
         try:
             await self._reconnector.run(self._attempt)
         finally:
-            self._changes.close()
+            self._changes.progress.close()
         return OK
 
     async def _attempt(self) -> int:
@@ -73,9 +73,8 @@ class Watcher:
                 ctx.out.lines(ctx.renderer.table(WATCH_COLUMNS).lines(ctx.renderer.rows(tasks, ctx.now())))
             if ctx.out.tty:
                 ctx.out.note(ctx.texts("watching"))
-            self._changes.show_running(tasks)
         else:
-            self._changes.reset()
+            self._changes.progress.reset()
             self._changes.show(reversed(self._changes.missed(tasks)))
-            self._changes.show_running(tasks)
+        self._changes.show_running(tasks)
         self._first = False

@@ -16,7 +16,7 @@ class ChangePrinter:
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
-        self._progress = progress_view(ctx)
+        self.progress = progress_view(ctx)
         self._versions: dict[int, int] = {}
         self._newest = 0
 
@@ -46,18 +46,11 @@ class ChangePrinter:
 
     def show_running(self, tasks: Iterable[ShownTask]) -> None:
         """Show the progress of those tasks, already printed, that are running."""
-        for task in tasks:
-            self._progress.changed(task)
+        if not self._ctx.json:
+            for task in tasks:
+                self.progress.changed(task)
 
     def show_progress(self, event: Received) -> None:
         """Show a ``progress`` event."""
         if not self._ctx.json:
-            self._progress.advanced(read_progress(event, self._ctx.server))
-
-    def reset(self) -> None:
-        """Events may have been missed: the running tasks may have ended."""
-        self._progress.reset()
-
-    def close(self) -> None:
-        """Nothing more will be shown."""
-        self._progress.close()
+            self.progress.advanced(read_progress(event, self._ctx.server))

@@ -57,7 +57,7 @@ class RunningTasks:
 
     def update(self, task: ShownTask) -> bool:
         """Remember the task's state; returns whether it is running."""
-        running = task.state == State.RUNNING.value
+        running = task.state == State.RUNNING
         if running or task.attempt:
             self._attempts[task.id] = task.attempt, task.task if running else None
             drop_oldest(self._attempts)
