@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -72,13 +73,11 @@ class Context:
 
     async def prompt(self, key: str, hidden: bool = False, **fields: Any) -> str:
         """Ask at the terminal. Raises EndOfInput."""
-        if not hidden:
-            self.out.prompt(self.texts(key, **fields))
-            return await self.source.line()
-        with self.source.hidden():
-            # Turn echo off before the prompt appears, or the first letters of a fast answer would be visible
+        # Turn echo off before the prompt appears, or the first letters of a fast answer would be visible
+        with self.source.hidden() if hidden else nullcontext():
             self.out.prompt(self.texts(key, **fields))
             try:
                 return await self.source.line()
             finally:
-                self.out.prompt("\n")
+                if hidden:
+                    self.out.prompt("\n")

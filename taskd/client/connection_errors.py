@@ -26,20 +26,20 @@ def _tls_error(e: BaseException | None, server: str) -> ConnectionFailed | None:
     """The error for a failure of TLS, None for any other failure."""
     # By name, because a plain connection must not import pyOpenSSL and service_identity
     module = type(e).__module__.partition(".")[0]
-    if module == "service_identity":
-        return ConnectionFailed("tls_name", transient=False, nothing_done=True, server=server)
-    if module != "OpenSSL":
+    if module not in ("service_identity", "OpenSSL"):
         return None
     # SSL.Error carries a list of (library, function, reason), SSL.SysCallError a number and a text
     last = e.args[-1] if e is not None and e.args else None
     why = str(last[-1][-1] if isinstance(last, list) and last else last or type(e).__name__)
-    if "eof" in why.lower():
-        return None
-    if why == "certificate verify failed":
-        return ConnectionFailed("tls_untrusted", transient=False, nothing_done=True, server=server)
-    if why in _NOT_TLS:
-        return ConnectionFailed("tls_plain", transient=False, nothing_done=True, server=server)
-    return ConnectionFailed("tls_failed", server=server, why=why)
+    if module == "service_identity":
+        key = "tls_name"
+    elif why == "certificate verify failed":
+        key = "tls_untrusted"
+    elif why in _NOT_TLS:
+        key = "tls_plain"
+    else:
+        return None if "eof" in why.lower() else ConnectionFailed("tls_failed", server=server, why=why)
+    return ConnectionFailed(key, transient=False, nothing_done=True, server=server)
 
 
 _NOT_TLS = ("wrong version number", "packet length too long", "unknown protocol", "record layer failure")

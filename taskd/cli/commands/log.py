@@ -144,39 +144,35 @@ class LogReader:
 
     async def run(self) -> int:
         """Raises ClientError if the log cannot be read, or not followed to its end."""
-        if not self._follow:
-            connection, (answer,) = await self._ctx.connector.send(("get_log", self._fields()))
-            try:
-                await self._read_all(connection, answer)
-            finally:
-                connection.close()
-        else:
+        if self._follow:
             await self._reconnector.run(self._attempt)
+        else:
+            await self._attempt()
         if self._printer.empty and not self._ctx.json:
             self._ctx.out.note(self._ctx.texts("log_empty", id=self._task_id))
         return OK
 
     async def _attempt(self) -> int:
-        ended: Deferred[None] = Deferred()
-        self._ended = ended
         request = ("get_log", self._fields())
         connection, (answer,) = await self._ctx.connector.send(request, on_event=self._event)
         try:
-            await self._read_all(connection, answer)
-            self._reconnector.connected()
-            self._take(await connection.request("get_log", **self._fields(follow=True)))
-            connection.keep_alive()
-            connection.wait_until_lost().addErrback(self._lost, ended)
-            await ended
+            while self._take(await answer):
+                answer = connection.request("get_log", **self._fields())
+            self._printer.release()
+            if self._follow:
+                self._reconnector.connected()
+                await self._follow_events(connection)
         finally:
             connection.close()
         return OK
 
-    async def _read_all(self, connection: Connection, answer: Deferred[Received]) -> None:
-        """Print the lines that exist now."""
-        while self._take(await answer):
-            answer = connection.request("get_log", **self._fields())
-        self._printer.release()
+    async def _follow_events(self, connection: Connection) -> None:
+        """Print new lines until the task has ended. Raises the reason if the connection is lost."""
+        self._ended = ended = Deferred[None]()
+        self._take(await connection.request("get_log", **self._fields(), follow=True))
+        connection.keep_alive()
+        connection.wait_until_lost().addErrback(self._lost, ended)
+        await ended
 
     def _take(self, reply: Received) -> bool:
         """Print one page; returns whether more pages exist."""
@@ -192,26 +188,22 @@ class LogReader:
         if event == "log":
             self._take(received)
         elif event == "log_end":
-            self._end(read(received.line, _decode_end, self._ctx.server).state)
-
-    def _end(self, state: str | None) -> None:
-        ctx = self._ctx
-        if state is not None and ctx.out.tty and not ctx.json:
-            ctx.out.note(ctx.texts("log_end", id=self._task_id, state=visible(ctx.texts.state(state))))
-        if not self._ended.called:
-            self._ended.callback(None)
+            state = read(received.line, _decode_end, self._ctx.server).state
+            ctx = self._ctx
+            if state is not None and ctx.out.tty and not ctx.json:
+                ctx.out.note(ctx.texts("log_end", id=self._task_id, state=visible(ctx.texts.state(state))))
+            if not self._ended.called:
+                self._ended.callback(None)
 
     @staticmethod
     def _lost(failure: Failure, ended: Deferred[None]) -> None:
         if not ended.called:
             ended.errback(failure)
 
-    def _fields(self, follow: bool = False) -> dict[str, Any]:
+    def _fields(self) -> dict[str, Any]:
         fields: dict[str, Any] = {"task_id": self._task_id, "limit": MAX_LOG_LINES}
         if self._cursor is not None:
             fields["cursor"] = self._cursor
         elif self._tail is not None:
             fields |= {"tail": True, "limit": self._tail}
-        if follow:
-            fields["follow"] = True
         return fields
