@@ -62,17 +62,18 @@ class CommandProcess:
         self._status = status
 
     def _failed(self, failure: Failure) -> None:
+        error = failure.value
         if self._interrupted is not None:
             self._status = self._interrupted
             if self._status == INTERRUPTED:
                 note("\n" + self._texts("interrupted"))
-        elif failure.check(OutputClosed):
+        elif isinstance(error, OutputClosed):
             self._status = BROKEN_PIPE
-        elif isinstance(failure.value, ClientError):  # the normal report of this error has failed
-            note(f"taskclient: {self._reporter.explain(failure.value)}")
-            self._status = exit_status(failure.value)
+        elif isinstance(error, ClientError):  # the normal report of this error has failed
+            note(f"taskclient: {self._reporter.explain(error)}")
+            self._status = exit_status(error)
         else:
-            why = f"{type(failure.value).__name__}: {failure.value}"
+            why = f"{type(error).__name__}: {error}"
             note(f"taskclient: {self._texts('unexpected', why=' '.join(why.split()))}")
 
     def _stop(self, _: Any) -> None:

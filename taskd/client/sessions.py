@@ -50,7 +50,7 @@ class SessionFile:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as e:
-            raise ClientError("state_unreadable", path=self.path, why=e.strerror or e, code="internal") from None
+            raise self._error("state_unreadable", e) from None
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise BrokenSession from None
 
@@ -71,7 +71,7 @@ class SessionFile:
                 draft.unlink(missing_ok=True)
                 raise
         except OSError as e:
-            raise ClientError("state_unwritable", path=self.path, why=e.strerror or e, code="internal") from None
+            raise self._error("state_unwritable", e) from None
 
     def remove(self) -> None:
         """Delete the session, if there is one. Raises ClientError."""
@@ -80,7 +80,10 @@ class SessionFile:
         except (FileNotFoundError, NotADirectoryError):
             pass
         except OSError as e:
-            raise ClientError("state_unwritable", path=self.path, why=e.strerror or e, code="internal") from None
+            raise self._error("state_unwritable", e) from None
+
+    def _error(self, key: str, e: OSError) -> ClientError:
+        return ClientError(key, code="internal", path=self.path, why=e.strerror or e)
 
 
 def _file_name(server: str) -> str:

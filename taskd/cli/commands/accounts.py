@@ -59,7 +59,7 @@ async def logout(ctx: Context, options: Namespace) -> int:
     except NotLoggedIn as e:
         if e.key == "not_logged_in":
             raise
-        reply = Received(b'{"ok":true,"status":"success"}', Message(ok=True, status="success"))
+        reply = Received(b'{"ok":true,"status":"success"}', Message())
     finally:
         ctx.sessions.remove()
     ctx.show(reply, ctx.texts("logged_out"))

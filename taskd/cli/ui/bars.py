@@ -10,9 +10,8 @@ import io
 from collections.abc import Callable
 
 from rich.console import Console, ConsoleDimensions
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column
-from rich.text import Text
 from twisted.internet.interfaces import IDelayedCall
 
 from taskd.cli.context import Context
@@ -72,10 +71,15 @@ class Bars:
             return
         bar = self._bars.get(event.task_id)
         if bar is None:
-            bar = self._progress.add_task(visible(text), total=1.0, id=event.task_id, note="")
+            bar = self._progress.add_task(visible(text), total=1.0, id=event.task_id, note="", percent="")
             self._bars[event.task_id] = bar
-        description = visible(text) if text else None
-        self._progress.update(bar, completed=event.progress, note=visible(event.note or ""), description=description)
+        self._progress.update(
+            bar,
+            completed=event.progress,
+            description=visible(text) if text else None,
+            note=visible(event.note or ""),
+            percent=f"{percent(event.progress):>3} %",
+        )
         self._draw_within(SOON)
 
     def reset(self) -> None:
@@ -138,29 +142,17 @@ class _Canvas(io.StringIO):
         return self._encoding
 
 
-class _Percent(ProgressColumn):
-    """Whole per cent, as everywhere in the client."""
-
-    def render(self, task: Task) -> Text:
-        """The text of one cell."""
-        return Text(f"{percent(task.completed):>3} %", no_wrap=True)
-
-
 def _columns(columns: int) -> list[ProgressColumn]:
     """Number, text, bar, per cent, remaining time, note: as many as fit."""
     wide = columns >= WIDE
     room = columns - 1 - (_NUMBER + _BAR + _PERCENT + _LEFT if wide else _NUMBER + _BAR_NARROW + _PERCENT)
     note = room * 2 // 5 if wide else 0
 
-    def text(name: str, cells: int) -> TextColumn:
+    def text(name: str, cells: int | None = None) -> TextColumn:
         # Texts of users and notes of handlers are not markup
-        return TextColumn(f"{{task.{name}}}", markup=False, table_column=_narrow(cells))
+        column = Column(no_wrap=True, overflow="ellipsis", max_width=cells)
+        return TextColumn(f"{{task.{name}}}", markup=False, justify="left" if cells else "right", table_column=column)
 
-    number = TextColumn("{task.fields[id]}", markup=False, justify="right", table_column=Column(no_wrap=True))
     bar = BarColumn(bar_width=(_BAR if wide else _BAR_NARROW) - 1)
-    shown = [number, text("description", max(room - note - 1, 1)), bar, _Percent()]
+    shown = [text("fields[id]"), text("description", max(room - note - 1, 1)), bar, text("fields[percent]")]
     return [*shown, TimeRemainingColumn(compact=True), text("fields[note]", note)] if wide else shown
-
-
-def _narrow(cells: int) -> Column:
-    return Column(no_wrap=True, overflow="ellipsis", max_width=cells)
