@@ -227,7 +227,7 @@ class TestAccounts:
         file.touch()
         name = json.loads(ana.asks("whoami"))["username"]
         says = ana.fails(1, "login", name, input=PASSWORD, XDG_STATE_HOME=str(file))
-        assert "cannot keep the session in" in says and "set XDG_STATE_HOME" in says
+        assert "cannot store the session in" in says and "set XDG_STATE_HOME" in says
 
 
 class TestTasks:
@@ -274,11 +274,11 @@ class TestTasks:
     def test_a_key_of_ones_own(self, ana: Client) -> None:
         created = ana.ok("add", "pay", "--key", "invoice 17")
         known = ana.ok("add", "pay", "--key", "invoice 17")
-        assert known == created.replace("created", "was created before under this key")
+        assert known == created.replace("created", "already exists under this key")
         assert "the key 'invoice 17' stands for another task" in ana.fails(1, "add", "other", "--key", "invoice 17")
         ana.ok("add", "-", "--key", "k", input="one\n\ntwo\n")
         again = ana.ok("add", "-", "--key", "k", input="one\n\ntwo\nthree\n").splitlines()
-        assert again[0].endswith(" created.") and again[1].startswith("2 tasks were created before under these keys")
+        assert again[0].endswith(" created.") and again[1].startswith("2 tasks already exist under these keys")
         assert len(ana.ok("list", "--json").splitlines()) == 4
 
     def test_states_are_shown_while_they_change(self, ana: Client) -> None:
@@ -308,7 +308,7 @@ class TestTasks:
         slow = ana.has_task("slow", seconds=60)
         waited = ana.run("wait", slow, "--timeout", "0.2")
         assert waited.returncode == 3
-        assert f"1 of the tasks have not ended in time: {slow}" in waited.stderr
+        assert f"1 of the tasks did not end in time: {slow}" in waited.stderr
         failed = ana.run("add", "bad", "--field", "seconds=-1", "--wait")
         assert failed.returncode == 5
         assert "failed         bad: " in failed.stdout
@@ -380,8 +380,8 @@ class TestTls:
             (f"tls:localhost:{port}", "is not trusted; if it is signed by yourself, save it as NAME.pem"),
             (f"tls:127.0.0.1:{port}:{trust}", "is for another host name"),
             (f"127.0.0.1:{port}", "does it want TLS"),
-            (f"tls:localhost:{server.port}:{trust}", "does not speak TLS"),
-            (f"tls:localhost:{port}:trustRoots={tmp_path}/none", "is no server address (No such file or directory)"),
+            (f"tls:localhost:{server.port}:{trust}", "does not use TLS"),
+            (f"tls:localhost:{port}:trustRoots={tmp_path}/none", "is not a server address (No such file or directory)"),
         ):
             status = 2 if "none" in address else 1
             assert says in Client(tmp_path, address).fails(status, "login", "eve", input=PASSWORD)

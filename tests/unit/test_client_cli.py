@@ -74,11 +74,11 @@ class TestAddress:
     @pytest.mark.parametrize(
         ("address", "says"),
         [
-            ("tcp:x", "tcp:x is no server address; use"),
+            ("tcp:x", "tcp:x is not a server address; use"),
             ("gopher:x:1", "(Unknown endpoint type: 'gopher')"),
             ("tls:x:1:trustRoots=/does/not/exist", "(No such file or directory)"),
-            ("tcp:x:http", "is no server address ("),
-            ("[::1", "is no server address ("),
+            ("tcp:x:http", "is not a server address ("),
+            ("[::1", "is not a server address ("),
         ],
     )
     def test_an_endpoint_that_twisted_does_not_know(self, address: str, says: str) -> None:
@@ -161,7 +161,7 @@ class TestCommandLine:
     def test_an_address_that_is_none_is_told_as_json_too(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["--server", "a b", "whoami", "--json"]) == 2
         out, err = capsys.readouterr()
-        assert out.startswith('{"ok":false,"status":"error","code":"bad_request","message":"a b is no server')
+        assert out.startswith('{"ok":false,"status":"error","code":"bad_request","message":"a b is not a server')
         assert err == ""
 
 

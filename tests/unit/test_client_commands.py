@@ -95,7 +95,7 @@ class TestAccounts:
         stage.sessions.path.parent.parent.write_text("a file where the folder should be")
         run = stage.run("login", "ana", lines=["correct horse"])
         assert run.status == 1
-        assert "cannot keep the session" in run.err
+        assert "cannot store the session" in run.err
         assert stage.taskd.tokens == tokens
 
     def test_whoami_sends_login_and_question_together(self, stage: Stage) -> None:

@@ -328,7 +328,7 @@ class TestTrouble:
         stage.taskd.connections[-1].transport.write(garbage)
         stage.settle()
         assert (run.status, run.out) == (1, "")
-        assert run.err == f"taskclient: what answers at {SERVER} is not a taskd; check --server\n"
+        assert run.err == f"taskclient: the server at {SERVER} is not a taskd server; check --server\n"
 
     def test_a_server_that_hangs_up_at_once(self, stage: Stage) -> None:
         stage.logged_in().taskd.silent.add("login")

@@ -93,8 +93,8 @@ class TestOneTask:
         assert run.status == 1
         note, says = run.err.splitlines()
         assert note == AGAIN[0]
-        assert says.startswith("taskclient: no confirmation: what was sent may exist or not; the same command with")
-        assert "--key key1 creates only what does not exist yet (nothing listens at" in says
+        assert says.startswith("taskclient: no confirmation: the tasks may exist or not; the same command with")
+        assert "--key key1 creates only those that do not exist yet (nothing listens at" in says
 
         stage.network.failing = None
         stage.taskd.silent.clear()

@@ -88,7 +88,7 @@ class TestLines:
         assert run.status == 1
         note, count, says = run.err.splitlines()
         assert note == AGAIN[0]
-        assert count == "1 tasks were created before the error; --key key1 and the same lines go on from there."
+        assert count == "1 tasks were created before the error; --key key1 with the same lines continues from there."
         assert "may exist or not; the same command with --key key1 creates only" in says
 
         stage.network.failing = None
@@ -96,7 +96,7 @@ class TestLines:
         run = stage.run("add", "-", "--key", "key1", lines=["one", "two", "three", "four"])
         assert run.out.splitlines() == [
             "Task 4 created.",
-            "3 tasks were created before under these keys (1 to 3).",
+            "3 tasks already exist under these keys (1 to 3).",
         ]
 
     def test_what_was_never_sent_does_surely_not_exist(self, stage: Stage) -> None:
@@ -166,7 +166,7 @@ class TestLines:
         run.cancel()
         assert isinstance(run.error, CancelledError)
         assert run.err.splitlines()[1:] == [
-            "2 tasks were created before the error; --key key1 and the same lines go on from there."
+            "2 tasks were created before the error; --key key1 with the same lines continues from there."
         ]
         assert not stage.clock.getDelayedCalls()
 

@@ -217,7 +217,7 @@ class TestWait:
         stage.settle()
         assert run.status == 3
         assert words(run) == [["2", "completed", "two"]]
-        assert run.err == "1 of the tasks have not ended in time: 1\n"
+        assert run.err == "1 of the tasks did not end in time: 1\n"
 
     def test_no_time_at_all_is_a_look(self, stage: Stage) -> None:
         stage.taskd.task("one")
@@ -256,7 +256,7 @@ class TestWait:
         assert not run.over
         stage.advance(0.5)
         assert run.status == 3
-        assert run.err.endswith("1 of the tasks have not ended in time: 1\n")
+        assert run.err.endswith("1 of the tasks did not end in time: 1\n")
 
     def test_time_is_up_and_the_server_says_nothing(self, stage: Stage) -> None:
         stage.taskd.task("one")

@@ -92,8 +92,8 @@ class TestLog:
         run = stage.run("log", "1")
         assert lines(run) == ["a", "b", "c"]
         assert run.err.splitlines() == [
-            "The beginning of this log has been cut: it had grown too long.",
-            "Here 8 lines have been cut: the log had grown too long.",
+            "The beginning of this log was deleted because the log was too long.",
+            "8 lines are missing here because the log was too long.",
         ]
         assert stage.run("log", "1", "-n", "1").err == "", "who asks for the end misses no beginning"
 
@@ -202,8 +202,12 @@ class TestFollow:
 
 def test_a_server_that_is_too_old(stage: Stage) -> None:
     for lang, says in (
-        ("en", "taskclient: this server is older than taskclient and does not know that: there is no action 'get_log'"),
-        ("es", "taskclient: este servidor es más antiguo que taskclient y no conoce esa orden: there is no action"),
+        (
+            "en",
+            "taskclient: this server is older than taskclient and does not know this action: "
+            "there is no action 'get_log'",
+        ),
+        ("es", "taskclient: este servidor es más antiguo que taskclient y no conoce esa acción: there is no action"),
     ):
         stage.lang = lang
         for argv in (["log", "1"], ["retry", "1"], ["explain", "1"], ["kinds"]):

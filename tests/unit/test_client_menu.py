@@ -177,7 +177,7 @@ class TestInside:
         ("kind_", "fields", "says"),
         [
             ("a b", [], "a kind has 1 to 64 letters"),
-            ("thumbnail", ["novalue"], "a field must read NAME=VALUE, not novalue"),
+            ("thumbnail", ["novalue"], "a field must have the form NAME=VALUE, not novalue"),
             ("thumbnail", ["a='b"], "a quotation mark is not closed"),
         ],
     )
@@ -215,7 +215,9 @@ class TestInside:
         stage.network.failing = error.ConnectionRefusedError()
         for _ in range(70):
             stage.advance(1)
-        assert "creates it only if it does not: taskclient add --key key1 'draw a map' (nothing listens" in run.out
+        assert (
+            "creates it only if it does not exist: taskclient add --key key1 'draw a map' (nothing listens" in run.out
+        )
         assert "the next action connects again" not in run.out
         assert not run.over
 

@@ -183,7 +183,7 @@ class TestBars:
         run = stage.run("watch", tty=True, columns=80, screen=SCREEN)
         for task_id in tasks:
             says(stage, task_id, 0.5)
-        assert shown(run)[-1] == "... and 5 more that run"
+        assert shown(run)[-1] == "... and 5 more running"
         assert sum("50 %" in line for line in shown(run)) == MOST_BARS
         for task_id in tasks[:6]:
             finish(stage, task_id)

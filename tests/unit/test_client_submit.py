@@ -92,8 +92,8 @@ class TestAdd:
         run.type("", "x" * 5000)
         assert run.status == 1
         assert run.err.splitlines() == [
-            "2 tasks were created before the error; --key key1 and the same lines go on from there.",
-            "taskclient: line 4: a task needs 1 to 4,096 characters, one of them visible",
+            "2 tasks were created before the error; --key key1 with the same lines continues from there.",
+            "taskclient: line 4: a task needs 1 to 4,096 characters, at least one of them visible",
         ]
 
     def test_a_pipe_is_submitted_as_it_comes(self, stage: Stage) -> None:
@@ -111,7 +111,7 @@ class TestAdd:
     def test_bytes_that_are_no_text(self, stage: Stage, option: str) -> None:
         run = stage.logged_in().run("add", "x", option, "a=\udcff")
         assert (run.status, run.out) == (1, "")
-        assert "bytes that are no text" in run.err
+        assert "bytes that are not text" in run.err
         assert not stage.taskd.tasks
 
     @pytest.mark.parametrize(
@@ -142,7 +142,9 @@ class TestAdd:
         run.type("one")
         run.cancel()
         assert isinstance(run.error, CancelledError)
-        assert run.err == "1 tasks were created before the error; --key key1 and the same lines go on from there.\n"
+        assert (
+            run.err == "1 tasks were created before the error; --key key1 with the same lines continues from there.\n"
+        )
 
     def test_a_refused_batch_is_not_counted(self, stage: Stage) -> None:
         run = stage.logged_in().run("add", "-", open=True)
@@ -166,7 +168,7 @@ class TestKeys:
         run = stage.logged_in().run("add", "pay", "--key", "invoice 17")
         assert (run.status, run.out, run.err) == (0, "Task 1 created.\n", "")
         again = stage.run("add", "pay", "--key", "invoice 17")
-        assert (again.status, again.out, again.err) == (0, "Task 1 was created before under this key.\n", "")
+        assert (again.status, again.out, again.err) == (0, "Task 1 already exists under this key.\n", "")
         assert len(stage.taskd.tasks) == 1
 
     def test_what_is_known_is_waited_for_too(self, stage: Stage) -> None:
@@ -183,7 +185,11 @@ class TestKeys:
         ("lang", "says"),
         [
             ("en", "the key 'k' stands for another task already; use a new one"),
-            ("es", "esa clave ya es de otra tarea; use una nueva: the key 'k' stands for another task already; use a"),
+            (
+                "es",
+                "esa clave ya pertenece a otra tarea; use una nueva: "
+                "the key 'k' stands for another task already; use a",
+            ),
         ],
     )
     def test_a_key_that_stands_for_something_else(self, stage: Stage, lang: str, says: str) -> None:
@@ -218,14 +224,14 @@ class TestKeys:
         assert run.status == 0
         assert run.out.splitlines() == [
             "2 tasks created (3 to 4).",
-            "2 tasks were created before under these keys (1 to 2).",
+            "2 tasks already exist under these keys (1 to 2).",
         ]
         assert list(stage.taskd.keys) == ["k:1", "k:3", "k:4", "k:5"]
 
     def test_lines_that_are_all_known(self, stage: Stage) -> None:
         stage.logged_in().run("add", "-", "--key", "k", lines=["one"])
         run = stage.run("add", "-", "--key", "k", lines=["one"])
-        assert (run.status, run.out) == (0, "Task 1 was created before under this key.\n")
+        assert (run.status, run.out) == (0, "Task 1 already exists under this key.\n")
 
     def test_a_line_that_stands_for_something_else(self, stage: Stage) -> None:
         stage.logged_in().run("add", "-", "--key", "k", lines=["one", "two"])

@@ -188,8 +188,8 @@ class TestExplain:
     def test_in_the_commands_of_the_client(self, stage: Stage) -> None:
         says = self.explain(stage, "failed", **self.FIELDS)
         assert says == (
-            "It has failed: no disk.\\x07. All its attempts: taskclient show 1."
-            " To have it tried again: taskclient retry 1"
+            "It has failed: no disk.\\x07. To see all its attempts: taskclient show 1."
+            " To run it again: taskclient retry 1"
         )
 
     @pytest.mark.parametrize("code", REASONS)
