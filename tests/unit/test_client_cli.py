@@ -1,4 +1,4 @@
-"""From the command line to an exit status: addresses, languages, texts, and the runner with its signals."""
+"""From the command line to an exit status: addresses, languages, texts, and the process with its signals."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class TestAddress:
         assert normalized(given) == address
 
     @pytest.mark.parametrize("given", ["", "a b", "host:0", "host:65536", "[::1]:99999", "/run/taskd"])
-    def test_what_is_none(self, given: str) -> None:
+    def test_not_an_address(self, given: str) -> None:
         with pytest.raises(BadAddress):
             normalized(given)
 
@@ -81,7 +81,7 @@ class TestAddress:
             ("[::1", "is not a server address ("),
         ],
     )
-    def test_an_endpoint_that_twisted_does_not_know(self, address: str, says: str) -> None:
+    def test_an_endpoint_that_twisted_refuses(self, address: str, says: str) -> None:
         with pytest.raises(BadAddress) as caught:
             endpoint(MemoryReactorClock(), address)
         assert says in Texts("en")(caught.value.key, **caught.value.fields)
@@ -109,11 +109,11 @@ class TestTexts:
             return {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
 
         for key, (english, spanish) in WORDS.items():
-            # Where the server explains, English passes that on, and Spanish may say it by itself
+            # English prints the message of the server; Spanish may have a text of its own
             missing = {"message"} if key.startswith("code.") else set()
             assert fields(english) - missing <= fields(spanish) <= fields(english), key
 
-    def test_every_text_that_is_asked_for_is_there(self) -> None:
+    def test_every_text_that_the_code_uses_exists(self) -> None:
         folders = [Path(package.__path__[0]) for package in (taskd.client, taskd.cli)]
         source = "".join(path.read_text() for folder in folders for path in folder.rglob("*.py"))
         asked = re.findall(
@@ -136,7 +136,7 @@ class TestCommandLine:
             assert "%%" not in shown
         assert set(EXAMPLES) <= {"main", *COMMANDS}
 
-    def test_common_options_stand_before_or_behind(self) -> None:
+    def test_common_options_stand_before_or_after_the_command(self) -> None:
         for argv in (["--json", "--server", "a:1", "whoami"], ["whoami", "--json", "--server", "a:1"]):
             options = parser(Texts("en")).parse_args(argv)
             assert (options.json, options.server) == (True, "a:1")
@@ -152,13 +152,11 @@ class TestCommandLine:
         assert "taskclient" in capsys.readouterr().out
 
     @pytest.mark.parametrize("argv", [[], ["--json"], ["nonsense"], ["--server", "a b", "whoami"]])
-    def test_main_with_something_that_cannot_be_meant(
-        self, argv: list[str], capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_main_with_a_wrong_command_line(self, argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         assert main(argv) == 2
         assert "taskclient" in capsys.readouterr().err
 
-    def test_an_address_that_is_none_is_told_as_json_too(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_wrong_address_is_reported_as_json_too(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["--server", "a b", "whoami", "--json"]) == 2
         out, err = capsys.readouterr()
         assert out.startswith('{"ok":false,"status":"error","code":"bad_request","message":"a b is not a server')
@@ -166,7 +164,7 @@ class TestCommandLine:
 
 
 class Loop(Clock):
-    """A reactor that runs what it is given until it is stopped."""
+    """A reactor that runs the scheduled calls until it is stopped."""
 
     threadpool = None
 
@@ -200,7 +198,7 @@ def process(loop: Loop) -> CommandProcess:
 
 @pytest.fixture
 def signals() -> Iterator[None]:
-    """Gives the test run its own signal handlers back."""
+    """Restores the signal handlers of the test run."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():
@@ -259,7 +257,9 @@ class TestCommandProcess:
             (ZeroDivisionError(), 1, "taskclient: unexpected error, please report it: ZeroDivisionError:\n"),
         ],
     )
-    def test_what_it_raises(self, why: Exception, status: int, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_command_that_raises(
+        self, why: Exception, status: int, says: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         async def failing(loop: Loop) -> int:
             raise why
 
@@ -268,7 +268,7 @@ class TestCommandProcess:
         assert err.startswith(says)
         assert err.count("\n") == (1 if says else 0)
 
-    def test_a_reader_that_goes_away(self) -> None:
+    def test_a_reader_that_closes_the_pipe(self) -> None:
         async def waiting(loop: Loop) -> int:
             loop.callWhenRunning(lambda: loop.readers[0].connectionLost(Failure(OSError())))
             await Deferred()
@@ -277,6 +277,6 @@ class TestCommandProcess:
         assert self.run(waiting, pipe=1) == 141
 
 
-def test_tls_that_is_there_is_not_taken_away() -> None:
+def test_loaded_tls_is_not_removed() -> None:
     _without_tls()
     assert sys.modules["OpenSSL"] is OpenSSL

@@ -1,4 +1,4 @@
-"""The connection: requests and their answers, and what is made of everything that is not an answer."""
+"""The connection: requests and their replies, and the errors when there is no valid reply."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ def stage(tmp_path: Path) -> Stage:
 
 @implementer(ISSLTransport)
 class TlsTransport(StringTransport):
-    """A transport that says it is TLS."""
+    """A transport that claims to be TLS."""
 
     def getPeerCertificate(self) -> None:
         """None yet."""
 
     def setTcpNoDelay(self, enabled: bool) -> None:
-        """It has no buffer anyway."""
+        """Nothing to set."""
 
     def getTcpNoDelay(self) -> bool:
-        """No buffer, no delay."""
+        """Always without delay."""
         return True
 
     def setTcpKeepAlive(self, enabled: bool) -> None:
-        """It does not go away by itself."""
+        """Nothing to set."""
 
     def getTcpKeepAlive(self) -> bool:
-        """Not needed."""
+        """Never set."""
         return False
 
     def loseWriteConnection(self) -> None:
         """TLS cannot half-close."""
 
 
-class Line:
-    """A client by itself; the test plays the server."""
+class OneConnection:
+    """A connection whose server is the test."""
 
     def __init__(self, transport: StringTransport | None = None) -> None:
         self.clock = Clock()
@@ -65,7 +65,7 @@ class Line:
         self.client.makeConnection(self.transport)
 
     def ask(self, action: str = "whoami", **fields: Any) -> list[Any]:
-        """A request; the list gets the reply's body or the error."""
+        """Send a request; the list gets the reply's body or the error."""
         results: list[Any] = []
         self.client.request(action, **fields).addCallbacks(
             lambda received: results.append(received.body), lambda failure: results.append(failure.value)
@@ -73,13 +73,13 @@ class Line:
         return results
 
     def gone(self) -> list[Any]:
-        """Gets the reason once the connection is lost."""
+        """A list that gets the reason when the connection is lost."""
         results: list[Any] = []
         self.client.wait_until_lost().addErrback(lambda failure: results.append(failure.value))
         return results
 
     def say(self, *messages: dict[str, Any] | bytes) -> None:
-        """The server speaks."""
+        """The server sends these messages."""
         for message in messages:
             data = message if isinstance(message, bytes) else json.dumps(message).encode()
             self.client.dataReceived(data + b"\n")
@@ -91,34 +91,34 @@ class Line:
 
 class TestRequests:
     def test_answers_may_come_in_any_order(self) -> None:
-        line = Line()
+        line = OneConnection()
         first, second = line.ask(), line.ask()
         line.say({"id": 2, "ok": True, "username": "b"}, {"id": 1, "ok": True, "username": "a"})
         assert (first[0].username, second[0].username) == ("a", "b")
         assert line.clock.getDelayedCalls() == []
 
-    def test_an_answer_is_handed_on_byte_by_byte(self) -> None:
-        line = Line()
+    def test_a_reply_keeps_its_bytes(self) -> None:
+        line = OneConnection()
         got: list[Received] = []
         line.client.request("whoami").addCallback(got.append)
         line.say(b'{"id": 1,  "ok":true, "unknown": {"a": [1]}}\r')
         assert got[0].line == b'{"id": 1,  "ok":true, "unknown": {"a": [1]}}'
 
     def test_a_refusal(self) -> None:
-        line = Line()
+        line = OneConnection()
         result = line.ask()
         line.say({"id": 1, "ok": False, "status": "error", "code": "draining", "message": "stopping"})
         assert isinstance(result[0], Refused)
         assert (result[0].code, result[0].transient) == ("draining", True)
 
-    def test_a_refusal_of_something_that_was_not_understood(self) -> None:
-        line = Line()
+    def test_a_refusal_without_an_id_fails_all_requests(self) -> None:
+        line = OneConnection()
         results = line.ask(), line.ask()
         line.say({"ok": False, "status": "error", "code": "bad_json", "message": "?"})
         assert [result[0].code for result in results] == ["bad_json", "bad_json"]
 
-    def test_answers_that_nobody_waits_for_any_more(self) -> None:
-        line = Line()
+    def test_replies_to_cancelled_requests_are_ignored(self) -> None:
+        line = OneConnection()
         answer = line.client.request("whoami")
         answer.addErrback(lambda failure: failure.trap(CancelledError))
         answer.cancel()
@@ -126,10 +126,10 @@ class TestRequests:
         assert line.client.lost is None
         assert line.clock.getDelayedCalls() == []
 
-    def test_what_cannot_be_sent_leaves_no_trace(self) -> None:
-        line = Line()
+    def test_a_request_that_cannot_be_sent_changes_nothing(self) -> None:
+        line = OneConnection()
         deep: list[Any] = []
-        # deeper than any Python's stack, and yet no line that is too long
+        # too deep for the encoder of any Python, but not too long for a line
         for _ in range(30_000):
             deep = [deep]
         for field, key in (("\udcff", "not_text"), (deep, "too_deep"), ("x" * 70_000, "line_too_large")):
@@ -140,21 +140,21 @@ class TestRequests:
         line.ask()
         assert json.loads(line.transport.value())["id"] == 1
 
-    def test_patience(self) -> None:
-        line = Line()
+    def test_no_reply_in_time(self) -> None:
+        line = OneConnection()
         result, other, gone = line.ask(reply_timeout=5), line.ask(), line.gone()
         line.clock.advance(5)
         assert [error.key for error in (*result, *other, *gone)] == ["no_answer"] * 3
         assert line.transport.disconnecting or line.transport.disconnected
 
-    def test_after_the_end(self) -> None:
-        line = Line()
+    def test_a_request_on_a_lost_connection(self) -> None:
+        line = OneConnection()
         line.hang_up()
         assert line.ask()[0].key == "closed_early"
         assert line.gone()[0].key == "closed_early"
 
-    def test_close_is_no_loss(self) -> None:
-        line = Line()
+    def test_close_does_not_count_as_lost(self) -> None:
+        line = OneConnection()
         gone = line.gone()
         line.client.keep_alive()
         line.client.close()
@@ -163,7 +163,7 @@ class TestRequests:
         assert gone == []
 
     def test_a_listener_that_fails_ends_the_connection(self) -> None:
-        line = Line()
+        line = OneConnection()
         gone = line.gone()
 
         def broken(client: Connection, received: Received) -> None:
@@ -173,8 +173,8 @@ class TestRequests:
         line.say({"event": "gap"}, {"event": "task"})
         assert [repr(why) for why in gone] == ["KeyError('gap')"]
 
-    def test_signs_of_life(self) -> None:
-        line = Line()
+    def test_pings(self) -> None:
+        line = OneConnection()
         gone = line.gone()
         line.client.keep_alive()
         line.clock.advance(KEEPALIVE_SECONDS)
@@ -186,9 +186,9 @@ class TestRequests:
 
 
 class TestLost:
-    def test_before_and_after_it_proved_to_be_a_taskd(self) -> None:
+    def test_before_and_after_the_first_reply(self) -> None:
         for spoken, key in ((False, "closed_early"), (True, "lost")):
-            line = Line()
+            line = OneConnection()
             if spoken:
                 line.ask()
                 line.say({"id": 1, "ok": True})
@@ -211,22 +211,22 @@ class TestLost:
         ],
     )
     def test_tls(self, reason: Exception, key: str, transient: bool) -> None:
-        trouble = lost_error(Failure(reason), SERVER, is_taskd=False)
-        assert (trouble.key, trouble.transient) == (key, transient)
+        failed = lost_error(Failure(reason), SERVER, is_taskd=False)
+        assert (failed.key, failed.transient) == (key, transient)
         assert lost_error(Failure(reason), SERVER, is_taskd=True).key == "lost"
 
     def test_a_handshake_that_is_not_answered(self) -> None:
-        line = Line(TlsTransport())
+        line = OneConnection(TlsTransport())
         result = line.ask()
         line.clock.advance(CONNECT_SECONDS)
         assert result[0].key == "tls_silent"
-        line = Line(TlsTransport())
+        line = OneConnection(TlsTransport())
         result = line.ask()
         line.client.handshakeCompleted()
         line.clock.advance(CONNECT_SECONDS)
         assert result == []
 
-    def test_the_systems_own_words(self) -> None:
+    def test_the_reason_of_the_operating_system(self) -> None:
         inner = FileNotFoundError(2, "No such file or directory")
         assert os_reason(error.ConnectError(osError=inner)) == "No such file or directory"
         assert os_reason(PermissionError(13, "Permission denied")) == "Permission denied"
@@ -235,7 +235,7 @@ class TestLost:
 
 @implementer(IStreamClientEndpoint)
 class Waiting:
-    """An endpoint whose connection takes for ever."""
+    """An endpoint that never connects."""
 
     def __init__(self) -> None:
         self.attempt: Deferred[IProtocol] = Deferred()
@@ -246,7 +246,7 @@ class Waiting:
 
 @implementer(IStreamClientEndpoint)
 class Failing:
-    """An endpoint whose connection fails at once."""
+    """An endpoint that fails at once."""
 
     def __init__(self, why: Exception) -> None:
         self._why = why
@@ -263,11 +263,11 @@ class TestConnect:
         work.addErrback(lambda failure: results.append(failure.value))
         return results
 
-    def test_nobody_waits_for_ever(self) -> None:
+    def test_connecting_has_a_time_limit(self) -> None:
         clock = Clock()
         result = self.attempt(Waiting(), clock)
         clock.advance(CONNECT_SECONDS)
-        assert [trouble.key for trouble in result] == ["connect_timeout"]
+        assert [failed.key for failed in result] == ["connect_timeout"]
 
     def test_cancelled(self) -> None:
         result = self.attempt(Waiting(), Clock())
@@ -286,12 +286,12 @@ class TestConnect:
         ],
     )
     def test_failed(self, why: Exception, key: str) -> None:
-        (trouble,) = self.attempt(Failing(why), Clock())
-        assert isinstance(trouble, ConnectionFailed)
-        assert trouble.key == key
+        (failed,) = self.attempt(Failing(why), Clock())
+        assert isinstance(failed, ConnectionFailed)
+        assert failed.key == key
 
 
-class TestTrouble:
+class TestErrors:
     @pytest.mark.parametrize(
         ("failure", "says"),
         [
@@ -358,7 +358,7 @@ class TestTrouble:
         stage.lang = "es"
         assert spanish in stage.run("whoami").err
 
-    def test_a_task_that_is_no_task(self, stage: Stage) -> None:
+    def test_a_malformed_task(self, stage: Stage) -> None:
         stage.logged_in().taskd.silent.add("get_tasks")
         run = stage.run("list")
         stage.taskd.connections[-1].transport.write(
@@ -375,7 +375,7 @@ class TestTrouble:
         assert (run.status, run.err.count("is not a taskd")) == (1, 1)
         assert not stage.sessions.path.exists()
 
-    def test_a_refusal_whose_status_is_a_word_of_ours(self, stage: Stage) -> None:
+    def test_a_refusal_whose_code_is_the_key_of_a_text(self, stage: Stage) -> None:
         stage.logged_in().taskd.silent.add("whoami")
         run = stage.run("whoami")
         stage.taskd.connections[-1].transport.write(

@@ -1,4 +1,4 @@
-"""The same for many tasks: of those under way some are confirmed, some stored, some neither."""
+"""Sending many tasks again, of which some are confirmed, some stored, some neither."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def stage(tmp_path: Path) -> Stage:
 
 class TestLines:
     def test_what_is_not_confirmed_is_sent_again(self, stage: Stage) -> None:
-        """Four batches are under way: one is confirmed, of three the server has stored one without saying so."""
+        """Four batches are in flight, and the connection is lost twice."""
         lines = [f"task {n}" for n in range(8000)]
         stage.taskd.silent.add("new_tasks")
         run = stage.run("add", "-", lines=lines)
@@ -63,7 +63,7 @@ class TestLines:
         run.type()
         assert (run.status, run.out) == (0, "2 tasks created (1 to 2).\n")
 
-    def test_each_trouble_has_its_own_time(self, stage: Stage) -> None:
+    def test_each_failure_has_its_own_time_limit(self, stage: Stage) -> None:
         run = stage.run("add", "-", open=True)
         for n in range(3):
             stage.network.failing = error.ConnectionRefusedError()
@@ -99,7 +99,7 @@ class TestLines:
             "3 tasks already exist under these keys (1 to 3).",
         ]
 
-    def test_what_was_never_sent_does_surely_not_exist(self, stage: Stage) -> None:
+    def test_tasks_that_were_never_sent_do_not_exist(self, stage: Stage) -> None:
         run = stage.run("add", "-", open=True)
         run.type("one")
         stage.network.failing = error.ConnectionRefusedError()
@@ -109,7 +109,7 @@ class TestLines:
         assert run.err.splitlines()[-1].startswith("taskclient: nothing listens at")
 
     @pytest.mark.parametrize("refusal", [Draining("it is stopping"), Unavailable("the store is away")])
-    def test_a_server_that_cannot_do_it_now(self, stage: Stage, refusal: TaskdError) -> None:
+    def test_a_server_that_refuses_for_a_while(self, stage: Stage, refusal: TaskdError) -> None:
         run = stage.run("add", "-", open=True)
         run.type("one")
         stage.taskd.refusals["new_tasks"] = refusal
@@ -123,7 +123,7 @@ class TestLines:
         assert (run.status, run.out) == (0, "3 tasks created (1 to 3).\n")
         assert run.err.splitlines() == [f"{refusal.message}; trying again ...", "Connected again."]
 
-    def test_what_is_under_way_at_a_server_that_stops_is_still_answered(self, stage: Stage) -> None:
+    def test_a_server_that_is_stopping_still_answers(self, stage: Stage) -> None:
         run = stage.run("add", "-", open=True)
         stage.taskd.held.add("new_tasks")
         run.type("one")
@@ -143,7 +143,7 @@ class TestLines:
         assert stage.taskd.actions(-2).count("new_tasks") == 2
         assert stage.taskd.actions(-1).count("new_tasks") == 1
 
-    def test_too_much_at_once_is_said_once(self, stage: Stage) -> None:
+    def test_rate_limited_is_reported_once(self, stage: Stage) -> None:
         stage.taskd.refusals["new_tasks"] = RateLimited("too much at once", retry_after=10)
         run = stage.run("add", "-", lines=["x"] * 3000)
         stage.advance(10)
@@ -153,7 +153,7 @@ class TestLines:
         assert run.err == "too much at once; trying again ...\n"
         assert texts(stage) == ["x"] * 3000
 
-    def test_ctrl_c_ends_it_at_once_wherever_it_is(self, stage: Stage) -> None:
+    def test_ctrl_c_ends_it_at_once(self, stage: Stage) -> None:
         run = stage.run("add", "-", open=True)
         run.type("one", "two")
         stage.taskd.silent.add("new_tasks")
@@ -178,7 +178,7 @@ class TestLines:
         assert run.err.startswith("0 tasks were created before the error; --key key1")
         assert not stage.clock.getDelayedCalls()
 
-    def test_a_bad_line_waits_for_what_is_under_way(self, stage: Stage) -> None:
+    def test_a_bad_line_waits_for_the_batches_in_flight(self, stage: Stage) -> None:
         run = stage.run("add", "-", open=True)
         stage.taskd.mute.add("new_tasks")
         run.type("one")
