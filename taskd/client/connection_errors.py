@@ -26,19 +26,20 @@ def _tls_error(e: BaseException | None, server: str) -> ConnectionFailed | None:
     """The error for a failure of TLS, None for any other failure."""
     # By name, because a plain connection must not import pyOpenSSL and service_identity
     module = type(e).__module__.partition(".")[0]
-    if module not in ("service_identity", "OpenSSL"):
-        return None
-    # SSL.Error carries a list of (library, function, reason), SSL.SysCallError a number and a text
-    last = e.args[-1] if e is not None and e.args else None
-    why = str(last[-1][-1] if isinstance(last, list) and last else last or type(e).__name__)
     if module == "service_identity":
         key = "tls_name"
-    elif why == "certificate verify failed":
-        key = "tls_untrusted"
-    elif why in _NOT_TLS:
-        key = "tls_plain"
+    elif module != "OpenSSL":
+        return None
     else:
-        return None if "eof" in why.lower() else ConnectionFailed("tls_failed", server=server, why=why)
+        # SSL.Error carries a list of (library, function, reason), SSL.SysCallError a number and a text
+        last = e.args[-1] if e is not None and e.args else None
+        why = str(last[-1][-1] if isinstance(last, list) and last else last or type(e).__name__)
+        if why == "certificate verify failed":
+            key = "tls_untrusted"
+        elif why in _NOT_TLS:
+            key = "tls_plain"
+        else:
+            return None if "eof" in why.lower() else ConnectionFailed("tls_failed", server=server, why=why)
     return ConnectionFailed(key, transient=False, nothing_done=True, server=server)
 
 

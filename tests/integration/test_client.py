@@ -379,7 +379,7 @@ class TestTls:
         for address, says in (
             (f"tls:localhost:{port}", "is not trusted; if it is self-signed, save it as NAME.pem"),
             (f"tls:127.0.0.1:{port}:{trust}", "is for another host name"),
-            (f"127.0.0.1:{port}", "does it want TLS"),
+            (f"127.0.0.1:{port}", "does it need TLS"),
             (f"tls:localhost:{server.port}:{trust}", "does not use TLS"),
             (f"tls:localhost:{port}:trustRoots={tmp_path}/none", "is not a server address (No such file or directory)"),
         ):

@@ -184,7 +184,7 @@ class TestTroubleAndKinds:
         assert ana.ok("retry", task_id) == f"Task {task_id} will be tried again.\n"
         ana.ok("wait", task_id)
         assert '"repaired"' in ana.ok("show", task_id)
-        assert ana.ok("explain", task_id).startswith("It is done")
+        assert ana.ok("explain", task_id).startswith("It is completed")
 
     def test_programs(self, ana: Client) -> None:
         added = ana.ok("add", "command:say", "--field", "what=hello", "--wait")

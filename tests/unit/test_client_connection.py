@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from OpenSSL import SSL
 from service_identity import VerificationError
+from service_identity.exceptions import IPAddressMismatch
+from service_identity.hazmat import IPAddress_ID
 from twisted.internet import error
 from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, ISSLTransport, IStreamClientEndpoint
@@ -208,6 +210,7 @@ class TestLost:
             (SSL.SysCallError(104, "ECONNRESET"), "tls_failed", True),
             (SSL.Error(), "tls_failed", True),
             (VerificationError(errors=[]), "tls_name", False),
+            (VerificationError(errors=[IPAddressMismatch(IPAddress_ID("127.0.0.1"))]), "tls_name", False),
         ],
     )
     def test_tls(self, reason: Exception, key: str, transient: bool) -> None:
