@@ -92,7 +92,7 @@ class Menu:
                 await self._guarded(action)
 
     async def _guarded(self, action: Action) -> None:
-        """Run an action. An error is one line, and the menu goes on."""
+        """Run an action. An error is one line, and the menu continues."""
         try:
             await action()
         except ClientError as e:

@@ -53,5 +53,5 @@ class Reporter:
         self._out.note(self._texts("retrying", why=self.explain(error)) if refused else self._texts("reconnecting"))
 
     def reconnected(self) -> None:
-        """Say that the command goes on."""
+        """Say that the connection works again."""
         self._out.note(self._texts("reconnected"))

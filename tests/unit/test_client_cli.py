@@ -277,6 +277,12 @@ class TestCommandProcess:
         assert self.run(waiting, pipe=1) == 141
 
 
+def test_the_library_needs_neither_terminal_nor_command_line() -> None:
+    sources = [path.read_text() for path in Path(taskd.client.__path__[0]).rglob("*.py")]
+    assert sources
+    assert not any(re.search(r"^\s*(?:import|from) (?:rich|argparse|taskd\.cli)\b", text, re.M) for text in sources)
+
+
 def test_loaded_tls_is_not_removed() -> None:
     _without_tls()
     assert sys.modules["OpenSSL"] is OpenSSL

@@ -74,7 +74,7 @@ class OneConnection:
         )
         return results
 
-    def gone(self) -> list[Any]:
+    def lost(self) -> list[Any]:
         """A list that gets the reason when the connection is lost."""
         results: list[Any] = []
         self.client.wait_until_lost().addErrback(lambda failure: results.append(failure.value))
@@ -144,54 +144,54 @@ class TestRequests:
 
     def test_no_reply_in_time(self) -> None:
         line = OneConnection()
-        result, other, gone = line.ask(reply_timeout=5), line.ask(), line.gone()
+        result, other, lost = line.ask(reply_timeout=5), line.ask(), line.lost()
         line.clock.advance(5)
-        assert [error.key for error in (*result, *other, *gone)] == ["no_answer"] * 3
+        assert [error.key for error in (*result, *other, *lost)] == ["no_answer"] * 3
         assert line.transport.disconnecting or line.transport.disconnected
 
     def test_a_request_on_a_lost_connection(self) -> None:
         line = OneConnection()
         line.hang_up()
         assert line.ask()[0].key == "closed_early"
-        assert line.gone()[0].key == "closed_early"
+        assert line.lost()[0].key == "closed_early"
 
     def test_close_does_not_count_as_lost(self) -> None:
         line = OneConnection()
-        gone = line.gone()
+        lost = line.lost()
         line.client.keep_alive()
         line.client.close()
         assert line.clock.getDelayedCalls() == []
         line.hang_up()
-        assert gone == []
+        assert lost == []
 
     def test_a_listener_that_fails_ends_the_connection(self) -> None:
         line = OneConnection()
-        gone = line.gone()
+        lost = line.lost()
 
         def broken(client: Connection, received: Received) -> None:
             raise KeyError(received.body.event)
 
         line.client.on_event = broken
         line.say({"event": "gap"}, {"event": "task"})
-        assert [repr(why) for why in gone] == ["KeyError('gap')"]
+        assert [repr(why) for why in lost] == ["KeyError('gap')"]
 
     def test_pings(self) -> None:
         line = OneConnection()
-        gone = line.gone()
+        lost = line.lost()
         line.client.keep_alive()
         line.clock.advance(KEEPALIVE_SECONDS)
         line.say({"id": 1, "ok": True})
         line.clock.advance(KEEPALIVE_SECONDS)
         assert line.transport.value().count(b'"ping"') == 2
         line.clock.advance(REPLY_SECONDS)
-        assert gone[0].key == "no_answer"
+        assert lost[0].key == "no_answer"
 
 
 class TestLost:
     def test_before_and_after_the_first_reply(self) -> None:
-        for spoken, key in ((False, "closed_early"), (True, "lost")):
+        for is_taskd, key in ((False, "closed_early"), (True, "lost")):
             line = OneConnection()
-            if spoken:
+            if is_taskd:
                 line.ask()
                 line.say({"id": 1, "ok": True})
             result = line.ask()

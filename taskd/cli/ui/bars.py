@@ -29,13 +29,13 @@ SOON = 0.1
 """Seconds from a change to the next drawing, which shows all changes until then."""
 
 TICK = 1.0
-"""Seconds between two drawings without a change: the remaining time goes on."""
+"""Seconds between two drawings without a change, because the remaining time changes."""
 
 WIDE = 60
 """A terminal of at least so many cells has room for a long bar, the remaining time and the note."""
 
 _NUMBER, _BAR, _BAR_NARROW, _PERCENT, _LEFT = 8, 21, 9, 6, 9
-"""The cells of each column, with the blank behind it."""
+"""The cells of each column, with the blank after it."""
 
 
 class Bars:

@@ -37,7 +37,7 @@ class ProgressLines:
             self._printed[task.id] = _step(task.attempt, task.progress or 0.0, task.note)
 
     def advanced(self, event: ProgressEvent) -> None:
-        """Print a line unless the last one said almost the same."""
+        """Print a line unless the last one showed the same step and note."""
         text = self._running.text(event)
         step = _step(event.attempt, event.progress, event.note)
         if text is None or self._printed.get(event.task_id, (event.attempt, 0, "")) == step:
