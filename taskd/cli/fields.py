@@ -78,11 +78,6 @@ def check_key_option(key: str, from_input: bool) -> None:
         raise UsageError("bad_key", limit=limit)
 
 
-def line_key(key: str, number: int) -> str:
-    """The key of one line of the input: the same again if the same input is read again."""
-    return f"{key}:{number}"
-
-
 def _payload(text: str | None) -> dict[str, Any]:
     if text is None:
         return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -18,33 +19,27 @@ Request = tuple[str, dict[str, Any]]
 """An action and its fields."""
 
 
+@dataclass(frozen=True)
 class Connector:
     """Opens connections to one server. ``server`` is its normalized address, ``sessions`` has the token for it."""
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        endpoint: IStreamClientEndpoint,
-        server: str,
-        sessions: SessionFile,
-    ) -> None:
-        self._clock = clock
-        self._endpoint = endpoint
-        self._server = server
-        self._sessions = sessions
+    clock: IReactorTime
+    endpoint: IStreamClientEndpoint
+    server: str
+    sessions: SessionFile
 
     async def connect(self) -> Connection:
         """A new connection, not logged in. Raises ConnectionFailed."""
-        return await connect(self._endpoint, self._clock, self._server)
+        return await connect(self.endpoint, self.clock, self.server)
 
     def session(self) -> Session:
         """The stored session. Raises NotLoggedIn, also for a broken file: the next login replaces it."""
         try:
-            session = self._sessions.load()
+            session = self.sessions.load()
         except BrokenSession:
-            raise NotLoggedIn("state_broken", path=self._sessions.path) from None
+            raise NotLoggedIn("state_broken", path=self.sessions.path) from None
         if session is None:
-            raise NotLoggedIn("not_logged_in", server=self._server)
+            raise NotLoggedIn("not_logged_in", server=self.server)
         return session
 
     async def log_in(
@@ -100,7 +95,7 @@ class Connector:
             try:
                 if error.code == "auth_required":
                     self._delete(session)
-                    error = NotLoggedIn("session_gone", server=self._server)
+                    error = NotLoggedIn("session_gone", server=self.server)
             except ClientError as e:
                 error = e
             connection.abort(error)
@@ -109,5 +104,5 @@ class Connector:
     def _delete(self, session: Session) -> None:
         # Another command may have logged in again meanwhile
         with contextlib.suppress(BrokenSession):
-            if self._sessions.load() == session:
-                self._sessions.remove()
+            if self.sessions.load() == session:
+                self.sessions.remove()

@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 
 from taskd.cli.context import Context
 from taskd.cli.errors import EndOfInput
-from taskd.cli.fields import line_key, task_text
+from taskd.cli.fields import task_text
 from taskd.client.errors import ClientError
 from taskd.client.resend import Resender
 from taskd.protocol.limits import MAX_BATCH, MAX_LINE_BYTES
@@ -89,7 +89,7 @@ class LineSubmitter:
             self._number += 1
             if line.strip():
                 text = task_text(line, self._ctx.texts("line", n=self._number))
-                task = {"task": text, "key": line_key(self._key, self._number), **self._fields}
+                task = {"task": text, "key": f"{self._key}:{self._number}", **self._fields}
                 tasks.append(msgspec.json.encode(task))
         return tasks
 

@@ -80,17 +80,17 @@ def _table(ctx: Context, served: Sequence[ShownKind]) -> list[str]:
         expendable=("slots", "attempts", "isolation", "queues", "timeout", "workers"),
         least=_LEAST_SUMMARY,
     )
-    return table.lines([{name: Cell(text) for name, text in _cells(kind).items()} for kind in served])
+    return table.lines([{name: Cell(visible(text)) for name, text in _cells(kind).items()} for kind in served])
 
 
 def _cells(kind: ShownKind) -> dict[str, str]:
     return {
-        "kind": visible(kind.kind),
-        "queues": visible(", ".join(kind.queues)),
-        "isolation": visible(kind.isolation),
+        "kind": kind.kind,
+        "queues": ", ".join(kind.queues),
+        "isolation": kind.isolation,
         "timeout": "-" if kind.timeout is None else duration(kind.timeout),
         "attempts": "-" if kind.max_attempts is None else str(kind.max_attempts),
         "workers": str(kind.workers),
         "slots": str(kind.slots),
-        "summary": visible(kind.summary or ""),
+        "summary": kind.summary or "",
     }

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from taskd.cli.context import Context
-from taskd.cli.ui.progress import drop_oldest, read_progress
-from taskd.cli.ui.progress_view import progress_view
+from taskd.cli.ui.progress import ProgressLines, ProgressView, drop_oldest, read_progress
 from taskd.cli.ui.rendering import ShownTask
 from taskd.client.messages import Received
+
+LEAST_COLUMNS = 30
+"""A terminal with fewer cells has no room for a bar."""
 
 
 class ChangePrinter:
@@ -16,7 +18,7 @@ class ChangePrinter:
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
-        self.progress = progress_view(ctx)
+        self.progress = _progress_view(ctx)
         self._versions: dict[int, int] = {}
         self._newest = 0
 
@@ -54,3 +56,11 @@ class ChangePrinter:
         """Show a ``progress`` event."""
         if not self._ctx.json:
             self.progress.advanced(read_progress(event, self._ctx.server))
+
+
+def _progress_view(ctx: Context) -> ProgressView:
+    if ctx.screen is None or ctx.json or ctx.screen().columns < LEAST_COLUMNS:
+        return ProgressLines(ctx)
+    from taskd.cli.ui.bars import Bars  # imports rich, which would slow down every other start
+
+    return Bars(ctx, ctx.screen)
