@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,10 +83,8 @@ class Connector:
     async def ask(self, action: str, **fields: Any) -> Received:
         """The reply to one request, on a connection of its own. Raises like :meth:`send`."""
         connection, (answer,) = await self.send((action, fields))
-        try:
+        with closing(connection):
             return await answer
-        finally:
-            connection.close()
 
     def _login_failed(self, failure: Failure, session: Session, connection: Connection) -> Failure:
         error: Any = failure.value
@@ -103,6 +101,6 @@ class Connector:
 
     def _delete(self, session: Session) -> None:
         # Another command may have logged in again meanwhile
-        with contextlib.suppress(BrokenSession):
+        with suppress(BrokenSession):
             if self.sessions.load() == session:
                 self.sessions.remove()

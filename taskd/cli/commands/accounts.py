@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from argparse import Namespace
+from contextlib import closing, suppress
 
 from taskd.cli.context import Context
 from taskd.cli.credentials import check_password, check_username, get_password, get_username
@@ -21,10 +21,8 @@ async def register(ctx: Context, options: Namespace) -> int:
     password = await get_password(ctx, new=True)
     check_password(password)
     connection = await ctx.connector.connect()
-    try:
+    with closing(connection):
         reply = await connection.request("register", username=username, password=password)
-    finally:
-        connection.close()
     name = reply.body.username or username
     ctx.show(reply, ctx.texts("registered", username=visible(name), command=visible(ctx.command("login", name))))
     return OK
@@ -35,7 +33,7 @@ async def login(ctx: Context, options: Namespace) -> int:
     username = await get_username(ctx, options.username)
     password = await get_password(ctx)
     connection = await ctx.connector.connect()
-    try:
+    with closing(connection):
         reply = await connection.request("login", username=username, password=password)
         name = reply.body.username or username
         if not reply.body.token:
@@ -43,11 +41,9 @@ async def login(ctx: Context, options: Namespace) -> int:
         try:
             ctx.sessions.save(Session(ctx.server, name, reply.body.token))
         except ClientError:
-            with contextlib.suppress(ClientError):
+            with suppress(ClientError):
                 await connection.request("logout")  # nobody else has the token of this session
             raise
-    finally:
-        connection.close()
     ctx.show(reply, ctx.texts("logged_in", username=visible(name)))
     return OK
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from contextlib import closing
 from typing import Any
 
 from twisted.internet.defer import CancelledError
@@ -41,7 +42,7 @@ async def add(ctx: Context, options: Namespace) -> int:
     kind = None if from_input or options.kind is not None else possible_kind(words)
     waiter = Waiter(ctx, options.wait_timeout) if options.wait else None
     resender = _resender(ctx, waiter)
-    try:
+    with closing(resender):
         if kind is not None and (kind.startswith(PROGRAM_PREFIX) or kind in await served_kinds(resender, ctx.server)):
             fields["kind"] = kind
         if from_input:
@@ -49,8 +50,6 @@ async def add(ctx: Context, options: Namespace) -> int:
         else:
             ids = await _add_one(ctx, resender, key, fields)
         return await waiter.run(ids, resender.connection) if ids and waiter is not None else OK
-    finally:
-        resender.close()
 
 
 def _resender(ctx: Context, waiter: Waiter | None) -> Resender:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections import deque
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import msgspec
@@ -155,15 +156,13 @@ class LogReader:
     async def _attempt(self) -> int:
         request = ("get_log", self._fields())
         connection, (answer,) = await self._ctx.connector.send(request, on_event=self._event)
-        try:
+        with closing(connection):
             while self._take(await answer):
                 answer = connection.request("get_log", **self._fields())
             self._printer.release()
             if self._follow:
                 self._reconnector.connected()
                 await self._follow_events(connection)
-        finally:
-            connection.close()
         return OK
 
     async def _follow_events(self, connection: Connection) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from argparse import Namespace
 from collections.abc import Iterable
+from contextlib import closing
 from typing import Any
 
 import msgspec
@@ -30,7 +31,7 @@ async def list_tasks(ctx: Context, options: Namespace) -> int:
     left: float = math.inf if options.all else options.limit or DEFAULT_PAGE
     table = ctx.renderer.table(LIST_COLUMNS)
     connection, (answer,) = await ctx.connector.send(("get_tasks", filters | {"limit": min(left, MAX_PAGE)}))
-    try:
+    with closing(connection):
         empty = True
         while True:
             page = (await answer).body
@@ -44,8 +45,6 @@ async def list_tasks(ctx: Context, options: Namespace) -> int:
             if page.cursor is None or left <= 0:
                 break
             answer = connection.request("get_tasks", **filters, limit=min(left, MAX_PAGE), cursor=page.cursor)
-    finally:
-        connection.close()
     if not ctx.json:
         if empty:
             ctx.out.line(ctx.texts("no_tasks"))
@@ -122,13 +121,11 @@ async def _change_each(ctx: Context, task_ids: Iterable[int], action: str, done:
     ids = list(dict.fromkeys(task_ids))
     connection, answers = await ctx.connector.send(*((action, {"task_id": task_id}) for task_id in ids))
     status = OK
-    try:
+    with closing(connection):
         for task_id, answer in zip(ids, answers, strict=True):
             try:
                 ctx.show(await answer, ctx.texts(done, id=task_id))
             except Refused as e:
                 ctx.reporter.report(e)
                 status = exit_status(e)
-    finally:
-        connection.close()
     return status

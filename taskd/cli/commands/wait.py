@@ -7,6 +7,7 @@ import math
 from argparse import Namespace
 from collections import deque
 from collections.abc import Iterable
+from contextlib import closing
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -85,7 +86,7 @@ class Waiter:
 
     async def _attempt(self) -> int:
         connection, answer = await self._begin()
-        try:
+        with closing(connection):
             self._reconnector.connected()
             connection.keep_alive()
             while True:
@@ -97,8 +98,6 @@ class Waiter:
                 if late or not self._open:
                     return self._status()
                 answer = connection.request("wait", **self._fields())
-        finally:
-            connection.close()
 
     async def _begin(self) -> tuple[Connection, Deferred[Received]]:
         connection, self._connection = self._connection, None

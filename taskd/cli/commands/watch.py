@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from contextlib import closing
 
 from taskd.cli.context import Context
 from taskd.cli.exit_status import OK
@@ -42,13 +43,11 @@ class Watcher:
         # More tasks than the first snapshot has may have changed while there was no connection
         limit = self._limit if self._first else MAX_PAGE
         connection, (answer,) = await self._ctx.connector.send(("watch", {"limit": limit}), on_event=self._event)
-        try:
+        with closing(connection):
             self._snapshot(await answer)
             self._reconnector.connected()
             connection.keep_alive()
             await connection.wait_until_lost()
-        finally:
-            connection.close()
         return OK
 
     def _event(self, connection: Connection, received: Received) -> None:
