@@ -1,4 +1,4 @@
-"""Lengths of time and moments as people write them: ``1h30m``, ``2026-12-01 08:00``."""
+"""Durations and times as people write them: ``1h30m``, ``2026-12-01 08:00``."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ _NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
 _PLAIN = re.compile(_NUMBER)
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _PARTS = re.compile("".join(rf"(?:{_NUMBER}{unit} ?)?" for unit in _UNITS))
-# The interpreter's own reader takes more, and each version of it something else
+# datetime.fromisoformat accepts more, and different forms in different versions of Python
 _MOMENT = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[ T]([0-9]{2}:[0-9]{2}(?::[0-9]{2})?))?(?: ?(Z|[+-][0-9]{2}(?::?[0-9]{2})?))?"
 )
 
 
 def seconds_in(text: str) -> float:
-    """The seconds in ``90``, ``90s``, ``1h30m``, ``1.5h`` or ``2d``; infinite where the number is past all bounds.
+    """The seconds in ``90``, ``90s``, ``1h30m``, ``1.5h`` or ``2d``; infinite if the number is too large for a float.
 
     Raises ValueError for anything else.
     """
@@ -30,7 +30,7 @@ def seconds_in(text: str) -> float:
 
 
 def moment_in(text: str) -> datetime:
-    """The aware time of ``2026-12-01 08:00``, in the local zone unless it names an offset; a date alone begins its day.
+    """The aware time of ``2026-12-01 08:00``, in the local zone unless it has an offset. A date alone means midnight.
 
     Raises ValueError for anything else, and for a time that does not exist.
     """
@@ -46,12 +46,12 @@ def moment_in(text: str) -> datetime:
     try:
         at = datetime.fromisoformat(f"{day}T{time or '00:00'}{zone or ''}")
         return at if zone else at.astimezone()
-    except (OverflowError, OSError):  # a year that the system's clock does not know
+    except (OverflowError, OSError):  # the system cannot convert this year
         raise ValueError(text) from None
 
 
 def duration(seconds: float) -> str:
-    """The shortest of these forms for so many seconds: ``1h30m``, ``0.5s``."""
+    """A number of seconds in the shortest form that :func:`seconds_in` reads: ``1h30m``, ``0.5s``."""
     whole = int(seconds)
     if whole != seconds or not whole:
         return f"{seconds:g}s"

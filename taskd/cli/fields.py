@@ -1,4 +1,4 @@
-"""A task's fields, as the command line gives them."""
+"""From the options of the command line to the fields of a new task."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import Any
 
 import msgspec
 
-from taskd.client.errors import ClientError, UsageError
+from taskd.cli.errors import UsageError
+from taskd.client.errors import ClientError
 from taskd.model.errors import BadRequest, TooLarge
 from taskd.model.limits import MAX_KEY_CHARS
 from taskd.model.tasks import check_key, check_kind, check_task_text
 
-MAX_COMMON_KEY_CHARS = MAX_KEY_CHARS - 20
-"""What a key may have that gets the line's number behind it."""
+MAX_KEY_PREFIX_CHARS = MAX_KEY_CHARS - 20
+"""The most characters of ``--key`` with lines from the input, each of which appends its number."""
 
 
 def task_fields(options: Namespace) -> dict[str, Any]:
-    """The fields that options give, but for text and key; the rest is the server's to choose. Raises ClientError."""
+    """The fields that options give, without text and key. The server chooses the others. Raises UsageError."""
     fields: dict[str, Any] = {}
     payload = _payload(options.payload) | read_fields(options.field)
     if payload:
@@ -37,7 +38,7 @@ def task_fields(options: Namespace) -> dict[str, Any]:
 
 
 def read_fields(given: Iterable[str]) -> dict[str, Any]:
-    """The values in ``NAME=VALUE``, each JSON if it reads as such. Raises UsageError."""
+    """The values in ``NAME=VALUE``. A value that is not JSON is a string. Raises UsageError."""
     values = {}
     for field in given:
         name, equals, value = field.partition("=")
@@ -47,8 +48,8 @@ def read_fields(given: Iterable[str]) -> dict[str, Any]:
     return values
 
 
-def kind_perhaps(words: Sequence[str]) -> str | None:
-    """The kind that a task's text may name: if it is one word that has the form of a kind."""
+def possible_kind(words: Sequence[str]) -> str | None:
+    """The kind that a task's text may name: the text must be one word that has the form of a kind."""
     if len(words) != 1:
         return None
     try:
@@ -58,7 +59,7 @@ def kind_perhaps(words: Sequence[str]) -> str | None:
 
 
 def task_text(text: str, where: str = "") -> str:
-    """The text, if a task can have it. ``where`` begins the error's message. Raises ClientError."""
+    """The text, checked. ``where`` begins the message of the error. Raises ClientError."""
     try:
         text.encode()
         return check_task_text(text)
@@ -66,9 +67,9 @@ def task_text(text: str, where: str = "") -> str:
         raise ClientError("bad_task", where=where) from None
 
 
-def check_own_key(key: str, common: bool) -> None:
-    """Raises UsageError unless it can be a task's key, or ``common`` to those of all the lines."""
-    limit = MAX_COMMON_KEY_CHARS if common else MAX_KEY_CHARS
+def check_key_option(key: str, from_input: bool) -> None:
+    """Check the value of ``--key``: a task's key, or the prefix of the keys of all lines. Raises UsageError."""
+    limit = MAX_KEY_PREFIX_CHARS if from_input else MAX_KEY_CHARS
     try:
         check_key(key)
     except BadRequest:
@@ -77,18 +78,10 @@ def check_own_key(key: str, common: bool) -> None:
         raise UsageError("bad_key", limit=limit)
 
 
-def line_key(key: str, number: int) -> str:
-    """The key of one line of the input: the same in the next run, if the line has the same place there."""
-    return f"{key}:{number}"
-
-
 def _payload(text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
-    try:
-        value = msgspec.json.decode(text.encode())
-    except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        value = None
+    value = _value(text)
     if not isinstance(value, dict):
         raise UsageError("bad_payload", example="'{\"seconds\": 2}'")
     return value

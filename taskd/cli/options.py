@@ -1,10 +1,11 @@
-"""The command line: which commands there are and what they take, with help in the user's language."""
+"""The parser of the command line: commands, their options, and help in the user's language."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any, TypeAlias
 
 from taskd.cli.durations import duration, moment_in, seconds_in
 from taskd.cli.texts import help as texts_of_help
@@ -14,18 +15,19 @@ from taskd.model.states import SHOWN_STATES, STATUSES
 from taskd.protocol.limits import MAX_PAGE
 
 Parser = argparse.ArgumentParser
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
 def parser(texts: Texts) -> Parser:
-    """The parser for ``taskclient``. It exits with status 2 on a command line that it does not understand."""
+    """The parser for ``taskclient``. It raises SystemExit(2) for a command line that it does not understand."""
     return _Builder(texts).build()
 
 
 class _Builder:
     def __init__(self, texts: Texts) -> None:
         self._texts = texts
-        # argparse looks its own words up here, and offers no other way than a compiled gettext catalogue
-        vars(argparse)["_"] = lambda message: _SPANISH.get(message, message) if texts.lang == "es" else message
+        # argparse translates its texts with this function; the documented way needs a compiled gettext catalogue
+        vars(argparse)["_"] = self._translate
 
     def build(self) -> Parser:
         main = Parser(
@@ -41,71 +43,74 @@ class _Builder:
         self._tasks(commands)
         return main
 
-    def _accounts(self, commands: argparse._SubParsersAction[Parser]) -> None:
+    def _accounts(self, commands: Commands) -> None:
         for name in ("register", "login"):
-            command = self._command(commands, name, self._help("password"))
-            command.add_argument("username", nargs="?", help=self._help("username"))
+            self._argument(self._command(commands, name, self._help("password")), "username", nargs="?")
         self._command(commands, "logout")
         self._command(commands, "whoami")
 
-    def _tasks(self, commands: argparse._SubParsersAction[Parser]) -> None:
-        number, wait_timeout = self._positive, self._duration(MAX_DELAY_SECONDS)
+    def _tasks(self, commands: Commands) -> None:
+        number = self._positive
+        delay = self._duration(MAX_DELAY_SECONDS)
+        spanish = self._texts.lang == "es"
 
         add = self._command(commands, "add")
-        text = "TIPO|TEXTO" if self._texts.lang == "es" else "KIND|TEXT"
-        add.add_argument("text", nargs="*", metavar=text, help=f"{self._help('text')} {self._help('kind_or_text')}")
-        add.add_argument("--stdin", action="store_true", help=self._help("stdin"))
-        add.add_argument("--kind", metavar="K", help=self._help("kind"))
-        add.add_argument("--payload", metavar="JSON", help=self._help("payload"))
-        name_value = "NOMBRE=VALOR" if self._texts.lang == "es" else "NAME=VALUE"
-        add.add_argument("--field", metavar=name_value, action="append", default=[], help=self._help("field"))
-        add.add_argument("--queue", metavar="Q", help=self._help("queue"))
-        add.add_argument("--max-attempts", metavar="N", type=number, help=self._help("max_attempts"))
-        limit = self._duration(MAX_TIMEOUT_SECONDS, zero=False)
-        add.add_argument("--timeout", metavar="T", type=limit, help=self._help("timeout"))
+        text = f"{self._help('text')} {self._help('kind_or_text')}"
+        add.add_argument("text", nargs="*", metavar="TIPO|TEXTO" if spanish else "KIND|TEXT", help=text)
+        self._argument(add, "--stdin", action="store_true")
+        self._argument(add, "--kind", metavar="K")
+        self._argument(add, "--payload", metavar="JSON")
+        name_value = "NOMBRE=VALOR" if spanish else "NAME=VALUE"
+        self._argument(add, "--field", metavar=name_value, action="append", default=[])
+        self._argument(add, "--queue", metavar="Q")
+        self._argument(add, "--max-attempts", metavar="N", type=number)
+        self._argument(add, "--timeout", metavar="T", type=self._duration(MAX_TIMEOUT_SECONDS, zero=False))
         begin = add.add_mutually_exclusive_group()
-        later = self._duration(MAX_DELAY_SECONDS)
-        begin.add_argument("--delay", metavar="T", type=later, help=self._help("delay"))
-        begin.add_argument("--at", metavar="WHEN", type=self._moment, help=self._help("at"))
-        add.add_argument("--key", metavar="K", help=self._help("key"))
-        add.add_argument("--wait", action="store_true", help=self._help("wait"))
-        add.add_argument("--wait-timeout", metavar="T", type=wait_timeout, help=self._help("wait_timeout"))
+        self._argument(begin, "--delay", metavar="T", type=delay)
+        self._argument(begin, "--at", metavar="WHEN", type=self._moment)
+        self._argument(add, "--key", metavar="K")
+        self._argument(add, "--wait", action="store_true")
+        self._argument(add, "--wait-timeout", metavar="T", type=delay)
 
         tasks = self._command(commands, "list")
-        tasks.add_argument("--status", choices=STATUSES, metavar="STATUS", help=self._help("status"))
-        tasks.add_argument("--state", choices=SHOWN_STATES, metavar="STATE", help=self._help("state"))
-        tasks.add_argument("--kind", metavar="K", help=self._help("kind_filter"))
+        self._argument(tasks, "--status", choices=STATUSES, metavar="STATUS")
+        self._argument(tasks, "--state", choices=SHOWN_STATES, metavar="STATE")
+        self._argument(tasks, "--kind", "kind_filter", metavar="K")
         amount = tasks.add_mutually_exclusive_group()
-        amount.add_argument("--limit", metavar="N", type=number, help=self._help("limit"))
-        amount.add_argument("--all", action="store_true", help=self._help("all"))
+        self._argument(amount, "--limit", metavar="N", type=number)
+        self._argument(amount, "--all", action="store_true")
 
         show = self._command(commands, "show")
-        show.add_argument("task_id", metavar="ID", type=number, help=self._help("task_id"))
+        self._argument(show, "task_id", metavar="ID", type=number)
 
         watch = self._command(commands, "watch")
-        watch.add_argument("--limit", metavar="N", type=self._page, default=10, help=self._help("watch_limit"))
+        self._argument(watch, "--limit", "watch_limit", metavar="N", type=self._page, default=10)
 
         wait = self._command(commands, "wait")
-        wait.add_argument("task_ids", metavar="ID", nargs="+", type=number, help=self._help("task_id"))
-        wait.add_argument("--timeout", metavar="T", type=wait_timeout, help=self._help("wait_timeout"))
+        self._argument(wait, "task_ids", "task_id", metavar="ID", nargs="+", type=number)
+        self._argument(wait, "--timeout", "wait_timeout", metavar="T", type=delay)
 
         log = self._command(commands, "log")
-        log.add_argument("task_id", metavar="ID", type=number, help=self._help("task_id"))
+        self._argument(log, "task_id", metavar="ID", type=number)
         log.add_argument("-f", "--follow", action="store_true", help=self._help("follow"))
         log.add_argument("-n", "--lines", metavar="N", type=number, help=self._help("lines"))
-        log.add_argument("--attempt", metavar="N", type=number, help=self._help("attempt"))
-        log.add_argument("--times", action="store_true", help=self._help("times"))
+        self._argument(log, "--attempt", metavar="N", type=number)
+        self._argument(log, "--times", action="store_true")
 
         explain = self._command(commands, "explain")
-        explain.add_argument("task_id", metavar="ID", type=number, help=self._help("task_id"))
+        self._argument(explain, "task_id", metavar="ID", type=number)
 
         for name in ("cancel", "retry"):
-            command = self._command(commands, name)
-            command.add_argument("task_ids", metavar="ID", nargs="+", type=number, help=self._help("task_id"))
+            self._argument(self._command(commands, name), "task_ids", "task_id", metavar="ID", nargs="+", type=number)
 
         self._command(commands, "kinds")
 
-    def _command(self, commands: argparse._SubParsersAction[Parser], name: str, more: str = "") -> Parser:
+    def _argument(self, command: argparse._ActionsContainer, flag: str, help_key: str = "", **how: Any) -> None:
+        """Add an option or argument. Its help has the name of the option, unless ``help_key`` is given."""
+        key = help_key or flag.lstrip("-").replace("-", "_")
+        command.add_argument(flag, help=self._help(key), **how)
+
+    def _command(self, commands: Commands, name: str, more: str = "") -> Parser:
         summary = self._summary(name)
         command = commands.add_parser(
             name,
@@ -119,15 +124,12 @@ class _Builder:
         return command
 
     def _common(self, command: Parser, top: bool) -> None:
-        # A command repeats them without a default of its own, so that they may stand before it or behind it
-        given = None if top else argparse.SUPPRESS
-        command.add_argument("--server", metavar="ADDR", default=given, help=self._help("server"))
-        command.add_argument(
-            "--json",
-            action="store_true",
-            default=False if top else argparse.SUPPRESS,
-            help=self._help("json"),
-        )
+        # A command has them too, without a default, so that they may stand before or after its name
+        self._argument(command, "--server", metavar="ADDR", default=None if top else argparse.SUPPRESS)
+        self._argument(command, "--json", action="store_true", default=False if top else argparse.SUPPRESS)
+
+    def _translate(self, message: str) -> str:
+        return _SPANISH.get(message, message) if self._texts.lang == "es" else message
 
     def _summary(self, name: str) -> str:
         return texts_of_help.summary(name, self._texts.lang).replace("%", "%%")
@@ -148,7 +150,7 @@ class _Builder:
         return min(self._positive(text), MAX_PAGE)
 
     def _duration(self, most: float, zero: bool = True) -> Callable[[str], float]:
-        """The type of an option that is a length of time, in seconds."""
+        """The ``type`` of an option that is a duration, in seconds."""
 
         def read(text: str) -> float:
             try:

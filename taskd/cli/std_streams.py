@@ -1,4 +1,4 @@
-"""Standard output and error at the program's very start and end, before Twisted is imported."""
+"""Standard output and error at the start and end of the program. This module does not need Twisted."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import os
 import sys
 
 
-def accept_any_letter() -> None:
-    """A letter that the locale cannot write is shown as an escape, rather than ending the program."""
+def escape_unencodable() -> None:
+    """Write a character that the locale cannot encode as an escape, instead of raising UnicodeEncodeError."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
 def note(line: str) -> None:
-    """A line on standard error, if it takes one."""
+    """Write a line to standard error, and ignore an error."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
             print(line, file=sys.stderr, flush=True)
 
 
 def flush() -> None:
-    """Flush now, where it can be silent: at exit the interpreter would complain about a closed pipe."""
+    """Flush both streams silently: at exit the interpreter would print an error for a closed pipe."""
     try:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
@@ -32,7 +32,7 @@ def flush() -> None:
 
 
 def _discard() -> None:
-    """Let the interpreter's own last flush go nowhere."""
+    """Send the interpreter's own flush at exit to /dev/null."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):

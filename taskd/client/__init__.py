@@ -1,1 +1,1 @@
-"""The client library: connection, session tokens, and resending. It knows neither terminal nor command line."""
+"""The client library: connections, sessions, retries and resending. It knows neither terminal nor command line."""

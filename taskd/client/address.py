@@ -7,7 +7,8 @@ from typing import Any
 
 from twisted.internet.interfaces import IStreamClientEndpoint
 
-from taskd.client.errors import UsageError
+from taskd.client.connection_errors import os_reason
+from taskd.client.errors import BadAddress
 
 DEFAULT_PORT = 5000
 DEFAULT_SERVER = f"127.0.0.1:{DEFAULT_PORT}"
@@ -18,32 +19,30 @@ _V4 = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}")
 
 
 def normalized(server: str) -> str:
-    """The address with its port, under which its session is kept. Raises UsageError."""
+    """The address with its port; the session is stored under this name. Raises BadAddress."""
     server = server.strip()
     for pattern, shape in ((_V6, "[{}]:{}"), (_HOST, "{}:{}")):
         found = pattern.fullmatch(server)
         if found:
             port = int(found[2] or DEFAULT_PORT)
             if not 1 <= port <= 65535:
-                raise UsageError("bad_port", server=server)
+                raise BadAddress("bad_port", server=server)
             return shape.format(found[1].lower(), port)
     if ":" not in server:
-        raise UsageError("bad_server", server=server)
+        raise BadAddress("bad_server", server=server)
     return server
 
 
 def is_plain(server: str) -> bool:
-    """Whether a normalized address surely needs no TLS."""
+    """Whether a connection to this normalized address certainly does not use TLS."""
     return bool(_V6.fullmatch(server) or _HOST.fullmatch(server)) or server.startswith(("tcp:", "unix:"))
 
 
 def endpoint(reactor: Any, server: str) -> IStreamClientEndpoint:
-    """The endpoint for a normalized address. Raises UsageError for one that makes no sense to Twisted."""
-    from twisted.internet import endpoints
+    """The endpoint for a normalized address. Raises BadAddress if Twisted does not accept it."""
+    from twisted.internet import endpoints  # imports OpenSSL, which a program may want to avoid first
 
-    from taskd.client.connection_errors import os_reason
-
-    # An address that is a number already needs no resolver and no thread
+    # A numeric address needs neither a resolver nor its thread
     if found := _V6.fullmatch(server):
         return endpoints.TCP6ClientEndpoint(reactor, found[1], int(found[2]))
     if found := _HOST.fullmatch(server):
@@ -52,7 +51,7 @@ def endpoint(reactor: Any, server: str) -> IStreamClientEndpoint:
         return endpoints.HostnameEndpoint(reactor, found[1], int(found[2]))
     try:
         return endpoints.clientFromString(reactor, server)
-    except TypeError:  # an argument is missing or unknown; Twisted names the method that it called
-        raise UsageError("bad_server", server=server) from None
-    except Exception as e:  # each kind of endpoint has errors of its own for a bad string or a missing file
-        raise UsageError("bad_endpoint", server=server, why=os_reason(e)) from None
+    except TypeError:  # an argument is missing or unknown; the text names only a method of Twisted
+        raise BadAddress("bad_server", server=server) from None
+    except Exception as e:  # each kind of endpoint raises different errors for a bad string or a missing file
+        raise BadAddress("bad_endpoint", server=server, why=os_reason(e)) from None

@@ -1,4 +1,4 @@
-"""The session tokens that ``login`` keeps, one file for each server, readable by their owner alone."""
+"""The stored session tokens: one file for each server, which only its owner can read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from taskd.client.errors import ClientError
 
 
 class Session(Struct):
-    """Who is logged in at a server, and the token that proves it."""
+    """The user who is logged in at a server, and the token that proves it."""
 
     server: str
     username: str
@@ -22,7 +22,7 @@ class Session(Struct):
 
 
 class BrokenSession(Exception):
-    """The file is there, but it is not a session."""
+    """The file exists, but it does not contain a session."""
 
 
 _decode = msgspec.json.Decoder(Session).decode
@@ -44,18 +44,18 @@ class SessionFile:
         self._server = server
 
     def load(self) -> Session | None:
-        """The session, or None where there is none. Raises ClientError when it cannot be read, BrokenSession."""
+        """The session, or None if there is none. Raises BrokenSession, or ClientError if the file cannot be read."""
         try:
             return _decode(self.path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as e:
-            raise ClientError("state_unreadable", path=self.path, why=e.strerror or e, code="internal") from None
+            raise self._error("state_unreadable", e) from None
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise BrokenSession from None
 
     def save(self, session: Session) -> None:
-        """Keep the session; a reader sees the old file or the new one. Raises ClientError."""
+        """Store the session atomically: a reader sees the old file or the new one. Raises ClientError."""
         folder = self.path.parent
         draft = folder / f".{self.path.name}.{os.getpid()}"
         try:
@@ -71,16 +71,19 @@ class SessionFile:
                 draft.unlink(missing_ok=True)
                 raise
         except OSError as e:
-            raise ClientError("state_unwritable", path=self.path, why=e.strerror or e, code="internal") from None
+            raise self._error("state_unwritable", e) from None
 
     def remove(self) -> None:
-        """Forget the session, if there is one. Raises ClientError."""
+        """Delete the session, if there is one. Raises ClientError."""
         try:
             self.path.unlink()
         except (FileNotFoundError, NotADirectoryError):
             pass
         except OSError as e:
-            raise ClientError("state_unwritable", path=self.path, why=e.strerror or e, code="internal") from None
+            raise self._error("state_unwritable", e) from None
+
+    def _error(self, key: str, e: OSError) -> ClientError:
+        return ClientError(key, code="internal", path=self.path, why=e.strerror or e)
 
 
 def _file_name(server: str) -> str:

@@ -1,4 +1,4 @@
-"""A program on a pseudo-terminal, driven as by a user: wait for a text, type an answer."""
+"""A program on a pseudo-terminal, used as a person would: wait for a text, type an answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-# A new session has no terminal of its own yet; Ctrl-C reaches only those that have this one.
+# A new session has no controlling terminal yet, and Ctrl-C only reaches processes that have this one.
 _OWN_THE_TERMINAL = """
 import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -25,9 +25,9 @@ os.execvp(sys.argv[1], sys.argv[1:])
 
 
 class Terminal:
-    """A terminal of ``columns`` by 24 with one program on it; as a context manager it ends with the block.
+    """A terminal of ``columns`` by 24 cells that runs one program. As a context manager it ends with the block.
 
-    The terminal stays open when the program has ended, so that a test can look at how it was left.
+    The terminal stays open after the program has ended, so that a test can check its state.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Terminal:
         self._seen = 0
         self.before = self.modes()
         self.output = ""
-        """All that was shown so far, as the program wrote it."""
+        """Everything that the program has written so far."""
         self._process = subprocess.Popen(
             [sys.executable, "-ISc", _OWN_THE_TERMINAL, *command],
             stdin=self._slave,
@@ -51,7 +51,7 @@ class Terminal:
         )
 
     def expect(self, text: str, timeout: float = 15.0) -> str:
-        """Wait for a text behind what was expected last; what came before it. Raises AssertionError."""
+        """Wait for a text after the last expected one; returns the output before it. Raises AssertionError."""
         deadline = time.monotonic() + timeout
         while (found := self.output.find(text, self._seen)) < 0:
             if not self._read(deadline):
@@ -64,7 +64,7 @@ class Terminal:
         os.write(self._master, text.encode())
 
     def answer(self, question: str, text: str) -> str:
-        """Wait for a question and type a line; what came before the question."""
+        """Wait for a question and type a line; returns the output before the question."""
         passed = self.expect(question)
         self.press(f"{text}\n")
         return passed
@@ -74,21 +74,21 @@ class Terminal:
         self.press(chr(ord(letter.upper()) - 64))
 
     def modes(self) -> list[object]:
-        """How the terminal is set: echo, line editing and so on."""
+        """The settings of the terminal: echo, line editing and so on."""
         return termios.tcgetattr(self._slave)
 
     @property
     def echoes(self) -> bool:
-        """Whether what is typed is shown."""
+        """Whether the terminal echoes input."""
         flags = self.modes()[3]
         assert isinstance(flags, int)
         return bool(flags & termios.ECHO)
 
     def wait(self, timeout: float = 15.0) -> int:
-        """The program's exit status. Raises AssertionError when it does not end in time."""
+        """The program's exit status. Raises AssertionError if it does not end in time."""
         deadline = time.monotonic() + timeout
         while (status := self._process.poll()) is None:
-            # A program that writes into a full terminal would never end
+            # Read on, because a program that writes to a full terminal would block
             self._read(min(deadline, time.monotonic() + 0.05))
             if time.monotonic() > deadline:
                 raise AssertionError(f"still running after {timeout} s: {self.output[self._seen :]!r}")
@@ -97,7 +97,7 @@ class Terminal:
         return status
 
     def close(self) -> None:
-        """Hang up."""
+        """Kill the program and close the terminal."""
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait(10)

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from taskd.cli.ui.rendering import width
+from taskd.cli.ui.text import width
 from taskd.client.sessions import Session, SessionFile, state_folder
 from tests.daemons import Daemon, LineClient, free_port
 from tests.integration.terminal import Terminal
@@ -41,7 +41,7 @@ _names = (f"user{n}" for n in itertools.count(1))
 
 
 class Server:
-    """An embedded server with an open and a TLS port; ``slots`` is how many tasks it runs at a time.
+    """An embedded server with a plain and a TLS port. It runs ``slots`` tasks at a time.
 
     What it works on besides ``options`` say; modules of handlers are looked for in its folder.
     """
@@ -55,7 +55,7 @@ class Server:
         self.daemon = self.start()
 
     def start(self) -> Daemon:
-        """Start it, again perhaps, and wait until it serves."""
+        """Start or restart it, and wait until it is ready."""
         key, cert = self.folder / "key.pem", self.trusted / "cert.pem"
         listen = [
             f"tcp:{self.port}:interface=127.0.0.1",
@@ -85,7 +85,7 @@ class Client:
 
     @property
     def port(self) -> int:
-        """The server's port, for those who speak with it directly."""
+        """The server's port, for direct connections."""
         return int(self.server.rpartition(":")[2])
 
     def command(self, *argv: str) -> list[str]:
@@ -120,7 +120,7 @@ class Client:
         return done.stderr.strip()
 
     def start(self, *argv: str) -> Daemon:
-        """Run a command beside the test."""
+        """Start a command in the background."""
         log = self.folder / f"client-{next(_numbers)}.log"
         return Daemon(self.command(*argv), log, env=self.env, cwd=self.folder)
 
@@ -129,7 +129,7 @@ class Client:
         return Terminal(self.command(*argv), env=self.env | env, cwd=self.folder, columns=columns)
 
     def log_in(self) -> Client:
-        """A new user, and the session as ``login`` keeps it."""
+        """Register a new user, and store the session as ``login`` does."""
         name = next(_names)
         with LineClient(self.port) as line:
             assert line.request("register", username=name, password=PASSWORD)["ok"]
@@ -138,14 +138,14 @@ class Client:
         return self
 
     def has_task(self, text: str, wait: bool = False, **payload: Any) -> str:
-        """The number of a new task of the user, or of one that has ended."""
+        """Create a task of the user, or one that has ended; returns its number."""
         task_id = json.loads(self.asks("new_task", task=text, payload=payload))["task_id"]
         if wait:
             assert json.loads(self.asks("wait", task_ids=[task_id], timeout=10))["done"]
         return str(task_id)
 
     def asks(self, action: str, **fields: Any) -> bytes:
-        """What the server answers to the same over the wire: the second line of a connection."""
+        """The server's reply to the same request on a direct connection."""
         with LineClient(self.port) as line:
             line.request("login", token=self.token)
             line.send_line(json.dumps({"action": action, "id": 2, **fields}).encode())
@@ -153,7 +153,7 @@ class Client:
 
 
 def make_certificate(folder: Path) -> Path:
-    """A key in ``key.pem``; the folder with the certificate for ``localhost`` that it signed itself."""
+    """Write ``key.pem`` and a self-signed certificate for ``localhost``; returns the certificate's folder."""
     trusted = folder / "trusted"
     trusted.mkdir()
     key = ec.generate_private_key(ec.SECP256R1())
@@ -177,7 +177,7 @@ def make_certificate(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that all tests share; each has its own user there."""
+    """A server that all tests share; each test has its own user."""
     server = Server(tmp_path_factory.mktemp("server"))
     with server.daemon:
         yield server
@@ -185,13 +185,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def client(server: Server, tmp_path: Path) -> Client:
-    """A client that nobody has logged in with."""
+    """A client without a session."""
     return Client(tmp_path, server.address)
 
 
 @pytest.fixture
 def ana(client: Client) -> Client:
-    """A client that a user of her own has logged in with."""
+    """A client with the session of a new user."""
     return client.log_in()
 
 
@@ -222,12 +222,12 @@ class TestAccounts:
         ana.sessions.path.write_bytes(b"\xff\x00")
         assert "is not a session file; log in again" in ana.fails(4, "list")
 
-    def test_a_state_folder_that_takes_no_file(self, ana: Client) -> None:
+    def test_a_state_folder_that_is_not_writable(self, ana: Client) -> None:
         file = ana.folder / "file"
         file.touch()
         name = json.loads(ana.asks("whoami"))["username"]
         says = ana.fails(1, "login", name, input=PASSWORD, XDG_STATE_HOME=str(file))
-        assert "cannot keep the session in" in says and "set XDG_STATE_HOME" in says
+        assert "cannot store the session in" in says and "set XDG_STATE_HOME" in says
 
 
 class TestTasks:
@@ -271,14 +271,14 @@ class TestTasks:
         assert listed == [f"task {n}" for n in reversed(range(2500))]
         assert len(ana.run("list", "--limit", "3").stdout.splitlines()) == 4
 
-    def test_a_key_of_ones_own(self, ana: Client) -> None:
+    def test_a_chosen_key(self, ana: Client) -> None:
         created = ana.ok("add", "pay", "--key", "invoice 17")
         known = ana.ok("add", "pay", "--key", "invoice 17")
-        assert known == created.replace("created", "was created before under this key")
+        assert known == created.replace("created", "already exists under this key")
         assert "the key 'invoice 17' stands for another task" in ana.fails(1, "add", "other", "--key", "invoice 17")
         ana.ok("add", "-", "--key", "k", input="one\n\ntwo\n")
         again = ana.ok("add", "-", "--key", "k", input="one\n\ntwo\nthree\n").splitlines()
-        assert again[0].endswith(" created.") and again[1].startswith("2 tasks were created before under these keys")
+        assert again[0].endswith(" created.") and again[1].startswith("2 tasks already exist under these keys")
         assert len(ana.ok("list", "--json").splitlines()) == 4
 
     def test_states_are_shown_while_they_change(self, ana: Client) -> None:
@@ -304,11 +304,11 @@ class TestTasks:
             assert {event["event"] for event in events} == {"task"}
             assert events[-1]["task"]["status"] == "Completada"
 
-    def test_wait_and_the_status_of_what_went_wrong(self, ana: Client) -> None:
+    def test_wait_and_its_exit_statuses(self, ana: Client) -> None:
         slow = ana.has_task("slow", seconds=60)
         waited = ana.run("wait", slow, "--timeout", "0.2")
         assert waited.returncode == 3
-        assert f"1 of the tasks have not ended in time: {slow}" in waited.stderr
+        assert f"1 of the tasks did not end in time: {slow}" in waited.stderr
         failed = ana.run("add", "bad", "--field", "seconds=-1", "--wait")
         assert failed.returncode == 5
         assert "failed         bad: " in failed.stdout
@@ -328,18 +328,18 @@ class TestTasks:
                 assert "cancelled" in add.output()
 
     @pytest.mark.parametrize("argv", [[], ["fly"], ["show", "x"], ["add"]])
-    def test_a_command_line_that_cannot_be_meant(self, ana: Client, argv: list[str]) -> None:
+    def test_a_wrong_command_line(self, ana: Client, argv: list[str]) -> None:
         done = ana.run(*argv)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr
 
 
 class TestPipesAndLocales:
-    def test_a_reader_that_leaves(self, ana: Client) -> None:
+    def test_a_reader_that_closes_the_pipe(self, ana: Client) -> None:
         for _ in range(10):
             assert json.loads(ana.asks("new_tasks", tasks=[{"task": "x" * 2000}] * 20))["ok"]
         for command in ("list --all", "watch"):
-            # The client's status goes to standard error, past the pipe
+            # Write the client's exit status to standard error, which is not the pipe
             script = f'{{ "{sys.executable}" "{CLIENT}" {command}; echo "status $?" >&2; }} | head -n 1'
             done = subprocess.run(["sh", "-c", script], env=ana.env, capture_output=True, text=True, timeout=20)
             assert len(done.stdout.splitlines()) == 1
@@ -352,14 +352,14 @@ class TestPipesAndLocales:
         assert done.stderr.startswith(b"taskclient: cannot write the output: No space left on device")
         assert len(done.stderr.splitlines()) == 1
 
-    def test_letters_that_the_locale_does_not_have(self, ana: Client) -> None:
+    def test_characters_that_the_locale_cannot_encode(self, ana: Client) -> None:
         ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
         assert "created" in ana.ok("add", "-", input="año 日本\n", **ascii_only)
         assert "a\\xf1o \\u65e5\\u672c" in ana.ok("list", **ascii_only)
         assert json.loads(ana.ok("list", "--json", **ascii_only))["task"] == "año 日本"
         assert "Iniciar sesi\\xf3n" in ana.ok("login", "--help", TASKD_LANG="es", **ascii_only)
 
-    def test_bytes_that_are_no_text(self, ana: Client) -> None:
+    def test_bytes_that_are_not_text(self, ana: Client) -> None:
         command = [os.fsencode(word) for word in ana.command("add", "x", "--field")]
         done = subprocess.run([*command, b"a=\xff"], env=ana.env, capture_output=True, timeout=20)
         assert done.returncode == 1
@@ -374,21 +374,21 @@ class TestTls:
         eve.ok("login", name, input=PASSWORD)
         assert "completed" in eve.ok("add", "over TLS", "--field", "seconds=0", "--wait")
 
-    def test_what_does_not_fit(self, server: Server, tmp_path: Path) -> None:
+    def test_wrong_tls_settings(self, server: Server, tmp_path: Path) -> None:
         port, trust = server.tls_port, f"trustRoots={server.trusted}"
         for address, says in (
-            (f"tls:localhost:{port}", "is not trusted; if it is signed by yourself, save it as NAME.pem"),
+            (f"tls:localhost:{port}", "is not trusted; if it is self-signed, save it as NAME.pem"),
             (f"tls:127.0.0.1:{port}:{trust}", "is for another host name"),
-            (f"127.0.0.1:{port}", "does it want TLS"),
-            (f"tls:localhost:{server.port}:{trust}", "does not speak TLS"),
-            (f"tls:localhost:{port}:trustRoots={tmp_path}/none", "is no server address (No such file or directory)"),
+            (f"127.0.0.1:{port}", "does it need TLS"),
+            (f"tls:localhost:{server.port}:{trust}", "does not use TLS"),
+            (f"tls:localhost:{port}:trustRoots={tmp_path}/none", "is not a server address (No such file or directory)"),
         ):
             status = 2 if "none" in address else 1
             assert says in Client(tmp_path, address).fails(status, "login", "eve", input=PASSWORD)
 
 
 class Impostor:
-    """Something else that listens: it says its piece to whoever connects, and closes."""
+    """A server that is not taskd: it sends fixed bytes to every client, and closes."""
 
     def __init__(self, says: bytes) -> None:
         self._says = says
@@ -419,16 +419,16 @@ class TestTrouble:
             (b'{"id":1,"ok":true,"status":"logged_in","to', "closed the connection without an answer"),
         ],
     )
-    def test_somebody_else_answers(self, tmp_path: Path, says: bytes, understood: str) -> None:
+    def test_a_server_that_is_not_taskd(self, tmp_path: Path, says: bytes, understood: str) -> None:
         with Impostor(says) as impostor:
             assert understood in Client(tmp_path, impostor.address).fails(1, "login", "ana", input=PASSWORD)
 
-    def test_nobody_answers(self, tmp_path: Path) -> None:
+    def test_no_server(self, tmp_path: Path) -> None:
         nobody = Client(tmp_path, f"127.0.0.1:{free_port()}")
         assert "nothing listens at" in nobody.fails(1, "login", "ana", input=PASSWORD)
         assert "no such host name" in Client(tmp_path, "no.such.host.invalid:1").fails(1, "login", "a", input=PASSWORD)
 
-    def test_a_server_that_goes_and_comes_back(self, tmp_path: Path) -> None:
+    def test_a_server_that_restarts(self, tmp_path: Path) -> None:
         server = Server(tmp_path)
         bob = Client(tmp_path, server.address).log_in()
         name = json.loads(bob.asks("whoami"))["username"]
@@ -461,8 +461,8 @@ class TestTrouble:
                 menu.answer("Choose an option: ", "3")
                 assert menu.wait() == 0
 
-    def test_every_line_is_one_task_though_the_server_is_killed(self, tmp_path: Path) -> None:
-        """Long lines make many requests, of which several are under way at any moment."""
+    def test_every_line_is_one_task_although_the_server_is_killed(self, tmp_path: Path) -> None:
+        """Long lines make many requests, and several are always in flight."""
         server = Server(tmp_path)
         bob = Client(tmp_path, server.address).log_in()
         lines = [f"{n} ".ljust(1000, "x") for n in range(2000)]
@@ -583,7 +583,7 @@ class TestTerminal:
             screen.expect("the input ended; nothing done")
             assert screen.wait() == 1
 
-    def test_what_others_wrote_cannot_drive_the_terminal(self, ana: Client) -> None:
+    def test_texts_cannot_control_the_terminal(self, ana: Client) -> None:
         ana.has_task("\x1b]0;owned\x07\x1b[2J\x9b31m\u202eevil " + "日本語" * 40)
         for columns in (60, 20):
             with ana.terminal("list", columns=columns, NO_COLOR="1") as screen:

@@ -1,4 +1,4 @@
-"""``taskclient`` and work that says how it goes: progress, logs, attempts and kinds, of real handlers and programs."""
+"""``taskclient`` with real handlers and programs: progress, logs, attempts and kinds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from taskd.cli.ui.rendering import width
+from taskd.cli.ui.text import width
 from tests.integration.test_client import PASSWORD, Client, Server
 
 HANDLERS = '''
@@ -57,7 +57,7 @@ summary = "Says it."
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with handlers and a program, that all tests share."""
+    """The server that all tests share."""
     server = make_server(tmp_path_factory.mktemp("server"))
     with server.daemon:
         yield server
@@ -72,12 +72,12 @@ def make_server(folder: Path) -> Server:
 
 @pytest.fixture
 def ana(server: Server, tmp_path: Path) -> Client:
-    """A client that a user of her own has logged in with."""
+    """A client with the session of a new user."""
     return Client(tmp_path, server.address).log_in()
 
 
 def created(output: str) -> str:
-    """The number of the task that was created."""
+    """The number of the created task."""
     found = re.match(r"Task (\d+) created", output)
     assert found is not None, output
     return found[1]
@@ -102,7 +102,7 @@ class TestProgress:
             assert all(width(re.sub(r"\x1b\[[\d;]*[A-Za-z]", "", line)) < 80 for line in screen.output.splitlines())
             assert screen.output.endswith("\x1b[1A\r\x1b[J") and 'the hall: {"painted":4}' in screen.output
 
-    def test_what_was_drawn_is_erased_before_anything_else(self, ana: Client) -> None:
+    def test_bars_are_erased_before_other_output(self, ana: Client) -> None:
         with ana.terminal("watch", "--limit", "1") as screen:
             screen.expect("Ctrl-C ends it.")
             ana.ok("add", "the kitchen", "--kind", "paint", "--field", "walls=40")
@@ -143,7 +143,7 @@ class TestLog:
             assert log.wait(20) == 0
             assert log.output().splitlines() == [f"wall {n}" for n in range(6)]
 
-    def test_following_it_across_a_server_that_is_killed(self, tmp_path: Path) -> None:
+    def test_following_it_while_the_server_is_killed(self, tmp_path: Path) -> None:
         server = make_server(tmp_path)
         bob = Client(tmp_path, server.address).log_in()
         with server.daemon:
@@ -184,7 +184,7 @@ class TestTroubleAndKinds:
         assert ana.ok("retry", task_id) == f"Task {task_id} will be tried again.\n"
         ana.ok("wait", task_id)
         assert '"repaired"' in ana.ok("show", task_id)
-        assert ana.ok("explain", task_id).startswith("It is done")
+        assert ana.ok("explain", task_id).startswith("It is completed")
 
     def test_programs(self, ana: Client) -> None:
         added = ana.ok("add", "command:say", "--field", "what=hello", "--wait")

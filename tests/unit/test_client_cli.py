@@ -1,4 +1,4 @@
-"""From the command line to an exit status: addresses, languages, texts, and the runner with its signals."""
+"""From the command line to an exit status: addresses, languages, texts, and the process with its signals."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ from twisted.python.failure import Failure
 
 import taskd.cli
 import taskd.client
-from taskd.cli.commands.basic import COMMANDS
+from taskd.cli.errors import OutputClosed, UsageError
 from taskd.cli.main import _without_tls, main
 from taskd.cli.options import parser
-from taskd.cli.runner import Runner
+from taskd.cli.process import CommandProcess
+from taskd.cli.reporting import Reporter
+from taskd.cli.run import COMMANDS
 from taskd.cli.texts.catalogue import Texts, language
 from taskd.cli.texts.help import EXAMPLES
 from taskd.cli.texts.words import WORDS
+from taskd.cli.ui.terminal import Output
 from taskd.client.address import endpoint, is_plain, normalized
-from taskd.client.errors import ClientError, OutputClosed, UsageError
+from taskd.client.errors import BadAddress, ClientError
 
 
 class TestAddress:
@@ -47,8 +50,8 @@ class TestAddress:
         assert normalized(given) == address
 
     @pytest.mark.parametrize("given", ["", "a b", "host:0", "host:65536", "[::1]:99999", "/run/taskd"])
-    def test_what_is_none(self, given: str) -> None:
-        with pytest.raises(UsageError):
+    def test_not_an_address(self, given: str) -> None:
+        with pytest.raises(BadAddress):
             normalized(given)
 
     @pytest.mark.parametrize(
@@ -71,15 +74,15 @@ class TestAddress:
     @pytest.mark.parametrize(
         ("address", "says"),
         [
-            ("tcp:x", "tcp:x is no server address; use"),
+            ("tcp:x", "tcp:x is not a server address; use"),
             ("gopher:x:1", "(Unknown endpoint type: 'gopher')"),
             ("tls:x:1:trustRoots=/does/not/exist", "(No such file or directory)"),
-            ("tcp:x:http", "is no server address ("),
-            ("[::1", "is no server address ("),
+            ("tcp:x:http", "is not a server address ("),
+            ("[::1", "is not a server address ("),
         ],
     )
-    def test_an_endpoint_that_twisted_does_not_know(self, address: str, says: str) -> None:
-        with pytest.raises(UsageError) as caught:
+    def test_an_endpoint_that_twisted_refuses(self, address: str, says: str) -> None:
+        with pytest.raises(BadAddress) as caught:
             endpoint(MemoryReactorClock(), address)
         assert says in Texts("en")(caught.value.key, **caught.value.fields)
 
@@ -106,15 +109,16 @@ class TestTexts:
             return {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
 
         for key, (english, spanish) in WORDS.items():
-            # Where the server explains, English passes that on, and Spanish may say it by itself
+            # English prints the message of the server; Spanish may have a text of its own
             missing = {"message"} if key.startswith("code.") else set()
             assert fields(english) - missing <= fields(spanish) <= fields(english), key
 
-    def test_every_text_that_is_asked_for_is_there(self) -> None:
+    def test_every_text_that_the_code_uses_exists(self) -> None:
         folders = [Path(package.__path__[0]) for package in (taskd.client, taskd.cli)]
         source = "".join(path.read_text() for folder in folders for path in folder.rglob("*.py"))
         asked = re.findall(
-            r"(?:texts|\bt|ClientError|UsageError|NotLoggedIn|ConnectionTrouble|prompt|_ask)\(\s*\"([\w.]+)\"", source
+            r"(?:texts|\bt|ClientError|UsageError|BadAddress|NotLoggedIn|ConnectionFailed|prompt|_ask|_ask_needed|_say)\(\s*\"([\w.]+)\"",
+            source,
         )
         assert len(asked) > 60
         assert set(asked) - set(WORDS) == {"key"}, "which is only an example"
@@ -132,7 +136,7 @@ class TestCommandLine:
             assert "%%" not in shown
         assert set(EXAMPLES) <= {"main", *COMMANDS}
 
-    def test_common_options_stand_before_or_behind(self) -> None:
+    def test_common_options_stand_before_or_after_the_command(self) -> None:
         for argv in (["--json", "--server", "a:1", "whoami"], ["whoami", "--json", "--server", "a:1"]):
             options = parser(Texts("en")).parse_args(argv)
             assert (options.json, options.server) == (True, "a:1")
@@ -148,21 +152,19 @@ class TestCommandLine:
         assert "taskclient" in capsys.readouterr().out
 
     @pytest.mark.parametrize("argv", [[], ["--json"], ["nonsense"], ["--server", "a b", "whoami"]])
-    def test_main_with_something_that_cannot_be_meant(
-        self, argv: list[str], capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_main_with_a_wrong_command_line(self, argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         assert main(argv) == 2
         assert "taskclient" in capsys.readouterr().err
 
-    def test_an_address_that_is_none_is_told_as_json_too(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_wrong_address_is_reported_as_json_too(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["--server", "a b", "whoami", "--json"]) == 2
         out, err = capsys.readouterr()
-        assert out.startswith('{"ok":false,"status":"error","code":"bad_request","message":"a b is no server')
+        assert out.startswith('{"ok":false,"status":"error","code":"bad_request","message":"a b is not a server')
         assert err == ""
 
 
 class Loop(Clock):
-    """A reactor that runs what it is given until it is stopped."""
+    """A reactor that runs the scheduled calls until it is stopped."""
 
     threadpool = None
 
@@ -189,9 +191,14 @@ class Loop(Clock):
         self._stopped = True
 
 
+def process(loop: Loop) -> CommandProcess:
+    texts = Texts("en")
+    return CommandProcess(loop, texts, Reporter(Output(None, None), texts, json=False))
+
+
 @pytest.fixture
 def signals() -> Iterator[None]:
-    """Gives the test run its own signal handlers back."""
+    """Restores the signal handlers of the test run."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():
@@ -199,10 +206,10 @@ def signals() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("signals")
-class TestRunner:
+class TestCommandProcess:
     def run(self, perform: Callable[[Loop], Coroutine[Any, Any, int]], pipe: int | None = None) -> int:
         loop = Loop()
-        return Runner(loop, Texts("en")).run(lambda: perform(loop), pipe)
+        return process(loop).run(perform(loop), pipe)
 
     def test_the_status_of_the_command(self) -> None:
         async def five(loop: Loop) -> int:
@@ -232,14 +239,13 @@ class TestRunner:
 
     def test_a_signal_before_the_command_has_begun(self) -> None:
         loop = Loop()
-        runner = Runner(loop, Texts("en"))
         loop.callWhenRunning(signal.raise_signal, signal.SIGINT)
 
         async def waiting() -> int:
             await Deferred()
             return 0
 
-        assert runner.run(waiting) == 130
+        assert process(loop).run(waiting()) == 130
 
     @pytest.mark.parametrize(
         ("why", "status", "says"),
@@ -251,7 +257,9 @@ class TestRunner:
             (ZeroDivisionError(), 1, "taskclient: unexpected error, please report it: ZeroDivisionError:\n"),
         ],
     )
-    def test_what_it_raises(self, why: Exception, status: int, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_command_that_raises(
+        self, why: Exception, status: int, says: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         async def failing(loop: Loop) -> int:
             raise why
 
@@ -260,7 +268,7 @@ class TestRunner:
         assert err.startswith(says)
         assert err.count("\n") == (1 if says else 0)
 
-    def test_a_reader_that_goes_away(self) -> None:
+    def test_a_reader_that_closes_the_pipe(self) -> None:
         async def waiting(loop: Loop) -> int:
             loop.callWhenRunning(lambda: loop.readers[0].connectionLost(Failure(OSError())))
             await Deferred()
@@ -269,6 +277,12 @@ class TestRunner:
         assert self.run(waiting, pipe=1) == 141
 
 
-def test_tls_that_is_there_is_not_taken_away() -> None:
+def test_the_library_needs_neither_terminal_nor_command_line() -> None:
+    sources = [path.read_text() for path in Path(taskd.client.__path__[0]).rglob("*.py")]
+    assert sources
+    assert not any(re.search(r"^\s*(?:import|from) (?:rich|argparse|taskd\.cli)\b", text, re.M) for text in sources)
+
+
+def test_loaded_tls_is_not_removed() -> None:
     _without_tls()
     assert sys.modules["OpenSSL"] is OpenSSL

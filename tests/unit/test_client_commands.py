@@ -1,4 +1,4 @@
-"""The commands that ask and print: output, exit statuses, the session file, and what goes over the wire."""
+"""Accounts and lists of tasks: output, exit statuses, the session file, and the requests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TestAccounts:
         assert run.err == "taskclient: the two passwords differ; try again\n"
 
     @pytest.mark.parametrize("password", ["short", "x" * 73, "con\0nul!!"])
-    def test_a_password_that_cannot_be_one(self, stage: Stage, password: str) -> None:
+    def test_a_password_of_a_wrong_length(self, stage: Stage, password: str) -> None:
         run = stage.run("register", "ana", lines=[password])
         assert (run.status, stage.network.attempts) == (1, 0)
         assert "8 to 72 bytes" in run.err
@@ -44,7 +44,7 @@ class TestAccounts:
         run = stage.run("register", "ana", lines=["correct horse"])
         assert (run.status, run.err) == (1, "taskclient: the username is taken; choose another\n")
 
-    def test_login_keeps_the_token_for_the_owner_only(self, stage: Stage) -> None:
+    def test_only_the_owner_can_read_the_token(self, stage: Stage) -> None:
         stage.taskd.user()
         run = stage.run("login", "ana", lines=["correct horse"])
         assert (run.status, run.out) == (0, "Logged in as ana.\n")
@@ -78,7 +78,7 @@ class TestAccounts:
         assert says in run.err
         assert not stage.sessions.path.exists()
 
-    def test_nobody_to_ask(self, stage: Stage) -> None:
+    def test_no_terminal_to_ask_at(self, stage: Stage) -> None:
         assert stage.run("login").status == 2
         assert stage.run("login", "ana").status == 2
         assert stage.network.attempts == 0
@@ -89,37 +89,37 @@ class TestAccounts:
         assert [reply["status"] for reply in run.objects] == ["logged_in"]
         assert run.err == ""
 
-    def test_a_session_that_cannot_be_kept_is_ended_at_the_server(self, stage: Stage) -> None:
+    def test_a_session_that_cannot_be_stored_is_ended_at_the_server(self, stage: Stage) -> None:
         stage.taskd.user()
         tokens = dict(stage.taskd.tokens)
         stage.sessions.path.parent.parent.write_text("a file where the folder should be")
         run = stage.run("login", "ana", lines=["correct horse"])
         assert run.status == 1
-        assert "cannot keep the session" in run.err
+        assert "cannot store the session" in run.err
         assert stage.taskd.tokens == tokens
 
-    def test_whoami_sends_login_and_question_together(self, stage: Stage) -> None:
+    def test_whoami_sends_its_request_with_the_login(self, stage: Stage) -> None:
         run = stage.logged_in().run("whoami")
         assert (run.status, run.out) == (0, "ana\n")
         assert stage.taskd.actions() == ["login", "whoami"]
         assert len(stage.taskd.connections[-1].chunks) == 1
 
-    def test_json_has_only_the_answer_as_it_came(self, stage: Stage) -> None:
+    def test_json_prints_only_the_unchanged_reply(self, stage: Stage) -> None:
         run = stage.logged_in().run("whoami", "--json")
         assert run.out == '{"id":2,"ok":true,"status":"success","user_id":1,"username":"ana"}\n'
 
-    def test_logout_forgets_both_sides(self, stage: Stage) -> None:
+    def test_logout_deletes_the_session_on_both_sides(self, stage: Stage) -> None:
         run = stage.logged_in().run("logout")
         assert (run.status, run.out) == (0, "Logged out.\n")
         assert len(stage.taskd.tokens) == 1
         assert not stage.sessions.path.exists()
 
-    def test_logout_of_a_session_that_the_server_has_forgotten(self, stage: Stage) -> None:
+    def test_logout_of_a_session_that_has_ended(self, stage: Stage) -> None:
         stage.logged_in().taskd.tokens.clear()
         assert stage.run("logout").status == 0
         assert not stage.sessions.path.exists()
 
-    def test_logout_forgets_here_even_when_the_server_cannot_be_told(self, stage: Stage) -> None:
+    def test_logout_deletes_the_file_even_without_the_server(self, stage: Stage) -> None:
         stage.logged_in().network.failing = error.ConnectionRefusedError()
         assert stage.run("logout").status == 1
         assert not stage.sessions.path.exists()
@@ -173,7 +173,7 @@ class TestList:
         run = stage.logged_in().run("list")
         assert (run.status, run.out) == (0, "No tasks.\n")
 
-    def test_json_is_one_view_a_line(self, stage: Stage) -> None:
+    def test_json_prints_one_task_per_line(self, stage: Stage) -> None:
         stage.logged_in().taskd.task("first")
         stage.taskd.task("second")
         run = stage.run("list", "--json")
@@ -188,7 +188,7 @@ class TestList:
         assert [task["id"] for task in run.objects] == list(range(1201, 0, -1))
         assert [request["limit"] for request in stage.taskd.asked()[1:]] == [500, 500, 500]
 
-    def test_a_limit_is_kept_over_pages(self, stage: Stage) -> None:
+    def test_a_limit_holds_across_pages(self, stage: Stage) -> None:
         stage.logged_in()
         for n in range(700):
             stage.taskd.task(str(n))
@@ -205,7 +205,7 @@ class TestList:
         assert "wanted" in run.out
         assert stage.taskd.asked()[1]["state"] == "failed"
 
-    def test_a_text_cannot_drive_the_terminal(self, stage: Stage) -> None:
+    def test_a_text_cannot_control_the_terminal(self, stage: Stage) -> None:
         stage.logged_in().taskd.task("\x1b[2Jboo\nnext\u202egnp.exe\x9b31m")
         run = stage.run("list", tty=True, columns=200)
         assert "\\x1b[2Jboo\\nnext\\u202egnp.exe\\x9b31m" in run.out
@@ -233,14 +233,14 @@ class TestShowAndCancel:
         assert lines["Result"].strip() == '{"ok":true}'
         assert lines["Error"].strip() == "bad\\x07luck"
 
-    def test_show_a_task_that_is_not_there(self, stage: Stage) -> None:
+    def test_show_a_task_that_does_not_exist(self, stage: Stage) -> None:
         run = stage.logged_in().run("show", "7")
         assert (run.status, run.err) == (1, "taskclient: you have no task 7\n")
         run = stage.run("show", "7", "--json")
         assert run.status == 1
         assert run.objects[0]["code"] == "not_found"
 
-    def test_cancel_goes_on_behind_one_that_cannot_be(self, stage: Stage) -> None:
+    def test_cancel_continues_after_a_refusal(self, stage: Stage) -> None:
         stage.logged_in().taskd.task("done", State.COMPLETED)
         stage.taskd.task("runs", State.RUNNING)
         run = stage.run("cancel", "1", "2", "2")
@@ -249,7 +249,7 @@ class TestShowAndCancel:
         assert stage.taskd.tasks[2].state is State.CANCELLED
 
     @pytest.mark.parametrize("given", ["0", "-1", "x", "9" * 30, "٣"])
-    def test_a_number_that_is_none(self, stage: Stage, given: str) -> None:
+    def test_not_a_task_number(self, stage: Stage, given: str) -> None:
         with pytest.raises(SystemExit) as ended:
             stage.run("show", "--", given)
         assert ended.value.code == 2

@@ -1,4 +1,4 @@
-"""The connection: requests and their answers, and what is made of everything that is not an answer."""
+"""The connection: requests and their replies, and the errors when there is no valid reply."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from OpenSSL import SSL
 from service_identity import VerificationError
+from service_identity.exceptions import IPAddressMismatch
+from service_identity.hazmat import IPAddress_ID
 from twisted.internet import error
 from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, ISSLTransport, IStreamClientEndpoint
@@ -17,9 +19,10 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from taskd.client.connection import CHECK_SECONDS, CONNECT_SECONDS, REPLY_SECONDS, LineClient, Received, connect
-from taskd.client.connection_errors import os_reason, why_lost
-from taskd.client.errors import ClientError, ConnectionTrouble, Refused
+from taskd.client.connection import CONNECT_SECONDS, KEEPALIVE_SECONDS, REPLY_SECONDS, Connection, connect
+from taskd.client.connection_errors import lost_error, os_reason
+from taskd.client.errors import ClientError, ConnectionFailed, Refused
+from taskd.client.messages import Received
 from taskd.model.errors import Draining, RateLimited, Unavailable
 from tests.unit.test_client_harness import SERVER, Stage
 
@@ -31,54 +34,54 @@ def stage(tmp_path: Path) -> Stage:
 
 @implementer(ISSLTransport)
 class TlsTransport(StringTransport):
-    """A transport that says it is TLS."""
+    """A transport that claims to be TLS."""
 
     def getPeerCertificate(self) -> None:
         """None yet."""
 
     def setTcpNoDelay(self, enabled: bool) -> None:
-        """It has no buffer anyway."""
+        """Nothing to set."""
 
     def getTcpNoDelay(self) -> bool:
-        """No buffer, no delay."""
+        """Always without delay."""
         return True
 
     def setTcpKeepAlive(self, enabled: bool) -> None:
-        """It does not go away by itself."""
+        """Nothing to set."""
 
     def getTcpKeepAlive(self) -> bool:
-        """Not needed."""
+        """Never set."""
         return False
 
     def loseWriteConnection(self) -> None:
         """TLS cannot half-close."""
 
 
-class Line:
-    """A client by itself; the test plays the server."""
+class OneConnection:
+    """A connection whose server is the test."""
 
     def __init__(self, transport: StringTransport | None = None) -> None:
         self.clock = Clock()
         self.transport = transport or StringTransport()
-        self.client = LineClient(self.clock, SERVER)
+        self.client = Connection(self.clock, SERVER)
         self.client.makeConnection(self.transport)
 
     def ask(self, action: str = "whoami", **fields: Any) -> list[Any]:
-        """A request; the list gets the reply's body or the error."""
+        """Send a request; the list gets the reply's body or the error."""
         results: list[Any] = []
         self.client.request(action, **fields).addCallbacks(
             lambda received: results.append(received.body), lambda failure: results.append(failure.value)
         )
         return results
 
-    def gone(self) -> list[Any]:
-        """Gets the reason once the connection is lost."""
+    def lost(self) -> list[Any]:
+        """A list that gets the reason when the connection is lost."""
         results: list[Any] = []
-        self.client.gone().addErrback(lambda failure: results.append(failure.value))
+        self.client.wait_until_lost().addErrback(lambda failure: results.append(failure.value))
         return results
 
     def say(self, *messages: dict[str, Any] | bytes) -> None:
-        """The server speaks."""
+        """The server sends these messages."""
         for message in messages:
             data = message if isinstance(message, bytes) else json.dumps(message).encode()
             self.client.dataReceived(data + b"\n")
@@ -90,34 +93,34 @@ class Line:
 
 class TestRequests:
     def test_answers_may_come_in_any_order(self) -> None:
-        line = Line()
+        line = OneConnection()
         first, second = line.ask(), line.ask()
         line.say({"id": 2, "ok": True, "username": "b"}, {"id": 1, "ok": True, "username": "a"})
         assert (first[0].username, second[0].username) == ("a", "b")
         assert line.clock.getDelayedCalls() == []
 
-    def test_an_answer_is_handed_on_byte_by_byte(self) -> None:
-        line = Line()
+    def test_a_reply_keeps_its_bytes(self) -> None:
+        line = OneConnection()
         got: list[Received] = []
         line.client.request("whoami").addCallback(got.append)
         line.say(b'{"id": 1,  "ok":true, "unknown": {"a": [1]}}\r')
         assert got[0].line == b'{"id": 1,  "ok":true, "unknown": {"a": [1]}}'
 
     def test_a_refusal(self) -> None:
-        line = Line()
+        line = OneConnection()
         result = line.ask()
         line.say({"id": 1, "ok": False, "status": "error", "code": "draining", "message": "stopping"})
         assert isinstance(result[0], Refused)
         assert (result[0].code, result[0].transient) == ("draining", True)
 
-    def test_a_refusal_of_something_that_was_not_understood(self) -> None:
-        line = Line()
+    def test_a_refusal_without_an_id_fails_all_requests(self) -> None:
+        line = OneConnection()
         results = line.ask(), line.ask()
         line.say({"ok": False, "status": "error", "code": "bad_json", "message": "?"})
         assert [result[0].code for result in results] == ["bad_json", "bad_json"]
 
-    def test_answers_that_nobody_waits_for_any_more(self) -> None:
-        line = Line()
+    def test_replies_to_cancelled_requests_are_ignored(self) -> None:
+        line = OneConnection()
         answer = line.client.request("whoami")
         answer.addErrback(lambda failure: failure.trap(CancelledError))
         answer.cancel()
@@ -125,10 +128,10 @@ class TestRequests:
         assert line.client.lost is None
         assert line.clock.getDelayedCalls() == []
 
-    def test_what_cannot_be_sent_leaves_no_trace(self) -> None:
-        line = Line()
+    def test_a_request_that_cannot_be_sent_changes_nothing(self) -> None:
+        line = OneConnection()
         deep: list[Any] = []
-        # deeper than any Python's stack, and yet no line that is too long
+        # too deep for the encoder of any Python, but not too long for a line
         for _ in range(30_000):
             deep = [deep]
         for field, key in (("\udcff", "not_text"), (deep, "too_deep"), ("x" * 70_000, "line_too_large")):
@@ -139,56 +142,56 @@ class TestRequests:
         line.ask()
         assert json.loads(line.transport.value())["id"] == 1
 
-    def test_patience(self) -> None:
-        line = Line()
-        result, other, gone = line.ask(patience=5), line.ask(), line.gone()
+    def test_no_reply_in_time(self) -> None:
+        line = OneConnection()
+        result, other, lost = line.ask(reply_timeout=5), line.ask(), line.lost()
         line.clock.advance(5)
-        assert [error.key for error in (*result, *other, *gone)] == ["no_answer"] * 3
+        assert [error.key for error in (*result, *other, *lost)] == ["no_answer"] * 3
         assert line.transport.disconnecting or line.transport.disconnected
 
-    def test_after_the_end(self) -> None:
-        line = Line()
+    def test_a_request_on_a_lost_connection(self) -> None:
+        line = OneConnection()
         line.hang_up()
         assert line.ask()[0].key == "closed_early"
-        assert line.gone()[0].key == "closed_early"
+        assert line.lost()[0].key == "closed_early"
 
-    def test_close_is_no_loss(self) -> None:
-        line = Line()
-        gone = line.gone()
-        line.client.check_often()
+    def test_close_does_not_count_as_lost(self) -> None:
+        line = OneConnection()
+        lost = line.lost()
+        line.client.keep_alive()
         line.client.close()
         assert line.clock.getDelayedCalls() == []
         line.hang_up()
-        assert gone == []
+        assert lost == []
 
     def test_a_listener_that_fails_ends_the_connection(self) -> None:
-        line = Line()
-        gone = line.gone()
+        line = OneConnection()
+        lost = line.lost()
 
-        def broken(client: LineClient, received: Received) -> None:
+        def broken(client: Connection, received: Received) -> None:
             raise KeyError(received.body.event)
 
         line.client.on_event = broken
         line.say({"event": "gap"}, {"event": "task"})
-        assert [repr(why) for why in gone] == ["KeyError('gap')"]
+        assert [repr(why) for why in lost] == ["KeyError('gap')"]
 
-    def test_signs_of_life(self) -> None:
-        line = Line()
-        gone = line.gone()
-        line.client.check_often()
-        line.clock.advance(CHECK_SECONDS)
+    def test_pings(self) -> None:
+        line = OneConnection()
+        lost = line.lost()
+        line.client.keep_alive()
+        line.clock.advance(KEEPALIVE_SECONDS)
         line.say({"id": 1, "ok": True})
-        line.clock.advance(CHECK_SECONDS)
+        line.clock.advance(KEEPALIVE_SECONDS)
         assert line.transport.value().count(b'"ping"') == 2
         line.clock.advance(REPLY_SECONDS)
-        assert gone[0].key == "no_answer"
+        assert lost[0].key == "no_answer"
 
 
 class TestLost:
-    def test_before_and_after_it_proved_to_be_a_taskd(self) -> None:
-        for spoken, key in ((False, "closed_early"), (True, "lost")):
-            line = Line()
-            if spoken:
+    def test_before_and_after_the_first_reply(self) -> None:
+        for is_taskd, key in ((False, "closed_early"), (True, "lost")):
+            line = OneConnection()
+            if is_taskd:
                 line.ask()
                 line.say({"id": 1, "ok": True})
             result = line.ask()
@@ -207,25 +210,26 @@ class TestLost:
             (SSL.SysCallError(104, "ECONNRESET"), "tls_failed", True),
             (SSL.Error(), "tls_failed", True),
             (VerificationError(errors=[]), "tls_name", False),
+            (VerificationError(errors=[IPAddressMismatch(IPAddress_ID("127.0.0.1"))]), "tls_name", False),
         ],
     )
     def test_tls(self, reason: Exception, key: str, transient: bool) -> None:
-        trouble = why_lost(Failure(reason), SERVER, spoken=False)
-        assert (trouble.key, trouble.transient) == (key, transient)
-        assert why_lost(Failure(reason), SERVER, spoken=True).key == "lost"
+        failed = lost_error(Failure(reason), SERVER, is_taskd=False)
+        assert (failed.key, failed.transient) == (key, transient)
+        assert lost_error(Failure(reason), SERVER, is_taskd=True).key == "lost"
 
     def test_a_handshake_that_is_not_answered(self) -> None:
-        line = Line(TlsTransport())
+        line = OneConnection(TlsTransport())
         result = line.ask()
         line.clock.advance(CONNECT_SECONDS)
         assert result[0].key == "tls_silent"
-        line = Line(TlsTransport())
+        line = OneConnection(TlsTransport())
         result = line.ask()
         line.client.handshakeCompleted()
         line.clock.advance(CONNECT_SECONDS)
         assert result == []
 
-    def test_the_systems_own_words(self) -> None:
+    def test_the_reason_of_the_operating_system(self) -> None:
         inner = FileNotFoundError(2, "No such file or directory")
         assert os_reason(error.ConnectError(osError=inner)) == "No such file or directory"
         assert os_reason(PermissionError(13, "Permission denied")) == "Permission denied"
@@ -234,7 +238,7 @@ class TestLost:
 
 @implementer(IStreamClientEndpoint)
 class Waiting:
-    """An endpoint whose connection takes for ever."""
+    """An endpoint that never connects."""
 
     def __init__(self) -> None:
         self.attempt: Deferred[IProtocol] = Deferred()
@@ -245,7 +249,7 @@ class Waiting:
 
 @implementer(IStreamClientEndpoint)
 class Failing:
-    """An endpoint whose connection fails at once."""
+    """An endpoint that fails at once."""
 
     def __init__(self, why: Exception) -> None:
         self._why = why
@@ -262,11 +266,11 @@ class TestConnect:
         work.addErrback(lambda failure: results.append(failure.value))
         return results
 
-    def test_nobody_waits_for_ever(self) -> None:
+    def test_connecting_has_a_time_limit(self) -> None:
         clock = Clock()
         result = self.attempt(Waiting(), clock)
         clock.advance(CONNECT_SECONDS)
-        assert [trouble.key for trouble in result] == ["connect_timeout"]
+        assert [failed.key for failed in result] == ["connect_timeout"]
 
     def test_cancelled(self) -> None:
         result = self.attempt(Waiting(), Clock())
@@ -285,12 +289,12 @@ class TestConnect:
         ],
     )
     def test_failed(self, why: Exception, key: str) -> None:
-        (trouble,) = self.attempt(Failing(why), Clock())
-        assert isinstance(trouble, ConnectionTrouble)
-        assert trouble.key == key
+        (failed,) = self.attempt(Failing(why), Clock())
+        assert isinstance(failed, ConnectionFailed)
+        assert failed.key == key
 
 
-class TestTrouble:
+class TestErrors:
     @pytest.mark.parametrize(
         ("failure", "says"),
         [
@@ -327,7 +331,7 @@ class TestTrouble:
         stage.taskd.connections[-1].transport.write(garbage)
         stage.settle()
         assert (run.status, run.out) == (1, "")
-        assert run.err == f"taskclient: what answers at {SERVER} is not a taskd; check --server\n"
+        assert run.err == f"taskclient: the server at {SERVER} is not a taskd server; check --server\n"
 
     def test_a_server_that_hangs_up_at_once(self, stage: Stage) -> None:
         stage.logged_in().taskd.silent.add("login")
@@ -357,7 +361,7 @@ class TestTrouble:
         stage.lang = "es"
         assert spanish in stage.run("whoami").err
 
-    def test_a_task_that_is_no_task(self, stage: Stage) -> None:
+    def test_a_malformed_task(self, stage: Stage) -> None:
         stage.logged_in().taskd.silent.add("get_tasks")
         run = stage.run("list")
         stage.taskd.connections[-1].transport.write(
@@ -374,7 +378,7 @@ class TestTrouble:
         assert (run.status, run.err.count("is not a taskd")) == (1, 1)
         assert not stage.sessions.path.exists()
 
-    def test_a_refusal_whose_status_is_a_word_of_ours(self, stage: Stage) -> None:
+    def test_a_refusal_whose_code_is_the_key_of_a_text(self, stage: Stage) -> None:
         stage.logged_in().taskd.silent.add("whoami")
         run = stage.run("whoami")
         stage.taskd.connections[-1].transport.write(

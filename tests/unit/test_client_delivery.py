@@ -1,4 +1,4 @@
-"""One task that is confirmed in the end: lost connections and replies, servers that are away, stop or are busy."""
+"""Sending one task again: lost connections and replies, and servers that are down, stopping or busy."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 from twisted.internet import error
 from twisted.internet.defer import CancelledError
 
-from taskd.cli.resend import GIVE_UP_SECONDS, LEAST_PATIENCE
-from taskd.cli.retrying import FIRST_RETRY, LAST_RETRY
 from taskd.client.connection import CONNECT_SECONDS, REPLY_SECONDS
+from taskd.client.resend import GIVE_UP_SECONDS, LEAST_REPLY_SECONDS
+from taskd.client.retry import FIRST_PAUSE, LONGEST_PAUSE
 from taskd.model.errors import Draining, Internal, RateLimited, TaskdError, Unavailable
 from tests.unit.test_client_harness import Run, Stage
 
@@ -23,7 +23,7 @@ def stage(tmp_path: Path) -> Stage:
 
 
 def until_over(stage: Stage, run: Run, most: float = 200.0) -> float:
-    """Let time pass until the command has ended; how long that took."""
+    """Let time pass until the command has ended; returns the seconds."""
     begun = stage.clock.seconds()
     while not run.over and stage.clock.seconds() - begun < most:
         stage.advance(0.5)
@@ -31,14 +31,14 @@ def until_over(stage: Stage, run: Run, most: float = 200.0) -> float:
 
 
 def texts(stage: Stage) -> list[str]:
-    """Of the tasks that there are."""
+    """The texts of the stored tasks."""
     return [task.task for task in stage.taskd.tasks.values()]
 
 
 class TestOneTask:
     @pytest.mark.parametrize("lost_after", [True, False])
     def test_a_connection_lost_before_the_reply(self, stage: Stage, lost_after: bool) -> None:
-        """Before the server has stored the task, or when it has."""
+        """Before and after the server has stored the task."""
         failing = stage.taskd.mute if lost_after else stage.taskd.silent
         failing.add("new_task")
         run = stage.run("add", "x y")
@@ -46,17 +46,17 @@ class TestOneTask:
         failing.clear()
         stage.cut()
         assert run.err.splitlines() == AGAIN[:1]
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert (run.status, run.out, run.err.splitlines()) == (0, "Task 1 created.\n", AGAIN)
         assert texts(stage) == ["x y"]
         assert stage.taskd.asked(-1)[-1] == stage.taskd.asked(-2)[-1], "the very same again"
 
-    def test_it_is_the_own_task_under_a_key_of_ones_own_too(self, stage: Stage) -> None:
+    def test_a_resent_task_with_a_chosen_key_is_not_called_known(self, stage: Stage) -> None:
         stage.taskd.mute.add("new_task")
         run = stage.run("add", "x", "--key", "k")
         stage.taskd.mute.clear()
         stage.cut()
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert (run.status, run.out) == (0, "Task 1 created.\n")
 
     def test_a_reply_that_never_comes(self, stage: Stage) -> None:
@@ -64,10 +64,10 @@ class TestOneTask:
         run = stage.run("add", "x")
         stage.taskd.mute.clear()
         stage.advance(REPLY_SECONDS)
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert (run.status, run.out, run.err.splitlines()) == (0, "Task 1 created.\n", AGAIN)
 
-    def test_a_server_that_is_away_for_a_while(self, stage: Stage) -> None:
+    def test_a_server_that_is_down_for_a_while(self, stage: Stage) -> None:
         stage.taskd.silent.add("new_task")
         run = stage.run("add", "x", "--json")
         stage.network.failing = error.ConnectionRefusedError()
@@ -79,7 +79,7 @@ class TestOneTask:
         assert 5 <= stage.network.attempts - attempts <= 12, "with pauses that grow"
         stage.taskd.silent.clear()
         stage.network.failing = None
-        stage.advance(LAST_RETRY)
+        stage.advance(LONGEST_PAUSE)
         assert run.status == 0
         assert [reply["task_id"] for reply in run.objects] == [1]
         assert run.err.splitlines() == AGAIN
@@ -93,8 +93,8 @@ class TestOneTask:
         assert run.status == 1
         note, says = run.err.splitlines()
         assert note == AGAIN[0]
-        assert says.startswith("taskclient: no confirmation: what was sent may exist or not; the same command with")
-        assert "--key key1 creates only what does not exist yet (nothing listens at" in says
+        assert says.startswith("taskclient: no confirmation: the tasks may exist or not; the same command with")
+        assert "--key key1 creates only those that do not exist yet (nothing listens at" in says
 
         stage.network.failing = None
         stage.taskd.silent.clear()
@@ -112,11 +112,11 @@ class TestOneTask:
     def test_a_server_that_accepts_and_never_answers(self, stage: Stage) -> None:
         stage.taskd.silent |= {"login", "new_task"}
         run = stage.run("add", "x y")
-        assert until_over(stage, run) <= REPLY_SECONDS + GIVE_UP_SECONDS + LEAST_PATIENCE + CONNECT_SECONDS
+        assert until_over(stage, run) <= REPLY_SECONDS + GIVE_UP_SECONDS + LEAST_REPLY_SECONDS + CONNECT_SECONDS
         assert run.status == 1
         assert "--key key1" in run.err and "does not answer" in run.err
 
-    def test_silence_after_other_trouble_does_not_add_up(self, stage: Stage) -> None:
+    def test_a_silent_server_does_not_extend_the_time_limit(self, stage: Stage) -> None:
         stage.taskd.silent.add("new_task")
         run = stage.run("add", "x")
         stage.network.failing = error.ConnectionRefusedError()
@@ -124,12 +124,12 @@ class TestOneTask:
         for _ in range(40):
             stage.advance(1)
         stage.network.failing = None
-        assert until_over(stage, run) <= GIVE_UP_SECONDS - 40 + LEAST_PATIENCE
+        assert until_over(stage, run) <= GIVE_UP_SECONDS - 40 + LEAST_REPLY_SECONDS
         assert "--key key1" in run.err and "does not answer" in run.err
 
     @pytest.mark.parametrize("action", ["new_task", "login"])
     @pytest.mark.parametrize("refusal", [Draining("it is stopping", retry_after=1), Unavailable("the store is away")])
-    def test_a_server_that_cannot_do_it_now(self, stage: Stage, refusal: TaskdError, action: str) -> None:
+    def test_a_server_that_refuses_for_a_while(self, stage: Stage, refusal: TaskdError, action: str) -> None:
         stage.taskd.refusals[action] = refusal
         run = stage.run("add", "x")
         first = stage.taskd.connections[-1]
@@ -157,25 +157,25 @@ class TestOneTask:
         assert GIVE_UP_SECONDS <= until_over(stage, run) <= GIVE_UP_SECONDS + 1
         assert run.err.splitlines()[-1] == "taskclient: it is stopping"
 
-    def test_what_a_lost_store_has_done_is_not_known(self, stage: Stage) -> None:
+    def test_a_lost_store_may_have_created_the_task(self, stage: Stage) -> None:
         stage.taskd.refusals["new_task"] = Unavailable("the store is away")
         run = stage.run("add", "x")
         until_over(stage, run)
         assert "--key key1" in run.err and "(the store is away)" in run.err
 
-    def test_who_was_never_logged_in_has_created_nothing(self, stage: Stage) -> None:
+    def test_a_failed_login_has_created_nothing(self, stage: Stage) -> None:
         stage.taskd.refusals["login"] = Unavailable("the store is away")
         run = stage.run("add", "x")
         until_over(stage, run)
         assert run.err.splitlines()[-1] == "taskclient: the store is away"
 
-    def test_what_a_server_with_a_defect_has_done_is_not_known(self, stage: Stage) -> None:
+    def test_an_internal_error_may_have_created_the_task(self, stage: Stage) -> None:
         stage.taskd.refusals["new_task"] = Internal("its log says more")
         run = stage.run("add", "x")
         assert run.status == 1
         assert "--key key1" in run.err and "(its log says more)" in run.err
 
-    def test_too_much_at_once(self, stage: Stage) -> None:
+    def test_rate_limited(self, stage: Stage) -> None:
         stage.taskd.refusals["new_task"] = RateLimited("too much at once", retry_after=20)
         run = stage.run("add", "x y")
         assert run.err == "too much at once; trying again ...\n"
@@ -187,13 +187,13 @@ class TestOneTask:
         assert (run.status, run.out, run.err.count("\n")) == (0, "Task 1 created.\n", 1)
 
     @pytest.mark.parametrize(("asked", "took"), [(20, 60), (61, 0), (None, 60)])
-    def test_too_much_for_too_long(self, stage: Stage, asked: float | None, took: float) -> None:
+    def test_rate_limited_for_too_long(self, stage: Stage, asked: float | None, took: float) -> None:
         stage.taskd.refusals["new_task"] = RateLimited("too much at once", retry_after=asked)
         run = stage.run("add", "x")
         assert took <= until_over(stage, run) <= took + 1
         assert (run.status, run.err.splitlines()[-1]) == (1, "taskclient: too much at once")
 
-    def test_a_login_that_has_to_wait(self, stage: Stage) -> None:
+    def test_a_rate_limited_login(self, stage: Stage) -> None:
         stage.taskd.refusals["login"] = RateLimited("too many logins", retry_after=5)
         run = stage.run("add", "x")
         stage.taskd.refusals.clear()
@@ -206,7 +206,7 @@ class TestOneTask:
         run = stage.run("add", "x", "--key", "k")
         stage.taskd.silent.clear()
         stage.cut()
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert run.status == 1
         assert run.err.splitlines()[-1].startswith("taskclient: the key 'k' stands for another task already")
 
@@ -217,7 +217,7 @@ class TestOneTask:
             assert run.status == 1
             assert run.err.startswith("taskclient: nothing listens at") and run.err.count("\n") == 1
 
-    def test_a_session_that_has_ended_is_no_reason_to_try_again(self, stage: Stage) -> None:
+    def test_no_retry_after_the_session_has_ended(self, stage: Stage) -> None:
         stage.taskd.tokens.clear()
         for text in ("x", "-"):
             run = stage.run("add", text, open=True)
@@ -229,11 +229,11 @@ class TestOneTask:
         run = stage.run("add", "x")
         stage.taskd.tokens.clear()
         stage.cut()
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert run.status == 4
         assert "--key key1" in run.err and "log in again" in run.err
 
-    def test_who_logs_in_meanwhile_gets_nobody_elses_tasks(self, stage: Stage) -> None:
+    def test_a_task_goes_to_its_own_user_after_another_login(self, stage: Stage) -> None:
         stage.taskd.silent.add("new_task")
         run = stage.run("add", "x")
         eve = stage.run("login", "eve", lines=["horse of eve"], prepare=lambda: stage.taskd.user("eve", "horse of eve"))
@@ -241,17 +241,17 @@ class TestOneTask:
         stage.taskd.silent.clear()
         stage.taskd.connections[-2].transport.loseConnection()
         stage.settle()
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert (run.status, stage.taskd.asked()[0]["token"]) == (0, "token-1")
 
-    def test_nor_does_it_forget_their_session(self, stage: Stage) -> None:
+    def test_an_ended_session_does_not_delete_a_newer_one(self, stage: Stage) -> None:
         stage.taskd.silent.add("new_task")
         run = stage.run("add", "x")
         stage.taskd.tokens.clear()
         stage.run("login", "ana", lines=["correct horse"])
         stage.taskd.connections[-2].transport.loseConnection()
         stage.settle()
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert run.status == 4
         assert stage.sessions.path.exists()
 
@@ -266,11 +266,11 @@ class TestOneTask:
         ]
         assert not stage.clock.getDelayedCalls()
 
-    def test_its_states_are_shown_from_the_new_connection_on(self, stage: Stage) -> None:
+    def test_states_are_shown_from_the_new_connection(self, stage: Stage) -> None:
         stage.taskd.mute.add("new_task")
         run = stage.run("add", "x", "--wait")
         stage.taskd.mute.clear()
         stage.cut()
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert stage.taskd.actions() == ["login", "watch", "new_task", "wait"]
         assert run.out.startswith("Task 1 created.\n")

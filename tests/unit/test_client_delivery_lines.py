@@ -1,4 +1,4 @@
-"""The same for many tasks: of those under way some are confirmed, some stored, some neither."""
+"""Sending many tasks again, of which some are confirmed, some stored, some neither."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from twisted.internet import error
 from twisted.internet.defer import CancelledError
 
-from taskd.cli.resend import GIVE_UP_SECONDS
-from taskd.cli.retrying import FIRST_RETRY, LAST_RETRY
+from taskd.client.resend import GIVE_UP_SECONDS
+from taskd.client.retry import FIRST_PAUSE, LONGEST_PAUSE
 from taskd.model.errors import Draining, RateLimited, TaskdError, Unavailable
 from tests.unit.test_client_delivery import AGAIN, texts, until_over
 from tests.unit.test_client_harness import Stage
@@ -23,7 +23,7 @@ def stage(tmp_path: Path) -> Stage:
 
 class TestLines:
     def test_what_is_not_confirmed_is_sent_again(self, stage: Stage) -> None:
-        """Four batches are under way: one is confirmed, of three the server has stored one without saying so."""
+        """Four batches are in flight, and the connection is lost twice."""
         lines = [f"task {n}" for n in range(8000)]
         stage.taskd.silent.add("new_tasks")
         run = stage.run("add", "-", lines=lines)
@@ -32,11 +32,11 @@ class TestLines:
         stage.taskd.silent.clear()
         stage.taskd.mute.add("new_tasks")
         stage.cut()
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert stage.taskd.asked()[1:] == [dict(r, id=n) for n, r in enumerate(first, 2)], "the same in the same order"
         stage.taskd.mute.clear()
         stage.cut()
-        assert until_over(stage, run) <= 2 * FIRST_RETRY
+        assert until_over(stage, run) <= 2 * FIRST_PAUSE
         assert (run.status, run.out) == (0, "8000 tasks created (1 to 8000).\n")
         assert texts(stage) == lines
         assert run.err.splitlines() == AGAIN
@@ -57,13 +57,13 @@ class TestLines:
         stage.cut()
         assert run.err == "", "there is nothing to send"
         run.type("two")
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert run.err.splitlines() == AGAIN
         run.source.open = False
         run.type()
         assert (run.status, run.out) == (0, "2 tasks created (1 to 2).\n")
 
-    def test_each_trouble_has_its_own_time(self, stage: Stage) -> None:
+    def test_each_failure_has_its_own_time_limit(self, stage: Stage) -> None:
         run = stage.run("add", "-", open=True)
         for n in range(3):
             stage.network.failing = error.ConnectionRefusedError()
@@ -72,7 +72,7 @@ class TestLines:
             for _ in range(40):
                 stage.advance(1)
             stage.network.failing = None
-            stage.advance(LAST_RETRY)
+            stage.advance(LONGEST_PAUSE)
         assert texts(stage) == ["line 0", "line 1", "line 2"]
         assert run.err.splitlines() == AGAIN * 3
 
@@ -88,7 +88,7 @@ class TestLines:
         assert run.status == 1
         note, count, says = run.err.splitlines()
         assert note == AGAIN[0]
-        assert count == "1 tasks were created before the error; --key key1 and the same lines go on from there."
+        assert count == "1 tasks were created before the error; --key key1 with the same lines continues from there."
         assert "may exist or not; the same command with --key key1 creates only" in says
 
         stage.network.failing = None
@@ -96,10 +96,10 @@ class TestLines:
         run = stage.run("add", "-", "--key", "key1", lines=["one", "two", "three", "four"])
         assert run.out.splitlines() == [
             "Task 4 created.",
-            "3 tasks were created before under these keys (1 to 3).",
+            "3 tasks already exist under these keys (1 to 3).",
         ]
 
-    def test_what_was_never_sent_does_surely_not_exist(self, stage: Stage) -> None:
+    def test_tasks_that_were_never_sent_do_not_exist(self, stage: Stage) -> None:
         run = stage.run("add", "-", open=True)
         run.type("one")
         stage.network.failing = error.ConnectionRefusedError()
@@ -109,21 +109,21 @@ class TestLines:
         assert run.err.splitlines()[-1].startswith("taskclient: nothing listens at")
 
     @pytest.mark.parametrize("refusal", [Draining("it is stopping"), Unavailable("the store is away")])
-    def test_a_server_that_cannot_do_it_now(self, stage: Stage, refusal: TaskdError) -> None:
+    def test_a_server_that_refuses_for_a_while(self, stage: Stage, refusal: TaskdError) -> None:
         run = stage.run("add", "-", open=True)
         run.type("one")
         stage.taskd.refusals["new_tasks"] = refusal
         run.type("two")
         run.type("three")
         stage.taskd.refusals.clear()
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert texts(stage) == ["one", "two", "three"]
         run.source.open = False
         run.type()
         assert (run.status, run.out) == (0, "3 tasks created (1 to 3).\n")
         assert run.err.splitlines() == [f"{refusal.message}; trying again ...", "Connected again."]
 
-    def test_what_is_under_way_at_a_server_that_stops_is_still_answered(self, stage: Stage) -> None:
+    def test_a_server_that_is_stopping_still_answers(self, stage: Stage) -> None:
         run = stage.run("add", "-", open=True)
         stage.taskd.held.add("new_tasks")
         run.type("one")
@@ -136,14 +136,14 @@ class TestLines:
         old.release()
         stage.settle()
         assert old.transport.disconnected or old.transport.disconnecting
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         run.source.open = False
         run.type()
         assert (run.status, run.out) == (0, "2 tasks created (1 to 2).\n")
         assert stage.taskd.actions(-2).count("new_tasks") == 2
         assert stage.taskd.actions(-1).count("new_tasks") == 1
 
-    def test_too_much_at_once_is_said_once(self, stage: Stage) -> None:
+    def test_rate_limited_is_reported_once(self, stage: Stage) -> None:
         stage.taskd.refusals["new_tasks"] = RateLimited("too much at once", retry_after=10)
         run = stage.run("add", "-", lines=["x"] * 3000)
         stage.advance(10)
@@ -153,7 +153,7 @@ class TestLines:
         assert run.err == "too much at once; trying again ...\n"
         assert texts(stage) == ["x"] * 3000
 
-    def test_ctrl_c_ends_it_at_once_wherever_it_is(self, stage: Stage) -> None:
+    def test_ctrl_c_ends_it_at_once(self, stage: Stage) -> None:
         run = stage.run("add", "-", open=True)
         run.type("one", "two")
         stage.taskd.silent.add("new_tasks")
@@ -166,7 +166,7 @@ class TestLines:
         run.cancel()
         assert isinstance(run.error, CancelledError)
         assert run.err.splitlines()[1:] == [
-            "2 tasks were created before the error; --key key1 and the same lines go on from there."
+            "2 tasks were created before the error; --key key1 with the same lines continues from there."
         ]
         assert not stage.clock.getDelayedCalls()
 
@@ -178,7 +178,7 @@ class TestLines:
         assert run.err.startswith("0 tasks were created before the error; --key key1")
         assert not stage.clock.getDelayedCalls()
 
-    def test_a_bad_line_waits_for_what_is_under_way(self, stage: Stage) -> None:
+    def test_a_bad_line_waits_for_the_batches_in_flight(self, stage: Stage) -> None:
         run = stage.run("add", "-", open=True)
         stage.taskd.mute.add("new_tasks")
         run.type("one")
@@ -186,7 +186,7 @@ class TestLines:
         assert not run.over
         stage.taskd.mute.clear()
         stage.cut()
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert run.status == 1
         assert run.err.splitlines()[2].startswith("1 tasks were created before the error")
         assert "line 2: a task needs" in run.err.splitlines()[3]

@@ -1,4 +1,4 @@
-"""Lengths of time and moments, as people write them and as they are shown."""
+"""Durations and times, as people write them and as they are shown."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ class TestDurations:
             ("007", 7),
         ],
     )
-    def test_what_is_one(self, text: str, seconds: float) -> None:
+    def test_valid(self, text: str, seconds: float) -> None:
         assert seconds_in(text) == seconds
 
     @pytest.mark.parametrize(
         "text", ["", " ", "x", "-1", "+1", "1x", "30m1h", "1h1h", "1e3", "inf", "nan", ".", "1.s", "٣s", "1 h", "1,5h"]
     )
-    def test_what_is_none(self, text: str) -> None:
+    def test_invalid(self, text: str) -> None:
         with pytest.raises(ValueError):
             seconds_in(text)
 
-    def test_a_number_past_all_bounds_is_no_crash(self) -> None:
+    def test_a_number_that_is_too_large(self) -> None:
         assert seconds_in("9" * 5000 + "d") == float("inf")
 
     @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ class TestDurations:
 
 @pytest.fixture
 def in_madrid() -> Iterator[None]:
-    """The local time zone, with a summer time."""
+    """A local time zone with daylight saving time."""
     before = os.environ.get("TZ")
     os.environ["TZ"] = "CET-1CEST,M3.5.0,M10.5.0/3"
     time.tzset()
@@ -83,7 +83,7 @@ class TestMoments:
             ("2026-12-01T08:00+02", "2026-12-01T06:00"),
         ],
     )
-    def test_what_is_one(self, text: str, utc: str) -> None:
+    def test_valid(self, text: str, utc: str) -> None:
         at = moment_in(text)
         assert at == datetime.fromisoformat(utc).replace(tzinfo=timezone.utc)
         assert at.utcoffset() is not None
@@ -95,11 +95,11 @@ class TestMoments:
             *("2026-12-01 08:00+25:00", "2026-12-01 08", "1764576000", "2026-12-01 08:00 CET"),
         ],
     )
-    def test_what_is_none(self, text: str) -> None:
+    def test_invalid(self, text: str) -> None:
         with pytest.raises(ValueError):
             moment_in(text)
 
-    def test_the_ends_of_time(self) -> None:
+    def test_the_first_and_last_years(self) -> None:
         for text in ("0001-01-01", "9999-12-31 23:59"):
-            with contextlib.suppress(ValueError):  # where the system's clock does not know the year
+            with contextlib.suppress(ValueError):  # the system cannot convert this year
                 assert moment_in(text).utcoffset() is not None

@@ -1,4 +1,4 @@
-"""The stage on which the client's unit tests play: a server, a clock, a keyboard, captured output."""
+"""What the unit tests of the client share: a server in memory, a clock, a keyboard, captured output."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from twisted.test.iosim import FakeTransport, IOPump, connect
 from zope.interface import implementer
 
 from taskd.cli.context import Context
-from taskd.cli.main import perform
+from taskd.cli.errors import EndOfInput
 from taskd.cli.options import parser
+from taskd.cli.run import perform
 from taskd.cli.texts.catalogue import Texts
 from taskd.cli.ui.rendering import Renderer
 from taskd.cli.ui.terminal import Output, Screen
-from taskd.client.errors import ClientError, EndOfInput
+from taskd.client.errors import ClientError
 from taskd.client.sessions import SessionFile, state_folder
 from taskd.model.errors import TaskdError
 from tests.unit.test_client_taskd import NOON, FakeConnection, FakeTaskd
@@ -35,7 +36,7 @@ SERVER = "127.0.0.1:5000"
 
 @implementer(IStreamClientEndpoint)
 class FakeNetwork:
-    """Connects clients to servers in memory. ``failing`` is raised by connection attempts, if set."""
+    """Connects clients to servers in memory. If ``failing`` is set, connection attempts raise it."""
 
     def __init__(self, serve: Callable[[], LineReceiver]) -> None:
         self._serve = serve
@@ -56,13 +57,13 @@ class FakeNetwork:
         return connected
 
     def flush(self) -> None:
-        """Deliver everything that is under way, both ways."""
+        """Deliver all bytes in both directions."""
         while any(pump.pump() for pump in self._pumps):
             pass
 
 
 class FakeSource:
-    """A keyboard or a pipe with these lines; ``open`` ones have no end, the reader waits for :meth:`type`."""
+    """A keyboard or a pipe with these lines. While it is ``open``, the reader waits for :meth:`type` at their end."""
 
     def __init__(self, lines: Iterable[str], tty: bool) -> None:
         self.tty = tty
@@ -105,7 +106,7 @@ class FakeSource:
 
 
 class Stream(io.StringIO):
-    """Captured output that may say it is a terminal."""
+    """Captured output that may claim to be a terminal."""
 
     def __init__(self, tty: bool = False) -> None:
         super().__init__()
@@ -116,7 +117,7 @@ class Stream(io.StringIO):
 
 
 class Run:
-    """One command under way. ``status`` is None until it has ended, ``error`` what it raised."""
+    """One running command. ``status`` is None until it has ended; ``error`` is the exception that it raised."""
 
     def __init__(self, stage: Stage, stdout: Stream, stderr: Stream, source: FakeSource, ctx: Context) -> None:
         self._stage = stage
@@ -143,11 +144,11 @@ class Run:
 
     @property
     def objects(self) -> list[dict[str, Any]]:
-        """Standard output as JSON, an object a line."""
+        """Standard output as JSON, one object per line."""
         return [json.loads(line) for line in self.out.splitlines()]
 
     def type(self, *lines: str) -> None:
-        """The user types, and things happen."""
+        """The user types, and the command reacts."""
         self.source.type(*lines)
         self._stage.settle()
 
@@ -171,11 +172,11 @@ class Stage:
         self.env = {"XDG_STATE_HOME": str(folder)}
         self.sessions = SessionFile(state_folder(self.env), SERVER)
         self.screen: Screen | None = None
-        """What size the terminals have been given since they were opened."""
+        """The new size of the terminals, if it has changed since they were opened."""
         self.new_key = (f"key{n}" for n in itertools.count(1)).__next__
 
     def logged_in(self) -> Stage:
-        """With the session of ana."""
+        """Log ana in."""
         run = self.run("login", "ana", lines=["correct horse"], prepare=self.taskd.user)
         assert run.status == 0, run.err
         return self
@@ -190,7 +191,7 @@ class Stage:
         screen: Screen | None = None,
         prepare: Callable[[], object] = lambda: None,
     ) -> Run:
-        """Start one command line, and let it go on until it ends or waits for something."""
+        """Start one command line, and run it until it ends or waits."""
         prepare()
         texts = Texts(self.lang)
         options = parser(texts).parse_args(argv)
@@ -225,7 +226,7 @@ class Stage:
         return run
 
     def settle(self) -> None:
-        """Let everything happen that needs no time."""
+        """Run everything that needs no time."""
         self.network.flush()
 
     def advance(self, seconds: float) -> None:
@@ -234,12 +235,12 @@ class Stage:
         self.settle()
 
     def cut(self, connection: int = -1) -> None:
-        """The server's end of a connection goes away."""
+        """The server closes a connection."""
         self.taskd.connections[connection].transport.loseConnection()
         self.settle()
 
 
-def test_the_fake_server_handles_nothing_before_a_login_is_through(tmp_path: Path) -> None:
+def test_the_fake_server_handles_nothing_before_the_login(tmp_path: Path) -> None:
     stage = Stage(tmp_path).logged_in()
     stage.taskd.silent.add("login")
     stage.run("whoami")

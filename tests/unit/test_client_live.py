@@ -1,4 +1,4 @@
-"""``watch``, ``wait`` and ``add --wait``: what is shown when, across gaps and lost connections, in no time."""
+"""``watch``, ``wait`` and ``add --wait``: which changes are shown, across gaps and lost connections."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from twisted.internet import error
 
-from taskd.cli.commands.live import ANSWER_SECONDS
-from taskd.cli.retrying import FIRST_RETRY, LAST_RETRY
+from taskd.cli.commands.wait import ANSWER_SECONDS
 from taskd.cli.ui.progress import REMEMBERED
-from taskd.client.connection import CHECK_SECONDS, REPLY_SECONDS
+from taskd.client.connection import KEEPALIVE_SECONDS, REPLY_SECONDS
+from taskd.client.retry import FIRST_PAUSE, LONGEST_PAUSE
 from taskd.model.errors import Draining
 from taskd.model.states import State
 from tests.unit.test_client_harness import Run, Stage
@@ -23,7 +23,7 @@ def stage(tmp_path: Path) -> Stage:
 
 
 def words(run: Run) -> list[list[str]]:
-    """Of each change that was shown the task's number, its state and its text."""
+    """The number, the state and the text of each change that was shown."""
     return [line.split()[1:] for line in run.out.splitlines() if ":" in line.split()[0]]
 
 
@@ -44,7 +44,7 @@ class TestWatch:
         assert words(run) == [["12", "running", "old11"]]
         assert not run.over
 
-    def test_only_a_terminal_is_told_how_to_end_it(self, stage: Stage) -> None:
+    def test_only_a_terminal_gets_the_hint_how_to_end_it(self, stage: Stage) -> None:
         assert stage.run("watch").err == ""
         assert stage.run("watch", tty=True).err == "Watching; Ctrl-C ends it.\n"
 
@@ -58,7 +58,7 @@ class TestWatch:
         stage.settle()
         assert words(run) == [["1", "running", "one"]]
 
-    def test_json_passes_everything_on_as_it_came(self, stage: Stage) -> None:
+    def test_json_prints_everything_unchanged(self, stage: Stage) -> None:
         stage.taskd.task("one")
         run = stage.run("watch", "--json")
         stage.taskd.move(1, State.RUNNING)
@@ -69,7 +69,7 @@ class TestWatch:
         assert change["task"]["state"] == "running"
         assert draining == {"event": "draining", "new_field": 1}
 
-    def test_a_lost_connection_is_made_anew(self, stage: Stage) -> None:
+    def test_it_reconnects(self, stage: Stage) -> None:
         stage.taskd.task("kept")
         stage.taskd.task("moved")
         run = stage.run("watch")
@@ -77,41 +77,41 @@ class TestWatch:
         assert run.err == "Connection lost; connecting again ...\n"
         stage.taskd.move(2, State.RUNNING)
         stage.taskd.task("new")
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert run.err.splitlines()[1:] == ["Connected again."]
         assert words(run) == [["2", "running", "moved"], ["3", "queued", "new"]]
         finish(stage, 2)
         assert words(run)[2:] == [["2", "completed", "moved"]]
 
-    def test_old_tasks_that_come_into_sight_are_no_news(self, stage: Stage) -> None:
+    def test_old_tasks_of_a_larger_snapshot_are_not_shown(self, stage: Stage) -> None:
         for n in range(5):
             stage.taskd.task(f"task{n}")
         run = stage.run("watch", "--limit", "1")
         stage.cut()
         stage.taskd.move(5, State.RUNNING)
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert stage.taskd.asked()[-1]["limit"] > 5
         assert words(run) == [["5", "running", "task4"]]
 
-    def test_the_pauses_grow_to_a_limit_and_begin_anew(self, stage: Stage) -> None:
+    def test_pauses_grow_to_a_limit_and_are_reset(self, stage: Stage) -> None:
         run = stage.run("watch")
         stage.network.failing = error.ConnectionRefusedError()
         stage.cut()
         attempts = stage.network.attempts
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert stage.network.attempts == attempts + 1
         for _ in range(20):
-            stage.advance(LAST_RETRY)
+            stage.advance(LONGEST_PAUSE)
         assert stage.network.attempts > attempts + 20
         before = stage.network.attempts
-        stage.advance(LAST_RETRY / 2 - 0.1)
+        stage.advance(LONGEST_PAUSE / 2 - 0.1)
         assert stage.network.attempts == before, "no pause is shorter than half of the longest"
         stage.network.failing = None
-        stage.advance(LAST_RETRY)
+        stage.advance(LONGEST_PAUSE)
         assert run.err.splitlines() == ["Connection lost; connecting again ...", "Connected again."]
         attempts = stage.network.attempts
         stage.cut()
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert stage.network.attempts == attempts + 1
 
     def test_the_first_connection_has_to_work(self, stage: Stage) -> None:
@@ -124,34 +124,34 @@ class TestWatch:
         run = stage.run("watch")
         stage.taskd.refusals["watch"] = Draining("stopping")
         stage.cut()
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert not run.over
         del stage.taskd.refusals["watch"]
-        stage.advance(2 * FIRST_RETRY)
+        stage.advance(2 * FIRST_PAUSE)
         assert "Connected again." in run.err
 
     def test_a_session_that_ends_meanwhile(self, stage: Stage) -> None:
         run = stage.run("watch")
         stage.taskd.tokens.clear()
         stage.cut()
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert run.status == 4
         assert "log in again" in run.err
 
-    def test_a_connection_that_died_silently_is_noticed(self, stage: Stage) -> None:
+    def test_a_silent_connection_is_detected(self, stage: Stage) -> None:
         run = stage.run("watch")
         for _ in range(10):
-            stage.advance(CHECK_SECONDS)
+            stage.advance(KEEPALIVE_SECONDS)
         assert stage.taskd.actions().count("ping") == 10
         assert run.err == ""
         stage.taskd.silent.add("ping")
-        stage.advance(CHECK_SECONDS)
+        stage.advance(KEEPALIVE_SECONDS)
         stage.advance(REPLY_SECONDS)
         assert "connecting again" in run.err
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert "Connected again." in run.err
 
-    def test_after_a_gap_it_looks_again(self, stage: Stage) -> None:
+    def test_after_a_gap_it_asks_again(self, stage: Stage) -> None:
         stage.taskd.task("one")
         run = stage.run("watch")
         connection = stage.taskd.connections[-1]
@@ -170,7 +170,7 @@ class TestWatch:
         assert run.status == 1
         assert "is not a taskd" in run.err
 
-    def test_what_others_wrote_cannot_drive_the_terminal(self, stage: Stage) -> None:
+    def test_texts_cannot_control_the_terminal(self, stage: Stage) -> None:
         stage.taskd.task("\x1b[2J", State.FAILED, error="\x07")
         (task,) = stage.run("list", "--json").objects
         run = stage.run("watch", tty=True, columns=200)
@@ -217,9 +217,9 @@ class TestWait:
         stage.settle()
         assert run.status == 3
         assert words(run) == [["2", "completed", "two"]]
-        assert run.err == "1 of the tasks have not ended in time: 1\n"
+        assert run.err == "1 of the tasks did not end in time: 1\n"
 
-    def test_no_time_at_all_is_a_look(self, stage: Stage) -> None:
+    def test_a_timeout_of_zero_asks_once(self, stage: Stage) -> None:
         stage.taskd.task("one")
         assert stage.run("wait", "1", "--timeout", "0").status == 3
         finish(stage, 1)
@@ -235,18 +235,18 @@ class TestWait:
         finish(stage, 1)
         assert run.status == 0
 
-    def test_a_lost_connection_is_made_anew(self, stage: Stage) -> None:
+    def test_it_reconnects(self, stage: Stage) -> None:
         stage.taskd.task("one")
         run = stage.run("wait", "1", "--timeout", "100")
         stage.cut()
         finish(stage, 1)
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert run.status == 0
         assert 99 <= stage.taskd.asked()[-1]["timeout"] < 100
         assert run.err.splitlines() == ["Connection lost; connecting again ...", "Connected again."]
         assert words(run) == [["1", "completed", "one"]]
 
-    def test_time_is_up_while_there_is_no_server(self, stage: Stage) -> None:
+    def test_time_is_up_without_a_server(self, stage: Stage) -> None:
         stage.taskd.task("one")
         run = stage.run("wait", "1", "--timeout", "30")
         stage.network.failing = error.ConnectionRefusedError()
@@ -256,9 +256,9 @@ class TestWait:
         assert not run.over
         stage.advance(0.5)
         assert run.status == 3
-        assert run.err.endswith("1 of the tasks have not ended in time: 1\n")
+        assert run.err.endswith("1 of the tasks did not end in time: 1\n")
 
-    def test_time_is_up_and_the_server_says_nothing(self, stage: Stage) -> None:
+    def test_time_is_up_and_the_server_is_silent(self, stage: Stage) -> None:
         stage.taskd.task("one")
         run = stage.run("wait", "1", "--timeout", "5")
         stage.advance(5 + ANSWER_SECONDS)
@@ -271,7 +271,7 @@ class TestWait:
         assert run.status == 0
         assert [len(reply["tasks"]) for reply in run.objects] == [1000, 1000, 500]
 
-    def test_json_has_only_the_last_word(self, stage: Stage) -> None:
+    def test_json_prints_only_the_last_reply(self, stage: Stage) -> None:
         stage.taskd.task("one")
         run = stage.run("wait", "1", "--json")
         stage.taskd.move(1, State.RUNNING)
@@ -281,11 +281,11 @@ class TestWait:
         assert reply["done"] is True
         assert "watch" not in stage.taskd.actions()
 
-    def test_a_task_that_is_not_there(self, stage: Stage) -> None:
+    def test_a_task_that_does_not_exist(self, stage: Stage) -> None:
         run = stage.run("wait", "7")
         assert (run.status, run.err) == (1, "taskclient: you have no task 7\n")
 
-    def test_ctrl_c_says_nothing_more_to_the_server(self, stage: Stage) -> None:
+    def test_ctrl_c_leaves_no_timer(self, stage: Stage) -> None:
         stage.taskd.task("one")
         run = stage.run("wait", "1")
         run.cancel()
@@ -294,7 +294,7 @@ class TestWait:
 
 
 class TestAddAndWait:
-    def test_every_state_from_the_first_on(self, stage: Stage) -> None:
+    def test_every_state_is_shown(self, stage: Stage) -> None:
         run = stage.run("add", "one", "--wait")
         assert run.out.splitlines()[0] == "Task 1 created."
         stage.taskd.move(1, State.RUNNING, attempt=2)
@@ -330,7 +330,7 @@ class TestAddAndWait:
         assert words(run)[:2] == [["1", "queued", "one"], ["2", "queued", "two"]]
         assert words(run)[2:] == [["1", "completed", "one"], ["2", "cancelled", "two"]]
 
-    def test_what_is_held_until_the_numbers_are_known_is_bounded(self, stage: Stage) -> None:
+    def test_held_events_are_bounded(self, stage: Stage) -> None:
         run = stage.run("add", "-", "--wait", open=True)
         task = stage.taskd.task("other")
         connection = stage.taskd.connections[-1]
@@ -345,7 +345,7 @@ class TestAddAndWait:
         assert run.status == 0
         assert words(run) == [["2", "queued", "mine"], ["2", "completed", "mine"]]
 
-    def test_a_gap_on_the_way(self, stage: Stage) -> None:
+    def test_a_gap(self, stage: Stage) -> None:
         run = stage.run("add", "one", "--wait")
         stage.taskd.connections[-1].event({"event": "gap"})
         stage.settle()

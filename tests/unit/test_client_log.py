@@ -1,4 +1,4 @@
-"""``log``: which lines are printed, what is said of those that are missing, and following across lost connections."""
+"""``log``: the printed lines, the notes about missing lines, and following across lost connections."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from twisted.internet import error
 
-from taskd.cli.retrying import FIRST_RETRY
+from taskd.client.retry import FIRST_PAUSE
 from taskd.model.errors import Unavailable
 from taskd.model.states import State
 from tests.unit.test_client_harness import Run, Stage
@@ -23,7 +23,7 @@ def stage(tmp_path: Path) -> Stage:
 
 
 def say(stage: Stage, *texts: str, attempt: int = 1) -> None:
-    """The task says something."""
+    """The task logs lines."""
     stage.taskd.log(1, *texts, attempt=attempt)
     stage.settle()
 
@@ -35,12 +35,12 @@ def finish(stage: Stage, state: State = State.COMPLETED) -> None:
 
 
 def lines(run: Run) -> list[str]:
-    """What was printed."""
+    """The printed lines."""
     return run.out.splitlines()
 
 
 class TestLog:
-    def test_all_of_it_over_pages(self, stage: Stage) -> None:
+    def test_several_pages(self, stage: Stage) -> None:
         texts = [f"line {n}" for n in range(2500)]
         say(stage, *texts)
         run = stage.run("log", "1")
@@ -49,18 +49,18 @@ class TestLog:
         assert stage.taskd.actions() == ["login", "get_log", "get_log", "get_log"]
 
     @pytest.mark.parametrize(("count", "requests"), [("3", 1), ("1000", 1), ("1001", 3)])
-    def test_the_end_of_it(self, stage: Stage, count: str, requests: int) -> None:
+    def test_the_last_lines(self, stage: Stage, count: str, requests: int) -> None:
         texts = [f"line {n}" for n in range(2500)]
         say(stage, *texts)
         run = stage.run("log", "1", "-n", count)
         assert lines(run) == texts[-int(count) :]
         assert stage.taskd.actions().count("get_log") == requests
 
-    def test_nothing_in_it(self, stage: Stage) -> None:
+    def test_an_empty_log(self, stage: Stage) -> None:
         run = stage.run("log", "1")
         assert (run.status, run.out, run.err) == (0, "", "Task 1 has no log.\n")
 
-    def test_attempts_are_set_apart(self, stage: Stage) -> None:
+    def test_attempts_are_separated(self, stage: Stage) -> None:
         say(stage, "first")
         say(stage, "second", attempt=2)
         assert lines(stage.run("log", "1")) == ["first", "--- attempt 2 ---", "second"]
@@ -69,13 +69,13 @@ class TestLog:
         stage.lang = "es"
         assert lines(stage.run("log", "1"))[1] == "--- intento 2 ---"
 
-    def test_attempts_that_count_from_one_again(self, stage: Stage) -> None:
+    def test_attempts_that_are_numbered_from_one_again(self, stage: Stage) -> None:
         say(stage, "first", "more")
         stage.taskd.log(1, "retried", first=1)
         run = stage.run("log", "1")
         assert (lines(run), run.err) == (["first", "more", "--- attempt 1 ---", "retried"], "")
 
-    def test_one_attempts_end(self, stage: Stage) -> None:
+    def test_the_last_lines_of_one_attempt(self, stage: Stage) -> None:
         for attempt in (1, 2, 3):
             say(stage, *(f"{attempt}.{n}" for n in range(5)), attempt=attempt)
         assert lines(stage.run("log", "1", "--attempt", "2", "-n", "2")) == ["2.3", "2.4"]
@@ -85,29 +85,29 @@ class TestLog:
         (line,) = lines(stage.run("log", "1", "--times"))
         assert line == f"{NOON.astimezone().isoformat(' ', 'seconds')}  at noon"
 
-    def test_what_was_cut(self, stage: Stage) -> None:
+    def test_missing_lines(self, stage: Stage) -> None:
         stage.taskd.cut = True
         stage.taskd.log(1, "a", "b", first=100)
         stage.taskd.log(1, "c", first=110)
         run = stage.run("log", "1")
         assert lines(run) == ["a", "b", "c"]
         assert run.err.splitlines() == [
-            "The beginning of this log has been cut: it had grown too long.",
-            "Here 8 lines have been cut: the log had grown too long.",
+            "The beginning of this log was deleted because the log was too long.",
+            "8 lines are missing here because the log was too long.",
         ]
         assert stage.run("log", "1", "-n", "1").err == "", "who asks for the end misses no beginning"
 
-    def test_what_was_said_cannot_drive_the_terminal(self, stage: Stage) -> None:
+    def test_lines_cannot_control_the_terminal(self, stage: Stage) -> None:
         say(stage, "\x1b[2J\x9b31mboo\rhoo\u202e", "a\tb")
         for run in (stage.run("log", "1", tty=True), stage.run("log", "1")):
             assert lines(run) == ["\\x1b[2J\\x9b31mboo\\rhoo\\u202e", "a       b"]
 
-    def test_json_is_one_line_object_a_line(self, stage: Stage) -> None:
+    def test_json_prints_one_object_per_line(self, stage: Stage) -> None:
         say(stage, "a", "b\x07")
         run = stage.run("log", "1", "--json")
         assert [(line["attempt"], line["line"], line["text"]) for line in run.objects] == [(1, 1, "a"), (1, 2, "b\x07")]
 
-    def test_a_task_that_is_not_there(self, stage: Stage) -> None:
+    def test_a_task_that_does_not_exist(self, stage: Stage) -> None:
         for argv in (["log", "7"], ["log", "7", "-f"]):
             run = stage.run(*argv)
             assert (run.status, run.err) == (1, "taskclient: you have no task 7\n")
@@ -123,7 +123,7 @@ class TestFollow:
         finish(stage)
         assert (run.status, run.err) == (0, "")
 
-    def test_a_terminal_is_told_how_it_ended(self, stage: Stage) -> None:
+    def test_a_terminal_shows_how_the_task_ended(self, stage: Stage) -> None:
         run = stage.run("log", "1", "-f", tty=True)
         say(stage, "x")
         finish(stage, State.FAILED)
@@ -135,7 +135,7 @@ class TestFollow:
         run = stage.run("log", "1", "-f")
         assert (run.status, lines(run)) == (0, ["all"])
 
-    def test_from_its_last_lines_on(self, stage: Stage) -> None:
+    def test_following_from_the_last_lines(self, stage: Stage) -> None:
         say(stage, *map(str, range(50)))
         run = stage.run("log", "1", "-f", "-n", "2")
         say(stage, "50")
@@ -143,14 +143,14 @@ class TestFollow:
         finish(stage)
         assert run.status == 0
 
-    def test_a_lost_connection_doubles_and_loses_nothing(self, stage: Stage) -> None:
+    def test_no_line_is_lost_or_repeated_after_a_lost_connection(self, stage: Stage) -> None:
         say(stage, "1", "2")
         run = stage.run("log", "1", "-f", "-n", "1")
         say(stage, "3")
         stage.cut()
         assert run.err == "Connection lost; connecting again ...\n"
         say(stage, *map(str, range(4, 2600)))
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         say(stage, "2600")
         assert lines(run) == list(map(str, range(2, 2601)))
         assert run.err.splitlines()[1:] == ["Connected again."]
@@ -161,7 +161,7 @@ class TestFollow:
         run = stage.run("log", "1", "-f", "-n", "1")
         stage.cut()
         say(stage, "1", "2")
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         finish(stage)
         assert (run.status, lines(run)) == (0, ["2"])
 
@@ -172,7 +172,7 @@ class TestFollow:
         say(stage, "last words")
         finish(stage)
         stage.network.failing = None
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert (run.status, lines(run)) == (0, ["last words"])
 
     def test_the_first_connection_has_to_work(self, stage: Stage) -> None:
@@ -202,8 +202,12 @@ class TestFollow:
 
 def test_a_server_that_is_too_old(stage: Stage) -> None:
     for lang, says in (
-        ("en", "taskclient: this server is older than taskclient and does not know that: there is no action 'get_log'"),
-        ("es", "taskclient: este servidor es más antiguo que taskclient y no conoce esa orden: there is no action"),
+        (
+            "en",
+            "taskclient: this server is older than taskclient and does not know this action: "
+            "there is no action 'get_log'",
+        ),
+        ("es", "taskclient: este servidor es más antiguo que taskclient y no conoce esa acción: there is no action"),
     ):
         stage.lang = lang
         for argv in (["log", "1"], ["retry", "1"], ["explain", "1"], ["kinds"]):

@@ -1,4 +1,4 @@
-"""The menu: what it asks and says in which language, and what it makes of trouble on the way."""
+"""The menu: its questions and answers in both languages, and how it handles errors."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from twisted.internet import error
 from twisted.internet.defer import CancelledError
 
 from taskd.cli.menu import GOODBYE_SECONDS, SHOWN
-from taskd.cli.retrying import FIRST_RETRY
 from taskd.client.connection import REPLY_SECONDS
+from taskd.client.retry import FIRST_PAUSE
 from taskd.model.errors import Unavailable
 from taskd.model.states import State
 from tests.unit.test_client_harness import SERVER, Run, Stage
@@ -28,17 +28,17 @@ def stage(tmp_path: Path) -> Stage:
 
 
 def menu(stage: Stage, *lines: str) -> Run:
-    """The menu of a user who has typed these lines and thinks about the next."""
+    """The menu after these lines; the user has not left yet."""
     return stage.run(lines=lines, tty=True, open=True)
 
 
 def inside(stage: Stage, *lines: str) -> Run:
-    """The same, behind a login."""
+    """The same after a login."""
     return menu(stage, "2", "ana", PASSWORD, *lines)
 
 
 def new(run: Run, *lines: str) -> list[str]:
-    """What these lines bring onto the screen, without menus and questions."""
+    """What these lines show, without menus and questions."""
     before = len(run.out)
     run.type(*lines)
     shown = run.out[before:].replace(run.ctx.texts("menu.choose"), "").replace(run.ctx.texts("menu.task"), "")
@@ -63,7 +63,7 @@ class TestTop:
         assert f"\nana en {SERVER}\n1. Ver tareas\n2. Crear tarea\n3. Volver\nElija una opción: " in run.out
 
     @pytest.mark.parametrize("choice", ["", "4", "1 2", "uno", "\x1b[A"])
-    def test_a_choice_that_is_none(self, stage: Stage, choice: str) -> None:
+    def test_a_wrong_choice(self, stage: Stage, choice: str) -> None:
         run = menu(stage)
         assert new(run, choice) == ["Please choose a number from 1 to 3."]
         assert not run.over
@@ -84,7 +84,7 @@ class TestTop:
             (["ana", "long enough", "long enough"], "the username is taken; choose another"),
         ],
     )
-    def test_what_cannot_be_registered(self, stage: Stage, lines: list[str], says: str) -> None:
+    def test_a_wrong_registration(self, stage: Stage, lines: list[str], says: str) -> None:
         run = menu(stage, "1", *lines)
         assert says in run.out
         assert list(stage.taskd.passwords) == ["ana"]
@@ -95,7 +95,7 @@ class TestTop:
         assert run.out.index("wrong password\n") < run.out.index("there is no such user; register first\n")
         assert "See tasks" not in run.out
 
-    def test_a_server_that_is_not_there_is_told_before_anything_is_asked(self, stage: Stage) -> None:
+    def test_a_missing_server_is_reported_before_any_question(self, stage: Stage) -> None:
         stage.network.failing = error.ConnectionRefusedError()
         run = menu(stage, "2")
         assert "nothing listens at" in run.out
@@ -149,7 +149,7 @@ class TestInside:
         assert "Texto:    pintar" in new(run, "show 1"), "the words of the commands serve as well"
 
     @pytest.mark.parametrize("answer", ["show", "show x", "show 0", "show 1 2", "fly 1", "4", "show " + "9" * 5000])
-    def test_no_such_thing_to_do(self, stage: Stage, answer: str) -> None:
+    def test_an_unknown_verb(self, stage: Stage, answer: str) -> None:
         assert new(inside(stage), answer) == ["Please choose a number from 1 to 3."]
 
     def test_a_task_of_another_kind(self, stage: Stage) -> None:
@@ -177,11 +177,11 @@ class TestInside:
         ("kind_", "fields", "says"),
         [
             ("a b", [], "a kind has 1 to 64 letters"),
-            ("thumbnail", ["novalue"], "a field must read NAME=VALUE, not novalue"),
+            ("thumbnail", ["novalue"], "a field must have the form NAME=VALUE, not novalue"),
             ("thumbnail", ["a='b"], "a quotation mark is not closed"),
         ],
     )
-    def test_a_kind_or_fields_that_cannot_be(self, stage: Stage, kind_: str, fields: list[str], says: str) -> None:
+    def test_a_wrong_kind_or_field(self, stage: Stage, kind_: str, fields: list[str], says: str) -> None:
         stage.taskd.served.append(kind("thumbnail"))
         run = inside(stage)
         assert says in new(run, "2", "album 7", kind_, *fields)[-1]
@@ -191,7 +191,7 @@ class TestInside:
         ("text", "says"),
         [(" ", "Nothing entered, nothing done."), ("x" * 4097, "a task needs 1 to 4,096 characters")],
     )
-    def test_what_cannot_be_a_task(self, stage: Stage, text: str, says: str) -> None:
+    def test_a_wrong_task(self, stage: Stage, text: str, says: str) -> None:
         run = inside(stage)
         (line,) = new(run, "2", text)
         assert line.startswith(says)
@@ -202,7 +202,7 @@ class TestInside:
         run = inside(stage, "2", "draw a map")
         stage.taskd.mute.clear()
         stage.cut()
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert run.out.count("Task 1 created.") == 1
         assert run.err == "Connection lost; connecting again ...\nConnected again.\n"
         assert [task.task for task in stage.taskd.tasks.values()] == ["draw a map"]
@@ -215,7 +215,9 @@ class TestInside:
         stage.network.failing = error.ConnectionRefusedError()
         for _ in range(70):
             stage.advance(1)
-        assert "creates it only if it does not: taskclient add --key key1 'draw a map' (nothing listens" in run.out
+        assert (
+            "creates it only if it does not exist: taskclient add --key key1 'draw a map' (nothing listens" in run.out
+        )
         assert "the next action connects again" not in run.out
         assert not run.over
 
@@ -224,11 +226,11 @@ class TestInside:
         run = inside(stage, "2", "draw a map")
         stage.taskd.tokens.clear()
         stage.cut()
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         assert "no confirmation: the task may exist or not" in run.out
         assert run.out.endswith("3. Leave\nChoose an option: ")
 
-    def test_what_others_wrote_cannot_drive_the_terminal(self, stage: Stage) -> None:
+    def test_texts_cannot_control_the_terminal(self, stage: Stage) -> None:
         stage.taskd.task("\x1b[2J\u202e")
         run = inside(stage, "1")
         assert "\\x1b[2J\\u202e" in run.out
@@ -240,7 +242,7 @@ class TestInside:
         assert stage.taskd.actions()[-1] == "logout"
         assert len(stage.taskd.tokens) == 1
 
-    def test_nobody_stays_logged_in_behind_the_top_menu(self, stage: Stage) -> None:
+    def test_back_logs_out_even_after_an_error(self, stage: Stage) -> None:
         stage.taskd.refusals["logout"] = Unavailable("the store is away")
         run = inside(stage)
         assert new(run, "3") == ["the store is away"]
@@ -249,7 +251,7 @@ class TestInside:
 
 
 class TestTrouble:
-    def test_a_lost_connection_is_told_and_made_anew(self, stage: Stage) -> None:
+    def test_a_lost_connection_is_reported_and_reopened(self, stage: Stage) -> None:
         run = inside(stage)
         stage.cut()
         assert run.out.endswith("\nThe connection was lost; the next action connects again.\nChoose an option: ")
@@ -270,7 +272,7 @@ class TestTrouble:
         assert new(run, "1") == ["the session has ended; log in again"]
         assert run.out.endswith("3. Leave\nChoose an option: ")
 
-    def test_a_server_that_is_away_for_a_while(self, stage: Stage) -> None:
+    def test_a_server_that_is_down_for_a_while(self, stage: Stage) -> None:
         run = inside(stage)
         stage.network.failing = error.ConnectionRefusedError()
         stage.cut()

@@ -1,4 +1,4 @@
-"""How far tasks are: lines in a pipe, bars on a terminal."""
+"""Progress: lines in a pipe, bars on a terminal."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from taskd.cli.retrying import FIRST_RETRY
 from taskd.cli.ui.bars import MOST_BARS, SOON, TICK
-from taskd.cli.ui.rendering import percent, width
+from taskd.cli.ui.rendering import percent
 from taskd.cli.ui.terminal import Output, Screen
+from taskd.cli.ui.text import width
+from taskd.client.retry import FIRST_PAUSE
 from taskd.model.states import State
 from tests.unit.test_client_harness import Run, Stage, Stream
 from tests.unit.test_client_taskd import NOON
@@ -25,12 +26,12 @@ def stage(tmp_path: Path) -> Stage:
 
 
 def runs(stage: Stage, text: str = "render") -> int:
-    """The number of a task that runs."""
+    """The number of a running task."""
     return stage.taskd.task(text, State.RUNNING, attempt=1, started_at=NOON).id
 
 
 def says(stage: Stage, task_id: int, progress: float, note: str | None = None) -> None:
-    """It has got further, and time passes until that is drawn."""
+    """The task reports its progress, and time passes until it is drawn."""
     stage.taskd.progress(task_id, progress, note)
     stage.settle()
     stage.advance(SOON)
@@ -44,12 +45,12 @@ def finish(stage: Stage, task_id: int) -> None:
 
 
 def words(run: Run) -> list[str]:
-    """The lines that were printed, without their times and what blanks there are too many."""
+    """The printed lines, without their times and repeated blanks."""
     return [" ".join(line.split()[1:]) for line in run.out.splitlines() if re.match(r"\d\d:\d\d:\d\d ", line)]
 
 
 def shown(run: Run, columns: int = 80) -> list[str]:
-    """What stands on the terminal, by what the output moved and erased; both of its streams go there."""
+    """The content of the terminal after all cursor movements; both output streams go there."""
     screen: list[str] = []
     for piece in re.split(r"(\x1b\[\d*[AJ])", run.out):
         if piece.endswith("A") and piece.startswith("\x1b["):
@@ -92,14 +93,14 @@ class TestLines:
             words(run)[-1],
         ]
 
-    def test_only_of_the_tasks_that_are_waited_for(self, stage: Stage) -> None:
+    def test_only_for_the_tasks_that_are_waited_for(self, stage: Stage) -> None:
         other, mine = runs(stage, "other"), runs(stage, "mine")
         run = stage.run("wait", str(mine))
         says(stage, other, 0.5)
         says(stage, mine, 0.5)
-        assert words(run) == ["2 running 50 %"], "whose text nobody has told it"
+        assert words(run) == ["2 running 50 %"], "its text is not known"
 
-    def test_a_new_attempt_begins_anew(self, stage: Stage) -> None:
+    def test_a_new_attempt_starts_from_zero(self, stage: Stage) -> None:
         task_id = runs(stage)
         run = stage.run("watch")
         says(stage, task_id, 0.5)
@@ -108,14 +109,14 @@ class TestLines:
         says(stage, task_id, 0.5)
         assert [line for line in words(run) if "%" in line] == ["1 running 50 % render"] * 2
 
-    def test_what_comes_too_late(self, stage: Stage) -> None:
+    def test_late_events_are_ignored(self, stage: Stage) -> None:
         task_id = runs(stage)
         run = stage.run("watch")
         finish(stage, task_id)
         says(stage, task_id, 0.5)
         assert not any("%" in line for line in words(run))
 
-    def test_json_passes_it_on(self, stage: Stage) -> None:
+    def test_json_prints_the_events(self, stage: Stage) -> None:
         run = stage.run("add", "pintar la casa", "--wait", "--json")
         stage.taskd.move(1, State.RUNNING, attempt=1)
         says(stage, 1, 0.5, "x")
@@ -166,7 +167,7 @@ class TestBars:
         stage.advance(SOON)
         assert run.out.count("%") == 1 and "99 %" in run.out
 
-    def test_it_is_drawn_again_for_the_time_that_is_left(self, stage: Stage) -> None:
+    def test_it_is_drawn_again_for_the_remaining_time(self, stage: Stage) -> None:
         task_id = runs(stage)
         run = stage.run("watch", tty=True, columns=80, screen=SCREEN)
         for n in range(5):
@@ -177,12 +178,12 @@ class TestBars:
         stage.advance(TICK)
         assert len(run.out) > before
 
-    def test_more_than_there_is_room_for(self, stage: Stage) -> None:
+    def test_more_bars_than_fit(self, stage: Stage) -> None:
         tasks = [runs(stage, f"task{n}") for n in range(MOST_BARS + 5)]
         run = stage.run("watch", tty=True, columns=80, screen=SCREEN)
         for task_id in tasks:
             says(stage, task_id, 0.5)
-        assert shown(run)[-1] == "... and 5 more that run"
+        assert shown(run)[-1] == "... and 5 more running"
         assert sum("50 %" in line for line in shown(run)) == MOST_BARS
         for task_id in tasks[:6]:
             finish(stage, task_id)
@@ -210,7 +211,7 @@ class TestBars:
         says(stage, task_id, 0.5)
         assert run.out.splitlines()[-1].startswith("1  running 50 %") and "\x1b" not in run.out
 
-    def test_what_others_wrote_is_neither_markup_nor_control(self, stage: Stage) -> None:
+    def test_texts_are_neither_markup_nor_control(self, stage: Stage) -> None:
         task_id = runs(stage, "[red]x[/red] \x1b[2J {task.id}")
         run = stage.run("watch", tty=True, columns=200, screen=Screen(200, 24, colour=False))
         says(stage, task_id, 0.5, "[bold]\x9b1m")
@@ -226,14 +227,14 @@ class TestBars:
             assert bool(re.search(r"\x1b\[[\d;]*m", run.out)) is colour
             run.cancel()
 
-    def test_after_a_lost_connection_only_what_still_runs(self, stage: Stage) -> None:
+    def test_after_a_lost_connection_only_running_tasks_have_bars(self, stage: Stage) -> None:
         first, second = runs(stage, "first"), runs(stage, "second")
         run = stage.run("watch", tty=True, columns=80, screen=SCREEN)
         says(stage, first, 0.5)
         says(stage, second, 0.5)
         stage.cut()
         stage.taskd.move(first, State.COMPLETED, finished_at=NOON)
-        stage.advance(FIRST_RETRY)
+        stage.advance(FIRST_PAUSE)
         says(stage, second, 0.75)
         assert [line.split()[1] for line in shown(run) if " %" in line] == ["second"]
 
@@ -266,7 +267,7 @@ class TestFoot:
         foot = "one\ntwo\n"
         assert terminal.getvalue() == (f"{foot}{up}a note\n{foot}{up}a line\n{foot}{up}three\n\x1b[1A\r\x1b[J")
 
-    def test_nothing_to_keep_and_nowhere(self) -> None:
+    def test_no_lines_and_no_terminal(self) -> None:
         stdout = io.StringIO()
         Output(stdout, None).foot([])
         Output(None, None).foot(["x"])

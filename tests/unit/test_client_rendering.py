@@ -11,8 +11,9 @@ import pytest
 from msgspec import Raw
 
 from taskd.cli.texts.catalogue import Texts
-from taskd.cli.ui.rendering import Renderer, ShownTask, age, compact, cut, pad, read_view, visible, width
-from taskd.client.errors import ConnectionTrouble
+from taskd.cli.ui.rendering import Renderer, ShownTask, age, compact, read_view
+from taskd.cli.ui.text import cut, pad, visible, width
+from taskd.client.errors import ConnectionFailed
 from taskd.model.states import SHOWN_STATES
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)
@@ -21,7 +22,7 @@ COLUMNS = ("id", "status", "state", "kind", "age", "text")
 
 
 def task(**fields: Any) -> ShownTask:
-    """A task of which these fields matter."""
+    """A task with these fields, and defaults for the others."""
     defaults: dict[str, Any] = {
         "id": 7,
         "task": "render",
@@ -56,7 +57,7 @@ class TestText:
         assert visible(text) == shown
 
     def test_nothing_visible_moves_the_cursor(self) -> None:
-        # The categories of control characters (Unicode Standard, 23.1) and what UAX 9 says turns the direction
+        # The control characters (Unicode Standard, 23.1) and those that change the direction of text (UAX 9)
         every = visible("".join(map(chr, range(0x3000))))
         assert not re.search(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u2064\u2066-\u206f]", every)
 
@@ -111,10 +112,10 @@ class TestView:
     @pytest.mark.parametrize(
         "change", [{"id": "7"}, {"created_at": "2025-03-01T12:00:00"}, {"created_at": None}, {"version": 1.5}]
     )
-    def test_what_is_no_task(self, change: dict[str, Any]) -> None:
+    def test_a_malformed_task(self, change: dict[str, Any]) -> None:
         good = msgspec.to_builtins(task(result=None, payload=None))
         read_view(Raw(msgspec.json.encode(good)), "here")
-        with pytest.raises(ConnectionTrouble):
+        with pytest.raises(ConnectionFailed):
             read_view(Raw(msgspec.json.encode(good | change)), "here")
 
     def test_fields_of_a_newer_server(self) -> None:
@@ -124,7 +125,8 @@ class TestView:
 
 class TestTable:
     def lines(self, columns: int | None, *tasks: ShownTask, lang: str = "en") -> list[str]:
-        return Renderer(Texts(lang), columns, colour=False).table(COLUMNS).rows(tasks, NOON)
+        renderer = Renderer(Texts(lang), columns, colour=False)
+        return renderer.table(COLUMNS).lines(renderer.rows(tasks, NOON))
 
     def test_columns_are_aligned_by_cells(self) -> None:
         lines = self.lines(None, task(kind="k"), task(id=1234, state="en_日本", task="x"))
@@ -140,7 +142,7 @@ class TestTable:
         assert len(lines) == 3
         assert max(map(width, lines)) <= columns
 
-    def test_a_narrow_terminal_gives_up_what_tells_least(self) -> None:
+    def test_a_narrow_terminal_drops_columns(self) -> None:
         headings = [self.lines(columns, task())[0].split() for columns in (80, 55, 45, 38, 24)]
         assert headings == [
             ["ID", "STATUS", "STATE", "KIND", "AGE", "TASK"],
@@ -150,16 +152,17 @@ class TestTable:
             ["ID", "TASK"],
         ]
 
-    def test_later_pages_keep_the_shape(self) -> None:
-        table = Renderer(ENGLISH, 45, colour=False).table(COLUMNS)
-        first = table.rows([task(id=1000)], NOON)
-        second = table.rows([task(id=1, kind="much-longer-than-before")], NOON)
+    def test_later_pages_keep_the_widths(self) -> None:
+        renderer = Renderer(ENGLISH, 45, colour=False)
+        table = renderer.table(COLUMNS)
+        first = table.lines(renderer.rows([task(id=1000)], NOON))
+        second = table.lines(renderer.rows([task(id=1, kind="much-longer-than-before")], NOON))
         assert len(second) == 1
         assert second[0].index("render") == first[1].index("render")
 
     def test_colours(self) -> None:
-        table = Renderer(ENGLISH, 80, colour=True).table(COLUMNS)
-        lines = table.rows([task(status="Completada", state="completed")], NOON)
+        renderer = Renderer(ENGLISH, 80, colour=True)
+        lines = renderer.table(COLUMNS).lines(renderer.rows([task(status="Completada", state="completed")], NOON))
         assert "\x1b[32mCompletada\x1b[0m  \x1b[32mcompleted\x1b[0m" in lines[1]
         assert "\x1b" not in lines[0]
 
@@ -167,13 +170,13 @@ class TestTable:
 class TestChange:
     @pytest.mark.parametrize("lang", ["en", "es"])
     def test_the_text_begins_in_the_same_column_whatever_the_state(self, lang: str) -> None:
-        """Also when a running one is at 100 per cent."""
+        """Also for a running task at 100 per cent."""
         renderer = Renderer(Texts(lang), None, colour=False)
         lines = [renderer.change(task(state=state), NOON) for state in SHOWN_STATES]
         lines += [renderer.progress(7, "render", progress, None, NOON) for progress in (0.0, 0.5, 1.0)]
         assert len({line.index("render") for line in lines}) == 1
 
-    def test_what_became_of_it(self) -> None:
+    def test_results_and_errors(self) -> None:
         renderer = Renderer(ENGLISH, None, colour=False)
         ended = {"state": "completed", "finished_at": NOON}
         assert renderer.change(task(**ended, result=Raw(b'{"a": 1}')), NOON).endswith('completed      render: {"a":1}')
@@ -188,7 +191,7 @@ class TestChange:
 
 
 class TestDetails:
-    def test_only_what_there_is(self) -> None:
+    def test_empty_fields_are_left_out(self) -> None:
         lines = Renderer(ENGLISH, None, colour=False).details(task(state="scheduled", payload=Raw(b"{}")))
         assert [line.split(":")[0] for line in lines] == [
             "Task",

@@ -1,4 +1,4 @@
-"""The session file: where it is, who may read it, and what happens when it cannot be what it should be."""
+"""The session file: its place, its permissions, and broken or unusable files."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class TestFolder:
             ({"XDG_STATE_HOME": "relative", "HOME": "/home/ana"}, "/home/ana/.local/state/taskd"),
         ],
     )
-    def test_it_follows_the_specification(self, env: dict[str, str], folder: str) -> None:
+    def test_it_follows_the_xdg_specification(self, env: dict[str, str], folder: str) -> None:
         assert state_folder(env) == Path(folder)
 
-    def test_without_a_home_there_is_still_one(self) -> None:
+    def test_without_the_variable_home(self) -> None:
         assert state_folder({}).is_absolute()
 
 
@@ -52,7 +52,7 @@ class TestFile:
         assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
         assert stat.S_IMODE(file.path.parent.stat().st_mode) == 0o700
 
-    def test_what_is_there_is_replaced_not_followed(self, tmp_path: Path) -> None:
+    def test_a_link_is_replaced_not_followed(self, tmp_path: Path) -> None:
         file = SessionFile(tmp_path, SERVER)
         target = tmp_path / "target"
         target.write_text("precious")
@@ -66,13 +66,13 @@ class TestFile:
     @pytest.mark.parametrize(
         "content", [b"", b"{", b"[]", b'{"server":"x"}', b'{"server":"x","username":"a","token":1}']
     )
-    def test_something_else(self, tmp_path: Path, content: bytes) -> None:
+    def test_a_broken_file(self, tmp_path: Path, content: bytes) -> None:
         file = SessionFile(tmp_path, SERVER)
         file.path.write_bytes(content)
         with pytest.raises(BrokenSession):
             file.load()
 
-    def test_a_folder_in_its_place(self, tmp_path: Path) -> None:
+    def test_a_folder_in_place_of_the_file(self, tmp_path: Path) -> None:
         file = SessionFile(tmp_path, SERVER)
         file.path.mkdir()
         for attempt in (file.load, lambda: file.save(SESSION), file.remove):
@@ -81,7 +81,7 @@ class TestFile:
             assert caught.value.key in ("state_unreadable", "state_unwritable")
         assert list(tmp_path.iterdir()) == [file.path], "no draft is left"
 
-    def test_a_file_in_the_folders_place(self, tmp_path: Path) -> None:
+    def test_a_file_in_place_of_the_folder(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         file = SessionFile(tmp_path / "file", SERVER)
         assert file.load() is None
@@ -90,7 +90,7 @@ class TestFile:
             file.save(SESSION)
         assert caught.value.key == "state_unwritable"
 
-    def test_every_server_has_its_own(self, tmp_path: Path) -> None:
+    def test_every_server_has_its_own_file(self, tmp_path: Path) -> None:
         servers = [
             SERVER,
             "[::1]:5000",

@@ -1,4 +1,4 @@
-"""``add``: what is sent for which command line or input, and what is said of what was confirmed."""
+"""``add``: the requests for a command line or an input, and the output for the replies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from twisted.internet.defer import CancelledError
 
-from taskd.cli.commands.add import batches
+from taskd.cli.commands.add_lines import batches
 from taskd.cli.context import Context
 from taskd.model.errors import QuotaExceeded
 from taskd.model.states import State
@@ -49,17 +49,17 @@ class TestAdd:
             ["x", "--stdin"],
         ],
     )
-    def test_a_command_line_that_cannot_be_meant(self, stage: Stage, argv: list[str]) -> None:
+    def test_a_wrong_command_line(self, stage: Stage, argv: list[str]) -> None:
         run = stage.logged_in().run("add", *argv)
         assert (run.status, len(run.err.splitlines())) == (2, 1)
         assert stage.network.attempts == 1
 
     @pytest.mark.parametrize("text", [" ", "", "x" * 4097, "\udcff"])
-    def test_a_text_that_cannot_be_one(self, stage: Stage, text: str) -> None:
+    def test_a_wrong_text(self, stage: Stage, text: str) -> None:
         assert stage.logged_in().run("add", text).status == 1
         assert stage.network.attempts == 1
 
-    def test_a_payload_that_fits_into_no_line(self, stage: Stage) -> None:
+    def test_a_payload_that_is_too_large(self, stage: Stage) -> None:
         run = stage.logged_in().run("add", "x", "--field", "a=" + "y" * 65536)
         assert run.status == 1
         assert "more than 65536 bytes" in run.err
@@ -92,11 +92,11 @@ class TestAdd:
         run.type("", "x" * 5000)
         assert run.status == 1
         assert run.err.splitlines() == [
-            "2 tasks were created before the error; --key key1 and the same lines go on from there.",
-            "taskclient: line 4: a task needs 1 to 4,096 characters, one of them visible",
+            "2 tasks were created before the error; --key key1 with the same lines continues from there.",
+            "taskclient: line 4: a task needs 1 to 4,096 characters, at least one of them visible",
         ]
 
-    def test_a_pipe_is_submitted_as_it_comes(self, stage: Stage) -> None:
+    def test_lines_are_sent_as_they_arrive(self, stage: Stage) -> None:
         run = stage.logged_in().run("add", "-", open=True)
         run.type("early")
         assert [task.task for task in stage.taskd.tasks.values()] == ["early"]
@@ -108,17 +108,17 @@ class TestAdd:
         assert "nothing created" in run.err
 
     @pytest.mark.parametrize("option", ["--queue", "--field"])
-    def test_bytes_that_are_no_text(self, stage: Stage, option: str) -> None:
+    def test_bytes_that_are_not_text(self, stage: Stage, option: str) -> None:
         run = stage.logged_in().run("add", "x", option, "a=\udcff")
         assert (run.status, run.out) == (1, "")
-        assert "bytes that are no text" in run.err
+        assert "bytes that are not text" in run.err
         assert not stage.taskd.tasks
 
     @pytest.mark.parametrize(
         ("payload", "statuses"),
         [
             (f'{{"a": {10**400}}}', {0}),
-            # How deep is too deep depends on how deep the tests themselves are
+            # The limit of nesting depends on the depth of the stack of the tests
             ('{"a": ' + "[" * 900 + "]" * 900 + "}", {0, 1, 2}),
             ("[" * 5000, {2}),
             (f'{{"a": 1{"0" * 5000}}}', {2}),
@@ -130,19 +130,21 @@ class TestAdd:
         assert run.error is None
         assert run.status in statuses
 
-    def test_a_confirmation_is_printed_while_the_input_goes_on(self, stage: Stage) -> None:
+    def test_a_confirmation_is_printed_while_the_input_is_open(self, stage: Stage) -> None:
         run = stage.logged_in().run("add", "-", "--json", open=True)
         run.type("one")
         assert [reply["task_ids"] for reply in run.objects] == [[1]]
         run.type("two")
         assert [reply["task_ids"] for reply in run.objects] == [[1], [2]]
 
-    def test_an_interruption_tells_what_was_created(self, stage: Stage) -> None:
+    def test_an_interruption_reports_what_was_created(self, stage: Stage) -> None:
         run = stage.logged_in().run("add", "-", open=True)
         run.type("one")
         run.cancel()
         assert isinstance(run.error, CancelledError)
-        assert run.err == "1 tasks were created before the error; --key key1 and the same lines go on from there.\n"
+        assert (
+            run.err == "1 tasks were created before the error; --key key1 with the same lines continues from there.\n"
+        )
 
     def test_a_refused_batch_is_not_counted(self, stage: Stage) -> None:
         run = stage.logged_in().run("add", "-", open=True)
@@ -154,7 +156,7 @@ class TestAdd:
         assert run.err.startswith("1 tasks were created before the error")
         assert run.err.endswith("\ntaskclient: your share is used up\n")
 
-    def test_only_so_many_batches_are_under_way(self, stage: Stage) -> None:
+    def test_the_batches_in_flight_are_bounded(self, stage: Stage) -> None:
         stage.logged_in().taskd.silent.add("new_tasks")
         run = stage.run("add", "-", lines=["x"] * 10_000)
         assert stage.taskd.actions().count("new_tasks") == 4
@@ -162,19 +164,19 @@ class TestAdd:
 
 
 class TestKeys:
-    def test_a_key_of_ones_own(self, stage: Stage) -> None:
+    def test_a_chosen_key(self, stage: Stage) -> None:
         run = stage.logged_in().run("add", "pay", "--key", "invoice 17")
         assert (run.status, run.out, run.err) == (0, "Task 1 created.\n", "")
         again = stage.run("add", "pay", "--key", "invoice 17")
-        assert (again.status, again.out, again.err) == (0, "Task 1 was created before under this key.\n", "")
+        assert (again.status, again.out, again.err) == (0, "Task 1 already exists under this key.\n", "")
         assert len(stage.taskd.tasks) == 1
 
-    def test_what_is_known_is_waited_for_too(self, stage: Stage) -> None:
+    def test_a_known_task_is_waited_for_too(self, stage: Stage) -> None:
         stage.logged_in().run("add", "pay", "--key", "k")
         stage.taskd.move(1, State.FAILED, finished_at=NOON)
         assert stage.run("add", "pay", "--key", "k", "--wait").status == 5
 
-    def test_json_passes_the_reply_on(self, stage: Stage) -> None:
+    def test_json_prints_the_reply(self, stage: Stage) -> None:
         stage.logged_in().run("add", "pay", "--key", "k")
         (reply,) = stage.run("add", "pay", "--key", "k", "--json").objects
         assert (reply["task_id"], reply["duplicate"]) == (1, True)
@@ -183,10 +185,14 @@ class TestKeys:
         ("lang", "says"),
         [
             ("en", "the key 'k' stands for another task already; use a new one"),
-            ("es", "esa clave ya es de otra tarea; use una nueva: the key 'k' stands for another task already; use a"),
+            (
+                "es",
+                "esa clave ya pertenece a otra tarea; use una nueva: "
+                "the key 'k' stands for another task already; use a",
+            ),
         ],
     )
-    def test_a_key_that_stands_for_something_else(self, stage: Stage, lang: str, says: str) -> None:
+    def test_a_key_of_another_task(self, stage: Stage, lang: str, says: str) -> None:
         stage.logged_in().run("add", "pay", "--key", "k")
         stage.lang = lang
         run = stage.run("add", "pay twice", "--key", "k")
@@ -206,28 +212,28 @@ class TestKeys:
             ("-", "k" * 109, False),
         ],
     )
-    def test_what_can_be_a_key(self, stage: Stage, text: str, key: str, fits: bool) -> None:
+    def test_wrong_keys(self, stage: Stage, text: str, key: str, fits: bool) -> None:
         run = stage.logged_in().run("add", text, "--key", key, lines=["one"])
         assert run.status == (0 if fits else 2)
         assert fits or f"a key has 1 to {108 if text == '-' else 128} printable characters" in run.err
         assert bool(stage.taskd.tasks) is fits
 
-    def test_lines_go_on_where_they_were_interrupted(self, stage: Stage) -> None:
+    def test_lines_continue_where_they_were_interrupted(self, stage: Stage) -> None:
         stage.logged_in().run("add", "-", "--key", "k", lines=["one", "", "two"])
         run = stage.run("add", "-", "--key", "k", lines=["one", "", "two", "three", "one"])
         assert run.status == 0
         assert run.out.splitlines() == [
             "2 tasks created (3 to 4).",
-            "2 tasks were created before under these keys (1 to 2).",
+            "2 tasks already exist under these keys (1 to 2).",
         ]
         assert list(stage.taskd.keys) == ["k:1", "k:3", "k:4", "k:5"]
 
     def test_lines_that_are_all_known(self, stage: Stage) -> None:
         stage.logged_in().run("add", "-", "--key", "k", lines=["one"])
         run = stage.run("add", "-", "--key", "k", lines=["one"])
-        assert (run.status, run.out) == (0, "Task 1 was created before under this key.\n")
+        assert (run.status, run.out) == (0, "Task 1 already exists under this key.\n")
 
-    def test_a_line_that_stands_for_something_else(self, stage: Stage) -> None:
+    def test_a_line_whose_key_belongs_to_another_task(self, stage: Stage) -> None:
         stage.logged_in().run("add", "-", "--key", "k", lines=["one", "two"])
         run = stage.run("add", "-", "--key", "k", lines=["one", "other"])
         assert run.status == 1

@@ -1,4 +1,4 @@
-"""A small taskd in memory, for the client's unit tests."""
+"""A small taskd server in memory, for the unit tests of the client."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def kind(name: str, **fields: Any) -> dict[str, Any]:
 
 
 class FakeTaskd:
-    """What a taskd answers, in memory: one queue, no workers; tests move the tasks themselves.
+    """The state of a taskd server in memory: one queue and no workers; tests change the tasks themselves.
 
-    Of the actions in ``refusals`` it does none, nor of those in ``silent``, which it does not even answer; those in
-    ``mute`` it does and does not answer, like a server that dies in that moment; those in ``held`` it answers when the
-    connection is released. An ``old`` one does not know the actions in NEW.
+    It refuses the actions in ``refusals``, and ignores those in ``silent``. It executes those in ``mute`` but does not
+    answer, like a server that dies at that moment. It answers those in ``held`` when the connection is released. An
+    ``old`` server does not know the actions in NEW.
     """
 
     def __init__(self) -> None:
@@ -68,21 +68,21 @@ class FakeTaskd:
         self._ids = itertools.count(1)
 
     def user(self, name: str = "ana", password: str = "correct horse") -> str:
-        """An account and a token for it."""
+        """Create an account and a token for it."""
         self.passwords[name] = password
         token = f"token-{len(self.tokens)}"
         self.tokens[token] = name
         return token
 
     def task(self, text: str = "one", state: State = State.QUEUED, **fields: Any) -> Task:
-        """A task there is."""
+        """Create a task."""
         defaults: dict[str, Any] = {"kind": "simulate", "queue": "tasks", "created_at": NOON, "run_at": NOON}
         task = Task(next(self._ids), 1, text, state=state, **defaults | fields)
         self.tasks[task.id] = task
         return task
 
     def move(self, task_id: int, state: State, **fields: Any) -> None:
-        """Change a task's state and tell who watches or waits."""
+        """Change a task's state, and inform the connections that watch or wait."""
         task = self.tasks[task_id]
         task.state = state
         task.version += 1
@@ -92,13 +92,13 @@ class FakeTaskd:
             connection.tell(task)
 
     def progress(self, task_id: int, progress: float, note: str | None = None) -> None:
-        """A running task says how far it is."""
+        """A running task reports its progress."""
         task = self.tasks[task_id]
         for connection in tuple(self.connections):
-            connection.says(progress_event(task, progress, note))
+            connection.output(progress_event(task, progress, note))
 
     def log(self, task_id: int, *texts: str, attempt: int = 1, first: int | None = None) -> None:
-        """A task says something; ``first`` is the number of the first line, where some before it have been cut."""
+        """A task logs lines. ``first`` is the number of the first one, if lines before it are missing."""
         log = self.logs.setdefault(task_id, [])
         last = log[-1]["line"] if log and log[-1]["attempt"] == attempt else 0
         lines: list[dict[str, Any]] = [
@@ -107,7 +107,7 @@ class FakeTaskd:
         ]
         log += lines
         for connection in tuple(self.connections):
-            connection.says(log_event(self.tasks[task_id], lines[0]["line"], texts, NOON))
+            connection.output(log_event(self.tasks[task_id], lines[0]["line"], texts, NOON))
             connection.feed(task_id)
 
     def asked(self, connection: int = -1) -> list[dict[str, Any]]:
@@ -120,7 +120,7 @@ class FakeTaskd:
 
 
 class FakeConnection(LineReceiver):
-    """The server's end of one connection, with the real session for the order of replies."""
+    """The server's end of one connection. The real session keeps the replies in order."""
 
     delimiter = b"\n"
     MAX_LENGTH = MAX_REPLY_BYTES
@@ -160,7 +160,7 @@ class FakeConnection(LineReceiver):
         self._write(encode(fields) + b"\n")
 
     def tell(self, task: Task) -> None:
-        """A task has changed."""
+        """Send the change of a task to a client that watches, follows or waits."""
         if self._watching:
             self.event({"event": "task", "task": view(task, NOON)})
         if task.id in self._follows and task.finished_at is not None:
@@ -171,13 +171,13 @@ class FakeConnection(LineReceiver):
                 self._waits.remove((call, ids))
                 call.succeed({"status": "success", "done": True, "tasks": self._views(ids)})
 
-    def says(self, said: TaskOutput) -> None:
-        """A task has said something to those who watch."""
+    def output(self, output: TaskOutput) -> None:
+        """Send the output of a task to a client that watches."""
         if self._watching:
-            self._write(bytes(said.event) + b"\n")
+            self._write(bytes(output.event) + b"\n")
 
     def feed(self, task_id: int) -> None:
-        """Send what is new in a log that is followed."""
+        """Send the new lines of a log that the client follows."""
         if task_id in self._follows:
             lines = self._taskd.logs[task_id][self._follows[task_id] :]
             self._follows[task_id] += len(lines)
@@ -185,13 +185,13 @@ class FakeConnection(LineReceiver):
             self.event({"event": "log", "task_id": task_id, "lines": lines, "cursor": cursor, "cut": False})
 
     def time_out(self) -> None:
-        """Answer the waits as after their timeout."""
+        """Answer the ``wait`` requests as after their timeout."""
         waits, self._waits = self._waits, []
         for call, ids in waits:
             call.succeed({"status": "success", "done": False, "tasks": self._views(ids)})
 
     def release(self) -> None:
-        """Answer what is held."""
+        """Answer the held requests."""
         for call, reply in self._held:
             call.succeed(reply)
 
@@ -277,7 +277,7 @@ class FakeConnection(LineReceiver):
 
     def get_tasks(self, call: Call, request: Any) -> dict[str, Any]:
         below = int(request.cursor) if request.cursor else 1 << 62
-        # Like the server's, a page is cut before the filter is applied: it may be short, or even empty
+        # Like the real server, cut the page before filtering: it may be short, or even empty
         page = [task for task in reversed(self._taskd.tasks.values()) if task.id < below][: request.limit]
         cursor = str(page[-1].id) if page and page[-1].id > 1 else None
         ids = [task.id for task in page if request.state in (None, task.state.value)]

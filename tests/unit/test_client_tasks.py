@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from taskd.cli.texts.words_tasks import REASONS
-from taskd.cli.ui.rendering import width
+from taskd.cli.ui.text import width
 from taskd.model.errors import Unavailable
 from taskd.model.states import State
 from taskd.model.tasks import FailedAttempt
@@ -30,7 +30,7 @@ class TestKindOrText:
         assert run.status == 0, run.err
         return stage.taskd.asked()[-1]
 
-    def test_a_word_that_workers_serve_is_the_kind(self, stage: Stage) -> None:
+    def test_a_word_that_names_a_served_kind(self, stage: Stage) -> None:
         stage.taskd.served.append(kind("thumbnail"))
         run = stage.run("add", "thumbnail", "--field", "album=7")
         assert (run.status, run.out) == (0, "Task 1 created, of kind thumbnail.\n")
@@ -43,7 +43,7 @@ class TestKindOrText:
         assert "kind" not in self.new_task(stage, "thumbnail")
 
     @pytest.mark.parametrize("argv", [["make", "thumbnail"], ["make thumbnail"], ["¡ya!"], ["-"]])
-    def test_what_has_not_the_form_of_a_kind_is_not_even_asked_for(self, stage: Stage, argv: list[str]) -> None:
+    def test_a_text_without_the_form_of_a_kind_needs_no_request(self, stage: Stage, argv: list[str]) -> None:
         assert stage.run("add", *argv, lines=["x"]).status == 0
         assert "kinds" not in stage.taskd.actions()
 
@@ -52,7 +52,7 @@ class TestKindOrText:
         assert (request["kind"], request["task"]) == ("command:convert", "command:convert")
         assert "kinds" not in stage.taskd.actions()
 
-    def test_an_option_leaves_nothing_to_guess(self, stage: Stage) -> None:
+    def test_with_the_option_the_words_are_only_text(self, stage: Stage) -> None:
         stage.taskd.served.append(kind("thumbnail"))
         request = self.new_task(stage, "--kind", "simulate", "thumbnail")
         assert (request["kind"], request["task"]) == ("simulate", "thumbnail")
@@ -60,7 +60,7 @@ class TestKindOrText:
         assert (request["kind"], request["task"]) == ("thumbnail", "thumbnail")
         assert "kinds" not in stage.taskd.actions()
 
-    def test_trouble_while_asking(self, stage: Stage) -> None:
+    def test_errors_of_the_kinds_request(self, stage: Stage) -> None:
         stage.taskd.refusals["kinds"] = Unavailable("the store is away")
         run = stage.run("add", "thumbnail")
         for _ in range(70):
@@ -77,7 +77,7 @@ class TestTimesAndLimits:
         assert stage.run("add", "a b", "--at", "2026-12-01T08:00Z").status == 0
         assert stage.taskd.asked()[-1]["run_at"] == "2026-12-01T08:00:00+00:00"
 
-    def test_lines_of_the_input_get_them_too(self, stage: Stage) -> None:
+    def test_lines_of_the_input_get_the_fields_too(self, stage: Stage) -> None:
         assert stage.run("add", "-", "--delay", "10m", "--kind", "k", lines=["one", "two"]).status == 0
         assert [(task["delay"], task["kind"]) for task in stage.taskd.asked()[-1]["tasks"]] == [(600, "k")] * 2
 
@@ -96,7 +96,7 @@ class TestTimesAndLimits:
             (["--max-attempts", "0"], ["--max-attempts", "0"]),
         ],
     )
-    def test_what_is_wrong_is_named(
+    def test_a_wrong_value_is_named(
         self, stage: Stage, capsys: pytest.CaptureFixture[str], lang: str, argv: list[str], says: list[str]
     ) -> None:
         stage.lang = lang
@@ -108,7 +108,7 @@ class TestTimesAndLimits:
 
 
 class TestShow:
-    def test_what_runs(self, stage: Stage) -> None:
+    def test_a_running_task(self, stage: Stage) -> None:
         stage.taskd.task(
             "render", State.RUNNING, attempt=1, max_attempts=0, progress=0.4, note="walls\x07", timeout=90.0
         )
@@ -117,7 +117,7 @@ class TestShow:
         assert lines["Timeout"].strip() == "1m30s"
         assert lines["Attempts"].strip() == "1", "its kind has not said yet how many it may have"
 
-    def test_attempts_that_failed(self, stage: Stage) -> None:
+    def test_failed_attempts(self, stage: Stage) -> None:
         stage.taskd.task("render", State.WAITING, attempt=2, run_at=NOON + timedelta(minutes=1), error="ValueError: x")
         trace = 'Traceback (most recent call last):\n  File "a.py", line 1\n\tboo\x1b[2J\nValueError: x\n'
         stage.taskd.failed[1] = [
@@ -145,7 +145,7 @@ class TestShow:
         stage.lang = "es"
         assert "El intento 1 falló:" in stage.run("show", "1").out
 
-    def test_the_list_says_how_far_it_is(self, stage: Stage) -> None:
+    def test_the_list_shows_progress(self, stage: Stage) -> None:
         stage.taskd.task("render", State.RUNNING, progress=0.4)
         stage.taskd.task("paint", State.COMPLETED, progress=1.0)
         assert [line.split("  ")[2] for line in stage.run("list").out.splitlines()[1:]] == ["completed", "running 40 %"]
@@ -153,7 +153,7 @@ class TestShow:
         assert "en curso 40 %" in stage.run("list").out
 
 
-def test_retry_goes_on_behind_one_that_cannot_be(stage: Stage) -> None:
+def test_retry_continues_after_a_refusal(stage: Stage) -> None:
     stage.taskd.task("runs", State.RUNNING)
     stage.taskd.task("failed", State.FAILED, finished_at=NOON)
     run = stage.run("retry", "1", "2", "2")
@@ -185,11 +185,11 @@ class TestExplain:
     def test_in_english_the_server_explains(self, stage: Stage) -> None:
         assert self.explain(stage, "no_worker", **self.FIELDS) == "It waits\\x07."
 
-    def test_in_the_commands_of_the_client(self, stage: Stage) -> None:
+    def test_it_recommends_commands_of_the_client(self, stage: Stage) -> None:
         says = self.explain(stage, "failed", **self.FIELDS)
         assert says == (
-            "It has failed: no disk.\\x07. All its attempts: taskclient show 1."
-            " To have it tried again: taskclient retry 1"
+            "It has failed: no disk.\\x07. To see all its attempts: taskclient show 1."
+            " To run it again: taskclient retry 1"
         )
 
     @pytest.mark.parametrize("code", REASONS)
@@ -202,7 +202,7 @@ class TestExplain:
             assert says == f"Falló el intento 2 de 5: no disk.\\x07. Se volverá a intentar, no antes de {AT_NOON}."
 
     @pytest.mark.parametrize("code", ["paused", "running", "retrying", "failed"])
-    def test_a_code_or_fields_that_it_does_not_know(self, stage: Stage, code: str) -> None:
+    def test_unknown_codes_and_fields(self, stage: Stage, code: str) -> None:
         assert self.explain(stage, code, "es", error=None, since=None) == "It waits\\x07."
 
     def test_json(self, stage: Stage) -> None:
@@ -210,7 +210,7 @@ class TestExplain:
         stage.taskd.reasons[1] = {"state": "queued", "code": "queued", "message": "x"}
         assert stage.run("explain", "1", "--json").objects[0]["code"] == "queued"
 
-    def test_a_task_that_is_not_there(self, stage: Stage) -> None:
+    def test_a_task_that_does_not_exist(self, stage: Stage) -> None:
         assert stage.run("explain", "7").err == "taskclient: you have no task 7\n"
 
 
@@ -238,10 +238,10 @@ class TestKinds:
         assert max(map(width, lines)) <= columns
         assert lines[2].startswith("thumbnail")
 
-    def test_json_is_one_kind_a_line(self, stage: Stage) -> None:
+    def test_json_prints_one_kind_per_line(self, stage: Stage) -> None:
         assert [line["kind"] for line in stage.run("kinds", "--json").objects] == ["simulate", "thumbnail"]
 
-    def test_nobody_is_there(self, stage: Stage) -> None:
+    def test_no_worker(self, stage: Stage) -> None:
         stage.taskd.served.clear()
         run: Run = stage.run("kinds")
         assert (run.status, run.out) == (0, "No worker is connected, so no kind of task is served now.\n")

@@ -1,4 +1,4 @@
-"""Input and output at the level of descriptors: real pipes and pseudo-terminals, but no reactor that runs."""
+"""Input and output on real pipes and pseudo-terminals, without a running reactor."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
+from taskd.cli.errors import EndOfInput, OutputClosed
 from taskd.cli.ui.terminal import MAX_LINE, Input, Output, colour_wanted
-from taskd.client.errors import ClientError, EndOfInput, OutputClosed
+from taskd.client.errors import ClientError
 
 
 class Readers:
-    """The part of a reactor that watches descriptors; tests say when they are readable."""
+    """The part of a reactor that watches descriptors. A test decides when they are readable."""
 
     def __init__(self) -> None:
         self.watched: list[Any] = []
@@ -31,13 +32,13 @@ class Readers:
             self.watched.remove(reader)
 
     def ready(self) -> None:
-        """What is watched can be read."""
+        """The watched descriptors become readable."""
         for reader in tuple(self.watched):
             reader.doRead()
 
 
 class Pipe:
-    """An input at the end of a pipe."""
+    """An input that reads a pipe."""
 
     def __init__(self, encoding: str = "utf-8") -> None:
         read, self._write = os.pipe()
@@ -46,15 +47,15 @@ class Pipe:
         self.input = Input(self.reactor, self._stream)
 
     def write(self, data: bytes) -> None:
-        """Somebody writes."""
+        """Write into the pipe."""
         os.write(self._write, data)
 
     def end(self) -> None:
-        """The writer has nothing more to say."""
+        """Close the writing end."""
         os.close(self._write)
 
     def close(self) -> None:
-        """Clean up."""
+        """Close both ends."""
         self._stream.close()
 
 
@@ -66,12 +67,12 @@ def pipe() -> Iterator[Pipe]:
 
 
 def begun(work: Coroutine[Any, Any, Any]) -> Deferred[Any]:
-    """A coroutine under way."""
+    """A started coroutine."""
     return Deferred.fromCoroutine(work)
 
 
 def outcome(work: Deferred[Any]) -> Any:
-    """What it has come to by now; raises what it raised."""
+    """Its result so far. Raises its exception."""
     results: list[Any] = []
     work.addBoth(results.append)
     (result,) = results
@@ -100,7 +101,7 @@ class TestInput:
         with pytest.raises(EndOfInput):
             outcome(last)
 
-    def test_all_lines_that_are_there(self, pipe: Pipe) -> None:
+    def test_all_available_lines(self, pipe: Pipe) -> None:
         pipe.write(b"one\ntwo\nthr")
         lines = begun(pipe.input.lines())
         pipe.reactor.ready()
@@ -135,7 +136,7 @@ class TestInput:
         pipe.end()
         pipe.close()
 
-    def test_what_is_neither(self, pipe: Pipe) -> None:
+    def test_neither_encoding(self, pipe: Pipe) -> None:
         pipe.write(b"a\xf1o\nnext\n")
         line = begun(pipe.input.line())
         pipe.reactor.ready()
@@ -145,7 +146,7 @@ class TestInput:
         assert outcome(begun(pipe.input.line())) == "next"
         pipe.end()
 
-    def test_one_that_was_put_into_non_blocking_mode(self, pipe: Pipe) -> None:
+    def test_non_blocking_mode(self, pipe: Pipe) -> None:
         os.set_blocking(pipe.input.fileno(), False)
         line = begun(pipe.input.line())
         pipe.reactor.ready()
@@ -163,14 +164,14 @@ class TestInput:
         assert pipe.reactor.watched == []
         pipe.end()
 
-    def test_given_up_by_the_reactor(self, pipe: Pipe) -> None:
+    def test_the_reactor_stops_watching(self, pipe: Pipe) -> None:
         line = begun(pipe.input.line())
         pipe.input.connectionLost(Failure(OSError()))
         with pytest.raises(EndOfInput):
             outcome(line)
         pipe.end()
 
-    def test_none_at_all(self) -> None:
+    def test_no_stream(self) -> None:
         with open(os.devnull) as closed:
             pass
         for stream in (None, closed):
@@ -181,7 +182,7 @@ class TestInput:
 
 
 class TestHidden:
-    def test_the_terminal_is_as_before_whatever_happens(self) -> None:
+    def test_the_terminal_is_restored(self) -> None:
         master, slave = pty.openpty()
         with os.fdopen(slave) as stream:
             source = Input(Readers(), stream)
@@ -194,7 +195,7 @@ class TestHidden:
             assert termios.tcgetattr(slave) == before
         os.close(master)
 
-    def test_a_pipe_has_nothing_to_hide(self, pipe: Pipe) -> None:
+    def test_a_pipe_has_no_echo(self, pipe: Pipe) -> None:
         with pipe.input.hidden():
             pass
         pipe.end()
@@ -216,7 +217,7 @@ class TestOutput:
         assert os.read(read, 1000) == b'a\\xf1o\n{"task":"a\xc3\xb1o"}\nx\ny\nnote\n'
         os.close(read)
 
-    def test_a_reader_that_has_gone(self) -> None:
+    def test_a_closed_pipe(self) -> None:
         read, stream = self.pipes()
         os.close(read)
         out = Output(stream, stream)
@@ -235,7 +236,7 @@ class TestOutput:
         with pytest.raises(OSError):
             stream.close()
 
-    def test_none_at_all(self) -> None:
+    def test_no_stream(self) -> None:
         out = Output(None, None)
         out.line("x")
         out.raw((b"x",))
@@ -244,7 +245,7 @@ class TestOutput:
         assert not out.tty
         assert out.pipe is None
 
-    def test_only_a_pipe_is_one(self) -> None:
+    def test_only_a_pipe_is_watched(self) -> None:
         read, stream = self.pipes()
         assert Output(stream, None).pipe == stream.fileno()
         stream.close()
@@ -253,7 +254,7 @@ class TestOutput:
             assert Output(null, None).pipe is None
         assert Output(io.StringIO(), None).pipe is None
 
-    def test_a_question_goes_where_it_is_seen(self) -> None:
+    def test_a_prompt_goes_to_the_terminal(self) -> None:
         stdout, stderr = io.StringIO(), io.StringIO()
         Output(stdout, stderr).prompt("Name: ")
         assert (stdout.getvalue(), stderr.getvalue()) == ("", "Name: ")

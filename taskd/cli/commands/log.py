@@ -1,26 +1,30 @@
-"""``log``: what a task has said, and with ``-f`` what it says until it has ended."""
+"""``log``: the lines that a task has logged, and with ``-f`` those that it still logs."""
 
 from __future__ import annotations
 
 from argparse import Namespace
 from collections import deque
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
 from taskd.cli.context import Context
-from taskd.cli.retrying import Reconnector
-from taskd.cli.ui.rendering import Moment, moment, visible
-from taskd.client.connection import LineClient, Received, read
-from taskd.client.errors import OK
+from taskd.cli.exit_status import OK
+from taskd.cli.ui.rendering import Moment, moment
+from taskd.cli.ui.text import visible
+from taskd.client.connection import Connection, read
+from taskd.client.messages import Received
+from taskd.client.retry import Reconnector
 from taskd.protocol.limits import MAX_LOG_LINES
 
 
 class Line(Struct):
-    """One line of a log: number ``line``, from 1 on, of an attempt."""
+    """One line of a log. ``line`` is its number within the attempt, from 1."""
 
     attempt: int
     line: int
@@ -28,8 +32,8 @@ class Line(Struct):
     text: str
 
 
-class _Lines(Struct):
-    """A reply to ``get_log``, or a ``log`` event of who follows it."""
+class _Page(Struct):
+    """A reply to ``get_log``, or a ``log`` event."""
 
     lines: list[Raw]
     cursor: str | None = None
@@ -41,21 +45,21 @@ class _End(Struct):
     state: str | None = None
 
 
-_decode_lines = msgspec.json.Decoder(_Lines).decode
+_decode_page = msgspec.json.Decoder(_Page).decode
 _decode_line = msgspec.json.Decoder(Line).decode
 _decode_end = msgspec.json.Decoder(_End).decode
 
 
 async def log(ctx: Context, options: Namespace) -> int:
     """Print a log, and with ``--follow`` go on until its task has ended."""
-    return await Reader(ctx, options).run()
+    return await LogReader(ctx, options).run()
 
 
-class Printer:
-    """Prints lines and says what is missing between them.
+class LogPrinter:
+    """Prints lines, and notes where lines are missing.
 
-    ``attempt`` is the only one to print, if given; ``last`` is how many of the lines that come before
-    :meth:`release` it prints.
+    With ``attempt`` it prints only the lines of that attempt. With ``last`` it keeps lines back until
+    :meth:`release`, and then prints only the last so many of them.
     """
 
     def __init__(self, ctx: Context, times: bool, attempt: int | None, last: int | None) -> None:
@@ -63,9 +67,9 @@ class Printer:
         self._times = times
         self._only = attempt
         self._kept: deque[tuple[Line, Raw]] | None = None if last is None else deque(maxlen=last)
-        self._shown: Line | None = None
+        self._printed: Line | None = None
         self._ready: list[Any] = []
-        """Texts, or with JSON raw objects, that are written together."""
+        """Texts, or with JSON raw objects, which are written together."""
 
     def take(self, raws: Sequence[Raw]) -> None:
         """The next lines of the log."""
@@ -80,27 +84,27 @@ class Printer:
         self._write()
 
     def release(self) -> None:
-        """Print what was kept back, and from now on everything at once."""
+        """Print the lines that were kept back. Later lines are printed at once."""
         kept, self._kept = self._kept or (), None
         for line, raw in kept:
             self._add(line, raw)
         self._write()
 
     @property
-    def silent(self) -> bool:
-        """Whether nothing has been printed."""
-        return self._shown is None
+    def empty(self) -> bool:
+        """Whether no line has been printed."""
+        return self._printed is None
 
     def _add(self, line: Line, raw: Raw) -> None:
-        ctx, before, self._shown = self._ctx, self._shown, line
+        ctx, before, self._printed = self._ctx, self._printed, line
         if ctx.json:
             self._ready.append(raw)
             return
-        # A task that is retried counts its attempts from one again
-        goes_on = before is not None and before.attempt == line.attempt and before.line < line.line
-        if self._only is None and not goes_on and (before is not None or line.attempt > 1):
+        # The attempts of a retried task are numbered from 1 again
+        same_attempt = before is not None and before.attempt == line.attempt and before.line < line.line
+        if self._only is None and not same_attempt and (before is not None or line.attempt > 1):
             self._ready.append(ctx.texts("log_attempt", n=line.attempt))
-        missing = 0 if before is None else line.line - (before.line if goes_on else 0) - 1
+        missing = 0 if before is None else line.line - (before.line if same_attempt else 0) - 1
         if missing:
             self._write()
             ctx.out.note(ctx.texts("log_missing", n=missing))
@@ -116,99 +120,89 @@ class Printer:
 
 
 def print_page(ctx: Context, task_id: int, reply: Received) -> None:
-    """Print what one reply to ``get_log`` has. Raises ConnectionTrouble."""
-    printer = Printer(ctx, times=False, attempt=None, last=None)
-    printer.take(read(reply.line, _decode_lines, ctx.server).lines)
-    if printer.silent:
+    """Print one reply to ``get_log``. Raises ConnectionFailed."""
+    printer = LogPrinter(ctx, times=False, attempt=None, last=None)
+    printer.take(read(reply.line, _decode_page, ctx.server).lines)
+    if printer.empty:
         ctx.out.note(ctx.texts("log_empty", id=task_id))
 
 
-class Reader:
-    """Reads one log, page by page and then live, and where it was if the connection is lost."""
+class LogReader:
+    """Reads one log, page by page and then live. After a lost connection it continues where it was."""
 
     def __init__(self, ctx: Context, options: Namespace) -> None:
         self._ctx = ctx
         self._task_id: int = options.task_id
         self._follow: bool = options.follow
         wanted: int | None = options.lines
-        # The server counts all the lines from the end, and no more than fit into one reply
+        # The server can count from the end for us, but only over all attempts and up to one page
         self._tail = wanted if wanted is not None and wanted <= MAX_LOG_LINES and options.attempt is None else None
         self._whole = wanted is None
-        self._printer = Printer(ctx, options.times, options.attempt, wanted)
-        self._persistence = Reconnector(ctx)
+        self._printer = LogPrinter(ctx, options.times, options.attempt, wanted)
+        self._reconnector = Reconnector(ctx.clock, ctx.reporter)
         self._cursor: str | None = None
         self._ended: Deferred[None] = Deferred()
 
     async def run(self) -> int:
-        """Raises ClientError where the log cannot be read, or no longer be followed."""
-        if not self._follow:
-            client, (answer,) = await self._ctx.logged_in(self._request())
-            try:
-                await self._read_all(client, answer)
-            finally:
-                client.close()
+        """Raises ClientError if the log cannot be read, or not followed to its end."""
+        if self._follow:
+            await self._reconnector.run(self._attempt)
         else:
-            await self._persistence.run(self._attempt)
-        if self._printer.silent and not self._ctx.json:
+            await self._attempt()
+        if self._printer.empty and not self._ctx.json:
             self._ctx.out.note(self._ctx.texts("log_empty", id=self._task_id))
         return OK
 
     async def _attempt(self) -> int:
-        ended: Deferred[None] = Deferred()
-        self._ended = ended
-        client, (answer,) = await self._ctx.logged_in(self._request(), on_event=self._event)
-        try:
-            await self._read_all(client, answer)
-            self._persistence.connected()
-            self._take(await self._ask(client, follow=True))
-            client.check_often()
-            client.gone().addErrback(lambda failure: None if ended.called else ended.errback(failure))
-            await ended
-        finally:
-            client.close()
+        request = ("get_log", self._fields())
+        connection, (answer,) = await self._ctx.connector.send(request, on_event=self._event)
+        with closing(connection):
+            while self._take(await answer):
+                answer = connection.request("get_log", **self._fields())
+            self._printer.release()
+            if self._follow:
+                self._reconnector.connected()
+                await self._follow_events(connection)
         return OK
 
-    async def _read_all(self, client: LineClient, answer: Deferred[Received]) -> None:
-        """Everything that there is now."""
-        while self._take(await answer):
-            answer = self._ask(client)
-        self._printer.release()
+    async def _follow_events(self, connection: Connection) -> None:
+        """Print new lines until the task has ended. Raises the reason if the connection is lost."""
+        self._ended = ended = Deferred[None]()
+        self._take(await connection.request("get_log", **self._fields(), follow=True))
+        connection.keep_alive()
+        connection.wait_until_lost().addErrback(self._lost, ended)
+        await ended
 
     def _take(self, reply: Received) -> bool:
-        """Whether there is more behind it."""
-        page = read(reply.line, _decode_lines, self._ctx.server)
+        """Print one page; returns whether more pages exist."""
+        page = read(reply.line, _decode_page, self._ctx.server)
         if page.cut and self._cursor is None and self._whole:
             self._ctx.out.note(self._ctx.texts("log_cut"))
         self._printer.take(page.lines)
         self._cursor = page.cursor or self._cursor
         return page.more
 
-    def _event(self, client: LineClient, received: Received) -> None:
+    def _event(self, connection: Connection, received: Received) -> None:
         event = received.body.event
         if event == "log":
             self._take(received)
         elif event == "log_end":
-            self._end(read(received.line, _decode_end, self._ctx.server).state)
+            state = read(received.line, _decode_end, self._ctx.server).state
+            ctx = self._ctx
+            if state is not None and ctx.out.tty and not ctx.json:
+                ctx.out.note(ctx.texts("log_end", id=self._task_id, state=visible(ctx.texts.state(state))))
+            if not self._ended.called:
+                self._ended.callback(None)
 
-    def _end(self, state: str | None) -> None:
-        ctx = self._ctx
-        if state is not None and ctx.out.tty and not ctx.json:
-            ctx.out.note(ctx.texts("log_end", id=self._task_id, state=visible(ctx.texts.state(state))))
-        if not self._ended.called:
-            self._ended.callback(None)
+    @staticmethod
+    def _lost(failure: Failure, ended: Deferred[None]) -> None:
+        if not ended.called:
+            ended.errback(failure)
 
-    def _request(self) -> tuple[str, dict[str, Any]]:
-        return "get_log", self._fields()
-
-    def _ask(self, client: LineClient, follow: bool = False) -> Deferred[Received]:
-        return client.request("get_log", **self._fields(follow))
-
-    def _fields(self, follow: bool = False) -> dict[str, Any]:
+    def _fields(self) -> dict[str, Any]:
         fields: dict[str, Any] = {"task_id": self._task_id, "limit": MAX_LOG_LINES}
         if self._cursor is not None:
             fields["cursor"] = self._cursor
         elif self._tail is not None:
             fields |= {"tail": True, "limit": self._tail}
-        if follow:
-            fields["follow"] = True
         return fields

@@ -1,1 +1,1 @@
-"""What the command line says, in English and Spanish. No logic but the choice of the language."""
+"""The texts of the command line in English and Spanish."""

@@ -1,4 +1,4 @@
-"""The user's language, and what the client says in it."""
+"""The user's language, and the texts in it."""
 
 from __future__ import annotations
 
@@ -34,12 +34,11 @@ class Texts:
         return key in WORDS
 
     def state(self, state: str) -> str:
-        """A task's state; in Spanish translated, an unknown one as it is."""
+        """The name of a task's state; an unknown one stays as it is."""
         return STATES.get(state, state) if self.lang == "es" else state
 
     def reason(self, code: str, message: str, **fields: Any) -> str:
-        """Why a task is where it is: our own words, where there are some for this code and all the fields that they
-        need, else the server's English ``message``."""
+        """Why a task is in its state: our own text if there is one and its fields are known, else ``message``."""
         with contextlib.suppress(KeyError):
             return REASONS[code][self._column].format(**fields) or message
         return message

@@ -1,4 +1,4 @@
-"""The command line's help in both languages. The English half comes from the registry where that says it."""
+"""The help of the command line in both languages. The registry of actions has part of the English texts."""
 
 from __future__ import annotations
 
@@ -76,19 +76,19 @@ _SUMMARIES = {
         "Enviar tareas a un servidor taskd y verlas ejecutarse. Sin argumentos: un menú.",
     ),
     "login": (
-        "Log in; the session is kept for the next commands.",
-        "Iniciar sesión; se guarda para las próximas órdenes.",
+        "Log in and store the session for the next commands.",
+        "Iniciar sesión y guardarla para las próximas órdenes.",
     ),
-    "logout": ("Log out and forget the session.", "Cerrar la sesión y olvidarla."),
+    "logout": ("Log out and delete the stored session.", "Cerrar la sesión y borrarla de este equipo."),
     "add": (
         "Submit a task, or one for each line of the input.",
         "Crear una tarea, o una por cada línea de la entrada.",
     ),
     "watch": (
-        "See every change live, until Ctrl-C.",
-        "Ver los cambios en vivo, hasta Ctrl-C.",
+        "Show every change as it happens, until Ctrl-C.",
+        "Mostrar los cambios en vivo, hasta Ctrl-C.",
     ),
-    "wait": ("Wait until these tasks have ended.", "Esperar a que terminen estas tareas."),
+    "wait": ("Wait until the tasks have ended.", "Esperar a que terminen las tareas."),
 }
 
 _OPTIONS = {
@@ -99,34 +99,34 @@ _OPTIONS = {
         " (por omisión TASKD_SERVER, o 127.0.0.1:5000)",
     ),
     "json": (
-        "one JSON object a line, as on the wire",
-        "un objeto JSON por línea, como en el protocolo",
+        "print one JSON object per line, as the server sent it",
+        "mostrar un objeto JSON por línea, tal como lo envió el servidor",
     ),
     "username": (
-        f"{_field(m.Register, 'username')} Asked for when left out.",
+        f"{_field(m.Register, 'username')} taskclient asks for it if it is missing.",
         "De 1 a 64 caracteres; único sin distinguir mayúsculas. Si falta, se pregunta.",
     ),
     "text": (
-        f"{_field(m.TaskSpec, 'task')} - reads one task a line from the input.",
+        f"{_field(m.TaskSpec, 'task')} - reads one task per line from the input.",
         "Qué es, en palabras del usuario: de 1 a 4.096 caracteres. - lee una tarea por línea de la entrada.",
     ),
     "stdin": ("The same as -.", "Lo mismo que -."),
     "kind_or_text": (
-        "A single word that is a kind is taken for the kind: a program (command:NAME), or one that the workers serve"
-        " now, see `taskclient kinds`. It is the text as well then. Everything else is the text of a task of the"
-        " default kind. With --kind nothing is guessed.",
-        "Una sola palabra que sea un tipo se toma como tal: un programa (command:NOMBRE), o uno que los workers"
-        " atiendan ahora, vea `taskclient kinds`; es entonces también el texto. Todo lo demás es el texto de una tarea"
-        " del tipo por omisión. Con --kind no se adivina nada.",
+        "A single word that names a kind selects this kind and is also the text: a program (command:NAME), or a kind"
+        " that workers serve now, see `taskclient kinds`. Anything else is the text of a task of the default kind."
+        " With --kind, the words are only the text.",
+        "Una sola palabra que nombre un tipo elige ese tipo y es también el texto: un programa (command:NOMBRE), o un"
+        " tipo que los workers atiendan ahora, vea `taskclient kinds`. Todo lo demás es el texto de una tarea del tipo"
+        " por omisión. Con --kind, las palabras son solo el texto.",
     ),
     "kind": (
-        _field(m.TaskSpec, "kind") + " Default: simulate. The text may be left out then.",
-        "Qué manejador la ejecuta. Por omisión, simulate. El texto puede faltar entonces.",
+        _field(m.TaskSpec, "kind") + " Default: simulate. With it, the text is optional.",
+        "Qué manejador la ejecuta. Por omisión, simulate. Con esta opción, el texto es opcional.",
     ),
     "payload": (_field(m.TaskSpec, "payload"), "Los argumentos del manejador, un objeto JSON."),
     "field": (
-        "One argument of the handler: VALUE is JSON if it reads as JSON, else text. Repeatable.",
-        "Un argumento del manejador: VALOR es JSON si se lee como tal; si no, texto. Repetible.",
+        "One argument of the handler: VALUE is JSON if it is valid JSON, else text. Repeatable.",
+        "Un argumento del manejador: VALOR es JSON si es JSON válido; si no, texto. Repetible.",
     ),
     "queue": (_field(m.TaskSpec, "queue"), "Una de las colas del servidor; si falta, la primera."),
     "max_attempts": (
@@ -135,19 +135,19 @@ _OPTIONS = {
     ),
     "key": (
         _field(m.TaskSpec, "key") + " 1 to 128 printable characters. With -, line N of the input has the key K:N (K at"
-        " most 108 characters), so that the same command with the same lines goes on where it was interrupted."
-        " Default: a random key, which an error names where it matters.",
+        " most 108 characters), so the same command with the same lines continues where it was interrupted."
+        " Default: a random key; an error message names it if it is needed.",
         "La misma clave da otra vez la misma tarea, así que se puede repetir la orden sin duplicarla."
         " De 1 a 128 caracteres imprimibles. Con -, la línea N de la entrada lleva la clave K:N (K, 108 como máximo):"
-        " la misma orden con las mismas líneas continúa donde se interrumpió. Por omisión, una clave al azar, que un"
-        " error nombra si hace falta.",
+        " la misma orden con las mismas líneas continúa donde se interrumpió. Por omisión, una clave al azar; si hace"
+        " falta, el mensaje de error la indica.",
     ),
     "wait": (
-        "Show its states and its progress live until it has ended.",
+        "Show its states and its progress until it has ended.",
         "Mostrar sus estados y su progreso en vivo hasta que termine.",
     ),
     "wait_timeout": (
-        "How long to wait at most, such as 90, 90s or 1h30m; exit status 3 when it has passed.",
+        "How long to wait at most, such as 90, 90s or 1h30m; after that the exit status is 3.",
         "Cuánto esperar como máximo, p. ej. 90, 90s o 1h30m; código de salida 3 si se agota.",
     ),
     "timeout": (
@@ -159,18 +159,18 @@ _OPTIONS = {
         "No ejecutarla antes de que pase este tiempo: 90, 90s, 1h30m, 2d, 1.5h.",
     ),
     "at": (
-        'Do not run it before then: "2026-12-01 08:00" in the local time zone, or with one: 2026-12-01T08:00Z,'
+        'Do not run it before this time: "2026-12-01 08:00" in the local time zone, or with one: 2026-12-01T08:00Z,'
         " 2026-12-01T08:00+02:00.",
-        'No ejecutarla antes: "2026-12-01 08:00" en la zona horaria local, o con una: 2026-12-01T08:00Z,'
-        " 2026-12-01T08:00+02:00.",
+        'No ejecutarla antes de este momento: "2026-12-01 08:00" en la zona horaria local, o con una:'
+        " 2026-12-01T08:00Z, 2026-12-01T08:00+02:00.",
     ),
     "follow": (
-        "Go on with what the task says until it has ended.",
-        "Seguir con lo que diga la tarea hasta que termine.",
+        "Continue with new lines until the task has ended.",
+        "Seguir con las líneas nuevas hasta que la tarea termine.",
     ),
     "lines": ("Begin with the last N lines.", "Empezar por las últimas N líneas."),
     "attempt": ("Only the lines of this attempt.", "Solo las líneas de este intento."),
-    "times": ("Begin each line with its date and time.", "Anteponer a cada línea su fecha y hora."),
+    "times": ("Put its date and time before each line.", "Anteponer a cada línea su fecha y hora."),
     "status": (
         _field(m.GetTasks, "status"),
         "Solo las de este estado: Procesando, Completada, Fallida o Cancelada.",
@@ -191,12 +191,13 @@ _OPTIONS = {
     "command": ("COMMAND", "ORDEN"),
     "commands": ("commands", "órdenes"),
     "exit": (
-        "exit status: 0 ok, 1 error, 2 usage, 3 timed out or cancelled, 4 not logged in,\n  5 a waited-for task failed",
+        "exit status: 0 ok, 1 error, 2 usage, 3 timed out or cancelled, 4 not logged in,\n"
+        "  5 a task that was waited for failed",
         "código de salida: 0 bien, 1 error, 2 uso, 3 tiempo agotado o cancelada,\n"
-        "  4 sin sesión, 5 una tarea esperada falló",
+        "  4 sin sesión, 5 falló una tarea esperada",
     ),
     "password": (
-        "The password is asked for, or taken from TASKD_PASSWORD or from the first line of the input.",
-        "La contraseña se pregunta, o se toma de TASKD_PASSWORD o de la primera línea de la entrada.",
+        "taskclient asks for the password, or takes it from TASKD_PASSWORD or from the first line of the input.",
+        "taskclient pregunta la contraseña, o la toma de TASKD_PASSWORD o de la primera línea de la entrada.",
     ),
 }

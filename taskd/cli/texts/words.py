@@ -1,4 +1,4 @@
-"""Every word the client says, in English and in Spanish."""
+"""The texts of the client in English and Spanish, except those about tasks."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ WORDS: dict[str, tuple[str, str]] = {
     **TASK_WORDS,
     # connections
     "bad_server": (
-        "{server} is no server address; use HOST:PORT or an endpoint such as tls:HOST:PORT",
+        "{server} is not a server address; use HOST:PORT or an endpoint such as tls:HOST:PORT",
         "{server} no es una dirección válida; use HOST:PUERTO o un endpoint como tls:HOST:PUERTO",
     ),
     "bad_port": (
-        "{server} is no server address; a port is a number from 1 to 65535",
+        "{server} is not a server address; a port is a number from 1 to 65535",
         "{server} no es una dirección válida; un puerto es un número del 1 al 65535",
     ),
     "bad_endpoint": (
-        "{server} is no server address ({why}); use HOST:PORT or an endpoint such as tls:HOST:PORT",
+        "{server} is not a server address ({why}); use HOST:PORT or an endpoint such as tls:HOST:PORT",
         "{server} no es una dirección válida ({why}); use HOST:PUERTO o un endpoint como tls:HOST:PUERTO",
     ),
     "dns_failed": (
@@ -25,7 +25,7 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "refused_connection": (
         "nothing listens at {server}; start the server (make run) or check --server",
-        "nadie escucha en {server}; inicie el servidor (make run) o revise --server",
+        "ningún servidor escucha en {server}; inicie el servidor (make run) o revise --server",
     ),
     "connect_timeout": (
         "{server} did not answer within {seconds} s; check the address and the network",
@@ -36,53 +36,53 @@ WORDS: dict[str, tuple[str, str]] = {
         "no se puede conectar con {server}: {why}; revise --server y la red",
     ),
     "tls_failed": (
-        "no secure connection to {server}: {why}; try again, or ask who runs the server",
-        "no hay conexión segura con {server}: {why}; inténtelo de nuevo o consulte a quien administra el servidor",
+        "no secure connection to {server}: {why}; try again, or ask the administrator of the server",
+        "no hay conexión segura con {server}: {why}; inténtelo de nuevo o consulte a quien administre el servidor",
     ),
     "tls_untrusted": (
-        "the certificate of {server} is not trusted; if it is signed by yourself, save it as NAME.pem in a folder"
+        "the certificate of {server} is not trusted; if it is self-signed, save it as NAME.pem in a folder"
         " and use tls:HOST:PORT:trustRoots=FOLDER",
-        "el certificado de {server} no es de confianza; si lo firmó usted, guárdelo como NOMBRE.pem en una carpeta"
+        "el certificado de {server} no es de confianza; si es autofirmado, guárdelo como NOMBRE.pem en una carpeta"
         " y use tls:HOST:PUERTO:trustRoots=CARPETA",
     ),
     "tls_name": (
-        "the certificate of {server} is for another host name; use the name that it is for",
-        "el certificado de {server} es de otro nombre de host; use el nombre al que corresponde",
+        "the certificate of {server} is for another host name; use the name in the certificate",
+        "el certificado de {server} es de otro nombre de host; use el nombre que figura en él",
     ),
     "tls_plain": (
-        "{server} does not speak TLS; use HOST:PORT without tls:, or the server's TLS port",
+        "{server} does not use TLS; use HOST:PORT without tls:, or the server's TLS port",
         "{server} no usa TLS; use HOST:PUERTO sin tls:, o el puerto TLS del servidor",
     ),
     "tls_silent": (
-        "{server} does not speak TLS, or did not within {seconds} s; use HOST:PORT without tls:, or try again",
-        "{server} no usa TLS, o no en {seconds} s; use HOST:PUERTO sin tls:, o inténtelo de nuevo",
+        "{server} did not start TLS within {seconds} s; use HOST:PORT without tls:, or try again",
+        "{server} no inició TLS en {seconds} s; use HOST:PUERTO sin tls:, o inténtelo de nuevo",
     ),
     "closed_early": (
-        "{server} closed the connection without an answer; is it a taskd, does it want TLS (tls:HOST:PORT)?",
-        "{server} cerró la conexión sin responder; ¿es un taskd, y requiere TLS (tls:HOST:PUERTO)?",
+        "{server} closed the connection without an answer; is it a taskd server, and does it need TLS (tls:HOST:PORT)?",
+        "{server} cerró la conexión sin responder; ¿es un servidor taskd y requiere TLS (tls:HOST:PUERTO)?",
     ),
     "lost": (
         "the connection to {server} was lost; try again",
         "se perdió la conexión con {server}; inténtelo de nuevo",
     ),
     "unconfirmed": (
-        "no confirmation: what was sent may exist or not; the same command with --key {task_key} creates only what does"
+        "no confirmation: the tasks may exist or not; the same command with --key {task_key} creates only those that do"
         " not exist yet ({why})",
-        "sin confirmación: lo enviado puede existir o no; la misma orden con --key {task_key} crea solo lo que aún no"
-        " exista ({why})",
+        "sin confirmación: las tareas pueden existir o no; la misma orden con --key {task_key} crea solo las que aún no"
+        " existan ({why})",
     ),
     "no_answer": (
         "{server} accepted the connection but does not answer; try again later or check --server",
         "{server} aceptó la conexión pero no responde; inténtelo más tarde o revise --server",
     ),
     "not_taskd": (
-        "what answers at {server} is not a taskd; check --server",
-        "lo que responde en {server} no es un taskd; revise --server",
+        "the server at {server} is not a taskd server; check --server",
+        "lo que responde en {server} no es un servidor taskd; revise --server",
     ),
-    "reconnecting": ("Connection lost; connecting again ...", "Conexión perdida; conectando de nuevo..."),
+    "reconnecting": ("Connection lost; connecting again ...", "Se perdió la conexión; conectando de nuevo..."),
     "retrying": ("{why}; trying again ...", "{why}; reintentando..."),
     "reconnected": ("Connected again.", "Conectado de nuevo."),
-    # what the server refuses; English has the server's own message
+    # refusals of the server; the English text is the server's own message
     "in_use": ("the username is taken; choose another", "el nombre de usuario ya está en uso; elija otro"),
     "no_user": (
         "there is no such user; register first",
@@ -92,20 +92,20 @@ WORDS: dict[str, tuple[str, str]] = {
     "code.auth_required": ("{message}", "primero hay que iniciar sesión"),
     "code.not_found": ("{message}", "no existe, o no es suyo: {message}"),
     "code.conflict": ("{message}", "no es posible en su estado actual: {message}"),
-    "code.conflict.key": ("{message}", "esa clave ya es de otra tarea; use una nueva: {message}"),
+    "code.conflict.key": ("{message}", "esa clave ya pertenece a otra tarea; use una nueva: {message}"),
     "code.too_large": ("{message}", "demasiado grande: {message}"),
     "code.rate_limited": ("{message}", "demasiadas peticiones; espere un poco e inténtelo de nuevo"),
     "code.quota_exceeded": ("{message}", "ha agotado su cuota: {message}"),
     "code.unknown_action": (
-        "this server is older than taskclient and does not know that: {message}",
-        "este servidor es más antiguo que taskclient y no conoce esa orden: {message}",
+        "this server is older than taskclient and does not know this action: {message}",
+        "este servidor es más antiguo que taskclient y no conoce esa acción: {message}",
     ),
     "code.draining": ("{message}", "el servidor se está deteniendo; inténtelo de nuevo"),
     "code.unavailable": (
         "{message}",
-        "el servidor no tiene acceso a su base de datos; nada se ha confirmado, inténtelo más tarde",
+        "el servidor no tiene acceso a su base de datos; no se ha confirmado nada, inténtelo más tarde",
     ),
-    "code.internal": ("{message}", "error interno del servidor; su registro tiene los detalles"),
+    "code.internal": ("{message}", "error interno del servidor; los detalles están en su registro"),
     "code.other": ("{message}", "el servidor lo rechazó: {message}"),
     # accounts
     "username": ("Username: ", "Usuario: "),
@@ -124,14 +124,14 @@ WORDS: dict[str, tuple[str, str]] = {
         "falta la contraseña: use TASKD_PASSWORD o la primera línea de la entrada",
     ),
     "bad_username": (
-        "a username has 1 to 64 visible characters and no space at its ends",
-        "un nombre de usuario tiene de 1 a 64 caracteres visibles, sin espacios en los extremos",
+        "a username has 1 to 64 visible characters and neither begins nor ends with a space",
+        "un nombre de usuario tiene de 1 a 64 caracteres visibles y no empieza ni termina con un espacio",
     ),
     "bad_password": (
         "a password has 8 to 72 bytes (an accented letter counts as two)",
         "una contraseña tiene de 8 a 72 bytes (una letra con tilde cuenta por dos)",
     ),
-    "registered": ("Registered {username}. Next: {command}", "{username} se ha registrado. Ahora: {command}"),
+    "registered": ("Registered {username}. Next: {command}", "Usuario {username} registrado. Ahora: {command}"),
     "logged_in": ("Logged in as {username}.", "Sesión iniciada como {username}."),
     "logged_out": ("Logged out.", "Sesión cerrada."),
     "not_logged_in": (
@@ -143,26 +143,26 @@ WORDS: dict[str, tuple[str, str]] = {
         "la sesión en {server} ha terminado; inicie sesión de nuevo: {command}",
     ),
     "state_unreadable": (
-        "cannot read {path}: {why}; repair its permissions or remove it",
+        "cannot read {path}: {why}; correct its permissions or delete it",
         "no se puede leer {path}: {why}; corrija sus permisos o bórrelo",
     ),
     "state_broken": (
         "{path} is not a session file; log in again: {command}",
-        "{path} no es un fichero de sesión; inicie sesión de nuevo: {command}",
+        "{path} no es un archivo de sesión; inicie sesión de nuevo: {command}",
     ),
     "state_unwritable": (
-        "cannot keep the session in {path}: {why}; repair that or set XDG_STATE_HOME",
+        "cannot store the session in {path}: {why}; correct that or set XDG_STATE_HOME",
         "no se puede guardar la sesión en {path}: {why}; corríjalo o cambie XDG_STATE_HOME",
     ),
     # the input
     "input_too_long": ("a line of the input is too long", "una línea de la entrada es demasiado larga"),
     "not_utf8": (
-        "the input is not UTF-8, nor in the encoding of the locale",
-        "la entrada no es UTF-8, ni tiene la codificación de la configuración regional",
+        "the input is neither in UTF-8 nor in the encoding of the locale",
+        "la entrada no está en UTF-8 ni en la codificación de la configuración regional",
     ),
     "not_text": (
-        "the command line or TASKD_PASSWORD has bytes that are no text here; use UTF-8",
-        "la orden o TASKD_PASSWORD tiene bytes que aquí no son texto; use UTF-8",
+        "the command line or TASKD_PASSWORD contains bytes that are not text; use UTF-8",
+        "la orden o TASKD_PASSWORD contiene bytes que no son texto; use UTF-8",
     ),
     # the menu
     "menu.server": ("taskd at {server}", "taskd en {server}"),
@@ -179,7 +179,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "menu.kind": ("Kind ({kinds}; Enter for {default}): ", "Tipo ({kinds}; Intro para {default}): "),
     "menu.fields": (
         "Fields as NAME=VALUE, or Enter for none: ",
-        "Datos como NOMBRE=VALOR, o Intro si no hay: ",
+        "Datos como NOMBRE=VALOR, o Intro para ninguno: ",
     ),
     "menu.hint": (
         "For one of them, by its number: {verbs}",
@@ -194,7 +194,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "menu.nothing": ("Nothing entered, nothing done.", "No escribió nada; no se hizo nada."),
     "menu.registered": ("Registered. You can log in now.", "Registro correcto. Ya puede iniciar sesión."),
     "menu.unconfirmed": (
-        "no confirmation: the task may exist or not; this creates it only if it does not: {command} ({why})",
+        "no confirmation: the task may exist or not; this creates it only if it does not exist: {command} ({why})",
         "sin confirmación: la tarea puede existir o no; esto la crea solo si no existe: {command} ({why})",
     ),
     "menu.lost": (
@@ -207,10 +207,10 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     # the program
     "interrupted": ("Interrupted.", "Interrumpido."),
-    "no_input": ("the input ended; nothing done", "se acabó la entrada; no se hizo nada"),
+    "no_input": ("the input ended; nothing done", "la entrada terminó; no se hizo nada"),
     "output_failed": ("cannot write the output: {why}", "no se puede escribir la salida: {why}"),
     "unexpected": (
         "unexpected error, please report it: {why}",
-        "error inesperado, por favor comuníquelo: {why}",
+        "error inesperado; por favor, comuníquelo: {why}",
     ),
 }

@@ -1,4 +1,4 @@
-"""What the client says about tasks, in English and in Spanish."""
+"""The texts of the client about tasks, in English and Spanish."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ STATES = {
 }
 
 REASONS: dict[str, tuple[str, str]] = {
-    "completed": ("It is done; its result: {show}", "Terminó; su resultado: {show}"),
+    "completed": ("It is completed. To see its result: {show}", "Está completada. Para ver su resultado: {show}"),
     "failed": (
-        "It has failed: {error}. All its attempts: {show}. To have it tried again: {retry}",
-        "Falló: {error}. Todos sus intentos: {show}. Para volver a intentarla: {retry}",
+        "It has failed: {error}. To see all its attempts: {show}. To run it again: {retry}",
+        "Falló: {error}. Para ver todos sus intentos: {show}. Para volver a intentarla: {retry}",
     ),
     "cancelled": (
-        "It was cancelled. To have it tried again: {retry}",
+        "It was cancelled. To run it again: {retry}",
         "Se canceló. Para volver a intentarla: {retry}",
     ),
     "running": ("", "Un worker la ejecuta desde {since} ({attempt})."),
-    "queued": ("", "Está repartida en la cola {queue}; la tomará el primer worker libre que atienda {kind}."),
+    "queued": ("", "Ya está asignada en la cola {queue}; la tomará el primer worker libre que atienda {kind}."),
     "retrying": ("", "Falló el {attempt}: {error}. Se volverá a intentar, no antes de {run_at}."),
     "scheduled": ("", "Está programada: no empezará antes de {run_at}."),
     "no_worker": (
@@ -32,27 +32,27 @@ REASONS: dict[str, tuple[str, str]] = {
         "Ningún worker atiende el tipo {kind} en la cola {queue}; espera hasta que haya uno (con --handlers, o con"
         " --programs si es un programa).",
     ),
-    "broker_down": ("", "RabbitMQ no está disponible; seguirá por sí sola en cuanto vuelva."),
-    "waiting": ("", "Espera su turno en la cola {queue}: hay otras antes, o se está repartiendo ahora mismo."),
+    "broker_down": ("", "RabbitMQ no está disponible; la tarea continuará por sí sola en cuanto vuelva."),
+    "waiting": ("", "Espera su turno en la cola {queue}: hay otras antes, o se está asignando ahora mismo."),
 }
-"""Why a task is where it is, by the code of ``explain``. Where English has nothing, the server's sentence serves."""
+"""Why a task is in its state, by the code of ``explain``. Where English is empty, the server's message is used."""
 
 TASK_WORDS: dict[str, tuple[str, str]] = {
     # the command line
     "bad_task": (
-        "{where}a task needs 1 to 4,096 characters, one of them visible",
+        "{where}a task needs 1 to 4,096 characters, at least one of them visible",
         "{where}una tarea necesita de 1 a 4.096 caracteres, al menos uno visible",
     ),
     "bad_kind": (
         "a kind has 1 to 64 letters, digits or _ . : -",
-        "un tipo tiene de 1 a 64 letras, cifras o _ . : -",
+        "un tipo tiene de 1 a 64 letras, dígitos o _ . : -",
     ),
     "bad_payload": (
         "--payload must be a JSON object, such as {example}",
         "--payload debe ser un objeto JSON, como {example}",
     ),
     "bad_field": (
-        "a field must read NAME=VALUE, not {given}",
+        "a field must have the form NAME=VALUE, not {given}",
         "un dato debe tener la forma NOMBRE=VALOR, no {given}",
     ),
     "bad_key": (
@@ -60,13 +60,13 @@ TASK_WORDS: dict[str, tuple[str, str]] = {
         "una clave tiene de 1 a {limit} caracteres imprimibles",
     ),
     "no_text": (
-        "what is the task? give its text, or - to read one task a line from the input",
+        "what is the task? give its text, or - to read one task per line from the input",
         "¿cuál es la tarea? indique su texto, o - para leer una tarea por línea de la entrada",
     ),
     "text_and_stdin": ("give either a text or --stdin", "indique un texto o --stdin, no ambos"),
-    "bad_number": ("{given} is not a number from 1 up", "{given} no es un número a partir de 1"),
+    "bad_number": ("{given} is not a whole number of 1 or more", "{given} no es un número entero a partir de 1"),
     "bad_duration": (
-        "{given} is no length of time; write it like 90, 90s, 1h30m, 2d or 1.5h",
+        "{given} is not a duration; write it like 90, 90s, 1h30m, 2d or 1.5h",
         "{given} no es una duración; escríbala como 90, 90s, 1h30m, 2d o 1.5h",
     ),
     "no_duration": (
@@ -74,14 +74,14 @@ TASK_WORDS: dict[str, tuple[str, str]] = {
         "debe ser mayor que 0; escríbala como 30s o 1h30m",
     ),
     "long_duration": (
-        "{given} is longer than {most}, which is the most",
+        "{given} is longer than the maximum, {most}",
         "{given} supera el máximo, {most}",
     ),
     "bad_moment": (
-        '{given} is no date and time; write it like "2026-12-01 08:00" or 2026-12-01T08:00Z',
+        '{given} is not a date and time; write it like "2026-12-01 08:00" or 2026-12-01T08:00Z',
         '{given} no es una fecha con hora; escríbala como "2026-12-01 08:00" o 2026-12-01T08:00Z',
     ),
-    "wait_timeout_needs_wait": ("--wait-timeout goes with --wait", "--wait-timeout va con --wait"),
+    "wait_timeout_needs_wait": ("--wait-timeout needs --wait", "--wait-timeout requiere --wait"),
     "line_too_large": (
         "the request has more than {limit} bytes; make the payload smaller",
         "la petición supera los {limit} bytes; reduzca los datos",
@@ -97,22 +97,22 @@ TASK_WORDS: dict[str, tuple[str, str]] = {
     "created_many": ("{n} tasks created ({first} to {last}).", "{n} tareas creadas ({first} a {last})."),
     "created_none": ("no tasks in the input; nothing created", "la entrada no tiene tareas; no se creó nada"),
     "created_before": (
-        "{n} tasks were created before the error; --key {key} and the same lines go on from there.",
+        "{n} tasks were created before the error; --key {key} with the same lines continues from there.",
         "Se crearon {n} tareas antes del error; --key {key} con las mismas líneas continúa desde ahí.",
     ),
     "known": (
-        "Task {id} was created before under this key.",
-        "La tarea {id} ya se había creado con esta clave.",
+        "Task {id} already exists under this key.",
+        "La tarea {id} ya existe con esta clave.",
     ),
     "known_many": (
-        "{n} tasks were created before under these keys ({first} to {last}).",
-        "{n} tareas ya se habían creado con estas claves ({first} a {last}).",
+        "{n} tasks already exist under these keys ({first} to {last}).",
+        "{n} tareas ya existen con estas claves ({first} a {last}).",
     ),
     "interrupted_unconfirmed": (
         "Not confirmed yet; the same command with --key {key} creates it only if it does not exist.",
         "Aún sin confirmar; la misma orden con --key {key} la crea solo si no existe.",
     ),
-    # looking and changing
+    # listing and changing
     "no_tasks": ("No tasks.", "No hay tareas."),
     "more": ("There are more: --limit N or --all", "Hay más: --limit N o --all"),
     "more_menu": (
@@ -122,11 +122,11 @@ TASK_WORDS: dict[str, tuple[str, str]] = {
     "cancelled": ("Task {id} cancelled.", "Tarea {id} cancelada."),
     "retried": ("Task {id} will be tried again.", "La tarea {id} se intentará de nuevo."),
     "timed_out": (
-        "{n} of the tasks have not ended in time: {ids}",
+        "{n} of the tasks did not end in time: {ids}",
         "{n} de las tareas no terminaron a tiempo: {ids}",
     ),
     "watching": ("Watching; Ctrl-C ends it.", "Siguiendo los cambios; Ctrl-C para terminar."),
-    "more_bars": ("... and {n} more that run", "... y {n} más en curso"),
+    "more_bars": ("... and {n} more running", "... y {n} más en curso"),
     "attempt": ("attempt {n} of {max}", "intento {n} de {max}"),
     "attempt_only": ("attempt {n}", "intento {n}"),
     "no_kinds": (
@@ -136,12 +136,12 @@ TASK_WORDS: dict[str, tuple[str, str]] = {
     # the log of a task
     "log_attempt": ("--- attempt {n} ---", "--- intento {n} ---"),
     "log_cut": (
-        "The beginning of this log has been cut: it had grown too long.",
-        "El principio de este registro se recortó: era demasiado largo.",
+        "The beginning of this log was deleted because the log was too long.",
+        "El principio de este registro se borró porque era demasiado largo.",
     ),
     "log_missing": (
-        "Here {n} lines have been cut: the log had grown too long.",
-        "Aquí se recortaron {n} líneas: el registro era demasiado largo.",
+        "{n} lines are missing here because the log was too long.",
+        "Aquí faltan {n} líneas porque el registro era demasiado largo.",
     ),
     "log_empty": ("Task {id} has no log.", "La tarea {id} no tiene registro."),
     "log_end": ("Task {id}: {state}.", "Tarea {id}: {state}."),
@@ -177,5 +177,5 @@ TASK_WORDS: dict[str, tuple[str, str]] = {
     "show.error": ("Error", "Error"),
     "show.attempt_failed": ("Attempt {n} failed", "El intento {n} falló"),
     "show.worker": ("Worker", "Worker"),
-    "show.ended": ("Ended", "Acabó"),
+    "show.ended": ("Ended", "Terminó"),
 }

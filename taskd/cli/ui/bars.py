@@ -1,6 +1,6 @@
-"""Progress bars at the foot of a terminal, one for each running task that says how far it is.
+"""Progress bars at the foot of a terminal, one for each running task that reports its progress.
 
-rich lays them out. It does not write: its own live display would bring a thread and a second way to the terminal.
+rich draws them into a string. Its own live display would need a thread and would write to the terminal beside us.
 """
 
 from __future__ import annotations
@@ -10,80 +10,85 @@ import io
 from collections.abc import Callable
 
 from rich.console import Console, ConsoleDimensions
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column
-from rich.text import Text
 from twisted.internet.interfaces import IDelayedCall
 
 from taskd.cli.context import Context
-from taskd.cli.ui.progress import ProgressEvent, Running
-from taskd.cli.ui.rendering import ShownTask, percent, visible
+from taskd.cli.errors import OutputClosed
+from taskd.cli.ui.progress import ProgressEvent, RunningTasks
+from taskd.cli.ui.rendering import ShownTask, percent
 from taskd.cli.ui.terminal import Screen
-from taskd.client.errors import ClientError, OutputClosed
+from taskd.cli.ui.text import visible
+from taskd.client.errors import ClientError
 
 MOST_BARS = 8
-"""Bars at a time; those that began first come first."""
+"""The most bars at a time: those of the tasks that reported first."""
 
 SOON = 0.1
-"""Seconds in which changes are gathered before the bars are drawn again."""
+"""Seconds from a change to the next drawing, which shows all changes until then."""
 
 TICK = 1.0
-"""Seconds after which they are drawn again in any case, for the time that is left."""
+"""Seconds between two drawings without a change, because the remaining time changes."""
 
 WIDE = 60
-"""Cells from which on there is room for a long bar, the time that is left and the note."""
+"""A terminal of at least so many cells has room for a long bar, the remaining time and the note."""
 
 _NUMBER, _BAR, _BAR_NARROW, _PERCENT, _LEFT = 8, 21, 9, 6, 9
-"""Cells of columns, each with the blank behind it."""
+"""The cells of each column, with the blank after it."""
 
 
 class Bars:
-    """The bars of one command. ``measure`` tells the size of the terminal, which may change."""
+    """The bars of one command. ``measure`` returns the current size of the terminal."""
 
     def __init__(self, ctx: Context, measure: Callable[[], Screen]) -> None:
         self._ctx = ctx
         self._measure = measure
         self._screen = measure()
         self._console = Console(
-            file=_Paper(ctx.out.encoding),
+            file=_Canvas(ctx.out.encoding),
             force_terminal=True,
             color_system="standard" if self._screen.colour else None,
             legacy_windows=False,
         )
         self._progress = Progress(console=self._console, auto_refresh=False, get_time=ctx.clock.seconds)
         self._lay_out()
-        self._running = Running()
+        self._running = RunningTasks()
         self._bars: dict[int, TaskID] = {}
         self._timer: IDelayedCall | None = None
 
     def changed(self, task: ShownTask) -> None:
-        """A task that runs may have said already how far it is; one that has ended loses its bar."""
-        if not self._running.note(task):
+        """Show the progress of a running task, and remove the bar of any other."""
+        if not self._running.update(task) or task.progress is None:  # it has ended, or a new attempt begins
             self._remove(task.id)
-        elif task.progress is not None:
-            self.said(ProgressEvent(task.id, task.attempt, task.progress, task.note))
         else:
-            self._remove(task.id)  # a new attempt
+            self.advanced(ProgressEvent(task.id, task.attempt, task.progress, task.note))
 
-    def said(self, said: ProgressEvent) -> None:
-        """Move its bar, or give it one."""
-        text = self._running.text(said)
+    def advanced(self, event: ProgressEvent) -> None:
+        """Move the task's bar, or add one."""
+        text = self._running.text(event)
         if text is None:
             return
-        bar = self._bars.get(said.task_id)
+        bar = self._bars.get(event.task_id)
         if bar is None:
-            bar = self._bars[said.task_id] = self._progress.add_task(visible(text), total=1.0, id=said.task_id, note="")
-        description = visible(text) if text else None
-        self._progress.update(bar, completed=said.progress, note=visible(said.note or ""), description=description)
+            bar = self._progress.add_task(visible(text), total=1.0, id=event.task_id, note="", percent="")
+            self._bars[event.task_id] = bar
+        self._progress.update(
+            bar,
+            completed=event.progress,
+            description=visible(text) if text else None,
+            note=visible(event.note or ""),
+            percent=f"{percent(event.progress):>3} %",
+        )
         self._draw_within(SOON)
 
-    def forget(self) -> None:
-        """Take all bars away; what still runs will say so."""
+    def reset(self) -> None:
+        """Remove all bars. Tasks that are still running will report again."""
         for task_id in tuple(self._bars):
             self._remove(task_id)
 
     def close(self) -> None:
-        """Leave no bar on the terminal."""
+        """Erase the bars."""
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self._ctx.out.foot(())
@@ -102,7 +107,7 @@ class Bars:
             self._timer.reset(seconds)
 
     def _lay_out(self) -> None:
-        # In the last cell of a line some terminals would begin a new one
+        # Some terminals begin a new line after the last cell
         self._console.size = ConsoleDimensions(self._screen.columns - 1, self._screen.rows)
         self._progress.columns = tuple(_columns(self._screen.columns))
 
@@ -118,14 +123,14 @@ class Bars:
             lines = [line.rstrip() for line in captured.get().splitlines()]
         if len(self._bars) > len(shown):
             lines.append(self._ctx.texts("more_bars", n=len(self._bars) - len(shown)))
-        with contextlib.suppress(OutputClosed, ClientError):  # the command will hear of it when it writes itself
+        with contextlib.suppress(OutputClosed, ClientError):  # the next write of the command raises it again
             self._ctx.out.foot(lines)
         if self._bars:
             self._draw_within(TICK)
 
 
-class _Paper(io.StringIO):
-    """Where rich draws; it asks for the encoding, to know whether there are lines to draw with."""
+class _Canvas(io.StringIO):
+    """What rich draws into. Its encoding tells rich whether it may use line-drawing characters."""
 
     def __init__(self, encoding: str) -> None:
         super().__init__()
@@ -133,33 +138,21 @@ class _Paper(io.StringIO):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """That of the terminal."""
+        """The encoding of the terminal."""
         return self._encoding
 
 
-class _Percent(ProgressColumn):
-    """As whole per cent, like everywhere in the client."""
-
-    def render(self, task: Task) -> Text:
-        """The text of one cell."""
-        return Text(f"{percent(task.completed):>3} %", no_wrap=True)
-
-
 def _columns(columns: int) -> list[ProgressColumn]:
-    """Number, text, bar, per cent, time that is left, note: as many as there is room for."""
+    """Number, text, bar, per cent, remaining time, note: as many as fit."""
     wide = columns >= WIDE
     room = columns - 1 - (_NUMBER + _BAR + _PERCENT + _LEFT if wide else _NUMBER + _BAR_NARROW + _PERCENT)
     note = room * 2 // 5 if wide else 0
 
-    def words(name: str, cells: int) -> TextColumn:
-        # What users and handlers wrote is no markup
-        return TextColumn(f"{{task.{name}}}", markup=False, table_column=_narrow(cells))
+    def text(name: str, cells: int | None = None) -> TextColumn:
+        # Texts of users and notes of handlers are not markup
+        column = Column(no_wrap=True, overflow="ellipsis", max_width=cells)
+        return TextColumn(f"{{task.{name}}}", markup=False, justify="left" if cells else "right", table_column=column)
 
-    number = TextColumn("{task.fields[id]}", markup=False, justify="right", table_column=Column(no_wrap=True))
     bar = BarColumn(bar_width=(_BAR if wide else _BAR_NARROW) - 1)
-    shown = [number, words("description", max(room - note - 1, 1)), bar, _Percent()]
-    return [*shown, TimeRemainingColumn(compact=True), words("fields[note]", note)] if wide else shown
-
-
-def _narrow(cells: int) -> Column:
-    return Column(no_wrap=True, overflow="ellipsis", max_width=cells)
+    shown = [text("fields[id]"), text("description", max(room - note - 1, 1)), bar, text("fields[percent]")]
+    return [*shown, TimeRemainingColumn(compact=True), text("fields[note]", note)] if wide else shown

@@ -1,30 +1,28 @@
-"""How far running tasks are: as lines for a pipe or a file. A terminal has bars, :mod:`taskd.cli.ui.bars`."""
+"""``progress`` events: which of them are current, and how they are printed as lines."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import Struct
 
 from taskd.cli.context import Context
 from taskd.cli.ui.rendering import ShownTask, percent
-from taskd.client.connection import Received, read
+from taskd.client.connection import read
+from taskd.client.messages import Received
 from taskd.model.states import State
 
 REMEMBERED = 10_000
-"""Tasks of which is known what was shown last."""
+"""The most tasks whose last printed version or progress is remembered."""
+
 
 LINE_EVERY = 10
-"""Per cent between two lines of one task, if nothing but the number changes."""
-
-
-LEAST_COLUMNS = 30
-"""Cells of a terminal below which there is no room for a bar."""
+"""Per cent between two lines for one task, unless its note changes."""
 
 
 class ProgressEvent(Struct):
-    """A ``progress`` event."""
+    """A ``progress`` event. ``progress`` is from 0 to 1."""
 
     task_id: int
     attempt: int
@@ -32,105 +30,90 @@ class ProgressEvent(Struct):
     note: str | None = None
 
 
-class Display(Protocol):
-    """What shows progress. It hears of every task that is followed, also of one that has none."""
+class ProgressView(Protocol):
+    """Shows progress. It is called for every task that is watched, also for one without progress."""
 
     def changed(self, task: ShownTask) -> None:
-        """The task is in another state, which has been shown already."""
+        """The task has changed, and its change has been printed."""
 
-    def said(self, said: ProgressEvent) -> None:
-        """A running task has got further."""
+    def advanced(self, event: ProgressEvent) -> None:
+        """A task has reported its progress."""
 
-    def forget(self) -> None:
-        """Something may have been missed: what seems to run may have ended."""
+    def reset(self) -> None:
+        """Events may have been missed: the running tasks may have ended."""
 
     def close(self) -> None:
-        """Nothing follows."""
+        """No event follows."""
 
 
 _decode = msgspec.json.Decoder(ProgressEvent).decode
 
 
-def read_said(received: Received, server: str) -> ProgressEvent:
-    """A ``progress`` event as the server sent it. Raises ConnectionTrouble when it is none."""
+def read_progress(received: Received, server: str) -> ProgressEvent:
+    """Decode a ``progress`` event. Raises ConnectionFailed."""
     return read(received.line, _decode, server)
 
 
-class Running:
-    """The tasks of which it is known that they run, or have run: the last attempt of each, and its text."""
+class RunningTasks:
+    """The newest known attempt of each task, with the task's text while it is running."""
 
     def __init__(self) -> None:
-        self._runs: dict[int, tuple[int, str]] = {}
-        self._ended: dict[int, int] = {}
+        self._attempts: dict[int, tuple[int, str | None]] = {}
 
-    def note(self, task: ShownTask) -> bool:
-        """Hear of a task's state; whether it runs."""
-        runs = task.state == State.RUNNING.value
-        if runs:
-            self._ended.pop(task.id, None)
-            self._runs[task.id] = task.attempt, task.task
-            _bound(self._runs)
-        elif task.attempt:
-            self._runs.pop(task.id, None)
-            self._ended[task.id] = task.attempt
-            _bound(self._ended)
-        return runs
+    def update(self, task: ShownTask) -> bool:
+        """Remember the task's state; returns whether it is running."""
+        running = task.state == State.RUNNING
+        if running or task.attempt:
+            self._attempts[task.id] = task.attempt, task.task if running else None
+            drop_oldest(self._attempts)
+        return running
 
-    def text(self, said: ProgressEvent) -> str | None:
-        """The text of the task that has said so, empty if unknown; None when it was said by an attempt that is over."""
-        if said.attempt <= self._ended.get(said.task_id, 0):
-            return None
-        attempt, text = self._runs.get(said.task_id, (0, ""))
-        return None if said.attempt < attempt else text
+    def text(self, event: ProgressEvent) -> str | None:
+        """The text of the event's task, empty if it is not known; None if the event's attempt has ended."""
+        attempt, text = self._attempts.get(event.task_id, (0, ""))
+        if event.attempt > attempt:
+            return text or ""
+        return text if event.attempt == attempt else None
 
 
-def _bound(known: dict[int, tuple[int, str]] | dict[int, int]) -> None:
+def drop_oldest(known: dict[int, Any]) -> None:
+    """Forget the oldest entry when there are more than REMEMBERED."""
     if len(known) > REMEMBERED:
         del known[next(iter(known))]
 
 
 class ProgressLines:
-    """A line whenever a task has got another tenth of its way, or says something new."""
+    """Prints a line when a task has advanced by LINE_EVERY, or has a new note."""
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
-        self._running = Running()
-        self._shown: dict[int, tuple[int, int, str]] = {}
+        self._running = RunningTasks()
+        self._printed: dict[int, tuple[int, int, str]] = {}
 
     def changed(self, task: ShownTask) -> None:
-        """Remember what its line said already."""
-        self._shown.pop(task.id, None)
-        if self._running.note(task):
-            self._shown[task.id] = _step(task.attempt, task.progress or 0.0, task.note)
+        """Remember the progress that the line for this change has shown."""
+        self._printed.pop(task.id, None)
+        if self._running.update(task):
+            self._printed[task.id] = _step(task.attempt, task.progress or 0.0, task.note)
 
-    def said(self, said: ProgressEvent) -> None:
-        """Print a line if it says enough."""
-        text = self._running.text(said)
-        step = _step(said.attempt, said.progress, said.note)
-        if text is None or self._shown.get(said.task_id, (said.attempt, 0, "")) == step:
+    def advanced(self, event: ProgressEvent) -> None:
+        """Print a line unless the last one showed the same step and note."""
+        text = self._running.text(event)
+        step = _step(event.attempt, event.progress, event.note)
+        if text is None or self._printed.get(event.task_id, (event.attempt, 0, "")) == step:
             return
-        self._shown.pop(said.task_id, None)
-        self._shown[said.task_id] = step
-        if len(self._shown) > REMEMBERED:
-            del self._shown[next(iter(self._shown))]
+        self._printed.pop(event.task_id, None)
+        self._printed[event.task_id] = step
+        drop_oldest(self._printed)
         ctx = self._ctx
-        ctx.out.line(ctx.renderer.progress(said.task_id, text, said.progress, said.note, ctx.now()))
+        ctx.out.line(ctx.renderer.progress(event.task_id, text, event.progress, event.note, ctx.now()))
 
-    def forget(self) -> None:
-        """Lines that were printed stay true."""
+    def reset(self) -> None:
+        """Printed lines stay."""
 
     def close(self) -> None:
-        """Nothing to put away."""
+        """Nothing to release."""
 
 
 def _step(attempt: int, progress: float, note: str | None) -> tuple[int, int, str]:
     return attempt, percent(progress) // LINE_EVERY, note or ""
-
-
-def display(ctx: Context) -> Display:
-    """Bars where the output can have them, else lines."""
-    if ctx.screen is None or ctx.json or ctx.screen().columns < LEAST_COLUMNS:
-        return ProgressLines(ctx)
-    from taskd.cli.ui.bars import Bars
-
-    return Bars(ctx, ctx.screen)

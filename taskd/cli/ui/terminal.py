@@ -1,9 +1,10 @@
-"""The terminal, or what stands in its place: lines in without blocking the reactor, and lines out."""
+"""The terminal, pipe or file that commands read lines from and write lines to, without blocking the reactor."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple, Protocol, TextIO
@@ -13,14 +14,15 @@ from twisted.internet.interfaces import IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from taskd.client.errors import ClientError, EndOfInput, OutputClosed
+from taskd.cli.errors import EndOfInput, OutputClosed
+from taskd.client.errors import ClientError
 
 MAX_LINE = 1024 * 1024
-"""Bytes in one line of input, beyond which it cannot be meant."""
+"""The most bytes in one line of input."""
 
 
 class Screen(NamedTuple):
-    """A terminal that can move its cursor, in cells; ``colour`` allows colours."""
+    """The size of a terminal that can move its cursor, in cells. ``colour``: it may show colours."""
 
     columns: int
     rows: int
@@ -28,7 +30,7 @@ class Screen(NamedTuple):
 
 
 class Source(Protocol):
-    """Where lines come from. Raises EndOfInput after the last one."""
+    """Where lines come from. Both readers raise EndOfInput after the last line."""
 
     tty: bool
 
@@ -36,18 +38,18 @@ class Source(Protocol):
         """The next line, without its end."""
 
     async def lines(self) -> list[str]:
-        """All the lines that are there now, at least one; waits for it."""
+        """All lines that are available, at least one; waits for the first."""
 
     def hidden(self) -> contextlib.AbstractContextManager[None]:
-        """While it lasts, what is typed is not shown."""
+        """In this context, the terminal does not echo input."""
 
 
 @implementer(IReadDescriptor)
 class Input:
-    """Lines from a file descriptor, which is read only while somebody waits for one.
+    """Lines from a file descriptor, which is read only while a command waits for one.
 
-    It stays in blocking mode, which it shares with standard output and with the shell; a terminal in its line
-    mode is readable when a whole line, or the end, is there.
+    It stays in blocking mode, because standard output and the shell share that mode with it. A terminal in line mode
+    becomes readable when a whole line or the end is available.
     """
 
     def __init__(self, reactor: Any, stream: IO[Any] | None) -> None:
@@ -59,7 +61,7 @@ class Input:
         self.tty = self._fd >= 0 and os.isatty(self._fd)
 
     async def line(self) -> str:
-        """The next line, without its end. Raises EndOfInput, or ClientError for one that is no text."""
+        """The next line, without its end. Raises EndOfInput, or ClientError for a line that is not text."""
         while b"\n" not in self._buffer:
             if not await self._more():
                 if not self._buffer:
@@ -69,7 +71,7 @@ class Input:
         return self._text(line)
 
     async def lines(self) -> list[str]:
-        """All the lines that are there now, at least one; waits for it. Raises like :meth:`line`."""
+        """All lines that are available, at least one; waits for the first. Raises like :meth:`line`."""
         first = await self.line()
         whole, end, rest = self._buffer.rpartition(b"\n")
         if not end:
@@ -79,7 +81,7 @@ class Input:
 
     @contextlib.contextmanager
     def hidden(self) -> Iterator[None]:
-        """While it lasts, the terminal does not echo what is typed."""
+        """In this context, the terminal does not echo input."""
         if not self.tty:
             yield
             return
@@ -92,7 +94,7 @@ class Input:
         try:
             yield
         finally:
-            with contextlib.suppress(termios.error):  # it may have been hung up
+            with contextlib.suppress(termios.error):  # the terminal may have hung up
                 termios.tcsetattr(self._fd, termios.TCSADRAIN, before)
 
     async def _more(self) -> bool:
@@ -107,7 +109,7 @@ class Input:
         return bool(data)
 
     def _text(self, line: bytes) -> str:
-        """What the bytes say: in UTF-8, or else in the encoding of the user's locale."""
+        """Decode as UTF-8, or else in the encoding of the locale."""
         line = line.removesuffix(b"\r")
         for encoding in ("utf-8", self._encoding):
             with contextlib.suppress(UnicodeDecodeError, LookupError):
@@ -115,28 +117,29 @@ class Input:
         raise ClientError("not_utf8")
 
     def fileno(self) -> int:
-        """The descriptor for the reactor."""
+        """The descriptor, for the reactor."""
         return self._fd
 
     def doRead(self) -> None:
-        """The reactor says that a read will not block."""
+        """The reactor calls this when a read will not block."""
         self._reactor.removeReader(self)
         try:
             data = os.read(self._fd, 65536)
-        except BlockingIOError:  # somebody we share it with was faster, and has put it into non-blocking mode
+        except BlockingIOError:  # another process has set non-blocking mode, and has read first
             self._reactor.addReader(self)
             return
-        except OSError:  # a terminal that has been hung up
+        except OSError:  # the terminal has hung up
             data = b""
+        self._received(data)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor no longer watches the descriptor: treat that as its end."""
+        self._received(b"")
+
+    def _received(self, data: bytes) -> None:
         waiting, self._waiting = self._waiting, None
         if waiting is not None and not waiting.called:
             waiting.callback(data)
-
-    def connectionLost(self, reason: Failure) -> None:
-        """The reactor gave the descriptor up: the same as its end."""
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None and not waiting.called:
-            waiting.callback(b"")
 
     def logPrefix(self) -> str:
         """The name in logs."""
@@ -144,7 +147,7 @@ class Input:
 
 
 class Output:
-    """Standard output and error. Every write is flushed; a reader that went away raises OutputClosed."""
+    """Standard output and error. Every write is flushed. A write to a closed pipe raises OutputClosed."""
 
     def __init__(self, stdout: TextIO | None, stderr: TextIO | None) -> None:
         self._stdout = stdout
@@ -155,22 +158,22 @@ class Output:
 
     @property
     def pipe(self) -> int | None:
-        """The descriptor of standard output where that is a pipe, whose reader can go away."""
+        """The descriptor of standard output if that is a pipe, whose reader may close it."""
         with contextlib.suppress(OSError, ValueError):
             if self._stdout is not None and stat.S_ISFIFO(os.fstat(self._stdout.fileno()).st_mode):
                 return self._stdout.fileno()
         return None
 
     def lines(self, lines: Iterable[str]) -> None:
-        """Lines for people or scripts."""
+        """Write lines to standard output."""
         self._write(self._stdout, "".join(f"{line}\n" for line in lines))
 
     def line(self, line: str) -> None:
-        """One line."""
+        """Write one line to standard output."""
         self.lines((line,))
 
     def raw(self, lines: Iterable[bytes]) -> None:
-        """Lines as they came over the wire: UTF-8, whatever the locale."""
+        """Write lines as the server sent them: in UTF-8, whatever the locale is."""
         data = b"".join(b"%b\n" % line for line in lines)
         buffer = getattr(self._stdout, "buffer", None)
         if buffer is None:
@@ -179,27 +182,29 @@ class Output:
             self._write(buffer, data)
 
     def prompt(self, text: str) -> None:
-        """A question, without a line end; not on an output that is read by a program."""
+        """Write a question without a line end. If a program reads standard output, it goes to standard error."""
         self._write(self._stdout if self.tty else self._stderr, text)
 
     def note(self, line: str) -> None:
-        """A line about what goes on, on standard error."""
+        """Write a line for the user to standard error, and ignore an error."""
         with contextlib.suppress(OutputClosed, ClientError):
             self._write(self._stderr, f"{line}\n")
 
     def foot(self, lines: Sequence[str]) -> None:
-        """Keep these lines below everything that is written, instead of those before. Only for a terminal that can
-        move its cursor, and for lines that are narrower than it."""
+        """Keep these lines below everything that is written later; they replace the earlier ones.
+
+        The output must be a terminal that can move its cursor, and wider than each of the lines.
+        """
         before, self._foot = self._foot, list(lines)
         if before or lines:
             self._put(self._stdout, self._erase(before) + self._drawn())
 
     def _write(self, stream: Any, data: str | bytes) -> None:
-        """Above the foot, if there is one."""
+        """Write above the foot."""
         if not self._foot or stream is None:
             self._put(stream, data)
         elif stream is self._stdout and isinstance(data, str):
-            self._put(stream, self._erase(self._foot) + data + self._drawn())  # at once, so that nothing flickers
+            self._put(stream, self._erase(self._foot) + data + self._drawn())  # in one write, to avoid flicker
         else:
             self._put(self._stdout, self._erase(self._foot))
             self._put(stream, data)
@@ -225,10 +230,15 @@ class Output:
 
 
 def can_move(env: Mapping[str, str], tty: bool) -> bool:
-    """Whether the output is a terminal that can move its cursor and erase."""
+    """Whether the output is a terminal that can move its cursor and erase lines."""
     return tty and env.get("TERM") not in (None, "", "dumb")
 
 
 def colour_wanted(env: Mapping[str, str], tty: bool) -> bool:
-    """Whether to use colours: on a terminal that has them, unless NO_COLOR is set (no-color.org)."""
+    """Whether to use colours: on such a terminal, unless NO_COLOR is set (no-color.org)."""
     return can_move(env, tty) and not env.get("NO_COLOR")
+
+
+def measure(colour: bool) -> Screen:
+    """The current size of the terminal."""
+    return Screen(*shutil.get_terminal_size(), colour)

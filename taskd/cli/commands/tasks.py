@@ -1,0 +1,131 @@
+"""``list``, ``show``, ``explain``, ``cancel`` and ``retry``."""
+
+from __future__ import annotations
+
+import math
+from argparse import Namespace
+from collections.abc import Iterable
+from contextlib import closing
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from taskd.cli.context import Context
+from taskd.cli.exit_status import OK, exit_status
+from taskd.cli.ui.rendering import Moment, moment
+from taskd.cli.ui.text import visible
+from taskd.client.connection import read
+from taskd.client.errors import Refused
+from taskd.client.messages import Received
+from taskd.protocol.limits import DEFAULT_PAGE, MAX_PAGE
+
+LIST_COLUMNS = ("id", "status", "state", "kind", "age", "text")
+
+
+async def list_tasks(ctx: Context, options: Namespace) -> int:
+    """Print tasks, newest first, from as many pages as necessary."""
+    filters: dict[str, Any] = {
+        name: value for name in ("status", "state", "kind") if (value := getattr(options, name)) is not None
+    }
+    left: float = math.inf if options.all else options.limit or DEFAULT_PAGE
+    table = ctx.renderer.table(LIST_COLUMNS)
+    connection, (answer,) = await ctx.connector.send(("get_tasks", filters | {"limit": min(left, MAX_PAGE)}))
+    with closing(connection):
+        empty = True
+        while True:
+            page = (await answer).body
+            if page.tasks:
+                empty = False
+                if ctx.json:
+                    ctx.out.raw(map(bytes, page.tasks))
+                else:
+                    ctx.out.lines(table.lines(ctx.renderer.rows(map(ctx.view, page.tasks), ctx.now())))
+            left -= len(page.tasks)
+            if page.cursor is None or left <= 0:
+                break
+            answer = connection.request("get_tasks", **filters, limit=min(left, MAX_PAGE), cursor=page.cursor)
+    if not ctx.json:
+        if empty:
+            ctx.out.line(ctx.texts("no_tasks"))
+        elif page.cursor is not None:
+            ctx.out.note(ctx.texts("more"))
+    return OK
+
+
+async def show(ctx: Context, options: Namespace) -> int:
+    """Print everything about one task."""
+    reply = await ctx.connector.ask("get_task", task_id=options.task_id)
+    if ctx.json:
+        ctx.out.raw((reply.line,))
+    else:
+        ctx.out.lines(ctx.renderer.details(ctx.view(reply.body.task)))
+    return OK
+
+
+class Explanation(Struct):
+    """The reply to ``explain``. A field that does not apply is missing or null."""
+
+    code: str = ""
+    message: str = ""
+    kind: str | None = None
+    queue: str | None = None
+    attempt: int | None = None
+    max_attempts: int | None = None
+    run_at: Moment | None = None
+    since: Moment | None = None
+    error: str | None = None
+
+
+_decode_explanation = msgspec.json.Decoder(Explanation).decode
+
+
+async def explain(ctx: Context, options: Namespace) -> int:
+    """Print why a task is in its state."""
+    reply = await ctx.connector.ask("explain", task_id=options.task_id)
+    if ctx.json:
+        ctx.out.raw((reply.line,))
+    else:
+        ctx.out.line(reason(ctx, options.task_id, reply))
+    return OK
+
+
+def reason(ctx: Context, task_id: int, reply: Received) -> str:
+    """The reply to ``explain``, in the user's language. Raises ConnectionFailed."""
+    why = read(reply.line, _decode_explanation, ctx.server)
+    fields = {
+        "kind": why.kind,
+        "queue": why.queue,
+        "attempt": why.attempt and ctx.renderer.attempt(why.attempt, why.max_attempts),
+        "run_at": why.run_at and moment(why.run_at),
+        "since": why.since and moment(why.since),
+        "error": why.error and why.error.rstrip("."),
+        "show": ctx.command("show", str(task_id)),
+        "retry": ctx.command("retry", str(task_id)),
+    }
+    known = {name: visible(value) for name, value in fields.items() if value}
+    return ctx.texts.reason(why.code, visible(why.message), **known)
+
+
+async def cancel(ctx: Context, options: Namespace) -> int:
+    """Cancel each task that can be cancelled."""
+    return await _change_each(ctx, options.task_ids, "cancel_task", "cancelled")
+
+
+async def retry(ctx: Context, options: Namespace) -> int:
+    """Run each task again that can be retried."""
+    return await _change_each(ctx, options.task_ids, "retry_task", "retried")
+
+
+async def _change_each(ctx: Context, task_ids: Iterable[int], action: str, done: str) -> int:
+    ids = list(dict.fromkeys(task_ids))
+    connection, answers = await ctx.connector.send(*((action, {"task_id": task_id}) for task_id in ids))
+    status = OK
+    with closing(connection):
+        for task_id, answer in zip(ids, answers, strict=True):
+            try:
+                ctx.show(await answer, ctx.texts(done, id=task_id))
+            except Refused as e:
+                ctx.reporter.report(e)
+                status = exit_status(e)
+    return status

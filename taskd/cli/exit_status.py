@@ -1,0 +1,25 @@
+"""The exit statuses of ``taskclient``. The help and the README document them."""
+
+from __future__ import annotations
+
+from taskd.cli.errors import UsageError
+from taskd.client.errors import BadAddress, ClientError
+
+OK = 0
+ERROR = 1
+USAGE = 2
+TIMED_OUT = 3
+"""A task that was waited for was cancelled, or the time limit for waiting has passed."""
+NOT_LOGGED_IN = 4
+TASK_FAILED = 5
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+TERMINATED = 143
+
+
+def exit_status(e: ClientError) -> int:
+    """The exit status for an error that ends a command."""
+    if isinstance(e, (UsageError, BadAddress)):
+        return USAGE
+    # NotLoggedIn, the server's refusal, or an Unconfirmed that one of them caused
+    return NOT_LOGGED_IN if e.code == "auth_required" else ERROR

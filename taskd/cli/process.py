@@ -1,0 +1,107 @@
+"""One command under the reactor, until it ends or a signal interrupts it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from taskd.cli.errors import OutputClosed
+from taskd.cli.exit_status import BROKEN_PIPE, ERROR, INTERRUPTED, TERMINATED, exit_status
+from taskd.cli.reporting import Reporter
+from taskd.cli.std_streams import flush, note
+from taskd.cli.texts.catalogue import Texts
+from taskd.client.errors import ClientError
+
+_SIGNALS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
+
+
+class CommandProcess:
+    """Runs one command. An interruption cancels its coroutine, which then can restore the terminal."""
+
+    def __init__(self, reactor: Any, texts: Texts, reporter: Reporter) -> None:
+        self._reactor = reactor
+        self._texts = texts
+        self._reporter = reporter
+        self._status = ERROR
+        self._interrupted: int | None = None
+        self._task: Deferred[int] | None = None
+
+    def run(self, command: Coroutine[Any, Any, int], pipe: int | None = None) -> int:
+        """The exit status; after a signal 128 and its number. The command also ends when ``pipe`` has no reader."""
+        for number in _SIGNALS:
+            signal.signal(number, self._on_signal)
+        self._reactor.callWhenRunning(self._start, command, pipe)
+        self._reactor.run(installSignalHandlers=False)
+        return self._status
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        # A signal handler can interrupt any code; the reactor calls back between two events
+        self._reactor.callFromThread(self._interrupt, _SIGNALS[signal.Signals(number)])
+
+    def _start(self, command: Coroutine[Any, Any, int], pipe: int | None) -> None:
+        self._task = Deferred.fromCoroutine(command)
+        if pipe is not None and not self._task.called:
+            self._reactor.addReader(_PipeWatch(self._reactor, pipe, partial(self._interrupt, BROKEN_PIPE)))
+        self._task.addCallbacks(self._done, self._failed)
+        self._task.addBoth(self._stop)
+
+    def _interrupt(self, status: int) -> None:
+        self._interrupted = status
+        if self._task is not None:
+            self._task.cancel()
+
+    def _done(self, status: int) -> None:
+        self._status = status
+
+    def _failed(self, failure: Failure) -> None:
+        error = failure.value
+        if self._interrupted is not None:
+            self._status = self._interrupted
+            if self._status == INTERRUPTED:
+                note("\n" + self._texts("interrupted"))
+        elif isinstance(error, OutputClosed):
+            self._status = BROKEN_PIPE
+        elif isinstance(error, ClientError):  # the normal report of this error has failed
+            note(f"taskclient: {self._reporter.explain(error)}")
+            self._status = exit_status(error)
+        else:
+            why = f"{type(error).__name__}: {error}"
+            note(f"taskclient: {self._texts('unexpected', why=' '.join(why.split()))}")
+
+    def _stop(self, _: Any) -> None:
+        if self._reactor.threadpool is not None:
+            # A name lookup that hangs cannot be interrupted, and stop() would wait for its thread
+            flush()
+            os._exit(self._status)
+        self._reactor.stop()
+
+
+@implementer(IReadDescriptor)
+class _PipeWatch:
+    """Notices that the reader of our output pipe has closed it: epoll and poll report that without a write."""
+
+    def __init__(self, reactor: Any, pipe: int, closed: Callable[[], None]) -> None:
+        self._reactor = reactor
+        self._pipe = pipe
+        self._closed = closed
+
+    def fileno(self) -> int:
+        return self._pipe
+
+    def doRead(self) -> None:
+        """A reactor that calls this cannot watch a pipe for writing this way; do without."""
+        self._reactor.removeReader(self)
+
+    def connectionLost(self, reason: Failure) -> None:
+        self._closed()
+
+    def logPrefix(self) -> str:
+        return "pipe"

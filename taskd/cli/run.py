@@ -1,0 +1,98 @@
+"""Running one command: its context, the function for its name, and the report of its error."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from argparse import Namespace
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+from twisted.logger import globalLogBeginner
+
+from taskd.cli.commands import accounts, tasks
+from taskd.cli.commands.add import add
+from taskd.cli.commands.kinds import kinds
+from taskd.cli.commands.log import log
+from taskd.cli.commands.wait import wait
+from taskd.cli.commands.watch import watch
+from taskd.cli.context import Context
+from taskd.cli.errors import EndOfInput
+from taskd.cli.exit_status import ERROR, exit_status
+from taskd.cli.menu import Menu
+from taskd.cli.process import CommandProcess
+from taskd.cli.texts.catalogue import Texts
+from taskd.cli.ui.rendering import Renderer
+from taskd.cli.ui.terminal import Input, Output, can_move, colour_wanted, measure
+from taskd.client.address import endpoint
+from taskd.client.errors import ClientError
+from taskd.client.sessions import SessionFile, state_folder
+
+COMMANDS: dict[str, Callable[[Context, Namespace], Awaitable[int]]] = {
+    "register": accounts.register,
+    "login": accounts.login,
+    "logout": accounts.logout,
+    "whoami": accounts.whoami,
+    "add": add,
+    "list": tasks.list_tasks,
+    "show": tasks.show,
+    "watch": watch,
+    "wait": wait,
+    "log": log,
+    "explain": tasks.explain,
+    "cancel": tasks.cancel,
+    "retry": tasks.retry,
+    "kinds": kinds,
+}
+"""Each returns the exit status, or raises ClientError, EndOfInput or OutputClosed."""
+
+
+def run(options: Namespace, texts: Texts, address: str) -> int:
+    """Run the command under the reactor; returns its exit status. Raises BadAddress."""
+    from twisted.internet import reactor
+
+    # Twisted would log to standard error, with tracebacks that do not help the user
+    globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
+    ctx = _context(reactor, options, texts, address)
+    # These may print nothing for hours, and would not notice that their reader has closed the pipe
+    pipe = ctx.out.pipe if options.command in ("watch", "wait", "log") else None
+    return CommandProcess(reactor, texts, ctx.reporter).run(perform(ctx, options), pipe)
+
+
+async def perform(ctx: Context, options: Namespace) -> int:
+    """Run the command, or without one the menu, and report its error. Returns the exit status.
+
+    Raises OutputClosed, and ClientError if the report itself cannot be written.
+    """
+    try:
+        if options.command is None:
+            return await Menu(ctx).run()
+        return await COMMANDS[options.command](ctx, options)
+    except EndOfInput:
+        ctx.reporter.report(ClientError("no_input"))
+        return ERROR
+    except ClientError as e:
+        ctx.reporter.report(e)
+        return exit_status(e)
+
+
+def _context(reactor: Any, options: Namespace, texts: Texts, address: str) -> Context:
+    env = os.environ
+    out = Output(sys.stdout, sys.stderr)
+    colour = colour_wanted(env, out.tty)
+    return Context(
+        clock=reactor,
+        endpoint=endpoint(reactor, address),
+        server=address,
+        server_given=options.server is not None,
+        env=env,
+        texts=texts,
+        out=out,
+        source=Input(reactor, sys.stdin),
+        renderer=Renderer(texts, shutil.get_terminal_size().columns if out.tty else None, colour),
+        sessions=SessionFile(state_folder(env), address),
+        json=options.json,
+        screen=partial(measure, colour) if can_move(env, out.tty) else None,
+    )

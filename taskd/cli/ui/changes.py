@@ -1,0 +1,66 @@
+"""Printing changes of tasks, each version once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from taskd.cli.context import Context
+from taskd.cli.ui.progress import ProgressLines, ProgressView, drop_oldest, read_progress
+from taskd.cli.ui.rendering import ShownTask
+from taskd.client.messages import Received
+
+LEAST_COLUMNS = 30
+"""A terminal with fewer cells has no room for a bar."""
+
+
+class ChangePrinter:
+    """Prints changes and progress. A reply and an event may bring the same version of a task; it is printed once."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self.progress = _progress_view(ctx)
+        self._versions: dict[int, int] = {}
+        self._newest = 0
+
+    def is_new(self, task: ShownTask) -> bool:
+        """Whether this version was not known yet; from now on it is."""
+        known = self._versions.pop(task.id, 0)
+        self._versions[task.id] = max(known, task.version)
+        self._newest = max(self._newest, task.id)
+        drop_oldest(self._versions)
+        return task.version > known
+
+    def missed(self, snapshot: Iterable[ShownTask]) -> list[ShownTask]:
+        """The tasks of a later snapshot that may have changed: known ones, and ones that are newer than those.
+
+        The snapshot may be larger than the first one, and then has old tasks too, which have not changed.
+        """
+        newest = self._newest
+        return [task for task in snapshot if task.id in self._versions or task.id > newest]
+
+    def show(self, tasks: Iterable[ShownTask]) -> None:
+        """Print the versions that are new."""
+        ctx, new = self._ctx, [task for task in tasks if self.is_new(task)]
+        if new and not ctx.json:
+            now = ctx.now()
+            ctx.out.lines(ctx.renderer.change(task, now) for task in new)
+            self.show_running(new)
+
+    def show_running(self, tasks: Iterable[ShownTask]) -> None:
+        """Show the progress of those tasks, already printed, that are running."""
+        if not self._ctx.json:
+            for task in tasks:
+                self.progress.changed(task)
+
+    def show_progress(self, event: Received) -> None:
+        """Show a ``progress`` event."""
+        if not self._ctx.json:
+            self.progress.advanced(read_progress(event, self._ctx.server))
+
+
+def _progress_view(ctx: Context) -> ProgressView:
+    if ctx.screen is None or ctx.json or ctx.screen().columns < LEAST_COLUMNS:
+        return ProgressLines(ctx)
+    from taskd.cli.ui.bars import Bars  # imports rich, which would slow down every other start
+
+    return Bars(ctx, ctx.screen)

@@ -1,0 +1,59 @@
+"""Text on a terminal: made safe, measured in cells, cut, padded and coloured."""
+
+from __future__ import annotations
+
+import unicodedata
+
+JOINERS = "\u200c\u200d"
+"""Invisible, but they only shape the letters and emoji beside them."""
+
+_CONTROLS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
+
+
+def visible(text: str) -> str:
+    """The text, with an escape for each character that could control a terminal or is invisible."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c in JOINERS or unicodedata.category(c) not in _CONTROLS else _escape(c) for c in text)
+
+
+def _escape(c: str) -> str:
+    code = ord(c)
+    if c in _SHORT:
+        return _SHORT[c]
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def width(text: str) -> int:
+    """The terminal cells that a visible text takes (Unicode Standard Annex 11)."""
+    return len(text) if text.isascii() else sum(map(_cells, text))
+
+
+def _cells(c: str) -> int:
+    if unicodedata.category(c) in ("Mn", "Me") or c in JOINERS or "\u1160" <= c <= "\u11ff":
+        return 0
+    return 2 if unicodedata.east_asian_width(c) in "WF" else 1
+
+
+def cut(text: str, cells: int) -> str:
+    """The text if it fits into that many cells, else its beginning and an ellipsis."""
+    if width(text) <= cells:
+        return text
+    taken, kept = 0, 0
+    for c in text:
+        taken += _cells(c)
+        if taken >= cells:
+            break
+        kept += 1
+    return text[:kept] + "…" if cells > 0 else ""
+
+
+def pad(text: str, cells: int) -> str:
+    """The text with blanks up to that width."""
+    return text + " " * max(0, cells - width(text))
+
+
+def paint(text: str, colour: str | None) -> str:
+    """The text in a colour (the parameter of SGR, ECMA-48), or as it is."""
+    return f"\x1b[{colour}m{text}\x1b[0m" if colour else text

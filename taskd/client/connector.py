@@ -1,0 +1,106 @@
+"""Connections that are logged in with the stored session."""
+
+from __future__ import annotations
+
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.python.failure import Failure
+
+from taskd.client.connection import Connection, EventListener, connect
+from taskd.client.errors import ClientError, NotLoggedIn, Refused
+from taskd.client.messages import Received
+from taskd.client.sessions import BrokenSession, Session, SessionFile
+
+Request = tuple[str, dict[str, Any]]
+"""An action and its fields."""
+
+
+@dataclass(frozen=True)
+class Connector:
+    """Opens connections to one server. ``server`` is its normalized address, ``sessions`` has the token for it."""
+
+    clock: IReactorTime
+    endpoint: IStreamClientEndpoint
+    server: str
+    sessions: SessionFile
+
+    async def connect(self) -> Connection:
+        """A new connection, not logged in. Raises ConnectionFailed."""
+        return await connect(self.endpoint, self.clock, self.server)
+
+    def session(self) -> Session:
+        """The stored session. Raises NotLoggedIn, also for a broken file: the next login replaces it."""
+        try:
+            session = self.sessions.load()
+        except BrokenSession:
+            raise NotLoggedIn("state_broken", path=self.sessions.path) from None
+        if session is None:
+            raise NotLoggedIn("not_logged_in", server=self.server)
+        return session
+
+    async def log_in(
+        self,
+        session: Session,
+        on_event: EventListener | None = None,
+    ) -> tuple[Connection, Deferred[Received]]:
+        """A connection, and the reply to its login. Requests may be sent before that reply, to save a round trip.
+
+        The server handles them after the login. If the login fails, the connection ends and they fail for the same
+        reason, such as NotLoggedIn.
+        """
+        connection = await self.connect()
+        connection.on_event = on_event
+        login = connection.request("login", token=session.token)
+        login.addErrback(self._login_failed, session, connection)
+        return connection, login
+
+    async def send(
+        self,
+        *requests: Request,
+        on_event: EventListener | None = None,
+    ) -> tuple[Connection, list[Deferred[Received]]]:
+        """Send the login of the stored session and these requests together: the connection, and the replies to them.
+
+        Raises NotLoggedIn, and deletes a session that the server no longer accepts.
+        """
+        connection, login = await self.log_in(self.session(), on_event)
+        answers: list[Deferred[Received]] = []
+        try:
+            for action, fields in requests:
+                answers.append(connection.request(action, **fields))
+            await login
+        except BaseException:
+            for answer in (login, *answers):
+                answer.addErrback(lambda _: None)
+            connection.close()
+            raise
+        return connection, answers
+
+    async def ask(self, action: str, **fields: Any) -> Received:
+        """The reply to one request, on a connection of its own. Raises like :meth:`send`."""
+        connection, (answer,) = await self.send((action, fields))
+        with closing(connection):
+            return await answer
+
+    def _login_failed(self, failure: Failure, session: Session, connection: Connection) -> Failure:
+        error: Any = failure.value
+        if isinstance(error, Refused):
+            error.nothing_done = True
+            try:
+                if error.code == "auth_required":
+                    self._delete(session)
+                    error = NotLoggedIn("session_gone", server=self.server)
+            except ClientError as e:
+                error = e
+            connection.abort(error)
+        return Failure(error)
+
+    def _delete(self, session: Session) -> None:
+        # Another command may have logged in again meanwhile
+        with suppress(BrokenSession):
+            if self.sessions.load() == session:
+                self.sessions.remove()
