@@ -24,9 +24,8 @@ from taskd.ports.attempts import Claim, Outcome
 from taskd.ports.logs import Report
 from taskd.ports.tasks import TaskQuery
 from taskd.store import migrations
-from taskd.store.paging import LOOK_AT
-from taskd.store.postgres.statements import PREPARED
-from taskd.store.postgres.store import PostgresStore
+from taskd.store.limits import SCANNED_ROWS
+from taskd.store.postgres.store import PREPARED, PostgresStore
 from tests import services
 from tests.conformance.store import OTHER, Q, StoreCase, StoreTests, new_batch
 from tests.conformance.store_reports import ReportTests
@@ -307,8 +306,8 @@ class Schema(Hooks):
             "claim_redelivered": by_key,
             "complete": by_key,
             "fail": by_key,
-            "finished_so": by_key,
-            "failed_so": {"task_attempts_pkey", "tasks_pkey"},
+            "find_recorded_end": by_key,
+            "find_recorded_retry": {"task_attempts_pkey", "tasks_pkey"},
             "release": by_key,
             "renew": by_key,
             "report": {"task_log_pkey", "tasks_pkey"},
@@ -339,7 +338,9 @@ class Schema(Hooks):
             self.sql("ANALYZE tasks")
 
     async def explain(self, text: str) -> str:
-        rows = await self.store._pool.run(lambda connection: connection.query(f"EXPLAIN (COSTS OFF) {text}"))
+        connection = await self.store._pool.acquire()
+        rows = await connection.query(f"EXPLAIN (COSTS OFF) {text}")
+        self.store._pool.release(connection)
         return "\n".join(line for (line,) in rows)
 
 
@@ -561,7 +562,7 @@ class Shared(Hooks):
 
     async def test_a_page_and_its_end_are_of_one_moment(self) -> None:
         [needle] = await self.create(1, State.WAITING, kind="needle")
-        tasks = await self.create(LOOK_AT + 100, State.WAITING)
+        tasks = await self.create(SCANNED_ROWS + 100, State.WAITING)
         store, proxy = await self.through_proxy()
         requests = 0
 
@@ -621,7 +622,7 @@ class Failing(Hooks):
         self.assertEqual(await self.count_outbox(), 100)
 
     async def test_slow_statement_is_given_up_and_the_connection_lives_on(self) -> None:
-        store = self.build(size=1, patience=1)
+        store = self.build(size=1, statement_timeout=1)
         await store.start()
         before = self.backends()
         [task] = await self.create()
@@ -633,7 +634,7 @@ class Failing(Hooks):
         self.assertEqual(before - self.backends(), set())
 
     async def test_connection_that_hangs_is_given_up(self) -> None:
-        store, proxy = await self.through_proxy(patience=1)
+        store, proxy = await self.through_proxy(statement_timeout=1)
         proxy.swallow_answer()
         batch = new_batch()
         [task] = await store.create_tasks(batch, [NewTask(self.ana.id, "once", state=State.QUEUED)])
@@ -818,7 +819,7 @@ class Outage(TestCase):
 
     async def test_stop_while_starting(self) -> None:
         starting = Deferred.fromCoroutine(self.store.start())
-        await until(lambda: self.store._pauses._pause is not None)
+        await until(lambda: self.store._delay._waiting is not None)
         await self.store.stop()
         with self.assertRaisesRegex(Unavailable, "the store is closed"):
             await starting

@@ -13,7 +13,8 @@ from twisted.internet.task import Clock
 
 from taskd.model.errors import SettingsError, Unavailable
 from taskd.model.tasks import NewTask
-from taskd.store.sqlite.store import InlineRunner, SqliteStore, open_sqlite
+from taskd.store.sqlite.database import InlineRunner, open_sqlite
+from taskd.store.sqlite.store import SqliteStore
 from tests.conformance.store import StoreCase, StoreTests, new_batch
 from tests.conformance.store_reports import ReportTests
 

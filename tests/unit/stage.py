@@ -40,7 +40,8 @@ from taskd.scheduling.routes import Routes
 from taskd.scheduling.submission import Submitter
 from taskd.scheduling.window import Window, Windows
 from taskd.server.lines import LineFactory
-from taskd.store.sqlite.store import InlineRunner, SqliteStore
+from taskd.store.sqlite.database import InlineRunner
+from taskd.store.sqlite.store import SqliteStore
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)
 PASSWORD = "correct horse"

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from taskd.model.errors import Unavailable
 from taskd.store.postgres.pool import OutcomeUnknown, Pool
-from taskd.store.retrying import MAX_DELAY, MIN_DELAY
+from taskd.store.reconnect import MAX_DELAY, MIN_DELAY
 
 WAIT = 5.0
 
@@ -88,7 +88,17 @@ class PoolTests(SynchronousTestCase):
             self.made[i].succeed()
 
     def run_work(self, work: Callable[[Connection], Deferred[Any]]) -> Deferred[Any]:
-        return Deferred.fromCoroutine(self.pool.run(work))
+        return Deferred.fromCoroutine(self._run_work(work))
+
+    async def _run_work(self, work: Callable[[Connection], Deferred[Any]]) -> Any:
+        connection = await self.pool.acquire()
+        try:
+            result = await work(connection)
+        except BaseException as e:
+            self.pool.release_failed(connection, e)
+            raise
+        self.pool.release(connection)
+        return result
 
     def use(self) -> tuple[Connection, Deferred[str], Deferred[Any]]:
         """Work under way: its connection, what ends it, what its caller gets."""

@@ -25,7 +25,8 @@ from taskd.ports.broker import ORDERS
 from taskd.ports.handler import ITaskContext, ITaskHandler
 from taskd.ports.scheduling import Dispatch
 from taskd.ports.store import IStore
-from taskd.store.sqlite.store import InlineRunner, SqliteStore
+from taskd.store.sqlite.database import InlineRunner
+from taskd.store.sqlite.store import SqliteStore
 from taskd.worker.runner import Runner
 from taskd.worker.simulate import Simulate
 from taskd.worker.worker import ACK_AFTER, Worker
