@@ -47,5 +47,5 @@ def pending(migrations: Sequence[Migration], applied: int | None) -> Sequence[Mi
     """The migrations to apply to a database of version ``applied``. Raises SchemaTooNew."""
     ours, theirs = len(migrations), applied or 0
     if theirs > ours:
-        raise SchemaTooNew(f"the database has schema version {theirs}, this taskd knows only {ours}: run the newer one")
+        raise SchemaTooNew(f"the database has schema version {theirs}, this taskd knows only {ours}: upgrade taskd")
     return migrations[theirs:]

@@ -322,7 +322,7 @@ class PoolTests(SynchronousTestCase):
         for _ in range(3):
             self.made[-1].succeed()
         expected = [
-            (LogLevel.warn, "db: connection lost, connecting again: the other side hung up"),
+            (LogLevel.warn, "db: connection lost, reconnecting: the other side hung up"),
             (LogLevel.info, "db: all 3 connections are open again"),
         ]
         self.assertEqual(self.lines, expected)
@@ -332,7 +332,7 @@ class PoolTests(SynchronousTestCase):
     def test_a_first_attempt_that_fails_is_told_once(self) -> None:
         self.pool.start()
         self.delays(4)
-        self.assertEqual(self.lines, [(LogLevel.warn, "db: cannot connect, trying on: refused")])
+        self.assertEqual(self.lines, [(LogLevel.warn, "db: cannot connect, retrying: refused")])
 
     # -- start and stop
 

@@ -92,7 +92,7 @@ class PostgresDatabase:
                     raise
                 if not warned and not self._migrated:
                     warned = True
-                    text = "{name}: cannot connect, trying on: {reason}"
+                    text = "{name}: cannot connect, retrying: {reason}"
                     self.log.warn(text, name=self._name, reason=reason(e))
             await self._delay.wait()
 

@@ -189,7 +189,7 @@ class Pool(Generic[C]):
         self._fill()
 
     def _open_failed(self, e: Exception) -> None:
-        self._warn("{name}: cannot connect, trying on: {reason}", e)
+        self._warn("{name}: cannot connect, retrying: {reason}", e)
         self._back_off()
 
     def _discard(self, connection: C, e: BaseException) -> None:
@@ -199,7 +199,7 @@ class Pool(Generic[C]):
         if connection in self._idle:
             self._idle.remove(connection)
         if isinstance(e, Exception) and not isinstance(e, CancelledError):
-            self._warn("{name}: connection lost, connecting again: {reason}", e)
+            self._warn("{name}: connection lost, reconnecting: {reason}", e)
         connection.close()
         if connection in self._unproven:
             self._unproven.remove(connection)

@@ -89,7 +89,7 @@ class SqliteDatabase:
                     raise error from e
                 if not warned:
                     warned = True
-                    self.log.warn("SQLite: trying on: {reason}", reason=error.message)
+                    self.log.warn("SQLite: cannot start yet, retrying: {reason}", reason=error.message)
                 await self._delay.wait()
             except sqlite3.DatabaseError as e:
                 raise SettingsError(f"the database file cannot be used: {e}") from None
