@@ -19,7 +19,7 @@ class Dispatch(NamedTuple):
 
 
 class OutboxBatch(msgspec.Struct, frozen=True):
-    """An outbox row that its publisher did not settle in time, and its messages whose tasks are still queued, by route."""
+    """An outbox row that its publisher did not settle in time, and those of its messages whose task is still queued."""
 
     id: str
     messages: Mapping[Route, Sequence[Dispatch]]

@@ -15,8 +15,8 @@ from taskd.model.errors import SettingsError, Unavailable
 from taskd.model.tasks import NewTask
 from taskd.store.sqlite.database import InlineRunner, open_sqlite
 from taskd.store.sqlite.store import SqliteStore
-from tests.conformance.store import StoreCase, StoreTests, new_batch
-from tests.conformance.store_reports import ReportTests
+from tests.conformance.store.case import StoreCase, new_batch
+from tests.conformance.store.suite import StoreTests
 
 HOUR = 3_600_000_000
 
@@ -55,7 +55,7 @@ class Hooks(StoreCase):
         return tasks, chunks, attempts
 
 
-class SqliteInMemory(Hooks, StoreTests, ReportTests):
+class SqliteInMemory(Hooks, StoreTests):
     """As the simulation has it: at once, under a clock that stands still."""
 
     async def make(self) -> Any:
@@ -67,7 +67,7 @@ class SqliteInMemory(Hooks, StoreTests, ReportTests):
         return store
 
 
-class SqliteInAFile(Hooks, StoreTests, ReportTests):
+class SqliteInAFile(Hooks, StoreTests):
     """As the embedded server has it: a file, and a thread of its own."""
 
     async def make(self) -> Any:
@@ -131,4 +131,4 @@ class SqliteInAFile(Hooks, StoreTests, ReportTests):
         self.assertTrue(os.path.exists(self.folder))
 
 
-del StoreCase, StoreTests, ReportTests, Hooks
+del StoreCase, StoreTests, Hooks
