@@ -17,7 +17,7 @@ from tests import services
 from tests.conformance.store.case import StoreCase
 
 END_OF_ANSWER = b"Z\0\0\0\5I"
-"""ReadyForQuery, outside of a transaction: what was asked for is committed."""
+"""ReadyForQuery outside of a transaction: the statement is committed."""
 
 
 async def until(predicate: Callable[[], object], seconds: float = 20) -> None:
@@ -30,7 +30,7 @@ async def until(predicate: Callable[[], object], seconds: float = 20) -> None:
 
 
 def together(coroutines: Iterable[Coroutine[Any, Any, Any]]) -> Deferred[list[Any]]:
-    """Run them all at once; their results, in order."""
+    """Run all of them at the same time; their results, in order."""
     return gatherResults([Deferred.fromCoroutine(c) for c in coroutines], consumeErrors=True)
 
 
@@ -45,7 +45,7 @@ class Leg(Protocol):
         self.other = client
 
     def connectionMade(self) -> None:
-        """The store's side waits until the server's is there."""
+        """The store's side waits until the server's side is connected."""
         self.proxy.legs.add(self)
         if self.is_client:
             self.transport.pauseProducing()
@@ -56,17 +56,17 @@ class Leg(Protocol):
             self.other.transport.resumeProducing()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """What one side does, the other does."""
+        """When one side closes, the other closes too."""
         self.proxy.legs.discard(self)
         if self.other is not None:
             self.other.cut()
 
     def cut(self) -> None:
-        """Hang up at once."""
+        """Abort the connection."""
         self.transport.abortConnection()
 
     def dataReceived(self, data: bytes) -> None:
-        """Part of a request or of an answer."""
+        """Forward a part of a request or of an answer."""
         assert self.other is not None
         if self.is_client:
             self.proxy.before()
@@ -76,7 +76,8 @@ class Leg(Protocol):
 
 
 class Proxy:
-    """Stands between a store and its server and does to the next answer what ``fate`` says: once.
+    """Stands between a store and its server. If ``fate`` is set, it is called once, instead of passing on the end of
+    the next answer.
 
     ``before`` is called before each request is passed on.
     """
@@ -91,7 +92,7 @@ class Proxy:
         self.port: int = self._port.getHost().port
 
     def answered(self, client: Leg, data: bytes) -> None:
-        """Pass on a part of an answer, but not its end if a fate awaits it."""
+        """Pass on a part of an answer, or call ``fate`` at its end."""
         if self.fate is not None and data.endswith(END_OF_ANSWER):
             fate, self.fate = self.fate, None
             fate(client)
@@ -99,15 +100,15 @@ class Proxy:
             client.transport.write(data)
 
     def cut_after_commit(self) -> None:
-        """The next request is done; then the connection is gone, and with it the answer."""
+        """The server commits the next request; then the connection is cut before the answer arrives."""
         self.fate = lambda client: client.cut()
 
     def swallow_answer(self) -> None:
-        """The next request is done; its answer never comes, and the connection stays."""
+        """The server commits the next request; its answer never arrives, and the connection stays open."""
         self.fate = lambda client: None
 
     async def close(self) -> None:
-        """Cut everything."""
+        """Cut all connections."""
         await self._port.stopListening()
         for leg in list(self.legs):
             leg.cut()
@@ -115,7 +116,7 @@ class Proxy:
 
 
 class Hooks(StoreCase):
-    """The hooks on PostgreSQL, over connections of their own."""
+    """The hooks on PostgreSQL, over separate connections."""
 
     database: str | None = None
 
@@ -129,7 +130,7 @@ class Hooks(StoreCase):
         return store
 
     def new_database(self) -> None:
-        """What is built from now on is built over an empty database."""
+        """Use an empty database for the stores that are built from now on."""
         self.database = self.server.create_database()
         self.addCleanup(self.server.drop_database, self.database)
 
@@ -141,7 +142,7 @@ class Hooks(StoreCase):
         return store
 
     async def through_proxy(self, **options: Any) -> tuple[PostgresStore, Proxy]:
-        """One more started store, with one connection that leads through a proxy."""
+        """One more started store, with one connection, through a proxy."""
         proxy = Proxy(self.server)
         self.addCleanup(proxy.close)
         store = self.build(dsn={"host": "127.0.0.1", "port": proxy.port}, size=1, **options)
@@ -152,7 +153,7 @@ class Hooks(StoreCase):
         return self.server.query(text, parameters, self.database)
 
     def transaction(self, text: str, *parameters: Any) -> Any:
-        """A connection that has done this and not committed it; what it has locked stays so until rollback()."""
+        """A connection that has executed this without committing it; it holds its locks until rollback()."""
         connection = self.server.connect(self.database)
         self.addCleanup(connection.close)
         connection.autocommit = False
@@ -160,19 +161,19 @@ class Hooks(StoreCase):
         return connection
 
     def backends(self) -> set[int]:
-        """The server's processes that serve this test's stores."""
+        """The process ids of the backends of this test's stores."""
         text = "SELECT pid FROM pg_stat_activity WHERE datname = %s AND application_name = 'taskd'"
         return {pid for (pid,) in self.sql(text, self.database)}
 
     def kill(self) -> int:
-        """End those processes; how many."""
+        """Terminate these backends; their number."""
         text = (
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND application_name = 'taskd'"
         )
         return len(self.sql(text, self.database))
 
     def blocked(self) -> int:
-        """How many of them wait for somebody's lock."""
+        """The number of backends that wait for a lock."""
         text = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND wait_event_type = 'Lock'"
         return int(self.sql(text, self.database)[0][0])
 

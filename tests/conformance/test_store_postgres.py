@@ -26,7 +26,7 @@ class Suite(Hooks, StoreTests):
 class Shared(Hooks):
     """Several servers and workers on one database."""
 
-    async def test_dispatchers_at_once_dispatch_everything_once(self) -> None:
+    async def test_concurrent_dispatchers_dispatch_every_task_once(self) -> None:
         users = await self.users(5)
         for i, user in enumerate(users):
             await self.create(20 + 60 * i, State.WAITING, user)
@@ -43,16 +43,16 @@ class Shared(Hooks):
             return found
 
         found = [t for tasks in await together(dispatcher(store) for store in stores) for t in tasks]
-        # what one had in hand when another came by is left to the next round
+        # tasks that one server had locked when another came by are left to the next round
         found += await dispatcher(self.store)
         self.assertEqual(len({t.id for t in found}), len(found))
         self.assertEqual({t.dispatch for t in found}, {1})
         self.assertEqual(len(found), sum(20 + 60 * i for i in range(5)))
-        # by the batch that created it, and by one that dispatched it
+        # in the batch that created the task, and in one batch that dispatched it
         times = "SELECT count(*) FROM outbox, unnest(task_ids) AS i GROUP BY i"
         self.assertEqual({times for (times,) in self.sql(times)}, {2})
 
-    async def test_promoted_once_however_many_promote(self) -> None:
+    async def test_each_task_is_promoted_once(self) -> None:
         users = await self.users(40)
         for user in users:
             [task] = await self.create(1, State.WAITING, user)
@@ -69,7 +69,7 @@ class Shared(Hooks):
         found += await promoter(self.store)
         self.assertEqual(sorted(found), [(Q, user.id) for user in users])
 
-    async def test_dispatch_steps_over_what_another_has_in_hand(self) -> None:
+    async def test_dispatch_skips_rows_that_another_has_locked(self) -> None:
         tasks = await self.create(5, State.WAITING)
         other = self.transaction("SELECT FROM tasks WHERE id = ANY(%s) FOR UPDATE", [t.id for t in tasks[:2]])
         turn = await self.dispatch(2)
@@ -77,7 +77,7 @@ class Shared(Hooks):
         other.rollback()
         self.assertEqual([t.id for t in (await self.dispatch(9)).tasks], [tasks[i].id for i in (0, 1, 4)])
 
-    async def test_promote_steps_over_what_another_has_in_hand(self) -> None:
+    async def test_promote_skips_rows_that_another_has_locked(self) -> None:
         tasks = await self.create(3, State.WAITING)
         for task in tasks:
             await self.postpone(task.id, -1)
@@ -87,8 +87,8 @@ class Shared(Hooks):
         other.rollback()
         self.assertEqual(await self.store.promote(10), [(Q, self.ana.id)])
 
-    async def test_batches_take_their_locks_in_one_order(self) -> None:
-        # Whoever waits for the first row may not hold the second
+    async def test_batches_lock_rows_in_one_order(self) -> None:
+        # A statement that waits for the first row must not hold the second
         first, second = await self.create(2)
         mine = sorted(await self.running(2), key=lambda t: t.id)
         other, third = await self.make(), await self.make()
@@ -125,7 +125,7 @@ class Shared(Hooks):
         cancelling.commit()
         self.assertEqual(await claiming, [])
 
-    async def test_of_finish_and_cancel_at_once_one_wins(self) -> None:
+    async def test_either_finish_or_cancel_wins(self) -> None:
         for finish_first in (True, False):
             [task] = await self.running()
             other = await self.make()
@@ -163,42 +163,42 @@ class Shared(Hooks):
         self.assertIsNone(await finishing)
         self.assertIs((await self.get(task)).state, State.RUNNING)
 
-    async def test_a_batch_that_was_repeated_outlives_its_settling(self) -> None:
-        # a third run of it may still be stuck in a network, and must find its number taken
+    async def test_a_repeated_batch_is_kept_after_it_was_settled(self) -> None:
+        # a third run may still be delayed in the network, and must find that the id is taken
         batch, rows = new_batch(), [NewTask(self.ana.id, "t", state=State.QUEUED)]
         first = list(await self.store.create_tasks(batch, rows))
         for _ in range(2):
             self.assertEqual(list(await self.store.create_tasks(batch, rows)), first)
             await self.store.mark_published([batch])
 
-    async def test_expiry_and_renewal_step_over_what_is_being_finished(self) -> None:
+    async def test_expiry_and_renewal_skip_a_task_that_is_being_finished(self) -> None:
         [task] = await self.create()
         await self.store.claim("w", 0, [Claim(task.id, 1, False)])
         self.transaction("SELECT FROM tasks WHERE id = %s FOR UPDATE", task.id)
         self.assertEqual(list(await self.store.expire_leases(10)), [])
         self.assertEqual(await self.store.renew("w", 60, [task.id]), {task.id})
 
-    async def test_cancel_of_a_task_tried_again_in_between(self) -> None:
+    async def test_cancel_of_a_task_that_is_retried_in_between(self) -> None:
         task = await self.in_state(State.FAILED)
         store, proxy = await self.through_proxy()
         requests = 0
 
-        def try_again() -> None:
+        def retry() -> None:
             nonlocal requests
             requests += 1
             if requests == 2:
-                # its first look found the task failed
+                # its first statement has found the task failed
                 text = """
                     UPDATE tasks SET state = 'waiting', finished_at = NULL, dispatched_at = NULL, version = version + 1
                     WHERE id = %s
                 """
                 self.sql(text, task.id)
 
-        proxy.before = try_again
+        proxy.before = retry
         cancelled = await store.cancel(task.user_id, task.id)
         self.assertIs(cancelled.state, State.CANCELLED)
 
-    async def test_of_several_who_have_a_task_tried_again_one_does_it(self) -> None:
+    async def test_of_several_retries_one_wins(self) -> None:
         task = await self.in_state(State.FAILED)
         stores = [self.store, await self.make()]
         holder = self.transaction("SELECT FROM tasks WHERE id = %s FOR UPDATE", task.id)
@@ -208,7 +208,7 @@ class Shared(Hooks):
         for found in await retrying:
             self.assertEqual((found.state, found.version), (State.WAITING, task.version + 1))
 
-    async def test_what_is_kept_of_an_attempt_is_what_it_was(self) -> None:
+    async def test_an_attempt_is_recorded_as_it_was(self) -> None:
         [task] = await self.running(worker="one")
         text = "UPDATE tasks SET worker = 'two', attempt = 2, version = version + 1 WHERE id = %s"
         taking = self.transaction(text, task.id)
@@ -221,7 +221,7 @@ class Shared(Hooks):
         self.assertEqual(await self.count_rows(), (1, 0, 0))
         self.assertIsNone((await self.get(task)).progress)
 
-    async def test_a_lease_is_renewed_though_its_task_is_being_reported_on(self) -> None:
+    async def test_a_lease_is_renewed_while_its_task_is_being_reported_on(self) -> None:
         [task] = await self.create()
         await self.store.claim("w", 1, [Claim(task.id, 1, False)])
         reporting = self.transaction("SELECT FROM tasks WHERE id = %s FOR UPDATE", task.id)
@@ -239,7 +239,7 @@ class Shared(Hooks):
         [(left,)] = self.sql("SELECT extract(epoch FROM lease_until - now()) FROM tasks WHERE id = %s", task.id)
         self.assertGreater(left, 1800)
 
-    async def test_a_page_and_its_end_are_of_one_moment(self) -> None:
+    async def test_a_page_and_its_end_come_from_one_snapshot(self) -> None:
         [needle] = await self.create(1, State.WAITING, kind="needle")
         tasks = await self.create(SCANNED_ROWS + 100, State.WAITING)
         store, proxy = await self.through_proxy()

@@ -35,7 +35,7 @@ class Failing(Hooks):
         with self.assertRaisesRegex(Unavailable, "the store is closed"):
             await store.start()
 
-    async def test_host_name_is_looked_up(self) -> None:
+    async def test_host_name_is_resolved(self) -> None:
         store = self.build(dsn={"host": "localhost"})
         await store.start()
         self.assertIsNotNone(await store.find_user("ana"))
@@ -49,11 +49,11 @@ class Failing(Hooks):
             self.assertEqual(len({t.id for [t] in tasks}), 20)
             self.assertEqual(self.backends() & pids, set())
 
-    async def test_backends_killed_under_the_work(self) -> None:
+    async def test_backends_killed_while_statements_run(self) -> None:
         work = together(self.create(3) for _ in range(100))
         for count in (20, 40, 60):
             await until(lambda count=count: self.sql("SELECT count(*) FROM outbox")[0][0] >= count)  # type: ignore[misc]
-            # those of before may be gone, and no other one be there yet
+            # the earlier backends may be gone and no new one connected yet
             await until(self.kill)
         ids = [t.id for tasks in await work for t in tasks]
         self.assertEqual(len(set(ids)), 300)
@@ -79,7 +79,7 @@ class Failing(Hooks):
         [task] = await store.create_tasks(batch, [NewTask(self.ana.id, "once", state=State.QUEUED)])
         self.assertEqual(self.sql("SELECT id FROM tasks"), [(task.id,)])
 
-    async def test_handshake_that_is_cut_is_tried_again(self) -> None:
+    async def test_handshake_that_is_cut_is_retried(self) -> None:
         store, proxy = await self.through_proxy()
         for _ in range(3):
             proxy.cut_after_commit()
@@ -87,19 +87,19 @@ class Failing(Hooks):
             await until(lambda: proxy.fate is None)
             self.assertIsNotNone(await store.find_user("ana"))
 
-    async def test_what_the_server_cannot_take_is_refused(self) -> None:
+    async def test_values_that_the_server_refuses_are_bad_requests(self) -> None:
         [task] = await self.running()
         for result in ("no json", "[" * 300_000 + "]" * 300_000):
             with self.assertRaisesRegex(BadRequest, "cannot be stored"):
                 await self.finish(task, result=result)
         self.assertEqual(await self.get(task), task)
 
-    async def test_deadlock_is_tried_again(self) -> None:
+    async def test_deadlock_is_retried(self) -> None:
         first, second = await self.create(2)
         ours = self.transaction("SELECT FROM tasks WHERE id = %s FOR UPDATE", second.id)
         claiming = Deferred.fromCoroutine(self.claim([first, second]))
         await until(lambda: self.blocked() == 1)
-        # the one that closes the circle later is the one that finds it: let the store's be the victim
+        # the backend whose deadlock_timeout ends first is the victim: that must be the store's
         ours.cursor().execute("SET deadlock_timeout = '10s'")
         closing = deferToThread(ours.cursor().execute, "SELECT FROM tasks WHERE id = %s FOR UPDATE", (first.id,))
         await closing
@@ -109,10 +109,10 @@ class Failing(Hooks):
     # -- the ambiguous commit
 
     async def ambiguous(self, call: Callable[[Any], Awaitable[Any]]) -> Any:
-        """What ``call`` answers when the connection is cut after its commit."""
+        """The answer of ``call`` when the connection is cut after its commit."""
         if not hasattr(self, "cut"):
             self.cut, self.proxy = await self.through_proxy()
-        # its one connection is open, so that no other request comes between
+        # this opens its one connection, so that the cut hits the call
         await self.cut.find_user("ana")
         self.proxy.cut_after_commit()
         answer = await call(self.cut)
@@ -148,7 +148,7 @@ class Failing(Hooks):
         self.assertEqual((back.state, back.attempt, back.version), (State.WAITING, 0, 3))
         self.assertEqual([(await self.get(t)).version for t in (done, given)], [3, 3])
 
-    async def test_failed_and_tried_again_once(self) -> None:
+    async def test_failed_and_retried_once(self) -> None:
         failed, later = await self.running(2)
         outcomes = [
             Outcome(failed.id, 1, 1, State.FAILED, None, "broke"),
@@ -183,7 +183,7 @@ class Failing(Hooks):
         cancelled = await self.ambiguous(lambda store: store.cancel(self.ana.id, task.id))
         self.assertEqual((cancelled.state, cancelled.version), (State.CANCELLED, 2))
 
-    async def test_what_cannot_be_told_again_is_unavailable_and_done_once(self) -> None:
+    async def test_statements_that_are_not_repeated_are_unavailable_and_run_once(self) -> None:
         [delayed] = await self.create(1, State.WAITING)
         [running] = await self.create()
         await self.store.claim("w", 0, [Claim(running.id, 1, False)])
@@ -203,7 +203,7 @@ class Failing(Hooks):
 
 
 class Outage(TestCase):
-    """A server of its own, to be stopped."""
+    """A separate server that is stopped."""
 
     def setUp(self) -> None:
         services.require("postgres")
@@ -225,7 +225,7 @@ class Outage(TestCase):
         unknown: list[str] = []
 
         async def submit() -> None:
-            """Until the store says no."""
+            """Create tasks until the store is unavailable."""
             while True:
                 text = uuid.uuid4().hex
                 try:

@@ -13,9 +13,9 @@ from tests.conformance.postgres import Hooks, together
 
 
 class Schema(Hooks):
-    """How a database comes to its tables."""
+    """Migrations, comments and indexes."""
 
-    async def test_servers_that_start_at_once_on_an_empty_database(self) -> None:
+    async def test_servers_that_start_together_on_an_empty_database(self) -> None:
         self.new_database()
         stores = [self.build() for _ in range(4)]
         await together(store.start() for store in stores)
@@ -53,7 +53,7 @@ class Schema(Hooks):
         indexes = "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1"
         return self.sql(columns) + self.sql(indexes)
 
-    async def test_every_table_and_column_says_what_it_is_for(self) -> None:
+    async def test_every_table_and_column_has_a_comment(self) -> None:
         silent = self.sql("""
             SELECT c.relname, a.attname FROM pg_class c
             JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum >= 0 AND NOT a.attisdropped
@@ -77,7 +77,7 @@ class Schema(Hooks):
         self.assertEqual({name for (name,) in theirs.execute(names)} - ours, set())
 
     async def test_statements_find_their_index_without_statistics(self) -> None:
-        # A table that is a queue has statistics of another hour: here those of the empty table
+        # A table that serves as a queue has outdated statistics: here those of the empty table
         self.sql("ANALYZE tasks")
         self.sql("""
             INSERT INTO tasks (user_id, task, queue, state, dispatched_at, finished_at)
@@ -121,7 +121,7 @@ class Schema(Hooks):
                 plan = await self.explain(f"EXECUTE {name} {nulls}")
                 what = f"{name}, {statistics} statistics:\n{plan}"
                 self.assertNotRegex(plan, r"Seq Scan on task|Bitmap|Hash Join|Merge Join", what)
-                # every column of the route is a condition of the index, and not a filter behind it
+                # every column of the route is a condition of the index, not a filter on its rows
                 self.assertNotRegex(plan, r"queue = \$\d\)(?! AND \(kind = )", what)
                 used = set(re.findall(r"using (tasks?_\w+) on task", plan))
                 self.assertEqual(used, expected.get(name, set()), what)

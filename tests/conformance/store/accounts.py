@@ -21,10 +21,10 @@ class AccountTests(StoreCase):
         self.assertEqual((await self.store.find_user("ana")).user.username, "Ana")
 
     async def test_registration_repeated_is_the_same_user(self) -> None:
-        # the same bcrypt hash, salt and all, can only be the same registration
+        # an equal bcrypt hash, salt included, can only come from the same registration
         self.assertEqual(await self.store.create_user("Ana", "ana", "$2b$hash"), self.ana)
 
-    async def test_names_are_kept_as_they_are(self) -> None:
+    async def test_names_are_stored_unchanged(self) -> None:
         for i, text in enumerate(TEXTS):
             user = await self.store.create_user(text[:64], f"{i}{text}"[:64], "x")
             self.assertEqual((await self.store.find_user(f"{i}{text}"[:64])).user, user)

@@ -26,11 +26,11 @@ class AttemptTests(StoreCase):
         for worker, alone, attempt in (("w2", False, 2), ("w3", False, None), ("w3", True, 3)):
             claimed = await self.store.claim(worker, 60, [Claim(task.id, task.dispatch, True, alone)])
             self.assertEqual([t.attempt for t in claimed], [attempt] if attempt else [])
-        # and who has it already keeps it
+        # a worker that holds it already keeps it
         held = await self.store.claim("w3", 60, [Claim(task.id, task.dispatch, False)])
         self.assertEqual([t.attempt for t in held], [3])
 
-    async def test_so_it_is_when_it_was_queued_again(self) -> None:
+    async def test_the_same_holds_when_it_was_queued_again(self) -> None:
         [task] = await self.create(max_attempts=2)
         await self.store.claim("w1", 0, [Claim(task.id, task.dispatch, False)])
         await self.store.expire_leases(10)
@@ -39,16 +39,16 @@ class AttemptTests(StoreCase):
             claimed = await self.store.claim("w2", 60, [Claim(again.id, again.dispatch, False, alone)])
             self.assertEqual(len(claimed), found)
 
-    async def test_the_only_attempt_needs_no_such_claim(self) -> None:
+    async def test_the_only_attempt_need_not_be_alone(self) -> None:
         self.assertEqual(len(await self.running(3, max_attempts=1)), 3)
 
-    async def test_the_first_claim_says_how_many_attempts_there_are(self) -> None:
+    async def test_the_first_claim_sets_the_number_of_attempts(self) -> None:
         [open_one, fixed] = await self.create(1, max_attempts=0) + await self.create(1, max_attempts=2)
         self.assertEqual((await self.get(open_one)).max_attempts, 0)
         claims = [Claim(t.id, 1, False, max_attempts=5) for t in (open_one, fixed)]
         claimed = await self.store.claim("w", 0, claims)
         self.assertEqual({t.id: t.max_attempts for t in claimed}, {open_one.id: 5, fixed.id: 2})
-        # and no other one says otherwise
+        # a later claim does not change it
         again = await self.store.claim("v", 60, [Claim(open_one.id, 1, True, max_attempts=9)])
         self.assertEqual([(t.attempt, t.max_attempts) for t in again], [(2, 5)])
         self.assertEqual((await self.get(open_one)).max_attempts, 5)
@@ -67,12 +67,12 @@ class AttemptTests(StoreCase):
             again = await self.claim(tasks, redelivered=redelivered)
             self.assertEqual(sorted(again, key=lambda t: t.id), sorted(first, key=lambda t: t.id))
 
-    async def test_message_doubled_in_one_batch_is_claimed_once(self) -> None:
+    async def test_a_message_twice_in_one_batch_is_claimed_once(self) -> None:
         [task] = await self.create()
         claimed = await self.claim([task, task])
         self.assertEqual([(t.id, t.attempt) for t in claimed], [(task.id, 1)])
 
-    async def test_doubled_message_claims_nothing_of_another_worker(self) -> None:
+    async def test_a_duplicate_message_claims_nothing_from_another_worker(self) -> None:
         [task] = await self.running(worker="one")
         self.assertEqual(await self.claim([task], "two"), [])
         self.assertEqual(await self.get(task), task)
@@ -128,7 +128,7 @@ class AttemptTests(StoreCase):
         self.assertIsNone(await self.finish(task, state=State.FAILED, again=True))
         self.assertEqual((await self.get(task)).version, first.version)
 
-    async def test_results_are_kept_as_they_are(self) -> None:
+    async def test_results_are_stored_unchanged(self) -> None:
         large = '"' + "x\u00e9" * (128 * 1024) + '"'
         results = ["null", "0", '"NULL"', '""', *PAYLOADS, large]
         tasks = await self.running(len(results))
@@ -136,7 +136,7 @@ class AttemptTests(StoreCase):
         await self.store.finish("w", outcomes)
         self.assertEqual([(await self.get(t)).result for t in tasks], results)
 
-    async def test_errors_are_stored_whatever_they_hold(self) -> None:
+    async def test_errors_are_stored_whatever_they_contain(self) -> None:
         errors = [*TEXTS, "nul\0inside", "lone \ud800 surrogate"]
         tasks = await self.running(len(errors))
         outcomes = [Outcome(t.id, 1, 1, State.FAILED, None, e) for t, e in zip(tasks, errors, strict=True)]
@@ -165,7 +165,7 @@ class AttemptTests(StoreCase):
         await self.dispatch()
         self.assertEqual(list(await self.store.release("w", held)), [])
 
-    async def test_release_of_what_is_not_held(self) -> None:
+    async def test_release_of_tasks_that_are_not_held(self) -> None:
         [mine] = await self.running()
         [queued] = await self.create()
         claims = [Claim(mine.id, 2, False), Claim(queued.id, 1, False), Claim(10**15, 1, False)]
@@ -173,7 +173,7 @@ class AttemptTests(StoreCase):
         self.assertEqual(list(await self.store.release("v", [Claim(mine.id, 1, False)])), [])
         self.assertEqual(await self.get(mine), mine)
 
-    async def test_renew_names_what_is_held(self) -> None:
+    async def test_renew_returns_the_tasks_that_are_held(self) -> None:
         mine = await self.running(3)
         await self.running(2, "v")
         await self.create(2)
@@ -184,7 +184,7 @@ class AttemptTests(StoreCase):
         self.assertEqual(await self.store.renew("nobody", 60, ids), frozenset())
         self.assertEqual(await self.store.renew("w", 60, []), frozenset())
 
-    async def test_what_is_not_named_is_not_renewed(self) -> None:
+    async def test_tasks_that_are_not_named_are_not_renewed(self) -> None:
         named, other = await self.create(2)
         await self.store.claim("w", 0, [Claim(named.id, 1, False), Claim(other.id, 1, False)])
         await self.store.renew("w", 60, [named.id])
@@ -203,7 +203,7 @@ class AttemptTests(StoreCase):
         [back] = await self.store.expire_leases(10)
         self.assertEqual((back.id, back.state, back.attempt), (task.id, State.WAITING, 1))
         self.assertEqual((back.version, back.run_at, back.started_at), (3, task.run_at, None))
-        self.assertIsNone(back.error, "that stands among its attempts")
+        self.assertIsNone(back.error, "the error belongs to the failed attempt")
         self.assertEqual(await self.get(task), back)
         self.assertEqual(await self.get(other), other)
         self.assertIsNone(await self.finish(task))

@@ -1,7 +1,7 @@
-"""The suite of IStore: every promise of its docstrings, against whichever store the test case makes.
+"""The base case of the store's suite, and its data.
 
-A test case mixes StoreTests into a StoreCase of its own, which makes stores over one fresh database. Where a test
-needs time to pass it takes leases and ages of no length; what cannot be had through the port is done by hooks.
+A test case mixes the suite into a StoreCase that makes stores over one fresh database. Where a test needs time to pass,
+it uses leases and ages of 0 seconds. What the port cannot do is done by hooks.
 """
 
 from __future__ import annotations
@@ -51,46 +51,46 @@ PAYLOADS = [
 
 
 def new_batch() -> str:
-    """The name of a batch that is in no outbox yet."""
+    """The id of a batch that is in no outbox yet."""
     return str(uuid.uuid4())
 
 
 def moves_of(state: State) -> frozenset[State]:
-    """The legal moves, without the one from running to running."""
+    """The legal moves from a state to another one."""
     return MOVES[state] - {state}
 
 
 class StoreCase(TestCase):
-    """A store over a fresh database, two users, and short names for what tests do all the time."""
+    """A store over a fresh database, two users, and short methods for frequent steps."""
 
     store: Any
 
     def make(self) -> Awaitable[IStore]:
-        """One more started store over this test's database; the case stops it."""
+        """One more started store over this test's database; the test case stops it."""
         raise NotImplementedError
 
     def postpone(self, task_id: int, seconds: int = 3600) -> Awaitable[None]:
-        """Take a waiting task out of the backlog; its run_at is so long after its creation, or before it."""
+        """Take a waiting task out of the backlog; its run_at is ``seconds`` after its creation."""
         raise NotImplementedError
 
     def age_outbox(self) -> Awaitable[None]:
-        """Let every outbox row be an hour old."""
+        """Make every outbox row an hour older."""
         raise NotImplementedError
 
     def count_outbox(self) -> Awaitable[int]:
-        """How many outbox rows there are."""
+        """The number of outbox rows."""
         raise NotImplementedError
 
     def backdate(self, task_id: int, created: int, finished: int | None = None) -> Awaitable[None]:
-        """Let a task have been created, and have ended, so many seconds ago."""
+        """Set the times when a task was created and when it ended, in seconds ago."""
         raise NotImplementedError
 
     def age_workers(self, seconds: int) -> Awaitable[None]:
-        """Let every worker have been seen so many seconds earlier."""
+        """Make the last report of every worker ``seconds`` older."""
         raise NotImplementedError
 
     def count_rows(self) -> Awaitable[tuple[int, int, int]]:
-        """How many tasks there are, chunks of logs, and failed attempts."""
+        """The numbers of tasks, log chunks and failed attempts."""
         raise NotImplementedError
 
     async def setUp(self) -> None:  # type: ignore[override]  # trial awaits it
@@ -125,7 +125,7 @@ class StoreCase(TestCase):
         return found
 
     async def in_state(self, state: State) -> Task:
-        """A task that came into this state by legal moves."""
+        """A task that reached this state by legal moves."""
         if state is State.WAITING:
             [task] = await self.create(state=state)
         elif state in (State.QUEUED, State.CANCELLED):
@@ -150,7 +150,7 @@ class StoreCase(TestCase):
         return [await self.store.create_user(f"u{i}", f"u{i}", "x") for i in range(count)]
 
     async def pages(self, user: User | None = None, limit: int = 3, **query: Any) -> list[int]:
-        """The ids of all pages."""
+        """The ids on all pages."""
         found: list[int] = []
         before = None
         while True:
@@ -163,21 +163,21 @@ class StoreCase(TestCase):
             if page.tasks:
                 self.assertLessEqual(before, page.tasks[-1].id)
 
-    async def try_again(self, task: Task, worker: str = "w", again: bool = False, **kw: Any) -> Any:
-        """Have an attempt end that is to be tried again."""
+    async def retry_later(self, task: Task, worker: str = "w", again: bool = False, **kw: Any) -> Any:
+        """End an attempt with a retry."""
         return await self.finish(task, worker, again, state=State.WAITING, **{"error": "it broke", **kw})
 
     async def next_attempt(self, worker: str = "w") -> Task:
-        """Dispatch and claim what is due."""
+        """Dispatch and claim the one task that is due."""
         [task] = (await self.dispatch()).tasks
         [task] = await self.claim([task], worker)
         return task
 
-    async def say(self, task: Task, *lines: str, worker: str = "w", **kw: Any) -> bool:
+    async def report(self, task: Task, *lines: str, worker: str = "w", **kw: Any) -> bool:
         report = Report(task.id, task.dispatch, task.attempt, lines=lines, **kw)
         return await self.store.report(worker, [report]) == {task.id}
 
     async def log(self, task: Task, after: tuple[int, int, int] | None = None, limit: int = 100) -> list[Any]:
-        """Places and lines."""
+        """The chunks of a log as pairs of place and lines."""
         place = None if after is None else LogPlace(*after)
         return [(tuple(c.place), list(c.lines)) for c in await self.store.read_log(task.id, place, limit)]

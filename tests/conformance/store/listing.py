@@ -17,7 +17,7 @@ from tests.conformance.store.case import TEXTS, StoreCase
 class ListingTests(StoreCase):
     """The suite of ITaskStore: pages of a list and their filters."""
 
-    async def test_numbers_that_no_task_can_have(self) -> None:
+    async def test_ids_that_no_task_can_have(self) -> None:
         [task] = await self.create()
         for number in (10**30, 2**63, 0, -1, -(10**30)):
             self.assertEqual(list(await self.store.get_tasks(self.ana.id, [number])), [])
@@ -75,7 +75,7 @@ class ListingTests(StoreCase):
         self.assertEqual(await self.pages(kind="other", status="Procesando", limit=1), [t.id for t in reversed(other)])
         self.assertEqual(await self.pages(status="Completada", state="queued"), [])
 
-    async def test_filter_looks_at_no_more_than_its_bound(self) -> None:
+    async def test_a_filter_reads_a_bounded_number_of_rows(self) -> None:
         [needle] = await self.create(1, State.WAITING, kind="needle")
         for _ in range(6):
             await self.create(1000, State.WAITING)

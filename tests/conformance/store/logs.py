@@ -25,10 +25,10 @@ class LogTests(StoreCase):
             (0.0, "", 0.0, None),
         ]
         for progress, note, shown, said in steps:
-            self.assertTrue(await self.say(task, progress=progress, note=note))
+            self.assertTrue(await self.report(task, progress=progress, note=note))
             after = await self.get(task)
             self.assertEqual((after.progress, after.note), (shown, said))
-            # no change of state
+            # the state did not change, so the version did not either
             self.assertEqual((after.version, after.state), (task.version, State.RUNNING))
         [listed] = (await self.store.list_tasks(self.ana.id, TaskQuery(1))).tasks
         self.assertEqual((listed.progress, listed.note), (0.0, None))
@@ -49,7 +49,7 @@ class LogTests(StoreCase):
             self.assertEqual(await self.log(task), [])
         self.assertEqual(await self.store.report("w", []), frozenset())
 
-    async def test_several_reports_of_a_task_are_as_one_after_the_other(self) -> None:
+    async def test_several_reports_of_a_task_count_in_their_order(self) -> None:
         one, two = await self.running(2)
         reports = [
             Report(two.id, 1, 1, 0.1, "first", 1, ["a"]),
@@ -61,12 +61,12 @@ class LogTests(StoreCase):
         self.assertEqual((after.progress, after.note), (0.3, "first"))
         self.assertEqual(await self.log(two), [((1, 1, 1), ["a"]), ((1, 1, 2), ["c"])])
 
-    async def test_lines_are_kept_as_they_are(self) -> None:
+    async def test_lines_are_stored_unchanged(self) -> None:
         [task] = await self.running()
         lines = [text.replace("\r\n", " ").replace("\n", " ") for text in TEXTS]
-        await self.say(task, "", *lines, "")
-        await self.say(task, "", first_line=len(lines) + 3)
-        await self.say(task, "nul\0", "lone \ud800", first_line=len(lines) + 4)
+        await self.report(task, "", *lines, "")
+        await self.report(task, "", first_line=len(lines) + 3)
+        await self.report(task, "nul\0", "lone \ud800", first_line=len(lines) + 4)
         expected = ["", *lines, "", "", "nul", "lone ?"]
         chunks = await self.store.read_log(task.id, None, 10)
         self.assertEqual([line for chunk in chunks for line in chunk.lines], expected)
@@ -79,30 +79,30 @@ class LogTests(StoreCase):
     async def test_log_bytes(self) -> None:
         [task] = await self.running()
         self.assertEqual(await self.store.log_bytes(task.id), 0)
-        await self.say(task, "abc", "\N{SNOWMAN}")
-        await self.say(task, "xy", first_line=3)
+        await self.report(task, "abc", "\N{SNOWMAN}")
+        await self.report(task, "xy", first_line=3)
         self.assertEqual(await self.store.log_bytes(task.id), 7 + 2)
         self.assertEqual(await self.store.log_bytes(10**15), 0)
 
     async def test_a_report_repeated_stores_nothing_twice(self) -> None:
         [task] = await self.running()
         for _ in range(2):
-            await self.say(task, "one", "two", progress=0.5)
+            await self.report(task, "one", "two", progress=0.5)
         self.assertEqual(await self.log(task), [((1, 1, 1), ["one", "two"])])
-        # what was said meanwhile comes along with it
-        await self.say(task, "one", "two", "three")
-        await self.say(task, "one", "two")
+        # the repetition contains lines that were written meanwhile
+        await self.report(task, "one", "two", "three")
+        await self.report(task, "one", "two")
         self.assertEqual(await self.log(task), [((1, 1, 1), ["one", "two", "three"])])
         self.assertEqual(await self.store.log_bytes(task.id), 13)
 
-    async def test_a_log_is_read_from_any_place(self) -> None:
+    async def test_a_log_can_be_read_from_any_place(self) -> None:
         [task] = await self.running()
-        await self.say(task, "a1", "a2", "a3")
-        await self.say(task, "a4", first_line=4)
-        await self.say(task, "a9", "a10", first_line=9)
-        await self.try_again(task)
+        await self.report(task, "a1", "a2", "a3")
+        await self.report(task, "a4", first_line=4)
+        await self.report(task, "a9", "a10", first_line=9)
+        await self.retry_later(task)
         again = await self.next_attempt()
-        await self.say(again, "b1", "b2")
+        await self.report(again, "b1", "b2")
         everything = [
             ((1, 1, 1), ["a1", "a2", "a3"]),
             ((1, 1, 4), ["a4"]),
@@ -110,7 +110,8 @@ class LogTests(StoreCase):
             ((2, 2, 1), ["b1", "b2"]),
         ]
         self.assertEqual(await self.log(task), everything)
-        # (place, index of the first chunk): the one that the place is in, unless nothing of it is behind it
+        # (place, index of the first chunk): the chunk with the place, unless all its lines are at the place or before
+        # it
         cases = [
             ((0, 0, 0), 0),
             ((1, 0, 7), 0),
@@ -138,27 +139,27 @@ class LogTests(StoreCase):
 
     async def test_the_oldest_lines_are_cut(self) -> None:
         [task] = await self.running()
-        await self.say(task, "a1", "a2")
-        await self.try_again(task)
+        await self.report(task, "a1", "a2")
+        await self.retry_later(task)
         again = await self.next_attempt()
-        await self.say(again, "b1", "b2")
-        await self.say(again, "b3", "b4", first_line=3)
-        # another's log, of the same numbers, is not touched
+        await self.report(again, "b1", "b2")
+        await self.report(again, "b3", "b4", first_line=3)
+        # the log of another task with the same numbers does not change
         other = await self.in_state(State.WAITING)
         other = await self.next_attempt()
-        await self.say(other, "other")
-        await self.say(again, keep_from=1)
+        await self.report(other, "other")
+        await self.report(again, keep_from=1)
         self.assertEqual(len(await self.log(task)), 3)
-        # earlier attempts go with the first line that does, and a chunk once all of it is to go
-        await self.say(again, "b5", first_line=5, keep_from=2)
+        # the first cut line also cuts earlier attempts; a chunk is cut when all its lines are
+        await self.report(again, "b5", first_line=5, keep_from=2)
         self.assertEqual([place for place, _ in await self.log(task)], [(2, 2, 1), (2, 2, 3), (2, 2, 5)])
         for _ in range(2):
-            await self.say(again, "b6", first_line=6, keep_from=3)
+            await self.report(again, "b6", first_line=6, keep_from=3)
             self.assertEqual([place for place, _ in await self.log(task)], [(2, 2, 3), (2, 2, 5), (2, 2, 6)])
         self.assertEqual(await self.store.log_bytes(task.id), 5 + 2 + 2)
-        # what is to be cut need not be stored before
-        await self.say(again, "b7", "b8", first_line=7, keep_from=9)
+        # lines that are cut at once need not be stored
+        await self.report(again, "b7", "b8", first_line=7, keep_from=9)
         self.assertEqual(await self.log(task), [])
-        await self.say(again, "b9", "b10", first_line=9, keep_from=10)
+        await self.report(again, "b9", "b10", first_line=9, keep_from=10)
         self.assertEqual(await self.log(task, (2, 2, 3)), [((2, 2, 9), ["b9", "b10"])])
         self.assertEqual(await self.log(other), [((1, 1, 1), ["other"])])

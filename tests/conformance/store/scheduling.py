@@ -11,7 +11,7 @@ from tests.conformance.store.case import OTHER, Q, StoreCase, new_batch
 class SchedulingTests(StoreCase):
     """The suite of ISchedulingStore."""
 
-    async def test_dispatch_moves_what_is_due(self) -> None:
+    async def test_dispatch_moves_due_tasks(self) -> None:
         tasks = await self.create(3, State.WAITING)
         await self.create(1, State.WAITING, queue="other")
         await self.create(1, State.WAITING, kind="other")
@@ -28,7 +28,7 @@ class SchedulingTests(StoreCase):
                 [t.route for t in (await self.dispatch(queue=route.queue, kind=route.kind)).tasks], [route]
             )
 
-    async def test_dispatch_leaves_what_is_not_due(self) -> None:
+    async def test_dispatch_leaves_tasks_that_are_not_due(self) -> None:
         early, late = await self.create(2, State.WAITING)
         await self.postpone(early.id)
         turn = await self.dispatch()
@@ -47,7 +47,7 @@ class SchedulingTests(StoreCase):
             self.assertEqual(mine, ["task 0", "task 1", "task 2"])
         self.assertTrue(turn.more)
 
-    async def test_dispatch_gives_what_is_left_to_those_who_have_more(self) -> None:
+    async def test_dispatch_gives_the_rest_to_users_who_have_more(self) -> None:
         one, two, three = await self.users(3)
         await self.create(50, State.WAITING, one)
         await self.create(1, State.WAITING, two)
@@ -59,7 +59,7 @@ class SchedulingTests(StoreCase):
         self.assertEqual(turn.tasks[0].user_id, one.id)
         self.assertEqual([t.user_id for t in turn.tasks[:4]], [one.id, two.id, three.id, one.id])
 
-    async def test_dispatch_goes_on_behind_a_user(self) -> None:
+    async def test_dispatch_continues_after_a_user(self) -> None:
         users = await self.users(6)
         for user in users:
             await self.create(2, State.WAITING, user)
@@ -75,7 +75,7 @@ class SchedulingTests(StoreCase):
         self.assertEqual((len(turn.tasks), turn.last_user), (0, None))
 
     async def test_dispatch_shares_out_the_whole_turn(self) -> None:
-        # (backlogs, limit, what of each is dispatched): as if everybody took one in turn
+        # (backlogs, limit, how many of each are dispatched): as if every user took one task in turn
         cases = [
             ([9, 9, 9], 7, [3, 2, 2]),
             ([1, 1, 1, 1], 3, [1, 1, 1, 0]),
@@ -108,7 +108,7 @@ class SchedulingTests(StoreCase):
         self.assertEqual([t.user_id for t in (*first.tasks, *last.tasks)], [u.id for u in users])
         self.assertEqual((last.last_user, last.more), (None, False))
 
-    async def test_dispatch_does_not_look_at_users_whose_tasks_are_all_delayed(self) -> None:
+    async def test_dispatch_skips_users_whose_tasks_are_all_delayed(self) -> None:
         users = await self.users(7)
         for user in users[:-1]:
             [task] = await self.create(1, State.WAITING, user)
@@ -163,7 +163,7 @@ class SchedulingTests(StoreCase):
         await self.dispatch()
         self.assertEqual(await self.count_outbox(), 0)
 
-    async def test_promote_moves_what_is_due_into_the_backlog(self) -> None:
+    async def test_promote_moves_due_tasks_into_the_backlog(self) -> None:
         come, late = await self.create(2, State.WAITING)
         [other] = await self.create(1, State.WAITING, self.ben, queue="other")
         await self.postpone(come.id, -1)
@@ -174,7 +174,7 @@ class SchedulingTests(StoreCase):
         promoted = await self.store.promote(10)
         self.assertEqual(sorted(promoted), [(OTHER, self.ben.id), (Q, self.ana.id)])
         self.assertEqual(list(await self.store.promote(10)), [])
-        # nothing that its owner could see has changed
+        # the owner sees no change
         self.assertEqual(await self.get(come), before)
         self.assertEqual([t.id for t in (await self.dispatch()).tasks], [come.id])
         self.assertEqual([t.id for t in (await self.dispatch(queue="other")).tasks], [other.id])
@@ -196,7 +196,7 @@ class SchedulingTests(StoreCase):
             self.assertEqual([t.id for t in (await self.dispatch()).tasks], ids)
         self.assertEqual(list(await self.store.promote(2)), [])
 
-    async def test_promote_leaves_what_was_cancelled(self) -> None:
+    async def test_promote_leaves_cancelled_tasks(self) -> None:
         [task] = await self.create(1, State.WAITING)
         await self.postpone(task.id, -1)
         await self.store.cancel(self.ana.id, task.id)
@@ -209,7 +209,7 @@ class SchedulingTests(StoreCase):
         await self.store.promote(10)
         self.assertEqual([t.id for t in (await self.dispatch()).tasks], [second.id, first.id])
 
-    async def test_take_over_names_what_still_waits_for_a_worker(self) -> None:
+    async def test_adoption_names_the_tasks_that_are_still_queued(self) -> None:
         batch = new_batch()
         states = [State.QUEUED, State.WAITING, State.QUEUED, State.QUEUED]
         rows = [NewTask(self.ana.id, "t", queue=f"q{i % 2}", state=s) for i, s in enumerate(states)]
@@ -224,19 +224,19 @@ class SchedulingTests(StoreCase):
         self.assertEqual(taken, [OutboxBatch(batch, messages)])
         self.assertEqual(list(await self.store.adopt_stale(100, 10)), [])
 
-    async def test_take_over_of_a_dispatch(self) -> None:
+    async def test_adoption_of_a_dispatch(self) -> None:
         await self.create(1, State.WAITING)
         batch = new_batch()
         turn = await self.store.dispatch(batch, Q, 10, None)
         taken = {b.id: b for b in await self.store.adopt_stale(0, 10)}
         self.assertEqual(taken[batch].messages, {Q: [Dispatch(turn.tasks[0].id, 1)]})
 
-    async def test_take_over_is_bounded(self) -> None:
+    async def test_adoption_is_bounded(self) -> None:
         for _ in range(5):
             await self.create()
         self.assertEqual(len(await self.store.adopt_stale(0, 3)), 3)
 
-    async def test_settled_batches_are_gone(self) -> None:
+    async def test_settled_batches_are_deleted(self) -> None:
         batches = [new_batch() for _ in range(3)]
         for batch in batches:
             await self.store.create_tasks(batch, [NewTask(self.ana.id, "t", state=State.QUEUED)])
@@ -245,7 +245,7 @@ class SchedulingTests(StoreCase):
         await self.store.mark_published([])
         self.assertEqual([b.id for b in await self.store.adopt_stale(0, 10)], batches[2:])
 
-    async def test_batches_settled_after_take_over_are_dropped_in_time(self) -> None:
+    async def test_batches_settled_after_adoption_are_deleted_later(self) -> None:
         await self.create()
         [taken] = await self.store.adopt_stale(0, 10)
         await self.store.mark_published([taken.id])
@@ -267,7 +267,7 @@ class SchedulingTests(StoreCase):
         self.assertEqual(await self.store.count_queued(), {OTHER: 1, Route("q", "other"): 1})
         queued = (await self.dispatch()).tasks
         self.assertEqual([(t.id, t.dispatch) for t in queued], [(t.id, 2) for t in tasks[1:]])
-        # the lost messages come after all
+        # the lost messages arrive after all
         self.assertEqual(await self.claim(tasks[1:]), [])
         self.assertEqual(len(await self.claim(queued)), 3)
 

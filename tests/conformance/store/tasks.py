@@ -52,7 +52,7 @@ class TaskTests(StoreCase):
         self.assertEqual([await self.get(t) for t in tasks], tasks)
         self.assertEqual(sorted(await self.claim(tasks), key=lambda t: t.id)[2].timeout, 1234.56789)
 
-    async def test_a_task_of_the_future_waits_for_its_moment(self) -> None:
+    async def test_a_task_with_a_future_run_at_waits(self) -> None:
         [now] = await self.create(state=State.WAITING)
         tokyo = timezone(timedelta(hours=9))
         late = (now.created_at + timedelta(hours=1)).astimezone(tokyo)
@@ -62,7 +62,7 @@ class TaskTests(StoreCase):
         tasks = await self.store.create_tasks(batch, rows)
         self.assertEqual(tasks[0].run_at, late)
         self.assertEqual(tasks[0].run_at.utcoffset(), timedelta(0))
-        # what has passed is as good as now
+        # a time in the past counts as now
         self.assertEqual([t.run_at for t in tasks[1:]], [t.created_at for t in tasks[1:]])
         self.assertEqual([await self.get(t) for t in tasks], tasks)
         self.assertEqual(await self.store.create_tasks(batch, rows), tasks)
@@ -88,7 +88,7 @@ class TaskTests(StoreCase):
             with self.assertRaises(KeyTaken):
                 await self.store.create_tasks(new_batch(), again)
         self.assertEqual(await self.store.count_queued(), {Route("", DEFAULT_KIND): 3})
-        # somebody else's, and none at all, are in nobody's way
+        # the same key of another user, and no key, do not conflict
         await self.store.create_tasks(
             new_batch(), [replace(specs[0], user_id=self.ben.id, state=State.QUEUED), rows[2]]
         )
@@ -104,7 +104,7 @@ class TaskTests(StoreCase):
         first = await self.store.create_tasks(batch, rows)
         self.assertEqual(list(await self.store.create_tasks(batch, rows)), list(first))
 
-    async def test_texts_are_kept_as_they_are(self) -> None:
+    async def test_texts_are_stored_unchanged(self) -> None:
         specs = [NewTask(self.ana.id, text, payload=PAYLOADS[i % len(PAYLOADS)]) for i, text in enumerate(TEXTS)]
         tasks = await self.store.create_tasks(new_batch(), [replace(spec, state=State.QUEUED) for spec in specs])
         for task, spec in zip(tasks, specs, strict=True):
@@ -123,7 +123,7 @@ class TaskTests(StoreCase):
         self.assertEqual(first, again)
         self.assertEqual(len((await self.store.list_tasks(self.ana.id, TaskQuery(500))).tasks), 7)
 
-    async def test_batch_repeated_after_it_was_taken_over_and_settled(self) -> None:
+    async def test_batch_repeated_after_it_was_adopted_and_settled(self) -> None:
         batch = new_batch()
         rows = [NewTask(self.ana.id, "t", queue="q", state=State.QUEUED)]
         first = await self.store.create_tasks(batch, rows)
@@ -167,7 +167,7 @@ class TaskTests(StoreCase):
         [task] = await self.running()
         await self.store.report("w", [Report(task.id, 1, 1, 0.5, "half")])
         cancelled = await self.store.cancel(self.ana.id, task.id)
-        # how far it was stays
+        # the progress stays
         self.assertEqual((cancelled.progress, cancelled.note, cancelled.attempt), (0.5, "half", 1))
         self.assertEqual(await self.store.renew("w", 60, [task.id]), frozenset())
         for state in (State.COMPLETED, State.FAILED, State.WAITING):
@@ -178,7 +178,7 @@ class TaskTests(StoreCase):
         self.assertEqual(await self.store.reset_in_flight(), 0)
         self.assertEqual(await self.get(task), cancelled)
 
-    async def test_cancel_of_anothers_task_is_not_found(self) -> None:
+    async def test_cancel_of_another_users_task_is_not_found(self) -> None:
         [task] = await self.create()
         for user, task_id in ((self.ben.id, task.id), (self.ana.id, 10**15)):
             with self.assertRaises(NotFound):
@@ -192,13 +192,13 @@ class TaskTests(StoreCase):
                 await self.store.cancel(self.ana.id, task.id)
             self.assertEqual(await self.get(task), task)
 
-    async def test_find_tasks_asks_nobody(self) -> None:
+    async def test_find_tasks_returns_the_tasks_of_all_users(self) -> None:
         [mine], [theirs] = await self.create(), await self.create(user=self.ben)
         found = await self.store.find_tasks([mine.id, theirs.id, 10**15])
         self.assertEqual({t.id: t for t in found}, {mine.id: mine, theirs.id: theirs})
         self.assertEqual(list(await self.store.find_tasks([])), [])
 
-    async def test_get_tasks_gives_only_the_users_own(self) -> None:
+    async def test_get_tasks_returns_only_the_users_own(self) -> None:
         mine, theirs = await self.create(2), await self.create(2, user=self.ben)
         ids = [t.id for t in (*mine, *theirs)]
         found = await self.store.get_tasks(self.ana.id, [*ids, 10**15])
@@ -208,7 +208,7 @@ class TaskTests(StoreCase):
     async def test_retry(self) -> None:
         for state in (State.FAILED, State.CANCELLED):
             [task] = await self.running(max_attempts=0)
-            await self.say(task, "line", progress=0.5, note="half")
+            await self.report(task, "line", progress=0.5, note="half")
             if state is State.FAILED:
                 await self.finish(task, state=state, error="broke", result="1")
             else:
@@ -221,9 +221,9 @@ class TaskTests(StoreCase):
                 self.assertIsNone(gone)
             self.assertGreaterEqual(back.run_at, before.run_at)
             self.assertEqual(await self.get(task), back)
-            # what still runs of it is fenced, and what was is still there
+            # its old attempt is fenced, and its log and failed attempts are still there
             self.assertIsNone(await self.finish(task))
-            self.assertFalse(await self.say(task, "late", first_line=2))
+            self.assertFalse(await self.report(task, "late", first_line=2))
             self.assertEqual(await self.claim([task], redelivered=True), [])
             self.assertEqual(await self.log(task), [((1, 1, 1), ["line"])])
             self.assertEqual(len(await self.store.failed_attempts(task.id)), state is State.FAILED)
@@ -233,7 +233,7 @@ class TaskTests(StoreCase):
             errors = [f.error for f in await self.store.failed_attempts(task.id)]
             self.assertEqual(errors, ["broke", "broke again"] if state is State.FAILED else ["broke again"])
 
-    async def test_retry_of_a_task_that_was_cancelled_before_its_moment(self) -> None:
+    async def test_retry_of_a_task_that_was_cancelled_before_its_run_at(self) -> None:
         [task] = await self.create(state=State.WAITING)
         await self.postpone(task.id)
         await self.store.cancel(self.ana.id, task.id)
@@ -248,17 +248,17 @@ class TaskTests(StoreCase):
                 await self.store.retry(self.ana.id, task.id)
             self.assertEqual(await self.get(task), task)
 
-    async def test_retry_of_anothers_task_is_not_found(self) -> None:
+    async def test_retry_of_another_users_task_is_not_found(self) -> None:
         task = await self.in_state(State.FAILED)
         for user, task_id in ((self.ben.id, task.id), (self.ana.id, 10**15), (self.ana.id, 10**30), (self.ana.id, -1)):
             with self.assertRaises(NotFound):
                 await self.store.retry(user, task_id)
         self.assertEqual(await self.get(task), task)
 
-    async def test_what_ended_long_ago_is_deleted_with_all_that_belongs_to_it(self) -> None:
+    async def test_old_tasks_are_deleted_with_their_logs_and_attempts(self) -> None:
         old, young, open_one, waiting = await self.running(3) + await self.create(1, State.WAITING)
         for task in (old, young, open_one):
-            await self.say(task, "line")
+            await self.report(task, "line")
         for task in (old, young):
             await self.finish(task, state=State.FAILED, error="broke")
         await self.backdate(old.id, 1000, 200)
@@ -274,7 +274,7 @@ class TaskTests(StoreCase):
         self.assertEqual(len(await self.store.failed_attempts(young.id)), 1)
         self.assertEqual(await self.store.delete_finished(100, 0, 10), (0, None))
 
-    async def test_the_walk_goes_on_behind_the_last_task_looked_at(self) -> None:
+    async def test_deletion_continues_after_the_last_task_read(self) -> None:
         tasks = await self.running(6)
         for task in (*tasks[:2], *tasks[3:]):
             await self.finish(task)
@@ -286,14 +286,14 @@ class TaskTests(StoreCase):
         self.assertEqual(await self.store.delete_finished(100, tasks[5].id, 2), (0, None))
         self.assertEqual((await self.get(tasks[2])).id, tasks[2].id)
 
-    async def test_the_walk_ends_at_the_first_young_task(self) -> None:
+    async def test_deletion_ends_at_the_first_young_task(self) -> None:
         old, young, behind = [await self.in_state(State.COMPLETED) for _ in range(3)]
         await self.backdate(old.id, 1000, 1000)
         await self.backdate(behind.id, 1000, 1000)
         self.assertEqual(await self.store.delete_finished(100, 0, 2), (1, None))
         self.assertEqual(len(await self.store.find_tasks([young.id, behind.id])), 2)
 
-    async def test_numbers_of_deleted_tasks_are_not_used_again(self) -> None:
+    async def test_ids_of_deleted_tasks_are_not_used_again(self) -> None:
         tasks = await self.running(3)
         for task in tasks:
             await self.finish(task)
@@ -302,7 +302,7 @@ class TaskTests(StoreCase):
         [task] = await self.create()
         self.assertGreater(task.id, tasks[-1].id)
 
-    async def test_outbox_rows_of_deleted_tasks_are_in_nobodys_way(self) -> None:
+    async def test_outbox_rows_of_deleted_tasks_do_no_harm(self) -> None:
         batch = new_batch()
         rows = [NewTask(self.ana.id, f"t{i}", queue="q", state=State.QUEUED) for i in range(2)]
         gone, left = await self.store.create_tasks(batch, rows)

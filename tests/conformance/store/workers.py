@@ -19,7 +19,7 @@ class WorkerTests(StoreCase):
         await self.store.worker_seen(two)
         self.assertEqual(list(await self.store.list_workers(60)), [two, one])
         self.assertEqual(list(await self.store.list_workers(0)), [])
-        # what it said before is replaced
+        # a new record replaces the old one
         changed = WorkerInfo("b-1", ["tasks"], [picture], 20)
         await self.store.worker_seen(changed)
         self.assertEqual(list(await self.store.list_workers(60)), [two, changed])
