@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from zope.interface import implementer
-
 from taskd.model.users import User
-from taskd.ports.accounts import Account, IAccountStore
+from taskd.ports.accounts import Account
 from taskd.store.limits import valid_ids
 from taskd.store.postgres.arrays import numbers
 from taskd.store.postgres.database import PostgresDatabase
@@ -35,7 +33,6 @@ PREPARED["close_session"] = "DELETE FROM sessions WHERE token_hash = $1"
 PREPARED["usernames"] = "SELECT id, username FROM users WHERE id = ANY ($1::bigint[])"
 
 
-@implementer(IAccountStore)
 class PostgresAccounts(PostgresDatabase):
     """IAccountStore on PostgreSQL."""
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from twisted.internet.task import deferLater
-from zope.interface import implementer
 
 from taskd.model.states import State
 from taskd.model.tasks import FailedAttempt, Task
-from taskd.ports.attempts import Claim, Finished, IAttemptStore, Outcome
+from taskd.ports.attempts import Claim, Finished, Outcome
 from taskd.store.limits import FAILED_ATTEMPTS_LISTED
 from taskd.store.postgres.arrays import flags, numbers, texts
 from taskd.store.postgres.connection import PostgresConnection
@@ -181,7 +180,6 @@ WHERE task_id = $1 ORDER BY dispatch DESC, attempt DESC LIMIT $2
 """
 
 
-@implementer(IAttemptStore)
 class PostgresAttempts(PostgresDatabase):
     """IAttemptStore on PostgreSQL. Every batch is sorted by task id, so that two batches lock rows in the same order
     and cannot deadlock."""

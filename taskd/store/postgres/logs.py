@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from zope.interface import implementer
-
-from taskd.ports.logs import ILogStore, LogChunk, LogPlace, Report
+from taskd.ports.logs import LogChunk, LogPlace, Report
 from taskd.store.postgres.arrays import numbers, optional_numbers, optional_texts, texts
 from taskd.store.postgres.database import PostgresDatabase
 from taskd.store.text import join_lines, sanitize, split_lines
@@ -58,7 +56,6 @@ ORDER BY dispatch, attempt, line LIMIT $5
 PREPARED["log_bytes"] = "SELECT coalesce(sum(bytes), 0) FROM task_log WHERE task_id = $1"
 
 
-@implementer(ILogStore)
 class PostgresLogs(PostgresDatabase):
     """ILogStore on PostgreSQL."""
 

@@ -174,7 +174,8 @@ class Pool(Generic[C]):
             connection.close()
             self._opening = None
             if self._running:
-                self._open_failed(e)
+                self._warn("{name}: cannot connect, retrying: {reason}", e)
+                self._back_off()
             return
         self._opening = None
         if not self._running:
@@ -187,10 +188,6 @@ class Pool(Generic[C]):
             self.log.info("{name}: all {size} connections are open again", name=self._name, size=self._size)
         self._lend(connection)
         self._fill()
-
-    def _open_failed(self, e: Exception) -> None:
-        self._warn("{name}: cannot connect, retrying: {reason}", e)
-        self._back_off()
 
     def _discard(self, connection: C, e: BaseException) -> None:
         if connection not in self._live:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from zope.interface import implementer
-
 from taskd.model.tasks import Route, Task
-from taskd.ports.scheduling import Dispatch, Dispatched, ISchedulingStore, OutboxBatch
+from taskd.ports.scheduling import Dispatch, Dispatched, OutboxBatch
 from taskd.store.limits import OUTBOX_KEEP_SECONDS
 from taskd.store.postgres.arrays import ids
 from taskd.store.postgres.database import PostgresDatabase
@@ -126,7 +124,6 @@ SELECT queue, kind, count(*) FROM tasks WHERE {IN_FLIGHT} AND state = 'queued' G
 """
 
 
-@implementer(ISchedulingStore)
 class PostgresScheduling(PostgresDatabase):
     """ISchedulingStore on PostgreSQL."""
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import timezone
 
-from zope.interface import implementer
-
 from taskd.model.states import TERMINAL, State
 from taskd.model.tasks import NewTask, Task
-from taskd.ports.tasks import ITaskStore, Keyed
+from taskd.ports.tasks import Keyed
 from taskd.store.limits import valid_ids
 from taskd.store.postgres.arrays import flags, ids, numbers, optional_numbers, optional_times, texts
 from taskd.store.postgres.listing import PostgresListing
@@ -80,7 +78,6 @@ SELECT (SELECT count(*) FROM deleted),
 """
 
 
-@implementer(ITaskStore)
 class PostgresTasks(PostgresListing):
     """ITaskStore on PostgreSQL."""
 

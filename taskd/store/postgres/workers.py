@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from zope.interface import implementer
-
-from taskd.ports.workers import IWorkerStore, WorkerInfo
+from taskd.ports.workers import WorkerInfo
 from taskd.store.postgres.database import PostgresDatabase
 from taskd.store.rows import decode_workers, encode_worker
 
@@ -24,7 +22,6 @@ SELECT name, queues, kinds, slots FROM workers WHERE seen_at > now() - make_inte
 """
 
 
-@implementer(IWorkerStore)
 class PostgresWorkers(PostgresDatabase):
     """IWorkerStore on PostgreSQL."""
 

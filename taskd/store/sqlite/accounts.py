@@ -6,10 +6,8 @@ import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 
-from zope.interface import implementer
-
 from taskd.model.users import User
-from taskd.ports.accounts import Account, IAccountStore
+from taskd.ports.accounts import Account
 from taskd.store.limits import valid_ids
 from taskd.store.refusals import username_in_use
 from taskd.store.sqlite.database import SqliteDatabase
@@ -31,7 +29,6 @@ CLOSE_SESSION = "DELETE FROM sessions WHERE token_hash = ?"
 USERNAMES = "SELECT id, username FROM users WHERE id IN (SELECT value FROM json_each(?))"
 
 
-@implementer(IAccountStore)
 class SqliteAccounts(SqliteDatabase):
     """IAccountStore on SQLite."""
 

@@ -6,11 +6,9 @@ import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 
-from zope.interface import implementer
-
 from taskd.model.states import State
 from taskd.model.tasks import FailedAttempt, Task
-from taskd.ports.attempts import Claim, Finished, IAttemptStore, Outcome
+from taskd.ports.attempts import Claim, Finished, Outcome
 from taskd.store.limits import FAILED_ATTEMPTS_LISTED
 from taskd.store.sqlite.database import SqliteDatabase
 from taskd.store.sqlite.rows import ALL, FOREVER, TO_WAITING, from_micros, to_task, to_tasks
@@ -114,7 +112,6 @@ _Key = tuple[int, int, int, str]
 """Task id, dispatch, attempt and worker of an outcome."""
 
 
-@implementer(IAttemptStore)
 class SqliteAttempts(SqliteDatabase):
     """IAttemptStore on SQLite."""
 
@@ -174,8 +171,10 @@ def _finish(
             finished = _retry_later(db, now, key, o.delay, error, again)
         elif row := db.execute(FINISH, (o.state.value, now, o.result or None, error or None, *key)).fetchone():
             finished = Finished(row[0], finished_at)
+        elif again and (row := db.execute(FIND_RECORDED_END, (*key, o.state.value)).fetchone()):
+            finished = Finished(row[0], from_micros(row[1]))
         else:
-            finished = _find_recorded_end(db, key, o.state) if again else None
+            finished = None
         if finished:
             done[o.task_id] = finished
     return done
@@ -187,11 +186,6 @@ def _retry_later(db: sqlite3.Cursor, now: int, key: _Key, delay: float, error: s
     if row is None and again:
         row = db.execute(FIND_RECORDED_RETRY, (*key, error)).fetchone()
     return Finished(row[0], None, from_micros(row[1])) if row else None
-
-
-def _find_recorded_end(db: sqlite3.Cursor, key: _Key, state: State) -> Finished | None:
-    row = db.execute(FIND_RECORDED_END, (*key, state.value)).fetchone()
-    return Finished(row[0], from_micros(row[1])) if row else None
 
 
 def _release(db: sqlite3.Cursor, now: int, worker: str, held: Sequence[Claim]) -> Sequence[Task]:

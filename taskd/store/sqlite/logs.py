@@ -5,9 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
-from zope.interface import implementer
-
-from taskd.ports.logs import ILogStore, LogChunk, LogPlace, Report
+from taskd.ports.logs import LogChunk, LogPlace, Report
 from taskd.store.sqlite.database import SqliteDatabase
 from taskd.store.sqlite.rows import from_micros
 from taskd.store.text import join_lines, sanitize, split_lines
@@ -47,7 +45,6 @@ ORDER BY dispatch, attempt, line LIMIT :limit
 LOG_BYTES = "SELECT coalesce(sum(bytes), 0) FROM task_log WHERE task_id = ?"
 
 
-@implementer(ILogStore)
 class SqliteLogs(SqliteDatabase):
     """ILogStore on SQLite."""
 

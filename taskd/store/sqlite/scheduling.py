@@ -6,11 +6,9 @@ import json
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 
-from zope.interface import implementer
-
 from taskd.model.states import State
 from taskd.model.tasks import Route, Task
-from taskd.ports.scheduling import Dispatch, Dispatched, ISchedulingStore, OutboxBatch
+from taskd.ports.scheduling import Dispatch, Dispatched, OutboxBatch
 from taskd.store.limits import OUTBOX_KEEP_SECONDS
 from taskd.store.sqlite.database import SqliteDatabase
 from taskd.store.sqlite.outbox import CREATE_BATCH, FIND_BATCH, settle, tasks_in_order
@@ -60,7 +58,6 @@ WHERE dispatched_at IS NOT NULL AND finished_at IS NULL AND state = 'queued' GRO
 """
 
 
-@implementer(ISchedulingStore)
 class SqliteScheduling(SqliteDatabase):
     """ISchedulingStore on SQLite."""
 

@@ -6,11 +6,9 @@ import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 
-from zope.interface import implementer
-
 from taskd.model.states import State
 from taskd.model.tasks import NewTask, Task
-from taskd.ports.tasks import ITaskStore, Keyed
+from taskd.ports.tasks import Keyed
 from taskd.store.limits import valid_ids
 from taskd.store.refusals import RETRYABLE, key_taken, no_such_task, not_cancellable, not_retryable
 from taskd.store.sqlite.listing import SqliteListing
@@ -46,7 +44,6 @@ DELETE_TASKS = (
 )
 
 
-@implementer(ITaskStore)
 class SqliteTasks(SqliteListing):
     """ITaskStore on SQLite."""
 

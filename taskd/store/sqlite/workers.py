@@ -5,9 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
-from zope.interface import implementer
-
-from taskd.ports.workers import IWorkerStore, WorkerInfo
+from taskd.ports.workers import WorkerInfo
 from taskd.store.rows import decode_workers, encode_worker
 from taskd.store.sqlite.database import SqliteDatabase
 
@@ -24,7 +22,6 @@ LIST_WORKERS = "SELECT name, queues, kinds, slots FROM workers WHERE seen_at > ?
 _DAY = 86_400_000_000
 
 
-@implementer(IWorkerStore)
 class SqliteWorkers(SqliteDatabase):
     """IWorkerStore on SQLite."""
 
