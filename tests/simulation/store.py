@@ -25,7 +25,6 @@ from taskd.ports.workers import WorkerInfo
 from taskd.store.sqlite.database import InlineRunner
 from taskd.store.sqlite.rows import FOREVER
 from taskd.store.sqlite.store import SqliteStore
-from taskd.store.sqlite.tasks import _create_tasks
 from tests.simulation.referee import Change
 
 if TYPE_CHECKING:
@@ -123,7 +122,10 @@ class Database:
         """What creating tasks would return now. Nothing is done."""
         connection = self._runner.connection
         try:
-            return _create_tasks(connection.cursor(), round(self._clock.seconds() * 1_000_000), batch, rows, settled)
+            now = round(self._clock.seconds() * 1_000_000)
+            create_tasks: Any = SqliteStore.create_tasks
+            tasks: Sequence[Task] = create_tasks.__wrapped__(self.store, connection.cursor(), now, batch, rows, settled)
+            return tasks
         finally:
             connection.rollback()
 

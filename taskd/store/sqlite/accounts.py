@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Mapping, Sequence
+from sqlite3 import Cursor
 
 from taskd.model.users import User
 from taskd.ports.accounts import Account
 from taskd.store.limits import valid_ids
 from taskd.store.refusals import username_in_use
-from taskd.store.sqlite.database import SqliteDatabase
+from taskd.store.sqlite.database import SqliteDatabase, transaction
 from taskd.store.text import check_text
 
 # Returns no row when the key is taken, also by an earlier run of the same registration.
@@ -32,37 +32,34 @@ USERNAMES = "SELECT id, username FROM users WHERE id IN (SELECT value FROM json_
 class SqliteAccounts(SqliteDatabase):
     """IAccountStore on SQLite."""
 
-    async def create_user(self, username: str, key: str, password: str) -> User:
-        return await self._run(_create_user, check_text(username), check_text(key), password)
+    @transaction
+    def create_user(self, db: Cursor, now: int, username: str, key: str, password: str) -> User:
+        if row := db.execute(CREATE_USER, (check_text(username), check_text(key), password, now)).fetchone():
+            return User(row[0], username)
+        row = db.execute(FIND_USER, (key,)).fetchone()
+        if row[2] != password:
+            raise username_in_use(username)
+        return User(row[0], row[1])
 
-    async def find_user(self, key: str) -> Account | None:
-        row = await self._run(lambda db, now: db.execute(FIND_USER, (check_text(key),)).fetchone())
+    @transaction
+    def find_user(self, db: Cursor, now: int, key: str) -> Account | None:
+        row = db.execute(FIND_USER, (check_text(key),)).fetchone()
         return Account(User(row[0], row[1]), row[2]) if row else None
 
-    async def open_session(self, user_id: int, token_hash: bytes, seconds: int) -> None:
-        await self._run(_open_session, user_id, token_hash, seconds)
+    @transaction
+    def open_session(self, db: Cursor, now: int, user_id: int, token_hash: bytes, seconds: int) -> None:
+        db.execute(DROP_EXPIRED_SESSIONS, (user_id, now))
+        db.execute(OPEN_SESSION, (token_hash, user_id, now, now + seconds * 1_000_000))
 
-    async def find_session(self, token_hash: bytes) -> User | None:
-        row = await self._run(lambda db, now: db.execute(FIND_SESSION, (token_hash, now)).fetchone())
+    @transaction
+    def find_session(self, db: Cursor, now: int, token_hash: bytes) -> User | None:
+        row = db.execute(FIND_SESSION, (token_hash, now)).fetchone()
         return User(*row) if row else None
 
-    async def close_session(self, token_hash: bytes) -> None:
-        await self._run(lambda db, now: db.execute(CLOSE_SESSION, (token_hash,)))
+    @transaction
+    def close_session(self, db: Cursor, now: int, token_hash: bytes) -> None:
+        db.execute(CLOSE_SESSION, (token_hash,))
 
-    async def usernames(self, user_ids: Sequence[int]) -> Mapping[int, str]:
-        ids = json.dumps(valid_ids(user_ids))
-        return await self._run(lambda db, now: dict(db.execute(USERNAMES, (ids,)).fetchall()))
-
-
-def _create_user(db: sqlite3.Cursor, now: int, username: str, key: str, password: str) -> User:
-    if row := db.execute(CREATE_USER, (username, key, password, now)).fetchone():
-        return User(row[0], username)
-    row = db.execute(FIND_USER, (key,)).fetchone()
-    if row[2] != password:
-        raise username_in_use(username)
-    return User(row[0], row[1])
-
-
-def _open_session(db: sqlite3.Cursor, now: int, user_id: int, token_hash: bytes, seconds: int) -> None:
-    db.execute(DROP_EXPIRED_SESSIONS, (user_id, now))
-    db.execute(OPEN_SESSION, (token_hash, user_id, now, now + seconds * 1_000_000))
+    @transaction
+    def usernames(self, db: Cursor, now: int, user_ids: Sequence[int]) -> Mapping[int, str]:
+        return dict(db.execute(USERNAMES, (json.dumps(valid_ids(user_ids)),)).fetchall())

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Mapping, Sequence
+from sqlite3 import Cursor
 
 from taskd.model.states import State
 from taskd.model.tasks import FailedAttempt, Task
 from taskd.ports.attempts import Claim, Finished, Outcome
 from taskd.store.limits import FAILED_ATTEMPTS_LISTED
-from taskd.store.sqlite.database import SqliteDatabase
+from taskd.store.sqlite.database import SqliteDatabase, transaction
 from taskd.store.sqlite.rows import ALL, FOREVER, TO_WAITING, from_micros, to_task, to_tasks
 from taskd.store.text import sanitize
 
@@ -115,72 +115,79 @@ _Key = tuple[int, int, int, str]
 class SqliteAttempts(SqliteDatabase):
     """IAttemptStore on SQLite."""
 
-    async def claim(self, worker: str, lease: float, claims: Sequence[Claim]) -> Sequence[Task]:
-        return await self._run(_claim, worker, lease, claims)
+    @transaction
+    def claim(self, db: Cursor, now: int, worker: str, lease: float, claims: Sequence[Claim]) -> Sequence[Task]:
+        until = now + round(lease * 1_000_000)
+        held: dict[int, Task] = {}
+        for c in claims:
+            if c.redelivered:
+                db.execute(RECORD_TAKEN_OVER, (now, c.task_id, c.dispatch, worker, c.alone))
+            values = worker, until, now, c.max_attempts, c.task_id, c.dispatch, c.redelivered, worker, c.alone
+            row = db.execute(CLAIM, values).fetchone() or db.execute(HELD, (c.task_id, c.dispatch, worker)).fetchone()
+            if row:
+                held[row[0]] = to_task(row)
+        return list(held.values())
 
-    async def finish(self, worker: str, outcomes: Sequence[Outcome], again: bool = False) -> Mapping[int, Finished]:
-        return await self._run(_finish, worker, outcomes, again)
+    @transaction
+    def finish(
+        self, db: Cursor, now: int, worker: str, outcomes: Sequence[Outcome], again: bool = False
+    ) -> Mapping[int, Finished]:
+        finished_at = from_micros(now)
+        done: dict[int, Finished] = {}
+        for o in outcomes:
+            key = o.task_id, o.dispatch, o.attempt, worker
+            error = ""
+            if o.state is not State.COMPLETED:
+                error = sanitize(o.error)
+                db.execute(RECORD_FAILED, (now, error, sanitize(o.trace) or None, *key))
+            if o.state is State.WAITING:
+                finished = _retry_later(db, now, key, o.delay, error, again)
+            elif row := db.execute(FINISH, (o.state.value, now, o.result or None, error or None, *key)).fetchone():
+                finished = Finished(row[0], finished_at)
+            elif again and (row := db.execute(FIND_RECORDED_END, (*key, o.state.value)).fetchone()):
+                finished = Finished(row[0], from_micros(row[1]))
+            else:
+                finished = None
+            if finished:
+                done[o.task_id] = finished
+        return done
 
-    async def release(self, worker: str, held: Sequence[Claim]) -> Sequence[Task]:
-        return await self._run(_release, worker, held)
+    @transaction
+    def release(self, db: Cursor, now: int, worker: str, held: Sequence[Claim]) -> Sequence[Task]:
+        released: dict[int, Task] = {}
+        for c in held:
+            key = (c.task_id, c.dispatch, worker)
+            row = db.execute(RELEASE, key).fetchone() or db.execute(RELEASED, key).fetchone()
+            if row:
+                released[row[0]] = to_task(row)
+        return list(released.values())
 
-    async def renew(self, worker: str, lease: float, task_ids: Sequence[int]) -> frozenset[int]:
-        return await self._run(_renew, worker, lease, task_ids)
+    @transaction
+    def renew(self, db: Cursor, now: int, worker: str, lease: float, task_ids: Sequence[int]) -> frozenset[int]:
+        args = now + round(lease * 1_000_000), worker, json.dumps(list(task_ids))
+        return frozenset(task_id for (task_id,) in db.execute(RENEW, args).fetchall())
 
-    async def expire_leases(self, limit: int) -> Sequence[Task]:
-        return await self._run(lambda db, now: _expire(db, now, now, limit))
+    @transaction
+    def expire_leases(self, db: Cursor, now: int, limit: int) -> Sequence[Task]:
+        return _expire(db, now, now, limit)
 
-    async def reset_in_flight(self) -> int:
-        return await self._run(_reset_in_flight)
+    @transaction
+    def reset_in_flight(self, db: Cursor, now: int) -> int:
+        expired = _expire(db, now, FOREVER, -1)
+        queued = db.execute(RESET_QUEUED).fetchall()
+        db.execute("DELETE FROM outbox")
+        return len(expired) + len(queued)
 
-    async def failed_attempts(self, task_id: int) -> Sequence[FailedAttempt]:
-        rows = await self._run(
-            lambda db, now: db.execute(FAILED_ATTEMPTS, (task_id, FAILED_ATTEMPTS_LISTED)).fetchall()
-        )
+    @transaction
+    def failed_attempts(self, db: Cursor, now: int, task_id: int) -> Sequence[FailedAttempt]:
+        rows = db.execute(FAILED_ATTEMPTS, (task_id, FAILED_ATTEMPTS_LISTED)).fetchall()
         return [
             FailedAttempt(dispatch, attempt, worker, start and from_micros(start), from_micros(end), error, trace)
             for dispatch, attempt, worker, start, end, error, trace in reversed(rows)
         ]
 
 
-def _claim(db: sqlite3.Cursor, now: int, worker: str, lease: float, claims: Sequence[Claim]) -> Sequence[Task]:
-    until = now + round(lease * 1_000_000)
-    held: dict[int, Task] = {}
-    for c in claims:
-        if c.redelivered:
-            db.execute(RECORD_TAKEN_OVER, (now, c.task_id, c.dispatch, worker, c.alone))
-        values = worker, until, now, c.max_attempts, c.task_id, c.dispatch, c.redelivered, worker, c.alone
-        row = db.execute(CLAIM, values).fetchone() or db.execute(HELD, (c.task_id, c.dispatch, worker)).fetchone()
-        if row:
-            held[row[0]] = to_task(row)
-    return list(held.values())
-
-
-def _finish(
-    db: sqlite3.Cursor, now: int, worker: str, outcomes: Sequence[Outcome], again: bool
-) -> Mapping[int, Finished]:
-    finished_at = from_micros(now)
-    done: dict[int, Finished] = {}
-    for o in outcomes:
-        key = o.task_id, o.dispatch, o.attempt, worker
-        error = ""
-        if o.state is not State.COMPLETED:
-            error = sanitize(o.error)
-            db.execute(RECORD_FAILED, (now, error, sanitize(o.trace) or None, *key))
-        if o.state is State.WAITING:
-            finished = _retry_later(db, now, key, o.delay, error, again)
-        elif row := db.execute(FINISH, (o.state.value, now, o.result or None, error or None, *key)).fetchone():
-            finished = Finished(row[0], finished_at)
-        elif again and (row := db.execute(FIND_RECORDED_END, (*key, o.state.value)).fetchone()):
-            finished = Finished(row[0], from_micros(row[1]))
-        else:
-            finished = None
-        if finished:
-            done[o.task_id] = finished
-    return done
-
-
-def _retry_later(db: sqlite3.Cursor, now: int, key: _Key, delay: float, error: str, again: bool) -> Finished | None:
+def _retry_later(db: Cursor, now: int, key: _Key, delay: float, error: str, again: bool) -> Finished | None:
     run_at = now + max(0, round(delay * 1_000_000))
     row = db.execute(RETRY_LATER, (run_at, delay <= 0, error or None, *key)).fetchone()
     if row is None and again:
@@ -188,29 +195,7 @@ def _retry_later(db: sqlite3.Cursor, now: int, key: _Key, delay: float, error: s
     return Finished(row[0], None, from_micros(row[1])) if row else None
 
 
-def _release(db: sqlite3.Cursor, now: int, worker: str, held: Sequence[Claim]) -> Sequence[Task]:
-    released: dict[int, Task] = {}
-    for c in held:
-        key = (c.task_id, c.dispatch, worker)
-        row = db.execute(RELEASE, key).fetchone() or db.execute(RELEASED, key).fetchone()
-        if row:
-            released[row[0]] = to_task(row)
-    return list(released.values())
-
-
-def _renew(db: sqlite3.Cursor, now: int, worker: str, lease: float, task_ids: Sequence[int]) -> frozenset[int]:
-    args = now + round(lease * 1_000_000), worker, json.dumps(list(task_ids))
-    return frozenset(task_id for (task_id,) in db.execute(RENEW, args).fetchall())
-
-
-def _expire(db: sqlite3.Cursor, now: int, until: int, limit: int) -> list[Task]:
+def _expire(db: Cursor, now: int, until: int, limit: int) -> list[Task]:
     expired = json.dumps([task_id for (task_id,) in db.execute(EXPIRED_LEASES, (until, limit)).fetchall()])
     db.execute(RECORD_LOST, {"now": now, "ids": expired})
     return to_tasks(db.execute(EXPIRE, {"now": now, "ids": expired}))
-
-
-def _reset_in_flight(db: sqlite3.Cursor, now: int) -> int:
-    expired = _expire(db, now, FOREVER, -1)
-    queued = db.execute(RESET_QUEUED).fetchall()
-    db.execute("DELETE FROM outbox")
-    return len(expired) + len(queued)

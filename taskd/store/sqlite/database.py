@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from twisted.enterprise import adbapi
 from twisted.internet.defer import Deferred, fail, succeed
@@ -19,6 +20,8 @@ from taskd.store import migrations
 from taskd.store.reconnect import MAX_DELAY, ReconnectDelay
 from taskd.store.refusals import closed
 
+D = TypeVar("D", bound="SqliteDatabase")
+P = ParamSpec("P")
 R = TypeVar("R")
 
 MIN_VERSION = (3, 35, 0)
@@ -53,27 +56,6 @@ class SqliteDatabase:
         self._delay = ReconnectDelay(clock)
         self.ready = False
 
-    async def _run(self, interaction: Callable[..., R], *args: Any) -> R:
-        """The result of ``interaction(cursor, now, *args)``, which is one transaction; ``now`` is in microseconds.
-
-        Raises Unavailable (nothing was changed), BadRequest, and what the interaction raises.
-        """
-        if not self.ready:
-            raise self._not_ready()
-        try:
-            return await self._runner.runInteraction(interaction, round(self._clock.seconds() * 1_000_000), *args)
-        except sqlite3.OperationalError as e:
-            raise _unavailable(e) from e
-        except UnicodeEncodeError as e:
-            raise BadRequest("text must be valid Unicode") from e
-        except (sqlite3.IntegrityError, OverflowError) as e:
-            raise BadRequest(f"cannot be stored: {e}") from e
-
-    def _not_ready(self) -> Unavailable:
-        if self._delay.stopped:
-            return closed()
-        return Unavailable("the database cannot be reached yet; try again", retry_after=MAX_DELAY)
-
     async def start(self) -> None:
         warned = False
         while not self.ready:
@@ -99,6 +81,34 @@ class SqliteDatabase:
         if not self._delay.stopped:
             self._delay.stop()
             self._runner.close()
+
+
+def transaction(
+    method: Callable[Concatenate[D, sqlite3.Cursor, int, P], R],
+) -> Callable[Concatenate[D, P], Coroutine[Any, Any, R]]:
+    """Make a coroutine method from one that takes a cursor and the time in microseconds before its other arguments, and
+    that runs in the database's thread as one transaction.
+
+    The coroutine raises Unavailable (nothing was changed), BadRequest, and what ``method`` raises.
+    """
+
+    @wraps(method)
+    async def run(self: D, *args: P.args, **kwargs: P.kwargs) -> R:
+        if self._delay.stopped:
+            raise closed()
+        if not self.ready:
+            raise Unavailable("the database cannot be reached yet; try again", retry_after=MAX_DELAY)
+        now = round(self._clock.seconds() * 1_000_000)
+        try:
+            return await self._runner.runInteraction(partial(method, self, **kwargs), now, *args)
+        except sqlite3.OperationalError as e:
+            raise _unavailable(e) from e
+        except UnicodeEncodeError as e:
+            raise BadRequest("text must be valid Unicode") from e
+        except (sqlite3.IntegrityError, OverflowError) as e:
+            raise BadRequest(f"cannot be stored: {e}") from e
+
+    return run
 
 
 class InlineRunner:

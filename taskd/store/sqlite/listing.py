@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
+from sqlite3 import Cursor
 
 from taskd.ports.tasks import Page, TaskQuery
 from taskd.store.listing import Filter, before_id, scan_limit
 from taskd.store.rows import columns
-from taskd.store.sqlite.database import SqliteDatabase
+from taskd.store.sqlite.database import SqliteDatabase, transaction
 from taskd.store.sqlite.rows import to_tasks
 
 _LISTED = columns(listed=True)
@@ -16,29 +16,26 @@ _LISTED = columns(listed=True)
 class SqliteListing(SqliteDatabase):
     """The part of ITaskStore that lists."""
 
-    async def list_tasks(self, user_id: int, query: TaskQuery) -> Page:
-        return await self._run(_list_tasks, user_id, query)
-
-
-def _list_tasks(db: sqlite3.Cursor, now: int, user_id: int, query: TaskQuery) -> Page:
-    wanted = Filter(query, now=str(now), placeholder="?")
-    if not wanted.statuses:
-        return Page((), None)
-    before = before_id(query)
-    each = scan_limit(query) if wanted.scans else query.limit + 1
-    walks = [value for status in wanted.statuses for value in (user_id, status, before, each)]
-    if wanted.in_flight:
-        db.execute(_in_flight(wanted.condition), (user_id, before, *wanted.args, query.limit + 1))
-    else:
-        text = _walk(len(wanted.statuses), wanted.condition)
-        db.execute(text, (*walks, each, *wanted.args, query.limit + 1))
-    tasks = to_tasks(db)
-    if len(tasks) > query.limit:
-        return Page(tasks[: query.limit], tasks[query.limit - 1].id)
-    if not wanted.scans:
-        return Page(tasks, None)
-    row = db.execute(_end(len(wanted.statuses)), (*walks, each - 1)).fetchone()
-    return Page(tasks, row[0] if row else None)
+    @transaction
+    def list_tasks(self, db: Cursor, now: int, user_id: int, query: TaskQuery) -> Page:
+        wanted = Filter(query, now=str(now), placeholder="?")
+        if not wanted.statuses:
+            return Page((), None)
+        before = before_id(query)
+        each = scan_limit(query) if wanted.scans else query.limit + 1
+        walks = [value for status in wanted.statuses for value in (user_id, status, before, each)]
+        if wanted.in_flight:
+            db.execute(_in_flight(wanted.condition), (user_id, before, *wanted.args, query.limit + 1))
+        else:
+            text = _walk(len(wanted.statuses), wanted.condition)
+            db.execute(text, (*walks, each, *wanted.args, query.limit + 1))
+        tasks = to_tasks(db)
+        if len(tasks) > query.limit:
+            return Page(tasks[: query.limit], tasks[query.limit - 1].id)
+        if not wanted.scans:
+            return Page(tasks, None)
+        row = db.execute(_end(len(wanted.statuses)), (*walks, each - 1)).fetchone()
+        return Page(tasks, row[0] if row else None)
 
 
 def _in_flight(condition: str) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
+from sqlite3 import Cursor
 
 from taskd.ports.logs import LogChunk, LogPlace, Report
-from taskd.store.sqlite.database import SqliteDatabase
+from taskd.store.sqlite.database import SqliteDatabase, transaction
 from taskd.store.sqlite.rows import from_micros
 from taskd.store.text import join_lines, sanitize, split_lines
 
@@ -48,40 +48,38 @@ LOG_BYTES = "SELECT coalesce(sum(bytes), 0) FROM task_log WHERE task_id = ?"
 class SqliteLogs(SqliteDatabase):
     """ILogStore on SQLite."""
 
-    async def report(self, worker: str, reports: Sequence[Report]) -> frozenset[int]:
-        return await self._run(_report, worker, reports)
+    @transaction
+    def report(self, db: Cursor, now: int, worker: str, reports: Sequence[Report]) -> frozenset[int]:
+        held: set[int] = set()
+        for r in reports:
+            values = {
+                "id": r.task_id,
+                "dispatch": r.dispatch,
+                "attempt": r.attempt,
+                "worker": worker,
+                "progress": r.progress,
+                "note": None if r.note is None else sanitize(r.note),
+                "keep_from": r.keep_from,
+            }
+            if db.execute(IS_HELD, values).fetchone() is None:
+                continue
+            held.add(r.task_id)
+            if r.progress is not None or r.note is not None:
+                db.execute(SET_PROGRESS, values)
+            if r.keep_from > 1:
+                db.execute(CUT, values)
+            if r.lines and r.first_line + len(r.lines) > r.keep_from:
+                text = join_lines(r.lines)
+                chunk = {"line": r.first_line, "lines": len(r.lines), "bytes": len(text.encode()), "text": text}
+                db.execute(APPEND, {**values, **chunk, "now": now})
+        return frozenset(held)
 
-    async def read_log(self, task_id: int, after: LogPlace | None, limit: int) -> Sequence[LogChunk]:
+    @transaction
+    def read_log(self, db: Cursor, now: int, task_id: int, after: LogPlace | None, limit: int) -> Sequence[LogChunk]:
         place = after or LogPlace(0, 0, 0)
-        args = {"id": task_id, **place._asdict(), "limit": limit}
-        rows = await self._run(lambda db, now: db.execute(READ_LOG, args).fetchall())
+        rows = db.execute(READ_LOG, {"id": task_id, **place._asdict(), "limit": limit}).fetchall()
         return [LogChunk(LogPlace(*row[:3]), from_micros(row[3]), split_lines(row[4])) for row in rows]
 
-    async def log_bytes(self, task_id: int) -> int:
-        return await self._run(lambda db, now: int(db.execute(LOG_BYTES, (task_id,)).fetchone()[0]))
-
-
-def _report(db: sqlite3.Cursor, now: int, worker: str, reports: Sequence[Report]) -> frozenset[int]:
-    held: set[int] = set()
-    for r in reports:
-        values = {
-            "id": r.task_id,
-            "dispatch": r.dispatch,
-            "attempt": r.attempt,
-            "worker": worker,
-            "progress": r.progress,
-            "note": None if r.note is None else sanitize(r.note),
-            "keep_from": r.keep_from,
-        }
-        if db.execute(IS_HELD, values).fetchone() is None:
-            continue
-        held.add(r.task_id)
-        if r.progress is not None or r.note is not None:
-            db.execute(SET_PROGRESS, values)
-        if r.keep_from > 1:
-            db.execute(CUT, values)
-        if r.lines and r.first_line + len(r.lines) > r.keep_from:
-            text = join_lines(r.lines)
-            chunk = {"line": r.first_line, "lines": len(r.lines), "bytes": len(text.encode()), "text": text}
-            db.execute(APPEND, {**values, **chunk, "now": now})
-    return frozenset(held)
+    @transaction
+    def log_bytes(self, db: Cursor, now: int, task_id: int) -> int:
+        return int(db.execute(LOG_BYTES, (task_id,)).fetchone()[0])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Sequence
+from sqlite3 import Cursor
 
 from taskd.model.tasks import Task
 from taskd.store.sqlite.rows import ALL, FOREVER, to_tasks
@@ -17,14 +17,14 @@ DELETE_SETTLED = "DELETE FROM outbox WHERE id IN (SELECT value FROM json_each(?)
 KEEP_SETTLED = "UPDATE outbox SET published_at = ? WHERE id IN (SELECT value FROM json_each(?))"
 
 
-def settle(db: sqlite3.Cursor, now: int, batches: Sequence[str]) -> None:
+def settle(db: Cursor, batches: Sequence[str]) -> None:
     """Delete the rows whose messages were all confirmed, or mark them for deletion."""
     ids = json.dumps(list(batches))
     db.execute(DELETE_SETTLED, (ids,))
     db.execute(KEEP_SETTLED, (FOREVER, ids))
 
 
-def tasks_in_order(db: sqlite3.Cursor, ids: str) -> list[Task]:
+def tasks_in_order(db: Cursor, ids: str) -> list[Task]:
     """The tasks of a JSON list of ids, in its order, without those that were deleted since."""
     found = {task.id: task for task in to_tasks(db.execute(TASKS_BY_ID, (ids,)))}
     return [found[task_id] for task_id in json.loads(ids) if task_id in found]

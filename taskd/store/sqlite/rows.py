@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
+from sqlite3 import Cursor
 from typing import Any
 
 from taskd.model.tasks import Task
@@ -44,6 +44,6 @@ def to_task(row: Sequence[Any]) -> Task:
     return Task(*fields)
 
 
-def to_tasks(cursor: sqlite3.Cursor) -> list[Task]:
+def to_tasks(cursor: Cursor) -> list[Task]:
     """The tasks in all rows that are left."""
     return [to_task(row) for row in cursor.fetchall()]

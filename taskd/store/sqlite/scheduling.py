@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
+from sqlite3 import Cursor
 
 from taskd.model.states import State
 from taskd.model.tasks import Route, Task
 from taskd.ports.scheduling import Dispatch, Dispatched, OutboxBatch
 from taskd.store.limits import OUTBOX_KEEP_SECONDS
-from taskd.store.sqlite.database import SqliteDatabase
+from taskd.store.sqlite.database import SqliteDatabase, transaction
 from taskd.store.sqlite.outbox import CREATE_BATCH, FIND_BATCH, settle, tasks_in_order
 from taskd.store.sqlite.rows import ALL, FOREVER, TO_WAITING, to_tasks
 
@@ -61,59 +61,72 @@ WHERE dispatched_at IS NOT NULL AND finished_at IS NULL AND state = 'queued' GRO
 class SqliteScheduling(SqliteDatabase):
     """ISchedulingStore on SQLite."""
 
-    async def dispatch(self, batch: str, route: Route, limit: int, after_user: int | None) -> Dispatched:
-        return await self._run(_dispatch, batch, route, limit, after_user or 0)
+    @transaction
+    def dispatch(
+        self, db: Cursor, now: int, batch: str, route: Route, limit: int, after_user: int | None
+    ) -> Dispatched:
+        db.execute("BEGIN IMMEDIATE")
+        if known := db.execute(FIND_BATCH, (batch,)).fetchone():
+            tasks = tasks_in_order(db, known[0])
+            # where the walk ended is not stored: the next turn begins after the last user of this one
+            return Dispatched(tasks, max((t.user_id for t in tasks), default=None), len(tasks) == limit)
+        users: list[int] = []
+        last = after_user or 0
+        while len(users) < limit and (row := db.execute(NEXT_USER, (*route, last)).fetchone()):
+            last = row[0]
+            users.append(last)
+        # A round that needs several turns gives every user one task. With more, the few users of its last turn would
+        # share a whole turn.
+        whole = not after_user and len(users) < limit
+        picked: list[int] = []
+        hungry = dict.fromkeys(users, 0)
+        while hungry and len(picked) < limit:
+            each = max(1, (limit - len(picked)) // len(hungry)) if whole else 1
+            for user, had in list(hungry.items())[: limit - len(picked)]:
+                mine = db.execute(OLDEST, (*route, user, each, had)).fetchall()
+                picked += [task_id for (task_id,) in mine]
+                if len(mine) == each and whole:
+                    hungry[user] += each
+                else:
+                    del hungry[user]
+        if not picked:
+            return Dispatched((), None, False)
+        tasks = _round_robin(to_tasks(db.execute(DISPATCH, (now, json.dumps(picked)))))
+        db.execute(CREATE_BATCH, (batch, json.dumps([task.id for task in tasks]), now))
+        return Dispatched(tasks, last if len(users) == limit else None, len(tasks) == limit)
 
-    async def promote(self, limit: int) -> Sequence[tuple[Route, int]]:
-        rows = await self._run(lambda db, now: db.execute(PROMOTE, (now, limit)).fetchall())
-        return [(Route(queue, kind), user) for queue, kind, user in sorted(set(rows))]
+    @transaction
+    def promote(self, db: Cursor, now: int, limit: int) -> Sequence[tuple[Route, int]]:
+        rows = set(db.execute(PROMOTE, (now, limit)).fetchall())
+        return [(Route(queue, kind), user) for queue, kind, user in sorted(rows)]
 
-    async def mark_published(self, batches: Sequence[str]) -> None:
-        await self._run(settle, batches)
+    @transaction
+    def mark_published(self, db: Cursor, now: int, batches: Sequence[str]) -> None:
+        settle(db, batches)
 
-    async def adopt_stale(self, older_than: float, limit: int) -> Sequence[OutboxBatch]:
-        return await self._run(_adopt_stale, older_than, limit)
+    @transaction
+    def adopt_stale(self, db: Cursor, now: int, older_than: float, limit: int) -> Sequence[OutboxBatch]:
+        db.execute("BEGIN IMMEDIATE")
+        db.execute(DROP_SETTLED, (FOREVER, now - OUTBOX_KEEP_SECONDS * 1_000_000))
+        batches = []
+        before = now - round(older_than * 1_000_000)
+        for batch, ids in db.execute(STALE_BATCHES, (before, limit)).fetchall():
+            messages: dict[Route, list[Dispatch]] = {}
+            for task in tasks_in_order(db, ids):
+                if task.state is State.QUEUED:
+                    messages.setdefault(task.route, []).append(Dispatch(task.id, task.dispatch))
+            batches.append(OutboxBatch(batch, messages))
+        db.execute(ADOPT, (now, json.dumps([b.id for b in batches])))
+        return batches
 
-    async def requeue_lost(self, route: Route, older_than: float, limit: int) -> Sequence[Task]:
-        return await self._run(
-            lambda db, now: to_tasks(db.execute(REQUEUE_LOST, (*route, now - round(older_than * 1_000_000), limit)))
-        )
+    @transaction
+    def requeue_lost(self, db: Cursor, now: int, route: Route, older_than: float, limit: int) -> Sequence[Task]:
+        before = now - round(older_than * 1_000_000)
+        return to_tasks(db.execute(REQUEUE_LOST, (*route, before, limit)))
 
-    async def count_queued(self) -> Mapping[Route, int]:
-        rows = await self._run(lambda db, now: db.execute(COUNT_QUEUED).fetchall())
-        return {Route(queue, kind): count for queue, kind, count in rows}
-
-
-def _dispatch(db: sqlite3.Cursor, now: int, batch: str, route: Route, limit: int, after_user: int) -> Dispatched:
-    db.execute("BEGIN IMMEDIATE")
-    if known := db.execute(FIND_BATCH, (batch,)).fetchone():
-        tasks = tasks_in_order(db, known[0])
-        # where the walk ended is not stored: the next turn begins after the last user of this one
-        return Dispatched(tasks, max((t.user_id for t in tasks), default=None), len(tasks) == limit)
-    users: list[int] = []
-    last = after_user
-    while len(users) < limit and (row := db.execute(NEXT_USER, (*route, last)).fetchone()):
-        last = row[0]
-        users.append(last)
-    # A round that needs several turns gives every user one task. With more, the few users of its last turn would share
-    # a whole turn.
-    whole = after_user == 0 and len(users) < limit
-    picked: list[int] = []
-    hungry = dict.fromkeys(users, 0)
-    while hungry and len(picked) < limit:
-        each = max(1, (limit - len(picked)) // len(hungry)) if whole else 1
-        for user, had in list(hungry.items())[: limit - len(picked)]:
-            mine = db.execute(OLDEST, (*route, user, each, had)).fetchall()
-            picked += [task_id for (task_id,) in mine]
-            if len(mine) == each and whole:
-                hungry[user] += each
-            else:
-                del hungry[user]
-    if not picked:
-        return Dispatched((), None, False)
-    tasks = _round_robin(to_tasks(db.execute(DISPATCH, (now, json.dumps(picked)))))
-    db.execute(CREATE_BATCH, (batch, json.dumps([task.id for task in tasks]), now))
-    return Dispatched(tasks, last if len(users) == limit else None, len(tasks) == limit)
+    @transaction
+    def count_queued(self, db: Cursor, now: int) -> Mapping[Route, int]:
+        return {Route(queue, kind): count for queue, kind, count in db.execute(COUNT_QUEUED).fetchall()}
 
 
 def _round_robin(tasks: Iterable[Task]) -> list[Task]:
@@ -125,18 +138,3 @@ def _round_robin(tasks: Iterable[Task]) -> list[Task]:
         ranked.append((rank, task.user_id, task))
     ranked.sort(key=lambda r: r[:2])
     return [task for _, _, task in ranked]
-
-
-def _adopt_stale(db: sqlite3.Cursor, now: int, older_than: float, limit: int) -> Sequence[OutboxBatch]:
-    db.execute("BEGIN IMMEDIATE")
-    db.execute(DROP_SETTLED, (FOREVER, now - OUTBOX_KEEP_SECONDS * 1_000_000))
-    batches = []
-    before = now - round(older_than * 1_000_000)
-    for batch, ids in db.execute(STALE_BATCHES, (before, limit)).fetchall():
-        messages: dict[Route, list[Dispatch]] = {}
-        for task in tasks_in_order(db, ids):
-            if task.state is State.QUEUED:
-                messages.setdefault(task.route, []).append(Dispatch(task.id, task.dispatch))
-        batches.append(OutboxBatch(batch, messages))
-    db.execute(ADOPT, (now, json.dumps([b.id for b in batches])))
-    return batches

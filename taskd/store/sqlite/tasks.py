@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
+from sqlite3 import Cursor
 
 from taskd.model.states import State
 from taskd.model.tasks import NewTask, Task
 from taskd.ports.tasks import Keyed
 from taskd.store.limits import valid_ids
 from taskd.store.refusals import RETRYABLE, key_taken, no_such_task, not_cancellable, not_retryable
+from taskd.store.sqlite.database import transaction
 from taskd.store.sqlite.listing import SqliteListing
 from taskd.store.sqlite.outbox import CREATE_BATCH, FIND_BATCH, TASKS_BY_ID, settle, tasks_in_order
 from taskd.store.sqlite.rows import ALL, TO_WAITING, from_micros, to_micros, to_task, to_tasks
@@ -47,131 +49,120 @@ DELETE_TASKS = (
 class SqliteTasks(SqliteListing):
     """ITaskStore on SQLite."""
 
-    async def create_tasks(self, batch: str, tasks: Sequence[NewTask], settled: Sequence[str] = ()) -> Sequence[Task]:
-        return await self._run(_create_tasks, batch, tasks, settled)
-
-    async def find_keys(self, keys: Sequence[tuple[int, str]]) -> Mapping[tuple[int, str], Keyed]:
-        return await self._run(_find_keys, keys)
-
-    async def cancel(self, user_id: int, task_id: int) -> Task:
-        return await self._run(_cancel, user_id, task_id)
-
-    async def retry(self, user_id: int, task_id: int) -> Task:
-        return await self._run(_retry, user_id, task_id)
-
-    async def get_tasks(self, user_id: int, ids: Sequence[int]) -> Sequence[Task]:
-        return await self._run(_tasks_of_user, user_id, ids)
-
-    async def find_tasks(self, ids: Sequence[int]) -> Sequence[Task]:
-        return await self._run(lambda db, now: to_tasks(db.execute(TASKS_BY_ID, (json.dumps(list(ids)),))))
-
-    async def delete_finished(self, seconds: float, after_id: int, limit: int) -> tuple[int, int | None]:
-        return await self._run(_delete_finished, seconds, after_id, limit)
-
-
-def _create_tasks(
-    db: sqlite3.Cursor, now: int, batch: str, new: Sequence[NewTask], settled: Sequence[str]
-) -> Sequence[Task]:
-    db.execute("BEGIN IMMEDIATE")
-    if settled:
-        settle(db, now, settled)
-    if known := db.execute(FIND_BATCH, (batch,)).fetchone():
-        return tasks_in_order(db, known[0])
-    first = 1 + db.execute(LAST_TASK).fetchone()[0]
-    created_at = from_micros(now)
-    tasks, values = [], []
-    for task_id, t in enumerate(new, first):
-        if "\0" in t.task:
-            raise nul_refused()
-        queued = t.state is State.QUEUED
-        run_at, run_micros = created_at, now
-        # a queued task is due by the clock of its server
-        if t.run_at is not None and to_micros(t.run_at) > now:
-            run_micros = to_micros(t.run_at)
-            run_at = from_micros(run_micros)
-        values.append(
-            (
-                task_id,
-                t.user_id,
-                t.task,
-                t.kind,
-                t.queue,
-                t.payload,
-                t.max_attempts,
-                t.state.value,
-                int(queued),
-                now,
-                run_micros,
-                int(queued or run_micros == now),
-                now if queued else None,
-                t.timeout,
-                t.key,
-                t.fingerprint,
+    @transaction
+    def create_tasks(
+        self, db: Cursor, now: int, batch: str, tasks: Sequence[NewTask], settled: Sequence[str] = ()
+    ) -> Sequence[Task]:
+        db.execute("BEGIN IMMEDIATE")
+        if settled:
+            settle(db, settled)
+        if known := db.execute(FIND_BATCH, (batch,)).fetchone():
+            return tasks_in_order(db, known[0])
+        first = 1 + db.execute(LAST_TASK).fetchone()[0]
+        created_at = from_micros(now)
+        created, values = [], []
+        for task_id, t in enumerate(tasks, first):
+            if "\0" in t.task:
+                raise nul_refused()
+            queued = t.state is State.QUEUED
+            run_at, run_micros = created_at, now
+            # a queued task is due by the clock of its server
+            if t.run_at is not None and to_micros(t.run_at) > now:
+                run_micros = to_micros(t.run_at)
+                run_at = from_micros(run_micros)
+            values.append(
+                (
+                    task_id,
+                    t.user_id,
+                    t.task,
+                    t.kind,
+                    t.queue,
+                    t.payload,
+                    t.max_attempts,
+                    t.state.value,
+                    int(queued),
+                    now,
+                    run_micros,
+                    int(queued or run_micros == now),
+                    now if queued else None,
+                    t.timeout,
+                    t.key,
+                    t.fingerprint,
+                )
             )
-        )
-        tasks.append(
-            Task(
-                task_id,
-                t.user_id,
-                t.task,
-                t.kind,
-                t.queue,
-                t.state,
-                created_at,
-                run_at,
-                t.payload,
-                0,
-                t.max_attempts,
-                int(queued),
-                timeout=t.timeout,
+            created.append(
+                Task(
+                    task_id,
+                    t.user_id,
+                    t.task,
+                    t.kind,
+                    t.queue,
+                    t.state,
+                    created_at,
+                    run_at,
+                    t.payload,
+                    0,
+                    t.max_attempts,
+                    int(queued),
+                    timeout=t.timeout,
+                )
             )
-        )
-    try:
-        db.executemany(CREATE_TASK, values)
-    except sqlite3.IntegrityError as e:
-        if "tasks.key" in str(e):
-            raise key_taken() from None
-        raise
-    db.execute(CREATE_BATCH, (batch, json.dumps([task.id for task in tasks]), now))
-    return tasks
+        try:
+            db.executemany(CREATE_TASK, values)
+        except sqlite3.IntegrityError as e:
+            if "tasks.key" in str(e):
+                raise key_taken() from None
+            raise
+        db.execute(CREATE_BATCH, (batch, json.dumps([task.id for task in created]), now))
+        return created
+
+    @transaction
+    def find_keys(self, db: Cursor, now: int, keys: Sequence[tuple[int, str]]) -> Mapping[tuple[int, str], Keyed]:
+        rows = ((key, db.execute(FIND_KEY, key).fetchone()) for key in keys)
+        return {key: Keyed(*row) for key, row in rows if row is not None}
+
+    @transaction
+    def cancel(self, db: Cursor, now: int, user_id: int, task_id: int) -> Task:
+        task = _task_of_user(db, user_id, task_id)
+        if row := db.execute(CANCEL, (now, task.id)).fetchone():
+            return to_task(row)
+        if task.state is not State.CANCELLED:
+            raise not_cancellable(task)
+        return task
+
+    @transaction
+    def retry(self, db: Cursor, now: int, user_id: int, task_id: int) -> Task:
+        task = _task_of_user(db, user_id, task_id)
+        if task.state not in RETRYABLE:
+            raise not_retryable(task)
+        return to_task(db.execute(RETRY, (now, task.id)).fetchone())
+
+    @transaction
+    def get_tasks(self, db: Cursor, now: int, user_id: int, ids: Sequence[int]) -> Sequence[Task]:
+        return _tasks_of_user(db, user_id, ids)
+
+    @transaction
+    def find_tasks(self, db: Cursor, now: int, ids: Sequence[int]) -> Sequence[Task]:
+        return to_tasks(db.execute(TASKS_BY_ID, (json.dumps(list(ids)),)))
+
+    @transaction
+    def delete_finished(
+        self, db: Cursor, now: int, seconds: float, after_id: int, limit: int
+    ) -> tuple[int, int | None]:
+        before = now - round(seconds * 1_000_000)
+        seen = db.execute(OLDEST_TASKS, (after_id, limit)).fetchall()
+        ended = [task_id for task_id, _, finished in seen if finished is not None and finished < before]
+        for statement in DELETE_TASKS:
+            db.execute(statement, (json.dumps(ended),))
+        more = len(seen) == limit and all(created < before for _, created, _ in seen)
+        return len(ended), seen[-1][0] if more else None
 
 
-def _find_keys(db: sqlite3.Cursor, now: int, keys: Sequence[tuple[int, str]]) -> Mapping[tuple[int, str], Keyed]:
-    rows = ((key, db.execute(FIND_KEY, key).fetchone()) for key in keys)
-    return {key: Keyed(*row) for key, row in rows if row is not None}
-
-
-def _cancel(db: sqlite3.Cursor, now: int, user_id: int, task_id: int) -> Task:
-    task = _task_of_user(db, now, user_id, task_id)
-    if row := db.execute(CANCEL, (now, task.id)).fetchone():
-        return to_task(row)
-    if task.state is not State.CANCELLED:
-        raise not_cancellable(task)
-    return task
-
-
-def _retry(db: sqlite3.Cursor, now: int, user_id: int, task_id: int) -> Task:
-    task = _task_of_user(db, now, user_id, task_id)
-    if task.state not in RETRYABLE:
-        raise not_retryable(task)
-    return to_task(db.execute(RETRY, (now, task.id)).fetchone())
-
-
-def _task_of_user(db: sqlite3.Cursor, now: int, user_id: int, task_id: int) -> Task:
-    for task in _tasks_of_user(db, now, user_id, [task_id]):
+def _task_of_user(db: Cursor, user_id: int, task_id: int) -> Task:
+    for task in _tasks_of_user(db, user_id, [task_id]):
         return task
     raise no_such_task(task_id)
 
 
-def _tasks_of_user(db: sqlite3.Cursor, now: int, user_id: int, ids: Sequence[int]) -> list[Task]:
+def _tasks_of_user(db: Cursor, user_id: int, ids: Sequence[int]) -> list[Task]:
     return to_tasks(db.execute(TASKS_OF_USER, (user_id, json.dumps(valid_ids(ids)))))
-
-
-def _delete_finished(db: sqlite3.Cursor, now: int, seconds: float, after_id: int, limit: int) -> tuple[int, int | None]:
-    before = now - round(seconds * 1_000_000)
-    seen = db.execute(OLDEST_TASKS, (after_id, limit)).fetchall()
-    ended = [task_id for task_id, _, finished in seen if finished is not None and finished < before]
-    for statement in DELETE_TASKS:
-        db.execute(statement, (json.dumps(ended),))
-    more = len(seen) == limit and all(created < before for _, created, _ in seen)
-    return len(ended), seen[-1][0] if more else None

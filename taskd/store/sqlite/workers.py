@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
+from sqlite3 import Cursor
 
 from taskd.ports.workers import WorkerInfo
 from taskd.store.rows import decode_workers, encode_worker
-from taskd.store.sqlite.database import SqliteDatabase
+from taskd.store.sqlite.database import SqliteDatabase, transaction
 
 WORKER_SEEN = """
 INSERT INTO workers (name, queues, kinds, slots, started_at, seen_at)
@@ -25,17 +25,16 @@ _DAY = 86_400_000_000
 class SqliteWorkers(SqliteDatabase):
     """IWorkerStore on SQLite."""
 
-    async def worker_seen(self, worker: WorkerInfo) -> None:
+    @transaction
+    def worker_seen(self, db: Cursor, now: int, worker: WorkerInfo) -> None:
         row = dict(zip(("name", "queues", "kinds", "slots"), encode_worker(worker), strict=True))
-        await self._run(lambda db, now: db.execute(WORKER_SEEN, {**row, "now": now}))
+        db.execute(WORKER_SEEN, {**row, "now": now})
 
-    async def worker_gone(self, name: str) -> None:
-        await self._run(lambda db, now: db.execute(WORKER_GONE, (name,)))
+    @transaction
+    def worker_gone(self, db: Cursor, now: int, name: str) -> None:
+        db.execute(WORKER_GONE, (name,))
 
-    async def list_workers(self, seconds: float) -> Sequence[WorkerInfo]:
-        return await self._run(_list_workers, seconds)
-
-
-def _list_workers(db: sqlite3.Cursor, now: int, seconds: float) -> Sequence[WorkerInfo]:
-    db.execute(FORGET_WORKERS, (now - _DAY,))
-    return decode_workers(db.execute(LIST_WORKERS, (now - round(seconds * 1_000_000),)).fetchall())
+    @transaction
+    def list_workers(self, db: Cursor, now: int, seconds: float) -> Sequence[WorkerInfo]:
+        db.execute(FORGET_WORKERS, (now - _DAY,))
+        return decode_workers(db.execute(LIST_WORKERS, (now - round(seconds * 1_000_000),)).fetchall())
