@@ -37,7 +37,8 @@ COLUMNS = (
 STATES = {state.value: state for state in State}
 
 _LISTED_RESULT = LISTED_RESULT_BYTES + 1
-"""A list shows that a result is too large for it, not the result: 500 of 256 KiB would be 128 MiB."""
+"""How much of a result a list reads: one byte too many shows that the result is too large for a list. A page of 500
+results of 256 KiB would have 128 MiB."""
 
 
 def columns(alias: str = "", listed: bool = False) -> str:

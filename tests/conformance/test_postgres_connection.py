@@ -180,10 +180,10 @@ class Statements(TestCase):
 
     async def test_cut_while_idle(self) -> None:
         """``on_lost`` is called once."""
-        told: Deferred[BaseException] = Deferred()
-        connection = await self.opened(told.callback)
+        lost: Deferred[BaseException] = Deferred()
+        connection = await self.opened(lost.callback)
         self.wire.reset()
-        self.assertIsInstance(await told, psycopg2.OperationalError)
+        self.assertIsInstance(await lost, psycopg2.OperationalError)
         connection.close()
         self.assertEqual(watched(), self.before)
 

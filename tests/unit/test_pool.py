@@ -226,7 +226,7 @@ class PoolTests(SynchronousTestCase):
         self.open_all()
         self.prove()
         for _, ends, answer in [self.use() for _ in range(3)]:
-            ends.errback(Dead("gone"))
+            ends.errback(Dead("closed"))
             self.failureResultOf(answer, OutcomeUnknown)
         self.assertEqual(self.pool.live, 0)
         answer = self.run_work(lambda connection: succeed(connection))
@@ -247,7 +247,7 @@ class PoolTests(SynchronousTestCase):
         self.prove()
         connection, ends, answer = self.use()
         connection.die()
-        ends.errback(Dead("gone"))
+        ends.errback(Dead("closed"))
         self.failureResultOf(answer, OutcomeUnknown)
         connection.die()
         self.assertEqual((self.pool.live, len(self.made)), (2, 4))

@@ -60,7 +60,7 @@ WITH had AS MATERIALIZED (
 {_CLAIM} FROM had AS c WHERE {RELAXED_COMMIT} AND t.id = c.id RETURNING {T}
 """
 
-# Most attempts end by this, so it has a statement of its own.
+# Most attempts end this way, so it has a separate, cheaper statement.
 PREPARED["complete"] = """
 UPDATE tasks t SET state = 'completed', version = t.version + 1, finished_at = now(), lease_until = NULL,
     result = nullif(o.result, '')::json, error = NULL
@@ -141,7 +141,7 @@ FROM held LEFT JOIN due USING (id)
 
 
 def _expire(which: str) -> str:
-    """CTEs of which the last, expired, has the running tasks that were taken back."""
+    """CTEs; the last, ``expired``, returns the running tasks that were moved back to waiting or failed."""
     return f"""
 dead AS MATERIALIZED (
     SELECT id, dispatch, attempt, worker, started_at, format(
@@ -215,7 +215,7 @@ class PostgresAttempts(PostgresDatabase):
         args = worker, lease, numbers(task_ids)
         rows = await self._call("renew", *args)
         if any(skipped for _, skipped in rows):
-            # the statement that held the lock ends soon; the lease must not depend on when exactly
+            # the statement that holds the lock ends soon; the lease must be renewed all the same
             await deferLater(self._reactor, MIN_DELAY)
             rows = await self._call("renew", *args)
         return frozenset(task_id for task_id, _ in rows)

@@ -78,7 +78,7 @@ class _UnwatchedDuringSteps:
 
 
 class _Cursor(_UnwatchedDuringSteps, txpostgres.Cursor):
-    """Does not report a statement timeout as a cancellation by the caller: nobody here cancels statements."""
+    """Leaves a statement timeout as it is; txpostgres would report it as a cancellation by the caller."""
 
     def _handleCancellation(self, failure: Failure) -> Failure:
         return failure
@@ -132,7 +132,7 @@ class _Connection(_UnwatchedDuringSteps, txpostgres.Connection):
 
     def listen(self) -> None:
         """Watch the socket while no step and no statement runs."""
-        # libpq may have closed the socket without marking the connection closed; txpostgres would still listen to it
+        # libpq can close the socket without marking the connection closed; txpostgres would still watch it
         if not self.pollable().closed:
             if self.fileno() >= 0:
                 self.reactor.addReader(self)

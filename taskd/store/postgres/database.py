@@ -28,7 +28,7 @@ MIGRATION_SECONDS = 600
 
 _MIGRATION_LOCK = 7_461_735_642
 
-# By whether the statement may have been committed
+# Key: whether the statement may have been committed
 _GAVE_UP = {True: "the database connection was lost: {}", False: "the database is too busy now: {}"}
 
 

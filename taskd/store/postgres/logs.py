@@ -11,8 +11,9 @@ from taskd.store.text import join_lines, sanitize, split_lines
 
 PREPARED: dict[str, str] = {}
 
-# The rows are locked in the order of the batch, as in all other batches, so that only reports of attempts that still
-# run are stored. An earlier run may have stored a chunk already, with fewer lines when more were written since then.
+# Locks the rows, so that only reports of running attempts are stored; in the order of the batch, as every other batch
+# does, so that batches cannot deadlock. An earlier run may have stored a chunk already, with fewer lines if more were
+# written since then.
 # In `cut`, the index serves the comparison by the first line; the comparison by the last line decides.
 PREPARED["report"] = """
 WITH said AS MATERIALIZED (

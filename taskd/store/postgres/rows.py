@@ -16,9 +16,9 @@ T = columns("t")
 # The condition of the index tasks_in_flight. PostgreSQL uses the index only for a query that repeats it.
 IN_FLIGHT = "dispatched_at IS NOT NULL AND finished_at IS NULL"
 
-# True, and the commit does not wait for the disk. For changes that nobody was promised: the next commit that does wait
-# also flushes them, and what a crash of the database undoes is dispatched or claimed again. A subquery is evaluated
-# once, before the commit.
+# Always true; makes this commit return before the disk flush. Only for changes that are not confirmed to a client: the
+# next commit that waits flushes them too, and changes that a crash of the database undoes are made again by a later
+# dispatch or claim. PostgreSQL evaluates the subquery once, before the commit.
 RELAXED_COMMIT = "(SELECT set_config('synchronous_commit', 'off', true)) = 'off'"
 
 TO_WAITING = """

@@ -21,7 +21,8 @@ _BACKLOG = "dispatched_at IS NULL AND finished_at IS NULL AND due"
 # - A round that needs several turns gives every user one task. With more, the few users of its last turn would share a
 #   whole turn.
 # - A round that fits into one turn gives equal shares. What is left goes in equal shares to the users who used up
-#   theirs, then so once more, and the rest to the first of them: a turn that is not full leaves no backlog behind.
+#   theirs, then once more in the same way, and the rest to the first of them. So a turn that is not full leaves no
+#   backlog behind.
 # Each pass continues where the pass before it ended. At the start of a user's backlog the index may still have the
 # entries of thousands of tasks that were dispatched since the last vacuum; a turn steps over them only once.
 _NEXT = f"""
@@ -39,7 +40,7 @@ LIMIT (SELECT free FROM {{share}})) AS t
 
 
 def _pass(k: int, each: str) -> str:
-    """The CTEs of a pass over those who used up their share of pass ``k - 1``."""
+    """The CTEs of a pass over the users who used up their share in pass ``k - 1``."""
     picked = " + ".join(f"(SELECT count(*) FROM pick{i})" for i in range(k))
     return f"""
 ), hungry{k} AS MATERIALIZED (

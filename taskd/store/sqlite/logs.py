@@ -23,7 +23,7 @@ CUT = """
 DELETE FROM task_log WHERE task_id = :id AND (dispatch, attempt, line) < (:dispatch, :attempt, :keep_from)
     AND (dispatch, attempt, line + lines) <= (:dispatch, :attempt, :keep_from)
 """
-# An earlier run may have stored the chunk already, with fewer lines when more were written since then.
+# An earlier run may have stored the chunk already, with fewer lines if more were written since then.
 APPEND = """
 INSERT INTO task_log (task_id, dispatch, attempt, line, at, lines, bytes, text)
 VALUES (:id, :dispatch, :attempt, :line, :now, :lines, :bytes, :text)

@@ -24,10 +24,10 @@ class LogTests(StoreCase):
             (1.0, "NULL", 1.0, "NULL"),
             (0.0, "", 0.0, None),
         ]
-        for progress, note, shown, said in steps:
+        for progress, note, shown_progress, shown_note in steps:
             self.assertTrue(await self.report(task, progress=progress, note=note))
             after = await self.get(task)
-            self.assertEqual((after.progress, after.note), (shown, said))
+            self.assertEqual((after.progress, after.note), (shown_progress, shown_note))
             # the state did not change, so the version did not either
             self.assertEqual((after.version, after.state), (task.version, State.RUNNING))
         [listed] = (await self.store.list_tasks(self.ana.id, TaskQuery(1))).tasks

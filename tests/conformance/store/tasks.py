@@ -217,8 +217,8 @@ class TaskTests(StoreCase):
             back = await self.store.retry(self.ana.id, task.id)
             self.assertEqual((back.state, back.attempt, back.version), (State.WAITING, 0, before.version + 1))
             self.assertEqual((back.dispatch, back.max_attempts), (1, 3))
-            for gone in (back.error, back.result, back.progress, back.note, back.started_at, back.finished_at):
-                self.assertIsNone(gone)
+            for cleared in (back.error, back.result, back.progress, back.note, back.started_at, back.finished_at):
+                self.assertIsNone(cleared)
             self.assertGreaterEqual(back.run_at, before.run_at)
             self.assertEqual(await self.get(task), back)
             # its old attempt is fenced, and its log and failed attempts are still there
@@ -305,9 +305,9 @@ class TaskTests(StoreCase):
     async def test_outbox_rows_of_deleted_tasks_do_no_harm(self) -> None:
         batch = new_batch()
         rows = [NewTask(self.ana.id, f"t{i}", queue="q", state=State.QUEUED) for i in range(2)]
-        gone, left = await self.store.create_tasks(batch, rows)
-        await self.store.cancel(self.ana.id, gone.id)
-        await self.backdate(gone.id, 1000, 1000)
+        deleted, left = await self.store.create_tasks(batch, rows)
+        await self.store.cancel(self.ana.id, deleted.id)
+        await self.backdate(deleted.id, 1000, 1000)
         await self.store.delete_finished(100, 0, 10)
         [taken] = await self.store.adopt_stale(0, 10)
         self.assertEqual([m.task_id for m in taken.messages[Q]], [left.id])
