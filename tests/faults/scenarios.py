@@ -57,7 +57,7 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "answers_lost": Scenario(
         commits.commits_cut,
-        # a statement is given up after the twelve seconds of PostgresConnection's patience: too long for the tests
+        # PostgresConnection gives a statement up after twelve seconds: too long for the tests
         None,
         {"times": 1, "moments": (Moment.SILENT,), "rate": 40},
     ),
