@@ -35,8 +35,7 @@ from taskd.model.states import State
 from taskd.model.tasks import DEFAULT_KIND, NewTask
 from taskd.store.postgres.arrays import ids
 from taskd.store.postgres.connection import SESSION
-from taskd.store.postgres.statements import PREPARED
-from taskd.store.postgres.store import PostgresStore
+from taskd.store.postgres.store import PREPARED, PostgresStore
 
 reactor: Any = installed_reactor
 T = TypeVar("T")
@@ -371,11 +370,14 @@ class _Asked(Exception):
 
 
 class _NoPool:
-    """Gives the store, instead of connections, one that refuses every statement by telling its arguments."""
+    """Lends itself to the store as a connection that raises the arguments of the first statement."""
 
-    async def run(self, work: Callable[[Any], Awaitable[Any]]) -> Any:
-        """Do the work without a connection."""
-        return await work(self)
+    async def acquire(self) -> Any:
+        """The connection."""
+        return self
+
+    def release_failed(self, connection: object, error: BaseException) -> None:
+        """Ignore the error: the store raises it again."""
 
     async def call(self, name: str, *args: object) -> list[Any]:
         """Raises _Asked."""

@@ -28,7 +28,8 @@ from taskd.model.states import SHOWN_STATES, STATUSES
 from taskd.ports.store import IStore
 from taskd.ports.tasks import Page, TaskQuery
 from taskd.store.postgres.store import PostgresStore
-from taskd.store.sqlite.store import SqliteStore, open_sqlite
+from taskd.store.sqlite.database import open_sqlite
+from taskd.store.sqlite.store import SqliteStore
 from tests.services import Postgres
 
 TARGET_MS = 10.0

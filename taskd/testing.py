@@ -28,7 +28,8 @@ from taskd.model.tasks import Task
 from taskd.ports.attempts import Outcome
 from taskd.ports.handler import ITaskContext, ITaskHandler
 from taskd.server.service import TaskServer
-from taskd.store.sqlite.store import InlineRunner, SqliteStore
+from taskd.store.sqlite.database import InlineRunner
+from taskd.store.sqlite.store import SqliteStore
 from taskd.worker.executors.thread_pool import IThreads
 from taskd.worker.handler import check_handler
 from taskd.worker.runner import Runner

@@ -13,7 +13,7 @@ from taskd.events.publisher import Publisher
 from taskd.model.tasks import NewTask, Route, Task
 from taskd.ports.scheduling import Dispatch
 from taskd.scheduling.outbox import Outbox
-from taskd.store.sqlite import statements as sql
+from taskd.store.sqlite import attempts
 from taskd.worker.held import HeldTask, ack
 from taskd.worker.running import RunningTasks
 from tests.simulation.referee import (
@@ -92,14 +92,14 @@ async def _does_not_relay(self: Outbox) -> int:
 
 DEFECTS: Mapping[str, Defect] = {
     "any worker may finish any attempt": Defect(
-        sql,
+        attempts,
         "FINISH",
-        _without(sql.FINISH, "dispatch = ? AND attempt = ? AND worker = ?", "? > 0 AND ? > 0 AND ? <> ''"),
+        _without(attempts.FINISH, "dispatch = ? AND attempt = ? AND worker = ?", "? > 0 AND ? > 0 AND ? <> ''"),
         FENCED,
         within=100,
     ),
     "any message claims the present dispatch": Defect(
-        sql, "CLAIM", _without(sql.CLAIM, "dispatch = ?", "? > 0"), CLAIMS_MATCH, within=100
+        attempts, "CLAIM", _without(attempts.CLAIM, "dispatch = ?", "? > 0"), CLAIMS_MATCH, within=100
     ),
     "the outbox row goes before the confirm": Defect(
         Outbox, "_publish", _settles_before_the_confirm, OUTBOX_KEPT, within=30
@@ -112,12 +112,12 @@ DEFECTS: Mapping[str, Defect] = {
     ),
     "orphaned batches are not relayed": Defect(Outbox, "relay", _does_not_relay, OUTBOX_SETTLES, within=30),
     "what a drained worker gives back costs an attempt": Defect(
-        sql, "RELEASE", _without(sql.RELEASE, "attempt = attempt - 1, ", ""), BOUNDED_ATTEMPTS, within=100
+        attempts, "RELEASE", _without(attempts.RELEASE, "attempt = attempt - 1, ", ""), BOUNDED_ATTEMPTS, within=100
     ),
     "a lease expires on the last attempt without an end": Defect(
-        sql,
+        attempts,
         "EXPIRE",
-        sql.EXPIRE.replace("attempt < max_attempts", "true").replace("attempt >=", "0 >"),
+        attempts.EXPIRE.replace("attempt < max_attempts", "true").replace("attempt >=", "0 >"),
         BOUNDED_ATTEMPTS,
         within=100,
     ),

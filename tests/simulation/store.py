@@ -22,15 +22,14 @@ from taskd.ports.scheduling import Dispatched, OutboxBatch
 from taskd.ports.store import IStore
 from taskd.ports.tasks import Keyed, Page, TaskQuery
 from taskd.ports.workers import WorkerInfo
-from taskd.store.sqlite.store import InlineRunner, SqliteStore
+from taskd.store.sqlite.database import InlineRunner
+from taskd.store.sqlite.rows import FOREVER
+from taskd.store.sqlite.store import SqliteStore
 from tests.simulation.referee import Change
 
 if TYPE_CHECKING:
     from tests.simulation.processes import Process
     from tests.simulation.world import World
-
-_FOREVER = 2**62
-"""When a settled row that is kept for a while was published."""
 
 REPEAT_AFTER = 0.1
 """Seconds before a link repeats what may have been done."""
@@ -52,10 +51,10 @@ BEGIN
         OLD.version, NEW.version, OLD.dispatch, NEW.dispatch, NEW.worker, OLD.worker, OLD.lease_until,
         OLD.started_at, OLD.dispatched_at);
 END;
-CREATE TEMP TRIGGER deleted_row AFTER DELETE ON main.outbox WHEN coalesce(OLD.published_at, 0) <> {_FOREVER} BEGIN
+CREATE TEMP TRIGGER deleted_row AFTER DELETE ON main.outbox WHEN coalesce(OLD.published_at, 0) <> {FOREVER} BEGIN
     INSERT INTO settled VALUES (OLD.id, OLD.task_ids);
 END;
-CREATE TEMP TRIGGER settled_row AFTER UPDATE ON main.outbox WHEN NEW.published_at = {_FOREVER} BEGIN
+CREATE TEMP TRIGGER settled_row AFTER UPDATE ON main.outbox WHEN NEW.published_at = {FOREVER} BEGIN
     INSERT INTO settled VALUES (NEW.id, NEW.task_ids);
 END;
 """
@@ -69,7 +68,7 @@ _RELAXED = frozenset({"claim", "dispatch"})
 """Calls whose commit does not wait for the disk. Those since the last commit that did may be undone by a crash."""
 
 _ELSEWHERE = f"""
-SELECT EXISTS (SELECT 1 FROM outbox, json_each(task_ids) WHERE value = ? AND coalesce(published_at, 0) <> {_FOREVER})
+SELECT EXISTS (SELECT 1 FROM outbox, json_each(task_ids) WHERE value = ? AND coalesce(published_at, 0) <> {FOREVER})
 """
 
 
@@ -123,7 +122,10 @@ class Database:
         """What creating tasks would return now. Nothing is done."""
         connection = self._runner.connection
         try:
-            return self.store._create_tasks(connection.cursor(), batch, rows, settled)
+            now = round(self._clock.seconds() * 1_000_000)
+            create_tasks: Any = SqliteStore.create_tasks
+            tasks: Sequence[Task] = create_tasks.__wrapped__(self.store, connection.cursor(), now, batch, rows, settled)
+            return tasks
         finally:
             connection.rollback()
 
@@ -182,7 +184,7 @@ class Database:
 
     def unsettled(self) -> int:
         """Rows of the outbox that wait for a confirm."""
-        return int(self.query(f"SELECT count(*) FROM outbox WHERE coalesce(published_at, 0) <> {_FOREVER}")[0][0])
+        return int(self.query(f"SELECT count(*) FROM outbox WHERE coalesce(published_at, 0) <> {FOREVER}")[0][0])
 
     def queued(self) -> Mapping[Route, int]:
         """Queued tasks by route."""

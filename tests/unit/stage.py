@@ -33,7 +33,8 @@ from taskd.ports.workers import KindInfo, WorkerInfo
 from taskd.protocol.messages import encode
 from taskd.scheduling.window import Window
 from taskd.server.service import TaskServer
-from taskd.store.sqlite.store import InlineRunner, SqliteStore
+from taskd.store.sqlite.database import InlineRunner
+from taskd.store.sqlite.store import SqliteStore
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)
 PASSWORD = "correct horse"

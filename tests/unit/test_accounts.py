@@ -48,6 +48,7 @@ class AccountCase(StageCase):
     def setUp(self) -> None:
         self.hashes = Hashes()
         self.stage = Stage(run_hash=self.hashes).know()
+        self.addCleanup(self.stage.close)
         self.client = self.stage.connect()
 
     def register(self, username: str, password: str = PASSWORD) -> dict[str, Any]:

@@ -309,6 +309,7 @@ class TestFramer:
 def test_news_arrive_as_they_were_sent() -> None:
     stage = Stage()
     tasks = stage.create(count=2, task="ñ\n")
+    stage.close()
     news = decode_batch(m.encode(EventBatch("me", changes_of(tasks, NOON))))
     assert news.origin == "me"
     assert [(c.user_id, c.task_id, c.version, c.state, c.queue) for c in news.changes] == [

@@ -270,6 +270,7 @@ class Rounds(StageCase):
 
     def test_a_large_backlog_is_handed_over_in_as_many_turns_as_it_takes(self) -> None:
         stage = Stage(window=3000).know()
+        self.addCleanup(stage.close)
         stage.create("ana", 1200, State.WAITING)
         stage.create("eva", 10, State.WAITING)
         stage.routes.tick()

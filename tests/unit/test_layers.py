@@ -108,7 +108,7 @@ OTHERS = dict.fromkeys(
         *("taskd/__init__.py", "taskd/model/tasks.py", "taskd/config.py", "taskd/ports/__init__.py"),
         *("taskd/ports/store.py", "taskd/protocol/codec.py", "taskd/events/hub.py", "taskd/broker/memory.py"),
         *(
-            "taskd/store/paging.py",
+            "taskd/store/listing.py",
             "taskd/store/sqlite/store.py",
             "taskd/scheduling/window.py",
             "taskd/api/accounts.py",
@@ -157,7 +157,10 @@ def test_an_import_that_runs_back_is_found(path: str, source: str) -> None:
     ("path", "source"),
     [
         ("taskd/ports/tasks.py", "from taskd.model.tasks import Task"),
-        ("taskd/store/sqlite/store.py", "from taskd.store.paging import Filter\nfrom .. import paging\nimport sqlite3"),
+        (
+            "taskd/store/sqlite/store.py",
+            "from taskd.store.listing import Filter\nfrom .. import listing\nimport sqlite3",
+        ),
         ("taskd/api/accounts.py", "from taskd.protocol import codec\nfrom taskd import __version__"),
         ("taskd/scheduling/window.py", "from taskd.events.hub import Hub"),
         ("taskd/server/tap.py", "def wire():\n    from taskd.worker.runner import Runner\n    import taskd.daemon"),

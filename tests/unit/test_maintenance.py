@@ -271,6 +271,7 @@ class Retention(StageCase):
     def test_not_unless_it_is_asked_for(self) -> None:
         self.stage.close()
         self.stage = Stage().know()
+        self.addCleanup(self.stage.close)
         self.ended()
         self.stage.clock.advance(4000 * DAY)
         self.stage.round()

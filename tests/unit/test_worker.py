@@ -26,7 +26,8 @@ from taskd.ports.handler import ITaskContext, ITaskHandler
 from taskd.ports.scheduling import Dispatch
 from taskd.ports.store import IStore
 from taskd.protocol.messages import encode
-from taskd.store.sqlite.store import InlineRunner, SqliteStore
+from taskd.store.sqlite.database import InlineRunner
+from taskd.store.sqlite.store import SqliteStore
 from taskd.worker.leases import ACK_AFTER
 from taskd.worker.runner import Runner
 from taskd.worker.simulate import Simulate
