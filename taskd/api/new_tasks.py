@@ -31,7 +31,8 @@ class NewTasks:
         key = asked_for = None
         if spec.key is not None:
             key, asked_for = check_key(spec.key), fingerprint(spec, queue)
-        task, kind = check_task_text(spec.task), check_kind(spec.kind)
+        task = check_task_text(spec.task)
+        kind = spec.kind if spec.kind == DEFAULT_KIND else check_kind(spec.kind)
         return NewTask(
             user_id,
             task=task,

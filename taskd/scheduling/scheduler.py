@@ -50,15 +50,16 @@ class Scheduler:
         self.windows = windows = Windows(window)
         self.outbox = outbox = Outbox(store, broker)
         make_dispatcher = partial(Dispatcher, clock, store, broker, outbox, publisher, new_id)
-        self.routes = routes = Routes(store, windows, queues, lease, make_dispatcher)
+        self.routes = routes = Routes(windows, queues, make_dispatcher)
         self.submitter = Submitter(clock, store, broker, outbox, windows, publisher, new_id, routes.wake)
+        self.follow_workers = FollowWorkers(store, routes, lease)
         take_back = TakeBack(publisher, routes)
         self.maintenance = MaintenanceRounds(
             clock,
             store,
             [
-                RelayOutbox(outbox),
-                FollowWorkers(routes),
+                RelayOutbox(store, broker, outbox),
+                self.follow_workers,
                 PromoteDue(store, routes),
                 DispatchBacklog(store, windows, routes),
                 ExpireLeases(store, take_back, lease),

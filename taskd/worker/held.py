@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime, timezone
 
 from twisted.internet.defer import Deferred
@@ -37,6 +38,7 @@ class HeldState(enum.Enum):
     RETURNING = "its attempt is stopped, and goes back to the store unspent"
 
 
+@dataclass(eq=False, slots=True)
 class HeldTask:
     """A delivery, and what has become of it in this worker.
 
@@ -45,32 +47,16 @@ class HeldTask:
     while this one was with the store: an answer about that claim comes too late.
     """
 
-    __slots__ = (
-        "attempt",
-        "buffer",
-        "claim",
-        "consumer",
-        "delivery",
-        "ended_claim",
-        "last_attempt",
-        "pool",
-        "since",
-        "state",
-    )
-
-    def __init__(
-        self, delivery: Delivery, consumer: IConsumer, pool: SlotPool[HeldTask], since: float, max_attempts: int
-    ) -> None:
-        self.claim = Claim(delivery.task_id, delivery.dispatch, delivery.redelivered, max_attempts=max_attempts)
-        self.delivery: Delivery | None = delivery
-        self.consumer = consumer
-        self.pool = pool
-        self.since = since
-        self.state = HeldState.CLAIMING
-        self.attempt: Attempt | None = None
-        self.buffer: ReportBuffer | None = None
-        self.ended_claim = NO_CLAIM
-        self.last_attempt = False
+    claim: Claim
+    delivery: Delivery | None
+    consumer: IConsumer
+    pool: SlotPool[HeldTask]
+    since: float
+    state: HeldState = HeldState.CLAIMING
+    attempt: Attempt | None = None
+    buffer: ReportBuffer | None = None
+    ended_claim: ClaimNumber = NO_CLAIM
+    last_attempt: bool = False
 
 
 class HeldTasks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -19,7 +20,7 @@ from taskd.ports.store import IStore
 from taskd.worker.attempt import AttemptStopped
 from taskd.worker.held import HeldState, HeldTask, HeldTasks, ack, claim_number
 from taskd.worker.reclaim import Reclaim
-from taskd.worker.reports import Reports
+from taskd.worker.reports import ReportBuffer, Reports
 from taskd.worker.runner import Runner
 
 AGAIN_AFTER = 1.0
@@ -116,14 +117,18 @@ class RunningTasks:
 
     def _ended(self, outcome: Outcome, held: HeldTask, on_end: Callable[[HeldTask], None]) -> None:
         held.state = HeldState.FINISHING
-        assert held.buffer is not None
         end = _End(held, outcome, on_end)
         # its reports are stored before its outcome, after which no report counts
-        reported = self._reports.close(held.buffer)
+        reported = self._close(held.buffer)
         if reported is None:
             self._submit(end)
         else:
             reported.addCallback(self._reported, end)
+
+    def _close(self, buffer: ReportBuffer | None) -> Deferred[None] | None:
+        if buffer is None or buffer.silent or buffer.closed:
+            return None
+        return self._reports.close(buffer)
 
     def _reported(self, _: None, end: _End) -> None:
         self._submit(end)
@@ -198,8 +203,7 @@ class RunningTasks:
         task = held.attempt.task
         if self._held.running.get(task.id) is held:
             del self._held.running[task.id]
-        if held.buffer is not None and not held.buffer.closed:
-            self._reports.close(held.buffer)
+        self._close(held.buffer)
         for other in self._held.claiming.get(task.id, ()):
             other.ended_claim = max(other.ended_claim, claim_number(task))
         on_end(held)

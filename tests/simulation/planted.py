@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred, succeed
 from taskd.events.publisher import Publisher
 from taskd.model.tasks import NewTask, Route, Task
 from taskd.ports.scheduling import Dispatch
+from taskd.scheduling.maintenance.relay_outbox import RelayOutbox
 from taskd.scheduling.outbox import Outbox
 from taskd.store.sqlite import attempts
 from taskd.worker.held import HeldTask, ack
@@ -56,7 +57,7 @@ def _without(statement: str, check: str, instead: str) -> str:
     return statement.replace(check, instead)
 
 
-_publish = Outbox._publish
+_publish = Outbox.send
 _begin = RunningTasks.begin
 _publish_tasks = Publisher.publish
 _create_tasks: Callable[..., Any] = StoreLink.create_tasks
@@ -85,9 +86,8 @@ def _only_servers_publish(self: Publisher, tasks: Sequence[Task]) -> None:
         _publish_tasks(self, tasks)
 
 
-async def _does_not_relay(self: Outbox) -> int:
-    await self.mark_published()
-    return 0
+async def _does_not_relay(self: RelayOutbox, store_up: float) -> None:
+    await self._outbox.mark_published()
 
 
 DEFECTS: Mapping[str, Defect] = {
@@ -102,7 +102,7 @@ DEFECTS: Mapping[str, Defect] = {
         attempts, "CLAIM", _without(attempts.CLAIM, "dispatch = ?", "? > 0"), CLAIMS_MATCH, within=100
     ),
     "the outbox row goes before the confirm": Defect(
-        Outbox, "_publish", _settles_before_the_confirm, OUTBOX_KEPT, within=30
+        Outbox, "send", _settles_before_the_confirm, OUTBOX_KEPT, within=30
     ),
     "the reply comes before the commit": Defect(
         StoreLink, "create_tasks", _replies_before_the_commit, CONFIRMED_EXIST, within=30
@@ -110,7 +110,7 @@ DEFECTS: Mapping[str, Defect] = {
     "the worker acks before the outcome is committed": Defect(
         RunningTasks, "begin", _acks_before_the_outcome, ACK_AFTER_OUTCOME, within=30
     ),
-    "orphaned batches are not relayed": Defect(Outbox, "relay", _does_not_relay, OUTBOX_SETTLES, within=30),
+    "orphaned batches are not relayed": Defect(RelayOutbox, "run", _does_not_relay, OUTBOX_SETTLES, within=30),
     "what a drained worker gives back costs an attempt": Defect(
         attempts, "RELEASE", _without(attempts.RELEASE, "attempt = attempt - 1, ", ""), BOUNDED_ATTEMPTS, within=100
     ),

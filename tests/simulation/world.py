@@ -14,8 +14,7 @@ from zope.interface import implementer
 
 from taskd.api.accounts import token_hash
 from taskd.events.hub import Wait, Watch
-from taskd.scheduling import outbox
-from taskd.scheduling.maintenance import requeue_lost
+from taskd.scheduling.maintenance import relay_outbox, requeue_lost
 from taskd.server.lines import LineConnection
 from tests.simulation import faults
 from tests.simulation.broker import SimBroker
@@ -333,8 +332,8 @@ def _alone(world: World) -> Iterator[None]:
     """While a game is played nobody else hears the log, nothing is cleared away at a moment of its own, and sets of
     objects have an order that does not depend on where in memory they are. Some waits are those of its plan."""
     observers = globalLogPublisher._observers
-    lost_after, relay_after = requeue_lost.LOST_AFTER, outbox.RELAY_AFTER
-    requeue_lost.LOST_AFTER, outbox.RELAY_AFTER = world.plan.lost_after, world.plan.relay_after
+    lost_after, relay_after = requeue_lost.LOST_AFTER, relay_outbox.RELAY_AFTER
+    requeue_lost.LOST_AFTER, relay_outbox.RELAY_AFTER = world.plan.lost_after, world.plan.relay_after
     globalLogPublisher._observers = [_Ear(world)]
     number = _numbered(count())
     for kind in _IN_SETS:
@@ -347,7 +346,7 @@ def _alone(world: World) -> Iterator[None]:
         for kind in _IN_SETS:
             kind.__hash__ = object.__hash__  # type: ignore[method-assign]
         globalLogPublisher._observers = observers
-        requeue_lost.LOST_AFTER, outbox.RELAY_AFTER = lost_after, relay_after
+        requeue_lost.LOST_AFTER, relay_outbox.RELAY_AFTER = lost_after, relay_after
 
 
 def play(seed: int, hear: Callable[[str], None] | None = None) -> World:

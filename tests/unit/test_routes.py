@@ -10,8 +10,9 @@ from taskd.model.errors import Unavailable
 from taskd.model.states import State
 from taskd.model.tasks import Route
 from taskd.ports.workers import KindInfo, WorkerInfo
+from taskd.scheduling.maintenance.follow_workers import FollowWorkers
+from taskd.scheduling.maintenance.relay_outbox import RELAY_AFTER
 from taskd.scheduling.maintenance.requeue_lost import LOST_AFTER
-from taskd.scheduling.outbox import RELAY_AFTER
 from taskd.scheduling.routes import Routes
 from taskd.scheduling.served import ServedKind, Serving
 from taskd.scheduling.window import Windows
@@ -115,9 +116,9 @@ class OpenAndClose(RouteCase):
     def test_an_answer_that_was_overtaken_is_passed_over(self) -> None:
         self.stage.work("render")
         store, windows = Living(), Windows(10)
-        make_dispatcher = self.stage.routes._make_dispatcher
-        routes = Routes(store, windows, ("tasks",), LEASE, make_dispatcher)  # type: ignore[arg-type]
-        looks = [Deferred.fromCoroutine(routes.refresh()) for _ in range(2)]
+        routes = Routes(windows, ("tasks",), self.stage.routes._make_dispatcher)
+        follow_workers = FollowWorkers(store, routes, LEASE)  # type: ignore[arg-type]
+        looks = [Deferred.fromCoroutine(follow_workers.run()) for _ in range(2)]
         store.answers[1].callback([])
         store.answers[0].callback(now(self.stage.store.list_workers(LEASE)))
         for look in looks:
@@ -214,12 +215,12 @@ class Backlogs(RouteCase):
     def test_once_stopped_nothing_is_opened(self) -> None:
         now(self.stage.routes.stop())
         self.stage.work("render")
-        now(self.stage.routes.refresh())
+        now(self.stage.server.scheduler.follow_workers.run())
         self.assertEqual(self.open_routes(), {TASKS, SLOW})
 
     def test_refresh_says_when_the_store_is_away(self) -> None:
         self.stage.runner.away = True
-        self.failureResultOf(Deferred.fromCoroutine(self.stage.routes.refresh()), Unavailable)
+        self.failureResultOf(Deferred.fromCoroutine(self.stage.server.scheduler.follow_workers.run()), Unavailable)
 
 
 class Kinds(RouteCase):

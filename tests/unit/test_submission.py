@@ -11,7 +11,7 @@ from taskd.events.records import decode_batch
 from taskd.model.errors import BadRequest, Unavailable
 from taskd.model.states import State
 from taskd.model.tasks import NewTask, Route, Task
-from taskd.scheduling.outbox import RELAY_AFTER
+from taskd.scheduling.maintenance.relay_outbox import RELAY_AFTER
 from taskd.scheduling.window import Windows
 from tests.unit.stage import NOON, StageCase
 
