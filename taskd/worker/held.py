@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from taskd.model.tasks import Task
-from taskd.ports.attempts import Claim
+from taskd.ports.attempts import Claim, Outcome
 from taskd.ports.broker import Delivery, IConsumer
 from taskd.worker.attempt import Attempt
 from taskd.worker.reports import ReportBuffer
@@ -29,6 +29,10 @@ def claim_number(task: Task) -> ClaimNumber:
     return task.dispatch, task.attempt, task.started_at or NO_CLAIM[2]
 
 
+def _nothing(held: HeldTask) -> None:
+    """What ends before it has begun frees nothing."""
+
+
 class HeldState(enum.Enum):
     """Where a held task is on its way."""
 
@@ -43,9 +47,9 @@ class HeldTask:
     """A delivery, and what has become of it in this worker.
 
     ``delivery`` is None once it is acked, given back, or lost with its channel. ``since`` is when it arrived, later
-    when it began to run, in seconds of the clock. ``ended_claim`` is the latest claim of this task that ended here
-    while this one was with the store: an answer about that claim comes too late.
-    """
+    when it began to run, in seconds of the clock. ``stored_before``: an earlier try to store the outcome may have been
+    committed. ``on_end`` is called when the worker holds the task no longer. ``ended_claim`` is the latest claim of
+    this task that ended here while this one was with the store: an answer about that claim comes too late. """
 
     claim: Claim
     delivery: Delivery | None
@@ -55,8 +59,11 @@ class HeldTask:
     state: HeldState = HeldState.CLAIMING
     attempt: Attempt | None = None
     buffer: ReportBuffer | None = None
+    outcome: Outcome | None = None
+    stored_before: bool = False
     ended_claim: ClaimNumber = NO_CLAIM
     last_attempt: bool = False
+    on_end: Callable[[HeldTask], None] = _nothing
 
 
 class HeldTasks:
