@@ -26,16 +26,16 @@ class Dispatching(StageCase):
     def waiting(self, name: str, count: int = 1) -> list[Task]:
         """Tasks of a user that wait, which the window knows."""
         tasks = self.stage.create(name, count, State.WAITING)
-        self.place.mark_backlogged(self.stage.user(name))
+        self.place.mark_backlogged(self.stage.user_id(name))
         return tasks
 
     def tick(self) -> None:
         self.dispatcher.tick()
-        self.stage.settle()
+        self.stage.run_pending()
 
     def published(self) -> list[str]:
         """Whose tasks were handed over, in order."""
-        names = {self.stage.user(name): name for name in ("ana", "eva", "leo")}
+        names = {self.stage.user_id(name): name for name in ("ana", "eva", "leo")}
         tasks = self.stage.tasks(*(message.task_id for message in self.stage.broker.published))
         self.stage.broker.published.clear()
         return [names[task.user_id] for task in tasks]
@@ -47,7 +47,7 @@ class Dispatching(StageCase):
         self.assertEqual([m.task_id for m in self.stage.broker.published], [task.id for task in tasks])
         self.assertEqual(self.place.room, 7)
         self.assertFalse(self.place.has_backlog)
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual(self.stage.outbox_rows(), 0)
 
     def test_no_more_than_there_is_room_for(self) -> None:
@@ -81,26 +81,26 @@ class Dispatching(StageCase):
     def test_changes_are_announced_before_the_messages_go_out(self) -> None:
         self.waiting("ana", 2)
         self.tick()
-        self.assertEqual(self.stage.broker.log, ["news", "messages"])
+        self.assertEqual(self.stage.broker.sent, ["events", "messages"])
 
     def test_wake_waits_until_a_turn_is_worth_its_while(self) -> None:
         self.waiting("ana", 30)
         self.tick()
         self.place.take(-1)
         self.dispatcher.wake()
-        self.stage.settle()
+        self.stage.run_pending()
         self.assertEqual(len(self.stage.broker.published), 10)
         self.place.take(-1)
         self.dispatcher.wake()
         self.dispatcher.wake()
-        self.stage.settle()
+        self.stage.run_pending()
         self.assertEqual(len(self.stage.broker.published), 12)
 
     def test_wake_does_nothing_without_a_backlog(self) -> None:
         self.stage.create("ana", 1, State.WAITING)
         calls = self.stage.runner.calls
         self.dispatcher.wake()
-        self.stage.settle()
+        self.stage.run_pending()
         self.assertEqual(self.stage.runner.calls, calls)
 
     def test_a_tick_finds_what_nobody_told_of(self) -> None:
@@ -150,9 +150,9 @@ class Dispatching(StageCase):
         self.stage.runner.slow = False
         tasks = self.waiting("eva", 2)
         self.dispatcher.wake()
-        self.stage.settle()
-        self.stage.runner.go_on()
-        self.stage.settle()
+        self.stage.run_pending()
+        self.stage.runner.run_waiting()
+        self.stage.run_pending()
         self.assertEqual(self.stage.states(*tasks), ["queued"] * 2)
 
     def test_stop_ends_with_the_turn_under_way(self) -> None:
@@ -162,11 +162,11 @@ class Dispatching(StageCase):
         self.dispatcher.wake()
         stopped = self.dispatcher.stop()
         self.assertNoResult(stopped)
-        self.stage.runner.go_on()
+        self.stage.runner.run_waiting()
         self.successResultOf(stopped)
         self.tick()
         self.dispatcher.wake()
-        self.stage.settle()
+        self.stage.run_pending()
         self.assertEqual(self.stage.runner.waiting, 0)
         self.successResultOf(self.dispatcher.stop())
 
@@ -216,7 +216,7 @@ class Rounds(StageCase):
         window.mark_backlogged(1)
         store.meanwhile = lambda: window.mark_backlogged(2)
         dispatcher.tick()
-        stage.settle()
+        stage.run_pending()
         return store, window
 
     def tasks(self, count: int) -> Sequence[Task]:
@@ -259,20 +259,20 @@ class Rounds(StageCase):
         dispatcher.tick()
         window.mark_backlogged(1)
         dispatcher.wake()
-        self.stage.settle()
+        self.stage.run_pending()
         self.assertEqual(len(store.asked), 1)
         store.answer()
-        self.stage.settle()
+        self.stage.run_pending()
         self.assertEqual(len(store.asked), 2)
         store.answer()
-        self.stage.settle()
+        self.stage.run_pending()
         self.assertEqual(len(store.asked), 2)
 
     def test_a_large_backlog_is_handed_over_in_as_many_turns_as_it_takes(self) -> None:
-        stage = Stage(window=3000).know()
+        stage = Stage(window=3000).learn_backlog()
         stage.create("ana", 1200, State.WAITING)
         stage.create("eva", 10, State.WAITING)
         stage.routes.tick()
-        stage.settle()
+        stage.run_pending()
         self.assertEqual(len(stage.broker.published), 1210)
         self.assertFalse(stage.window().has_backlog)

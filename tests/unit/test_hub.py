@@ -253,21 +253,21 @@ class AnnouncerTests(StageCase):
         reader.watch.open([])
         stage.publisher.publish([task(1)])
         stage.publisher.publish([task(2), task(1, 2)])
-        self.assertEqual([len(decode_batch(body).changes) for body in stage.broker.news], [1, 2])
+        self.assertEqual([len(decode_batch(body).changes) for body in stage.broker.event_batches], [1, 2])
         self.assertEqual(reader.pieces, [])
-        stage.settle()
+        stage.run_pending()
         self.assertEqual(reader.seen(), [(1, 1), (2, 1), (1, 2)])
 
     def test_nothing_is_nothing(self) -> None:
         self.stage.publisher.publish([])
-        self.assertEqual(self.stage.broker.news, [])
+        self.assertEqual(self.stage.broker.event_batches, [])
 
     def test_ones_own_news_are_passed_over_when_they_come_back(self) -> None:
         window = self.stage.window()
         self.stage.publisher.publish([task()])
-        self.stage.settle()
+        self.stage.run_pending()
         self.assertEqual(window.room, 2000)
-        self.stage.tell([task()])
+        self.stage.announce([task()])
         self.assertEqual(window.room, 1999)
 
     def test_a_second_server_hears_of_it(self) -> None:
@@ -277,13 +277,13 @@ class AnnouncerTests(StageCase):
         other = Subscriber(self.stage.broker, hub, "other", lambda changes: moved.append(1), lambda: None)
         other.start()
         self.stage.publisher.publish([task(1), task(2)])
-        self.stage.settle()
+        self.stage.run_pending()
         self.assertEqual((reader.seen(), moved), ([(1, 1), (2, 1)], [1]))
 
     def test_large_news_travel_in_pieces(self) -> None:
         tasks = [task(n, text="x" * 4000) for n in range(1, 301)]
         self.stage.publisher.publish(tasks)
-        news = self.stage.broker.news
+        news = self.stage.broker.event_batches
         self.assertLess(max(map(len, news)), MAX_BATCH_BYTES + 10_000)
         self.assertEqual([c.task_id for body in news for c in decode_batch(body).changes], list(range(1, 301)))
 
@@ -292,21 +292,21 @@ class AnnouncerTests(StageCase):
         reader.watch.open([])
         for body in (b"", b"\xff", b"[]", b'["me",[[1,2]]]', encode(EventBatch("other", changes(task())))):
             self.stage.broker.announce(body)
-        self.stage.settle()
+        self.stage.run_pending()
         self.assertEqual(reader.seen(), [(1, 1)])
 
     def test_news_of_workers_and_words_move_no_window(self) -> None:
         moved, came = [], []
         other = Subscriber(self.stage.broker, Hub(), "other", lambda changes: moved.append(1), lambda: came.append(1))
         other.start()
-        self.stage.tell_of_workers()
+        self.stage.announce_workers()
         self.assertEqual((moved, came), ([], [1]))
         [one] = self.stage.create()
         self.stage.claim(one)
         moved.clear()
-        self.stage.say(one, "a line")
+        self.stage.report(one, "a line")
         self.assertEqual((moved, came), ([], [1]))
 
     def test_an_order_to_stop_is_no_news_of_a_change(self) -> None:
         self.stage.publisher.publish_cancel_order([3, 4])
-        self.assertEqual((self.stage.broker.orders, self.stage.broker.news), ([[3, 4]], []))
+        self.assertEqual((self.stage.broker.cancel_orders, self.stage.broker.event_batches), ([[3, 4]], []))

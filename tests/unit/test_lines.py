@@ -99,7 +99,7 @@ class MalformedLines(StageCase):
     def test_the_server_never_speaks_first(self) -> None:
         client = self.stage.connect()
         self.stage.clock.advance(3600)
-        self.assertEqual(client.raw(), [])
+        self.assertEqual(client.raw_lines(), [])
 
 
 class LikeAShell(StageCase):
@@ -120,11 +120,11 @@ class LikeAShell(StageCase):
         client.half_close()
         while self.stage.runner.waiting:
             self.assertFalse(client.closed)
-            self.stage.runner.go_on()
-            self.stage.settle()
+            self.stage.runner.run_waiting()
+            self.stage.run_pending()
         self.assertEqual([line["status"] for line in client.lines()], ["logged_in", "no_tasks", "success"])
         self.assertTrue(client.closed)
-        client.lose()
+        client.lose_connection()
         self.assertEqual(self.stage.clock.getDelayedCalls(), [])
 
     def test_the_last_line_needs_no_end(self) -> None:
@@ -144,7 +144,7 @@ class LikeAShell(StageCase):
     def test_without_a_word(self) -> None:
         client = self.stage.connect()
         client.half_close()
-        self.assertEqual(client.raw(), [])
+        self.assertEqual(client.raw_lines(), [])
         self.assertTrue(client.closed)
 
     def test_wait_is_answered_before_the_end(self) -> None:
@@ -160,7 +160,7 @@ class LikeAShell(StageCase):
         client = self.stage.client()
         client.send({"action": "watch"})
         client.half_close()
-        self.stage.tell(self.stage.create())
+        self.stage.announce(self.stage.create())
         self.assertEqual([line["status"] for line in client.lines()], ["success"])
 
     def test_the_end_of_input_may_come_while_the_client_does_not_read(self) -> None:
@@ -169,7 +169,7 @@ class LikeAShell(StageCase):
         client.send(PING, PING)
         client.half_close()
         self.assertFalse(client.closed)
-        client.read_on()
+        client.resume_reading()
         self.assertEqual(len(client.lines()), 2)
         self.assertTrue(client.closed)
 
@@ -191,44 +191,44 @@ class Backpressure(StageCase):
     def test_a_client_that_does_not_read_is_not_read(self) -> None:
         client = self.stage.connect()
         client.stop_reading()
-        self.assertFalse(client.is_read)
+        self.assertFalse(client.is_read_from)
         client.send(PING, PING)
-        self.assertEqual(client.raw(), [])
-        client.read_on()
-        self.assertTrue(client.is_read)
+        self.assertEqual(client.raw_lines(), [])
+        client.resume_reading()
+        self.assertTrue(client.is_read_from)
         self.assertEqual(len(client.lines()), 2)
 
     def test_a_flood_of_empty_lines_fills_no_memory(self) -> None:
         client = self.stage.connect()
         client.stop_reading(full=False)
         client.send(b"\n" * 65536)
-        self.assertLess(client.unread, 70_000)
+        self.assertLess(client.unread_bytes, 70_000)
         replies = 0
-        while client.unread:
+        while client.unread_bytes:
             replies += len(client.lines())
-            client.read_on()
+            client.resume_reading()
         self.assertEqual(replies, 65537)
 
     def test_as_many_requests_as_the_pipeline_holds_are_taken(self) -> None:
         client = self.stage.client()
         self.stage.runner.slow = True
         client.send(*({"action": "cancel_task", "task_id": 1, "id": n} for n in range(MAX_PIPELINE + 10)))
-        self.assertFalse(client.is_read)
+        self.assertFalse(client.is_read_from)
         self.assertEqual(self.stage.runner.waiting, MAX_PIPELINE)
         self.stage.runner.slow = False
-        self.stage.runner.go_on()
-        self.stage.settle()
-        self.assertTrue(client.is_read)
+        self.stage.runner.run_waiting()
+        self.stage.run_pending()
+        self.assertTrue(client.is_read_from)
         self.assertEqual(len(client.lines()), MAX_PIPELINE + 10)
 
     def test_long_requests_fill_the_pipeline_sooner(self) -> None:
         client = self.stage.client()
         self.stage.runner.slow = True
         for n in range(100):
-            if client.is_read:
+            if client.is_read_from:
                 client.send({"action": "new_task", "task": "x", "id": n, "payload": {"x": "y" * 60_000}})
         self.assertLess(self.stage.runner.waiting, 20)
-        self.assertFalse(client.is_read)
+        self.assertFalse(client.is_read_from)
 
     def test_large_replies_are_not_made_for_a_client_that_does_not_read(self) -> None:
         self.stage.client()
@@ -244,10 +244,10 @@ class Backpressure(StageCase):
         for action, fields in requests.items():
             for n in range(10):
                 client.send({"action": action, "id": f"{action}{n}", **fields})
-        self.assertLess(client.unread, 5 * 2 * MAX_PAGE_CHARS)
+        self.assertLess(client.unread_bytes, 5 * 2 * MAX_PAGE_CHARS)
         replies: list[Any] = []
-        while client.unread:
-            replies += client.read_on()
+        while client.unread_bytes:
+            replies += client.resume_reading()
             client.stop_reading(full=False)
         self.assertEqual(len({line["id"] for line in replies}), len(replies))
         self.assertEqual(len(replies), 40)
@@ -260,10 +260,10 @@ class Backpressure(StageCase):
         client.stop_reading(full=False)
         for replies in (4, 8, 12):
             while self.stage.runner.waiting:
-                self.stage.runner.go_on()
-                self.stage.settle()
-            self.assertLess(client.unread, 4 * 200 * 4500)
-            self.assertLessEqual(len(client.read_on()), 4, replies)
+                self.stage.runner.run_waiting()
+                self.stage.run_pending()
+            self.assertLess(client.unread_bytes, 4 * 200 * 4500)
+            self.assertLessEqual(len(client.resume_reading()), 4, replies)
             client.stop_reading(full=False)
 
     def test_events_for_a_client_that_does_not_read_become_a_gap(self) -> None:
@@ -271,18 +271,18 @@ class Backpressure(StageCase):
         client.ask("watch")
         client.stop_reading()
         for _ in range(3):
-            self.stage.tell(self.stage.create(count=200, task="x" * 4000))
-        self.assertLess(client.unread, MAX_EVENT_BYTES + 200_000)
-        events = client.read_on()
+            self.stage.announce(self.stage.create(count=200, task="x" * 4000))
+        self.assertLess(client.unread_bytes, MAX_EVENT_BYTES + 200_000)
+        events = client.resume_reading()
         self.assertEqual(events[-1], {"event": "gap"})
         self.assertEqual([line["event"] for line in events].count("gap"), 1)
         self.assertEqual([line["task"]["id"] for line in events[:-1]], list(range(1, len(events))))
-        self.stage.tell(self.stage.create())
+        self.stage.announce(self.stage.create())
         self.assertEqual(client.lines(), [])
         snapshot = client.ask("watch", limit=1)["tasks"]
         self.assertEqual([task["id"] for task in snapshot], [601])
         [task] = self.stage.create()
-        self.stage.tell([task])
+        self.stage.announce([task])
         self.assertEqual([event["task"]["id"] for event in client.lines()], [602])
 
     def test_a_burst_of_events_is_cut_short_too(self) -> None:
@@ -291,8 +291,8 @@ class Backpressure(StageCase):
         client.stop_reading(full=False)
         tasks = self.stage.create(count=500, task="x" * 4000)
         self.stage.publisher.publish(tasks)
-        self.stage.settle()
-        self.assertLess(client.unread, MAX_EVENT_BYTES + 300_000)
+        self.stage.run_pending()
+        self.assertLess(client.unread_bytes, MAX_EVENT_BYTES + 300_000)
         self.assertEqual(client.lines()[-1], {"event": "gap"})
 
     def test_a_slow_reader_that_catches_up_in_time_misses_nothing(self) -> None:
@@ -300,8 +300,8 @@ class Backpressure(StageCase):
         client.ask("watch")
         for _ in range(5):
             client.stop_reading()
-            self.stage.tell(self.stage.create(count=100, task="x" * 4000))
-            self.assertEqual(len(client.read_on()), 100)
+            self.stage.announce(self.stage.create(count=100, task="x" * 4000))
+            self.assertEqual(len(client.resume_reading()), 100)
 
 
 class Trouble(StageCase):
@@ -335,11 +335,11 @@ class Trouble(StageCase):
         self.stage.runner.slow = self.stage.runner.broken = True
         client.start("get_tasks")
         client.start("new_task", task="x")
-        client.lose()
-        self.stage.runner.go_on()
-        self.stage.settle()
-        self.stage.runner.go_on()
-        self.assertEqual(client.raw(), [])
+        client.lose_connection()
+        self.stage.runner.run_waiting()
+        self.stage.run_pending()
+        self.stage.runner.run_waiting()
+        self.assertEqual(client.raw_lines(), [])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
 
     def test_a_defect_behind_the_reply_is_logged_and_answered_once(self) -> None:
@@ -355,8 +355,8 @@ class Trouble(StageCase):
         watch = client.start("watch")
         [task] = self.stage.create()
         task.version += 1
-        self.stage.tell([task])
-        self.stage.runner.go_on()
+        self.stage.announce([task])
+        self.stage.runner.run_waiting()
         self.assertTrue(client.reply(watch)["ok"])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.stage.runner.slow = False
@@ -366,10 +366,10 @@ class Trouble(StageCase):
         client = self.stage.client()
         self.stage.runner.slow = True
         client.send({"action": "new_task", "task": "begun"}, {"action": "new_task", "task": "not begun"})
-        client.lose()
+        client.lose_connection()
         self.stage.runner.slow = False
-        self.stage.runner.go_on()
-        self.stage.settle()
+        self.stage.runner.run_waiting()
+        self.stage.run_pending()
         self.assertEqual([task.task for task in self.stage.tasks()], ["begun"])
 
     def test_a_lost_connection_leaves_nothing_behind(self) -> None:
@@ -379,12 +379,12 @@ class Trouble(StageCase):
         client.start("wait", task_ids=[1], timeout=3600)
         client.stop_reading()
         client.start("get_tasks")
-        client.lose()
+        client.lose_connection()
         self.assertEqual(self.stage.lines.connections, set())
         self.assertEqual(self.stage.clock.getDelayedCalls(), [])
-        self.stage.tell(self.stage.create())
+        self.stage.announce(self.stage.create())
         self.stage.hub.gap()
-        self.assertEqual(client.raw(), [])
+        self.assertEqual(client.raw_lines(), [])
 
     def test_replies_that_wait_for_the_reader_are_forgotten_with_the_connection(self) -> None:
         client = self.stage.client()
@@ -395,17 +395,17 @@ class Trouble(StageCase):
         for _ in range(10):
             client.start("get_tasks")
         calls = self.stage.runner.calls
-        client.lose()
+        client.lose_connection()
         self.stage.runner.slow = False
-        self.stage.runner.go_on()
-        self.stage.settle()
+        self.stage.runner.run_waiting()
+        self.stage.run_pending()
         self.assertLess(self.stage.runner.calls - calls, 5)
 
 
 class Draining(StageCase):
     def drain(self) -> None:
         self.stage.drain()
-        self.stage.settle()
+        self.stage.run_pending()
 
     def test_what_is_under_way_is_answered_and_what_waits_is_refused(self) -> None:
         client = self.stage.client()
@@ -414,8 +414,8 @@ class Draining(StageCase):
         self.drain()
         self.assertFalse(client.closed)
         client.send({"id": 6, **PING})
-        self.stage.runner.go_on()
-        self.stage.settle()
+        self.stage.runner.run_waiting()
+        self.stage.run_pending()
         lines = client.lines()
         self.assertEqual([line.get("code", line["status"]) for line in lines], ["task_created", *["draining"] * 3])
         self.assertEqual(lines[1]["retry_after"], 1)
@@ -432,15 +432,15 @@ class Draining(StageCase):
         client = self.stage.client()
         client.ask("watch")
         self.drain()
-        self.stage.tell(self.stage.create())
-        self.assertEqual(client.raw(), [DRAINING.strip()])
+        self.stage.announce(self.stage.create())
+        self.assertEqual(client.raw_lines(), [DRAINING.strip()])
 
     def test_who_does_not_watch_is_not(self) -> None:
         client = self.stage.client()
         client.ask("watch")
         client.ask("unwatch")
         self.drain()
-        self.assertEqual(client.raw(), [])
+        self.assertEqual(client.raw_lines(), [])
 
     def test_waits_end(self) -> None:
         client = self.stage.client()
@@ -455,9 +455,9 @@ class Draining(StageCase):
         clients = [self.stage.connect() for _ in range(2)]
         empty = self.stage.lines.empty()
         self.drain()
-        clients[0].lose()
+        clients[0].lose_connection()
         self.assertNoResult(empty)
-        clients[1].lose()
+        clients[1].lose_connection()
         self.successResultOf(empty)
         self.assertEqual(self.stage.clock.getDelayedCalls(), [])
 

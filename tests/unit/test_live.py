@@ -50,7 +50,7 @@ class Waiting(ActionCase):
         self.stage.clock.advance(2.4)
         self.assertFalse(self.answered(request))
         self.stage.clock.advance(0.1)
-        self.stage.settle()
+        self.stage.run_pending()
         reply = self.client.reply(request)
         self.assertEqual((reply["ok"], reply["done"]), (True, False))
 
@@ -79,7 +79,7 @@ class Waiting(ActionCase):
         request = self.wait(task_id)
         self.stage.run(task_id)
         for _ in range(5):
-            self.stage.runner.go_on()
+            self.stage.runner.run_waiting()
         self.assertTrue(self.client.reply(request)["done"])
 
     def test_the_store_goes_away_meanwhile(self) -> None:
@@ -91,10 +91,10 @@ class Waiting(ActionCase):
 
     def test_the_connection_is_lost(self) -> None:
         self.wait(self.add(), timeout=3600)
-        self.client.lose()
+        self.client.lose_connection()
         self.assertEqual(self.stage.clock.getDelayedCalls(), [])
         self.stage.run(1)
-        self.assertEqual(self.client.raw(), [])
+        self.assertEqual(self.client.raw_lines(), [])
 
     def test_others_are_served_meanwhile(self) -> None:
         self.wait(self.add(), timeout=3600)
@@ -128,7 +128,7 @@ class Waiting(ActionCase):
         self.assertRefused(reply, "rate_limited")
         self.assertIn("watch", reply["message"])
         self.stage.clock.advance(5)
-        self.stage.settle()
+        self.stage.run_pending()
         self.assertEqual([self.client.reply(wait)["done"] for wait in waits], [False] * 10)
         self.assertTrue(self.client.ask("wait", task_ids=[1], timeout=0)["ok"])
 
@@ -179,10 +179,10 @@ class Watching(ActionCase):
             request = client.start("watch")
             change(moment == 1)
             change(moment == 2)
-            self.stage.runner.go_on()
+            self.stage.runner.run_waiting()
             change(moment == 3)
             self.stage.runner.slow = False
-            self.stage.settle()
+            self.stage.run_pending()
             change(moment == 4)
             reply = client.reply(request)
             change(moment == 5)
@@ -191,7 +191,7 @@ class Watching(ActionCase):
                 self.assertGreater(version, seen.get(number, 0), "a duplicate")
                 seen[number] = version
             self.assertEqual(seen[task_id], 2, moment)
-            client.lose()
+            client.lose_connection()
 
     def test_unwatch(self) -> None:
         self.client.ask("watch")
@@ -209,9 +209,9 @@ class Watching(ActionCase):
     def test_two_at_the_same_moment_are_one_too(self) -> None:
         self.stage.runner.slow = True
         requests = [self.client.start("watch") for _ in range(2)]
-        self.stage.tell(self.stage.create())
+        self.stage.announce(self.stage.create())
         self.stage.runner.slow = False
-        self.stage.runner.go_on()
+        self.stage.runner.run_waiting()
         for request in requests:
             self.assertEqual(len(self.client.reply(request)["tasks"]), 1)
         task_id = self.add()
@@ -261,8 +261,8 @@ class Watching(ActionCase):
         task_id = self.add()
         self.stage.claim(task_id)
         self.client.ask("watch")
-        self.stage.say(task_id, progress=0.5)
-        self.stage.say(task_id, "a", "b", first_line=7)
+        self.stage.report(task_id, progress=0.5)
+        self.stage.report(task_id, "a", "b", first_line=7)
         self.assertEqual(
             self.client.events(),
             [
@@ -280,7 +280,7 @@ class Watching(ActionCase):
         self.stage.claim(task_id)
         eva = self.stage.client("eva")
         eva.ask("watch")
-        self.stage.say(task_id, "secret", progress=0.5)
+        self.stage.report(task_id, "secret", progress=0.5)
         self.assertEqual(eva.events(), [])
         self.assertEqual(self.client.events(), [], "it does not watch")
 
@@ -289,12 +289,12 @@ class Watching(ActionCase):
         self.stage.claim(task_id)
         self.stage.runner.slow = True
         request = self.client.start("watch")
-        self.stage.say(task_id, "a", progress=0.25)
+        self.stage.report(task_id, "a", progress=0.25)
         self.stage.runner.slow = False
-        self.stage.runner.go_on()
+        self.stage.runner.run_waiting()
         [task] = self.client.reply(request)["tasks"]
         self.assertEqual((task["progress"], self.client.events()), (0.25, []))
-        self.stage.say(task_id, progress=0.5)
+        self.stage.report(task_id, progress=0.5)
         self.assertEqual([event["event"] for event in self.client.events()], ["progress"])
 
     def test_without_watch_there_are_no_events(self) -> None:

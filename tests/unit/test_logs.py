@@ -35,12 +35,12 @@ class LogCase(ActionCase):
     def pass_time(self, seconds: float = PACE) -> None:
         for _ in range(round(seconds / PACE)):
             self.stage.clock.advance(PACE)
-        self.stage.settle()
+        self.stage.run_pending()
 
     def try_again(self, task_id: int) -> None:
         """The attempt fails, and the next one begins."""
         self.stage.finish(task_id, state=State.WAITING, error="no")
-        self.stage.round()
+        self.stage.run_maintenance()
         self.stage.claim(task_id)
 
 
@@ -54,9 +54,9 @@ class GetLog(LogCase):
 
     def test_from_the_first_line(self) -> None:
         task_id = self.running()
-        self.stage.say(task_id, "one", "two ñ")
+        self.stage.report(task_id, "one", "two ñ")
         self.stage.clock.advance(1.5)
-        self.stage.say(task_id, "three", first_line=3)
+        self.stage.report(task_id, "three", first_line=3)
         reply = self.log(task_id)
         self.assertEqual(
             reply["lines"],
@@ -71,7 +71,7 @@ class GetLog(LogCase):
     def test_pages(self) -> None:
         task_id = self.running()
         for n in range(3):
-            self.stage.say(task_id, *(f"{n}.{i}" for i in range(3)), first_line=1 + 3 * n)
+            self.stage.report(task_id, *(f"{n}.{i}" for i in range(3)), first_line=1 + 3 * n)
         found, more, cursor = [], [], None
         for _ in range(3):
             reply = self.log(task_id, limit=4, cursor=cursor)
@@ -83,23 +83,23 @@ class GetLog(LogCase):
 
     def test_the_cursor_of_an_empty_page_is_the_one_that_was_given(self) -> None:
         task_id = self.running()
-        self.stage.say(task_id, "one")
+        self.stage.report(task_id, "one")
         cursor = self.log(task_id)["cursor"]
         reply = self.log(task_id, cursor=cursor)
         self.assertEqual((reply["lines"], reply["cursor"], reply["more"]), ([], cursor, False))
-        self.stage.say(task_id, "two", first_line=2)
+        self.stage.report(task_id, "two", first_line=2)
         self.assertEqual(texts(self.log(task_id, cursor=cursor)), ["two"])
 
     def test_attempts_one_after_the_other_also_those_before_retry_task(self) -> None:
         task_id = self.running()
-        self.stage.say(task_id, "first")
+        self.stage.report(task_id, "first")
         self.try_again(task_id)
-        self.stage.say(task_id, "second")
+        self.stage.report(task_id, "second")
         self.stage.finish(task_id, state=State.FAILED, error="no")
         self.client.ask("retry_task", task_id=task_id)
-        self.stage.settle()
+        self.stage.run_pending()
         self.stage.claim(task_id)
-        self.stage.say(task_id, "once more")
+        self.stage.report(task_id, "once more")
         reply = self.log(task_id)
         self.assertEqual([(x["attempt"], x["text"]) for x in reply["lines"]],
             [(1, "first"), (2, "second"), (1, "once more")])  # fmt: skip
@@ -110,7 +110,7 @@ class GetLog(LogCase):
         task_id = self.running()
         numbers = list(range(1, 3 * CHUNKS + 2))
         for n in numbers:
-            self.stage.say(task_id, f"{n}", first_line=n)
+            self.stage.report(task_id, f"{n}", first_line=n)
         reply = self.log(task_id, tail=True, limit=5)
         self.assertEqual([x["line"] for x in reply["lines"]], numbers[-5:])
         self.assertEqual((reply["more"], reply["cut"]), (False, False))
@@ -122,12 +122,12 @@ class GetLog(LogCase):
 
     def test_what_was_cut_is_said(self) -> None:
         task_id = self.running()
-        self.stage.say(task_id, "one", "two")
+        self.stage.report(task_id, "one", "two")
         behind_one = self.log(task_id, limit=1)["cursor"]
-        self.stage.say(task_id, "three", "four", first_line=3)
+        self.stage.report(task_id, "three", "four", first_line=3)
         behind_three = self.log(task_id, limit=3)["cursor"]
         self.assertFalse(self.log(task_id)["cut"])
-        self.stage.say(task_id, "five", first_line=5, keep_from=3)
+        self.stage.report(task_id, "five", first_line=5, keep_from=3)
         for fields, first, cut in (
             ({}, "three", True),
             ({"cursor": behind_one}, "three", True),
@@ -140,12 +140,12 @@ class GetLog(LogCase):
 
     def test_what_an_earlier_attempt_has_lost_is_said_too(self) -> None:
         task_id = self.running()
-        self.stage.say(task_id, "one")
+        self.stage.report(task_id, "one")
         cursor = self.log(task_id)["cursor"]
         self.try_again(task_id)
-        self.stage.say(task_id, "again")
+        self.stage.report(task_id, "again")
         self.assertFalse(self.log(task_id, cursor=cursor)["cut"])
-        self.stage.say(task_id, "two", first_line=2, keep_from=2)
+        self.stage.report(task_id, "two", first_line=2, keep_from=2)
         reply = self.log(task_id, cursor=cursor)
         self.assertEqual((texts(reply), reply["cut"]), (["two"], True))
 
@@ -153,7 +153,7 @@ class GetLog(LogCase):
         task_id = self.running()
         lines = ["x" * MAX_LINE_CHARS] * 100
         for n in range(6):
-            self.stage.say(task_id, *lines, first_line=1 + 100 * n)
+            self.stage.report(task_id, *lines, first_line=1 + 100 * n)
         for tail in (False, True):
             reply = self.log(task_id, limit=1000, tail=tail)
             size = sum(map(len, texts(reply)))
@@ -176,11 +176,11 @@ class GetLog(LogCase):
 
     def test_only_of_ones_own_tasks(self) -> None:
         task_id = self.running()
-        self.stage.say(task_id, "secret")
+        self.stage.report(task_id, "secret")
         eva = self.stage.client("eva")
         for follow in (False, True):
             self.assertRefused(eva.ask("get_log", task_id=task_id, follow=follow), "not_found", "task_id")
-        self.stage.say(task_id, "another", first_line=2)
+        self.stage.report(task_id, "another", first_line=2)
         self.pass_time()
         self.assertEqual(eva.events(), [])
 
@@ -203,9 +203,9 @@ class Following(LogCase):
 
     def test_what_comes_behind_the_reply_and_the_end(self) -> None:
         task_id = self.running()
-        self.stage.say(task_id, "one")
+        self.stage.report(task_id, "one")
         self.assertEqual(texts(self.follow(task_id)), ["one"])
-        self.stage.say(task_id, "two", "three", first_line=2)
+        self.stage.report(task_id, "two", "three", first_line=2)
         self.pass_time()
         [event] = self.client.events()
         self.assertEqual(list(event), ["event", "task_id", "lines", "cursor", "cut"])
@@ -220,7 +220,7 @@ class Following(LogCase):
 
     def test_of_a_task_that_has_ended_comes_all_that_is_left_and_the_end(self) -> None:
         task_id = self.running()
-        self.stage.say(task_id, *"abc")
+        self.stage.report(task_id, *"abc")
         self.stage.finish(task_id, state=State.FAILED, error="no")
         self.assertEqual(texts(self.follow(task_id, limit=1)), ["a"])
         self.pass_time()
@@ -228,12 +228,12 @@ class Following(LogCase):
 
     def test_from_a_cursor_and_from_the_tail(self) -> None:
         task_id = self.running()
-        self.stage.say(task_id, *"abc")
+        self.stage.report(task_id, *"abc")
         cursor = self.log(task_id, limit=1)["cursor"]
         self.assertEqual(texts(self.follow(task_id, cursor=cursor, limit=1)), ["b"])
         self.assertEqual(self.said(), [["c"]])
         self.assertEqual(texts(self.follow(task_id, tail=True, limit=1)), ["c"])
-        self.stage.say(task_id, "d", first_line=4)
+        self.stage.report(task_id, "d", first_line=4)
         self.pass_time()
         self.assertEqual(self.said(), [["d"]])
 
@@ -248,9 +248,9 @@ class Following(LogCase):
     def test_through_its_attempts(self) -> None:
         task_id = self.running()
         self.follow(task_id)
-        self.stage.say(task_id, "one")
+        self.stage.report(task_id, "one")
         self.try_again(task_id)
-        self.stage.say(task_id, "two")
+        self.stage.report(task_id, "two")
         self.pass_time()
         self.pass_time()
         self.assertEqual(self.said(), [["one", "two"]])
@@ -259,7 +259,7 @@ class Following(LogCase):
         task_id = self.running()
         self.follow(task_id)
         for n in range(1, 101):
-            self.stage.say(task_id, str(n), first_line=n)
+            self.stage.report(task_id, str(n), first_line=n)
             self.stage.clock.advance(0.02)
         self.pass_time()
         events = self.said()
@@ -271,7 +271,7 @@ class Following(LogCase):
         task_id = self.running()
         self.follow(task_id)
         self.stage.broker.ready = False
-        self.stage.say(task_id, "one")
+        self.stage.report(task_id, "one")
         self.pass_time(1)
         self.assertEqual(self.said(), [])
         self.pass_time(RECHECK - 1)
@@ -284,9 +284,9 @@ class Following(LogCase):
     def test_doubled_news_double_nothing(self) -> None:
         task_id = self.running()
         self.follow(task_id)
-        self.stage.say(task_id, "one")
-        self.stage.say(task_id, "one")
-        for body in tuple(self.stage.broker.news):
+        self.stage.report(task_id, "one")
+        self.stage.report(task_id, "one")
+        for body in tuple(self.stage.broker.event_batches):
             self.stage.broker.announce(body)
         self.pass_time()
         self.assertEqual(self.said(), [["one"]])
@@ -299,35 +299,35 @@ class Following(LogCase):
 
             def say(now: bool, task_id: int = task_id) -> None:
                 if now:
-                    self.stage.say(task_id, "one")
+                    self.stage.report(task_id, "one")
                     self.stage.finish(task_id)
 
             say(moment == 0)
             request = client.start("get_log", task_id=task_id, follow=True)
             say(moment == 1)
-            self.stage.runner.go_on()
+            self.stage.runner.run_waiting()
             say(moment == 2)
-            self.stage.runner.go_on()
+            self.stage.runner.run_waiting()
             say(moment == 3)
             for _ in range(6):
-                self.stage.runner.go_on()
-                self.stage.settle()
+                self.stage.runner.run_waiting()
+                self.stage.run_pending()
             say(moment == 4)
             self.stage.runner.slow = False
-            self.stage.runner.go_on()
+            self.stage.runner.run_waiting()
             self.pass_time()
             self.pass_time()
             lines = texts(client.reply(request))
             heard = self.said(client)
             self.assertEqual(lines + [t for event in heard[:-1] for t in event], ["one"], moment)
             self.assertEqual(heard[-1], "completed")
-            client.lose()
+            client.lose_connection()
 
     def test_the_same_task_again_replaces_the_first(self) -> None:
         task_id = self.running()
         self.follow(task_id)
         self.follow(task_id)
-        self.stage.say(task_id, "one")
+        self.stage.report(task_id, "one")
         self.pass_time()
         self.assertEqual(self.said(), [["one"]])
 
@@ -337,8 +337,8 @@ class Following(LogCase):
         for _ in range(2):
             self.client.start("get_log", task_id=task_id, follow=True)
         self.stage.runner.slow = False
-        self.stage.runner.go_on()
-        self.stage.say(task_id, "one")
+        self.stage.runner.run_waiting()
+        self.stage.report(task_id, "one")
         self.pass_time()
         self.assertEqual(self.said(), [["one"]])
 
@@ -348,7 +348,7 @@ class Following(LogCase):
         self.stage.runner.away = True
         self.assertRefused(self.client.ask("get_log", task_id=task_id, follow=True), "unavailable")
         self.stage.runner.away = False
-        self.stage.say(task_id, "one")
+        self.stage.report(task_id, "one")
         self.pass_time()
         self.assertEqual(self.said(), [["one"]])
 
@@ -373,7 +373,7 @@ class Following(LogCase):
 
     def check_silent(self, task_id: int, client: Client | None = None) -> None:
         """Nothing is left of a follow, whatever its task does."""
-        self.stage.say(task_id, "more", first_line=50)
+        self.stage.report(task_id, "more", first_line=50)
         self.pass_time(RECHECK)
         self.assertEqual([e for e in (client or self.client).events() if e["event"].startswith("log")], [])
         self.assertEqual(self.stage.hub._listeners, {})
@@ -398,8 +398,8 @@ class Following(LogCase):
         request = self.client.start("get_log", task_id=task_id, follow=True)
         self.client.ask("unwatch")
         self.stage.runner.slow = False
-        self.stage.runner.go_on()
-        self.stage.settle()
+        self.stage.runner.run_waiting()
+        self.stage.run_pending()
         self.assertTrue(self.client.reply(request)["ok"])
         self.check_silent(task_id)
 
@@ -408,7 +408,7 @@ class Following(LogCase):
         self.follow(task_id)
         for _ in range(2):
             self.client.ask("watch")
-        self.stage.say(task_id, "one")
+        self.stage.report(task_id, "one")
         self.pass_time()
         logs = [event for event in self.client.events() if event["event"] == "log"]
         self.assertEqual(["cursor" in event for event in logs], [False, True], "one of the watch, one of the follow")
@@ -416,7 +416,7 @@ class Following(LogCase):
     def test_with_the_connection_it_is_gone(self) -> None:
         task_id = self.running()
         self.follow(task_id)
-        self.client.lose()
+        self.client.lose_connection()
         self.assertEqual(self.stage.clock.getDelayedCalls(), [])
         self.assertEqual(self.stage.hub._listeners, {})
 
@@ -433,13 +433,13 @@ class Following(LogCase):
         self.client.stop_reading()
         lines = ["x" * MAX_LINE_CHARS] * 20
         for n in range(20):
-            self.stage.say(task_id, *lines, first_line=1 + 20 * n)
+            self.stage.report(task_id, *lines, first_line=1 + 20 * n)
             self.pass_time()
-        self.assertLess(self.client.unread, 2 * MAX_EVENT_CHARS)
+        self.assertLess(self.client.unread_bytes, 2 * MAX_EVENT_CHARS)
         self.stage.finish(task_id)
         found: list[Any] = []
         for _ in range(20):
-            found += self.client.read_on()
+            found += self.client.resume_reading()
             self.pass_time()
         numbers = [line["line"] for event in found if event["event"] == "log" for line in event["lines"]]
         self.assertEqual(numbers, list(range(1, 401)))
@@ -447,27 +447,27 @@ class Following(LogCase):
 
     def test_what_was_cut_meanwhile_is_said(self) -> None:
         task_id = self.running()
-        self.stage.say(task_id, "one")
+        self.stage.report(task_id, "one")
         self.follow(task_id)
         self.pass_time()
         self.client.stop_reading()
-        self.stage.say(task_id, "two", first_line=2)
-        self.stage.say(task_id, "three", first_line=3)
-        self.stage.say(task_id, "four", first_line=4, keep_from=3)
+        self.stage.report(task_id, "two", first_line=2)
+        self.stage.report(task_id, "three", first_line=3)
+        self.stage.report(task_id, "four", first_line=4, keep_from=3)
         self.pass_time()
-        [event] = [*self.client.read_on(), *self.client.events()]
+        [event] = [*self.client.resume_reading(), *self.client.events()]
         self.assertEqual((texts(event), event["cut"]), (["three", "four"], True))
 
     def test_the_store_goes_away_and_comes_back(self) -> None:
         task_id = self.running()
         self.follow(task_id)
         self.pass_time()
-        self.stage.say(task_id, "one")
+        self.stage.report(task_id, "one")
         self.stage.runner.away = True
         self.pass_time(3 * RECHECK)
         self.assertIn(self.said(), ([], [["one"]]))
         self.stage.runner.away = False
-        self.stage.say(task_id, "two", first_line=2)
+        self.stage.report(task_id, "two", first_line=2)
         self.pass_time(RECHECK)
         self.assertEqual(self.said()[-1][-1], "two")
 
@@ -479,7 +479,7 @@ class Following(LogCase):
         self.stage.hub.gap()
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.stage.runner.broken = False
-        self.stage.say(task_id, "one")
+        self.stage.report(task_id, "one")
         self.pass_time()
         self.assertEqual(self.said(), [["one"]])
 

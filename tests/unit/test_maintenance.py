@@ -22,22 +22,22 @@ class Rounds(StageCase):
     def setUp(self) -> None:
         super().setUp()
         self.place = self.stage.window()
-        self.stage.round()  # from now on the store counts as there
+        self.stage.run_maintenance()  # from now on the store counts as there
 
     def pass_time(self, seconds: float) -> None:
         """And then a round."""
         self.stage.clock.advance(seconds)
-        self.stage.round()
+        self.stage.run_maintenance()
 
     def test_the_window_is_corrected_by_what_the_store_says(self) -> None:
         self.stage.create(count=4)
         self.place.correct(9)
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual(self.place.room, 6)
 
     def test_what_other_servers_left_waiting_is_dispatched(self) -> None:
         tasks = self.stage.create(count=3, state=State.WAITING)
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual(self.stage.states(*tasks), ["queued"] * 3)
 
     def test_it_runs_by_itself_once_a_second(self) -> None:
@@ -57,7 +57,7 @@ class Rounds(StageCase):
         self.assertEqual(self.stage.runner.waiting, 1)
         self.stage.maintenance.stop()
         self.stage.runner.slow = False
-        self.stage.runner.go_on()
+        self.stage.runner.run_waiting()
 
     # delayed tasks
 
@@ -79,7 +79,7 @@ class Rounds(StageCase):
         self.pass_time(3600)
         self.assertEqual(len(self.stage.broker.published), 10)
         self.assertTrue(self.place.has_backlog)
-        self.assertFalse(self.place.admit(self.stage.user("ana")))
+        self.assertFalse(self.place.admit(self.stage.user_id("ana")))
 
     def test_more_than_one_sweep_of_them(self) -> None:
         self.delayed("ana", promote_due.BATCH + 20)
@@ -130,7 +130,7 @@ class Rounds(StageCase):
 
     def test_tasks_whose_messages_were_lost_are_dispatched_again(self) -> None:
         tasks = self.stage.create(count=3)
-        self.stage.round()
+        self.stage.run_maintenance()
         self.pass_time(LOST_AFTER - 1)
         self.assertEqual(self.stage.states(*tasks), ["queued"] * 3)
         self.pass_time(1)
@@ -172,15 +172,15 @@ class Rounds(StageCase):
     def test_nothing_is_tried_while_the_store_is_not_ready(self) -> None:
         self.stage.store.ready = False
         calls = self.stage.runner.calls
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual(self.stage.runner.calls, calls)
 
     def test_a_round_cut_short_is_made_up_for_by_the_next(self) -> None:
         tasks = self.stage.create(state=State.WAITING)
         self.stage.runner.away = True
-        self.stage.round()
+        self.stage.run_maintenance()
         self.stage.runner.away = False
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual(self.stage.states(*tasks), ["queued"])
 
     def test_a_defect_of_one_repair_leaves_the_others_be(self) -> None:
@@ -208,7 +208,7 @@ class Retention(StageCase):
     """Finished tasks are deleted when they are old enough, a few at a time."""
 
     def setUp(self) -> None:
-        self.stage = Stage(keep=DAY).know()
+        self.stage = Stage(keep=DAY).learn_backlog()
         self.addCleanup(self.stage.close)
 
     def ended(self, count: int = 1) -> list[int]:
@@ -225,13 +225,13 @@ class Retention(StageCase):
     def test_what_ended_long_ago_goes_with_its_log_and_attempts(self) -> None:
         [task] = self.stage.create()
         self.stage.claim(task)
-        self.stage.say(task, "a line")
+        self.stage.report(task, "a line")
         self.stage.finish(task, state=State.FAILED, error="no")
         self.stage.clock.advance(DAY)
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual(self.left(), 1)
         self.stage.clock.advance(delete_finished.REST)
-        self.stage.round()
+        self.stage.run_maintenance()
         for table in ("tasks", "task_log", "task_attempts"):
             self.assertEqual(self.stage.sql(f"SELECT count(*) FROM {table}"), [(0,)], table)
 
@@ -239,7 +239,7 @@ class Retention(StageCase):
         task = self.stage.create(state=State.WAITING, kind="sculpt")
         self.ended(2)
         self.stage.clock.advance(2 * DAY)
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual([t.id for t in self.stage.tasks()], [t.id for t in task])
 
     def test_one_small_batch_a_round_until_all_were_looked_at_and_then_a_rest(self) -> None:
@@ -247,41 +247,41 @@ class Retention(StageCase):
         self.stage.clock.advance(2 * DAY)
         found = []
         for _ in range(3):
-            self.stage.round()
+            self.stage.run_maintenance()
             found.append(self.left())
         self.assertEqual(found, [delete_finished.BATCH + 50, 50, 0])
         self.ended()
         self.stage.sql("UPDATE tasks SET created_at = 0, finished_at = 0")
         for _ in range(5):
             self.stage.clock.advance(ROUND)
-            self.stage.round()
+            self.stage.run_maintenance()
         self.assertEqual(self.left(), 1)
         self.stage.clock.advance(delete_finished.REST)
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual(self.left(), 0)
 
     def test_it_walks_past_what_stays(self) -> None:
         waiting = self.stage.create(count=delete_finished.BATCH, state=State.WAITING, kind="sculpt")
         self.ended(3)
         self.stage.clock.advance(2 * DAY)
-        self.stage.round()
-        self.stage.round()
+        self.stage.run_maintenance()
+        self.stage.run_maintenance()
         self.assertEqual(self.left(), len(waiting))
 
     def test_not_unless_it_is_asked_for(self) -> None:
         self.stage.close()
-        self.stage = Stage().know()
+        self.stage = Stage().learn_backlog()
         self.ended()
         self.stage.clock.advance(4000 * DAY)
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual(self.left(), 1)
 
     def test_the_store_is_away_and_it_goes_on_later(self) -> None:
         self.ended(delete_finished.BATCH + 5)
         self.stage.clock.advance(2 * DAY)
-        self.stage.round()
+        self.stage.run_maintenance()
         self.stage.runner.away = True
-        self.stage.round()
+        self.stage.run_maintenance()
         self.stage.runner.away = False
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual(self.left(), 0)

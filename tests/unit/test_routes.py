@@ -46,74 +46,74 @@ class RouteCase(StageCase):
 class OpenAndClose(RouteCase):
     def test_those_of_the_default_kind_are_always_open(self) -> None:
         self.assertEqual(self.open_routes(), {TASKS, SLOW})
-        self.stage.work()
-        self.stage.leave()
+        self.stage.add_worker()
+        self.stage.remove_worker()
         self.assertEqual(self.open_routes(), {TASKS, SLOW})
 
     def test_one_is_open_while_a_worker_serves_it(self) -> None:
-        self.stage.work("simulate", "render")
-        self.stage.work("render", name="w2")
+        self.stage.add_worker("simulate", "render")
+        self.stage.add_worker("render", name="w2")
         self.assertEqual(self.open_routes(), {TASKS, SLOW, RENDER})
-        self.stage.leave()
+        self.stage.remove_worker()
         self.assertEqual(self.open_routes(), {TASKS, SLOW, RENDER})
-        self.stage.leave("w2")
+        self.stage.remove_worker("w2")
         self.assertEqual(self.open_routes(), {TASKS, SLOW})
 
     def test_queues_of_other_servers_are_theirs(self) -> None:
-        self.stage.work("render", queues=("tasks", "elsewhere"))
+        self.stage.add_worker("render", queues=("tasks", "elsewhere"))
         self.assertEqual(self.open_routes(), {TASKS, SLOW, RENDER})
 
     def test_a_worker_whose_news_were_lost_is_found_by_the_next_round(self) -> None:
         self.stage.broker.ready = False
-        self.stage.work("render")
+        self.stage.add_worker("render")
         self.assertEqual(self.open_routes(), {TASKS, SLOW})
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual(self.open_routes(), {TASKS, SLOW, RENDER})
 
     def test_a_worker_that_is_silent_for_its_lease_is_dead(self) -> None:
-        self.stage.work("render")
+        self.stage.add_worker("render")
         self.stage.clock.advance(LEASE - 1)
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertIn(RENDER, self.open_routes())
         self.stage.clock.advance(1)
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertNotIn(RENDER, self.open_routes())
 
     def test_one_that_serves_something_else_now(self) -> None:
-        self.stage.work("render")
-        self.stage.work("sculpt")
+        self.stage.add_worker("render")
+        self.stage.add_worker("sculpt")
         self.assertEqual(self.open_routes(), {TASKS, SLOW, Route("tasks", "sculpt")})
 
     def test_while_the_store_is_away_those_last_known_count(self) -> None:
-        self.stage.work("render")
+        self.stage.add_worker("render")
         self.stage.runner.away = True
-        self.stage.tell_of_workers()
+        self.stage.announce_workers()
         self.stage.clock.advance(10 * LEASE)
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual(self.stage.routes.serving(RENDER), Serving(1, 4, 3))
         self.assertIn(RENDER, self.open_routes())
 
     def test_a_defect_is_logged_and_the_routes_stay(self) -> None:
-        self.stage.work("render")
+        self.stage.add_worker("render")
         self.stage.runner.broken = True
-        self.stage.tell_of_workers()
+        self.stage.announce_workers()
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.stage.runner.broken = False
-        self.stage.leave()
+        self.stage.remove_worker()
         self.assertNotIn(RENDER, self.open_routes())
 
     def test_many_news_at_once_are_one_look_and_another(self) -> None:
         self.stage.runner.slow = True
         for _ in range(50):
-            self.stage.tell_of_workers()
+            self.stage.announce_workers()
         self.assertEqual(self.stage.runner.waiting, 1)
-        self.stage.runner.go_on()
+        self.stage.runner.run_waiting()
         self.assertEqual(self.stage.runner.waiting, 1)
-        self.stage.runner.go_on()
+        self.stage.runner.run_waiting()
         self.assertEqual(self.stage.runner.waiting, 0)
 
     def test_an_answer_that_was_overtaken_is_passed_over(self) -> None:
-        self.stage.work("render")
+        self.stage.add_worker("render")
         store, windows = Living(), Windows(10)
         make_dispatcher = self.stage.routes._make_dispatcher
         routes = Routes(store, windows, ("tasks",), LEASE, make_dispatcher)  # type: ignore[arg-type]
@@ -137,19 +137,19 @@ class Backlogs(RouteCase):
     def test_what_waited_for_a_worker_is_handed_over_when_one_comes(self) -> None:
         ids = self.create_waiting(3)
         taken = self.stage.consume("tasks#render")
-        self.stage.work("render")
+        self.stage.add_worker("render")
         self.assertEqual(self.stage.states(*ids), ["queued"] * 3)
         self.assertEqual([delivery.task_id for delivery in taken], ids)
 
     def test_new_tasks_of_an_open_route_go_straight_to_the_broker(self) -> None:
-        self.stage.work("render")
+        self.stage.add_worker("render")
         taken = self.stage.consume("tasks#render")
         task_id = self.stage.client().ask("new_task", task="x", kind="render")["task_id"]
-        self.stage.settle()
+        self.stage.run_pending()
         self.assertEqual((self.stage.states(task_id), len(taken)), (["queued"], 1))
 
     def test_each_route_has_a_window_of_its_own(self) -> None:
-        self.stage.work("render")
+        self.stage.add_worker("render")
         client = self.stage.client()
         for kind in ("render", "simulate"):
             client.ask("new_tasks", tasks=[{"task": "x", "kind": kind}] * 12)
@@ -157,63 +157,63 @@ class Backlogs(RouteCase):
         self.assertEqual((states.count("queued"), states.count("waiting")), (20, 4))
 
     def test_with_the_last_worker_what_waits_stays_in_the_store(self) -> None:
-        self.stage.work("render")
-        self.stage.leave()
+        self.stage.add_worker("render")
+        self.stage.remove_worker()
         [task_id] = self.create_waiting()
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual(self.stage.states(task_id), ["waiting"])
 
     def test_what_is_queued_stays_queued_and_is_looked_after(self) -> None:
         """RabbitMQ keeps it; when that has lost it, it waits in the store."""
-        self.stage.work("render")
+        self.stage.add_worker("render")
         client = self.stage.client()
         [task_id] = client.ask("new_tasks", tasks=[{"task": "x", "kind": "render"}])["task_ids"]
-        self.stage.leave()
+        self.stage.remove_worker()
         self.stage.clock.advance(LOST_AFTER)
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual(self.stage.states(task_id), ["queued"])
         self.stage.lose_messages("tasks#render")
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual(self.stage.states(task_id), ["waiting"])
-        self.stage.work("render")
+        self.stage.add_worker("render")
         self.assertEqual(self.stage.states(task_id), ["queued"])
 
     def test_an_orphaned_batch_of_a_closed_route_is_published(self) -> None:
-        self.stage.create(kind="render", settled=False)
+        self.stage.create(kind="render", published=False)
         self.stage.clock.advance(RELAY_AFTER)
-        self.stage.round()
-        self.assertIn("tasks#render", self.stage.broker.names)
+        self.stage.run_maintenance()
+        self.assertIn("tasks#render", self.stage.broker.queue_names)
 
     def test_a_task_that_is_tried_again_is_handed_over(self) -> None:
-        self.stage.work("render")
+        self.stage.add_worker("render")
         taken = self.stage.consume("tasks#render")
         task_id = self.stage.client().ask("new_task", task="x", kind="render")["task_id"]
         self.stage.claim(task_id)
         self.stage.finish(task_id, state=State.WAITING, error="no")
-        self.stage.round()
-        self.stage.settle()
+        self.stage.run_maintenance()
+        self.stage.run_pending()
         self.assertEqual([(d.task_id, d.dispatch) for d in taken], [(task_id, 1), (task_id, 2)])
 
     def test_a_turn_under_way_when_its_route_is_closed_ends_well(self) -> None:
         ids = self.create_waiting(2)
-        self.stage.work("render")
+        self.stage.add_worker("render")
         self.stage.run(*ids)
         more = [task.id for task in self.stage.create(count=2, state=State.WAITING, kind="render")]
         self.stage.runner.slow = True
         self.stage.routes.dispatchers[RENDER].tick()
         self.stage.runner.slow = False
-        self.stage.leave()
+        self.stage.remove_worker()
         self.assertNotIn(RENDER, self.open_routes())
         stopped = Deferred.fromCoroutine(self.stage.routes.stop())
         self.assertNoResult(stopped)
-        self.stage.runner.go_on()
-        self.stage.settle()
+        self.stage.runner.run_waiting()
+        self.stage.run_pending()
         self.successResultOf(stopped)
         self.assertEqual(self.stage.states(*more), ["queued"] * 2)
 
     def test_once_stopped_nothing_is_opened(self) -> None:
         now(self.stage.routes.stop())
-        self.stage.work("render")
+        self.stage.add_worker("render")
         now(self.stage.routes.refresh())
         self.assertEqual(self.open_routes(), {TASKS, SLOW})
 
@@ -227,7 +227,7 @@ class Kinds(RouteCase):
         self.assertEqual(self.stage.client().ask("kinds")["kinds"], [])
 
     def test_what_one_worker_serves(self) -> None:
-        self.stage.work(KindInfo("thumbnail", "process", 60.0, 5, "Make it small."), "simulate", slots=8)
+        self.stage.add_worker(KindInfo("thumbnail", "process", 60.0, 5, "Make it small."), "simulate", slots=8)
         reply = self.stage.client().ask("kinds")
         self.assertEqual([kind["kind"] for kind in reply["kinds"]], ["simulate", "thumbnail"])
         self.assertEqual(
@@ -239,17 +239,17 @@ class Kinds(RouteCase):
         )
 
     def test_where_workers_differ_the_most_permissive_counts(self) -> None:
-        self.stage.work(KindInfo("render", "thread", 60.0, 5), name="a", queues=("slow", "tasks"), slots=2)
-        self.stage.work(KindInfo("render", "process", 90.0, 2, "Draw."), name="b", slots=3)
+        self.stage.add_worker(KindInfo("render", "thread", 60.0, 5), name="a", queues=("slow", "tasks"), slots=2)
+        self.stage.add_worker(KindInfo("render", "process", 90.0, 2, "Draw."), name="b", slots=3)
         [kind] = self.stage.routes.kinds()
         self.assertEqual(kind, ServedKind("render", ["tasks", "slow"], "thread", 90.0, 5, "Draw.", 2, 5))
-        self.stage.work(KindInfo("render", "process", None, 2), name="c", queues=("slow",), slots=1)
+        self.stage.add_worker(KindInfo("render", "process", None, 2), name="c", queues=("slow",), slots=1)
         [kind] = self.stage.routes.kinds()
         self.assertEqual((kind.timeout, kind.workers, kind.slots), (None, 3, 6))
         self.assertEqual(self.stage.routes.serving(RENDER), Serving(2, 5, 5))
         self.assertEqual(self.stage.routes.serving(Route("slow", "render")), Serving(2, 3, 5))
 
     def test_only_of_this_servers_queues(self) -> None:
-        self.stage.work("render", queues=("elsewhere",))
-        self.stage.work("sculpt", queues=("elsewhere", "slow"), name="w2")
+        self.stage.add_worker("render", queues=("elsewhere",))
+        self.stage.add_worker("sculpt", queues=("elsewhere", "slow"), name="w2")
         self.assertEqual([(k.kind, k.queues) for k in self.stage.routes.kinds()], [("sculpt", ["slow"])])

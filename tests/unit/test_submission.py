@@ -22,7 +22,7 @@ class Submitting(StageCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.ana, self.eva = self.stage.user("ana"), self.stage.user("eva")
+        self.ana, self.eva = self.stage.user_id("ana"), self.stage.user_id("eva")
         self.place = self.stage.window()
 
     def submit(self, user_id: int = 0, count: int = 1, **fields: Any) -> Deferred[Any]:
@@ -37,7 +37,7 @@ class Submitting(StageCase):
     def create_here(self, *args: Any, **options: Any) -> list[Task]:
         """A request, answered."""
         done = self.submit(*args, **options)
-        self.stage.settle()
+        self.stage.run_pending()
         return self.answer(done)
 
     def test_with_room_and_no_backlog_a_task_goes_straight_to_the_broker(self) -> None:
@@ -50,7 +50,7 @@ class Submitting(StageCase):
     def test_requests_of_one_turn_share_a_transaction_and_get_their_own_tasks(self) -> None:
         before = self.stage.runner.calls
         requests = [self.submit(count=n, task=f"t{n}") for n in (1, 2, 3)]
-        self.stage.settle()
+        self.stage.run_pending()
         self.assertEqual(self.stage.runner.calls, before + 1)
         answers = [self.answer(request) for request in requests]
         self.assertEqual([[t.task for t in answer] for answer in answers], [["t1"], ["t2"] * 2, ["t3"] * 3])
@@ -71,7 +71,7 @@ class Submitting(StageCase):
         self.create_here(count=6)
         self.place.take(-1)
         mine, others = self.submit(), self.submit(self.eva)
-        self.stage.settle()
+        self.stage.run_pending()
         states = [self.answer(done)[0].state for done in (mine, others)]
         self.assertEqual(states, [State.WAITING, State.QUEUED])
 
@@ -81,7 +81,7 @@ class Submitting(StageCase):
         self.assertEqual({(task.state, task.run_at) for task in tasks}, {(State.WAITING, later)})
         self.assertEqual((self.place.room, self.place.has_backlog, self.place.admit(self.ana)), (5, False, True))
         before = self.stage.runner.calls
-        self.stage.settle()
+        self.stage.run_pending()
         self.assertEqual((self.stage.runner.calls, self.stage.broker.published), (before, []))
 
     def test_it_is_no_backlog_to_other_servers_either(self) -> None:
@@ -89,7 +89,7 @@ class Submitting(StageCase):
         window = other.open(Route("tasks", "simulate"))
         window.clear_backlogged(window.backlogged_users())
         self.create_here(run_at=NOON + timedelta(hours=1))
-        other.apply(decode_batch(self.stage.broker.news[-1]).changes)
+        other.apply(decode_batch(self.stage.broker.event_batches[-1]).changes)
         self.assertTrue(window.admit(self.ana))
 
     def test_a_route_that_nobody_serves_is_stored_and_that_is_all(self) -> None:
@@ -98,23 +98,23 @@ class Submitting(StageCase):
         self.assertEqual((self.place.room, self.place.has_backlog), (5, False))
 
     def test_of_a_batch_of_several_routes_each_goes_its_way(self) -> None:
-        self.stage.work("render")
+        self.stage.add_worker("render")
         specs = [NewTask(self.ana, "t", queue="tasks", kind=kind) for kind in ("simulate", "render", "sculpt") * 2]
         done: Deferred[Any] = self.stage.submitter.submit(specs)
-        self.stage.settle()
+        self.stage.run_pending()
         states = [task.state.value for task in self.answer(done)]
         self.assertEqual(states, ["queued", "queued", "waiting"] * 2)
         for queue in ("tasks", "tasks#render"):
             self.assertEqual(len(self.stage.consume(queue)), 2)
 
     def test_the_window_was_closed_before_the_store_refused(self) -> None:
-        self.stage.work("render")
+        self.stage.add_worker("render")
         self.stage.runner.slow = True
         done = self.submit(kind="render")
-        self.stage.settle()
+        self.stage.run_pending()
         self.stage.windows.close(Route("tasks", "render"))
         self.stage.runner.away = True
-        self.stage.runner.go_on()
+        self.stage.runner.run_waiting()
         self.failureResultOf(done, Unavailable)
 
     def test_the_queues_have_windows_of_their_own(self) -> None:
@@ -128,40 +128,40 @@ class Submitting(StageCase):
         self.assertEqual([task.state for task in tasks], [State.WAITING] * 2)
         self.assertEqual(self.place.room, 5)
         self.stage.broker.ready = True
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual(self.stage.states(*tasks), ["queued"] * 2)
         self.assertEqual(len(self.stage.broker.published), 2)
 
     def test_the_answer_does_not_wait_for_the_broker(self) -> None:
-        self.stage.broker.mute = True
+        self.stage.broker.withholds_confirms = True
         self.create_here()
 
     def test_the_answer_waits_for_the_commit(self) -> None:
         self.stage.runner.slow = True
         done = self.submit()
-        self.stage.settle()
+        self.stage.run_pending()
         self.assertNoResult(done)
-        self.assertEqual((self.stage.broker.published, self.stage.broker.news), ([], []))
-        self.stage.runner.go_on()
+        self.assertEqual((self.stage.broker.published, self.stage.broker.event_batches), ([], []))
+        self.stage.runner.run_waiting()
         self.successResultOf(done)
 
     def test_others_hear_of_the_task_before_its_message_goes_out(self) -> None:
         self.create_here()
-        self.assertEqual(self.stage.broker.log, ["news", "messages"])
+        self.assertEqual(self.stage.broker.sent, ["events", "messages"])
 
     def test_the_store_is_away(self) -> None:
         self.stage.runner.away = True
         done = self.submit(count=3)
-        self.stage.settle()
+        self.stage.run_pending()
         self.failureResultOf(done, Unavailable)
         self.assertEqual(self.place.room, 5)
-        self.assertEqual((self.stage.broker.published, self.stage.broker.news), ([], []))
+        self.assertEqual((self.stage.broker.published, self.stage.broker.event_batches), ([], []))
         self.stage.runner.away = False
         self.create_here()
 
     def test_one_that_cannot_be_stored_fails_alone_and_the_window_stays_right(self) -> None:
         good, bad, fine = self.submit(), self.submit(task="a\0b"), self.submit()
-        self.stage.settle()
+        self.stage.run_pending()
         self.successResultOf(good)
         self.failureResultOf(bad, BadRequest)
         self.successResultOf(fine)
@@ -171,14 +171,14 @@ class Submitting(StageCase):
     def test_a_request_is_stored_whole_or_not_at_all(self) -> None:
         specs = [NewTask(self.ana, "t", queue="tasks"), NewTask(self.ana, "\0", queue="tasks")]
         done: Deferred[Any] = self.stage.submitter.submit(specs)
-        self.stage.settle()
+        self.stage.run_pending()
         self.failureResultOf(done, BadRequest)
         self.assertEqual(self.stage.tasks(), [])
 
     def test_a_defect_leaves_the_window_right_too(self) -> None:
         self.stage.runner.broken = True
         done = self.submit(count=3)
-        self.stage.settle()
+        self.stage.run_pending()
         self.failureResultOf(done, ZeroDivisionError)
         self.assertEqual(self.place.room, 5)
 
@@ -186,9 +186,9 @@ class Submitting(StageCase):
         self.stage.runner.slow = True
         self.submit()
         drained = self.stage.submitter.drained()
-        self.stage.settle()
+        self.stage.run_pending()
         self.assertNoResult(drained)
-        self.stage.runner.go_on()
+        self.stage.runner.run_waiting()
         self.successResultOf(drained)
 
     def test_a_thousand_tasks_a_transaction(self) -> None:
@@ -203,30 +203,30 @@ class Submitting(StageCase):
 class OutboxTests(StageCase):
     def settle(self) -> int:
         """Rows left after a round."""
-        self.stage.round()
+        self.stage.run_maintenance()
         return self.stage.outbox_rows()
 
     def create_here(self, count: int = 1) -> None:
         """Tasks through this server."""
-        specs = [NewTask(self.stage.user(), "t", queue="tasks") for _ in range(count)]
+        specs = [NewTask(self.stage.user_id(), "t", queue="tasks") for _ in range(count)]
         done: Deferred[Any] = self.stage.submitter.submit(specs)
         done.addErrback(lambda failure: failure.trap(Unavailable))
-        self.stage.settle()
+        self.stage.run_pending()
 
     def test_a_row_goes_only_once_the_broker_has_confirmed(self) -> None:
-        self.stage.broker.mute = True
+        self.stage.broker.withholds_confirms = True
         self.create_here(3)
         self.assertEqual(self.settle(), 1)
         self.stage.broker.confirm()
         self.assertEqual(self.settle(), 0)
 
     def test_one_that_still_waits_for_the_confirm_is_no_orphan(self) -> None:
-        self.stage.broker.mute = True
+        self.stage.broker.withholds_confirms = True
         self.create_here()
-        self.stage.broker.mute = False
+        self.stage.broker.withholds_confirms = False
         for _ in range(3):
             self.stage.clock.advance(RELAY_AFTER)
-            self.stage.round()
+            self.stage.run_maintenance()
         self.assertEqual(len(self.stage.broker.published), 1)
         self.stage.broker.confirm()
         self.assertEqual(self.settle(), 0)
@@ -256,27 +256,27 @@ class OutboxTests(StageCase):
     def test_a_batch_that_all_waits_needs_no_confirmation(self) -> None:
         self.stage.broker.ready = False
         self.create_here()
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual(self.stage.outbox_rows(), 0)
 
     def test_orphans_are_published_by_whoever_finds_them(self) -> None:
-        tasks = self.stage.create(count=2, settled=False)
-        self.stage.round()
+        tasks = self.stage.create(count=2, published=False)
+        self.stage.run_maintenance()
         self.assertEqual(self.stage.broker.published, [])
         self.stage.clock.advance(RELAY_AFTER)
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual([m.task_id for m in self.stage.broker.published], [task.id for task in tasks])
         self.assertEqual(self.settle(), 0)
 
     def test_only_what_still_waits_for_a_worker(self) -> None:
-        tasks = self.stage.create(count=3, settled=False)
+        tasks = self.stage.create(count=3, published=False)
         self.stage.claim(tasks[1])
         self.stage.clock.advance(RELAY_AFTER)
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual([m.task_id for m in self.stage.broker.published], [tasks[0].id, tasks[2].id])
 
     def test_not_while_the_broker_is_away(self) -> None:
-        self.stage.create(settled=False)
+        self.stage.create(published=False)
         self.stage.broker.ready = False
         self.stage.clock.advance(RELAY_AFTER)
         self.assertEqual(self.settle(), 1)
@@ -289,15 +289,15 @@ class OutboxTests(StageCase):
         self.create_here()
         self.stage.broker.ready = False
         self.stage.runner.slow = False
-        self.stage.runner.go_on()
+        self.stage.runner.run_waiting()
         self.assertEqual((self.stage.states(), self.stage.broker.published), (["queued"], []))
         self.stage.broker.ready = True
         self.stage.clock.advance(RELAY_AFTER)
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual((len(self.stage.broker.published), self.settle()), (1, 0))
 
     def test_a_defect_while_publishing_is_logged_and_leaves_the_row(self) -> None:
-        self.stage.broker.mute = True
+        self.stage.broker.withholds_confirms = True
         self.create_here()
         self.stage.broker.confirm(ZeroDivisionError())
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
