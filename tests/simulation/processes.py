@@ -19,7 +19,7 @@ from taskd.server.service import TaskServer
 from taskd.worker.attempt import Attempt
 from taskd.worker.runner import Runner
 from taskd.worker.worker import Worker
-from tests.simulation.broker import BrokerLink
+from tests.simulation.broker_link import BrokerLink
 from tests.simulation.clock import OwnClock, Owner
 from tests.simulation.referee import NO_ERROR
 from tests.simulation.store import StoreLink

@@ -21,6 +21,7 @@ from tests.simulation import faults
 from tests.simulation.broker import SimBroker
 from tests.simulation.clients import Client, User
 from tests.simulation.clock import START, SimClock
+from tests.simulation.database import Database, at_once
 from tests.simulation.plan import Plan, Rates, draw
 from tests.simulation.processes import SESSION_SECONDS, Process, ServerProcess, WorkerProcess
 from tests.simulation.referee import (
@@ -36,7 +37,6 @@ from tests.simulation.referee import (
     Referee,
     Violation,
 )
-from tests.simulation.store import Database, at_once
 
 PATIENCE = 150.0
 """Seconds after the last fault in which everything must come to its end."""

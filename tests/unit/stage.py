@@ -141,13 +141,13 @@ class StageBroker(MemoryBroker):
             else:
                 confirmed.errback(error)
 
-    def announce(self, news: bytes, topic: str = CHANGES) -> None:
+    def announce(self, body: bytes, topic: str = CHANGES) -> None:
         if topic == CHANGES:
             self.sent.append("events")
-            self.event_batches.append(news)
+            self.event_batches.append(body)
         else:
-            self.cancel_orders.append(list(decode_cancel_order(news).task_ids))
-        super().announce(news, topic)
+            self.cancel_orders.append(list(decode_cancel_order(body).task_ids))
+        super().announce(body, topic)
 
     async def depth(self, queue: str) -> int:
         self.queue_names.add(queue)

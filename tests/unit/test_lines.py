@@ -319,8 +319,13 @@ class Failures(StageCase):
         client = self.stage.client()
         self.stage.runner.away = True
         requests: dict[str, dict[str, Any]] = {
-            **{"get_tasks": {}, "new_task": {"task": "x"}, "watch": {}, "wait": {"task_ids": [1]}},
-            **{"cancel_task": {"task_id": 1}, "get_task": {"task_id": 1}, "logout": {}},
+            "get_tasks": {},
+            "new_task": {"task": "x"},
+            "watch": {},
+            "wait": {"task_ids": [1]},
+            "cancel_task": {"task_id": 1},
+            "get_task": {"task_id": 1},
+            "logout": {},
             "login": {"username": "ana", "password": "correct horse"},
         }
         for action, fields in requests.items():
