@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Message(NamedTuple):
-    """A message as a queue has it."""
+    """A message in a queue."""
 
     task_id: int
     dispatch: int
@@ -22,7 +22,7 @@ class Message(NamedTuple):
 
 
 class Queue:
-    """Messages in order, and the consumers that take turns."""
+    """Messages in order, delivered round-robin to the consumers."""
 
     def __init__(self, world: World, name: str) -> None:
         self._world = world
@@ -32,39 +32,39 @@ class Queue:
         self.messages: deque[Message] = deque()
         self.consumers: list[SimConsumer] = []
 
-    def put(self, message: Message) -> None:
-        """A message arrives at the end, or somewhere else."""
+    def enqueue(self, message: Message) -> None:
+        """Add a message at the end or, if messages are reordered, at a random place."""
         rates = self._world.rates
         if rates and self.messages and self._stream.random() < rates.reordered:
             self.messages.insert(self._stream.randrange(len(self.messages)), message)
         else:
             self.messages.append(message)
-        self.kick()
+        self.deliver_soon()
 
-    def put_back(self, messages: Sequence[Message]) -> None:
-        """Messages that were delivered return to the front."""
+    def requeue(self, messages: Sequence[Message]) -> None:
+        """Return delivered messages to the front."""
         self.messages.extendleft([m._replace(redelivered=True) for m in reversed(messages)])
-        self.kick()
+        self.deliver_soon()
 
-    def kick(self) -> None:
-        """There may be something to deliver."""
+    def deliver_soon(self) -> None:
+        """Schedule a delivery if there are messages."""
         if self.messages and not self._soon:
             self._soon = True
             self._world.clock.call(None, self._stream.expovariate(1 / self._world.plan.broker_seconds), self._deliver)
 
     def _deliver(self) -> None:
         self._soon = False
-        shares: dict[SimConsumer, list[Delivery]] = {}
+        batches: dict[SimConsumer, list[Delivery]] = {}
         while self.messages and (able := [c for c in self.consumers if c.room > 0]):
             self._turn += 1
             consumer = able[self._turn % len(able)]
-            shares.setdefault(consumer, []).append(consumer.hand_out(self.messages.popleft()))
-        for consumer, deliveries in shares.items():
+            batches.setdefault(consumer, []).append(consumer.take(self.messages.popleft()))
+        for consumer, deliveries in batches.items():
             consumer.send(deliveries)
 
 
 class SimBroker:
-    """All queues and links. While it is down no link is up."""
+    """All queues and links. While the broker is down, no link is up."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -73,30 +73,30 @@ class SimBroker:
         self.links: list[BrokerLink] = []
 
     def queue(self, name: str) -> Queue:
-        """A queue, declared when it is first named."""
+        """A queue, which is declared on first use."""
         if name not in self.queues:
             self.queues[name] = Queue(self._world, name)
         return self.queues[name]
 
     def stop(self) -> None:
-        """It dies; what is durable survives, unacked deliveries return to their queues."""
+        """Stop the broker. Messages survive, and unacked deliveries return to their queues."""
         self.up = False
         for link in self.links:
             link.lose()
 
-    def start(self, forgetful: bool) -> None:
-        """It is there again, with its messages or, after a crash, without."""
+    def start(self, lost_messages: bool) -> None:
+        """Start the broker again, with its messages or without."""
         self.up = True
-        if forgetful:
+        if lost_messages:
             self.purge()
 
     def purge(self) -> None:
-        """All ready messages are gone."""
+        """Remove all ready messages."""
         for queue in self.queues.values():
             queue.messages.clear()
 
-    def unsettled(self) -> list[str]:
-        """What is in the queues or unacked."""
+    def remaining(self) -> list[str]:
+        """A line for each message that is ready or unacked."""
         found = [f"{name}: {m} is ready" for name, queue in self.queues.items() for m in queue.messages]
         for queue in self.queues.values():
             for consumer in queue.consumers:

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 @implementer(IConsumer)
 class SimConsumer:
-    """A subscription of a process.
+    """A consumer of a process.
 
-    ``channel`` counts the broker's channels for it, ``known`` is the one of which the process knows: when one is lost,
-    the process goes on for a moment, with deliveries that are void.
+    ``_channel`` counts the channels that the broker had for it; ``_known`` is the one that the process knows. After a
+    channel was lost, the process works for a moment with deliveries that are void.
     """
 
     def __init__(
@@ -55,49 +55,49 @@ class SimConsumer:
 
     @property
     def room(self) -> int:
-        """How many more it may hold."""
+        """How many more deliveries it may hold."""
         return self._prefetch - len(self.unacked) if self._open and not self._stopped else 0
 
-    def hand_out(self, message: Message) -> Delivery:
-        """A message is its now."""
+    def take(self, message: Message) -> Delivery:
+        """Take a message from the queue: it is unacked from now on."""
         self._tags += 1
         self.unacked[self._tags] = message
         return Delivery(message.task_id, message.dispatch, message.redelivered, (self._channel, self._tags))
 
     def send(self, deliveries: Sequence[Delivery]) -> None:
-        """They are on their way to the process."""
-        self._link.later(self._link.takes(self._stream), self._arrived, self._channel, deliveries)
+        """Send deliveries to the process."""
+        self._link.later(self._link.delay(self._stream), self._arrived, self._channel, deliveries)
 
     def lose(self) -> None:
-        """The channel is gone, and its deliveries return to the queue; the process learns of it a little later."""
+        """Lose the channel. Its deliveries return to the queue, and the process notices it a little later."""
         if not self._open:
             return
         self._open = False
         self._channel += 1
         back = list(self.unacked.values())
         self.unacked.clear()
-        self._queue.put_back(back)
-        self._link.later(self._stream.uniform(0, 0.5), self._told, self._channel)
+        self._queue.requeue(back)
+        self._link.later(self._stream.uniform(0, 0.5), self._notice_loss, self._channel)
 
     def open(self) -> None:
-        """There is a channel again."""
+        """Open a new channel."""
         if self._link.up and not self._open and self._stopping is None:
-            self._learn(self._channel)
+            self._channel_lost(self._channel)
             self._open = True
             self._channel += 1
             self._known = self._channel
             self.ready = True
-            self._queue.kick()
+            self._queue.deliver_soon()
 
-    def _settle(self, channel: int, deliveries: Sequence[Delivery], back: bool) -> None:
+    def _resolve(self, channel: int, deliveries: Sequence[Delivery], back: bool) -> None:
         if channel != self._channel:
-            return  # void
+            return  # these deliveries are void
         found = [d for d in deliveries if d.tag[1] in self.unacked]
         messages = [self.unacked.pop(d.tag[1]) for d in found]
         if back:
-            self._queue.put_back(messages)
+            self._queue.requeue(messages)
             return
-        self._queue.kick()
+        self._queue.deliver_soon()
         for delivery in found:
             same = (delivery.task_id, delivery.dispatch)
             others = any(same == m[:2] for m in self.unacked.values())
@@ -109,12 +109,12 @@ class SimConsumer:
         if channel == self._known:
             self._on_deliveries(deliveries)
 
-    def _told(self, channel: int) -> None:
-        self._learn(channel)
+    def _notice_loss(self, channel: int) -> None:
+        self._channel_lost(channel)
         if self._link.up and not self._open:
             self._link.later(self._stream.uniform(0, 1.0), self.open)
 
-    def _learn(self, channel: int) -> None:
+    def _channel_lost(self, channel: int) -> None:
         if self._known < channel:
             self._known = channel
             self.ready = False
@@ -131,21 +131,21 @@ class SimConsumer:
     def _send_back(self, deliveries: Sequence[Delivery], back: bool) -> None:
         for channel in sorted({d.tag[0] for d in deliveries}):
             those = [d for d in deliveries if d.tag[0] == channel]
-            # in the order in which they were sent, and to a channel that may be gone when they arrive
-            self._link.network(self._stream, self._settle, channel, those, back)
+            # in the order in which they were sent; the channel may be lost when they arrive
+            self._link.send_to_broker(self._stream, self._resolve, channel, those, back)
 
     def stop(self) -> Awaitable[None]:
         self.ready = False
         done = self._stopping = Deferred()
         if self._open:
-            self._link.network(self._stream, self._stop)
+            self._link.send_to_broker(self._stream, self._stop)
         else:
             done.callback(None)
         return done
 
     def _stop(self) -> None:
         self._stopped = True
-        self._link.later(self._link.takes(self._stream), self._has_stopped)
+        self._link.later(self._link.delay(self._stream), self._has_stopped)
 
     def _has_stopped(self) -> None:
         if self._stopping is not None and not self._stopping.called:
@@ -154,7 +154,7 @@ class SimConsumer:
 
 @implementer(IBroker)
 class BrokerLink:
-    """IBroker of one process."""
+    """The IBroker of one process."""
 
     def __init__(self, world: World, process: Process) -> None:
         self.ready = False
@@ -168,30 +168,30 @@ class BrokerLink:
         self._life = 0
         self._stopped = False
         self._cut = False
-        self._missed = False
+        self._lost_events = False
         self._sent = 0.0
         self._connecting = self.stream("connecting")
         self._publishing = self.stream("publishing")
-        self._news = self.stream("news")
+        self._event_stream = self.stream("news")
         self._depth = self.stream("depth")
         self._broker.links.append(self)
 
     def stream(self, what: str) -> Any:
-        """Random numbers for one purpose."""
+        """The random numbers of this process for one purpose."""
         return self._world.stream(self._process.name, what)
 
     def later(self, delay: float, what: Callable[..., object], *args: Any) -> None:
-        """In the process, some time later."""
+        """Call a function in the process, some time later."""
         self._process.clock.callLater(delay, what, *args)
 
-    def takes(self, stream: Any) -> float:
-        """Seconds on the way."""
+    def delay(self, stream: Any) -> float:
+        """Random seconds that a message takes on the network."""
         return float(stream.expovariate(1 / self._plan.broker_seconds))
 
-    def network(self, stream: Any, what: Callable[..., object], *args: Any) -> None:
-        """At the broker, some time later; what is sent first arrives first. It is lost with the connection."""
+    def send_to_broker(self, stream: Any, what: Callable[..., object], *args: Any) -> None:
+        """Call a function at the broker, some time later and in order, unless the connection is lost before."""
         life = self._life
-        self._sent = max(self._world.clock.seconds() + self.takes(stream), self._sent)
+        self._sent = max(self._world.clock.seconds() + self.delay(stream), self._sent)
 
         def arrive() -> None:
             if self._life == life:
@@ -200,35 +200,35 @@ class BrokerLink:
         self._world.clock.call(None, self._sent - self._world.clock.seconds(), arrive)
 
     def acked(self, delivery: Delivery, others: bool) -> None:
-        """A consumer's delivery is settled."""
+        """A delivery of a consumer was acked."""
         self._world.referee.acked(self._process.name, delivery, others)
 
-    # -- what the world does to it
+    # -- faults
 
     def lose(self) -> None:
-        """The connection is gone."""
+        """Lose the connection."""
         if self.up:
             self.up = False
             self._life += 1
             for consumer in self.consumers:
                 consumer.lose()
-            self.later(self._connecting.uniform(0, 0.5), self._told)
+            self.later(self._connecting.uniform(0, 0.5), self._notice_loss)
 
     def cut(self, cut: bool) -> None:
-        """Whether the network between this process and the broker is cut."""
+        """Cut the network between this process and the broker, or mend it."""
         self._cut = cut
         if cut:
             self.lose()
 
-    def vanish(self) -> None:
-        """The process is dead, and the broker notices."""
+    def process_died(self) -> None:
+        """The broker notices that the process has ended."""
         self._stopped = True
         self.lose()
         for consumer in self.consumers:
             consumer._queue.consumers.remove(consumer)
         self._broker.links.remove(self)
 
-    def _told(self) -> None:
+    def _notice_loss(self) -> None:
         self.ready = False
         self._connect_later()
 
@@ -246,16 +246,16 @@ class BrokerLink:
             consumer.open()
         for _, on_gap in [each for those in self._listeners.values() for each in those]:
             on_gap()
-        if self._missed:
-            # nobody has heard what was said meanwhile
-            self._missed = False
+        if self._lost_events:
+            # tell all subscribers that event batches were lost meanwhile
+            self._lost_events = False
             for topic in (CHANGES, ORDERS):
                 self.announce(b"", topic)
 
     # -- IBroker
 
     async def start(self) -> None:
-        self.later(self.takes(self._connecting), self._connect)
+        self.later(self.delay(self._connecting), self._connect)
 
     async def stop(self) -> None:
         self._stopped = True
@@ -269,7 +269,7 @@ class BrokerLink:
         elif not messages:
             done.callback(None)
         else:
-            there = self.takes(self._publishing)
+            there = self.delay(self._publishing)
             self._world.clock.call(None, there, self._arrive, done, queue, list(messages), self._life)
         return done
 
@@ -277,19 +277,19 @@ class BrokerLink:
         stream, rates = self._publishing, self._world.rates
         kind = stream.random()
         if life != self._life or self._process.dead or not self.up:
-            # whether it got through before the end, nobody knows
+            # the publisher cannot know whether the messages arrived before the connection was lost
             if stream.random() < 0.5 and self._broker.up:
                 self._enqueue(queue, messages)
-            self.later(stream.uniform(0, 1.0), self._fail, done)
+            self.later(stream.uniform(0, 1.0), self._not_confirmed, done)
         elif rates and kind < rates.lost_confirm:
-            self.later(stream.uniform(0, 15.0), self._fail, done)
+            self.later(stream.uniform(0, 15.0), self._not_confirmed, done)
         elif rates and kind < rates.lost_confirm + rates.unconfirmed:
             self._enqueue(queue, messages)
-            self.later(stream.uniform(0, 2.0), self._fail, done)
+            self.later(stream.uniform(0, 2.0), self._not_confirmed, done)
         else:
             self._enqueue(queue, messages)
             late = rates and stream.random() < rates.late_confirm
-            delay = stream.uniform(0, 12.0) if late else self.takes(stream)
+            delay = stream.uniform(0, 12.0) if late else self.delay(stream)
             self.later(delay, self._confirm, done, messages, self._life)
 
     def _enqueue(self, queue: str, messages: Sequence[Dispatch]) -> None:
@@ -298,23 +298,23 @@ class BrokerLink:
             copies = 1
             if rates and stream.random() < rates.dropped:
                 copies = 0
-            elif rates and stream.random() < rates.doubled:
+            elif rates and stream.random() < rates.duplicated:
                 copies = 2
             for _ in range(copies):
                 late = rates and stream.random() < rates.reordered / 2
                 delay = stream.uniform(0, stream.choice((0.1, 5.0, 15.0))) if late else 0.0
                 self._world.clock.call(
-                    None, delay, self._broker.queue(queue).put, Message(message.task_id, message.dispatch, False)
+                    None, delay, self._broker.queue(queue).enqueue, Message(message.task_id, message.dispatch, False)
                 )
 
     def _confirm(self, done: Deferred[None], messages: Sequence[Dispatch], life: int) -> None:
         if life != self._life:
-            self._fail(done)
+            self._not_confirmed(done)
             return
         self._world.referee.delivered.update((m.task_id, m.dispatch) for m in messages)
         done.callback(None)
 
-    def _fail(self, done: Deferred[None]) -> None:
+    def _not_confirmed(self, done: Deferred[None]) -> None:
         done.errback(BrokerUnavailable("a message was not confirmed"))
 
     def consume(
@@ -342,34 +342,34 @@ class BrokerLink:
             else:
                 done.errback(BrokerUnavailable("the broker is away"))
 
-        self.later(self.takes(self._depth), answer)
+        self.later(self.delay(self._depth), answer)
         return done
 
-    def announce(self, news: bytes, topic: str = CHANGES) -> None:
+    def announce(self, body: bytes, topic: str = CHANGES) -> None:
         if self.ready:
-            there = self.takes(self._news)
-            self._world.clock.call(None, there, self._spread, news, topic, self._life)
+            there = self.delay(self._event_stream)
+            self._world.clock.call(None, there, self._fan_out, body, topic, self._life)
         else:
-            self._missed = True
+            self._lost_events = True
 
-    def _spread(self, news: bytes, topic: str, life: int) -> None:
+    def _fan_out(self, body: bytes, topic: str, life: int) -> None:
         if life == self._life and self.up:
             for link in self._broker.links:
                 if link.up:
-                    link._hear(news, topic)
+                    link._receive(body, topic)
         else:
-            self._missed = True
+            self._lost_events = True
 
-    def _hear(self, news: bytes, topic: str) -> None:
-        stream, rates = self._news, self._world.rates
-        for on_news, on_gap in self._listeners.get(topic, ()):
-            if not news or (rates and stream.random() < rates.news_gap):
+    def _receive(self, body: bytes, topic: str) -> None:
+        stream, rates = self._event_stream, self._world.rates
+        for on_event, on_gap in self._listeners.get(topic, ()):
+            if not body or (rates and stream.random() < rates.event_gap):
                 self.later(stream.uniform(0, 2.0), on_gap)
                 continue
-            copies = 2 if rates and stream.random() < rates.news_doubled else 1
+            copies = 2 if rates and stream.random() < rates.event_duplicated else 1
             for _ in range(copies):
                 slow = rates and stream.random() < rates.reordered
-                self.later(stream.uniform(0, 2.0) if slow else self.takes(stream), on_news, news)
+                self.later(stream.uniform(0, 2.0) if slow else self.delay(stream), on_event, body)
 
-    def subscribe(self, on_news: Callable[[bytes], None], on_gap: Callable[[], None], topic: str = CHANGES) -> None:
-        self._listeners.setdefault(topic, []).append((on_news, on_gap))
+    def subscribe(self, on_event: Callable[[bytes], None], on_gap: Callable[[], None], topic: str = CHANGES) -> None:
+        self._listeners.setdefault(topic, []).append((on_event, on_gap))

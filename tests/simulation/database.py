@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from tests.simulation.store import StoreLink
     from tests.simulation.world import World
 
-_FOREVER = 2**62
-"""When a settled row that is kept for a while was published."""
+_PUBLISHED = 2**62
+"""The published_at of a published row that is kept for a while."""
 
 _AUDIT = f"""
 CREATE TEMP TABLE audit (task_id, task, old_state, state, old_attempt, attempt, max_attempts, old_version, version,
     old_dispatch, dispatch, worker, old_worker, old_lease_until, old_started_at, old_dispatched_at);
-CREATE TEMP TABLE settled (id, task_ids);
+CREATE TEMP TABLE removed (id, task_ids);
 CREATE TEMP TRIGGER new_task AFTER INSERT ON main.tasks BEGIN
     INSERT INTO audit VALUES (NEW.id, NEW.task, NULL, NEW.state, 0, NEW.attempt, NEW.max_attempts, 0, NEW.version,
         0, NEW.dispatch, NEW.worker, NULL, NULL, NULL, NULL);
@@ -37,11 +37,11 @@ BEGIN
         OLD.version, NEW.version, OLD.dispatch, NEW.dispatch, NEW.worker, OLD.worker, OLD.lease_until,
         OLD.started_at, OLD.dispatched_at);
 END;
-CREATE TEMP TRIGGER deleted_row AFTER DELETE ON main.outbox WHEN coalesce(OLD.published_at, 0) <> {_FOREVER} BEGIN
-    INSERT INTO settled VALUES (OLD.id, OLD.task_ids);
+CREATE TEMP TRIGGER deleted_row AFTER DELETE ON main.outbox WHEN coalesce(OLD.published_at, 0) <> {_PUBLISHED} BEGIN
+    INSERT INTO removed VALUES (OLD.id, OLD.task_ids);
 END;
-CREATE TEMP TRIGGER settled_row AFTER UPDATE ON main.outbox WHEN NEW.published_at = {_FOREVER} BEGIN
-    INSERT INTO settled VALUES (NEW.id, NEW.task_ids);
+CREATE TEMP TRIGGER published_row AFTER UPDATE ON main.outbox WHEN NEW.published_at = {_PUBLISHED} BEGIN
+    INSERT INTO removed VALUES (NEW.id, NEW.task_ids);
 END;
 """
 
@@ -50,16 +50,16 @@ UPDATE tasks SET state = ?, attempt = ?, version = ?, dispatch = ?, worker = ?, 
     dispatched_at = ? WHERE id = ?
 """
 
-_RELAXED = frozenset({"claim", "dispatch"})
-"""Calls whose commit does not wait for the disk. Those since the last commit that did may be undone by a crash."""
+_ASYNC_COMMITS = frozenset({"claim", "dispatch"})
+"""Calls whose commit does not wait for the disk. A crash may undo those since the last commit that did."""
 
-_ELSEWHERE = f"""
-SELECT EXISTS (SELECT 1 FROM outbox, json_each(task_ids) WHERE value = ? AND coalesce(published_at, 0) <> {_FOREVER})
+_IN_OUTBOX = f"""
+SELECT EXISTS (SELECT 1 FROM outbox, json_each(task_ids) WHERE value = ? AND coalesce(published_at, 0) <> {_PUBLISHED})
 """
 
 
 class _Runner(InlineRunner):
-    """Hands out its connection, for the referee."""
+    """A runner with a public connection, for the audit."""
 
     @property
     def connection(self) -> Any:
@@ -68,7 +68,7 @@ class _Runner(InlineRunner):
 
 
 class Database:
-    """The truth. Every call is one transaction, done at once; the referee hears of what it changed."""
+    """The shared store. Every call is one transaction, executed at once, and the referee checks its changes."""
 
     def __init__(self, world: World) -> None:
         self._referee = world.referee
@@ -76,9 +76,9 @@ class Database:
         self._clock = world.clock
         self._changes = 0
         self._unflushed: list[tuple[list[Change], str]] = []
-        """What a crash may undo: changes and, of a dispatch, its batch."""
+        """The commits that a crash may undo: their changes, and the batch of a dispatch."""
         self.on_unflushed: Callable[[], object] = lambda: None
-        """Called when there is something that a crash would undo."""
+        """Called after a commit that a crash may undo."""
         self.store = SqliteStore(self._runner, world.clock)
         self.up = True
         self.links: list[StoreLink] = []
@@ -86,17 +86,17 @@ class Database:
         self._runner.connection.executescript(_AUDIT)
 
     def perform(self, who: str, name: str, *args: Any, again: bool = False) -> Any:
-        """Do a call, for a process; ``again`` when it may have been done before. Raises what the store raises."""
+        """Execute a call of a process. ``again``: it may have been executed before. Raises what the store raises."""
         if name == "finish":
             worker, outcomes, repeated = args
-            before = self._referee.present(outcome.task_id for outcome in outcomes)
+            before = self._referee.current(outcome.task_id for outcome in outcomes)
             found = at_once(self.store.finish(worker, outcomes, repeated or again))
             self._referee.finished(worker, outcomes, repeated or again, before, found)
             self._audit(who, name, args)
             return found
         result = at_once(getattr(self.store, name)(*args))
         if again and name in ("create_tasks", "dispatch"):
-            # as the store of many servers does: the row will outlive its settling, lest a straggler come after it
+            # like the PostgreSQL store, keep the row after it is published: a late copy of the call may still arrive
             self.query("UPDATE outbox SET published_at = created_at WHERE id = ? AND published_at IS NULL", args[0])
             self._runner.connection.commit()
         self._audit(who, name, args)
@@ -105,7 +105,7 @@ class Database:
         return result
 
     def rehearse(self, batch: str, rows: Sequence[NewTask], settled: Sequence[str]) -> Sequence[Task]:
-        """What creating tasks would return now. Nothing is done."""
+        """What creating these tasks would return now. Changes nothing."""
         connection = self._runner.connection
         try:
             return self.store._create_tasks(connection.cursor(), batch, rows, settled)
@@ -113,7 +113,7 @@ class Database:
             connection.rollback()
 
     def query(self, text: str, *args: Any) -> list[Any]:
-        """Rows of a statement of the referee's."""
+        """The rows of a statement."""
         rows: list[Any] = self._runner.connection.execute(text, args).fetchall()
         return rows
 
@@ -122,29 +122,29 @@ class Database:
         if connection.total_changes == self._changes:
             return
         changes = [Change(*row) for row in self.query("SELECT * FROM audit ORDER BY rowid")]
-        settled = self.query("SELECT * FROM settled ORDER BY rowid")
+        removed = self.query("SELECT * FROM removed ORDER BY rowid")
         connection.execute("DELETE FROM audit")
-        connection.execute("DELETE FROM settled")
+        connection.execute("DELETE FROM removed")
         connection.commit()
         self._changes = connection.total_changes
-        if how not in _RELAXED:
+        if how not in _ASYNC_COMMITS:
             self._unflushed.clear()
         elif changes:
             self._unflushed.append((changes, args[0] if how == "dispatch" else ""))
             self.on_unflushed()
         self._referee.changed(who, how, changes)
-        for batch, task_ids in settled:
-            self._referee.settled(batch, json.loads(task_ids), self._in_outbox)
+        for batch, task_ids in removed:
+            self._referee.row_deleted(batch, json.loads(task_ids), self._in_outbox)
 
     def _in_outbox(self, task_id: int) -> bool:
-        return bool(self.query(_ELSEWHERE, task_id)[0][0])
+        return bool(self.query(_IN_OUTBOX, task_id)[0][0])
 
-    # -- what the world does to it and asks of it
+    # -- faults, and questions of the world
 
     def stop(self, lost: float = 0.0) -> None:
-        """Nobody reaches it. It may have crashed, and lose this share of what was not on the disk yet."""
+        """Stop the database. A crash undoes this share of the commits that were not on the disk."""
         self.up = False
-        self._tell()
+        self._notify_links()
         connection = self._runner.connection
         for _ in range(round(lost * len(self._unflushed))):
             changes, batch = self._unflushed.pop()
@@ -154,37 +154,37 @@ class Database:
                 connection.execute(_UNDO, (*old, c.old_worker, *old_times, c.task_id))
             connection.execute("DELETE FROM outbox WHERE id = ?", (batch,))
             connection.execute("DELETE FROM audit")
-            connection.execute("DELETE FROM settled")
-            self._referee.undone(changes)
+            connection.execute("DELETE FROM removed")
+            self._referee.undo(changes)
         connection.commit()
         self._unflushed.clear()
         self._changes = connection.total_changes
 
     def start(self) -> None:
-        """Everybody does."""
+        """Start the database again."""
         self.up = True
-        self._tell()
+        self._notify_links()
 
-    def unsettled(self) -> int:
-        """Rows of the outbox that wait for a confirm."""
-        return int(self.query(f"SELECT count(*) FROM outbox WHERE coalesce(published_at, 0) <> {_FOREVER}")[0][0])
+    def unpublished_rows(self) -> int:
+        """The number of outbox rows that are not marked as published."""
+        return int(self.query(f"SELECT count(*) FROM outbox WHERE coalesce(published_at, 0) <> {_PUBLISHED}")[0][0])
 
     def queued(self) -> Mapping[Route, int]:
-        """Queued tasks by route."""
+        """The number of queued tasks by route."""
         counts: Mapping[Route, int] = at_once(self.store.count_queued())
         return counts
 
     def close(self) -> None:
-        """The game is over."""
+        """Close the database."""
         self._runner.close()
 
-    def _tell(self) -> None:
+    def _notify_links(self) -> None:
         for link in self.links:
             link.changed()
 
 
 def at_once(work: Any) -> Any:
-    """The result of a coroutine that waits for nothing."""
+    """The result of a coroutine that does not wait. Raises what it failed with."""
     results: list[Any] = []
     Deferred.fromCoroutine(work).addBoth(results.append)
     [result] = results

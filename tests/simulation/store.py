@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 REPEAT_AFTER = 0.1
-"""Seconds before a link repeats what may have been done."""
+"""Seconds before a link repeats a call that may have been executed."""
 
 
 class _Call:
-    """A call under way. ``again``: it may have been done. ``sent`` tells the tries apart."""
+    """A call under way. ``maybe_executed`` means that it may have been executed. ``sent`` counts its tries."""
 
-    __slots__ = ("again", "args", "deadline", "done", "name", "repeat", "sent", "stream")
+    __slots__ = ("args", "deadline", "done", "maybe_executed", "name", "repeat", "sent", "stream")
 
     def __init__(self, name: str, args: Sequence[Any], repeat: bool, stream: Any) -> None:
         self.name = name
@@ -40,23 +40,23 @@ class _Call:
         self.repeat = repeat
         self.stream = stream
         self.done: Deferred[Any] = Deferred()
-        self.again = False
+        self.maybe_executed = False
         self.sent = 0
         self.deadline: float | None = None
 
 
 @implementer(IStore)
 class StoreLink:
-    """IStore of one process: the shared store behind delays, refusals, lost answers and outages.
+    """The IStore of one process: the shared store with delays, refusals, lost answers and outages.
 
-    Like the store of many servers it repeats what may have been done, for a while, and what may not be repeated it does
-    not. What a killed process has asked for may still be done.
+    Like the PostgreSQL store, it repeats for a while a call that may have been executed, if the call can be repeated. A
+    call of a killed process may still be executed.
     """
 
     def __init__(self, world: World, process: Process) -> None:
         self.ready = False
         self.disturbed = 0.0
-        """When a call was last not answered, or late."""
+        """The time of the last call that was answered late or not at all."""
         self._world = world
         self._database = world.database
         self._process = process
@@ -67,19 +67,19 @@ class StoreLink:
         self._open: dict[_Call, None] = {}
         self._database.links.append(self)
 
-    # -- what the world does to it
+    # -- faults
 
     @property
     def _reached(self) -> bool:
         return self._database.up and not self._cut
 
     def cut(self, cut: bool) -> None:
-        """Whether the network between this process and the database is cut."""
+        """Cut the network between this process and the database, or mend it."""
         self._cut = cut
         self.changed()
 
     def changed(self) -> None:
-        """The database can be reached no more, or again: it takes a moment to notice."""
+        """The database may have become reachable or unreachable. The process notices it a little later."""
         stream = self._world.stream(self._process.name, "store notices")
         self._process.clock.callLater(stream.uniform(0, 1.0), self._notice)
 
@@ -103,45 +103,47 @@ class StoreLink:
         stream, later = call.stream, self._process.clock.callLater
         call.sent += 1
         if not self.ready:
-            self._disturb()
-            later(stream.choice((0.0, 0.2, 1.0)), self._refused, call)
+            self._note_disturbance()
+            later(stream.choice((0.0, 0.2, 1.0)), self._refuse, call)
             return
         rates, kind = self._world.rates, stream.random()
-        there, back = self._takes(stream), self._takes(stream)
+        there, back = self._delay(stream), self._delay(stream)
         if max(there, back) > 1:
-            self._disturb()
+            self._note_disturbance()
         if rates and kind < rates.refused:
-            self._disturb()
-            later(there, self._refused, call)
+            self._note_disturbance()
+            later(there, self._refuse, call)
         elif rates and kind < rates.refused + rates.ambiguous:
-            self._world.clock.call(None, there, self._arrive, call, partial(later, back, self._lost, call, call.sent))
+            self._world.clock.call(
+                None, there, self._arrive, call, partial(later, back, self._answer_lost, call, call.sent)
+            )
         elif rates and kind < rates.refused + rates.ambiguous + rates.straggling:
             late = stream.uniform(0, 4.0)
             self._world.clock.call(None, late, self._arrive, call, lambda _: None)
-            later(there, self._lost, call, call.sent)
+            later(there, self._answer_lost, call, call.sent)
         else:
             answer = partial(self._answer, call, call.sent, back)
             self._world.clock.call(None, there, self._arrive, call, answer)
 
-    def _disturb(self) -> None:
+    def _note_disturbance(self) -> None:
         self.disturbed = self._world.clock.seconds()
 
-    def _takes(self, stream: Any) -> float:
+    def _delay(self, stream: Any) -> float:
         rates = self._world.rates
         if rates and stream.random() < rates.slow_store:
             return float(stream.uniform(0, 3.0))
         return float(stream.expovariate(1 / self._plan.store_seconds))
 
     def _arrive(self, call: _Call, answer: Any) -> None:
-        """The call reaches the database, or not."""
+        """The call arrives at the database, unless that cannot be reached."""
         if self._process.dead and call.stream.random() < 0.5:
             return
         if not self._reached:
-            self._process.clock.callLater(call.stream.uniform(0, 1.0), self._lost, call, call.sent)
+            self._process.clock.callLater(call.stream.uniform(0, 1.0), self._answer_lost, call, call.sent)
             return
         result: Any
         try:
-            result = self._database.perform(self._process.name, call.name, *call.args, again=call.again)
+            result = self._database.perform(self._process.name, call.name, *call.args, again=call.maybe_executed)
         except Exception as e:
             result = e
         else:
@@ -161,20 +163,20 @@ class StoreLink:
         else:
             call.done.callback(result)
 
-    def _refused(self, call: _Call) -> None:
-        if call.again:
-            self._lost(call, call.sent)
+    def _refuse(self, call: _Call) -> None:
+        if call.maybe_executed:
+            self._answer_lost(call, call.sent)
         else:
             self._fail(call, "the database is too busy now")
 
-    def _lost(self, call: _Call, sent: int, _: object = None) -> None:
+    def _answer_lost(self, call: _Call, sent: int, _: object = None) -> None:
         if call not in self._open or call.sent != sent:
             return
-        self._disturb()
-        call.again = True
+        self._note_disturbance()
+        call.maybe_executed = True
         now = self._world.clock.seconds()
         if call.deadline is None:
-            call.deadline = now + self._plan.retry
+            call.deadline = now + self._plan.retry_seconds
         if now >= call.deadline or not call.repeat:
             self._fail(call, "the database connection was lost")
         else:
