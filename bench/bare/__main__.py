@@ -11,7 +11,7 @@ from bench.bare.work import Worker
 
 
 def main() -> None:
-    """See above."""
+    """Run the process that the first argument names."""
     logging.disable()
     job = Job(sys.argv[2])
     role = Creator(job) if sys.argv[1] == "create" else Worker(job)

@@ -19,8 +19,8 @@ from taskd.broker.rabbitmq.frames import MAX_FRAME, FrameReader, Handler, Publis
 from taskd.store.postgres.connection import SESSION
 from taskd.store.postgres.statements import PREPARED
 
-NEWS_BYTES = 350
-"""What the news of one changed task take, about."""
+EVENT_BYTES = 350
+"""About the size of the event of one changed task, in bytes."""
 
 CONNECTIONS = 4
 FANOUT = "floor-news"
@@ -29,13 +29,13 @@ _PLAIN = extensions.new_type((114, 1184), "PLAIN", extensions.UNICODE)
 
 
 class Database:
-    """Connections with taskd's statements prepared."""
+    """Connections to PostgreSQL with the prepared statements of taskd."""
 
     def __init__(self) -> None:
         self._idle: DeferredQueue[Any] = DeferredQueue()
 
     async def open(self, job: Job) -> None:
-        """Connect."""
+        """Connect and prepare the statements."""
         options = " ".join(f"-c {name}={value}" for name, value in SESSION.items())
         for _ in range(CONNECTIONS):
             connection = txpostgres.Connection(reactor)
@@ -45,7 +45,7 @@ class Database:
             self._idle.put(connection)
 
     async def call(self, name: str, *args: object) -> Rows:
-        """Execute a prepared statement in a transaction of its own."""
+        """Execute a prepared statement in its own transaction."""
         connection = await self._idle.get()
         values = ", ".join(["%s"] * len(args))
         cursor = await connection.cursor().execute(f"EXECUTE {name} ({values})", args)
@@ -55,18 +55,18 @@ class Database:
 
 
 class Rows(NamedTuple):
-    """The answer to a statement. Columns are found by their names, as statements may give more than is needed here."""
+    """The result of a statement. Columns are found by name, as a statement may return more than is needed here."""
 
     names: list[str]
     rows: list[tuple[Any, ...]]
 
     def columns(self, *wanted: str) -> list[Any]:
-        """Tuples of these columns."""
+        """The values of one column, or tuples of several, row by row."""
         return list(map(itemgetter(*[self.names.index(name) for name in wanted]), self.rows))
 
 
 class Amqp(TwistedProtocolConnection):
-    """A connection whose hot frames go round pika, as taskd's do: pika alone takes several times as long for them."""
+    """A connection that handles frequent frames without pika, as taskd does: pika takes several times as long."""
 
     def __init__(self, job: Job) -> None:
         credentials = pika.PlainCredentials(job.amqp["user"], job.amqp["password"])
@@ -79,18 +79,18 @@ class Amqp(TwistedProtocolConnection):
         await self.ready
 
     def dataReceived(self, data: bytes) -> None:
-        """Deliveries to their handler, all else to pika."""
+        """Pass deliveries to their handler, and all else to pika."""
         self._impl.bytes_received += 1
         self._reader.feed(data)
 
     async def channel(self) -> Any:
-        """A plain channel of pika's."""
+        """Open a channel of pika."""
         opened: Deferred[Any] = Deferred()
         self._impl.channel(on_open_callback=opened.callback)
         return await opened
 
     async def consume(self, channel: Any, queue: str, handler: Handler, auto_ack: bool = False) -> None:
-        """Have messages delivered."""
+        """Consume a queue: ``handler`` gets every delivery."""
 
         def deliver(_: Any, method: Any, properties: Any, body: bytes) -> None:
             handler(method.delivery_tag, method.redelivered, body)
@@ -100,14 +100,14 @@ class Amqp(TwistedProtocolConnection):
 
 
 def called(method: Callable[..., Any], **arguments: Any) -> Deferred[Any]:
-    """Call a method of a plain channel; fires with the reply."""
+    """Call a method of a pika channel. Fires with the reply."""
     done: Deferred[Any] = Deferred()
     method(callback=done.callback, **arguments)
     return done
 
 
 class Publisher:
-    """Persistent messages with confirms. ``confirmed`` gets the batches whose messages all are."""
+    """Publishes persistent messages with confirms. Calls ``confirmed`` with each batch that is confirmed."""
 
     def __init__(self, amqp: Amqp, channel: Any, queue: str, confirmed: Callable[[str], None]) -> None:
         self._amqp = amqp
@@ -124,7 +124,7 @@ class Publisher:
         await called(self._channel.confirm_delivery, ack_nack_callback=self._on_confirm)
 
     def publish(self, batch: str, messages: list[tuple[int, int]]) -> None:
-        """Send messages."""
+        """Publish the messages of a batch."""
         self._published += len(messages)
         self._open.append((self._published, batch))
         self._amqp.transport.write(self._frames.encode([b"%d %d" % message for message in messages]))
@@ -142,8 +142,8 @@ class Publisher:
             self._confirmed(self._open.popleft()[1])
 
 
-class News:
-    """The fan-out of changes: one transient message a batch, as many bytes as taskd's."""
+class EventExchange:
+    """Publishes events on a fan-out exchange: one transient message a batch, of the same size as in taskd."""
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
@@ -152,12 +152,12 @@ class News:
         """Declare the exchange."""
         await called(self._channel.exchange_declare, exchange=FANOUT, exchange_type="fanout")
 
-    def tell(self, what: str, tasks: int) -> None:
-        """Publish the news of a batch."""
-        self._channel.basic_publish(FANOUT, "", f"{what} {tasks} ".encode() + b"." * (NEWS_BYTES * tasks))
+    def publish(self, what: str, tasks: int) -> None:
+        """Publish the events of a batch of tasks."""
+        self._channel.basic_publish(FANOUT, "", f"{what} {tasks} ".encode() + b"." * (EVENT_BYTES * tasks))
 
-    async def hear(self, amqp: Amqp, heard: Callable[[str, int], None]) -> None:
-        """Get all news, of any process."""
+    async def subscribe(self, amqp: Amqp, on_events: Callable[[str, int], None]) -> None:
+        """Call ``on_events`` with the events of all processes."""
         channel = await amqp.channel()
         declared = await called(channel.queue_declare, queue="", exclusive=True, auto_delete=True)
         name = declared.method.queue
@@ -165,12 +165,12 @@ class News:
 
         def take(tag: int, redelivered: bool, body: bytes) -> None:
             what, tasks, _ = body.split(b" ", 2)
-            heard(what.decode(), int(tasks))
+            on_events(what.decode(), int(tasks))
 
         await amqp.consume(channel, name, take, auto_ack=True)
 
 
 async def declare(channel: Any, job: Job) -> None:
-    """The work queue, as taskd declares it."""
+    """Declare the work queue as taskd does."""
     arguments = {"x-queue-type": "quorum"}
     await called(channel.queue_declare, queue=job.queue, durable=True, arguments=arguments)

@@ -12,7 +12,7 @@ from typing import Any
 from msgspec.structs import replace
 from twisted.internet.defer import Deferred
 
-from bench.bare.connections import Amqp, Database, News, Publisher, declare
+from bench.bare.connections import Amqp, Database, EventExchange, Publisher, declare
 from bench.bare.job import Job, reactor, run
 from taskd.model.states import State
 from taskd.model.tasks import DEFAULT_KIND, NewTask
@@ -21,48 +21,48 @@ from taskd.store.postgres.store import PostgresStore
 
 WINDOW = 2000
 CREATING = 2
-"""Batches of new tasks under way at a time, as in taskd."""
+"""Batches of new tasks that are created at a time, as in taskd."""
 
-_BATCH, _SETTLED = str(uuid.UUID(int=1)), str(uuid.UUID(int=2))
+_BATCH, _PUBLISHED = str(uuid.UUID(int=1)), str(uuid.UUID(int=2))
 
 
 class Creator:
-    """Creates and publishes; moves the share of the backlog; hears the news."""
+    """Creates and publishes tasks, dispatches those of the backlog, and gets the events of finished ones."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._database = Database()
         self._left = job.tasks
         self._confirmed = 0
-        self._turn_to_wait = 0.0
+        self._waiting_share = 0.0
         self._waiting = 0
         self._outstanding = 0
         self._dispatching = False
-        self._settled: list[str] = []
+        self._published: list[str] = []
         self._completed: Deferred[None] = Deferred()
         self._publisher: Publisher
-        self._news: News
+        self._events: EventExchange
         sizes = {job.create, job.tasks % job.create}
         self._arguments = {(n, waits): _create_arguments(n, job, waits) for n in sizes for waits in (False, True)}
 
     async def start(self) -> None:
-        """Connect, and wait for SIGUSR1."""
+        """Connect. Creating begins at SIGUSR1."""
         job = self._job
         await self._database.open(job)
-        publishing, hearing = Amqp(job), Amqp(job)
+        publishing, subscribing = Amqp(job), Amqp(job)
         await publishing.open(job)
-        await hearing.open(job)
+        await subscribing.open(job)
         channel = await publishing.channel()
         await declare(channel, job)
-        self._publisher = Publisher(publishing, channel, job.queue, self._settled.append)
+        self._publisher = Publisher(publishing, channel, job.queue, self._published.append)
         await self._publisher.open()
-        self._news = News(await publishing.channel())
-        await self._news.open()
-        await self._news.hear(hearing, self._heard)
-        signal.signal(signal.SIGUSR1, lambda *_: reactor.callFromThread(self._go))
+        self._events = EventExchange(await publishing.channel())
+        await self._events.open()
+        await self._events.subscribe(subscribing, self._on_events)
+        signal.signal(signal.SIGUSR1, lambda *_: reactor.callFromThread(self._begin))
         print("ready", flush=True)
 
-    def _go(self) -> None:
+    def _begin(self) -> None:
         if self._job.sequential:
             run(self._one_at_a_time())
         else:
@@ -73,9 +73,9 @@ class Creator:
         while self._left:
             size = min(self._job.create, self._left)
             self._left -= size
-            self._turn_to_wait += self._job.backlog
-            waits = self._turn_to_wait >= 1
-            self._turn_to_wait -= waits
+            self._waiting_share += self._job.backlog
+            waits = self._waiting_share >= 1
+            self._waiting_share -= waits
             await self._create(size, waits)
             self._confirmed += size
         if self._confirmed == self._job.tasks:
@@ -84,12 +84,12 @@ class Creator:
 
     async def _create(self, size: int, waits: bool) -> None:
         batch = str(uuid.uuid4())
-        settled = list(self._settled)
-        self._settled.clear()
-        given = {_BATCH: batch, ids([_SETTLED]): ids(settled)}
+        settled = list(self._published)
+        self._published.clear()
+        given = {_BATCH: batch, ids([_PUBLISHED]): ids(settled)}
         arguments = [given.get(argument, argument) for argument in self._arguments[size, waits]]
         rows = await self._database.call("create_tasks", *arguments)
-        self._news.tell("created", size)
+        self._events.publish("created", size)
         if waits:
             self._waiting += size
             self._dispatch_soon()
@@ -111,12 +111,12 @@ class Creator:
         moved = [message for message in rows.columns("id", "dispatch") if message[0] is not None]
         if moved:
             self._waiting -= len(moved)
-            self._news.tell("dispatched", len(moved))
+            self._events.publish("dispatched", len(moved))
             self._publish(batch, moved)
         self._dispatching = False
         self._dispatch_soon()
 
-    def _heard(self, what: str, tasks: int) -> None:
+    def _on_events(self, what: str, tasks: int) -> None:
         if what != "finished":
             return
         self._outstanding -= tasks
@@ -137,36 +137,36 @@ class Creator:
         print(json.dumps({"confirmed": confirmed, "completed": completed}), flush=True)
 
 
-class _Asked(Exception):
-    """What the store would have sent."""
+class _Captured(Exception):
+    """The arguments of a statement that the store would have executed."""
 
 
-class _NoPool:
-    """Gives the store, instead of connections, one that refuses every statement by telling its arguments."""
+class _CapturingPool:
+    """A connection pool whose calls execute nothing, but raise their arguments."""
 
     async def run(self, work: Callable[[Any], Awaitable[Any]]) -> Any:
-        """Do the work without a connection."""
+        """Run the work with this pool as its connection."""
         return await work(self)
 
     async def call(self, name: str, *args: object) -> list[Any]:
-        """Raises _Asked."""
-        raise _Asked(*args)
+        """Raise the arguments as _Captured."""
+        raise _Captured(*args)
 
 
 def _create_arguments(size: int, job: Job, waits: bool) -> list[Any]:
-    """The arguments of ``create_tasks`` for a batch, with _BATCH and _SETTLED to be replaced.
+    """The arguments of ``create_tasks`` for a batch, with _BATCH and _PUBLISHED as placeholders.
 
-    They come from the store itself, so that this follows every change of the statement; and they are made once, as what
-    it takes to make them is no part of the floor.
+    The store itself makes them, so that they follow every change of the statement. They are made once, as the time for
+    it is not part of the floor.
     """
     spec = NewTask(1, "t", payload='{"seconds":0}', queue=job.queue)
     rows = [
         replace(spec, user_id=1 + n % job.users, state=State.WAITING if waits else State.QUEUED) for n in range(size)
     ]
     store = PostgresStore({}, reactor)
-    store._pool = _NoPool()  # type: ignore[assignment]
+    store._pool = _CapturingPool()  # type: ignore[assignment]
     try:
-        store.create_tasks(_BATCH, rows, [_SETTLED]).send(None)
-    except _Asked as asked:
-        return list(asked.args)
-    raise RuntimeError("the store did not ask for a statement at once")
+        store.create_tasks(_BATCH, rows, [_PUBLISHED]).send(None)
+    except _Captured as captured:
+        return list(captured.args)
+    raise RuntimeError("the store did not execute a statement at once")

@@ -16,25 +16,25 @@ T = TypeVar("T")
 
 
 class Job:
-    """What the two processes are told; see :mod:`bench.floor`."""
+    """The settings of the two processes, from a JSON file that :mod:`bench.floor` writes."""
 
     def __init__(self, path: str) -> None:
-        told = json.loads(Path(path).read_text())
-        self.dsn: dict[str, Any] = told["dsn"]
-        self.amqp: dict[str, Any] = told["amqp"]
-        self.queue: str = told["queue"]
-        self.tasks: int = told["tasks"]
-        self.users: int = told["users"]
-        self.sequential: bool = told["sequential"]
-        self.create = max(1, round(told["create"]))
-        self.dispatch = max(1, round(told["dispatch"]))
-        self.claim = max(1, round(told["claim"]))
-        self.finish = max(1, round(told["finish"]))
-        self.backlog: float = told["backlog"]
+        settings = json.loads(Path(path).read_text())
+        self.dsn: dict[str, Any] = settings["dsn"]
+        self.amqp: dict[str, Any] = settings["amqp"]
+        self.queue: str = settings["queue"]
+        self.tasks: int = settings["tasks"]
+        self.users: int = settings["users"]
+        self.sequential: bool = settings["sequential"]
+        self.create = max(1, round(settings["create"]))
+        self.dispatch = max(1, round(settings["dispatch"]))
+        self.claim = max(1, round(settings["claim"]))
+        self.finish = max(1, round(settings["finish"]))
+        self.backlog: float = settings["backlog"]
 
 
 class Gather(Generic[T]):
-    """Batches of one size; a smaller one when no more come for a moment."""
+    """Collects items into batches of ``size``, and flushes a smaller batch after ``seconds``."""
 
     def __init__(self, size: int, seconds: float, flush: Callable[[list[T]], Awaitable[None]]) -> None:
         self._size = size
@@ -44,19 +44,19 @@ class Gather(Generic[T]):
         self._timer: Any = None
 
     def add(self, item: T) -> None:
-        """One more."""
+        """Add an item. The batch is flushed if it is full."""
         self._items.append(item)
         if len(self._items) >= self._size:
-            self._go()
+            self._flush_now()
         elif self._timer is None:
-            self._timer = reactor.callLater(self._seconds, self._late)
+            self._timer = reactor.callLater(self._seconds, self._timeout)
 
-    def _late(self) -> None:
+    def _timeout(self) -> None:
         self._timer = None
         if self._items:
-            self._go()
+            self._flush_now()
 
-    def _go(self) -> None:
+    def _flush_now(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -65,12 +65,12 @@ class Gather(Generic[T]):
 
 
 def run(coroutine: Awaitable[None]) -> None:
-    """Start it; its failure ends the process."""
+    """Start a coroutine. If it fails, the process ends."""
     Deferred.fromCoroutine(coroutine).addErrback(fail)  # type: ignore[arg-type]
 
 
 def fail(failure: Any) -> None:
-    """End the process with status 1."""
+    """Print a failure and end the process with status 1."""
     print(failure.getTraceback(), flush=True)
-    # Not sys.exit: a Deferred would keep the SystemExit to itself.
+    # Not sys.exit(): the Deferred would catch the SystemExit.
     os._exit(1)

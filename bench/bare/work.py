@@ -8,7 +8,7 @@ from typing import NamedTuple
 from pika import spec
 from pika.frame import Method
 
-from bench.bare.connections import Amqp, Database, News, called, declare
+from bench.bare.connections import Amqp, Database, EventExchange, called, declare
 from bench.bare.job import Gather, Job
 
 GATHER_SECONDS = 0.02
@@ -34,7 +34,7 @@ class Held(NamedTuple):
 
 
 class Worker:
-    """Consumes, claims, finishes at once, acks."""
+    """Consumes, claims, finishes and acks tasks. It does not run them."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -46,17 +46,17 @@ class Worker:
         self._channel = 0
         self._acked = 0
         self._done: set[int] = set()
-        self._news: News
+        self._events: EventExchange
 
     async def start(self) -> None:
-        """Connect and consume."""
+        """Connect and start to consume."""
         job = self._job
         await self._database.open(job)
         consuming, publishing = Amqp(job), Amqp(job)
         await consuming.open(job)
         await publishing.open(job)
-        self._news = News(await publishing.channel())
-        await self._news.open()
+        self._events = EventExchange(await publishing.channel())
+        await self._events.open()
         channel = await consuming.channel()
         await declare(channel, job)
         await called(channel.basic_qos, prefetch_count=PREFETCH)
@@ -75,7 +75,7 @@ class Worker:
         flags = "{" + ",".join("f" * len(batch)) + "}"
         limits = "{" + ",".join(["3"] * len(batch)) + "}"
         rows = await self._database.call("claim", "floor", 30.0, ids, dispatches, flags, flags, limits)
-        self._news.tell("claimed", len(rows.rows))
+        self._events.publish("claimed", len(rows.rows))
         tags = {m.task_id: m.tag for m in batch}
         for task_id, dispatch, attempt in rows.columns("id", "dispatch", "attempt"):
             self._finishes.add(Held(task_id, dispatch, attempt, tags[task_id]))
@@ -91,11 +91,11 @@ class Worker:
             "{" + ",".join([str(h.attempt) for h in batch]) + "}",
             "{" + ",".join([f'"{RESULT}"'] * size) + "}",
         )
-        self._news.tell("finished", len(rows.rows))
+        self._events.publish("finished", len(rows.rows))
         self._ack([held.tag for held in batch])
 
     def _ack(self, tags: list[int]) -> None:
-        # All below the lowest that is still held by one frame, as batches end nearly in order.
+        # One frame acks all deliveries below the lowest that is still held: batches end nearly in order.
         self._done.update(tags)
         before = self._acked
         while self._acked + 1 in self._done:
