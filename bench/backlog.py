@@ -39,7 +39,7 @@ PROBES = 10
 WARM_UP = 0.15
 """The share of the tasks that does not count, as batches and caches still grow."""
 
-# They are due since a minute: in the backlog from the start.
+# The tasks are already due, so they are in the backlog from the start.
 _INSERT = """
 INSERT INTO tasks (user_id, task, queue, payload, run_at)
 SELECT %s, 't', %s, %s::json, now() - interval '1 minute' FROM generate_series(1, %s)

@@ -298,7 +298,8 @@ def test_a_task_of_a_kind_that_nobody_serves_waits_and_is_explained(
 def test_the_served_kinds_are_listed(ana: LineClient) -> None:
     kinds = {kind["kind"]: kind for kind in ana.request("kinds")["kinds"]}
     assert {kind["isolation"] for kind in kinds.values()} == {"async", "thread", "process", "program"}
-    assert (kinds["process.work"]["summary"], kinds["process.work"]["max_attempts"]) == ("Do the work in a child process.", 2)
+    work = kinds["process.work"]
+    assert (work["summary"], work["max_attempts"]) == ("Do the work in a child process.", 2)
     assert kinds["command:greet"]["summary"] == "Greets somebody."
     assert "simulate" in kinds
 
