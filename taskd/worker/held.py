@@ -49,7 +49,7 @@ class HeldTask:
     ``delivery`` is None once it is acked, given back, or lost with its channel. ``since`` is when it arrived, later
     when it began to run, in seconds of the clock. ``stored_before``: an earlier try to store the outcome may have been
     committed. ``on_end`` is called when the worker holds the task no longer. ``ended_claim`` is the latest claim of
-    this task that ended here while this one was with the store: an answer about that claim comes too late. """
+    this task that ended here while this one was with the store: an answer about that claim comes too late."""
 
     claim: Claim
     delivery: Delivery | None

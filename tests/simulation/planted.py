@@ -1,4 +1,4 @@
-"""Defects put into taskd on purpose, in the simulation only, to see that it finds them."""
+"""Deliberate defects of taskd, in the simulation only, which it must find."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ from tests.simulation.referee import (
     CLAIMS_MATCH,
     CONFIRMED_EXIST,
     FENCED,
+    OUTBOX_EMPTIES,
     OUTBOX_KEPT,
-    OUTBOX_SETTLES,
-    WATCH_HEARS,
+    WATCH_COMPLETE,
 )
 from tests.simulation.store import StoreLink
 
 
 @dataclass(frozen=True)
 class Defect:
-    """``owner``'s attribute ``name`` is replaced; ``invariant`` is what then does not hold, in one of the first
-    ``within`` games."""
+    """The attribute ``name`` of ``owner`` is replaced by ``broken``.
+
+    One of the first ``within`` games then violates ``invariant``.
+    """
 
     owner: Any
     name: str
@@ -43,13 +45,13 @@ class Defect:
 
     @contextmanager
     def planted(self) -> Iterator[None]:
-        """taskd with this defect."""
-        sound = getattr(self.owner, self.name)
+        """Run with this defect."""
+        original = getattr(self.owner, self.name)
         setattr(self.owner, self.name, self.broken)
         try:
             yield
         finally:
-            setattr(self.owner, self.name, sound)
+            setattr(self.owner, self.name, original)
 
 
 def _without(statement: str, check: str, instead: str) -> str:
@@ -63,7 +65,9 @@ _publish_tasks = Publisher.publish
 _create_tasks: Callable[..., Any] = StoreLink.create_tasks
 
 
-async def _settles_before_the_confirm(self: Outbox, batch: str, messages: Mapping[Route, Sequence[Dispatch]]) -> None:
+async def _marks_published_before_the_confirm(
+    self: Outbox, batch: str, messages: Mapping[Route, Sequence[Dispatch]]
+) -> None:
     self._published.append(batch)
     await _publish(self, batch, messages)
 
@@ -98,11 +102,11 @@ DEFECTS: Mapping[str, Defect] = {
         FENCED,
         within=100,
     ),
-    "any message claims the present dispatch": Defect(
+    "any message claims the current dispatch": Defect(
         attempts, "CLAIM", _without(attempts.CLAIM, "dispatch = ?", "? > 0"), CLAIMS_MATCH, within=100
     ),
-    "the outbox row goes before the confirm": Defect(
-        Outbox, "send", _settles_before_the_confirm, OUTBOX_KEPT, within=30
+    "the outbox row is deleted before the confirm": Defect(
+        Outbox, "send", _marks_published_before_the_confirm, OUTBOX_KEPT, within=30
     ),
     "the reply comes before the commit": Defect(
         StoreLink, "create_tasks", _replies_before_the_commit, CONFIRMED_EXIST, within=30
@@ -110,18 +114,18 @@ DEFECTS: Mapping[str, Defect] = {
     "the worker acks before the outcome is committed": Defect(
         RunningTasks, "begin", _acks_before_the_outcome, ACK_AFTER_OUTCOME, within=30
     ),
-    "orphaned batches are not relayed": Defect(RelayOutbox, "run", _does_not_relay, OUTBOX_SETTLES, within=30),
-    "what a drained worker gives back costs an attempt": Defect(
+    "stale batches are not relayed": Defect(RelayOutbox, "run", _does_not_relay, OUTBOX_EMPTIES, within=30),
+    "a task released by a drained worker loses an attempt": Defect(
         attempts, "RELEASE", _without(attempts.RELEASE, "attempt = attempt - 1, ", ""), BOUNDED_ATTEMPTS, within=100
     ),
-    "a lease expires on the last attempt without an end": Defect(
+    "an expired lease of the last attempt does not end the task": Defect(
         attempts,
         "EXPIRE",
         attempts.EXPIRE.replace("attempt < max_attempts", "true").replace("attempt >=", "0 >"),
         BOUNDED_ATTEMPTS,
         within=100,
     ),
-    "workers do not publish what they change": Defect(
-        Publisher, "publish", _only_servers_publish, WATCH_HEARS, within=30
+    "workers do not announce their changes": Defect(
+        Publisher, "publish", _only_servers_publish, WATCH_COMPLETE, within=30
     ),
 }
