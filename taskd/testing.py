@@ -27,7 +27,7 @@ from taskd.model.states import State
 from taskd.model.tasks import Task
 from taskd.ports.attempts import Outcome
 from taskd.ports.handler import ITaskContext, ITaskHandler
-from taskd.server.service import TaskServer
+from taskd.server.task_server import TaskServer
 from taskd.store.sqlite.database import InlineRunner
 from taskd.store.sqlite.store import SqliteStore
 from taskd.worker.executors.thread_pool import IThreads

@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from taskd.api.log_follow import LogFollow
-from taskd.events.hub import DRAINING, GAP, Send, Wait, Watch
+from taskd.events.watch_hub import DRAINING, GAP, Send, Wait, Watch
 
 
 class Subscriptions:

@@ -21,10 +21,10 @@ from taskd.scheduling.maintenance.promote_due import PromoteDue
 from taskd.scheduling.maintenance.relay_outbox import RelayOutbox
 from taskd.scheduling.maintenance.requeue_lost import RequeueLost
 from taskd.scheduling.maintenance.rounds import MaintenanceRounds
-from taskd.scheduling.maintenance.take_back import TakeBack
 from taskd.scheduling.outbox import Outbox
 from taskd.scheduling.routes import Routes
 from taskd.scheduling.submission import Submitter
+from taskd.scheduling.take_back import TakeBack
 from taskd.scheduling.window import Windows
 
 

@@ -99,4 +99,4 @@ class Intake:
             requeue(old)
 
     def _waiting(self) -> list[deque[HeldTask]]:
-        return [*(pool.backlog for pool in self._claims.pools.values()), self._claims.last_attempts]
+        return [*(pool.waiting for pool in self._claims.pools.values()), self._claims.last_attempts]

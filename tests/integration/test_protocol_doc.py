@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from taskd.events import hub
+from taskd.events import watch_hub
 from taskd.events.records import log_event, progress_event
 from taskd.model import errors
 from taskd.model.states import SHOWN_STATES, STATUSES, State
@@ -250,7 +250,7 @@ def test_states_fields_and_events_match_the_code() -> None:
     assert list(rows("### The task object")) == list(TaskView.__struct_fields__)
     task = Task(42, 1, "t", "simulate", "tasks", State.RUNNING, NOON, NOON)
     outputs = [bytes(each.event) for each in (progress_event(task, 0.5, None), log_event(task, 1, ["x"], NOON))]
-    of_code = {x["event"]: list(x) for x in map(json.loads, (hub.GAP, hub.DRAINING, *outputs))}
+    of_code = {x["event"]: list(x) for x in map(json.loads, (watch_hub.GAP, watch_hub.DRAINING, *outputs))}
     shown = [json.loads(text) for text in rows("## Watching") if text.count("{") == 1]
     assert {x["event"]: list(x) for x in shown} == of_code
 

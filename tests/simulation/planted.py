@@ -16,7 +16,7 @@ from taskd.scheduling.maintenance.relay_outbox import RelayOutbox
 from taskd.scheduling.outbox import Outbox
 from taskd.store.sqlite import attempts
 from taskd.worker.held import HeldTask, ack
-from taskd.worker.running import RunningTasks
+from taskd.worker.outcomes import Outcomes
 from tests.simulation.referee import (
     ACK_AFTER_OUTCOME,
     BOUNDED_ATTEMPTS,
@@ -60,7 +60,7 @@ def _without(statement: str, check: str, instead: str) -> str:
 
 
 _publish = Outbox.send
-_begin = RunningTasks.begin
+_begin = Outcomes.begin
 _publish_tasks = Publisher.publish
 _create_tasks: Callable[..., Any] = StoreLink.create_tasks
 
@@ -80,7 +80,7 @@ def _replies_before_the_commit(
     return succeed(tasks)
 
 
-def _acks_before_the_outcome(self: RunningTasks, held: HeldTask, *rest: Any) -> None:
+def _acks_before_the_outcome(self: Outcomes, held: HeldTask, *rest: Any) -> None:
     _begin(self, held, *rest)
     ack([held])
 
@@ -112,7 +112,7 @@ DEFECTS: Mapping[str, Defect] = {
         StoreLink, "create_tasks", _replies_before_the_commit, CONFIRMED_EXIST, within=30
     ),
     "the worker acks before the outcome is committed": Defect(
-        RunningTasks, "begin", _acks_before_the_outcome, ACK_AFTER_OUTCOME, within=30
+        Outcomes, "begin", _acks_before_the_outcome, ACK_AFTER_OUTCOME, within=30
     ),
     "stale batches are not relayed": Defect(RelayOutbox, "run", _does_not_relay, OUTBOX_EMPTIES, within=30),
     "a task released by a drained worker loses an attempt": Defect(

@@ -15,7 +15,7 @@ from taskd.model.errors import Unavailable
 from taskd.model.limits import DEFAULT_ATTEMPTS
 from taskd.model.tasks import DEFAULT_KIND, Task
 from taskd.ports.handler import ITaskContext, ITaskHandler
-from taskd.server.service import TaskServer
+from taskd.server.task_server import TaskServer
 from taskd.worker.attempt import Attempt
 from taskd.worker.runner import Runner
 from taskd.worker.worker import Worker
@@ -187,7 +187,7 @@ class WorkerProcess(Process):
 
     def tasks(self) -> set[int]:
         worker = self.worker
-        backlog = [held for pool in worker.claims.pools.values() for held in pool.backlog]
+        backlog = [held for pool in worker.claims.pools.values() for held in pool.waiting]
         return {*worker.held.running, *worker.held.claiming, *(held.claim.task_id for held in backlog)}
 
     def serve(self) -> None:

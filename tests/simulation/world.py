@@ -13,9 +13,9 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, global
 from zope.interface import implementer
 
 from taskd.api.accounts import token_hash
-from taskd.events.hub import Wait, Watch
+from taskd.events.watch_hub import Wait, Watch
 from taskd.scheduling.maintenance import relay_outbox, requeue_lost
-from taskd.server.lines import LineConnection
+from taskd.server.line_connection import LineConnection
 from tests.simulation import faults
 from tests.simulation.broker import SimBroker
 from tests.simulation.clients import Client, User

@@ -32,7 +32,7 @@ from taskd.ports.scheduling import Dispatch
 from taskd.ports.workers import KindInfo, WorkerInfo
 from taskd.protocol.messages import encode
 from taskd.scheduling.window import Window
-from taskd.server.service import TaskServer
+from taskd.server.task_server import TaskServer
 from taskd.store.sqlite.database import InlineRunner
 from taskd.store.sqlite.store import SqliteStore
 

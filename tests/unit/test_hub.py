@@ -8,10 +8,10 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from taskd.events.hub import MAX_EARLY, MAX_SEEN, PIECE, Hub, Watch
 from taskd.events.publisher import MAX_BATCH_BYTES, changes_of
 from taskd.events.records import EventBatch, TaskChange, decode_batch, log_event, progress_event
 from taskd.events.subscriber import Subscriber
+from taskd.events.watch_hub import MAX_EARLY, MAX_SEEN, PIECE, Hub, Watch
 from taskd.model.states import State
 from taskd.model.tasks import Task
 from taskd.protocol.messages import encode

@@ -1,12 +1,12 @@
-"""taskd.server.lines: the line protocol over connections, with clients that behave well and clients that do not."""
+"""taskd.server.line_connection: the line protocol, with clients that behave well and clients that do not."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from taskd.events.hub import DRAINING
+from taskd.events.watch_hub import DRAINING
 from taskd.protocol.limits import MAX_LINE_BYTES, MAX_PAGE_CHARS, MAX_PIPELINE
-from taskd.server.lines import CLOSE_SECONDS, LINGER_SECONDS, MAX_EVENT_BYTES
+from taskd.server.line_connection import CLOSE_SECONDS, LINGER_SECONDS, MAX_EVENT_BYTES
 from tests.unit.stage import Client, StageCase, Transport
 
 PING = {"action": "ping"}

@@ -13,14 +13,14 @@ from taskd.protocol.messages import TaskSpec, fingerprint, payload_text
 from taskd.scheduling.routes import Routes
 
 
-class NewTasks:
+class TaskBuilder:
     """``routes`` knows the queues, and how many attempts the living workers give to a kind."""
 
     def __init__(self, clock: IReactorTime, routes: Routes) -> None:
         self._clock = clock
         self._routes = routes
 
-    def of(self, user_id: int, spec: TaskSpec) -> NewTask:
+    def build(self, user_id: int, spec: TaskSpec) -> NewTask:
         """The task that this user asks for. Raises BadRequest, TooLarge."""
         queue = spec.queue
         if queue is None:

@@ -27,7 +27,7 @@ AGAIN_AFTER = 1.0
 """Seconds until an outcome is stored again if the store was away."""
 
 
-class RunningTasks:
+class Outcomes:
     """From the claim of a task to its stored outcome and the ack of its delivery. ``name`` is the worker's."""
 
     _log = Logger()
@@ -99,7 +99,7 @@ class RunningTasks:
 
     def _freed(self, _: object, held: HeldTask) -> None:
         held.pool.release()
-        if held.pool.backlog:
+        if held.pool.waiting:
             held.pool.fill()
 
     def _ended(self, outcome: Outcome, held: HeldTask) -> None:
