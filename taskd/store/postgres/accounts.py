@@ -12,25 +12,25 @@ from taskd.store.postgres.database import PostgresDatabase
 from taskd.store.refusals import username_in_use
 from taskd.store.text import check_text
 
-PREPARED: dict[str, str] = {}
-
-# Returns no row when the key is taken, also by an earlier run of the same registration.
-PREPARED["create_user"] = """
+PREPARED = {
+    # Returns no row when the key is taken, also by an earlier run of the same registration.
+    "create_user": """
 INSERT INTO users (username, username_key, password) VALUES ($1, $2, $3)
 ON CONFLICT (username_key) DO NOTHING RETURNING id
-"""
-PREPARED["find_user"] = "SELECT id, username, password FROM users WHERE username_key = $1"
-PREPARED["open_session"] = """
+""",
+    "find_user": "SELECT id, username, password FROM users WHERE username_key = $1",
+    "open_session": """
 WITH expired AS (DELETE FROM sessions WHERE user_id = $1 AND expires_at <= now())
 INSERT INTO sessions (token_hash, user_id, expires_at) VALUES ($2, $1, now() + make_interval(secs => $3))
 ON CONFLICT (token_hash) DO NOTHING
-"""
-PREPARED["find_session"] = """
+""",
+    "find_session": """
 SELECT u.id, u.username FROM sessions s JOIN users u ON u.id = s.user_id
 WHERE s.token_hash = $1 AND s.expires_at > now()
-"""
-PREPARED["close_session"] = "DELETE FROM sessions WHERE token_hash = $1"
-PREPARED["usernames"] = "SELECT id, username FROM users WHERE id = ANY ($1::bigint[])"
+""",
+    "close_session": "DELETE FROM sessions WHERE token_hash = $1",
+    "usernames": "SELECT id, username FROM users WHERE id = ANY ($1::bigint[])",
+}
 
 
 class PostgresAccounts(PostgresDatabase):

@@ -9,13 +9,12 @@ from taskd.store.postgres.arrays import numbers, optional_numbers, optional_text
 from taskd.store.postgres.database import PostgresDatabase
 from taskd.store.text import join_lines, sanitize, split_lines
 
-PREPARED: dict[str, str] = {}
-
-# Locks the rows, so that only reports of running attempts are stored; in the order of the batch, as every other batch
-# does, so that batches cannot deadlock. An earlier run may have stored a chunk already, with fewer lines if more were
-# written since then.
-# In `cut`, the index serves the comparison by the first line; the comparison by the last line decides.
-PREPARED["report"] = """
+PREPARED = {
+    # Locks the rows, so that only reports of running attempts are stored; in the order of the batch, as every other
+    # batch does, so that batches cannot deadlock. An earlier run may have stored a chunk already, with fewer lines if
+    # more were written since then. In `cut`, the index serves the comparison by the first line; the comparison by the
+    # last line decides.
+    "report": """
 WITH said AS MATERIALIZED (
     SELECT r.*
     FROM unnest($2::bigint[], $3::int[], $4::int[], $5::float8[], $6::text[], $7::int[], $8::int[], $9::text[],
@@ -41,11 +40,10 @@ WITH said AS MATERIALIZED (
         WHERE excluded.lines > task_log.lines
 )
 SELECT id FROM said
-"""
-
-# $4 may lie in the middle of a chunk: then the chunk with that line is the first to return. It is the last one that
-# begins at that line or before it.
-PREPARED["read_log"] = """
+""",
+    # $4 may lie in the middle of a chunk: then the chunk with that line is the first to return. It is the last one that
+    # begins at that line or before it.
+    "read_log": """
 SELECT dispatch, attempt, line, at, text FROM task_log
 WHERE task_id = $1::bigint AND (dispatch, attempt, line) > ($2::bigint, $3::bigint, coalesce((
     SELECT CASE WHEN line + lines - 1 > $4::bigint THEN line - 1 END FROM (
@@ -53,8 +51,9 @@ WHERE task_id = $1::bigint AND (dispatch, attempt, line) > ($2::bigint, $3::bigi
         WHERE task_id = $1::bigint AND dispatch = $2::bigint AND attempt = $3::bigint AND line <= $4::bigint
         ORDER BY line DESC LIMIT 1) AS last), $4::bigint))
 ORDER BY dispatch, attempt, line LIMIT $5
-"""
-PREPARED["log_bytes"] = "SELECT coalesce(sum(bytes), 0) FROM task_log WHERE task_id = $1"
+""",
+    "log_bytes": "SELECT coalesce(sum(bytes), 0) FROM task_log WHERE task_id = $1",
+}
 
 
 class PostgresLogs(PostgresDatabase):

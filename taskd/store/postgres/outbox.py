@@ -10,8 +10,6 @@ from taskd.store.postgres.connection import PostgresConnection
 from taskd.store.postgres.rows import Rows, T
 from taskd.store.refusals import key_taken
 
-PREPARED: dict[str, str] = {}
-
 DELETE_SETTLED = """
 DELETE FROM outbox WHERE id = ANY({ids}) AND published_at IS NULL
 """
@@ -20,13 +18,15 @@ KEEP_SETTLED = """
 UPDATE outbox SET published_at = 'infinity' WHERE id = ANY({ids}) AND published_at IS NOT NULL
 """
 
-# Only a caller that repeats the batch asks for it. The row is marked, so that it is kept for OUTBOX_KEEP_SECONDS.
-PREPARED["batch"] = f"""
+PREPARED = {
+    # Only a caller that repeats the batch asks for it. The row is marked, so that it is kept for OUTBOX_KEEP_SECONDS.
+    "batch": f"""
 WITH o AS (
     UPDATE outbox SET published_at = coalesce(published_at, now()) WHERE id = $1::uuid RETURNING task_ids
 )
 SELECT {T} FROM o, unnest(o.task_ids) WITH ORDINALITY AS i (id, n) JOIN tasks t USING (id) ORDER BY i.n
-"""
+""",
+}
 
 
 async def run_batch(

@@ -12,8 +12,6 @@ from taskd.store.postgres.database import PostgresDatabase
 from taskd.store.postgres.outbox import DELETE_SETTLED, KEEP_SETTLED, run_batch
 from taskd.store.postgres.rows import IN_FLIGHT, RELAXED_COMMIT, TO_WAITING, T, to_task, to_tasks
 
-PREPARED: dict[str, str] = {}
-
 # The condition of the index tasks_backlog. PostgreSQL uses the index only for a query that repeats it.
 _BACKLOG = "dispatched_at IS NULL AND finished_at IS NULL AND due"
 
@@ -52,9 +50,10 @@ def _pass(k: int, each: str) -> str:
 ), pick{k} AS MATERIALIZED ({_PICK.format(users=f"hungry{k}", behind=">", share=f"share{k}")}"""
 
 
-# The first column tells two cases apart: a repetition that found nothing left to move, and a turn that found nothing.
-# Neither writes an outbox row.
-PREPARED["dispatch"] = f"""
+PREPARED = {
+    # The first column tells two cases apart: a repetition that found nothing left to move, and a turn that found
+    # nothing. Neither writes an outbox row.
+    "dispatch": f"""
 WITH RECURSIVE walk (user_id, run_at, id, n) AS (
     ({_NEXT.format(n="1", after="$5::bigint")})
     UNION ALL
@@ -79,11 +78,10 @@ WITH RECURSIVE walk (user_id, run_at, id, n) AS (
 SELECT EXISTS (SELECT FROM outbox WHERE id = $1::uuid),
     (SELECT CASE WHEN count(*) = $4 THEN max(user_id) END FROM walk), turn.*
 FROM (SELECT) AS always LEFT JOIN turn ON true ORDER BY turn.n, turn.user_id
-"""
-
-# The caller does not repeat this: a second run could not return the same rows. The state does not change, so the
-# version does not either.
-PREPARED["promote"] = """
+""",
+    # The caller does not repeat this: a second run could not return the same rows. The state does not change, so the
+    # version does not either.
+    "promote": """
 WITH come AS (
     SELECT id FROM tasks WHERE NOT due AND finished_at IS NULL AND run_at <= now()
     ORDER BY run_at LIMIT $1 FOR UPDATE SKIP LOCKED
@@ -91,12 +89,11 @@ WITH come AS (
     UPDATE tasks t SET due = true FROM come WHERE t.id = come.id RETURNING t.queue, t.kind, t.user_id
 )
 SELECT DISTINCT queue, kind, user_id FROM promoted
-"""
-
-PREPARED["mark_published"] = f"""
+""",
+    "mark_published": f"""
 WITH settled AS ({DELETE_SETTLED.format(ids="$1::uuid[]")}) {KEEP_SETTLED.format(ids="$1::uuid[]")}
-"""
-PREPARED["adopt_stale"] = f"""
+""",
+    "adopt_stale": f"""
 WITH gone AS (
     DELETE FROM outbox WHERE published_at = 'infinity' AND created_at < now() - interval '{OUTBOX_KEEP_SECONDS} s'
 ), old AS (
@@ -109,9 +106,8 @@ SELECT taken.id, t.queue, t.kind, t.id, t.dispatch
 FROM taken LEFT JOIN LATERAL unnest(taken.task_ids) WITH ORDINALITY AS i (id, n) ON true
     LEFT JOIN tasks t ON t.id = i.id AND t.state = 'queued'
 ORDER BY taken.id, i.n
-"""
-
-PREPARED["requeue_lost"] = f"""
+""",
+    "requeue_lost": f"""
 WITH lost AS (
     SELECT id FROM tasks
     WHERE {IN_FLIGHT} AND queue = $1 AND kind = $2 AND dispatched_at <= now() - make_interval(secs => $3)
@@ -119,10 +115,11 @@ WITH lost AS (
     ORDER BY dispatched_at LIMIT $4 FOR UPDATE SKIP LOCKED
 )
 UPDATE tasks t SET state = 'waiting', {TO_WAITING} FROM lost WHERE t.id = lost.id RETURNING {T}
-"""
-PREPARED["count_queued"] = f"""
+""",
+    "count_queued": f"""
 SELECT queue, kind, count(*) FROM tasks WHERE {IN_FLIGHT} AND state = 'queued' GROUP BY queue, kind
-"""
+""",
+}
 
 
 class PostgresScheduling(PostgresDatabase):

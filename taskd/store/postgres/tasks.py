@@ -17,13 +17,13 @@ from taskd.store.refusals import RETRYABLE, no_such_task, not_cancellable, not_r
 
 _CANCEL_TRIES = 5
 
-PREPARED: dict[str, str] = {}
 
-# The ids come back from the outbox row in the order of the rows, because the sequence numbered the rows in that order.
-# A second run fails on the primary key of outbox, or waits there until the first run ends. A column that few tasks have
-# comes as an array that is empty when no task has it. A run_at in the past counts as none; a queued task is due by the
-# clock of its server.
-PREPARED["create_tasks"] = f"""
+PREPARED = {
+    # The ids come back from the outbox row in the order of the rows, because the sequence numbered the rows in that
+    # order. A second run fails on the primary key of outbox, or waits there until the first run ends. A column that few
+    # tasks have comes as an array that is empty when no task has it. A run_at in the past counts as none; a queued task
+    # is due by the clock of its server.
+    "create_tasks": f"""
 WITH new AS (
     INSERT INTO tasks (user_id, task, kind, queue, payload, max_attempts, state, dispatch, dispatched_at, run_at, due,
         timeout, key, fingerprint)
@@ -39,30 +39,27 @@ WITH new AS (
 INSERT INTO outbox (id, task_ids, published_at)
 SELECT $13::uuid, coalesce(array_agg(id ORDER BY id), '{{}}'), CASE WHEN $14::bool THEN now() END FROM new
 RETURNING task_ids, created_at
-"""
-PREPARED["find_keys"] = """
+""",
+    "find_keys": """
 SELECT t.user_id, t.key, t.id, t.fingerprint
 FROM unnest($1::bigint[], $2::text[]) AS k (user_id, key) JOIN tasks t ON t.user_id = k.user_id AND t.key = k.key
-"""
-
-PREPARED["cancel"] = f"""
+""",
+    "cancel": f"""
 UPDATE tasks SET state = 'cancelled', version = version + 1, finished_at = now(), lease_until = NULL
 WHERE id = $2 AND user_id = $1 AND state IN ('waiting', 'queued', 'running') RETURNING {ALL}
-"""
-# $2 is the version under which the caller saw the task as failed or cancelled. If the version is another one now, an
-# earlier run or somebody else has retried the task already.
-PREPARED["retry"] = f"""
+""",
+    # $2 is the version under which the caller saw the task as failed or cancelled. If the version is another one now,
+    # an earlier run or somebody else has retried the task already.
+    "retry": f"""
 UPDATE tasks SET state = 'waiting', version = version + 1, attempt = 0, run_at = now(), due = true, finished_at = NULL,
     dispatched_at = NULL, started_at = NULL, worker = NULL, result = NULL, error = NULL, progress = NULL, note = NULL
 WHERE id = $1 AND version = $2 AND state IN ('failed', 'cancelled') RETURNING {ALL}
-"""
-
-# `+ 0` keeps the planner from walking all tasks of the user: it finds the tasks by their ids.
-PREPARED["find_tasks"] = f"SELECT {ALL} FROM tasks WHERE id = ANY ($1::bigint[])"
-PREPARED["get_tasks"] = f"SELECT {ALL} FROM tasks WHERE id = ANY ($2::bigint[]) AND user_id + 0 = $1"
-
-# Tasks have no index by the time of their end, which would cost every task: so this walks the primary key.
-PREPARED["delete_finished"] = """
+""",
+    # `+ 0` keeps the planner from walking all tasks of the user: it finds the tasks by their ids.
+    "find_tasks": f"SELECT {ALL} FROM tasks WHERE id = ANY ($1::bigint[])",
+    "get_tasks": f"SELECT {ALL} FROM tasks WHERE id = ANY ($2::bigint[]) AND user_id + 0 = $1",
+    # Tasks have no index by the time of their end, which would cost every task: so this walks the primary key.
+    "delete_finished": """
 WITH seen AS MATERIALIZED (
     SELECT id, created_at < now() - make_interval(secs => $1) AS is_old FROM tasks WHERE id > $2 ORDER BY id LIMIT $3
 ), deleted AS (
@@ -75,7 +72,8 @@ WITH seen AS MATERIALIZED (
 )
 SELECT (SELECT count(*) FROM deleted),
     (SELECT CASE WHEN count(*) = $3 AND bool_and(is_old) THEN max(id) END FROM seen)
-"""
+""",
+}
 
 
 class PostgresTasks(PostgresListing):
