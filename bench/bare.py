@@ -33,7 +33,7 @@ from txpostgres import txpostgres
 from taskd.broker.rabbitmq.frames import MAX_FRAME, FrameReader, Handler, PublishFrames
 from taskd.model.states import State
 from taskd.model.tasks import DEFAULT_KIND, NewTask
-from taskd.store.postgres.arrays import ids
+from taskd.store.postgres.arrays import array
 from taskd.store.postgres.connection import SESSION
 from taskd.store.postgres.store import PREPARED, PostgresStore
 
@@ -314,7 +314,7 @@ class Creator:
         batch = str(uuid.uuid4())
         settled = list(self._settled)
         self._settled.clear()
-        given = {_BATCH: batch, ids([_SETTLED]): ids(settled)}
+        given = {_BATCH: batch, array([_SETTLED]): array(settled)}
         arguments = [given.get(argument, argument) for argument in self._arguments[size, waits]]
         rows = await self._database.call("create_tasks", *arguments)
         self._news.tell("created", size)

@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from taskd.model.users import User
 from taskd.ports.accounts import Account
-from taskd.store.limits import valid_ids
-from taskd.store.postgres.arrays import numbers
+from taskd.store.postgres.arrays import array
 from taskd.store.postgres.database import PostgresDatabase
-from taskd.store.refusals import username_in_use
-from taskd.store.text import check_text
+from taskd.store.refusals import check_text, username_in_use, valid_ids
 
 PREPARED = {
     # Returns no row when the key is taken, also by an earlier run of the same registration.
@@ -37,8 +35,7 @@ class PostgresAccounts(PostgresDatabase):
     """IAccountStore on PostgreSQL."""
 
     async def create_user(self, username: str, key: str, password: str) -> User:
-        args = check_text(username), check_text(key), password
-        if rows := await self._call("create_user", *args):
+        if rows := await self._call("create_user", check_text(username), check_text(key), password):
             return User(rows[0][0], username)
         account = await self.find_user(key)
         if account is None or account.password != password:
@@ -60,4 +57,4 @@ class PostgresAccounts(PostgresDatabase):
         await self._call("close_session", token_hash)
 
     async def usernames(self, user_ids: Sequence[int]) -> Mapping[int, str]:
-        return dict(await self._call("usernames", numbers(valid_ids(user_ids))))
+        return dict(await self._call("usernames", array(valid_ids(user_ids))))

@@ -9,13 +9,13 @@ from twisted.internet.task import deferLater
 from taskd.model.states import State
 from taskd.model.tasks import FailedAttempt, Task
 from taskd.ports.attempts import Claim, Finished, Outcome
-from taskd.store.limits import FAILED_ATTEMPTS_LISTED
-from taskd.store.postgres.arrays import flags, numbers, texts
-from taskd.store.postgres.connection import PostgresConnection
+from taskd.store.postgres.arrays import array, texts
+from taskd.store.postgres.connection import PostgresConnection, Rows
 from taskd.store.postgres.database import PostgresDatabase
-from taskd.store.postgres.rows import IN_FLIGHT, RELAXED_COMMIT, TO_WAITING, Rows, T, to_tasks
-from taskd.store.reconnect import MIN_DELAY
-from taskd.store.text import sanitize
+from taskd.store.postgres.rows import IN_FLIGHT, RELAXED_COMMIT, T, to_tasks
+from taskd.store.refusals import sanitize
+from taskd.store.rows import FAILED_ATTEMPTS_LISTED, TO_WAITING
+from taskd.store.starting import MIN_DELAY
 
 # A task that this worker holds already is returned unchanged. A redelivered message takes a task over from a worker
 # that lost its channel. The last attempt is not taken over: its lease decides. A failed attempt leaves an error, an
@@ -188,11 +188,11 @@ class PostgresAttempts(PostgresDatabase):
             "claim_redelivered" if any(c.redelivered for c in claims) else "claim",
             worker,
             lease,
-            numbers([c.task_id for c in claims]),
-            numbers([c.dispatch for c in claims]),
-            flags([c.redelivered for c in claims]),
-            flags([c.alone for c in claims]),
-            numbers([c.max_attempts for c in claims]),
+            array([c.task_id for c in claims]),
+            array([c.dispatch for c in claims]),
+            array([c.redelivered for c in claims]),
+            array([c.alone for c in claims]),
+            array([c.max_attempts for c in claims]),
         )
         return to_tasks(rows)
 
@@ -200,21 +200,36 @@ class PostgresAttempts(PostgresDatabase):
         outcomes = sorted(outcomes, key=lambda o: o.task_id)
         completed = [o for o in outcomes if o.state is State.COMPLETED]
         failed = [o for o in outcomes if o.state is not State.COMPLETED]
-        rows: Rows = await self._call(_complete, again, worker, completed) if completed else []
-        rows += await self._call(_fail, again, worker, failed) if failed else []
-        return {task_id: Finished(version, when, run_at) for task_id, version, when, run_at in rows}
+        rows: Rows = []
+        if completed:
+            results = texts([o.result or "" for o in completed])
+            rows += await self._call(_end, again, "complete", worker, completed, results)
+        if failed:
+            rows += await self._call(
+                _end,
+                again,
+                "fail",
+                worker,
+                failed,
+                array([o.state is State.FAILED for o in failed]),
+                texts([o.result or "" for o in failed]),
+                texts([sanitize(o.error) for o in failed]),
+                texts([sanitize(o.trace) for o in failed]),
+                array([o.delay for o in failed]),
+            )
+        return {task_id: Finished(*row) for task_id, *row in rows}
 
     async def release(self, worker: str, held: Sequence[Claim]) -> Sequence[Task]:
         held = sorted(held)
-        args = numbers([c.task_id for c in held]), numbers([c.dispatch for c in held])
+        args = array([c.task_id for c in held]), array([c.dispatch for c in held])
         return to_tasks(await self._call("release", worker, *args))
 
     async def renew(self, worker: str, lease: float, task_ids: Sequence[int]) -> frozenset[int]:
-        args = worker, lease, numbers(task_ids)
+        args = worker, lease, array(task_ids)
         rows = await self._call("renew", *args)
         if any(skipped for _, skipped in rows):
             # the statement that holds the lock ends soon; the lease must be renewed all the same
-            await deferLater(self._reactor, MIN_DELAY)
+            await deferLater(self._clock, MIN_DELAY)
             rows = await self._call("renew", *args)
         return frozenset(task_id for task_id, _ in rows)
 
@@ -229,34 +244,22 @@ class PostgresAttempts(PostgresDatabase):
         return [FailedAttempt(*row) for row in reversed(rows)]
 
 
-async def _complete(
-    connection: PostgresConnection, repeated: bool, again: bool, worker: str, outcomes: Sequence[Outcome]
+async def _end(
+    connection: PostgresConnection,
+    repeated: bool,
+    again: bool,
+    statement: str,
+    worker: str,
+    outcomes: Sequence[Outcome],
+    *columns: str,
 ) -> Rows:
-    key = worker, *_attempts(outcomes)
-    rows = await connection.call("complete", *key, texts([o.result or "" for o in outcomes]))
+    """Finish attempts; ``columns`` are the arrays of the statement beside worker, tasks, dispatches and attempts."""
+    rows = await connection.call(statement, worker, *_attempts(outcomes), *columns)
     if (again or repeated) and len(rows) < len(outcomes):
-        rows += await connection.call("find_recorded_end", *key, texts([o.state.value for o in outcomes]))
-    return rows
-
-
-async def _fail(
-    connection: PostgresConnection, repeated: bool, again: bool, worker: str, outcomes: Sequence[Outcome]
-) -> Rows:
-    rows = await connection.call(
-        "fail",
-        worker,
-        *_attempts(outcomes),
-        flags([o.state is State.FAILED for o in outcomes]),
-        texts([o.result or "" for o in outcomes]),
-        texts([sanitize(o.error) for o in outcomes]),
-        texts([sanitize(o.trace) for o in outcomes]),
-        numbers([o.delay for o in outcomes]),
-    )
-    if (again or repeated) and len(rows) < len(outcomes):
-        failed = [o for o in outcomes if o.state is State.FAILED]
+        ended = [o for o in outcomes if o.state is not State.WAITING]
         retried = [o for o in outcomes if o.state is State.WAITING]
-        states = texts([o.state.value for o in failed])
-        rows += await connection.call("find_recorded_end", worker, *_attempts(failed), states)
+        states = texts([o.state.value for o in ended])
+        rows += await connection.call("find_recorded_end", worker, *_attempts(ended), states)
         done = {row[0] for row in rows}
         errors = texts([sanitize(o.error) for o in retried])
         recorded = await connection.call("find_recorded_retry", worker, *_attempts(retried), errors)
@@ -267,7 +270,7 @@ async def _fail(
 def _attempts(outcomes: Sequence[Outcome]) -> tuple[str, str, str]:
     """Task ids, dispatch numbers and attempt numbers as arrays."""
     return (
-        numbers([o.task_id for o in outcomes]),
-        numbers([o.dispatch for o in outcomes]),
-        numbers([o.attempt for o in outcomes]),
+        array([o.task_id for o in outcomes]),
+        array([o.dispatch for o in outcomes]),
+        array([o.attempt for o in outcomes]),
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from taskd.ports.logs import LogChunk, LogPlace, Report
-from taskd.store.postgres.arrays import numbers, optional_numbers, optional_texts, texts
+from taskd.store.postgres.arrays import array, optional_texts, texts
 from taskd.store.postgres.database import PostgresDatabase
-from taskd.store.text import join_lines, sanitize, split_lines
+from taskd.store.refusals import sanitize
 
 PREPARED = {
     # Locks the rows, so that only reports of running attempts are stored; in the order of the batch, as every other
@@ -65,22 +65,22 @@ class PostgresLogs(PostgresDatabase):
             rows = await self._call(
                 "report",
                 worker,
-                numbers([r.task_id for r in batch]),
-                numbers([r.dispatch for r in batch]),
-                numbers([r.attempt for r in batch]),
-                optional_numbers([r.progress for r in batch]),
+                array([r.task_id for r in batch]),
+                array([r.dispatch for r in batch]),
+                array([r.attempt for r in batch]),
+                array([r.progress for r in batch]),
                 optional_texts([None if r.note is None else sanitize(r.note) for r in batch]),
-                numbers([r.first_line for r in batch]),
-                numbers([len(r.lines) for r in batch]),
-                texts([join_lines(r.lines) for r in batch]),
-                numbers([r.keep_from for r in batch]),
+                array([r.first_line for r in batch]),
+                array([len(r.lines) for r in batch]),
+                texts([sanitize("\n".join(r.lines)) for r in batch]),
+                array([r.keep_from for r in batch]),
             )
             held.update(task_id for (task_id,) in rows)
         return frozenset(held)
 
     async def read_log(self, task_id: int, after: LogPlace | None, limit: int) -> Sequence[LogChunk]:
         rows = await self._call("read_log", task_id, *(after or LogPlace(0, 0, 0)), limit)
-        return [LogChunk(LogPlace(*row[:3]), row[3], split_lines(row[4])) for row in rows]
+        return [LogChunk(LogPlace(*row[:3]), row[3], row[4].split("\n")) for row in rows]
 
     async def log_bytes(self, task_id: int) -> int:
         return int((await self._call("log_bytes", task_id))[0][0])

@@ -6,8 +6,8 @@ from typing import Any
 
 import psycopg2
 
-from taskd.store.postgres.connection import PostgresConnection
-from taskd.store.postgres.rows import Rows, T
+from taskd.store.postgres.connection import PostgresConnection, Rows
+from taskd.store.postgres.rows import T
 from taskd.store.refusals import key_taken
 
 DELETE_SETTLED = """

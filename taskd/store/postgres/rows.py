@@ -8,9 +8,6 @@ from typing import Any
 from taskd.model.tasks import Task
 from taskd.store.rows import STATES, columns
 
-Rows = list[tuple[Any, ...]]
-
-ALL = columns()
 T = columns("t")
 
 # The condition of the index tasks_in_flight. PostgreSQL uses the index only for a query that repeats it.
@@ -21,13 +18,9 @@ IN_FLIGHT = "dispatched_at IS NOT NULL AND finished_at IS NULL"
 # dispatch or claim. PostgreSQL evaluates the subquery once, before the commit.
 RELAXED_COMMIT = "(SELECT set_config('synchronous_commit', 'off', true)) = 'off'"
 
-TO_WAITING = """
-dispatched_at = NULL, started_at = NULL, lease_until = NULL, progress = NULL, note = NULL, version = version + 1
-"""
-
 
 def to_task(row: Sequence[Any]) -> Task:
-    """The task in a row of :data:`taskd.store.rows.COLUMNS`."""
+    """The task in a row of :func:`taskd.store.rows.columns`."""
     fields = list(row)
     fields[5] = STATES[row[5]]
     return Task(*fields)

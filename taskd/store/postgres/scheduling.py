@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from taskd.model.tasks import Route, Task
 from taskd.ports.scheduling import Dispatch, Dispatched, OutboxBatch
-from taskd.store.limits import OUTBOX_KEEP_SECONDS
-from taskd.store.postgres.arrays import ids
+from taskd.store.postgres.arrays import array
 from taskd.store.postgres.database import PostgresDatabase
 from taskd.store.postgres.outbox import DELETE_SETTLED, KEEP_SETTLED, run_batch
-from taskd.store.postgres.rows import IN_FLIGHT, RELAXED_COMMIT, TO_WAITING, T, to_task, to_tasks
+from taskd.store.postgres.rows import IN_FLIGHT, RELAXED_COMMIT, T, to_task, to_tasks
+from taskd.store.rows import OUTBOX_KEEP_SECONDS, TO_WAITING
 
 # The condition of the index tasks_backlog. PostgreSQL uses the index only for a query that repeats it.
 _BACKLOG = "dispatched_at IS NULL AND finished_at IS NULL AND due"
@@ -141,7 +141,7 @@ class PostgresScheduling(PostgresDatabase):
         return [(Route(queue, kind), user) for queue, kind, user in rows]
 
     async def mark_published(self, batches: Sequence[str]) -> None:
-        await self._call("mark_published", ids(batches))
+        await self._call("mark_published", array(batches))
 
     async def adopt_stale(self, older_than: float, limit: int) -> Sequence[OutboxBatch]:
         rows = await self._call("adopt_stale", older_than, limit, repeat=False)

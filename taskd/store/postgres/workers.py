@@ -26,7 +26,7 @@ class PostgresWorkers(PostgresDatabase):
     """IWorkerStore on PostgreSQL."""
 
     async def worker_seen(self, worker: WorkerInfo) -> None:
-        await self._call("worker_seen", *encode_worker(worker))
+        await self._call("worker_seen", *encode_worker(worker).values())
 
     async def worker_gone(self, name: str) -> None:
         await self._call("worker_gone", name)

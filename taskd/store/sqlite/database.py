@@ -13,12 +13,11 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from twisted.enterprise import adbapi
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
 
 from taskd.model.errors import BadRequest, SettingsError, Unavailable
 from taskd.store import migrations
-from taskd.store.reconnect import MAX_DELAY, ReconnectDelay
 from taskd.store.refusals import closed
+from taskd.store.starting import MAX_DELAY, Starting
 
 D = TypeVar("D", bound="SqliteDatabase")
 P = ParamSpec("P")
@@ -45,42 +44,33 @@ class IRunner(Protocol):
         """Close the connection."""
 
 
-class SqliteDatabase:
+class SqliteDatabase(Starting):
     """The database behind ``runner``; stop() closes it. All times come from ``clock``."""
 
-    log = Logger()
+    ready = False
 
     def __init__(self, runner: IRunner, clock: IReactorTime) -> None:
+        super().__init__("SQLite", clock)
         self._runner = runner
-        self._clock = clock
-        self._delay = ReconnectDelay(clock)
-        self.ready = False
-
-    async def start(self) -> None:
-        warned = False
-        while not self.ready:
-            if self._delay.stopped:
-                raise closed()
-            try:
-                await self._runner.runInteraction(_migrate)
-                self.ready = not self._delay.stopped
-            except sqlite3.OperationalError as e:
-                # another process releases its lock sooner or later; any other error stays
-                error = _unavailable(e)
-                if "locked" not in error.message:
-                    raise error from e
-                if not warned:
-                    warned = True
-                    self.log.warn("SQLite: cannot start yet, retrying: {reason}", reason=error.message)
-                await self._delay.wait()
-            except sqlite3.DatabaseError as e:
-                raise SettingsError(f"the database file cannot be used: {e}") from None
 
     async def stop(self) -> None:
         self.ready = False
-        if not self._delay.stopped:
-            self._delay.stop()
+        if not self._stopped:
+            await super().stop()
             self._runner.close()
+
+    async def _open(self) -> str | None:
+        try:
+            await self._runner.runInteraction(_migrate)
+        except sqlite3.OperationalError as e:
+            # another process releases its lock sooner or later; any other error stays
+            if "locked" in str(e):
+                return str(e)
+            raise _unavailable(e) from e
+        except sqlite3.DatabaseError as e:
+            raise SettingsError(f"the database file cannot be used: {e}") from None
+        self.ready = not self._stopped
+        return None
 
 
 def transaction(
@@ -94,7 +84,7 @@ def transaction(
 
     @wraps(method)
     async def run(self: D, *args: P.args, **kwargs: P.kwargs) -> R:
-        if self._delay.stopped:
+        if self._stopped:
             raise closed()
         if not self.ready:
             raise Unavailable("the database cannot be reached yet; try again", retry_after=MAX_DELAY)
@@ -152,14 +142,12 @@ class _LockedPool(adbapi.ConnectionPool):
             cp_openfun=_configure,
             cp_reactor=reactor,
         )
-        self._lock: int | None = lock
+        self._lock = lock
 
     def close(self) -> None:
         """Close the connection, which empties the write-ahead log, and unlock the folder."""
         super().close()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        os.close(self._lock)
 
 
 def open_sqlite(path: str | os.PathLike[str], reactor: Any) -> _LockedPool:
@@ -207,10 +195,10 @@ def _unavailable(e: sqlite3.OperationalError) -> Unavailable:
 
 
 def _migrate(db: sqlite3.Cursor) -> None:
-    known = migrations.load("sqlite")
     db.execute("BEGIN IMMEDIATE")
     db.execute(migrations.CREATE_TABLE)
-    for migration in migrations.pending(known, db.execute(migrations.APPLIED).fetchone()[0]):
+    [(applied,)] = db.execute(migrations.APPLIED)
+    for migration in migrations.pending(migrations.load("sqlite"), applied):
         for statement in _statements(migration.sql):
             db.execute(statement)
         db.execute("INSERT INTO schema_migrations VALUES (?, ?, datetime('now'))", migration[:2])

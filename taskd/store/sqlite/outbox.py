@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from sqlite3 import Cursor
 
 from taskd.model.tasks import Task
-from taskd.store.sqlite.rows import ALL, FOREVER, to_tasks
+from taskd.store.rows import ALL
+from taskd.store.sqlite.rows import FOREVER, to_tasks
 
 CREATE_BATCH = "INSERT INTO outbox VALUES (?, ?, ?, NULL)"
 FIND_BATCH = "SELECT task_ids FROM outbox WHERE id = ?"

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta, timezone
-from sqlite3 import Cursor
 from typing import Any
 
 from taskd.model.tasks import Task
-from taskd.store.rows import STATES, columns
+from taskd.store.rows import STATES
 
 FOREVER = 2**62
 """A time that never comes."""
-
-ALL = columns()
-
-TO_WAITING = """
-dispatched_at = NULL, started_at = NULL, lease_until = NULL, progress = NULL, note = NULL, version = version + 1
-"""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(0, 0, 1)
@@ -35,7 +28,7 @@ def to_micros(moment: datetime) -> int:
 
 
 def to_task(row: Sequence[Any]) -> Task:
-    """The task in a row of :data:`taskd.store.rows.COLUMNS`."""
+    """The task in a row of :func:`taskd.store.rows.columns`."""
     fields = list(row)
     fields[5] = STATES[row[5]]
     for i in (6, 7, 13, 14):
@@ -44,6 +37,6 @@ def to_task(row: Sequence[Any]) -> Task:
     return Task(*fields)
 
 
-def to_tasks(cursor: Cursor) -> list[Task]:
-    """The tasks in all rows that are left."""
-    return [to_task(row) for row in cursor.fetchall()]
+def to_tasks(rows: Iterable[Sequence[Any]]) -> list[Task]:
+    """The tasks in these rows."""
+    return [to_task(row) for row in rows]

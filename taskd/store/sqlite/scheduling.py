@@ -9,10 +9,10 @@ from sqlite3 import Cursor
 from taskd.model.states import State
 from taskd.model.tasks import Route, Task
 from taskd.ports.scheduling import Dispatch, Dispatched, OutboxBatch
-from taskd.store.limits import OUTBOX_KEEP_SECONDS
+from taskd.store.rows import ALL, OUTBOX_KEEP_SECONDS, TO_WAITING
 from taskd.store.sqlite.database import SqliteDatabase, transaction
 from taskd.store.sqlite.outbox import CREATE_BATCH, FIND_BATCH, settle, tasks_in_order
-from taskd.store.sqlite.rows import ALL, FOREVER, TO_WAITING, to_tasks
+from taskd.store.sqlite.rows import FOREVER, to_tasks
 
 # The condition of the index tasks_backlog. SQLite uses the index only for a query that repeats it.
 _BACKLOG = "dispatched_at IS NULL AND finished_at IS NULL AND due"
@@ -97,7 +97,7 @@ class SqliteScheduling(SqliteDatabase):
 
     @transaction
     def promote(self, db: Cursor, now: int, limit: int) -> Sequence[tuple[Route, int]]:
-        rows = set(db.execute(PROMOTE, (now, limit)).fetchall())
+        rows = set(db.execute(PROMOTE, (now, limit)))
         return [(Route(queue, kind), user) for queue, kind, user in sorted(rows)]
 
     @transaction
@@ -126,7 +126,7 @@ class SqliteScheduling(SqliteDatabase):
 
     @transaction
     def count_queued(self, db: Cursor, now: int) -> Mapping[Route, int]:
-        return {Route(queue, kind): count for queue, kind, count in db.execute(COUNT_QUEUED).fetchall()}
+        return {Route(queue, kind): count for queue, kind, count in db.execute(COUNT_QUEUED)}
 
 
 def _round_robin(tasks: Iterable[Task]) -> list[Task]:
