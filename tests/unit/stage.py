@@ -84,15 +84,11 @@ class StageRunner(InlineRunner):
         return super().runInteraction(interaction, *args)
 
 
-class Direct:
+class Direct(InlineRunner):
     """The same database for everybody else: it is never away, and never slow."""
 
     def __init__(self, runner: InlineRunner) -> None:
-        self._runner = runner
-
-    def runInteraction(self, interaction: Callable[..., R], *args: Any) -> Deferred[R]:
-        """At once."""
-        return InlineRunner.runInteraction(self._runner, interaction, *args)
+        self._connection = runner._connection
 
     def close(self) -> None:
         """Nothing: it is not ours."""

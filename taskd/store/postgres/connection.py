@@ -48,7 +48,7 @@ NETWORK = {
 Rows = list[tuple[Any, ...]]
 
 # json columns return the text as it was stored, not decoded
-_JSON = extensions.new_type((114,), "JSON", extensions.UNICODE)
+_TYPES = [extensions.new_type((114,), "JSON", extensions.UNICODE)]
 
 
 def _timestamp(value: Any, cursor: Any) -> datetime | None:
@@ -56,7 +56,8 @@ def _timestamp(value: Any, cursor: Any) -> datetime | None:
 
 
 # Twice as fast as psycopg2's own parser; before Python 3.11 fromisoformat could not read PostgreSQL's format
-_TIMESTAMP = extensions.new_type((1184,), "TIMESTAMPTZ", _timestamp) if sys.version_info >= (3, 11) else None
+if sys.version_info >= (3, 11):
+    _TYPES.append(extensions.new_type((1184,), "TIMESTAMPTZ", _timestamp))
 
 
 class _UnwatchedDuringSteps:
@@ -135,9 +136,8 @@ class PostgresConnection(_UnwatchedDuringSteps, txpostgres.Connection):
                 client_encoding="UTF8",
                 application_name="taskd",
             )
-            extensions.register_type(_JSON, self.pollable())
-            if _TIMESTAMP is not None:
-                extensions.register_type(_TIMESTAMP, self.pollable())
+            for each in _TYPES:
+                extensions.register_type(each, self.pollable())
             if self._prepared:
                 await self.query(";".join(f"PREPARE {n} AS {text}" for n, text in self._prepared.items()))
         except (CancelledError, ConnectionDone) as e:

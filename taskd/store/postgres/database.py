@@ -97,7 +97,7 @@ class PostgresDatabase(Starting):
         its next call finds what is left. Raises BadRequest, and what ``work`` raises.
         """
         again = False
-        deadline: float | None = None
+        deadline = float("inf")
         while True:
             try:
                 connection = await self._pool.acquire()
@@ -117,17 +117,15 @@ class PostgresDatabase(Starting):
                 elif isinstance(e, Unavailable) and not again:
                     raise
                 now = self._clock.seconds()
-                if deadline is None:
-                    deadline = now + self._repeat_seconds
+                deadline = min(deadline, now + self._repeat_seconds)
                 if self._stopped:
                     raise closed() from e
                 if now >= deadline or (again and not repeat):
                     raise Unavailable(_GAVE_UP[again].format(reason(e)), retry_after=MAX_DELAY) from e
             except (psycopg2.Error, UnicodeEncodeError) as e:
-                refusal = _refusal(e)
-                if refusal is None:
-                    raise
-                raise refusal from e
+                if refusal := _refusal(e):
+                    raise refusal from e
+                raise
             await deferLater(self._clock, MIN_DELAY)
 
     async def _migrate(self) -> None:

@@ -8,8 +8,16 @@ from taskd.model.tasks import Route, Task
 from taskd.ports.scheduling import Dispatch, Dispatched, OutboxBatch
 from taskd.store.postgres.arrays import array
 from taskd.store.postgres.database import PostgresDatabase
-from taskd.store.postgres.outbox import DELETE_SETTLED, KEEP_SETTLED, run_batch
-from taskd.store.postgres.rows import IN_FLIGHT, RELAXED_COMMIT, T, to_task, to_tasks
+from taskd.store.postgres.rows import (
+    DELETE_SETTLED,
+    IN_FLIGHT,
+    KEEP_SETTLED,
+    RELAXED_COMMIT,
+    T,
+    run_batch,
+    to_task,
+    to_tasks,
+)
 from taskd.store.rows import OUTBOX_KEEP_SECONDS, TO_WAITING
 
 # The condition of the index tasks_backlog. PostgreSQL uses the index only for a query that repeats it.
@@ -132,9 +140,11 @@ class PostgresScheduling(PostgresDatabase):
         if known:
             # where the walk ended is not stored: the next turn begins after the last user of this one
             tasks = to_tasks(rows)
-            return Dispatched(tasks, max((t.user_id for t in tasks), default=None), len(tasks) == limit)
-        tasks = [to_task(row[2:-1]) for row in rows if row[2] is not None]
-        return Dispatched(tasks, rows[0][1], len(tasks) == limit)
+            last = max((t.user_id for t in tasks), default=None)
+        else:
+            tasks = [to_task(row[2:-1]) for row in rows if row[2] is not None]
+            last = rows[0][1]
+        return Dispatched(tasks, last, len(tasks) == limit)
 
     async def promote(self, limit: int) -> Sequence[tuple[Route, int]]:
         rows = await self._call("promote", limit, repeat=False)

@@ -10,8 +10,7 @@ from taskd.model.tasks import NewTask, Task
 from taskd.ports.tasks import Keyed
 from taskd.store.postgres.arrays import array, texts
 from taskd.store.postgres.listing import PostgresListing
-from taskd.store.postgres.outbox import DELETE_SETTLED, KEEP_SETTLED, run_batch
-from taskd.store.postgres.rows import to_task, to_tasks
+from taskd.store.postgres.rows import DELETE_SETTLED, KEEP_SETTLED, run_batch, to_task, to_tasks
 from taskd.store.refusals import check_cancelled, check_retryable, found_task, valid_ids
 from taskd.store.rows import ALL, created_task
 

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from twisted.enterprise import adbapi
 from twisted.internet.defer import Deferred, fail, succeed
@@ -34,23 +34,17 @@ PRAGMA busy_timeout = 5000;
 """
 
 
-class IRunner(Protocol):
-    """Runs a function in a transaction, as ``twisted.enterprise.adbapi.ConnectionPool`` does."""
-
-    def runInteraction(self, interaction: Callable[..., R], *args: Any) -> Deferred[R]:
-        """Call ``interaction(cursor, *args)`` and commit; roll back when it raises."""
-
-    def close(self) -> None:
-        """Close the connection."""
-
-
 class SqliteDatabase(Starting):
-    """The database behind ``runner``; stop() closes it. All times come from ``clock``."""
+    """The database behind ``runner``; stop() closes it. All times come from ``clock``. Raises SettingsError when this
+    Python's SQLite is too old."""
 
     ready = False
 
-    def __init__(self, runner: IRunner, clock: IReactorTime) -> None:
+    def __init__(self, runner: InlineRunner | _LockedPool, clock: IReactorTime) -> None:
         super().__init__("SQLite", clock)
+        if sqlite3.sqlite_version_info < MIN_VERSION:
+            wanted = ".".join(map(str, MIN_VERSION))
+            raise SettingsError(f"SQLite {wanted} or newer is needed, this Python has {sqlite3.sqlite_version}")
         self._runner = runner
 
     async def stop(self) -> None:
@@ -105,7 +99,6 @@ class InlineRunner:
     """A database whose interactions run at once, in the calling thread: for tests, which stay deterministic."""
 
     def __init__(self, path: str = ":memory:") -> None:
-        check_version()
         self._connection = sqlite3.connect(path, check_same_thread=False)
         self._connection.execute("PRAGMA foreign_keys = ON")
 
@@ -155,7 +148,6 @@ def open_sqlite(path: str | os.PathLike[str], reactor: Any) -> _LockedPool:
 
     Raises SettingsError when the folder cannot be used or another server uses it.
     """
-    check_version()
     file = Path(path).absolute()
     lock = None
     try:
@@ -171,13 +163,6 @@ def open_sqlite(path: str | os.PathLike[str], reactor: Any) -> _LockedPool:
             raise SettingsError(message) from None
         raise SettingsError(f"cannot use the data folder {file.parent}: {e.strerror}") from None
     return _LockedPool(file, lock, reactor)
-
-
-def check_version() -> None:
-    """Raises SettingsError when this Python's SQLite is too old."""
-    if sqlite3.sqlite_version_info < MIN_VERSION:
-        wanted = ".".join(map(str, MIN_VERSION))
-        raise SettingsError(f"SQLite {wanted} or newer is needed, this Python has {sqlite3.sqlite_version}")
 
 
 def _configure(connection: sqlite3.Connection) -> None:

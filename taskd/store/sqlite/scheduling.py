@@ -11,8 +11,15 @@ from taskd.model.tasks import Route, Task
 from taskd.ports.scheduling import Dispatch, Dispatched, OutboxBatch
 from taskd.store.rows import ALL, OUTBOX_KEEP_SECONDS, TO_WAITING
 from taskd.store.sqlite.database import SqliteDatabase, transaction
-from taskd.store.sqlite.outbox import CREATE_BATCH, FIND_BATCH, settle, tasks_in_order
-from taskd.store.sqlite.rows import FOREVER, to_tasks
+from taskd.store.sqlite.rows import (
+    CREATE_BATCH,
+    DELETE_SETTLED,
+    FIND_BATCH,
+    FOREVER,
+    KEEP_SETTLED,
+    tasks_in_order,
+    to_tasks,
+)
 
 # The condition of the index tasks_backlog. SQLite uses the index only for a query that repeats it.
 _BACKLOG = "dispatched_at IS NULL AND finished_at IS NULL AND due"
@@ -102,7 +109,9 @@ class SqliteScheduling(SqliteDatabase):
 
     @transaction
     def mark_published(self, db: Cursor, now: int, batches: Sequence[str]) -> None:
-        settle(db, batches)
+        ids = json.dumps(list(batches))
+        db.execute(DELETE_SETTLED, (ids,))
+        db.execute(KEEP_SETTLED, (FOREVER, ids))
 
     @transaction
     def adopt_stale(self, db: Cursor, now: int, older_than: float, limit: int) -> Sequence[OutboxBatch]:

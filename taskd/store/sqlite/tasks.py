@@ -13,8 +13,19 @@ from taskd.store.refusals import check_cancelled, check_retryable, found_task, k
 from taskd.store.rows import ALL, TO_WAITING, created_task
 from taskd.store.sqlite.database import transaction
 from taskd.store.sqlite.listing import SqliteListing
-from taskd.store.sqlite.outbox import CREATE_BATCH, FIND_BATCH, TASKS_BY_ID, settle, tasks_in_order
-from taskd.store.sqlite.rows import from_micros, to_micros, to_task, to_tasks
+from taskd.store.sqlite.rows import (
+    CREATE_BATCH,
+    DELETE_SETTLED,
+    FIND_BATCH,
+    FOREVER,
+    KEEP_SETTLED,
+    TASKS_BY_ID,
+    from_micros,
+    tasks_in_order,
+    to_micros,
+    to_task,
+    to_tasks,
+)
 
 # The last id that was given, not the greatest id in the table: an id is never used again.
 LAST_TASK = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'tasks'"
@@ -53,7 +64,9 @@ class SqliteTasks(SqliteListing):
     ) -> Sequence[Task]:
         db.execute("BEGIN IMMEDIATE")
         if settled:
-            settle(db, settled)
+            ids = json.dumps(list(settled))
+            db.execute(DELETE_SETTLED, (ids,))
+            db.execute(KEEP_SETTLED, (FOREVER, ids))
         if known := db.execute(FIND_BATCH, (batch,)).fetchone():
             return tasks_in_order(db, known[0])
         first = 1 + db.execute(LAST_TASK).fetchone()[0]
