@@ -183,18 +183,12 @@ class PostgresAttempts(PostgresDatabase):
     and cannot deadlock."""
 
     async def claim(self, worker: str, lease: float, claims: Sequence[Claim]) -> Sequence[Task]:
-        claims = sorted(claims)
-        rows = await self._call(
-            "claim_redelivered" if any(c.redelivered for c in claims) else "claim",
-            worker,
-            lease,
-            array([c.task_id for c in claims]),
-            array([c.dispatch for c in claims]),
-            array([c.redelivered for c in claims]),
-            array([c.alone for c in claims]),
-            array([c.max_attempts for c in claims]),
-        )
-        return to_tasks(rows)
+        if not claims:
+            return []
+        statement = "claim_redelivered" if any(c.redelivered for c in claims) else "claim"
+        # one array for each field of Claim
+        columns = [array(column) for column in zip(*sorted(claims), strict=True)]
+        return to_tasks(await self._call(statement, worker, lease, *columns))
 
     async def finish(self, worker: str, outcomes: Sequence[Outcome], again: bool = False) -> Mapping[int, Finished]:
         outcomes = sorted(outcomes, key=lambda o: o.task_id)

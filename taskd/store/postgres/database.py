@@ -39,7 +39,7 @@ class PostgresDatabase(Starting):
     and ``retry`` how long a batch with an unknown outcome is repeated.
     """
 
-    prepared: ClassVar[Mapping[str, str]] = {}
+    prepared: ClassVar[Mapping[str, str]]
 
     def __init__(
         self,

@@ -125,22 +125,12 @@ class InlineRunner:
 class _LockedPool(adbapi.ConnectionPool):
     """One connection in one thread, and the lock that keeps other servers away from the folder."""
 
-    def __init__(self, path: Path, lock: int, reactor: Any) -> None:
-        super().__init__(
-            "sqlite3",
-            os.fspath(path),
-            check_same_thread=False,
-            cp_min=1,
-            cp_max=1,
-            cp_openfun=_configure,
-            cp_reactor=reactor,
-        )
-        self._lock = lock
+    lock: int
 
     def close(self) -> None:
         """Close the connection, which empties the write-ahead log, and unlock the folder."""
         super().close()
-        os.close(self._lock)
+        os.close(self.lock)
 
 
 def open_sqlite(path: str | os.PathLike[str], reactor: Any) -> _LockedPool:
@@ -162,7 +152,17 @@ def open_sqlite(path: str | os.PathLike[str], reactor: Any) -> _LockedPool:
             message = f"another taskserver is using {file.parent}: stop it or choose another --data"
             raise SettingsError(message) from None
         raise SettingsError(f"cannot use the data folder {file.parent}: {e.strerror}") from None
-    return _LockedPool(file, lock, reactor)
+    pool = _LockedPool(
+        "sqlite3",
+        os.fspath(file),
+        check_same_thread=False,
+        cp_min=1,
+        cp_max=1,
+        cp_openfun=_configure,
+        cp_reactor=reactor,
+    )
+    pool.lock = lock
+    return pool
 
 
 def _configure(connection: sqlite3.Connection) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from sqlite3 import Cursor
 
 from taskd.model.states import State
@@ -138,12 +139,11 @@ class SqliteScheduling(SqliteDatabase):
         return {Route(queue, kind): count for queue, kind, count in db.execute(COUNT_QUEUED)}
 
 
-def _round_robin(tasks: Iterable[Task]) -> list[Task]:
+def _round_robin(tasks: Sequence[Task]) -> list[Task]:
     """The oldest task of every user, by user id, then the second of every user, and so on."""
     ranks: dict[int, int] = {}
-    ranked: list[tuple[int, int, Task]] = []
+    counts: Counter[int] = Counter()
     for task in sorted(tasks, key=lambda t: (t.run_at, t.id)):
-        rank = ranks[task.user_id] = ranks.get(task.user_id, -1) + 1
-        ranked.append((rank, task.user_id, task))
-    ranked.sort(key=lambda r: r[:2])
-    return [task for _, _, task in ranked]
+        ranks[task.id] = counts[task.user_id]
+        counts[task.user_id] += 1
+    return sorted(tasks, key=lambda t: (ranks[t.id], t.user_id))

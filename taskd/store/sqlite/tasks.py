@@ -77,7 +77,7 @@ class SqliteTasks(SqliteListing):
                 raise nul_refused()
             task = created_task(task_id, new, at)
             # a queued task is due by the clock of its server
-            run_at = now if task.run_at == at else to_micros(task.run_at)
+            run_at = now if task.run_at is at else to_micros(task.run_at)
             created.append(task)
             values.append(
                 (
