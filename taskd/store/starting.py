@@ -19,8 +19,8 @@ BACKOFF = Backoff(first=MIN_DELAY, longest=MAX_DELAY)
 """Seconds between attempts to reach the database."""
 
 
-class Starting:
-    """The database ``name``, which start() opens and stop() closes for ever."""
+class Startable:
+    """A store on the database ``name``. start() opens it, stop() closes it and ends a start() that still tries."""
 
     log = Logger()
 
@@ -32,7 +32,12 @@ class Starting:
 
     async def start(self) -> None:
         failures = 0
-        while not self._stopped and (why := await self._open()):
+        while True:
+            why = None if self._stopped else await self._open()
+            if self._stopped:
+                raise closed()
+            if why is None:
+                return
             if not failures:
                 self.log.warn("{name}: cannot connect, retrying: {reason}", name=self._name, reason=why)
             failures += 1
@@ -42,8 +47,6 @@ class Starting:
             except CancelledError:
                 if not self._stopped:
                     raise
-        if self._stopped:
-            raise closed()
 
     async def stop(self) -> None:
         self._stopped = True

@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg2
 from psycopg2 import extensions
+from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionClosed, ConnectionDone, ConnectionLost
 from twisted.internet.threads import deferToThreadPool
@@ -179,9 +180,9 @@ class PostgresConnection(_UnwatchedDuringSteps, txpostgres.Connection):
         return rows
 
     async def _addresses(self) -> dict[str, str]:
-        """The host's name and its addresses: libpq would look them up itself and block the reactor."""
+        """``host`` and ``hostaddr`` of a host that has a name. libpq would look it up itself and block the reactor."""
         host = str(self._dsn.get("host") or "")
-        if not host or host.startswith(("/", "@")):
+        if not host or host.startswith(("/", "@")) or isIPAddress(host) or isIPv6Address(host):
             return {}
         self._lookup = deferToThreadPool(self.reactor, self.reactor.getThreadPool(), socket.getaddrinfo, host, None)
         try:

@@ -20,7 +20,7 @@ from taskd.store import migrations
 from taskd.store.postgres.connection import STATEMENT_SECONDS, PostgresConnection, is_dead
 from taskd.store.postgres.pool import OutcomeUnknown, Pool, reason
 from taskd.store.refusals import closed
-from taskd.store.starting import MAX_DELAY, MIN_DELAY, Starting
+from taskd.store.starting import MAX_DELAY, MIN_DELAY, Startable
 
 MIGRATION_SECONDS = 600
 """How long a server waits for its own migrations or for those of another server."""
@@ -31,7 +31,7 @@ _MIGRATION_LOCK = 7_461_735_642
 _GAVE_UP = {True: "the database connection was lost: {}", False: "the database is too busy now: {}"}
 
 
-class PostgresDatabase(Starting):
+class PostgresDatabase(Startable):
     """Connections to PostgreSQL, and calls of the statements that are ``prepared`` on them.
 
     ``dsn`` has user, password, dbname, host and port as libpq names them; ``size`` is the number of connections. In

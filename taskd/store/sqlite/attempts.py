@@ -162,7 +162,7 @@ class SqliteAttempts(SqliteDatabase):
 
     @transaction
     def renew(self, db: Cursor, now: int, worker: str, lease: float, task_ids: Sequence[int]) -> frozenset[int]:
-        args = now + round(lease * 1_000_000), worker, json.dumps(list(task_ids))
+        args = now + round(lease * 1_000_000), worker, json.dumps(task_ids)
         return frozenset(task_id for (task_id,) in db.execute(RENEW, args))
 
     @transaction

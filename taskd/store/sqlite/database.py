@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IReactorTime
 from taskd.model.errors import BadRequest, SettingsError, Unavailable
 from taskd.store import migrations
 from taskd.store.refusals import closed
-from taskd.store.starting import MAX_DELAY, Starting
+from taskd.store.starting import MAX_DELAY, Startable
 
 D = TypeVar("D", bound="SqliteDatabase")
 P = ParamSpec("P")
@@ -34,7 +34,7 @@ PRAGMA busy_timeout = 5000;
 """
 
 
-class SqliteDatabase(Starting):
+class SqliteDatabase(Startable):
     """The database behind ``runner``; stop() closes it. All times come from ``clock``. Raises SettingsError when this
     Python's SQLite is too old."""
 

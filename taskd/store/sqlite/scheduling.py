@@ -110,7 +110,7 @@ class SqliteScheduling(SqliteDatabase):
 
     @transaction
     def mark_published(self, db: Cursor, now: int, batches: Sequence[str]) -> None:
-        ids = json.dumps(list(batches))
+        ids = json.dumps(batches)
         db.execute(DELETE_SETTLED, (ids,))
         db.execute(KEEP_SETTLED, (FOREVER, ids))
 

@@ -64,7 +64,7 @@ class SqliteTasks(SqliteListing):
     ) -> Sequence[Task]:
         db.execute("BEGIN IMMEDIATE")
         if settled:
-            ids = json.dumps(list(settled))
+            ids = json.dumps(settled)
             db.execute(DELETE_SETTLED, (ids,))
             db.execute(KEEP_SETTLED, (FOREVER, ids))
         if known := db.execute(FIND_BATCH, (batch,)).fetchone():
@@ -130,7 +130,7 @@ class SqliteTasks(SqliteListing):
 
     @transaction
     def find_tasks(self, db: Cursor, now: int, ids: Sequence[int]) -> Sequence[Task]:
-        return to_tasks(db.execute(TASKS_BY_ID, (json.dumps(list(ids)),)))
+        return to_tasks(db.execute(TASKS_BY_ID, (json.dumps(ids),)))
 
     @transaction
     def delete_finished(
