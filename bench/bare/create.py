@@ -15,7 +15,7 @@ from bench.bare.connections import Amqp, Database, EventExchange, Publisher, dec
 from bench.bare.job import Job, reactor, run
 from taskd.model.states import State
 from taskd.model.tasks import DEFAULT_KIND, NewTask
-from taskd.store.postgres.arrays import ids
+from taskd.store.postgres.arrays import array
 from taskd.store.postgres.store import PostgresStore
 
 WINDOW = 2000
@@ -85,7 +85,7 @@ class Creator:
         batch = str(uuid.uuid4())
         settled = list(self._published)
         self._published.clear()
-        given = {_BATCH: batch, ids([_PUBLISHED]): ids(settled)}
+        given = {_BATCH: batch, array([_PUBLISHED]): array(settled)}
         arguments = [given.get(argument, argument) for argument in self._arguments[size, waits]]
         rows = await self._database.call("create_tasks", *arguments)
         self._events.publish("created", size)

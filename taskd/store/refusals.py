@@ -1,13 +1,37 @@
-"""The errors that both stores raise."""
+"""What both stores refuse: ids, texts and changes that cannot be. Also how they make other texts storable."""
 
 from __future__ import annotations
 
-from taskd.model.errors import Conflict, KeyTaken, NotFound, Unavailable, UsernameInUse
+from collections.abc import Iterable, Sequence
+
+from taskd.model.errors import BadRequest, Conflict, KeyTaken, NotFound, Unavailable, UsernameInUse
 from taskd.model.states import State
 from taskd.model.tasks import Task
 
-RETRYABLE = frozenset({State.FAILED, State.CANCELLED})
-"""The states in which an owner may retry a task."""
+MAX_ID = 2**63 - 1
+"""The greatest id that a database can hold. A request may name any number; no task has a greater one."""
+
+
+def valid_ids(ids: Iterable[int]) -> list[int]:
+    """Those of the ids that a task or a user can have."""
+    return [i for i in ids if 0 < i <= MAX_ID]
+
+
+def sanitize(text: str | None) -> str:
+    """The text without NUL and with ``?`` for each lone surrogate. Text of handlers may contain both."""
+    return (text or "").replace("\0", "").encode("utf-8", "replace").decode()
+
+
+def check_text(text: str) -> str:
+    """The text, unchanged. Raises BadRequest for NUL. The databases' drivers refuse lone surrogates."""
+    if "\0" in text:
+        raise nul_refused()
+    return text
+
+
+def nul_refused() -> BadRequest:
+    """The error for a text with NUL."""
+    return BadRequest("text must not contain the NUL character")
 
 
 def closed() -> Unavailable:
@@ -25,17 +49,23 @@ def key_taken() -> KeyTaken:
     return KeyTaken("the key is taken", field="key")
 
 
-def no_such_task(task_id: int) -> NotFound:
-    """The task does not exist or belongs to another user; both get the same answer."""
-    return NotFound(f"you have no task {task_id}", field="task_id")
+def found_task(tasks: Sequence[Task], task_id: int) -> Task:
+    """The only one of these tasks of a user. Raises NotFound if there is none: the task does not exist or belongs to
+    another user; both get the same answer."""
+    if not tasks:
+        raise NotFound(f"you have no task {task_id}", field="task_id")
+    return tasks[0]
 
 
-def not_cancellable(task: Task) -> Conflict:
-    """The task has ended."""
-    return Conflict(f"task {task.id} is {task.state.value}: too late to cancel it", field="task_id")
+def check_cancelled(task: Task) -> Task:
+    """A task that has ended, unchanged. Raises Conflict unless it is cancelled already."""
+    if task.state is not State.CANCELLED:
+        raise Conflict(f"task {task.id} is {task.state.value}: too late to cancel it", field="task_id")
+    return task
 
 
-def not_retryable(task: Task) -> Conflict:
-    """The task is in none of the states of :data:`RETRYABLE`."""
-    text = f"task {task.id} is {task.state.value}: only a failed or cancelled task can be tried again"
-    return Conflict(text, field="task_id")
+def check_retryable(task: Task) -> None:
+    """Raises Conflict unless the task failed or was cancelled."""
+    if task.state not in (State.FAILED, State.CANCELLED):
+        text = f"task {task.id} is {task.state.value}: only a failed or cancelled task can be tried again"
+        raise Conflict(text, field="task_id")

@@ -13,7 +13,7 @@ from taskd.model.tasks import NewTask, Task
 from taskd.ports.attempts import Claim, Outcome
 from taskd.ports.logs import Report
 from taskd.ports.tasks import TaskQuery
-from taskd.store.limits import SCANNED_ROWS
+from taskd.store.listing import SCANNED_ROWS
 from tests.conformance.postgres import Hooks, together, until
 from tests.conformance.store.case import Q, new_batch
 from tests.conformance.store.suite import StoreTests

@@ -258,7 +258,7 @@ class Outage(TestCase):
 
     async def test_stop_while_starting(self) -> None:
         starting = Deferred.fromCoroutine(self.store.start())
-        await until(lambda: self.store._delay._waiting is not None)
+        await until(lambda: self.store._waiting is not None)
         await self.store.stop()
         with self.assertRaisesRegex(Unavailable, "the store is closed"):
             await starting

@@ -85,15 +85,11 @@ class StageRunner(InlineRunner):
         return super().runInteraction(interaction, *args)
 
 
-class AlwaysAvailable:
+class AlwaysAvailable(InlineRunner):
     """The same database for other processes and for the tests themselves: never away, broken or slow."""
 
     def __init__(self, runner: InlineRunner) -> None:
-        self._runner = runner
-
-    def runInteraction(self, interaction: Callable[..., R], *args: Any) -> Deferred[R]:
-        """Run it now."""
-        return InlineRunner.runInteraction(self._runner, interaction, *args)
+        self._connection = runner._connection
 
     def close(self) -> None:
         """Nothing to close: the connection belongs to the other runner."""

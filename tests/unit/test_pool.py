@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any, cast
 
+import psycopg2
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from taskd.model.errors import Unavailable
+from taskd.store.postgres.connection import PostgresConnection
 from taskd.store.postgres.pool import OutcomeUnknown, Pool
-from taskd.store.reconnect import MAX_DELAY, MIN_DELAY
+from taskd.store.starting import MAX_DELAY, MIN_DELAY
 
 WAIT = 5.0
 
 
-class Dead(Exception):
+class Dead(psycopg2.OperationalError):
     """Raised by work whose connection has died."""
 
 
-class Connection:
-    """Opens, fails and dies when the test says so."""
+class Connection(PostgresConnection):
+    """Opens, fails and dies when the test says so. There is no database."""
 
     def __init__(self) -> None:
         self.opened: Deferred[None] = Deferred()
         self.closed = False
         self.on_lost: Callable[[BaseException], None] = lambda e: None
 
-    def open(self, on_lost: Callable[[BaseException], None]) -> Deferred[None]:
+    async def open(self, on_lost: Callable[[BaseException], None]) -> None:
         self.on_lost = on_lost
-        return self.opened
+        await self.opened
 
     def close(self) -> None:
         self.closed = True
@@ -63,15 +66,8 @@ class PoolTests(SynchronousTestCase):
         observer = cast(ILogObserver, self._observe)
         globalLogPublisher.addObserver(observer)
         self.addCleanup(globalLogPublisher.removeObserver, observer)
-        self.pool: Pool[Connection] = Pool(
-            self.clock,
-            self._make,
-            lambda e: isinstance(e, Dead),
-            name="db",
-            size=3,
-            wait=WAIT,
-            jitter=lambda: self.jitter,
-        )
+        self.patch(random, "random", lambda: self.jitter)
+        self.pool = Pool(self.clock, self._make, name="db", size=3, wait=WAIT)
 
     def _observe(self, event: Any) -> None:
         if event["log_namespace"] == "taskd.store.postgres.pool.Pool":
@@ -87,10 +83,10 @@ class PoolTests(SynchronousTestCase):
         for i in range(3):
             self.made[i].succeed()
 
-    def run_work(self, work: Callable[[Connection], Deferred[Any]]) -> Deferred[Any]:
+    def run_work(self, work: Callable[[Any], Deferred[Any]]) -> Deferred[Any]:
         return Deferred.fromCoroutine(self._run_work(work))
 
-    async def _run_work(self, work: Callable[[Connection], Deferred[Any]]) -> Any:
+    async def _run_work(self, work: Callable[[Any], Deferred[Any]]) -> Any:
         connection = await self.pool.acquire()
         try:
             result = await work(connection)

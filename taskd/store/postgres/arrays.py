@@ -5,32 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from taskd.store.text import nul_refused
+import msgspec
+
+from taskd.store.refusals import nul_refused
 
 
-def numbers(values: Sequence[float]) -> str:
-    """``int[]``, ``bigint[]`` or ``float8[]``"""
-    return "{" + ",".join(map(str, values)) + "}"
-
-
-def optional_numbers(values: Sequence[float | None]) -> str:
-    """``float8[]`` with NULL for None"""
-    return "{" + ",".join(["NULL" if v is None else str(v) for v in values]) + "}"
-
-
-def optional_times(values: Sequence[datetime | None]) -> str:
-    """``timestamptz[]`` with NULL for None"""
-    return "{" + ",".join(["NULL" if v is None else v.isoformat() for v in values]) + "}"
-
-
-def flags(values: Sequence[bool]) -> str:
-    """``bool[]``"""
-    return "{" + ",".join(["t" if v else "f" for v in values]) + "}"
-
-
-def ids(values: Sequence[str]) -> str:
-    """``uuid[]``"""
-    return "{" + ",".join(values) + "}"
+def array(values: Sequence[float | datetime | str | None]) -> str:
+    """An array of numbers, flags, times or UUIDs, with NULL for None. JSON writes all of them as PostgreSQL reads them,
+    but not other texts."""
+    return "{" + _json(values).decode()[1:-1] + "}"
 
 
 def texts(values: Sequence[str]) -> str:
@@ -53,3 +36,6 @@ def optional_texts(values: Sequence[str | None]) -> str:
 
 def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"')
+
+
+_json = msgspec.json.Encoder().encode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
@@ -12,7 +13,7 @@ from psycopg2 import extensions
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionClosed, ConnectionDone, ConnectionLost
-from twisted.internet.interfaces import IAddress, IHostResolution
+from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 from txpostgres import txpostgres
 
@@ -45,8 +46,10 @@ NETWORK = {
     "tcp_user_timeout": 8000,
 }
 
+Rows = list[tuple[Any, ...]]
+
 # json columns return the text as it was stored, not decoded
-_JSON = extensions.new_type((114,), "JSON", extensions.UNICODE)
+_TYPES = [extensions.new_type((114,), "JSON", extensions.UNICODE)]
 
 
 def _timestamp(value: Any, cursor: Any) -> datetime | None:
@@ -54,7 +57,8 @@ def _timestamp(value: Any, cursor: Any) -> datetime | None:
 
 
 # Twice as fast as psycopg2's own parser; before Python 3.11 fromisoformat could not read PostgreSQL's format
-_TIMESTAMP = extensions.new_type((1184,), "TIMESTAMPTZ", _timestamp) if sys.version_info >= (3, 11) else None
+if sys.version_info >= (3, 11):
+    _TYPES.append(extensions.new_type((1184,), "TIMESTAMPTZ", _timestamp))
 
 
 class _UnwatchedDuringSteps:
@@ -92,21 +96,100 @@ class _Cursor(_UnwatchedDuringSteps, txpostgres.Cursor):
         # this sends while the reactor still watches the connection, not the cursor
         self._connection.unwatch()
         answer: Deferred[Any] = super()._doit(name, *args, **kwargs)
-        if self not in self._connection.cursors:
+        if self not in self._connection._cursors:
             self._connection.listen()
         return answer
 
 
-class _Connection(_UnwatchedDuringSteps, txpostgres.Connection):
-    """Calls ``on_lost`` when it dies while idle, instead of raising into the reactor. It ignores notifications."""
+class PostgresConnection(_UnwatchedDuringSteps, txpostgres.Connection):
+    """A connection for one statement at a time. It calls back when it dies while idle, instead of raising into the
+    reactor. It ignores notifications.
+
+    ``prepared`` maps names to statements with ``$n`` parameters; a statement may take ``statement_timeout`` seconds.
+    """
 
     cursorFactory = _Cursor
-    on_lost: Callable[[BaseException], None] = staticmethod(lambda e: None)
 
-    @property
-    def cursors(self) -> set[_Cursor]:
-        """The cursors whose statement is running."""
-        return self._cursors
+    def __init__(
+        self,
+        dsn: Mapping[str, str | int],
+        reactor: Any,
+        prepared: Mapping[str, str],
+        statement_timeout: int = STATEMENT_SECONDS,
+    ) -> None:
+        super().__init__(reactor)
+        self._dsn = dsn
+        self._prepared = prepared
+        self._statement_timeout = statement_timeout
+        self._on_lost: Callable[[BaseException], None] = _ignore
+        self._lookup: Deferred[Any] | None = None
+
+    async def open(self, on_lost: Callable[[BaseException], None]) -> None:
+        """Connect and prepare. ``on_lost`` is called when the connection dies while idle."""
+        timer = self.reactor.callLater(CONNECT_SECONDS, self.close)
+        try:
+            dsn = {**self._dsn, **await self._addresses()}
+            session = {**SESSION, "statement_timeout": f"{self._statement_timeout}s"}
+            await self.connect(
+                **dsn,
+                **NETWORK,
+                options=" ".join(f"-c {name}={value}" for name, value in session.items()),
+                client_encoding="UTF8",
+                application_name="taskd",
+            )
+            for each in _TYPES:
+                extensions.register_type(each, self.pollable())
+            if self._prepared:
+                await self.query(";".join(f"PREPARE {n} AS {text}" for n, text in self._prepared.items()))
+        except (CancelledError, ConnectionDone) as e:
+            # the timer above closed it
+            raise psycopg2.OperationalError("took too long to connect") from e
+        finally:
+            if timer.active():
+                timer.cancel()
+        self._on_lost = on_lost
+
+    def close(self) -> None:
+        """Disconnect, even while a statement runs: it fails with ConnectionDone."""
+        self._on_lost = _ignore
+        if self._lookup is not None:
+            self._lookup.cancel()
+        if self.pollable() is not None:
+            for each in (self, *self._cursors):
+                each.unwatch()
+            super().close()
+
+    def call(self, name: str, *args: Any) -> Awaitable[Rows]:
+        """The rows of a prepared statement."""
+        values = f" ({', '.join(['%s'] * len(args))})" if args else ""
+        return self.query(f"EXECUTE {name}{values}", args)
+
+    async def query(self, text: str, args: Sequence[Any] = ()) -> Rows:
+        """The rows of a statement with ``%s`` parameters. Raises psycopg2.Error."""
+        cursor = self.cursor()
+        timer = self.reactor.callLater(self._statement_timeout + GRACE_SECONDS, self.close)
+        # The caller may cancel this; txpostgres must not see a cancellation.
+        answer: Deferred[None] = Deferred()
+        cursor.execute(text, args or None).addBoth(answer.callback)
+        try:
+            await answer
+        finally:
+            if timer.active():
+                timer.cancel()
+        rows: Rows = cursor.fetchall() if cursor.description else []
+        return rows
+
+    async def _addresses(self) -> dict[str, str]:
+        """``host`` and ``hostaddr`` of a host that has a name. libpq would look it up itself and block the reactor."""
+        host = str(self._dsn.get("host") or "")
+        if not host or host.startswith(("/", "@")) or isIPAddress(host) or isIPv6Address(host):
+            return {}
+        self._lookup = deferToThreadPool(self.reactor, self.reactor.getThreadPool(), socket.getaddrinfo, host, None)
+        try:
+            found = dict.fromkeys(address[0] for *_, address in await self._lookup)
+        except OSError as e:
+            raise psycopg2.OperationalError(f"no address found for host {host}") from e
+        return {"host": ",".join([host] * len(found)), "hostaddr": ",".join(found)}
 
     def doRead(self) -> None:
         """The reactor has data of a handshake, or while no statement runs."""
@@ -115,15 +198,9 @@ class _Connection(_UnwatchedDuringSteps, txpostgres.Connection):
             try:
                 self.continuePolling()
             except psycopg2.Error as e:
-                self.on_lost(e)
+                self._on_lost(e)
             else:
                 self.listen()
-
-    def close(self) -> None:
-        """Close the socket, even while a statement runs."""
-        for each in (self, *self.cursors):
-            each.unwatch()
-        super().close()
 
     def cursorFinished(self, cursor: _Cursor) -> None:
         """From now on the reactor watches the connection again."""
@@ -137,142 +214,16 @@ class _Connection(_UnwatchedDuringSteps, txpostgres.Connection):
             if self.fileno() >= 0:
                 self.reactor.addReader(self)
             else:
-                self.on_lost(ConnectionLost())
+                self._on_lost(ConnectionLost())
 
     def connectionLost(self, reason: Failure) -> None:
         """The socket was closed."""
         super().connectionLost(reason)
-        self.on_lost(reason.value or ConnectionLost())
+        self._on_lost(reason.value or ConnectionLost())
 
 
-class PostgresConnection:
-    """A connection for one statement at a time.
-
-    ``prepared`` maps names to statements with ``$n`` parameters; a statement may take ``statement_timeout`` seconds.
-    """
-
-    def __init__(
-        self,
-        dsn: Mapping[str, str | int],
-        reactor: Any,
-        prepared: Mapping[str, str],
-        statement_timeout: int = STATEMENT_SECONDS,
-    ) -> None:
-        self._dsn = dict(dsn)
-        self._statement_timeout = statement_timeout
-        self._reactor = reactor
-        self._prepared = prepared
-        self._connection = _Connection(reactor)
-        self._lookup: Deferred[list[str]] | None = None
-        self._closed = False
-
-    async def open(self, on_lost: Callable[[BaseException], None]) -> None:
-        """Connect and prepare. ``on_lost`` is called when the connection dies while idle."""
-        timer = self._reactor.callLater(CONNECT_SECONDS, self.close)
-        try:
-            dsn = await self._resolved_dsn()
-            session = {**SESSION, "statement_timeout": f"{self._statement_timeout}s"}
-            options = " ".join(f"-c {name}={value}" for name, value in session.items())
-            await self._connection.connect(
-                **dsn,
-                **NETWORK,
-                options=options,
-                client_encoding="UTF8",
-                application_name="taskd",
-            )
-            raw = self._connection.pollable()
-            extensions.register_type(_JSON, raw)
-            if _TIMESTAMP is not None:
-                extensions.register_type(_TIMESTAMP, raw)
-            if self._prepared:
-                await self.query(";".join(f"PREPARE {n} AS {text}" for n, text in self._prepared.items()))
-        except ConnectionDone as e:
-            # the timer above closed it
-            raise psycopg2.OperationalError("took too long to connect") from e
-        finally:
-            if timer.active():
-                timer.cancel()
-        self._connection.on_lost = on_lost
-
-    def close(self) -> None:
-        """Disconnect; a running statement fails with ConnectionDone."""
-        self._closed = True
-        self._connection.on_lost = lambda e: None
-        if self._lookup is not None:
-            self._lookup.cancel()
-        if self._connection.pollable() is not None:
-            self._connection.close()
-
-    def call(self, name: str, *args: Any) -> Awaitable[list[tuple[Any, ...]]]:
-        """The rows of a prepared statement."""
-        values = f" ({', '.join(['%s'] * len(args))})" if args else ""
-        return self.query(f"EXECUTE {name}{values}", args)
-
-    async def query(self, text: str, args: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """The rows of a statement with ``%s`` parameters. Raises psycopg2.Error."""
-        if self._closed:
-            raise psycopg2.InterfaceError("the connection is closed")
-        cursor = self._connection.cursor()
-        timer = self._reactor.callLater(self._statement_timeout + GRACE_SECONDS, self.close)
-        # The caller may cancel this; txpostgres must not see a cancellation.
-        answer: Deferred[None] = Deferred()
-
-        def done(result: Any) -> None:
-            if timer.active():
-                timer.cancel()
-            if not answer.called:
-                answer.callback(result)
-
-        cursor.execute(text, args or None).addBoth(done)
-        await answer
-        rows: list[tuple[Any, ...]] = cursor.fetchall() if cursor.description else []
-        cursor.close()
-        return rows
-
-    async def _resolved_dsn(self) -> dict[str, str | int]:
-        # libpq would resolve the name itself and block the reactor
-        host = str(self._dsn.get("host") or "")
-        if not host or host.startswith(("/", "@")) or isIPAddress(host) or isIPv6Address(host):
-            return self._dsn
-        self._lookup = _resolve(self._reactor, host)
-        try:
-            addresses = await self._lookup
-        except CancelledError:
-            if not self._closed:
-                raise
-            raise psycopg2.OperationalError(f"looking up host {host} took too long") from None
-        finally:
-            self._lookup = None
-        if not addresses:
-            raise psycopg2.OperationalError(f"no address found for host {host}")
-        return {**self._dsn, "host": ",".join([host] * len(addresses)), "hostaddr": ",".join(addresses)}
-
-
-class _AddressReceiver:
-    """Collects the addresses that the resolver finds."""
-
-    def __init__(self) -> None:
-        self.found: list[str] = []
-        self.done: Deferred[list[str]] = Deferred()
-
-    def resolutionBegan(self, resolution: IHostResolution) -> None:
-        """The lookup has begun."""
-
-    def addressResolved(self, address: IAddress) -> None:
-        """Collect one address."""
-        if address.host not in self.found:  # type: ignore[attr-defined]
-            self.found.append(address.host)  # type: ignore[attr-defined]
-
-    def resolutionComplete(self) -> None:
-        """Return the addresses, unless the caller has cancelled the lookup."""
-        if not self.done.called:
-            self.done.callback(self.found)
-
-
-def _resolve(reactor: Any, host: str) -> Deferred[list[str]]:
-    receiver = _AddressReceiver()
-    reactor.nameResolver.resolveHostName(receiver, host)
-    return receiver.done
+def _ignore(error: BaseException) -> None:
+    pass
 
 
 def is_dead(e: BaseException) -> bool:

@@ -14,14 +14,13 @@ import psycopg2
 from psycopg2.errors import InsufficientPrivilege
 from psycopg2.extensions import TransactionRollbackError
 from twisted.internet.task import deferLater
-from twisted.logger import Logger
 
 from taskd.model.errors import BadRequest, SettingsError, Unavailable
 from taskd.store import migrations
 from taskd.store.postgres.connection import STATEMENT_SECONDS, PostgresConnection, is_dead
 from taskd.store.postgres.pool import OutcomeUnknown, Pool, reason
-from taskd.store.reconnect import MAX_DELAY, MIN_DELAY, ReconnectDelay
 from taskd.store.refusals import closed
+from taskd.store.starting import MAX_DELAY, MIN_DELAY, Startable
 
 MIGRATION_SECONDS = 600
 """How long a server waits for its own migrations or for those of another server."""
@@ -32,7 +31,7 @@ _MIGRATION_LOCK = 7_461_735_642
 _GAVE_UP = {True: "the database connection was lost: {}", False: "the database is too busy now: {}"}
 
 
-class PostgresDatabase:
+class PostgresDatabase(Startable):
     """Connections to PostgreSQL, and calls of the statements that are ``prepared`` on them.
 
     ``dsn`` has user, password, dbname, host and port as libpq names them; ``size`` is the number of connections. In
@@ -40,8 +39,7 @@ class PostgresDatabase:
     and ``retry`` how long a batch with an unknown outcome is repeated.
     """
 
-    log = Logger()
-    prepared: ClassVar[Mapping[str, str]] = {}
+    prepared: ClassVar[Mapping[str, str]]
 
     def __init__(
         self,
@@ -53,17 +51,13 @@ class PostgresDatabase:
         statement_timeout: int = STATEMENT_SECONDS,
         retry: float = 10.0,
     ) -> None:
+        super().__init__(f"PostgreSQL at {dsn.get('host', 'localhost')}:{dsn.get('port', 5432)}", reactor)
         self._dsn = dsn
-        self._reactor = reactor
         self._repeat_seconds = retry
-        self._name = f"PostgreSQL at {dsn.get('host', 'localhost')}:{dsn.get('port', 5432)}"
-        self._migrated = False
-        self._delay = ReconnectDelay(reactor)
         self._migrating: PostgresConnection | None = None
         self._pool = Pool(
             reactor,
             lambda: PostgresConnection(dsn, reactor, self.prepared, statement_timeout),
-            is_dead,
             name=self._name,
             size=size,
             wait=wait,
@@ -72,35 +66,27 @@ class PostgresDatabase:
     @property
     def ready(self) -> bool:
         """True while a connection is open."""
-        return self._migrated and self._pool.live > 0
-
-    async def start(self) -> None:
-        warned = False
-        while True:
-            if self._delay.stopped:
-                raise closed()
-            try:
-                if not self._migrated:
-                    await self._migrate()
-                    self._pool.start()
-                await self._call("find_user", "")
-                return
-            except InsufficientPrivilege as e:
-                raise SettingsError(f"{self._name}: user {self._dsn.get('user')}: {reason(e)}") from None
-            except Exception as e:
-                if not is_dead(e) and not isinstance(e, Unavailable) and not isinstance(_refusal(e), Unavailable):
-                    raise
-                if not warned and not self._migrated:
-                    warned = True
-                    text = "{name}: cannot connect, retrying: {reason}"
-                    self.log.warn(text, name=self._name, reason=reason(e))
-            await self._delay.wait()
+        return self._pool.live > 0
 
     async def stop(self) -> None:
-        self._delay.stop()
+        await super().stop()
         self._pool.stop()
         if self._migrating is not None:
             self._migrating.close()
+
+    async def _open(self) -> str | None:
+        try:
+            if not self._pool.running:
+                await self._migrate()
+                self._pool.start()
+            await self._call("find_user", "")
+        except InsufficientPrivilege as e:
+            raise SettingsError(f"{self._name}: user {self._dsn.get('user')}: {reason(e)}") from None
+        except Exception as e:
+            if is_dead(e) or isinstance(e, Unavailable) or isinstance(_refusal(e), Unavailable):
+                return reason(e)
+            raise
+        return None
 
     async def _call(self, work: str | Callable[..., Awaitable[Any]], *args: Any, repeat: bool = True) -> Any:
         """The rows of the prepared statement ``work``, or the result of ``work(connection, again, *args)``; repeated
@@ -111,7 +97,7 @@ class PostgresDatabase:
         its next call finds what is left. Raises BadRequest, and what ``work`` raises.
         """
         again = False
-        deadline: float | None = None
+        deadline = float("inf")
         while True:
             try:
                 connection = await self._pool.acquire()
@@ -130,41 +116,32 @@ class PostgresDatabase:
                     again = True
                 elif isinstance(e, Unavailable) and not again:
                     raise
-                now = self._reactor.seconds()
-                if deadline is None:
-                    deadline = now + self._repeat_seconds
-                if self._delay.stopped:
+                now = self._clock.seconds()
+                deadline = min(deadline, now + self._repeat_seconds)
+                if self._stopped:
                     raise closed() from e
                 if now >= deadline or (again and not repeat):
                     raise Unavailable(_GAVE_UP[again].format(reason(e)), retry_after=MAX_DELAY) from e
             except (psycopg2.Error, UnicodeEncodeError) as e:
-                refusal = _refusal(e)
-                if refusal is None:
-                    raise
-                raise refusal from e
-            await deferLater(self._reactor, MIN_DELAY)
+                if refusal := _refusal(e):
+                    raise refusal from e
+                raise
+            await deferLater(self._clock, MIN_DELAY)
 
     async def _migrate(self) -> None:
-        connection = self._migrating = PostgresConnection(self._dsn, self._reactor, {}, MIGRATION_SECONDS)
+        connection = self._migrating = PostgresConnection(self._dsn, self._clock, {}, MIGRATION_SECONDS)
         try:
             await connection.open(lambda e: None)
-            await _migrate(connection)
-            self._migrated = True
+            await connection.query("BEGIN")
+            await connection.query("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
+            await connection.query(migrations.CREATE_TABLE)
+            [(applied,)] = await connection.query(migrations.APPLIED)
+            for migration in migrations.pending(migrations.load("postgres"), applied):
+                await connection.query(migration.sql)
+                await connection.query("INSERT INTO schema_migrations VALUES (%s, %s, now())", migration[:2])
+            await connection.query("COMMIT")
         finally:
             connection.close()
-            self._migrating = None
-
-
-async def _migrate(connection: PostgresConnection) -> None:
-    known = migrations.load("postgres")
-    await connection.query("BEGIN")
-    await connection.query("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
-    await connection.query(migrations.CREATE_TABLE)
-    [(applied,)] = await connection.query(migrations.APPLIED)
-    for migration in migrations.pending(known, applied):
-        await connection.query(migration.sql)
-        await connection.query("INSERT INTO schema_migrations VALUES (%s, %s, now())", migration[:2])
-    await connection.query("COMMIT")
 
 
 def _refusal(e: Exception) -> BadRequest | Unavailable | None:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from taskd.ports.tasks import Page, TaskQuery
-from taskd.store.listing import Filter, before_id, scan_limit
-from taskd.store.postgres.connection import PostgresConnection
+from taskd.store.listing import Filter
+from taskd.store.postgres.connection import Rows
 from taskd.store.postgres.database import PostgresDatabase
-from taskd.store.postgres.rows import IN_FLIGHT, Rows, to_tasks
+from taskd.store.postgres.rows import IN_FLIGHT, to_tasks
 from taskd.store.rows import columns
 
 _LISTED = columns("t", listed=True)
@@ -22,7 +22,16 @@ class PostgresListing(PostgresDatabase):
         wanted = Filter(query, now="now()", placeholder="%s")
         if not wanted.statuses:
             return Page((), None)
-        rows: Rows = await self._call(_read, *_page(user_id, query, wanted))
+        each, count, lists = wanted.each, query.limit + 1, len(wanted.statuses)
+        walk = [v for status in wanted.statuses for v in (user_id, status, wanted.before, each, user_id, status)]
+        page: tuple[str, Sequence[Any]]
+        if wanted.in_flight:
+            page = _in_flight(wanted.condition), (user_id, wanted.before, *wanted.args, count)
+        elif wanted.scans:
+            page = _filtered(lists, wanted.condition), (*wanted.args, each, *walk, each, count)
+        else:
+            page = _walk(lists), (*walk, count)
+        rows: Rows = await self._call(lambda connection, again: connection.query(*page))
         more, end = len(rows) > query.limit, None
         if wanted.scans:
             # a last row that does not match was returned only for its id, where the next page begins
@@ -30,24 +39,6 @@ class PostgresListing(PostgresDatabase):
             rows = [row[2:] for row in rows if row[0]]
         tasks = to_tasks(rows[: query.limit])
         return Page(tasks, tasks[-1].id if more else end)
-
-
-async def _read(connection: PostgresConnection, again: bool, text: str, args: Sequence[Any]) -> Rows:
-    return await connection.query(text, args)
-
-
-def _page(user_id: int, query: TaskQuery, wanted: Filter) -> tuple[str, Sequence[Any]]:
-    """The statement for a page with one row more than the query's limit, and its parameters."""
-    before = before_id(query)
-    count = query.limit + 1
-    if wanted.in_flight:
-        return _in_flight(wanted.condition), (user_id, before, *wanted.args, count)
-    each = scan_limit(query) if wanted.scans else count
-    walk = [v for status in wanted.statuses for v in (user_id, status, before, each, user_id, status)]
-    if not wanted.scans:
-        return _walk(len(wanted.statuses)), (*walk, count)
-    args = *wanted.args, each, *walk, each, count
-    return _filtered(len(wanted.statuses), wanted.condition), args
 
 
 def _in_flight(condition: str) -> str:

@@ -1,6 +1,5 @@
 """A pool of connections that replaces those that die.
 
-It knows nothing about PostgreSQL: a connection is anything that opens, closes, and calls back when it dies while idle.
 Each connection has one borrower at a time, and is never lent again after an error that makes it suspect.
 """
 
@@ -8,41 +7,27 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable
+from typing import NoReturn
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from taskd.model.errors import Unavailable
-from taskd.store.reconnect import BACKOFF, MAX_DELAY
+from taskd.store.postgres.connection import PostgresConnection, is_dead
 from taskd.store.refusals import closed
+from taskd.store.starting import BACKOFF, MAX_DELAY
 
 
 class OutcomeUnknown(Exception):
     """The connection died while a statement ran. Nobody knows whether the statement was committed."""
 
 
-class IPooled(Protocol):
-    """What the pool needs from a connection."""
-
-    def open(self, on_lost: Callable[[BaseException], None]) -> Awaitable[None]:
-        """Connect, in bounded time. ``on_lost`` is called when the connection dies later, but not for close()."""
-
-    def close(self) -> None:
-        """Close at once; open() or a statement that runs fails."""
-
-
-C = TypeVar("C", bound=IPooled)
-
-
-class Pool(Generic[C]):
+class Pool:
     """Keeps ``size`` connections open and lends them out.
 
-    ``make`` makes an unopened connection; ``is_dead`` tells whether an exception means that its connection is dead. A
-    caller waits up to ``wait`` seconds for a connection. ``jitter`` gives numbers from 0 to 1.
+    ``make`` makes an unopened connection. A caller waits up to ``wait`` seconds for a connection.
     """
 
     log = Logger()
@@ -50,31 +35,27 @@ class Pool(Generic[C]):
     def __init__(
         self,
         clock: IReactorTime,
-        make: Callable[[], C],
-        is_dead: Callable[[BaseException], bool],
+        make: Callable[[], PostgresConnection],
         *,
         name: str,
-        size: int = 6,
-        wait: float = 5.0,
-        jitter: Callable[[], float] = random.random,
+        size: int,
+        wait: float,
     ) -> None:
         self._clock = clock
         self._make = make
-        self._is_dead = is_dead
         self._name = name
         self._size = size
         self._wait = wait
-        self._jitter = jitter
-        self._live: set[C] = set()
+        self._live: set[PostgresConnection] = set()
         # opened, but no statement has succeeded yet: when such a connection dies, the next one waits for the backoff
-        self._unproven: set[C] = set()
-        self._idle: list[C] = []
-        self._waiting: deque[Deferred[C]] = deque()
-        self._opening: C | None = None
+        self._unproven: set[PostgresConnection] = set()
+        self._idle: list[PostgresConnection] = []
+        self._waiting: deque[Deferred[PostgresConnection]] = deque()
+        self._opening: list[PostgresConnection] = []
         self._retry: IDelayedCall | None = None
         self._failures = 0
         self._warned = False
-        self._running = False
+        self.running = False
         self._stopped = False
 
     @property
@@ -84,19 +65,17 @@ class Pool(Generic[C]):
 
     def start(self) -> None:
         """Begin to connect. After stop() it does nothing."""
-        self._running = not self._stopped
+        self.running = not self._stopped
         self._fill()
 
     def stop(self) -> None:
         """Close all connections; running statements fail, and waiting callers get Unavailable."""
-        self._running, self._stopped = False, True
+        self.running, self._stopped = False, True
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
-        connections = [*self._live, *([self._opening] if self._opening else [])]
+        connections = [*self._live, *self._opening]
         self._live.clear()
-        self._unproven.clear()
-        self._idle.clear()
         for connection in connections:
             connection.close()
         while self._waiting:
@@ -104,52 +83,44 @@ class Pool(Generic[C]):
 
     # -- lending
 
-    def acquire(self) -> Deferred[C]:
+    def acquire(self) -> Deferred[PostgresConnection]:
         """A connection to use alone, until release() or release_failed(). Raises Unavailable."""
-        done: Deferred[C] = Deferred(self._stop_waiting)
+        if self._stopped:
+            return fail(closed())
         if self._idle:
             # the one used last: its caches are warm
-            done.callback(self._idle.pop())
-        elif self._stopped:
-            done.errback(closed())
-        elif not self._running:
-            done.errback(self._unavailable("cannot be reached yet"))
-        else:
-            self._waiting.append(done)
-            timer = self._clock.callLater(self._wait, self._give_up, done)
-            done.addBoth(_cancel_timer, timer)
-        return done
+            return succeed(self._idle.pop())
+        if not self.running:
+            return fail(self._unavailable("cannot be reached yet"))
+        waiting: Deferred[PostgresConnection] = Deferred(self._waiting.remove)
+        self._waiting.append(waiting)
+        return waiting.addTimeout(self._wait, self._clock, self._give_up)
 
-    def release(self, connection: C) -> None:
+    def release(self, connection: PostgresConnection) -> None:
         """Take back a connection that has worked."""
         self._unproven.discard(connection)
         self._failures = 0
         self._lend(connection)
 
-    def release_failed(self, connection: C, error: BaseException) -> None:
+    def release_failed(self, connection: PostgresConnection, error: BaseException) -> None:
         """Take back a connection whose use raised ``error``. Raises OutcomeUnknown when it is dead."""
         if isinstance(error, CancelledError) or not isinstance(error, Exception):
             # the borrower stopped waiting, and the answer is still to come: the database is not at fault
             self._unproven.discard(connection)
             self._discard(connection, error)
-        elif self._is_dead(error):
+        elif is_dead(error):
             self._discard(connection, error)
             raise OutcomeUnknown(reason(error)) from error
         else:
             self.release(connection)
 
-    def _give_up(self, done: Deferred[C]) -> None:
-        self._stop_waiting(done)
-        done.errback(self._unavailable("has no connection free" if self._live else "cannot be reached now"))
+    def _give_up(self, cancelled: object, seconds: float) -> NoReturn:
+        raise self._unavailable("has no connection free" if self._live else "cannot be reached now")
 
     def _unavailable(self, why: str) -> Unavailable:
         return Unavailable(f"{self._name} {why}; try again", retry_after=MAX_DELAY)
 
-    def _stop_waiting(self, done: Deferred[C]) -> None:
-        if done in self._waiting:
-            self._waiting.remove(done)
-
-    def _lend(self, connection: C) -> None:
+    def _lend(self, connection: PostgresConnection) -> None:
         if connection not in self._live:
             return
         if self._waiting:
@@ -161,24 +132,23 @@ class Pool(Generic[C]):
 
     def _fill(self) -> None:
         # One at a time, so that a database that starts up is not flooded with connections.
-        wanted = self._running and len(self._live) < self._size
-        if wanted and self._opening is None and self._retry is None:
-            connection = self._opening = self._make()
-            opened = Deferred.fromCoroutine(self._open(connection))
+        if self.running and len(self._live) < self._size and not self._opening and self._retry is None:
+            opened = Deferred.fromCoroutine(self._open(self._make()))
             opened.addErrback(lambda f: self.log.failure("opening a connection", f))
 
-    async def _open(self, connection: C) -> None:
+    async def _open(self, connection: PostgresConnection) -> None:
+        self._opening.append(connection)
         try:
             await connection.open(lambda e: self._discard(connection, e))
         except Exception as e:
             connection.close()
-            self._opening = None
-            if self._running:
+            if self.running:
                 self._warn("{name}: cannot connect, retrying: {reason}", e)
                 self._back_off()
             return
-        self._opening = None
-        if not self._running:
+        finally:
+            self._opening.clear()
+        if not self.running:
             connection.close()
             return
         self._live.add(connection)
@@ -189,7 +159,7 @@ class Pool(Generic[C]):
         self._lend(connection)
         self._fill()
 
-    def _discard(self, connection: C, e: BaseException) -> None:
+    def _discard(self, connection: PostgresConnection, e: BaseException) -> None:
         if connection not in self._live:
             return
         self._live.remove(connection)
@@ -207,7 +177,7 @@ class Pool(Generic[C]):
     def _back_off(self) -> None:
         if self._retry is None:
             self._failures += 1
-            self._retry = self._clock.callLater(BACKOFF.delay(self._failures, self._jitter()), self._try_again)
+            self._retry = self._clock.callLater(BACKOFF.delay(self._failures, random.random()), self._try_again)
 
     def _try_again(self) -> None:
         self._retry = None
@@ -218,12 +188,6 @@ class Pool(Generic[C]):
         if not self._warned:
             self._warned = True
             self.log.warn(text, name=self._name, reason=reason(e))
-
-
-def _cancel_timer(result: C | Failure, timer: IDelayedCall) -> C | Failure:
-    if timer.active():
-        timer.cancel()
-    return result
 
 
 def reason(e: BaseException) -> str:

@@ -6,13 +6,19 @@ from collections.abc import Mapping, Sequence
 
 from taskd.model.tasks import Route, Task
 from taskd.ports.scheduling import Dispatch, Dispatched, OutboxBatch
-from taskd.store.limits import OUTBOX_KEEP_SECONDS
-from taskd.store.postgres.arrays import ids
+from taskd.store.postgres.arrays import array
 from taskd.store.postgres.database import PostgresDatabase
-from taskd.store.postgres.outbox import DELETE_SETTLED, KEEP_SETTLED, run_batch
-from taskd.store.postgres.rows import IN_FLIGHT, RELAXED_COMMIT, TO_WAITING, T, to_task, to_tasks
-
-PREPARED: dict[str, str] = {}
+from taskd.store.postgres.rows import (
+    DELETE_SETTLED,
+    IN_FLIGHT,
+    KEEP_SETTLED,
+    RELAXED_COMMIT,
+    T,
+    run_batch,
+    to_task,
+    to_tasks,
+)
+from taskd.store.rows import OUTBOX_KEEP_SECONDS, TO_WAITING
 
 # The condition of the index tasks_backlog. PostgreSQL uses the index only for a query that repeats it.
 _BACKLOG = "dispatched_at IS NULL AND finished_at IS NULL AND due"
@@ -52,9 +58,10 @@ def _pass(k: int, each: str) -> str:
 ), pick{k} AS MATERIALIZED ({_PICK.format(users=f"hungry{k}", behind=">", share=f"share{k}")}"""
 
 
-# The first column tells two cases apart: a repetition that found nothing left to move, and a turn that found nothing.
-# Neither writes an outbox row.
-PREPARED["dispatch"] = f"""
+PREPARED = {
+    # The first column tells two cases apart: a repetition that found nothing left to move, and a turn that found
+    # nothing. Neither writes an outbox row.
+    "dispatch": f"""
 WITH RECURSIVE walk (user_id, run_at, id, n) AS (
     ({_NEXT.format(n="1", after="$5::bigint")})
     UNION ALL
@@ -79,11 +86,10 @@ WITH RECURSIVE walk (user_id, run_at, id, n) AS (
 SELECT EXISTS (SELECT FROM outbox WHERE id = $1::uuid),
     (SELECT CASE WHEN count(*) = $4 THEN max(user_id) END FROM walk), turn.*
 FROM (SELECT) AS always LEFT JOIN turn ON true ORDER BY turn.n, turn.user_id
-"""
-
-# The caller does not repeat this: a second run could not return the same rows. The state does not change, so the
-# version does not either.
-PREPARED["promote"] = """
+""",
+    # The caller does not repeat this: a second run could not return the same rows. The state does not change, so the
+    # version does not either.
+    "promote": """
 WITH come AS (
     SELECT id FROM tasks WHERE NOT due AND finished_at IS NULL AND run_at <= now()
     ORDER BY run_at LIMIT $1 FOR UPDATE SKIP LOCKED
@@ -91,12 +97,11 @@ WITH come AS (
     UPDATE tasks t SET due = true FROM come WHERE t.id = come.id RETURNING t.queue, t.kind, t.user_id
 )
 SELECT DISTINCT queue, kind, user_id FROM promoted
-"""
-
-PREPARED["mark_published"] = f"""
+""",
+    "mark_published": f"""
 WITH settled AS ({DELETE_SETTLED.format(ids="$1::uuid[]")}) {KEEP_SETTLED.format(ids="$1::uuid[]")}
-"""
-PREPARED["adopt_stale"] = f"""
+""",
+    "adopt_stale": f"""
 WITH gone AS (
     DELETE FROM outbox WHERE published_at = 'infinity' AND created_at < now() - interval '{OUTBOX_KEEP_SECONDS} s'
 ), old AS (
@@ -109,9 +114,8 @@ SELECT taken.id, t.queue, t.kind, t.id, t.dispatch
 FROM taken LEFT JOIN LATERAL unnest(taken.task_ids) WITH ORDINALITY AS i (id, n) ON true
     LEFT JOIN tasks t ON t.id = i.id AND t.state = 'queued'
 ORDER BY taken.id, i.n
-"""
-
-PREPARED["requeue_lost"] = f"""
+""",
+    "requeue_lost": f"""
 WITH lost AS (
     SELECT id FROM tasks
     WHERE {IN_FLIGHT} AND queue = $1 AND kind = $2 AND dispatched_at <= now() - make_interval(secs => $3)
@@ -119,10 +123,11 @@ WITH lost AS (
     ORDER BY dispatched_at LIMIT $4 FOR UPDATE SKIP LOCKED
 )
 UPDATE tasks t SET state = 'waiting', {TO_WAITING} FROM lost WHERE t.id = lost.id RETURNING {T}
-"""
-PREPARED["count_queued"] = f"""
+""",
+    "count_queued": f"""
 SELECT queue, kind, count(*) FROM tasks WHERE {IN_FLIGHT} AND state = 'queued' GROUP BY queue, kind
-"""
+""",
+}
 
 
 class PostgresScheduling(PostgresDatabase):
@@ -135,16 +140,18 @@ class PostgresScheduling(PostgresDatabase):
         if known:
             # where the walk ended is not stored: the next turn begins after the last user of this one
             tasks = to_tasks(rows)
-            return Dispatched(tasks, max((t.user_id for t in tasks), default=None), len(tasks) == limit)
-        tasks = [to_task(row[2:-1]) for row in rows if row[2] is not None]
-        return Dispatched(tasks, rows[0][1], len(tasks) == limit)
+            last = max((t.user_id for t in tasks), default=None)
+        else:
+            tasks = [to_task(row[2:-1]) for row in rows if row[2] is not None]
+            last = rows[0][1]
+        return Dispatched(tasks, last, len(tasks) == limit)
 
     async def promote(self, limit: int) -> Sequence[tuple[Route, int]]:
         rows = await self._call("promote", limit, repeat=False)
         return [(Route(queue, kind), user) for queue, kind, user in rows]
 
     async def mark_published(self, batches: Sequence[str]) -> None:
-        await self._call("mark_published", ids(batches))
+        await self._call("mark_published", array(batches))
 
     async def adopt_stale(self, older_than: float, limit: int) -> Sequence[OutboxBatch]:
         rows = await self._call("adopt_stale", older_than, limit, repeat=False)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from zope.interface import implementer
 
 from taskd.ports.store import IStore
-from taskd.store.postgres import accounts, attempts, logs, outbox, scheduling, tasks, workers
+from taskd.store.postgres import accounts, attempts, logs, rows, scheduling, tasks, workers
 
 PREPARED = {
     **accounts.PREPARED,
-    **outbox.PREPARED,
+    **rows.PREPARED,
     **tasks.PREPARED,
     **scheduling.PREPARED,
     **attempts.PREPARED,

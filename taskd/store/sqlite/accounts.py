@@ -8,10 +8,8 @@ from sqlite3 import Cursor
 
 from taskd.model.users import User
 from taskd.ports.accounts import Account
-from taskd.store.limits import valid_ids
-from taskd.store.refusals import username_in_use
+from taskd.store.refusals import check_text, username_in_use, valid_ids
 from taskd.store.sqlite.database import SqliteDatabase, transaction
-from taskd.store.text import check_text
 
 # Returns no row when the key is taken, also by an earlier run of the same registration.
 CREATE_USER = """
@@ -39,12 +37,12 @@ class SqliteAccounts(SqliteDatabase):
         row = db.execute(FIND_USER, (key,)).fetchone()
         if row[2] != password:
             raise username_in_use(username)
-        return User(row[0], row[1])
+        return User(*row[:2])
 
     @transaction
     def find_user(self, db: Cursor, now: int, key: str) -> Account | None:
         row = db.execute(FIND_USER, (check_text(key),)).fetchone()
-        return Account(User(row[0], row[1]), row[2]) if row else None
+        return Account(User(*row[:2]), row[2]) if row else None
 
     @transaction
     def open_session(self, db: Cursor, now: int, user_id: int, token_hash: bytes, seconds: int) -> None:
@@ -62,4 +60,4 @@ class SqliteAccounts(SqliteDatabase):
 
     @transaction
     def usernames(self, db: Cursor, now: int, user_ids: Sequence[int]) -> Mapping[int, str]:
-        return dict(db.execute(USERNAMES, (json.dumps(valid_ids(user_ids)),)).fetchall())
+        return dict(db.execute(USERNAMES, (json.dumps(valid_ids(user_ids)),)))

@@ -9,10 +9,10 @@ from sqlite3 import Cursor
 from taskd.model.states import State
 from taskd.model.tasks import FailedAttempt, Task
 from taskd.ports.attempts import Claim, Finished, Outcome
-from taskd.store.limits import FAILED_ATTEMPTS_LISTED
+from taskd.store.refusals import sanitize
+from taskd.store.rows import ALL, FAILED_ATTEMPTS_LISTED, TO_WAITING
 from taskd.store.sqlite.database import SqliteDatabase, transaction
-from taskd.store.sqlite.rows import ALL, FOREVER, TO_WAITING, from_micros, to_task, to_tasks
-from taskd.store.text import sanitize
+from taskd.store.sqlite.rows import FOREVER, from_micros, to_task, to_tasks
 
 # A redelivered message takes a task over from a worker that lost its channel. The last attempt is not taken over: its
 # lease decides. A failed attempt leaves an error, an attempt that was lost with its worker does not: only after a lost
@@ -108,9 +108,6 @@ SELECT dispatch, attempt, worker, started_at, ended_at, error, trace FROM task_a
 WHERE task_id = ? ORDER BY dispatch DESC, attempt DESC LIMIT ?
 """
 
-_Key = tuple[int, int, int, str]
-"""Task id, dispatch, attempt and worker of an outcome."""
-
 
 class SqliteAttempts(SqliteDatabase):
     """IAttemptStore on SQLite."""
@@ -141,15 +138,16 @@ class SqliteAttempts(SqliteDatabase):
                 error = sanitize(o.error)
                 db.execute(RECORD_FAILED, (now, error, sanitize(o.trace) or None, *key))
             if o.state is State.WAITING:
-                finished = _retry_later(db, now, key, o.delay, error, again)
+                run_at = now + max(0, round(o.delay * 1_000_000))
+                row = db.execute(RETRY_LATER, (run_at, o.delay <= 0, error or None, *key)).fetchone()
+                if row is None and again:
+                    row = db.execute(FIND_RECORDED_RETRY, (*key, error)).fetchone()
+                if row:
+                    done[o.task_id] = Finished(row[0], None, from_micros(row[1]))
             elif row := db.execute(FINISH, (o.state.value, now, o.result or None, error or None, *key)).fetchone():
-                finished = Finished(row[0], finished_at)
+                done[o.task_id] = Finished(row[0], finished_at)
             elif again and (row := db.execute(FIND_RECORDED_END, (*key, o.state.value)).fetchone()):
-                finished = Finished(row[0], from_micros(row[1]))
-            else:
-                finished = None
-            if finished:
-                done[o.task_id] = finished
+                done[o.task_id] = Finished(row[0], from_micros(row[1]))
         return done
 
     @transaction
@@ -164,8 +162,8 @@ class SqliteAttempts(SqliteDatabase):
 
     @transaction
     def renew(self, db: Cursor, now: int, worker: str, lease: float, task_ids: Sequence[int]) -> frozenset[int]:
-        args = now + round(lease * 1_000_000), worker, json.dumps(list(task_ids))
-        return frozenset(task_id for (task_id,) in db.execute(RENEW, args).fetchall())
+        args = now + round(lease * 1_000_000), worker, json.dumps(task_ids)
+        return frozenset(task_id for (task_id,) in db.execute(RENEW, args))
 
     @transaction
     def expire_leases(self, db: Cursor, now: int, limit: int) -> Sequence[Task]:
@@ -187,15 +185,7 @@ class SqliteAttempts(SqliteDatabase):
         ]
 
 
-def _retry_later(db: Cursor, now: int, key: _Key, delay: float, error: str, again: bool) -> Finished | None:
-    run_at = now + max(0, round(delay * 1_000_000))
-    row = db.execute(RETRY_LATER, (run_at, delay <= 0, error or None, *key)).fetchone()
-    if row is None and again:
-        row = db.execute(FIND_RECORDED_RETRY, (*key, error)).fetchone()
-    return Finished(row[0], None, from_micros(row[1])) if row else None
-
-
 def _expire(db: Cursor, now: int, until: int, limit: int) -> list[Task]:
-    expired = json.dumps([task_id for (task_id,) in db.execute(EXPIRED_LEASES, (until, limit)).fetchall()])
+    expired = json.dumps([task_id for (task_id,) in db.execute(EXPIRED_LEASES, (until, limit))])
     db.execute(RECORD_LOST, {"now": now, "ids": expired})
     return to_tasks(db.execute(EXPIRE, {"now": now, "ids": expired}))

@@ -8,17 +8,16 @@ import sqlite3
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from twisted.enterprise import adbapi
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
 
 from taskd.model.errors import BadRequest, SettingsError, Unavailable
 from taskd.store import migrations
-from taskd.store.reconnect import MAX_DELAY, ReconnectDelay
 from taskd.store.refusals import closed
+from taskd.store.starting import MAX_DELAY, Startable
 
 D = TypeVar("D", bound="SqliteDatabase")
 P = ParamSpec("P")
@@ -35,52 +34,37 @@ PRAGMA busy_timeout = 5000;
 """
 
 
-class IRunner(Protocol):
-    """Runs a function in a transaction, as ``twisted.enterprise.adbapi.ConnectionPool`` does."""
+class SqliteDatabase(Startable):
+    """The database behind ``runner``; stop() closes it. All times come from ``clock``. Raises SettingsError when this
+    Python's SQLite is too old."""
 
-    def runInteraction(self, interaction: Callable[..., R], *args: Any) -> Deferred[R]:
-        """Call ``interaction(cursor, *args)`` and commit; roll back when it raises."""
+    ready = False
 
-    def close(self) -> None:
-        """Close the connection."""
-
-
-class SqliteDatabase:
-    """The database behind ``runner``; stop() closes it. All times come from ``clock``."""
-
-    log = Logger()
-
-    def __init__(self, runner: IRunner, clock: IReactorTime) -> None:
+    def __init__(self, runner: InlineRunner | _LockedPool, clock: IReactorTime) -> None:
+        super().__init__("SQLite", clock)
+        if sqlite3.sqlite_version_info < MIN_VERSION:
+            wanted = ".".join(map(str, MIN_VERSION))
+            raise SettingsError(f"SQLite {wanted} or newer is needed, this Python has {sqlite3.sqlite_version}")
         self._runner = runner
-        self._clock = clock
-        self._delay = ReconnectDelay(clock)
-        self.ready = False
-
-    async def start(self) -> None:
-        warned = False
-        while not self.ready:
-            if self._delay.stopped:
-                raise closed()
-            try:
-                await self._runner.runInteraction(_migrate)
-                self.ready = not self._delay.stopped
-            except sqlite3.OperationalError as e:
-                # another process releases its lock sooner or later; any other error stays
-                error = _unavailable(e)
-                if "locked" not in error.message:
-                    raise error from e
-                if not warned:
-                    warned = True
-                    self.log.warn("SQLite: cannot start yet, retrying: {reason}", reason=error.message)
-                await self._delay.wait()
-            except sqlite3.DatabaseError as e:
-                raise SettingsError(f"the database file cannot be used: {e}") from None
 
     async def stop(self) -> None:
         self.ready = False
-        if not self._delay.stopped:
-            self._delay.stop()
+        if not self._stopped:
+            await super().stop()
             self._runner.close()
+
+    async def _open(self) -> str | None:
+        try:
+            await self._runner.runInteraction(_migrate)
+        except sqlite3.OperationalError as e:
+            # another process releases its lock sooner or later; any other error stays
+            if "locked" in str(e):
+                return str(e)
+            raise _unavailable(e) from e
+        except sqlite3.DatabaseError as e:
+            raise SettingsError(f"the database file cannot be used: {e}") from None
+        self.ready = not self._stopped
+        return None
 
 
 def transaction(
@@ -94,7 +78,7 @@ def transaction(
 
     @wraps(method)
     async def run(self: D, *args: P.args, **kwargs: P.kwargs) -> R:
-        if self._delay.stopped:
+        if self._stopped:
             raise closed()
         if not self.ready:
             raise Unavailable("the database cannot be reached yet; try again", retry_after=MAX_DELAY)
@@ -115,7 +99,6 @@ class InlineRunner:
     """A database whose interactions run at once, in the calling thread: for tests, which stay deterministic."""
 
     def __init__(self, path: str = ":memory:") -> None:
-        check_version()
         self._connection = sqlite3.connect(path, check_same_thread=False)
         self._connection.execute("PRAGMA foreign_keys = ON")
 
@@ -142,24 +125,12 @@ class InlineRunner:
 class _LockedPool(adbapi.ConnectionPool):
     """One connection in one thread, and the lock that keeps other servers away from the folder."""
 
-    def __init__(self, path: Path, lock: int, reactor: Any) -> None:
-        super().__init__(
-            "sqlite3",
-            os.fspath(path),
-            check_same_thread=False,
-            cp_min=1,
-            cp_max=1,
-            cp_openfun=_configure,
-            cp_reactor=reactor,
-        )
-        self._lock: int | None = lock
+    lock: int
 
     def close(self) -> None:
         """Close the connection, which empties the write-ahead log, and unlock the folder."""
         super().close()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        os.close(self.lock)
 
 
 def open_sqlite(path: str | os.PathLike[str], reactor: Any) -> _LockedPool:
@@ -167,7 +138,6 @@ def open_sqlite(path: str | os.PathLike[str], reactor: Any) -> _LockedPool:
 
     Raises SettingsError when the folder cannot be used or another server uses it.
     """
-    check_version()
     file = Path(path).absolute()
     lock = None
     try:
@@ -182,14 +152,17 @@ def open_sqlite(path: str | os.PathLike[str], reactor: Any) -> _LockedPool:
             message = f"another taskserver is using {file.parent}: stop it or choose another --data"
             raise SettingsError(message) from None
         raise SettingsError(f"cannot use the data folder {file.parent}: {e.strerror}") from None
-    return _LockedPool(file, lock, reactor)
-
-
-def check_version() -> None:
-    """Raises SettingsError when this Python's SQLite is too old."""
-    if sqlite3.sqlite_version_info < MIN_VERSION:
-        wanted = ".".join(map(str, MIN_VERSION))
-        raise SettingsError(f"SQLite {wanted} or newer is needed, this Python has {sqlite3.sqlite_version}")
+    pool = _LockedPool(
+        "sqlite3",
+        os.fspath(file),
+        check_same_thread=False,
+        cp_min=1,
+        cp_max=1,
+        cp_openfun=_configure,
+        cp_reactor=reactor,
+    )
+    pool.lock = lock
+    return pool
 
 
 def _configure(connection: sqlite3.Connection) -> None:
@@ -207,10 +180,10 @@ def _unavailable(e: sqlite3.OperationalError) -> Unavailable:
 
 
 def _migrate(db: sqlite3.Cursor) -> None:
-    known = migrations.load("sqlite")
     db.execute("BEGIN IMMEDIATE")
     db.execute(migrations.CREATE_TABLE)
-    for migration in migrations.pending(known, db.execute(migrations.APPLIED).fetchone()[0]):
+    [(applied,)] = db.execute(migrations.APPLIED)
+    for migration in migrations.pending(migrations.load("sqlite"), applied):
         for statement in _statements(migration.sql):
             db.execute(statement)
         db.execute("INSERT INTO schema_migrations VALUES (?, ?, datetime('now'))", migration[:2])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlite3 import Cursor
 
 from taskd.ports.tasks import Page, TaskQuery
-from taskd.store.listing import Filter, before_id, scan_limit
+from taskd.store.listing import Filter
 from taskd.store.rows import columns
 from taskd.store.sqlite.database import SqliteDatabase, transaction
 from taskd.store.sqlite.rows import to_tasks
@@ -21,20 +21,19 @@ class SqliteListing(SqliteDatabase):
         wanted = Filter(query, now=str(now), placeholder="?")
         if not wanted.statuses:
             return Page((), None)
-        before = before_id(query)
-        each = scan_limit(query) if wanted.scans else query.limit + 1
-        walks = [value for status in wanted.statuses for value in (user_id, status, before, each)]
+        count = query.limit + 1
+        walks = [v for status in wanted.statuses for v in (user_id, status, wanted.before, wanted.each)]
         if wanted.in_flight:
-            db.execute(_in_flight(wanted.condition), (user_id, before, *wanted.args, query.limit + 1))
+            rows = db.execute(_in_flight(wanted.condition), (user_id, wanted.before, *wanted.args, count))
         else:
             text = _walk(len(wanted.statuses), wanted.condition)
-            db.execute(text, (*walks, each, *wanted.args, query.limit + 1))
-        tasks = to_tasks(db)
+            rows = db.execute(text, (*walks, wanted.each, *wanted.args, count))
+        tasks = to_tasks(rows)
         if len(tasks) > query.limit:
             return Page(tasks[: query.limit], tasks[query.limit - 1].id)
         if not wanted.scans:
             return Page(tasks, None)
-        row = db.execute(_end(len(wanted.statuses)), (*walks, each - 1)).fetchone()
+        row = db.execute(_end(len(wanted.statuses)), (*walks, wanted.each - 1)).fetchone()
         return Page(tasks, row[0] if row else None)
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from sqlite3 import Cursor
 
 from taskd.ports.logs import LogChunk, LogPlace, Report
+from taskd.store.refusals import sanitize
 from taskd.store.sqlite.database import SqliteDatabase, transaction
 from taskd.store.sqlite.rows import from_micros
-from taskd.store.text import join_lines, sanitize, split_lines
 
 IS_HELD = """
 SELECT 1 FROM tasks WHERE id = :id AND dispatch = :dispatch AND attempt = :attempt AND worker = :worker
@@ -69,7 +69,7 @@ class SqliteLogs(SqliteDatabase):
             if r.keep_from > 1:
                 db.execute(CUT, values)
             if r.lines and r.first_line + len(r.lines) > r.keep_from:
-                text = join_lines(r.lines)
+                text = sanitize("\n".join(r.lines))
                 chunk = {"line": r.first_line, "lines": len(r.lines), "bytes": len(text.encode()), "text": text}
                 db.execute(APPEND, {**values, **chunk, "now": now})
         return frozenset(held)
@@ -77,8 +77,8 @@ class SqliteLogs(SqliteDatabase):
     @transaction
     def read_log(self, db: Cursor, now: int, task_id: int, after: LogPlace | None, limit: int) -> Sequence[LogChunk]:
         place = after or LogPlace(0, 0, 0)
-        rows = db.execute(READ_LOG, {"id": task_id, **place._asdict(), "limit": limit}).fetchall()
-        return [LogChunk(LogPlace(*row[:3]), from_micros(row[3]), split_lines(row[4])) for row in rows]
+        rows = db.execute(READ_LOG, {"id": task_id, **place._asdict(), "limit": limit})
+        return [LogChunk(LogPlace(*row[:3]), from_micros(row[3]), row[4].split("\n")) for row in rows]
 
     @transaction
     def log_bytes(self, db: Cursor, now: int, task_id: int) -> int:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from sqlite3 import Cursor
 
 from taskd.model.states import State
 from taskd.model.tasks import Route, Task
 from taskd.ports.scheduling import Dispatch, Dispatched, OutboxBatch
-from taskd.store.limits import OUTBOX_KEEP_SECONDS
+from taskd.store.rows import ALL, OUTBOX_KEEP_SECONDS, TO_WAITING
 from taskd.store.sqlite.database import SqliteDatabase, transaction
-from taskd.store.sqlite.outbox import CREATE_BATCH, FIND_BATCH, settle, tasks_in_order
-from taskd.store.sqlite.rows import ALL, FOREVER, TO_WAITING, to_tasks
+from taskd.store.sqlite.rows import (
+    CREATE_BATCH,
+    DELETE_SETTLED,
+    FIND_BATCH,
+    FOREVER,
+    KEEP_SETTLED,
+    tasks_in_order,
+    to_tasks,
+)
 
 # The condition of the index tasks_backlog. SQLite uses the index only for a query that repeats it.
 _BACKLOG = "dispatched_at IS NULL AND finished_at IS NULL AND due"
@@ -97,12 +105,14 @@ class SqliteScheduling(SqliteDatabase):
 
     @transaction
     def promote(self, db: Cursor, now: int, limit: int) -> Sequence[tuple[Route, int]]:
-        rows = set(db.execute(PROMOTE, (now, limit)).fetchall())
+        rows = set(db.execute(PROMOTE, (now, limit)))
         return [(Route(queue, kind), user) for queue, kind, user in sorted(rows)]
 
     @transaction
     def mark_published(self, db: Cursor, now: int, batches: Sequence[str]) -> None:
-        settle(db, batches)
+        ids = json.dumps(batches)
+        db.execute(DELETE_SETTLED, (ids,))
+        db.execute(KEEP_SETTLED, (FOREVER, ids))
 
     @transaction
     def adopt_stale(self, db: Cursor, now: int, older_than: float, limit: int) -> Sequence[OutboxBatch]:
@@ -126,15 +136,14 @@ class SqliteScheduling(SqliteDatabase):
 
     @transaction
     def count_queued(self, db: Cursor, now: int) -> Mapping[Route, int]:
-        return {Route(queue, kind): count for queue, kind, count in db.execute(COUNT_QUEUED).fetchall()}
+        return {Route(queue, kind): count for queue, kind, count in db.execute(COUNT_QUEUED)}
 
 
-def _round_robin(tasks: Iterable[Task]) -> list[Task]:
+def _round_robin(tasks: Sequence[Task]) -> list[Task]:
     """The oldest task of every user, by user id, then the second of every user, and so on."""
     ranks: dict[int, int] = {}
-    ranked: list[tuple[int, int, Task]] = []
+    counts: Counter[int] = Counter()
     for task in sorted(tasks, key=lambda t: (t.run_at, t.id)):
-        rank = ranks[task.user_id] = ranks.get(task.user_id, -1) + 1
-        ranked.append((rank, task.user_id, task))
-    ranked.sort(key=lambda r: r[:2])
-    return [task for _, _, task in ranked]
+        ranks[task.id] = counts[task.user_id]
+        counts[task.user_id] += 1
+    return sorted(tasks, key=lambda t: (ranks[t.id], t.user_id))

@@ -7,16 +7,25 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from sqlite3 import Cursor
 
-from taskd.model.states import State
 from taskd.model.tasks import NewTask, Task
 from taskd.ports.tasks import Keyed
-from taskd.store.limits import valid_ids
-from taskd.store.refusals import RETRYABLE, key_taken, no_such_task, not_cancellable, not_retryable
+from taskd.store.refusals import check_cancelled, check_retryable, found_task, key_taken, nul_refused, valid_ids
+from taskd.store.rows import ALL, TO_WAITING, created_task
 from taskd.store.sqlite.database import transaction
 from taskd.store.sqlite.listing import SqliteListing
-from taskd.store.sqlite.outbox import CREATE_BATCH, FIND_BATCH, TASKS_BY_ID, settle, tasks_in_order
-from taskd.store.sqlite.rows import ALL, TO_WAITING, from_micros, to_micros, to_task, to_tasks
-from taskd.store.text import nul_refused
+from taskd.store.sqlite.rows import (
+    CREATE_BATCH,
+    DELETE_SETTLED,
+    FIND_BATCH,
+    FOREVER,
+    KEEP_SETTLED,
+    TASKS_BY_ID,
+    from_micros,
+    tasks_in_order,
+    to_micros,
+    to_task,
+    to_tasks,
+)
 
 # The last id that was given, not the greatest id in the table: an id is never used again.
 LAST_TASK = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'tasks'"
@@ -55,56 +64,39 @@ class SqliteTasks(SqliteListing):
     ) -> Sequence[Task]:
         db.execute("BEGIN IMMEDIATE")
         if settled:
-            settle(db, settled)
+            ids = json.dumps(settled)
+            db.execute(DELETE_SETTLED, (ids,))
+            db.execute(KEEP_SETTLED, (FOREVER, ids))
         if known := db.execute(FIND_BATCH, (batch,)).fetchone():
             return tasks_in_order(db, known[0])
         first = 1 + db.execute(LAST_TASK).fetchone()[0]
-        created_at = from_micros(now)
+        at = from_micros(now)
         created, values = [], []
-        for task_id, t in enumerate(tasks, first):
-            if "\0" in t.task:
+        for task_id, new in enumerate(tasks, first):
+            if "\0" in new.task:
                 raise nul_refused()
-            queued = t.state is State.QUEUED
-            run_at, run_micros = created_at, now
+            task = created_task(task_id, new, at)
             # a queued task is due by the clock of its server
-            if t.run_at is not None and to_micros(t.run_at) > now:
-                run_micros = to_micros(t.run_at)
-                run_at = from_micros(run_micros)
+            run_at = now if task.run_at is at else to_micros(task.run_at)
+            created.append(task)
             values.append(
                 (
                     task_id,
-                    t.user_id,
-                    t.task,
-                    t.kind,
-                    t.queue,
-                    t.payload,
-                    t.max_attempts,
-                    t.state.value,
-                    int(queued),
+                    task.user_id,
+                    task.task,
+                    task.kind,
+                    task.queue,
+                    task.payload,
+                    task.max_attempts,
+                    task.state.value,
+                    task.dispatch,
                     now,
-                    run_micros,
-                    int(queued or run_micros == now),
-                    now if queued else None,
-                    t.timeout,
-                    t.key,
-                    t.fingerprint,
-                )
-            )
-            created.append(
-                Task(
-                    task_id,
-                    t.user_id,
-                    t.task,
-                    t.kind,
-                    t.queue,
-                    t.state,
-                    created_at,
                     run_at,
-                    t.payload,
-                    0,
-                    t.max_attempts,
-                    int(queued),
-                    timeout=t.timeout,
+                    task.dispatch or run_at == now,
+                    now if task.dispatch else None,
+                    task.timeout,
+                    new.key,
+                    new.fingerprint,
                 )
             )
         try:
@@ -123,19 +115,14 @@ class SqliteTasks(SqliteListing):
 
     @transaction
     def cancel(self, db: Cursor, now: int, user_id: int, task_id: int) -> Task:
-        task = _task_of_user(db, user_id, task_id)
-        if row := db.execute(CANCEL, (now, task.id)).fetchone():
-            return to_task(row)
-        if task.state is not State.CANCELLED:
-            raise not_cancellable(task)
-        return task
+        task = found_task(_tasks_of_user(db, user_id, [task_id]), task_id)
+        row = db.execute(CANCEL, (now, task_id)).fetchone()
+        return to_task(row) if row else check_cancelled(task)
 
     @transaction
     def retry(self, db: Cursor, now: int, user_id: int, task_id: int) -> Task:
-        task = _task_of_user(db, user_id, task_id)
-        if task.state not in RETRYABLE:
-            raise not_retryable(task)
-        return to_task(db.execute(RETRY, (now, task.id)).fetchone())
+        check_retryable(found_task(_tasks_of_user(db, user_id, [task_id]), task_id))
+        return to_task(db.execute(RETRY, (now, task_id)).fetchone())
 
     @transaction
     def get_tasks(self, db: Cursor, now: int, user_id: int, ids: Sequence[int]) -> Sequence[Task]:
@@ -143,7 +130,7 @@ class SqliteTasks(SqliteListing):
 
     @transaction
     def find_tasks(self, db: Cursor, now: int, ids: Sequence[int]) -> Sequence[Task]:
-        return to_tasks(db.execute(TASKS_BY_ID, (json.dumps(list(ids)),)))
+        return to_tasks(db.execute(TASKS_BY_ID, (json.dumps(ids),)))
 
     @transaction
     def delete_finished(
@@ -156,12 +143,6 @@ class SqliteTasks(SqliteListing):
             db.execute(statement, (json.dumps(ended),))
         more = len(seen) == limit and all(created < before for _, created, _ in seen)
         return len(ended), seen[-1][0] if more else None
-
-
-def _task_of_user(db: Cursor, user_id: int, task_id: int) -> Task:
-    for task in _tasks_of_user(db, user_id, [task_id]):
-        return task
-    raise no_such_task(task_id)
 
 
 def _tasks_of_user(db: Cursor, user_id: int, ids: Sequence[int]) -> list[Task]:

@@ -27,8 +27,7 @@ class SqliteWorkers(SqliteDatabase):
 
     @transaction
     def worker_seen(self, db: Cursor, now: int, worker: WorkerInfo) -> None:
-        row = dict(zip(("name", "queues", "kinds", "slots"), encode_worker(worker), strict=True))
-        db.execute(WORKER_SEEN, {**row, "now": now})
+        db.execute(WORKER_SEEN, {**encode_worker(worker), "now": now})
 
     @transaction
     def worker_gone(self, db: Cursor, now: int, name: str) -> None:
@@ -37,4 +36,4 @@ class SqliteWorkers(SqliteDatabase):
     @transaction
     def list_workers(self, db: Cursor, now: int, seconds: float) -> Sequence[WorkerInfo]:
         db.execute(FORGET_WORKERS, (now - _DAY,))
-        return decode_workers(db.execute(LIST_WORKERS, (now - round(seconds * 1_000_000),)).fetchall())
+        return decode_workers(db.execute(LIST_WORKERS, (now - round(seconds * 1_000_000),)))
