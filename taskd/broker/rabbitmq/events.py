@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 from pika import BasicProperties
 from pika.exceptions import AMQPError
@@ -28,8 +27,8 @@ class EventPublisher(ChannelSupervisor):
 
     _PROPERTIES = BasicProperties(delivery_mode=1)
 
-    def __init__(self, clock: IReactorTime, jitter: Callable[[], float]) -> None:
-        super().__init__(clock, "publishing events", jitter)
+    def __init__(self, clock: IReactorTime) -> None:
+        super().__init__(clock, "publishing events")
         self._connection: Connection | None = None
         self._channel: Channel | None = None
         self._gap = False
@@ -70,23 +69,19 @@ class EventSubscription(ChannelSupervisor):
 
     log = Logger()
 
-    def __init__(self, clock: IReactorTime, topic: str, jitter: Callable[[], float]) -> None:
-        super().__init__(clock, f"events of {topic}", jitter)
+    def __init__(self, clock: IReactorTime, topic: str) -> None:
+        super().__init__(clock, f"events of {topic}")
         self._exchange = EXCHANGES[topic]
-        self._listeners: list[tuple[Callable[[bytes], None], Callable[[], None]]] = []
-
-    def add(self, on_events: Callable[[bytes], None], on_gap: Callable[[], None]) -> None:
-        """One more listener."""
-        self._listeners.append((on_events, on_gap))
+        self.listeners: list[tuple[Callable[[bytes], None], Callable[[], None]]] = []
 
     async def set_up(self, connection: Connection, channel: Channel) -> None:
         """Consume from a new queue. Earlier events were missed."""
         await declare_exchanges(channel)
         declared = await channel.call(
-            channel.raw.queue_declare, queue="", exclusive=True, auto_delete=True, arguments=EVENT_QUEUE
+            "queue_declare", queue="", exclusive=True, auto_delete=True, arguments=EVENT_QUEUE
         )
         queue = declared.method.queue
-        await channel.call(channel.raw.queue_bind, queue=queue, exchange=self._exchange)
+        await channel.call("queue_bind", queue=queue, exchange=self._exchange)
         await channel.consume(queue, self._on_message, auto_ack=True)
         binding = Deferred.fromCoroutine(self._keep_bound(connection, channel, queue))
         binding.addErrback(lambda f: self.log.failure("binding the event queue again failed", f))
@@ -97,7 +92,7 @@ class EventSubscription(ChannelSupervisor):
         while True:
             await connection.sleep(BIND_SECONDS)
             try:
-                await channel.call(channel.raw.queue_bind, queue=queue, exchange=self._exchange)
+                await channel.call("queue_bind", queue=queue, exchange=self._exchange)
             except ConnectionLost:
                 return
 
@@ -105,15 +100,11 @@ class EventSubscription(ChannelSupervisor):
         if body == GAP:
             self._report_gap()
         else:
-            for on_events, _ in self._listeners:
-                self._call(on_events, body)
+            for on_events, _ in self.listeners:
+                with self.log.failuresHandled("an event listener failed"):
+                    on_events(body)
 
     def _report_gap(self) -> None:
-        for _, on_gap in self._listeners:
-            self._call(on_gap)
-
-    def _call(self, listener: Callable[..., None], *arguments: Any) -> None:
-        try:
-            listener(*arguments)
-        except Exception:
-            self.log.failure("an event listener failed")
+        for _, on_gap in self.listeners:
+            with self.log.failuresHandled("an event listener failed"):
+                on_gap()

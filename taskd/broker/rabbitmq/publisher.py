@@ -73,7 +73,7 @@ class Publisher:
     async def set_up(self) -> None:
         """Turn confirms on, and wait until RabbitMQ confirms a probe or blocks publishing. Raises ConnectionLost."""
         raw = self._channel.raw
-        await self._channel.call(raw.confirm_delivery, ack_nack_callback=self._on_confirm)
+        await self._channel.call("confirm_delivery", ack_nack_callback=self._on_confirm)
         raw.add_on_return_callback(self._on_return)
         # RabbitMQ reports an alarm only to connections that have published. No queue gets this message.
         raw.basic_publish("", "", b"")
@@ -108,7 +108,7 @@ class Publisher:
         self._open_batches[batch] = None
         if self._timer is None:
             self._timer = self._clock.callLater(CONFIRM_SECONDS, self._check_oldest)
-        self._connection.write(frames.encode([b"%d %d" % message for message in messages]))
+        self._connection.transport.write(frames.encode([b"%d %d" % message for message in messages]))
         return batch.done
 
     def _on_probe_confirmed(self, _: None) -> None:
@@ -174,10 +174,8 @@ class Publisher:
 class PublisherSupervisor(ChannelSupervisor):
     """Keeps a Publisher on each connection. ``on_missing_queue`` gets the name of a queue that does not exist."""
 
-    def __init__(
-        self, clock: IReactorTime, on_missing_queue: Callable[[str], None], jitter: Callable[[], float]
-    ) -> None:
-        super().__init__(clock, "publishing work", jitter)
+    def __init__(self, clock: IReactorTime, on_missing_queue: Callable[[str], None]) -> None:
+        super().__init__(clock, "publishing work")
         self.publisher: Publisher | None = None
         self._on_missing_queue = on_missing_queue
 
