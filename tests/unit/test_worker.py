@@ -306,7 +306,7 @@ def test_a_worker_that_dies_leaves_everything_to_the_next(stage: Stage) -> None:
     stage.worker(name="first")
     ids = stage.simulate(3, 4)
     # The first is gone without a word: its channel closes, but nothing of it runs any more to notice.
-    first = stage.broker._queue("tasks").consumers.pop()
+    first = stage.broker._queues["tasks"].consumers.pop()
     first.ready = False
     stage.worker(name="second")
     first.close()
@@ -358,7 +358,7 @@ def test_last_attempts_run_one_after_the_other(stage: Stage) -> None:
     for name in ("first", "second"):
         worker = stage.worker(name=name)
         stage.advance(0.1)
-        consumer = stage.broker._queue("tasks").consumers.pop()
+        consumer = stage.broker._queues["tasks"].consumers.pop()
         consumer.ready = False
         worker.leases.stop()
         worker.intake._giving_back.stop()
@@ -392,7 +392,7 @@ def test_leases_are_renewed_while_tasks_run_and_lost_ones_are_stopped(stage: Sta
 def test_a_long_task_is_acked_early(stage: Stage) -> None:
     stage.worker(1)
     [task, second] = stage.simulate(2 * ACK_AFTER, 2)
-    held = stage.broker._queue("tasks").consumers[0].unacked
+    held = stage.broker._queues["tasks"].consumers[0].unacked
     stage.advance(ACK_AFTER - 60)
     assert [d.task_id for d in held] == [task]
     stage.advance(120)
@@ -431,11 +431,11 @@ def test_outcomes_wait_for_a_store_that_is_away(stage: Stage, trouble: str) -> N
     setattr(stage.store, trouble, {"finish"})
     ids = stage.simulate(0, 3)
     assert (worker.busy, stage.depth()) == (3, 0)
-    assert len(stage.broker._queue("tasks").consumers[0].unacked) == 3, "not acked before it is known to be stored"
+    assert len(stage.broker._queues["tasks"].consumers[0].unacked) == 3, "not acked before it is known to be stored"
     setattr(stage.store, trouble, set())
     stage.advance(1.5)
     assert stage.states(ids) == [("completed", 1)] * 3
-    assert (worker.busy, len(stage.broker._queue("tasks").consumers[0].unacked)) == (0, 0)
+    assert (worker.busy, len(stage.broker._queues["tasks"].consumers[0].unacked)) == (0, 0)
     assert sorted(n for n, state in stage.news if state == "completed") == ids
 
 
@@ -459,7 +459,7 @@ def test_drain_gives_the_rest_back_unspent(stage: Stage) -> None:
     stage.advance(11)
     assert ended and worker.busy == 0
     assert stage.states(running) == [("waiting", 0)] * 2
-    assert stage.depth() == 0 and not stage.broker._queue("tasks").consumers[0].unacked
+    assert stage.depth() == 0 and not stage.broker._queues["tasks"].consumers[0].unacked
     assert stage.news[-2:] == [(n, "waiting") for n in running]
 
 
@@ -497,7 +497,7 @@ def test_hurry_cuts_the_grace_short(stage: Stage) -> None:
 def test_a_lost_channel_does_not_stop_what_runs(stage: Stage) -> None:
     worker = stage.worker()
     [task] = stage.simulate(5)
-    consumer = stage.broker._queue("tasks").consumers[0]
+    consumer = stage.broker._queues["tasks"].consumers[0]
     consumer.close()
     consumer.on_lost()
     # it comes again, to the same worker, which has it already
@@ -558,7 +558,7 @@ def test_a_cancelled_task_is_stopped_by_an_order(stage: Stage) -> None:
     stage.advance(0)
     assert worker.busy == 1
     assert stage.states([task, other]) == [("cancelled", 1), ("running", 1)]
-    assert {d.task_id for d in stage.broker._queue("tasks").consumers[0].unacked} == {other}
+    assert {d.task_id for d in stage.broker._queues["tasks"].consumers[0].unacked} == {other}
 
 
 def test_a_cancelled_task_is_stopped_at_the_next_renewal_when_the_order_is_lost(stage: Stage) -> None:
