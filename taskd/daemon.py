@@ -18,8 +18,7 @@ from twisted.python.failure import Failure
 
 from taskd.config import Settings
 from taskd.config.declarations import GRACE
-from taskd.config.options import DaemonOptions
-from taskd.config.reading import read_option, read_settings
+from taskd.config.reading import DaemonOptions, read_option, read_settings
 from taskd.model.errors import SchemaTooNew, SettingsError, TaskdError, Unavailable
 from taskd.ports.broker import IBroker
 from taskd.ports.store import IStore

@@ -1,7 +1,7 @@
 """The settings of both daemons, as one frozen value.
 
-``declarations`` names every variable and option once, ``reading`` makes a Settings of them, ``options`` is the command
-line of the daemons, and ``docs`` writes ``.env.example`` and ``docs/settings.md``.
+``declarations`` names every variable and option once, ``reading`` makes a Settings of them, and of the command line
+of a daemon, and ``docs`` writes ``.env.example`` and ``docs/settings.md``.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from taskd import __version__
 from taskd.api.accounts import Accounts, HashPool
 from taskd.config import Settings
 from taskd.config.declarations import SERVER
-from taskd.config.options import DaemonOptions
+from taskd.config.reading import DaemonOptions
 from taskd.daemon import Daemon, process_name
 from taskd.server.service import TaskServer
 from taskd.worker.wiring import open_worker

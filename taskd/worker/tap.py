@@ -9,7 +9,7 @@ from twisted.logger import Logger
 from taskd import __version__
 from taskd.config import Settings
 from taskd.config.declarations import WORKER
-from taskd.config.options import DaemonOptions
+from taskd.config.reading import DaemonOptions
 from taskd.daemon import Daemon, process_name
 from taskd.model.errors import SettingsError
 from taskd.worker.wiring import open_worker
