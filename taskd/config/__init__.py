@@ -18,17 +18,11 @@ class Postgres(msgspec.Struct, frozen=True):
     port: int
     user: str
     password: str
-    database: str
+    dbname: str
 
     def dsn(self) -> dict[str, str | int]:
         """Keywords for psycopg2."""
-        return {
-            "host": self.host,
-            "port": self.port,
-            "user": self.user,
-            "password": self.password,
-            "dbname": self.database,
-        }
+        return msgspec.structs.asdict(self)
 
 
 class RabbitMQ(msgspec.Struct, frozen=True):

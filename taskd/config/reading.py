@@ -122,19 +122,20 @@ def read_option(options: Mapping[str, Any], option: d.Option) -> Any:
 
 def _variables(env_file: str | None, environ: Mapping[str, str]) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
+    path = env_file or ".env"
     try:
-        text = Path(env_file or ".env").read_text("utf-8-sig")
+        text = Path(path).read_text("utf-8-sig")
     except (FileNotFoundError, IsADirectoryError):
         # ./.env is optional, and a folder of that name is usually a virtual environment
         if env_file is not None:
             raise SettingsError(f"--env-file {env_file}: there is no such file") from None
     except (OSError, ValueError) as e:
         why = e.strerror if isinstance(e, OSError) else e
-        raise SettingsError(f"{env_file or '.env'}: cannot be read: {why}") from None
+        raise SettingsError(f"{path}: cannot be read: {why}") from None
     else:
         for line in parse_stream(io.StringIO(text)):
             if line.error or (line.key is not None and line.value is None):
                 # Do not show the line: it may contain a password
-                raise SettingsError(f"{env_file or '.env'}, line {line.original.line}: expected NAME=value")
+                raise SettingsError(f"{path}, line {line.original.line}: expected NAME=value")
         found = dotenv_values(stream=io.StringIO(text))
     return {**found, **environ}

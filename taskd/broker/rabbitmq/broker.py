@@ -62,7 +62,7 @@ class RabbitBroker:
     def ready(self) -> bool:
         """True while messages can be published."""
         publisher = self._work.publisher
-        return publisher is not None and publisher.ready
+        return publisher is not None and not publisher.obstacle
 
     @property
     def consuming(self) -> bool:

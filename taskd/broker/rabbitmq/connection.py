@@ -79,7 +79,7 @@ class Channel:
         self.number: int = raw.channel_number
         self.close_reason: ConnectionLost | None = None
         self.closed: Deferred[ConnectionLost] = Deferred()
-        self._connection = connection
+        self.connection = connection
         self._handlers = handlers
         self._calls: set[Deferred[Any]] = set()
         raw.add_on_close_callback(self._on_pika_closed)
@@ -129,7 +129,7 @@ class Channel:
         self.close("the consumer was cancelled, probably because its queue was deleted")
 
     def _on_pika_closed(self, _: Any, error: Exception) -> None:
-        self._set_closed(self._connection.close_reason or as_connection_lost(error))
+        self._set_closed(self.connection.close_reason or as_connection_lost(error))
 
     def _set_closed(self, reason: ConnectionLost) -> None:
         if self.close_reason is None:
@@ -185,7 +185,7 @@ class Connection(Protocol):
         self._impl = self._pika._impl
         self._impl.add_on_connection_blocked_callback(self._on_blocked)
         self._impl.add_on_connection_unblocked_callback(self._on_blocked)
-        self._pika.ready.addCallbacks(self._on_ready, lambda _: None)
+        self._pika.ready.addCallbacks(self.opened.callback, lambda _: None)
         self._reader = FrameReader(self._pika.dataReceived)
 
     @property
@@ -283,10 +283,6 @@ class Connection(Protocol):
         for sleeping in tuple(self._sleeping):
             sleeping.cancel()
         self.closed.callback(self.close_reason)
-
-    def _on_ready(self, _: object) -> None:
-        if not self.opened.called:
-            self.opened.callback(None)
 
     def _on_blocked(self, _: Any, frame: Any) -> None:
         # the frame that ends it has no reason

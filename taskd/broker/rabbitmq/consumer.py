@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
+from math import inf
 
+import msgspec
 from pika.exceptions import AMQPError
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from taskd.broker.rabbitmq.connection import Channel, Connection, ConnectionLost, no_answer
+from taskd.broker.rabbitmq.connection import Channel, ConnectionLost, no_answer
 from taskd.broker.rabbitmq.reconnecting import ChannelSupervisor
 from taskd.broker.rabbitmq.topology import Topology
 from taskd.ports.broker import Delivery, IConsumer
@@ -39,15 +42,14 @@ def parse_body(body: bytes) -> Dispatch | None:
     return None
 
 
-class _Deliveries:
+class _Deliveries(msgspec.Struct, eq=False):
     """The deliveries of one channel: the tags of those not acked, in the order of delivery, and those that the reactor
     has read in this turn and the consumer has not got yet. The ``tag`` of a Delivery is this object and AMQP's delivery
     tag."""
 
-    def __init__(self, channel: Channel) -> None:
-        self.channel = channel
-        self.unacked: dict[int, None] = {}
-        self.incoming: list[Delivery] = []
+    channel: Channel
+    unacked: dict[int, None] = {}
+    incoming: list[Delivery] = []
 
     def acknowledge(self, deliveries: Sequence[Delivery], send: Callable[[int, bool], None]) -> None:
         """Forget deliveries and ``send`` an ack or nack for each: its tag, and whether it stands for all lower ones."""
@@ -59,18 +61,16 @@ class _Deliveries:
                 tags.append(tag)
         if not tags or self.channel.close_reason is not None:
             return
-        lowest = next(iter(unacked), None)
-        below = tags if lowest is None else [tag for tag in tags if tag < lowest]
-        above = () if lowest is None else [tag for tag in tags if tag > lowest]
-        try:
+        lowest = next(iter(unacked), inf)
+        below = [tag for tag in tags if tag < lowest]
+        # if the channel has just closed, RabbitMQ requeues the deliveries
+        with suppress(AMQPError):
             if below:
                 # all tags up to this one are acknowledged now or were before
                 send(max(below), len(below) > 1)
-            for tag in above:
-                send(tag, False)
-        except AMQPError:
-            # the channel has just closed, so RabbitMQ requeues the deliveries
-            pass
+            for tag in tags:
+                if tag > lowest:
+                    send(tag, False)
 
 
 @implementer(IConsumer)
@@ -109,33 +109,28 @@ class RabbitConsumer(ChannelSupervisor):
 
     async def stop(self) -> None:
         """Take no more deliveries. Those that were read but not handed over are requeued."""
-        if self.stopped:
-            return
-        self.stopped = True
-        was_ready, self.ready = self.ready, False
-        current = self._deliveries
-        if current is not None and was_ready:
-            try:
+        current = self._deliveries if self.ready else None
+        self.stopped, self.ready = True, False
+        if current is not None:
+            with suppress(ConnectionLost):
                 await current.channel.cancel().addTimeout(CANCEL_SECONDS, self._clock, no_answer)
-            except ConnectionLost:
-                return
-            incoming, current.incoming = current.incoming, []
-            self.requeue(incoming)
+                incoming, current.incoming = current.incoming, []
+                self.requeue(incoming)
 
     # -- ChannelSupervisor
 
-    async def set_up(self, connection: Connection, channel: Channel) -> None:
+    async def set_up(self, channel: Channel) -> None:
         """Start consuming."""
-        declared = await self._topology.declare_queue(connection, self._queue)
+        declared = await self._topology.declare_queue(channel.connection, self._queue)
         if self._consume_timed_out:
-            await self._topology.replace_dead_queue(connection, self._queue, declared)
+            await self._topology.replace_dead_queue(channel.connection, self._queue, declared)
         await channel.call("basic_qos", prefetch_count=self._prefetch)
         self._deliveries = _Deliveries(channel)
         consuming = channel.consume(self._queue, partial(self._on_message, self._deliveries), auto_ack=False)
         try:
             await consuming.addTimeout(CONSUME_SECONDS, self._clock, no_answer)
         except ConnectionLost:
-            self._consume_timed_out = connection.is_open and channel.close_reason is None
+            self._consume_timed_out = channel.connection.is_open and channel.close_reason is None
             raise
         self._consume_timed_out = False
         if self.stopped:

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from taskd.broker.rabbitmq.connection import Channel, Connection, ConnectionLost
+from taskd.broker.rabbitmq.connection import Channel, ConnectionLost
 from taskd.broker.rabbitmq.reconnecting import ChannelSupervisor
 from taskd.broker.rabbitmq.topology import EVENT_QUEUE, EXCHANGES, declare_exchanges
 
@@ -29,27 +29,26 @@ class EventPublisher(ChannelSupervisor):
 
     def __init__(self, clock: IReactorTime) -> None:
         super().__init__(clock, "publishing events")
-        self._connection: Connection | None = None
         self._channel: Channel | None = None
         self._gap = False
 
-    async def set_up(self, connection: Connection, channel: Channel) -> None:
+    async def set_up(self, channel: Channel) -> None:
         """Declare the exchanges, then publish on this channel."""
         await declare_exchanges(channel)
-        self._connection, self._channel = connection, channel
-        connection.on_blocked.append(self._publish_gap)
+        self._channel = channel
+        channel.connection.on_blocked.append(self._publish_gap)
         self._publish_gap()
 
     def channel_closed(self) -> None:
         """Drop events until there is a new channel. The last ones may not have been sent."""
-        if self._connection is not None:
-            self._connection.on_blocked.remove(self._publish_gap)
-        self._connection = self._channel = None
+        if self._channel is not None:
+            self._channel.connection.on_blocked.remove(self._publish_gap)
+            self._channel = None
         self._gap = True
 
     def publish(self, body: bytes, topic: str) -> None:
         """Send an event batch to the subscribers of a topic, or drop it while that is not possible."""
-        if self._connection is None or self._channel is None or self._connection.blocked:
+        if self._channel is None or self._channel.connection.blocked:
             self._gap = True
             return
         # pika raises if the channel has just closed; channel_closed then records the gap
@@ -74,7 +73,7 @@ class EventSubscription(ChannelSupervisor):
         self._exchange = EXCHANGES[topic]
         self.listeners: list[tuple[Callable[[bytes], None], Callable[[], None]]] = []
 
-    async def set_up(self, connection: Connection, channel: Channel) -> None:
+    async def set_up(self, channel: Channel) -> None:
         """Consume from a new queue. Earlier events were missed."""
         await declare_exchanges(channel)
         declared = await channel.call(
@@ -83,18 +82,16 @@ class EventSubscription(ChannelSupervisor):
         queue = declared.method.queue
         await channel.call("queue_bind", queue=queue, exchange=self._exchange)
         await channel.consume(queue, self._on_message, auto_ack=True)
-        binding = Deferred.fromCoroutine(self._keep_bound(connection, channel, queue))
+        binding = Deferred.fromCoroutine(self._keep_bound(channel, queue))
         binding.addErrback(lambda f: self.log.failure("binding the event queue again failed", f))
         self._report_gap()
 
-    async def _keep_bound(self, connection: Connection, channel: Channel, queue: str) -> None:
+    async def _keep_bound(self, channel: Channel, queue: str) -> None:
         # RabbitMQ does not notify a queue when its exchange, and so its binding, is deleted
-        while True:
-            await connection.sleep(BIND_SECONDS)
-            try:
+        with suppress(ConnectionLost):
+            while True:
+                await channel.connection.sleep(BIND_SECONDS)
                 await channel.call("queue_bind", queue=queue, exchange=self._exchange)
-            except ConnectionLost:
-                return
 
     def _on_message(self, tag: int, redelivered: bool, body: bytes) -> None:
         if body == GAP:

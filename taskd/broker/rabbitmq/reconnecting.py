@@ -184,7 +184,7 @@ class ChannelSupervisor:
         self._clock = clock
         self._purpose = purpose
 
-    async def set_up(self, connection: Connection, channel: Channel) -> None:
+    async def set_up(self, channel: Channel) -> None:
         """Prepare a new channel for its use. May raise ConnectionLost."""
         raise NotImplementedError
 
@@ -205,7 +205,7 @@ class ChannelSupervisor:
             timer = self._clock.callLater(OPEN_SECONDS, connection.abort, f"{self._purpose}: no answer")
             try:
                 channel = await connection.open_channel()
-                await self.set_up(connection, channel)
+                await self.set_up(channel)
             except (ConnectionLost, AMQPError) as e:
                 # a connection that is closing already may do so in order
                 if connection.is_open:
