@@ -39,7 +39,7 @@ class Batcher(Generic[T, R]):
         max_weight: int = 500,
         delay: float = 0.002,
         concurrency: int = 2,
-        weigh: Callable[[T], int] = lambda item: 1,
+        weigh: Callable[[T], int] | None = None,
     ) -> None:
         self._clock = clock
         self._flush = flush
@@ -57,8 +57,9 @@ class Batcher(Generic[T, R]):
         """Add an item to the next batch. Fires with its result when that batch is committed; fails as ``flush`` did."""
         done: Deferred[R] = Deferred()
         self._pending.append((item, done))
-        # wait one turn even when idle, so that all requests of one socket read go into the same batch
-        self._start_timer(short=not self._running)
+        if self._timer is None:
+            # wait one turn even when idle, so that all requests of one socket read go into the same batch
+            self._start_timer(short=not self._running)
         return done
 
     def drained(self) -> Deferred[None]:
@@ -101,7 +102,7 @@ class Batcher(Generic[T, R]):
         batch: list[tuple[T, Deferred[R]]] = []
         weight = 0
         while self._pending:
-            weight += self._weigh(self._pending[0][0])
+            weight += self._weigh(self._pending[0][0]) if self._weigh else 1
             if batch and weight > self._max_weight:
                 break
             batch.append(self._pending.popleft())

@@ -44,13 +44,14 @@ class MemoryConsumer:
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         self.unacked.difference_update(deliveries)
-        self._queue.deliver_soon()
+        if self._queue.messages:
+            self._queue.wake()
 
     def requeue(self, deliveries: Sequence[Delivery]) -> None:
         requeued = [d for d in deliveries if d in self.unacked]
         self.unacked.difference_update(requeued)
         self._queue.messages.extendleft(Delivery(d.task_id, d.dispatch, True, None) for d in reversed(requeued))
-        self._queue.deliver_soon()
+        self._queue.wake()
 
     async def stop(self) -> None:
         self.ready = False
@@ -61,20 +62,15 @@ class MemoryConsumer:
 
 
 class _Queue:
-    """Messages in order, and the consumers that receive them in turn. ``wake`` has ``deliver`` called soon."""
+    """Messages in order, and the consumers that receive them in turn. After ``wake`` the broker calls ``deliver``."""
 
     _log = Logger()
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self.messages: deque[Delivery] = deque()
         self.consumers: list[MemoryConsumer] = []
-        self._wake = wake
+        self.wake = wake
         self._next = 0
-
-    def deliver_soon(self) -> None:
-        """Deliver in the reactor's next turn."""
-        if self.messages and self.consumers:
-            self._wake()
 
     def close(self) -> None:
         """Close all consumers, which requeues their unacked deliveries."""
@@ -118,6 +114,7 @@ class MemoryBroker:
 
     async def start(self) -> None:
         self.ready = True
+        self._wake()
 
     async def stop(self) -> None:
         self.ready = False
@@ -130,8 +127,8 @@ class MemoryBroker:
 
     async def publish(self, queue: str, messages: Sequence[Dispatch]) -> None:
         found = self._ready_queue(queue)
-        found.messages.extend(Delivery(m.task_id, m.dispatch, False, None) for m in messages)
-        found.deliver_soon()
+        found.messages.extend([Delivery(m.task_id, m.dispatch, False, None) for m in messages])
+        self._wake()
 
     def consume(
         self,
@@ -143,7 +140,7 @@ class MemoryBroker:
         found = self._queues[queue]
         consumer = MemoryConsumer(found, prefetch, on_deliveries, on_lost)
         found.consumers.append(consumer)
-        found.deliver_soon()
+        self._wake()
         return consumer
 
     async def depth(self, queue: str) -> int:
@@ -163,7 +160,7 @@ class MemoryBroker:
         return self._queues[name]
 
     def _wake(self) -> None:
-        if self._turn is None:
+        if self._turn is None and self.ready:
             self._turn = self._clock.callLater(0, self._deliver)
 
     def _deliver(self) -> None:
@@ -174,4 +171,5 @@ class MemoryBroker:
                 with self._log.failuresHandled("an event listener failed"):
                     subscriber(body)
         for queue in tuple(self._queues.values()):
-            queue.deliver()
+            if queue.messages:
+                queue.deliver()

@@ -33,7 +33,7 @@ DECLARE_SECONDS = 5.0
 
 @implementer(IBroker)
 class RabbitBroker:
-    """IBroker on RabbitMQ. It declares ``queues`` on every new connection, and other queues on first use."""
+    """IBroker on RabbitMQ. It declares ``queues`` whenever it connects, and other queues on first use."""
 
     log = Logger()
 
