@@ -58,7 +58,8 @@ class Batcher(Generic[T, R]):
         done: Deferred[R] = Deferred()
         self._pending.append((item, done))
         if self._timer is None:
-            self._start_timer()
+            # wait one turn even when idle, so that all requests of one socket read go into the same batch
+            self._start_timer(short=not self._running)
         return done
 
     def drained(self) -> Deferred[None]:
@@ -70,10 +71,13 @@ class Batcher(Generic[T, R]):
             done.callback(None)
         return done
 
-    def _start_timer(self) -> None:
-        # wait one turn even when idle, so that all requests of one socket read go into the same batch
-        self._timer_is_short = self._running == 0
-        self._timer = self._clock.callLater(0 if self._timer_is_short else self._delay, self._start_batch)
+    def _start_timer(self, short: bool) -> None:
+        if self._timer is not None:
+            if self._timer_is_short or not short:
+                return
+            self._timer.cancel()
+        self._timer_is_short = short
+        self._timer = self._clock.callLater(0 if short else self._delay, self._start_batch)
 
     def _start_batch(self) -> None:
         self._timer = None
@@ -82,35 +86,26 @@ class Batcher(Generic[T, R]):
         batch = self._take()
         self._running += 1
         Deferred.fromCoroutine(self._run(batch)).addBoth(self._ended)
-        if self._pending and self._timer is None:
-            self._start_timer()
+        if self._pending:
+            self._start_timer(short=not self._running)
 
     def _ended(self, _: object) -> None:
         self._running -= 1
         if self._pending:
-            if self._timer is not None and not self._timer_is_short:
-                self._timer.cancel()
-                self._timer = None
-            if self._timer is None:
-                self._timer_is_short = True
-                self._timer = self._clock.callLater(0, self._start_batch)
+            self._start_timer(short=True)
         elif not self._running:
             waiting, self._drained = self._drained, []
             for done in waiting:
                 done.callback(None)
 
     def _take(self) -> list[tuple[T, Deferred[R]]]:
-        pending, weigh = self._pending, self._weigh
-        if weigh is None and len(pending) <= self._max_weight:
-            batch = list(pending)
-            pending.clear()
-            return batch
-        batch, weight = [], 0
-        while pending:
-            weight += weigh(pending[0][0]) if weigh else 1
+        batch: list[tuple[T, Deferred[R]]] = []
+        weight = 0
+        while self._pending:
+            weight += self._weigh(self._pending[0][0]) if self._weigh else 1
             if batch and weight > self._max_weight:
                 break
-            batch.append(pending.popleft())
+            batch.append(self._pending.popleft())
         return batch
 
     async def _run(self, batch: list[tuple[T, Deferred[R]]]) -> None:

@@ -6,8 +6,9 @@ store. The clock delivers everything in a later turn, never inside the call that
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -37,95 +38,64 @@ class MemoryConsumer:
         self._prefetch = prefetch
 
     @property
-    def free(self) -> int:
-        """How many more deliveries the prefetch count allows."""
-        return self._prefetch - len(self.unacked) if self.ready else 0
+    def takes_more(self) -> bool:
+        """Whether the prefetch count allows one more delivery."""
+        return self.ready and len(self.unacked) < self._prefetch
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         self.unacked.difference_update(deliveries)
-        self._queue.deliver_soon()
+        if self._queue.messages:
+            self._queue.wake()
 
     def requeue(self, deliveries: Sequence[Delivery]) -> None:
         requeued = [d for d in deliveries if d in self.unacked]
         self.unacked.difference_update(requeued)
-        self._queue.requeue(requeued)
+        self._queue.messages.extendleft(Delivery(d.task_id, d.dispatch, True, None) for d in reversed(requeued))
+        self._queue.wake()
 
     async def stop(self) -> None:
         self.ready = False
 
     def close(self) -> None:
         """Requeue the unacked deliveries, as the end of a channel does."""
-        requeued = sorted(self.unacked, key=lambda d: d.task_id)
-        self.unacked.clear()
-        self._queue.requeue(requeued)
+        self.requeue(sorted(self.unacked, key=lambda d: d.task_id))
 
 
 class _Queue:
-    """Messages in order, and the consumers that receive them in turn."""
+    """Messages in order, and the consumers that receive them in turn. After ``wake`` the broker calls ``deliver``."""
 
     _log = Logger()
 
-    def __init__(self, name: str, clock: IReactorTime) -> None:
-        self._name = name
-        self._clock = clock
-        self._messages: deque[tuple[int, int, bool]] = deque()
-        self._delivery: IDelayedCall | None = None
-        self._next = 0
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self.messages: deque[Delivery] = deque()
         self.consumers: list[MemoryConsumer] = []
-
-    def __len__(self) -> int:
-        return len(self._messages)
-
-    def put(self, messages: Sequence[Dispatch]) -> None:
-        """Add messages at the end."""
-        self._messages.extend([(m.task_id, m.dispatch, False) for m in messages])
-        self.deliver_soon()
-
-    def requeue(self, deliveries: Sequence[Delivery]) -> None:
-        """Put deliveries back at the front."""
-        self._messages.extendleft([(d.task_id, d.dispatch, True) for d in reversed(deliveries)])
-        self.deliver_soon()
-
-    def deliver_soon(self) -> None:
-        """Deliver in the reactor's next turn."""
-        if self._messages and self.consumers and self._delivery is None:
-            self._delivery = self._clock.callLater(0, self._deliver)
+        self.wake = wake
+        self._next = 0
 
     def close(self) -> None:
         """Close all consumers, which requeues their unacked deliveries."""
-        if self._delivery is not None:
-            self._delivery.cancel()
-            self._delivery = None
         consumers, self.consumers = self.consumers, []
         for consumer in consumers:
             consumer.ready = False
             consumer.close()
-            self._call(consumer.on_lost)
+            with self._log.failuresHandled("a consumer failed"):
+                consumer.on_lost()
 
-    def _call(self, callback: Callable[..., None], *arguments: Sequence[Delivery]) -> None:
-        # a defect of one consumer must not stop the others
-        try:
-            callback(*arguments)
-        except Exception:
-            self._log.failure("queue {queue}: a consumer failed", queue=self._name)
-
-    def _deliver(self) -> None:
-        self._delivery = None
+    def deliver(self) -> None:
+        """Hand over as many messages as the consumers take."""
         shares: dict[MemoryConsumer, list[Delivery]] = {}
-        free = {c: c.free for c in self.consumers if c.free > 0}
-        order = list(free)
-        while self._messages and order:
+        order = [consumer for consumer in self.consumers if consumer.takes_more]
+        while self.messages and order:
             self._next = (self._next + 1) % len(order)
             consumer = order[self._next]
-            task_id, dispatch, redelivered = self._messages.popleft()
-            delivery = Delivery(task_id, dispatch, redelivered, None)
+            delivery = self.messages.popleft()
             consumer.unacked.add(delivery)
             shares.setdefault(consumer, []).append(delivery)
-            free[consumer] -= 1
-            if not free[consumer]:
+            if not consumer.takes_more:
                 order.remove(consumer)
         for consumer, deliveries in shares.items():
-            self._call(consumer.on_deliveries, deliveries)
+            with self._log.failuresHandled("a consumer failed"):
+                consumer.on_deliveries(deliveries)
 
 
 @implementer(IBroker)
@@ -137,26 +107,28 @@ class MemoryBroker:
     def __init__(self, clock: IReactorTime) -> None:
         self.ready = False
         self._clock = clock
-        self._queues: dict[str, _Queue] = {}
+        self._queues: defaultdict[str, _Queue] = defaultdict(partial(_Queue, self._wake))
         self._subscribers: dict[str, list[Callable[[bytes], None]]] = {}
         self._events: list[tuple[str, bytes]] = []
-        self._sending: IDelayedCall | None = None
+        self._turn: IDelayedCall | None = None
 
     async def start(self) -> None:
         self.ready = True
+        self._wake()
 
     async def stop(self) -> None:
         self.ready = False
-        if self._sending is not None:
-            self._sending.cancel()
-            self._sending = None
-            self._events.clear()
+        self._events.clear()
         for queue in self._queues.values():
             queue.close()
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
 
     async def publish(self, queue: str, messages: Sequence[Dispatch]) -> None:
-        self._check()
-        self._queue(queue).put(messages)
+        found = self._ready_queue(queue)
+        found.messages.extend([Delivery(m.task_id, m.dispatch, False, None) for m in messages])
+        self._wake()
 
     def consume(
         self,
@@ -165,42 +137,39 @@ class MemoryBroker:
         on_deliveries: Callable[[Sequence[Delivery]], None],
         on_lost: Callable[[], None],
     ) -> MemoryConsumer:
-        found = self._queue(queue)
+        found = self._queues[queue]
         consumer = MemoryConsumer(found, prefetch, on_deliveries, on_lost)
         found.consumers.append(consumer)
-        found.deliver_soon()
+        self._wake()
         return consumer
 
     async def depth(self, queue: str) -> int:
-        self._check()
-        return len(self._queue(queue))
+        return len(self._ready_queue(queue).messages)
 
     def announce(self, news: bytes, topic: str = CHANGES) -> None:
-        if not self.ready or topic not in self._subscribers:
-            return
-        self._events.append((topic, news))
-        if self._sending is None:
-            self._sending = self._clock.callLater(0, self._send)
+        if self.ready and topic in self._subscribers:
+            self._events.append((topic, news))
+            self._wake()
 
     def subscribe(self, on_news: Callable[[bytes], None], on_gap: Callable[[], None], topic: str = CHANGES) -> None:
         self._subscribers.setdefault(topic, []).append(on_news)
 
-    def _check(self) -> None:
+    def _ready_queue(self, name: str) -> _Queue:
         if not self.ready:
             raise BrokerUnavailable("the broker is stopped")
+        return self._queues[name]
 
-    def _queue(self, name: str) -> _Queue:
-        found = self._queues.get(name)
-        if found is None:
-            found = self._queues[name] = _Queue(name, self._clock)
-        return found
+    def _wake(self) -> None:
+        if self._turn is None and self.ready:
+            self._turn = self._clock.callLater(0, self._deliver)
 
-    def _send(self) -> None:
-        self._sending = None
+    def _deliver(self) -> None:
+        self._turn = None
         events, self._events = self._events, []
         for topic, body in events:
             for subscriber in tuple(self._subscribers[topic]):
-                try:
+                with self._log.failuresHandled("an event listener failed"):
                     subscriber(body)
-                except Exception:
-                    self._log.failure("an event listener failed")
+        for queue in tuple(self._queues.values()):
+            if queue.messages:
+                queue.deliver()

@@ -1,7 +1,7 @@
 """The settings of both daemons, as one frozen value.
 
-``declarations`` names every variable and option once, ``reading`` makes a Settings of them, ``options`` is the command
-line of the daemons, and ``docs`` writes ``.env.example`` and ``docs/settings.md``.
+``declarations`` names every variable and option once, ``reading`` makes a Settings of them, and of the command line
+of a daemon, and ``docs`` writes ``.env.example`` and ``docs/settings.md``.
 """
 
 from __future__ import annotations
@@ -18,17 +18,11 @@ class Postgres(msgspec.Struct, frozen=True):
     port: int
     user: str
     password: str
-    database: str
+    dbname: str
 
     def dsn(self) -> dict[str, str | int]:
         """Keywords for psycopg2."""
-        return {
-            "host": self.host,
-            "port": self.port,
-            "user": self.user,
-            "password": self.password,
-            "dbname": self.database,
-        }
+        return msgspec.structs.asdict(self)
 
 
 class RabbitMQ(msgspec.Struct, frozen=True):

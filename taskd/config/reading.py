@@ -8,19 +8,48 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
+from twisted.python import usage
 
 from taskd.config import Postgres, RabbitMQ, Settings
 from taskd.config import declarations as d
-from taskd.config.formats import T
 from taskd.model.errors import SettingsError
 
 NO_OPTIONS: Mapping[str, Any] = {}
+
+
+class DaemonOptions(usage.Options):
+    """Options of one daemon; the values are texts that :func:`read_option` checks.
+
+    A repeatable option is a list, and absent when it was not given.
+    """
+
+    synopsis = "[options]"
+    optParameters: ClassVar[list[list[Any]]]
+
+    def __init_subclass__(cls, daemon: str) -> None:
+        cls.optParameters = []
+        for option, text in d.options(daemon).items():
+            if option.repeatable:
+                # Twisted takes two names of one function as synonyms
+                collect = _collector(option.name, text)
+                for name in filter(None, (option.name, option.short)):
+                    setattr(cls, f"opt_{name}", collect)
+            else:
+                cls.optParameters.append([option.name, option.short or None, option.default, text])
+
+
+def _collector(name: str, text: str) -> Callable[[Any, str], None]:
+    def collect(self: Any, value: str) -> None:
+        self.setdefault(name, []).append(value)
+
+    collect.__doc__ = text
+    return collect
 
 
 def read_settings(
@@ -34,8 +63,8 @@ def read_settings(
     """
     variables = _variables(env_file, environ)
 
-    def value(setting: d.Setting[T]) -> T:
-        text = variables.get(setting.name, "")
+    def value(setting: d.Setting[d.T]) -> d.T:
+        text = variables.get(setting.name) or ""
         text = (text if setting.secret else text.strip()) or setting.default
         if not text.isprintable():
             raise SettingsError(f"{setting.name} contains a control character")
@@ -91,21 +120,22 @@ def read_option(options: Mapping[str, Any], option: d.Option) -> Any:
     return option.format.read(name, given)
 
 
-def _variables(env_file: str | None, environ: Mapping[str, str]) -> dict[str, str]:
-    found: Mapping[str, str | None] = {}
+def _variables(env_file: str | None, environ: Mapping[str, str]) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    path = env_file or ".env"
     try:
-        text = Path(env_file or ".env").read_text("utf-8-sig")
+        text = Path(path).read_text("utf-8-sig")
     except (FileNotFoundError, IsADirectoryError):
         # ./.env is optional, and a folder of that name is usually a virtual environment
         if env_file is not None:
             raise SettingsError(f"--env-file {env_file}: there is no such file") from None
     except (OSError, ValueError) as e:
         why = e.strerror if isinstance(e, OSError) else e
-        raise SettingsError(f"{env_file or '.env'}: cannot be read: {why}") from None
+        raise SettingsError(f"{path}: cannot be read: {why}") from None
     else:
         for line in parse_stream(io.StringIO(text)):
             if line.error or (line.key is not None and line.value is None):
                 # Do not show the line: it may contain a password
-                raise SettingsError(f"{env_file or '.env'}, line {line.original.line}: expected NAME=value")
+                raise SettingsError(f"{path}, line {line.original.line}: expected NAME=value")
         found = dotenv_values(stream=io.StringIO(text))
-    return {k: v for k, v in found.items() if v is not None} | dict(environ)
+    return {**found, **environ}

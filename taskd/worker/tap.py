@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.application.service import Service
-from twisted.internet.defer import Deferred
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from taskd import __version__
-from taskd.config.declarations import GRACE, WORKER
-from taskd.config.options import DaemonOptions
-from taskd.config.reading import read_option, read_settings
-from taskd.daemon import fail, handle_signals, open_broker, open_store, process_name, refuse
-from taskd.model.errors import SettingsError, Unavailable
-from taskd.ports.broker import IBroker
-from taskd.ports.store import IStore
+from taskd.config import Settings
+from taskd.config.declarations import WORKER
+from taskd.config.reading import DaemonOptions
+from taskd.daemon import Daemon, process_name
+from taskd.model.errors import SettingsError
 from taskd.worker.wiring import open_worker
-from taskd.worker.worker import Worker
 
 
 class Options(DaemonOptions, daemon=WORKER):
@@ -30,64 +24,32 @@ class Options(DaemonOptions, daemon=WORKER):
     )
 
 
-class WorkerService(Service):
+class WorkerService(Daemon):
     """A worker with its adapters, from start to drained."""
 
+    command = WORKER
     _log = Logger()
 
-    def __init__(self, reactor: Any, store: IStore, broker: IBroker, worker: Worker, grace: float, what: str) -> None:
-        self._reactor = reactor
-        self._store = store
-        self._broker = broker
-        self._worker = worker
-        self._grace = grace
-        self._what = what
-        self._started = False
-
-    def startService(self) -> None:
-        super().startService()
-        handle_signals(self._reactor, self._worker.hurry)
-        Deferred.fromCoroutine(self._start()).addErrback(self._failed)
-
-    async def _start(self) -> None:
-        await self._broker.start()
-        try:
-            await self._store.start()
-        except Unavailable:
-            return  # stopped before the database could be reached
-        self._started = True
-        await self._worker.start()
-        self._log.info("taskd {version} worker takes tasks: {what}", version=__version__, what=self._what)
-
-    def _failed(self, failure: Failure) -> None:
-        fail(self._reactor, "taskworker", failure.value)
-
-    def stopService(self) -> Deferred[None]:
-        super().stopService()
-        return Deferred.fromCoroutine(self._stop())
-
-    async def _stop(self) -> None:
-        if self._started:
-            await self._worker.drain(self._grace)
-        await self._broker.stop()
-        await self._store.stop()
-        self._log.info("the worker has stopped")
-
-
-def makeService(options: Options) -> WorkerService:
-    """The worker as a service. Ends the process with one line when a setting is wrong."""
-    from twisted.internet import reactor
-
-    try:
-        settings = read_settings(options["env-file"], options=options)
+    def __init__(self, reactor: Any, settings: Settings, grace: float) -> None:
         if settings.embedded:
             raise SettingsError(
                 "RABBITMQ_HOST is not set: the embedded server runs its own worker; set POSTGRES_HOST and"
                 " RABBITMQ_HOST to run separate workers"
             )
-        store, broker = open_store(settings, reactor), open_broker(settings, reactor, settings.queues)
-        worker = open_worker(reactor, store, broker, settings, process_name())
-        what = f"{worker.serves} from {', '.join(settings.queues)}"
-        return WorkerService(reactor, store, broker, worker, read_option(options, GRACE), what)
-    except SettingsError as e:
-        refuse("taskworker", e)
+        super().__init__(reactor, settings, grace)
+        self._worker = open_worker(reactor, self.store, self.broker, settings, process_name())
+        self._what = f"{self._worker.serves} from {', '.join(settings.queues)}"
+
+    async def begin(self) -> None:
+        await self._worker.start()
+        self._log.info("taskd {version} worker takes tasks: {what}", version=__version__, what=self._what)
+
+    async def drain(self) -> None:
+        if self.began:
+            await self._worker.drain(self.grace)
+
+    def hurry(self) -> None:
+        self._worker.hurry()
+
+
+makeService = WorkerService.from_options

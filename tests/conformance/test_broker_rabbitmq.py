@@ -75,7 +75,7 @@ class QueueTests(LoggedCase):
             await self.broker.publish(queue, messages(1, 1))
         batches = [(queues[i % 4], messages(i * 100, i * 100 + i % 7)) for i in range(1, 801)]
         await gatherResults([Deferred.fromCoroutine(self.broker.publish(queue, batch)) for queue, batch in batches])
-        self.assertEqual(self.broker._work.publisher.unconfirmed, 0)
+        self.assertEqual(len(self.broker._work.publisher._unconfirmed), 0)
         for queue in queues:
             await self.until_depth(1 + sum(len(batch) for to, batch in batches if to == queue), queue)
 

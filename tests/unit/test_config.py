@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 
 from taskd.config import Postgres, RabbitMQ, Settings
-from taskd.config.declarations import GRACE
-from taskd.config.formats import QUEUE
-from taskd.config.options import DaemonOptions
-from taskd.config.reading import read_option, read_settings
+from taskd.config.declarations import GRACE, QUEUE
+from taskd.config.reading import DaemonOptions, read_option, read_settings
 from taskd.model.errors import SettingsError
 from taskd.server.tap import Options as ServerOptions
 from taskd.worker.tap import Options as WorkerOptions

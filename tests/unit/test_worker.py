@@ -307,7 +307,7 @@ def test_another_worker_takes_over_the_tasks_of_a_dead_one(stage: Stage) -> None
     stage.worker(name="first")
     ids = stage.simulate(3, 4)
     # The first worker dies: its channel closes, and it does nothing more.
-    first = stage.broker._queue("tasks").consumers.pop()
+    first = stage.broker._queues["tasks"].consumers.pop()
     first.ready = False
     stage.worker(name="second")
     first.close()
@@ -359,7 +359,7 @@ def test_last_attempts_run_one_at_a_time(stage: Stage) -> None:
     for name in ("first", "second"):
         worker = stage.worker(name=name)
         stage.advance(0.1)
-        consumer = stage.broker._queue("tasks").consumers.pop()
+        consumer = stage.broker._queues["tasks"].consumers.pop()
         consumer.ready = False
         worker.leases.stop()
         worker.intake._giving_back.stop()
@@ -393,7 +393,7 @@ def test_leases_are_renewed_and_tasks_with_lost_leases_are_stopped(stage: Stage)
 def test_a_long_task_is_acked_early(stage: Stage) -> None:
     stage.worker(1)
     [task, second] = stage.simulate(2 * ACK_AFTER, 2)
-    held = stage.broker._queue("tasks").consumers[0].unacked
+    held = stage.broker._queues["tasks"].consumers[0].unacked
     stage.advance(ACK_AFTER - 60)
     assert [d.task_id for d in held] == [task]
     stage.advance(120)
@@ -432,11 +432,11 @@ def test_outcomes_wait_for_a_store_that_is_away(stage: Stage, trouble: str) -> N
     setattr(stage.store, trouble, {"finish"})
     ids = stage.simulate(0, 3)
     assert (worker.busy, stage.depth()) == (3, 0)
-    assert len(stage.broker._queue("tasks").consumers[0].unacked) == 3, "nothing is acked before its outcome is stored"
+    assert len(stage.broker._queues["tasks"].consumers[0].unacked) == 3, "nothing is acked before its outcome is stored"
     setattr(stage.store, trouble, set())
     stage.advance(1.5)
     assert stage.states(ids) == [("completed", 1)] * 3
-    assert (worker.busy, len(stage.broker._queue("tasks").consumers[0].unacked)) == (0, 0)
+    assert (worker.busy, len(stage.broker._queues["tasks"].consumers[0].unacked)) == (0, 0)
     assert sorted(n for n, state in stage.changes if state == "completed") == ids
 
 
@@ -460,7 +460,7 @@ def test_drain_releases_the_other_tasks_without_counting_the_attempt(stage: Stag
     stage.advance(11)
     assert ended and worker.busy == 0
     assert stage.states(running) == [("waiting", 0)] * 2
-    assert stage.depth() == 0 and not stage.broker._queue("tasks").consumers[0].unacked
+    assert stage.depth() == 0 and not stage.broker._queues["tasks"].consumers[0].unacked
     assert stage.changes[-2:] == [(n, "waiting") for n in running]
 
 
@@ -498,7 +498,7 @@ def test_hurry_ends_the_grace_time(stage: Stage) -> None:
 def test_a_lost_channel_does_not_stop_running_tasks(stage: Stage) -> None:
     worker = stage.worker()
     [task] = stage.simulate(5)
-    consumer = stage.broker._queue("tasks").consumers[0]
+    consumer = stage.broker._queues["tasks"].consumers[0]
     consumer.close()
     consumer.on_lost()
     # the message comes again, to the worker that already runs the task
@@ -559,7 +559,7 @@ def test_a_cancel_order_stops_a_cancelled_task(stage: Stage) -> None:
     stage.advance(0)
     assert worker.busy == 1
     assert stage.states([task, other]) == [("cancelled", 1), ("running", 1)]
-    assert {d.task_id for d in stage.broker._queue("tasks").consumers[0].unacked} == {other}
+    assert {d.task_id for d in stage.broker._queues["tasks"].consumers[0].unacked} == {other}
 
 
 def test_without_the_cancel_order_a_cancelled_task_is_stopped_at_the_next_renewal(stage: Stage) -> None:

@@ -7,20 +7,21 @@ installed, because pika takes the reactor that it finds.
 
 from __future__ import annotations
 
-import random
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pika import spec
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from taskd.broker.rabbitmq.connection import Connection, ConnectionLost, redirect_pika_logs, with_timeout
+from taskd.broker.rabbitmq.connection import Connection, ConnectionLost, no_answer
 from taskd.broker.rabbitmq.consumer import RabbitConsumer
 from taskd.broker.rabbitmq.events import EventPublisher, EventSubscription
 from taskd.broker.rabbitmq.publisher import PublisherSupervisor
 from taskd.broker.rabbitmq.reconnecting import ChannelSupervisor, OutageReporter, ReconnectingConnection
-from taskd.broker.rabbitmq.topology import QueueCounts, Topology
+from taskd.broker.rabbitmq.topology import Topology
 from taskd.config import RabbitMQ
 from taskd.model.errors import BrokerUnavailable
 from taskd.ports.broker import CHANGES, Delivery, IBroker
@@ -32,34 +33,28 @@ DECLARE_SECONDS = 5.0
 
 @implementer(IBroker)
 class RabbitBroker:
-    """IBroker on RabbitMQ. It declares ``queues`` on every new connection, and other queues on first use."""
+    """IBroker on RabbitMQ. It declares ``queues`` whenever it connects, and other queues on first use."""
 
     log = Logger()
 
-    def __init__(
-        self,
-        settings: RabbitMQ,
-        reactor: Any,
-        queues: Sequence[str],
-        jitter: Callable[[], float] = random.random,
-    ) -> None:
-        redirect_pika_logs()
+    def __init__(self, settings: RabbitMQ, reactor: Any, queues: Sequence[str]) -> None:
+        # pika writes many lines about a lost connection, which taskd reports itself in one
+        logging.getLogger("pika").setLevel(logging.CRITICAL)
         self._reactor = reactor
         self._queues = tuple(queues)
-        self._jitter = jitter
         self._name = f"RabbitMQ at {settings.host}:{settings.port}"
         self._outage = OutageReporter(self._name)
         self._topology = Topology(self._name)
         self._declared: set[str] = set()
-        self._work = PublisherSupervisor(reactor, self._declared.discard, jitter)
-        self._events = EventPublisher(reactor, jitter)
+        self._work = PublisherSupervisor(reactor, self._declared.discard)
+        self._events = EventPublisher(reactor)
         self._subscriptions: dict[str, EventSubscription] = {}
         self._consumers: list[ChannelSupervisor] = []
         self._publishing = ReconnectingConnection(
-            reactor, settings, "taskd publishing", self._set_up_publishing, self._outage, jitter
+            reactor, settings, "taskd publishing", self._set_up_publishing, self._outage
         )
         self._consuming = ReconnectingConnection(
-            reactor, settings, "taskd consuming", self._set_up_consuming, self._outage, jitter
+            reactor, settings, "taskd consuming", self._set_up_consuming, self._outage
         )
         self._running = False
 
@@ -67,7 +62,7 @@ class RabbitBroker:
     def ready(self) -> bool:
         """True while messages can be published."""
         publisher = self._work.publisher
-        return publisher is not None and publisher.ready
+        return publisher is not None and not publisher.obstacle
 
     @property
     def consuming(self) -> bool:
@@ -98,7 +93,6 @@ class RabbitBroker:
         self._running = False
         connections = (self._consuming, self._publishing)
         await gatherResults([Deferred.fromCoroutine(connection.stop()) for connection in connections])
-        self._consumers.clear()
 
     async def publish(self, queue: str, messages: Sequence[Dispatch]) -> None:
         """Publish messages and wait for the confirms. Raises BrokerUnavailable."""
@@ -117,13 +111,13 @@ class RabbitBroker:
         on_lost: Callable[[], None],
     ) -> RabbitConsumer:
         """Consume a work queue."""
-        consumer = RabbitConsumer(self._reactor, self._topology, queue, prefetch, on_deliveries, on_lost, self._jitter)
+        consumer = RabbitConsumer(self._reactor, self._topology, queue, prefetch, on_deliveries, on_lost)
         self._add(consumer)
         return consumer
 
     async def depth(self, queue: str) -> int:
         """The number of ready messages; a queue that was deleted is declared again. Raises BrokerUnavailable."""
-        return (await self._declare(queue)).messages
+        return int((await self._declare(queue)).message_count)
 
     def announce(self, news: bytes, topic: str = CHANGES) -> None:
         """Send an event batch to every subscriber of a topic."""
@@ -133,10 +127,9 @@ class RabbitBroker:
         """Call ``on_news`` for all events of a topic, and ``on_gap`` each time that the subscription starts again."""
         subscription = self._subscriptions.get(topic)
         if subscription is None:
-            subscription = self._subscriptions[topic] = EventSubscription(self._reactor, topic, self._jitter)
-        subscription.add(on_news, on_gap)
-        if subscription not in self._consumers:
+            subscription = self._subscriptions[topic] = EventSubscription(self._reactor, topic)
             self._add(subscription)
+        subscription.listeners.append((on_news, on_gap))
 
     def _add(self, consumer: ChannelSupervisor) -> None:
         self._consumers = [c for c in self._consumers if not c.stopped]
@@ -146,7 +139,7 @@ class RabbitBroker:
         elif self._running:
             self._consuming.start()
 
-    async def _declare(self, queue: str) -> QueueCounts:
+    async def _declare(self, queue: str) -> spec.Queue.DeclareOk:
         connection = self._publishing.connection
         if connection is None:
             raise BrokerUnavailable(f"{self._name} cannot be reached")
@@ -154,15 +147,16 @@ class RabbitBroker:
             raise BrokerUnavailable(f"{self._name} takes no messages: {connection.blocked}")
         try:
             declaring = Deferred.fromCoroutine(self._topology.declare_queue(connection, queue))
-            counts = await with_timeout(self._reactor, DECLARE_SECONDS, declaring)
+            declared = await declaring.addTimeout(DECLARE_SECONDS, self._reactor, no_answer)
         except ConnectionLost as e:
             raise BrokerUnavailable(f"{self._name}: {e}") from None
         self._declared.add(queue)
-        return counts
+        return declared
 
     async def _set_up_publishing(self, connection: Connection) -> None:
         connection.on_blocked.append(self._log_blocked)
-        await self._topology.declare(connection, self._queues)
+        for queue in self._queues:
+            await self._topology.declare_queue(connection, queue)
         self._declared.clear()
         self._declared.update(self._queues)
         await self._events.attach(connection)
@@ -170,7 +164,6 @@ class RabbitBroker:
         await self._work.attach(connection)
 
     async def _set_up_consuming(self, connection: Connection) -> None:
-        await self._topology.declare(connection, self._queues)
         attached: set[ChannelSupervisor] = set()
         # others may be added during the set-up of one
         while waiting := [c for c in self._consumers if c not in attached]:

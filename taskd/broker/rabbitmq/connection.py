@@ -7,12 +7,11 @@ they get here, because none of them is one of pika's.
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NoReturn
 
 from pika import ConnectionParameters, PlainCredentials
 from pika.exceptions import AMQPError, ChannelClosed, ConnectionClosed
@@ -30,8 +29,6 @@ with warnings.catch_warnings():
     # pika 2.0 will drop this adapter: that concerns the developers of taskd, not its users
     warnings.simplefilter("ignore", DeprecationWarning)
     from pika.adapters.twisted_connection import TwistedProtocolConnection
-
-T = TypeVar("T")
 
 HEARTBEAT = 10
 """Seconds. pika notices a silent peer within two and a half of these intervals."""
@@ -66,18 +63,9 @@ def _one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
-def with_timeout(clock: IReactorTime, seconds: float, waited: Deferred[T]) -> Deferred[T]:
-    """The result of ``waited``. Fails with ConnectionLost when it takes longer than ``seconds``."""
-    done: Deferred[T] = Deferred()
-    timer = clock.callLater(seconds, lambda: done.errback(ConnectionLost(f"no answer within {seconds:.0f} s")))
-
-    def ended(result: T | Failure) -> None:
-        if timer.active():
-            timer.cancel()
-            done.callback(result)
-
-    waited.addBoth(ended)
-    return done
+def no_answer(_: object, seconds: float) -> NoReturn:
+    """For ``Deferred.addTimeout``: fail with ConnectionLost."""
+    raise ConnectionLost(f"no answer within {seconds:.0f} s")
 
 
 class Channel:
@@ -91,24 +79,22 @@ class Channel:
         self.number: int = raw.channel_number
         self.close_reason: ConnectionLost | None = None
         self.closed: Deferred[ConnectionLost] = Deferred()
-        self._connection = connection
+        self.connection = connection
         self._handlers = handlers
         self._calls: set[Deferred[Any]] = set()
         raw.add_on_close_callback(self._on_pika_closed)
         raw.add_on_cancel_callback(self._on_consumer_cancelled)
 
-    def call(self, method: Callable[..., Any], **arguments: Any) -> Deferred[Any]:
+    def call(self, method: str, **arguments: Any) -> Deferred[Any]:
         """Call a method of the raw channel and wait for the reply. Fails with ConnectionLost."""
+        if self.close_reason is not None:
+            return fail(self.close_reason)
         done: Deferred[Any] = Deferred()
-        if self.close_reason is None:
-            try:
-                method(callback=partial(self._on_reply, done), **arguments)
-            except AMQPError as e:
-                done.errback(as_connection_lost(e))
-            else:
-                self._calls.add(done)
-        else:
-            done.errback(self.close_reason)
+        try:
+            getattr(self.raw, method)(callback=partial(self._on_reply, done), **arguments)
+        except AMQPError as e:
+            return fail(as_connection_lost(e))
+        self._calls.add(done)
         return done
 
     def consume(self, queue: str, handler: Handler, auto_ack: bool) -> Deferred[Any]:
@@ -118,21 +104,21 @@ class Channel:
             handler(method.delivery_tag, method.redelivered, body)
 
         self._handlers[self.number] = handler
-        return self.call(self.raw.basic_consume, queue=queue, on_message_callback=deliver, auto_ack=auto_ack)
+        return self.call("basic_consume", queue=queue, on_message_callback=deliver, auto_ack=auto_ack)
 
     def cancel(self) -> Deferred[Any]:
         """Stop consuming. Messages that are still on their way are requeued."""
         # without a handler they go to pika, which rejects messages of a cancelled consumer
         self._handlers.pop(self.number, None)
         tags = self.raw.consumer_tags
-        return self.call(self.raw.basic_cancel, consumer_tag=tags[0]) if tags else succeed(None)
+        return self.call("basic_cancel", consumer_tag=tags[0]) if tags else succeed(None)
 
-    def close(self, reason: ConnectionLost) -> None:
+    def close(self, reason: str) -> None:
         """Close the channel without waiting for the reply. RabbitMQ requeues its unacked deliveries."""
         if self.close_reason is None:
             with suppress(AMQPError):
                 self.raw.close()
-            self._set_closed(reason)
+            self._set_closed(ConnectionLost(reason))
 
     def _on_reply(self, done: Deferred[Any], *reply: Any) -> None:
         if done in self._calls:
@@ -140,10 +126,10 @@ class Channel:
             done.callback(reply[0] if reply else None)
 
     def _on_consumer_cancelled(self, _: Any) -> None:
-        self.close(ConnectionLost("the consumer was cancelled, probably because its queue was deleted"))
+        self.close("the consumer was cancelled, probably because its queue was deleted")
 
     def _on_pika_closed(self, _: Any, error: Exception) -> None:
-        self._set_closed(self._connection.close_reason or as_connection_lost(error))
+        self._set_closed(self.connection.close_reason or as_connection_lost(error))
 
     def _set_closed(self, reason: ConnectionLost) -> None:
         if self.close_reason is None:
@@ -174,6 +160,7 @@ class Connection(Protocol):
     """
 
     log = Logger()
+    transport: Any
 
     def __init__(self, clock: IReactorTime, settings: RabbitMQ, name: str) -> None:
         self.opened: Deferred[None] = Deferred()
@@ -182,7 +169,6 @@ class Connection(Protocol):
         self.on_blocked: list[Callable[[str | None], None]] = []
         self.close_reason: ConnectionLost | None = None
         self._clock = clock
-        self._pika_transport: _PikaTransport | None = None
         self._abort_timer: IDelayedCall | None = None
         self._sleeping: set[Deferred[None]] = set()
         parameters = ConnectionParameters(
@@ -198,8 +184,8 @@ class Connection(Protocol):
         # and channels, which take callbacks, do not
         self._impl = self._pika._impl
         self._impl.add_on_connection_blocked_callback(self._on_blocked)
-        self._impl.add_on_connection_unblocked_callback(self._on_unblocked)
-        self._pika.ready.addCallbacks(self._on_ready, lambda _: None)
+        self._impl.add_on_connection_unblocked_callback(self._on_blocked)
+        self._pika.ready.addCallbacks(self.opened.callback, lambda _: None)
         self._reader = FrameReader(self._pika.dataReceived)
 
     @property
@@ -208,16 +194,21 @@ class Connection(Protocol):
         return self.close_reason is None and bool(self._impl.is_open)
 
     @property
-    def version(self) -> tuple[int, ...]:
-        """RabbitMQ's version, such as (3, 10, 8); empty if the server does not send it."""
-        text = (self._impl.server_properties or {}).get("version", "")
-        numbers = (text.decode() if isinstance(text, bytes) else str(text)).split("-")[0].split("+")[0]
-        return tuple(int(n) for n in numbers.split(".") if n.isdigit())
+    def major_version(self) -> int:
+        """RabbitMQ's major version; 0 if the server does not send it."""
+        major, _, _ = str((self._impl.server_properties or {}).get("version")).partition(".")
+        return int(major) if major.isdecimal() else 0
 
-    def write(self, frames: bytes) -> None:
-        """Send whole frames."""
-        if self._pika_transport is not None:
-            self._pika_transport.write(frames)
+    async def call(self, method: str, **arguments: Any) -> Any:
+        """The reply to a method on a channel of its own, because a refusal closes the channel. Raises ConnectionLost.
+
+        ``method`` is a method of pika's channel.
+        """
+        channel = await self.open_channel()
+        try:
+            return await channel.call(method, **arguments)
+        finally:
+            channel.close("done")
 
     def open_channel(self) -> Deferred[Channel]:
         """A new channel. Fails with ConnectionLost."""
@@ -235,17 +226,16 @@ class Connection(Protocol):
 
     def sleep(self, seconds: float) -> Deferred[None]:
         """Fires after this time, or earlier when the connection closes."""
-        if self._pika_transport is None:
+        if self.closed.called:
             return succeed(None)
         sleeping: Deferred[None] = deferLater(self._clock, seconds)
         self._sleeping.add(sleeping)
-        return sleeping.addBoth(self._on_awake, sleeping)
+        return sleeping.addBoth(lambda _: self._sleeping.discard(sleeping))
 
     def abort(self, reason: str) -> None:
         """End it at once. Unsent bytes are lost, and RabbitMQ requeues unacked deliveries."""
         self._set_close_reason(ConnectionLost(reason))
-        if self._pika_transport is not None:
-            self._pika_transport.abortConnection()
+        self.transport.abortConnection()
 
     def close(self) -> None:
         """Close it in order, or abort it after CLOSE_SECONDS. ``closed`` fires at the end."""
@@ -265,9 +255,8 @@ class Connection(Protocol):
     def makeConnection(self, transport: Any) -> None:
         """The TCP connection is open: pika starts the handshake."""
         transport.setTcpNoDelay(True)
-        self._pika_transport = _PikaTransport(transport, self._close_for_pika)
         super().makeConnection(transport)
-        self._pika.makeConnection(self._pika_transport)
+        self._pika.makeConnection(_PikaTransport(transport, self._close_for_pika))
 
     def dataReceived(self, data: bytes) -> None:
         """Read bytes from RabbitMQ, or from another program that listens on this port."""
@@ -283,33 +272,23 @@ class Connection(Protocol):
         """The TCP connection has ended."""
         self._set_close_reason(as_connection_lost(reason.value))
         assert self.close_reason is not None
-        self._pika_transport = None
-        if self._abort_timer is not None and self._abort_timer.active():
-            self._abort_timer.cancel()
         try:
             self._pika.connectionLost(reason)
         except Exception as e:
             self.log.warn("pika failed to close: {reason}", reason=str(as_connection_lost(e)))
+        if self._abort_timer is not None and self._abort_timer.active():
+            self._abort_timer.cancel()
         if not self.opened.called:
             self.opened.errback(self.close_reason)
         for sleeping in tuple(self._sleeping):
             sleeping.cancel()
         self.closed.callback(self.close_reason)
 
-    def _on_ready(self, _: object) -> None:
-        if not self.opened.called:
-            self.opened.callback(None)
-
     def _on_blocked(self, _: Any, frame: Any) -> None:
-        self._set_blocked(_one_line(frame.method.reason))
-
-    def _on_unblocked(self, _: Any, frame: Any) -> None:
-        self._set_blocked(None)
-
-    def _set_blocked(self, reason: str | None) -> None:
-        self.blocked = reason
+        # the frame that ends it has no reason
+        self.blocked = _one_line(getattr(frame.method, "reason", "")) or None
         for callback in tuple(self.on_blocked):
-            callback(reason)
+            callback(self.blocked)
 
     def _set_close_reason(self, reason: ConnectionLost) -> None:
         if self.close_reason is None:
@@ -319,36 +298,8 @@ class Connection(Protocol):
         # pika keeps the reason in _error only, and forgets it when the transport has closed
         self._set_close_reason(as_connection_lost(self._impl._error))
         self._abort_later()
-        if self.transport is not None:
-            self.transport.loseConnection()
+        self.transport.loseConnection()
 
     def _abort_later(self) -> None:
-        if self._abort_timer is None and self._pika_transport is not None:
-            self._abort_timer = self._clock.callLater(CLOSE_SECONDS, self._pika_transport.abortConnection)
-
-    def _on_awake(self, _: object, sleeping: Deferred[None]) -> None:
-        self._sleeping.discard(sleeping)
-
-
-class _PikaLogHandler(logging.Handler):
-    """Passes log records of pika to twisted.logger, one line each and without tracebacks."""
-
-    log = Logger(namespace="pika")
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Pass one record on."""
-        self.log.warn("{line}", line=_one_line(record.getMessage()))
-
-
-def redirect_pika_logs() -> None:
-    """Send pika's log to twisted.logger, and only what should never happen.
-
-    pika writes many lines about a lost connection, which taskd reports itself in one. A level that somebody has set on
-    the logger ``pika`` is kept.
-    """
-    logger = logging.getLogger("pika")
-    if not any(isinstance(handler, _PikaLogHandler) for handler in logger.handlers):
-        logger.addHandler(_PikaLogHandler())
-        logger.propagate = False
-        if logger.level == logging.NOTSET:
-            logger.setLevel(logging.CRITICAL)
+        if self._abort_timer is None:
+            self._abort_timer = self._clock.callLater(CLOSE_SECONDS, self.transport.abortConnection)

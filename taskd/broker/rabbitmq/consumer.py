@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
+from math import inf
 
+import msgspec
 from pika.exceptions import AMQPError
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from taskd.broker.rabbitmq.connection import Channel, Connection, ConnectionLost, with_timeout
+from taskd.broker.rabbitmq.connection import Channel, ConnectionLost, no_answer
 from taskd.broker.rabbitmq.reconnecting import ChannelSupervisor
 from taskd.broker.rabbitmq.topology import Topology
 from taskd.ports.broker import Delivery, IConsumer
@@ -39,15 +42,14 @@ def parse_body(body: bytes) -> Dispatch | None:
     return None
 
 
-class _Deliveries:
+class _Deliveries(msgspec.Struct, eq=False):
     """The deliveries of one channel: the tags of those not acked, in the order of delivery, and those that the reactor
     has read in this turn and the consumer has not got yet. The ``tag`` of a Delivery is this object and AMQP's delivery
     tag."""
 
-    def __init__(self, channel: Channel) -> None:
-        self.channel = channel
-        self.unacked: dict[int, None] = {}
-        self.incoming: list[Delivery] = []
+    channel: Channel
+    unacked: dict[int, None] = {}
+    incoming: list[Delivery] = []
 
     def acknowledge(self, deliveries: Sequence[Delivery], send: Callable[[int, bool], None]) -> None:
         """Forget deliveries and ``send`` an ack or nack for each: its tag, and whether it stands for all lower ones."""
@@ -59,18 +61,16 @@ class _Deliveries:
                 tags.append(tag)
         if not tags or self.channel.close_reason is not None:
             return
-        lowest = next(iter(unacked), None)
-        below = tags if lowest is None else [tag for tag in tags if tag < lowest]
-        above = () if lowest is None else [tag for tag in tags if tag > lowest]
-        try:
+        lowest = next(iter(unacked), inf)
+        below = [tag for tag in tags if tag < lowest]
+        # if the channel has just closed, RabbitMQ requeues the deliveries
+        with suppress(AMQPError):
             if below:
                 # all tags up to this one are acknowledged now or were before
                 send(max(below), len(below) > 1)
-            for tag in above:
-                send(tag, False)
-        except AMQPError:
-            # the channel has just closed, so RabbitMQ requeues the deliveries
-            pass
+            for tag in tags:
+                if tag > lowest:
+                    send(tag, False)
 
 
 @implementer(IConsumer)
@@ -87,9 +87,8 @@ class RabbitConsumer(ChannelSupervisor):
         prefetch: int,
         on_deliveries: Callable[[Sequence[Delivery]], None],
         on_lost: Callable[[], None],
-        jitter: Callable[[], float],
     ) -> None:
-        super().__init__(clock, f"queue {queue}", jitter)
+        super().__init__(clock, f"queue {queue}")
         self._topology = topology
         self._queue = queue
         self._prefetch = max(1, min(prefetch, MAX_PREFETCH))
@@ -101,59 +100,48 @@ class RabbitConsumer(ChannelSupervisor):
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         """Tell RabbitMQ to forget deliveries."""
-        if self._deliveries is not None:
-            self._deliveries.acknowledge(deliveries, self._deliveries.channel.raw.basic_ack)
-            self._close_if_done()
+        self._settle(deliveries, "basic_ack")
 
     def requeue(self, deliveries: Sequence[Delivery]) -> None:
         """Give deliveries back, for any consumer."""
-        if self._deliveries is not None:
-            # a nack requeues unless it says otherwise
-            self._deliveries.acknowledge(deliveries, self._deliveries.channel.raw.basic_nack)
-            self._close_if_done()
+        # a nack requeues unless it says otherwise
+        self._settle(deliveries, "basic_nack")
 
     async def stop(self) -> None:
         """Take no more deliveries. Those that were read but not handed over are requeued."""
-        if self.stopped:
-            return
-        self.stopped = True
-        was_ready, self.ready = self.ready, False
-        current = self._deliveries
-        if current is not None and was_ready:
-            try:
-                await with_timeout(self._clock, CANCEL_SECONDS, current.channel.cancel())
-            except ConnectionLost:
-                return
-            incoming, current.incoming = current.incoming, []
-            self.requeue(incoming)
+        current = self._deliveries if self.ready else None
+        self.stopped, self.ready = True, False
+        if current is not None:
+            with suppress(ConnectionLost):
+                await current.channel.cancel().addTimeout(CANCEL_SECONDS, self._clock, no_answer)
+                incoming, current.incoming = current.incoming, []
+                self.requeue(incoming)
 
     # -- ChannelSupervisor
 
-    async def set_up(self, connection: Connection, channel: Channel) -> None:
+    async def set_up(self, channel: Channel) -> None:
         """Start consuming."""
-        counts = await self._topology.declare_queue(connection, self._queue)
+        declared = await self._topology.declare_queue(channel.connection, self._queue)
         if self._consume_timed_out:
-            await self._topology.replace_dead_queue(connection, self._queue, counts)
-        await channel.call(channel.raw.basic_qos, prefetch_count=self._prefetch)
+            await self._topology.replace_dead_queue(channel.connection, self._queue, declared)
+        await channel.call("basic_qos", prefetch_count=self._prefetch)
         self._deliveries = _Deliveries(channel)
         consuming = channel.consume(self._queue, partial(self._on_message, self._deliveries), auto_ack=False)
         try:
-            await with_timeout(self._clock, CONSUME_SECONDS, consuming)
+            await consuming.addTimeout(CONSUME_SECONDS, self._clock, no_answer)
         except ConnectionLost:
-            self._consume_timed_out = connection.is_open and channel.close_reason is None
+            self._consume_timed_out = channel.connection.is_open and channel.close_reason is None
             raise
         self._consume_timed_out = False
         if self.stopped:
-            channel.close(ConnectionLost("stopped"))
+            channel.close("stopped")
 
     def channel_closed(self) -> None:
         """All deliveries of the channel are void."""
         last, self._deliveries = self._deliveries, None
         if last is not None and (last.unacked or not self.stopped):
-            try:
+            with self.log.failuresHandled("queue {queue}: on_lost failed", queue=self._queue):
                 self._on_lost()
-            except Exception:
-                self.log.failure("queue {queue}: on_lost failed", queue=self._queue)
 
     # -- deliveries
 
@@ -171,10 +159,8 @@ class RabbitConsumer(ChannelSupervisor):
         # a stopped consumer requeues them instead
         if current is self._deliveries and not self.stopped:
             deliveries, current.incoming = current.incoming, []
-            try:
+            with self.log.failuresHandled("queue {queue}: on_deliveries failed", queue=self._queue):
                 self._on_deliveries(deliveries)
-            except Exception:
-                self.log.failure("queue {queue}: on_deliveries failed", queue=self._queue)
 
     def _drop_foreign(self, current: _Deliveries, tag: int, body: bytes) -> None:
         if not self._warned_of_foreign:
@@ -183,6 +169,9 @@ class RabbitConsumer(ChannelSupervisor):
             self.log.warn(text, queue=self._queue, body=body[:60])
         current.acknowledge([Delivery(0, 0, False, (current, tag))], current.channel.raw.basic_ack)
 
-    def _close_if_done(self) -> None:
-        if self.stopped and self._deliveries is not None and not self._deliveries.unacked:
-            self._deliveries.channel.close(ConnectionLost("stopped"))
+    def _settle(self, deliveries: Sequence[Delivery], method: str) -> None:
+        current = self._deliveries
+        if current is not None:
+            current.acknowledge(deliveries, getattr(current.channel.raw, method))
+            if self.stopped and not current.unacked:
+                current.channel.close("stopped")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 from pika import BasicProperties
 from pika.exceptions import AMQPError
@@ -12,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from taskd.broker.rabbitmq.connection import Channel, Connection, ConnectionLost
+from taskd.broker.rabbitmq.connection import Channel, ConnectionLost
 from taskd.broker.rabbitmq.reconnecting import ChannelSupervisor
 from taskd.broker.rabbitmq.topology import EVENT_QUEUE, EXCHANGES, declare_exchanges
 
@@ -28,29 +27,28 @@ class EventPublisher(ChannelSupervisor):
 
     _PROPERTIES = BasicProperties(delivery_mode=1)
 
-    def __init__(self, clock: IReactorTime, jitter: Callable[[], float]) -> None:
-        super().__init__(clock, "publishing events", jitter)
-        self._connection: Connection | None = None
+    def __init__(self, clock: IReactorTime) -> None:
+        super().__init__(clock, "publishing events")
         self._channel: Channel | None = None
         self._gap = False
 
-    async def set_up(self, connection: Connection, channel: Channel) -> None:
+    async def set_up(self, channel: Channel) -> None:
         """Declare the exchanges, then publish on this channel."""
         await declare_exchanges(channel)
-        self._connection, self._channel = connection, channel
-        connection.on_blocked.append(self._publish_gap)
+        self._channel = channel
+        channel.connection.on_blocked.append(self._publish_gap)
         self._publish_gap()
 
     def channel_closed(self) -> None:
         """Drop events until there is a new channel. The last ones may not have been sent."""
-        if self._connection is not None:
-            self._connection.on_blocked.remove(self._publish_gap)
-        self._connection = self._channel = None
+        if self._channel is not None:
+            self._channel.connection.on_blocked.remove(self._publish_gap)
+            self._channel = None
         self._gap = True
 
     def publish(self, body: bytes, topic: str) -> None:
         """Send an event batch to the subscribers of a topic, or drop it while that is not possible."""
-        if self._connection is None or self._channel is None or self._connection.blocked:
+        if self._channel is None or self._channel.connection.blocked:
             self._gap = True
             return
         # pika raises if the channel has just closed; channel_closed then records the gap
@@ -70,50 +68,40 @@ class EventSubscription(ChannelSupervisor):
 
     log = Logger()
 
-    def __init__(self, clock: IReactorTime, topic: str, jitter: Callable[[], float]) -> None:
-        super().__init__(clock, f"events of {topic}", jitter)
+    def __init__(self, clock: IReactorTime, topic: str) -> None:
+        super().__init__(clock, f"events of {topic}")
         self._exchange = EXCHANGES[topic]
-        self._listeners: list[tuple[Callable[[bytes], None], Callable[[], None]]] = []
+        self.listeners: list[tuple[Callable[[bytes], None], Callable[[], None]]] = []
 
-    def add(self, on_events: Callable[[bytes], None], on_gap: Callable[[], None]) -> None:
-        """One more listener."""
-        self._listeners.append((on_events, on_gap))
-
-    async def set_up(self, connection: Connection, channel: Channel) -> None:
+    async def set_up(self, channel: Channel) -> None:
         """Consume from a new queue. Earlier events were missed."""
         await declare_exchanges(channel)
         declared = await channel.call(
-            channel.raw.queue_declare, queue="", exclusive=True, auto_delete=True, arguments=EVENT_QUEUE
+            "queue_declare", queue="", exclusive=True, auto_delete=True, arguments=EVENT_QUEUE
         )
         queue = declared.method.queue
-        await channel.call(channel.raw.queue_bind, queue=queue, exchange=self._exchange)
+        await channel.call("queue_bind", queue=queue, exchange=self._exchange)
         await channel.consume(queue, self._on_message, auto_ack=True)
-        binding = Deferred.fromCoroutine(self._keep_bound(connection, channel, queue))
+        binding = Deferred.fromCoroutine(self._keep_bound(channel, queue))
         binding.addErrback(lambda f: self.log.failure("binding the event queue again failed", f))
         self._report_gap()
 
-    async def _keep_bound(self, connection: Connection, channel: Channel, queue: str) -> None:
+    async def _keep_bound(self, channel: Channel, queue: str) -> None:
         # RabbitMQ does not notify a queue when its exchange, and so its binding, is deleted
-        while True:
-            await connection.sleep(BIND_SECONDS)
-            try:
-                await channel.call(channel.raw.queue_bind, queue=queue, exchange=self._exchange)
-            except ConnectionLost:
-                return
+        with suppress(ConnectionLost):
+            while True:
+                await channel.connection.sleep(BIND_SECONDS)
+                await channel.call("queue_bind", queue=queue, exchange=self._exchange)
 
     def _on_message(self, tag: int, redelivered: bool, body: bytes) -> None:
         if body == GAP:
             self._report_gap()
         else:
-            for on_events, _ in self._listeners:
-                self._call(on_events, body)
+            for on_events, _ in self.listeners:
+                with self.log.failuresHandled("an event listener failed"):
+                    on_events(body)
 
     def _report_gap(self) -> None:
-        for _, on_gap in self._listeners:
-            self._call(on_gap)
-
-    def _call(self, listener: Callable[..., None], *arguments: Any) -> None:
-        try:
-            listener(*arguments)
-        except Exception:
-            self.log.failure("an event listener failed")
+        for _, on_gap in self.listeners:
+            with self.log.failuresHandled("an event listener failed"):
+                on_gap()

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any
 
+import msgspec
 from pika import spec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from taskd.broker.rabbitmq.connection import Channel, Connection, ConnectionLost
+from taskd.broker.rabbitmq.connection import Channel, ConnectionLost
 from taskd.broker.rabbitmq.frames import PublishFrames
 from taskd.broker.rabbitmq.reconnecting import ChannelSupervisor
 from taskd.model.errors import BrokerUnavailable
@@ -20,16 +21,18 @@ CONFIRM_SECONDS = 10.0
 """How long RabbitMQ may take to confirm a message before the connection is aborted."""
 
 
-class _Batch:
+class _Batch(msgspec.Struct, eq=False):
     """The messages of one publish call; ``remaining`` counts the unconfirmed ones. ``sent`` is in seconds."""
 
-    __slots__ = ("done", "queue", "remaining", "sent")
+    queue: str
+    remaining: int
+    sent: float
+    done: Deferred[None] = msgspec.field(default_factory=Deferred)
 
-    def __init__(self, queue: str, remaining: int, sent: float) -> None:
-        self.queue = queue
-        self.remaining = remaining
-        self.sent = sent
-        self.done: Deferred[None] = Deferred()
+    def succeed(self) -> None:
+        """Succeed, unless the batch has ended already."""
+        if not self.done.called:
+            self.done.callback(None)
 
     def fail(self, reason: str) -> None:
         """Fail with this reason, unless the batch has ended already."""
@@ -45,59 +48,43 @@ class Publisher:
     succeeds by mistake, because the return of a message comes before its confirm, while its batch is open.
     """
 
-    def __init__(
-        self, clock: IReactorTime, connection: Connection, channel: Channel, on_missing_queue: Callable[[str], None]
-    ) -> None:
+    def __init__(self, clock: IReactorTime, channel: Channel, on_missing_queue: Callable[[str], None]) -> None:
         self._clock = clock
-        self._connection = connection
+        self._connection = channel.connection
         self._channel = channel
         self._on_missing_queue = on_missing_queue
-        self._probe_confirmed = False
-        self._probed: Deferred[None] = Deferred()
         self._frames: dict[str, PublishFrames] = {}
-        self._last_tag = 0
-        self._unconfirmed: dict[int, _Batch] = {}
+        self._last_tag = 1
+        self._probe = _Batch("", 1, 0.0)
+        self._unconfirmed = {1: self._probe}
         self._open_batches: dict[_Batch, None] = {}
         self._timer: IDelayedCall | None = None
 
     @property
-    def ready(self) -> bool:
-        """Whether messages can be published now."""
-        return self._probe_confirmed and self._channel.close_reason is None and not self._connection.blocked
-
-    @property
-    def unconfirmed(self) -> int:
-        """The number of messages that RabbitMQ has not confirmed yet."""
-        return len(self._unconfirmed)
+    def obstacle(self) -> object:
+        """Why messages cannot be published now; None if they can."""
+        unknown = "it has not confirmed a message on this connection yet" if self._probe.remaining else None
+        return self._connection.blocked or self._channel.close_reason or unknown
 
     async def set_up(self) -> None:
         """Turn confirms on, and wait until RabbitMQ confirms a probe or blocks publishing. Raises ConnectionLost."""
         raw = self._channel.raw
-        await self._channel.call(raw.confirm_delivery, ack_nack_callback=self._on_confirm)
+        await self._channel.call("confirm_delivery", ack_nack_callback=self._on_confirm)
         raw.add_on_return_callback(self._on_return)
         # RabbitMQ reports an alarm only to connections that have published. No queue gets this message.
         raw.basic_publish("", "", b"")
-        self._last_tag = 1
-        probe = self._unconfirmed[1] = _Batch("", 1, 0.0)
-        probe.done.addCallback(self._on_probe_confirmed)
         self._connection.on_blocked.append(self._on_blocked)
         self._channel.closed.addCallback(self._on_closed)
-        await self._probed
+        await self._probe.done
 
     def publish(self, queue: str, messages: Sequence[Dispatch]) -> Deferred[None]:
         """Send messages; fires when each is confirmed and routed. Fails with BrokerUnavailable."""
-        now = self._clock.seconds()
-        batch = _Batch(queue, len(messages), now)
-        if not self.ready:
-            reason = (
-                self._connection.blocked
-                or self._channel.close_reason
-                or "it has not confirmed a message on this connection yet"
-            )
-            batch.fail(f"RabbitMQ takes no messages now: {reason}")
+        batch = _Batch(queue, len(messages), self._clock.seconds())
+        if self.obstacle:
+            batch.fail(f"RabbitMQ takes no messages now: {self.obstacle}")
             return batch.done
         if not messages:
-            batch.done.callback(None)
+            batch.succeed()
             return batch.done
         frames = self._frames.get(queue)
         if frames is None:
@@ -108,13 +95,8 @@ class Publisher:
         self._open_batches[batch] = None
         if self._timer is None:
             self._timer = self._clock.callLater(CONFIRM_SECONDS, self._check_oldest)
-        self._connection.write(frames.encode([b"%d %d" % message for message in messages]))
+        self._connection.transport.write(frames.encode([b"%d %d" % message for message in messages]))
         return batch.done
-
-    def _on_probe_confirmed(self, _: None) -> None:
-        self._probe_confirmed = True
-        if not self._probed.called:
-            self._probed.callback(None)
 
     def _on_confirm(self, frame: Any) -> None:
         method = frame.method
@@ -130,8 +112,7 @@ class Publisher:
                 batch.fail("RabbitMQ refused a message")
             if not batch.remaining:
                 self._open_batches.pop(batch, None)
-                if not batch.done.called:
-                    batch.done.callback(None)
+                batch.succeed()
 
     def _on_return(self, _: Any, method: Any, properties: Any, body: bytes) -> None:
         self._fail_open(f"there is no queue {method.routing_key}", method.routing_key)
@@ -141,8 +122,7 @@ class Publisher:
         if reason:
             # RabbitMQ may still read these messages later: published again, they arrive twice, which is harmless
             self._fail_open(f"RabbitMQ takes no messages now: {reason}")
-            if not self._probed.called:
-                self._probed.callback(None)
+            self._probe.succeed()
 
     def _check_oldest(self) -> None:
         self._timer = None
@@ -160,8 +140,8 @@ class Publisher:
             self._timer = None
         self._connection.on_blocked.remove(self._on_blocked)
         self._fail_open(str(reason))
-        if not self._probed.called:
-            self._probed.errback(reason)
+        if not self._probe.done.called:
+            self._probe.done.errback(reason)
         return reason
 
     def _fail_open(self, reason: str, queue: str | None = None) -> None:
@@ -174,16 +154,14 @@ class Publisher:
 class PublisherSupervisor(ChannelSupervisor):
     """Keeps a Publisher on each connection. ``on_missing_queue`` gets the name of a queue that does not exist."""
 
-    def __init__(
-        self, clock: IReactorTime, on_missing_queue: Callable[[str], None], jitter: Callable[[], float]
-    ) -> None:
-        super().__init__(clock, "publishing work", jitter)
+    def __init__(self, clock: IReactorTime, on_missing_queue: Callable[[str], None]) -> None:
+        super().__init__(clock, "publishing work")
         self.publisher: Publisher | None = None
         self._on_missing_queue = on_missing_queue
 
-    async def set_up(self, connection: Connection, channel: Channel) -> None:
+    async def set_up(self, channel: Channel) -> None:
         """Make a publisher for the channel."""
-        self.publisher = Publisher(self._clock, connection, channel, self._on_missing_queue)
+        self.publisher = Publisher(self._clock, channel, self._on_missing_queue)
         await self.publisher.set_up()
 
     def channel_closed(self) -> None:

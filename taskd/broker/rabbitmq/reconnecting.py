@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -17,7 +18,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from taskd.broker.rabbitmq.connection import Channel, Connection, ConnectionLost, as_connection_lost
+from taskd.broker.rabbitmq.connection import Channel, Connection, ConnectionLost, as_connection_lost, no_answer
 from taskd.config import RabbitMQ
 from taskd.model.backoff import Backoff
 
@@ -28,11 +29,14 @@ OPEN_SECONDS = 10.0
 """The time limit for connecting, logging in and setting up everything that uses the connection."""
 
 
+_EXPECTED = (ConnectionLost, AMQPError, OSError, ConnectError, ValueError, CancelledError, ConnectingCancelledError)
+"""What an attempt to connect raises, also when it is stopped."""
+
+
 class ReconnectDelays:
     """The delays of one row of attempts. An attempt that lasted ``RECONNECT.longest`` seconds starts them over."""
 
-    def __init__(self, jitter: Callable[[], float]) -> None:
-        self._jitter = jitter
+    def __init__(self) -> None:
         self._failures = 0
 
     def next(self, lasted: float) -> float:
@@ -40,7 +44,7 @@ class ReconnectDelays:
         if lasted >= RECONNECT.longest:
             self._failures = 0
         self._failures += 1
-        return RECONNECT.delay(self._failures, self._jitter())
+        return RECONNECT.delay(self._failures, random.random())
 
 
 class OutageReporter:
@@ -92,52 +96,45 @@ class ReconnectingConnection:
         name: str,
         set_up: Callable[[Connection], Awaitable[None]],
         outage: OutageReporter,
-        jitter: Callable[[], float],
     ) -> None:
         self.connection: Connection | None = None
         self._reactor = reactor
-        self._name = name
         self._set_up = set_up
         self._outage = outage
-        self._delays = ReconnectDelays(jitter)
+        self._delays = ReconnectDelays()
         # HostnameEndpoint resolves the name in a thread and tries all addresses
         self._endpoint = HostnameEndpoint(reactor, settings.host, settings.port, OPEN_SECONDS)
         self._factory = Factory.forProtocol(partial(Connection, reactor, settings, name))
         self._factory.noisy = False
-        self._connecting: Deferred[Any] | None = None
-        self._current: Connection | None = None
-        self._delay: Deferred[None] | None = None
-        self._stopped: Deferred[None] | None = None
-        self._running = False
+        self._ended: Deferred[None] | None = None
+        self._stopping = False
 
     def start(self) -> None:
         """Start connecting."""
-        if self._stopped is None:
-            self._running = True
-            self._stopped = Deferred.fromCoroutine(self._run())
-            self._stopped.addErrback(lambda f: self.log.failure("{name}: reconnecting failed", f, name=self._name))
+        if self._ended is None:
+            self._ended = Deferred.fromCoroutine(self._run())
 
     async def stop(self) -> None:
         """Close the connection in order, or abort it after CLOSE_SECONDS."""
-        self._running = False
-        if self._connecting is not None:
-            self._connecting.cancel()
-        if self._current is not None:
-            self._current.close()
-        if self._delay is not None:
-            self._delay.cancel()
-        if self._stopped is not None:
-            await self._stopped
+        self._stopping = True
+        if self._ended is not None:
+            if self.connection is not None:
+                self.connection.close()
+            else:
+                # it is connecting, being set up, or waiting for the next attempt
+                self._ended.cancel()
+            await self._ended
 
     async def _run(self) -> None:
-        while self._running:
+        while not self._stopping:
             began = self._reactor.seconds()
             try:
-                connection = await self._open()
-            except (ConnectionLost, AMQPError, OSError, ConnectError, ConnectingCancelledError, ValueError) as e:
+                opening = Deferred.fromCoroutine(self._open())
+                connection = await opening.addTimeout(OPEN_SECONDS, self._reactor, no_answer)
+            except _EXPECTED as e:
                 reason = as_connection_lost(e)
             except Exception:
-                self.log.failure("{name}: setting up the connection failed", name=self._name)
+                self.log.failure("setting up a connection to RabbitMQ failed")
                 reason = ConnectionLost("a defect of taskd, see the log above")
             else:
                 began = self._reactor.seconds()
@@ -145,48 +142,29 @@ class ReconnectingConnection:
                 self._outage.up(self)
                 reason = await connection.closed
                 self.connection = None
-            self._current = None
-            if self._running:
+            if not self._stopping:
                 self._outage.down(self, reason)
-                self._delay = deferLater(self._reactor, self._delays.next(self._reactor.seconds() - began))
                 with suppress(CancelledError):
-                    await self._delay
-                self._delay = None
+                    await deferLater(self._reactor, self._delays.next(self._reactor.seconds() - began))
 
     async def _open(self) -> Connection:
-        timer = self._reactor.callLater(OPEN_SECONDS, self._on_open_timeout)
+        connection = await self._endpoint.connect(self._factory)
+        assert isinstance(connection, Connection)
         try:
-            self._connecting = self._endpoint.connect(self._factory)
-            try:
-                connection = await self._connecting
-            finally:
-                self._connecting = None
-            assert isinstance(connection, Connection)
-            self._current = connection
             await connection.opened
             await self._set_up(connection)
             if connection.close_reason is not None:
                 raise connection.close_reason
-            return connection
         except Exception as e:
-            if self._current is not None:
-                if self._running:
-                    self._current.abort(str(e))
-                await self._current.closed
-            if not timer.active():
-                raise ConnectionLost(f"no answer within {OPEN_SECONDS:.0f} s") from e
+            if self._stopping:
+                connection.close()
+            else:
+                connection.abort(str(e))
+            await connection.closed
             if isinstance(e, ConnectionLost) and e.code == 403:
                 raise ConnectionLost(f"{e} (see RABBITMQ_USER and RABBITMQ_PASSWORD)", e.code) from e
             raise
-        finally:
-            if timer.active():
-                timer.cancel()
-
-    def _on_open_timeout(self) -> None:
-        if self._connecting is not None:
-            self._connecting.cancel()
-        if self._current is not None:
-            self._current.abort("no answer")
+        return connection
 
 
 class ChannelSupervisor:
@@ -200,14 +178,13 @@ class ChannelSupervisor:
 
     log = Logger()
 
-    def __init__(self, clock: IReactorTime, purpose: str, jitter: Callable[[], float]) -> None:
+    def __init__(self, clock: IReactorTime, purpose: str) -> None:
         self.stopped = False
         self.ready = False
         self._clock = clock
         self._purpose = purpose
-        self._jitter = jitter
 
-    async def set_up(self, connection: Connection, channel: Channel) -> None:
+    async def set_up(self, channel: Channel) -> None:
         """Prepare a new channel for its use. May raise ConnectionLost."""
         raise NotImplementedError
 
@@ -223,12 +200,12 @@ class ChannelSupervisor:
         return attached
 
     async def _supervise(self, connection: Connection, attached: Deferred[None]) -> None:
-        delays = ReconnectDelays(self._jitter)
+        delays = ReconnectDelays()
         while connection.is_open and not self.stopped:
             timer = self._clock.callLater(OPEN_SECONDS, connection.abort, f"{self._purpose}: no answer")
             try:
                 channel = await connection.open_channel()
-                await self.set_up(connection, channel)
+                await self.set_up(channel)
             except (ConnectionLost, AMQPError) as e:
                 # a connection that is closing already may do so in order
                 if connection.is_open:
