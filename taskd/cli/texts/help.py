@@ -49,9 +49,9 @@ def summary(command: str, lang: str) -> str:
     return spanish if lang == "es" else english
 
 
-def option(name: str, lang: str) -> str:
-    """What an option or argument means, in one sentence."""
-    english, spanish = _OPTIONS[name]
+def option(name: str, lang: str, command: str = "") -> str:
+    """What an option or argument means, in one sentence; for some commands it is another one."""
+    english, spanish = _OPTIONS.get(f"{command}.{name}") or _OPTIONS[name]
     return (spanish if lang == "es" else english).replace("%", "%%")
 
 
@@ -91,6 +91,11 @@ _SUMMARIES = {
     "wait": ("Wait until the tasks have ended.", "Esperar a que terminen las tareas."),
 }
 
+_WAIT_TIMEOUT = (
+    "How long to wait at most, such as 90, 90s or 1h30m; after that the exit status is 3.",
+    "Cuánto esperar como máximo, p. ej. 90, 90s o 1h30m; código de salida 3 si se agota.",
+)
+
 _OPTIONS = {
     "server": (
         "HOST:PORT, [IPv6]:PORT, or a Twisted endpoint such as tls:HOST:PORT or unix:/path"
@@ -107,18 +112,16 @@ _OPTIONS = {
         "De 1 a 64 caracteres; único sin distinguir mayúsculas. Si falta, se pregunta.",
     ),
     "text": (
-        f"{_field(m.TaskSpec, 'task')} - reads one task per line from the input.",
-        "Qué es, en palabras del usuario: de 1 a 4.096 caracteres. - lee una tarea por línea de la entrada.",
-    ),
-    "stdin": ("The same as -.", "Lo mismo que -."),
-    "kind_or_text": (
-        "A single word that names a kind selects this kind and is also the text: a program (command:NAME), or a kind"
+        f"{_field(m.TaskSpec, 'task')} - reads one task per line from the input."
+        " A single word that names a kind selects this kind and is also the text: a program (command:NAME), or a kind"
         " that workers serve now, see `taskclient kinds`. Anything else is the text of a task of the default kind."
         " With --kind, the words are only the text.",
-        "Una sola palabra que nombre un tipo elige ese tipo y es también el texto: un programa (command:NOMBRE), o un"
+        "Qué es, en palabras del usuario: de 1 a 4.096 caracteres. - lee una tarea por línea de la entrada."
+        " Una sola palabra que nombre un tipo elige ese tipo y es también el texto: un programa (command:NOMBRE), o un"
         " tipo que los workers atiendan ahora, vea `taskclient kinds`. Todo lo demás es el texto de una tarea del tipo"
         " por omisión. Con --kind, las palabras son solo el texto.",
     ),
+    "stdin": ("The same as -.", "Lo mismo que -."),
     "kind": (
         _field(m.TaskSpec, "kind") + " Default: simulate. With it, the text is optional.",
         "Qué manejador la ejecuta. Por omisión, simulate. Con esta opción, el texto es opcional.",
@@ -146,10 +149,8 @@ _OPTIONS = {
         "Show its states and its progress until it has ended.",
         "Mostrar sus estados y su progreso en vivo hasta que termine.",
     ),
-    "wait_timeout": (
-        "How long to wait at most, such as 90, 90s or 1h30m; after that the exit status is 3.",
-        "Cuánto esperar como máximo, p. ej. 90, 90s o 1h30m; código de salida 3 si se agota.",
-    ),
+    "wait_timeout": _WAIT_TIMEOUT,
+    "wait.timeout": _WAIT_TIMEOUT,
     "timeout": (
         "How long an attempt may take, if less than its kind allows: 90, 90s, 1h30m, 2d, 1.5h.",
         "Cuánto puede durar un intento, si es menos de lo que permite su tipo: 90, 90s, 1h30m, 2d, 1.5h.",
@@ -179,13 +180,14 @@ _OPTIONS = {
         _field(m.GetTasks, "state"),
         "Solo las de este estado interno, p. ej. queued, running o failed.",
     ),
-    "kind_filter": (_field(m.GetTasks, "kind"), "Solo las tareas de este tipo."),
+    "list.kind": (_field(m.GetTasks, "kind"), "Solo las tareas de este tipo."),
     "limit": ("How many at most (default 100).", "Cuántas como máximo (por omisión, 100)."),
-    "watch_limit": (
+    "watch.limit": (
         "How many of the newest tasks to show first (default 10).",
         "Cuántas de las tareas más recientes mostrar al principio (por omisión, 10).",
     ),
     "all": ("All of them.", "Todas."),
+    "task_ids": ("A task's number.", "El número de una tarea."),
     "task_id": ("A task's number.", "El número de una tarea."),
     "examples": ("examples:", "ejemplos:"),
     "command": ("COMMAND", "ORDEN"),
