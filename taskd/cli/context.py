@@ -8,18 +8,21 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, TypeVar
 
-from msgspec import Raw
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 
 from taskd.cli.reporting import Reporter
 from taskd.cli.texts.catalogue import Texts
-from taskd.cli.ui.rendering import Renderer, ShownTask, read_view
+from taskd.cli.ui.rendering import Renderer
 from taskd.cli.ui.terminal import Output, Screen, Source
+from taskd.client.connection import read
 from taskd.client.connector import Connector
 from taskd.client.messages import Received
 from taskd.client.sessions import SessionFile
+from taskd.protocol.views import TaskView
+
+_T = TypeVar("_T")
 
 
 def _random_key() -> str:
@@ -63,9 +66,13 @@ class Context:
         else:
             self.out.lines(lines)
 
-    def view(self, raw: Raw) -> ShownTask:
+    def read(self, line: bytes, kind: type[_T]) -> _T:
+        """Decode what the server sent. Raises ConnectionFailed."""
+        return read(line, kind, self.server)
+
+    def view(self, task: bytes) -> TaskView:
         """Decode a task that the server sent. Raises ConnectionFailed."""
-        return read_view(raw, self.server)
+        return self.read(task, TaskView)
 
     def now(self) -> datetime:
         """The time, aware."""

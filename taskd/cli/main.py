@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from taskd.cli.exit_status import BROKEN_PIPE, ERROR, INTERRUPTED, USAGE, exit_status
+from taskd.cli.errors import BROKEN_PIPE, ERROR, INTERRUPTED, USAGE, exit_status
 from taskd.cli.std_streams import escape_unencodable, flush, note
 from taskd.cli.texts.catalogue import Texts, language
 from taskd.client.errors import ClientError

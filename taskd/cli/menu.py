@@ -15,8 +15,7 @@ from taskd.cli.commands.log import print_page
 from taskd.cli.commands.tasks import reason
 from taskd.cli.context import Context
 from taskd.cli.credentials import ask_new_password, check_username
-from taskd.cli.errors import EndOfInput, UsageError
-from taskd.cli.exit_status import OK
+from taskd.cli.errors import OK, EndOfInput, UsageError
 from taskd.cli.fields import possible_kind, read_fields, task_text
 from taskd.cli.texts.words import WORDS
 from taskd.cli.ui.text import visible
@@ -184,7 +183,7 @@ class Menu:
         """The kind that the text names, else the one that the user chooses, if workers serve more than the default."""
         if text.startswith(PROGRAM_PREFIX) and possible_kind([text]):
             return text
-        others = sorted(await served_kinds(resender, self._ctx.server) - {DEFAULT_KIND})
+        others = sorted(await served_kinds(self._ctx, resender) - {DEFAULT_KIND})
         if not others:
             return DEFAULT_KIND
         if text in others:

@@ -13,8 +13,7 @@ from twisted.internet.interfaces import IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from taskd.cli.errors import OutputClosed
-from taskd.cli.exit_status import BROKEN_PIPE, ERROR, INTERRUPTED, TERMINATED, exit_status
+from taskd.cli.errors import BROKEN_PIPE, ERROR, INTERRUPTED, TERMINATED, OutputClosed, exit_status
 from taskd.cli.reporting import Reporter
 from taskd.cli.std_streams import flush, note
 from taskd.cli.texts.catalogue import Texts

@@ -6,7 +6,6 @@ import msgspec
 
 from taskd.cli.texts.catalogue import Texts
 from taskd.cli.ui.terminal import Output
-from taskd.cli.ui.text import visible
 from taskd.client.errors import ClientError, Refused, Unconfirmed
 
 ORIGINAL_REFUSALS = ("in_use", "no_user", "wrong_credentials")
@@ -29,11 +28,11 @@ class Reporter:
             status, field = e.fields["status"], e.fields["field"]
             original = status if status in ORIGINAL_REFUSALS else ""
             keys = (original, f"code.{e.code}.{field}", f"code.{e.code}", "code.other")
-            return texts(next(key for key in keys if key in texts), message=visible(e.fields["message"]))
+            return texts(next(key for key in keys if key in texts), message=e.fields["message"])
         fields = {"command": self._login, **e.fields}
         if isinstance(e, Unconfirmed):
             fields["why"] = self.explain(e.cause)
-        return texts(e.key, **{name: visible(str(value)) for name, value in fields.items()})
+        return texts(e.key, **fields)
 
     def report(self, e: ClientError) -> None:
         """Print the error: with ``--json`` on standard output, else on standard error."""
@@ -44,7 +43,7 @@ class Reporter:
         else:
             line = {"ok": False, "status": "error", "code": e.code, "message": self.explain(e)}
             if isinstance(e, Unconfirmed):
-                line["key"] = e.task_key
+                line["key"] = e.fields["task_key"]
             self._out.raw((msgspec.json.encode(line),))
 
     def waiting(self, error: ClientError) -> None:

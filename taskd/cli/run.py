@@ -19,8 +19,7 @@ from taskd.cli.commands.log import log
 from taskd.cli.commands.wait import wait
 from taskd.cli.commands.watch import watch
 from taskd.cli.context import Context
-from taskd.cli.errors import EndOfInput
-from taskd.cli.exit_status import ERROR, exit_status
+from taskd.cli.errors import ERROR, EndOfInput, exit_status
 from taskd.cli.menu import Menu
 from taskd.cli.process import CommandProcess
 from taskd.cli.texts.catalogue import Texts

@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 
 from taskd.cli.context import Context
 from taskd.cli.credentials import check_password, check_username, get_password, get_username
-from taskd.cli.exit_status import OK
+from taskd.cli.errors import OK
 from taskd.cli.ui.text import visible
 from taskd.client.errors import ClientError, ConnectionFailed, NotLoggedIn
 from taskd.client.messages import Message, Received
@@ -24,7 +24,7 @@ async def register(ctx: Context, options: Namespace) -> int:
     with closing(connection):
         reply = await connection.request("register", username=username, password=password)
     name = reply.body.username or username
-    ctx.show(reply, ctx.texts("registered", username=visible(name), command=visible(ctx.command("login", name))))
+    ctx.show(reply, ctx.texts("registered", username=name, command=ctx.command("login", name)))
     return OK
 
 
@@ -44,7 +44,7 @@ async def login(ctx: Context, options: Namespace) -> int:
             with suppress(ClientError):
                 await connection.request("logout")  # nobody else has the token of this session
             raise
-    ctx.show(reply, ctx.texts("logged_in", username=visible(name)))
+    ctx.show(reply, ctx.texts("logged_in", username=name))
     return OK
 
 

@@ -7,16 +7,14 @@ from contextlib import closing
 from typing import Any
 
 from twisted.internet.defer import CancelledError
-from twisted.python.failure import Failure
 
 from taskd.cli.commands.add_lines import LineSubmitter
 from taskd.cli.commands.kinds import served_kinds
 from taskd.cli.commands.wait import Waiter
 from taskd.cli.context import Context
-from taskd.cli.errors import UsageError
-from taskd.cli.exit_status import OK
+from taskd.cli.errors import OK, UsageError
 from taskd.cli.fields import check_key_option, possible_kind, task_fields, task_text
-from taskd.client.connection import Connection
+from taskd.client.connection import Connection, ignore
 from taskd.client.resend import Resender
 from taskd.model.tasks import PROGRAM_PREFIX
 
@@ -43,7 +41,7 @@ async def add(ctx: Context, options: Namespace) -> int:
     waiter = Waiter(ctx, options.wait_timeout) if options.wait else None
     resender = _resender(ctx, waiter)
     with closing(resender):
-        if kind is not None and (kind.startswith(PROGRAM_PREFIX) or kind in await served_kinds(resender, ctx.server)):
+        if kind is not None and (kind.startswith(PROGRAM_PREFIX) or kind in await served_kinds(ctx, resender)):
             fields["kind"] = kind
         if from_input:
             ids = await _add_lines(ctx, resender, key, fields)
@@ -58,17 +56,13 @@ def _resender(ctx: Context, waiter: Waiter | None) -> Resender:
 
     async def connect() -> Connection:
         connection, login = await ctx.connector.log_in(session, None if waiter is None else waiter.event)
-        login.addErrback(_ignore)
+        login.addErrback(ignore)
         if waiter is not None:
             # Watch before the task exists, so that no change of it is missed
-            connection.request("watch", limit=1).addErrback(_ignore)
+            connection.request("watch", limit=1).addErrback(ignore)
         return connection
 
     return Resender(ctx.clock, connect, ctx.reporter)
-
-
-def _ignore(failure: Failure) -> None:
-    """The next request on this connection fails for the same reason, and that error is handled."""
 
 
 async def _add_one(ctx: Context, resender: Resender, key: str, task: dict[str, Any]) -> list[int]:

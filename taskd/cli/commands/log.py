@@ -8,19 +8,18 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
-import msgspec
 from msgspec import Raw, Struct
 from twisted.internet.defer import Deferred
-from twisted.python.failure import Failure
 
 from taskd.cli.context import Context
-from taskd.cli.exit_status import OK
-from taskd.cli.ui.rendering import Moment, moment
+from taskd.cli.errors import OK
+from taskd.cli.ui.rendering import moment
 from taskd.cli.ui.text import visible
-from taskd.client.connection import Connection, read
+from taskd.client.connection import Connection
 from taskd.client.messages import Received
 from taskd.client.retry import Reconnector
 from taskd.protocol.limits import MAX_LOG_LINES
+from taskd.protocol.views import Moment
 
 
 class Line(Struct):
@@ -41,15 +40,6 @@ class _Page(Struct):
     cut: bool = False
 
 
-class _End(Struct):
-    state: str | None = None
-
-
-_decode_page = msgspec.json.Decoder(_Page).decode
-_decode_line = msgspec.json.Decoder(Line).decode
-_decode_end = msgspec.json.Decoder(_End).decode
-
-
 async def log(ctx: Context, options: Namespace) -> int:
     """Print a log, and with ``--follow`` go on until its task has ended."""
     return await LogReader(ctx, options).run()
@@ -66,7 +56,8 @@ class LogPrinter:
         self._ctx = ctx
         self._times = times
         self._only = attempt
-        self._kept: deque[tuple[Line, Raw]] | None = None if last is None else deque(maxlen=last)
+        self._keeping = last is not None
+        self._kept: deque[tuple[Line, Raw]] = deque(maxlen=last)
         self._printed: Line | None = None
         self._ready: list[Any] = []
         """Texts, or with JSON raw objects, which are written together."""
@@ -74,18 +65,15 @@ class LogPrinter:
     def take(self, raws: Sequence[Raw]) -> None:
         """The next lines of the log."""
         for raw in raws:
-            line = read(bytes(raw), _decode_line, self._ctx.server)
-            if self._only not in (None, line.attempt):
-                continue
-            if self._kept is None:
-                self._add(line, raw)
-            else:
+            line = self._ctx.read(raw, Line)
+            if self._only in (None, line.attempt):
                 self._kept.append((line, raw))
-        self._write()
+        if not self._keeping:
+            self.release()
 
     def release(self) -> None:
         """Print the lines that were kept back. Later lines are printed at once."""
-        kept, self._kept = self._kept or (), None
+        kept, self._kept, self._keeping = self._kept, deque(), False
         for line, raw in kept:
             self._add(line, raw)
         self._write()
@@ -114,7 +102,7 @@ class LogPrinter:
     def _write(self) -> None:
         ready, self._ready = self._ready, []
         if self._ctx.json:
-            self._ctx.out.raw(map(bytes, ready))
+            self._ctx.out.raw(ready)
         elif ready:
             self._ctx.out.lines(ready)
 
@@ -122,7 +110,7 @@ class LogPrinter:
 def print_page(ctx: Context, task_id: int, reply: Received) -> None:
     """Print one reply to ``get_log``. Raises ConnectionFailed."""
     printer = LogPrinter(ctx, times=False, attempt=None, last=None)
-    printer.take(read(reply.line, _decode_page, ctx.server).lines)
+    printer.take(ctx.read(reply.line, _Page).lines)
     if printer.empty:
         ctx.out.note(ctx.texts("log_empty", id=task_id))
 
@@ -141,7 +129,7 @@ class LogReader:
         self._printer = LogPrinter(ctx, options.times, options.attempt, wanted)
         self._reconnector = Reconnector(ctx.clock, ctx.reporter)
         self._cursor: str | None = None
-        self._ended: Deferred[None] = Deferred()
+        self._ended: Deferred[None] | None = None
 
     async def run(self) -> int:
         """Raises ClientError if the log cannot be read, or not followed to its end."""
@@ -167,15 +155,14 @@ class LogReader:
 
     async def _follow_events(self, connection: Connection) -> None:
         """Print new lines until the task has ended. Raises the reason if the connection is lost."""
-        self._ended = ended = Deferred[None]()
         self._take(await connection.request("get_log", **self._fields(), follow=True))
         connection.keep_alive()
-        connection.wait_until_lost().addErrback(self._lost, ended)
-        await ended
+        self._ended = connection.wait_until_lost()
+        await self._ended
 
     def _take(self, reply: Received) -> bool:
         """Print one page; returns whether more pages exist."""
-        page = read(reply.line, _decode_page, self._ctx.server)
+        page = self._ctx.read(reply.line, _Page)
         if page.cut and self._cursor is None and self._whole:
             self._ctx.out.note(self._ctx.texts("log_cut"))
         self._printer.take(page.lines)
@@ -187,17 +174,11 @@ class LogReader:
         if event == "log":
             self._take(received)
         elif event == "log_end":
-            state = read(received.line, _decode_end, self._ctx.server).state
-            ctx = self._ctx
+            ctx, state = self._ctx, received.body.state
             if state is not None and ctx.out.tty and not ctx.json:
-                ctx.out.note(ctx.texts("log_end", id=self._task_id, state=visible(ctx.texts.state(state))))
-            if not self._ended.called:
+                ctx.out.note(ctx.texts("log_end", id=self._task_id, state=ctx.texts.state(state)))
+            if self._ended is not None:
                 self._ended.callback(None)
-
-    @staticmethod
-    def _lost(failure: Failure, ended: Deferred[None]) -> None:
-        if not ended.called:
-            ended.errback(failure)
 
     def _fields(self) -> dict[str, Any]:
         fields: dict[str, Any] = {"task_id": self._task_id, "limit": MAX_LOG_LINES}

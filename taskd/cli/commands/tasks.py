@@ -8,17 +8,15 @@ from collections.abc import Iterable
 from contextlib import closing
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 
 from taskd.cli.context import Context
-from taskd.cli.exit_status import OK, exit_status
-from taskd.cli.ui.rendering import Moment, moment
-from taskd.cli.ui.text import visible
-from taskd.client.connection import read
+from taskd.cli.errors import OK, exit_status
+from taskd.cli.ui.rendering import moment
 from taskd.client.errors import Refused
 from taskd.client.messages import Received
 from taskd.protocol.limits import DEFAULT_PAGE, MAX_PAGE
+from taskd.protocol.views import Moment
 
 LIST_COLUMNS = ("id", "status", "state", "kind", "age", "text")
 
@@ -35,12 +33,11 @@ async def list_tasks(ctx: Context, options: Namespace) -> int:
         empty = True
         while True:
             page = (await answer).body
-            if page.tasks:
-                empty = False
-                if ctx.json:
-                    ctx.out.raw(map(bytes, page.tasks))
-                else:
-                    ctx.out.lines(table.lines(ctx.renderer.rows(map(ctx.view, page.tasks), ctx.now())))
+            empty = empty and not page.tasks
+            if ctx.json:
+                ctx.out.raw(page.tasks)
+            elif page.tasks:
+                ctx.out.lines(table.lines(ctx.renderer.rows(map(ctx.view, page.tasks), ctx.now())))
             left -= len(page.tasks)
             if page.cursor is None or left <= 0:
                 break
@@ -77,9 +74,6 @@ class Explanation(Struct):
     error: str | None = None
 
 
-_decode_explanation = msgspec.json.Decoder(Explanation).decode
-
-
 async def explain(ctx: Context, options: Namespace) -> int:
     """Print why a task is in its state."""
     reply = await ctx.connector.ask("explain", task_id=options.task_id)
@@ -92,7 +86,7 @@ async def explain(ctx: Context, options: Namespace) -> int:
 
 def reason(ctx: Context, task_id: int, reply: Received) -> str:
     """The reply to ``explain``, in the user's language. Raises ConnectionFailed."""
-    why = read(reply.line, _decode_explanation, ctx.server)
+    why = ctx.read(reply.line, Explanation)
     fields = {
         "kind": why.kind,
         "queue": why.queue,
@@ -103,8 +97,7 @@ def reason(ctx: Context, task_id: int, reply: Received) -> str:
         "show": ctx.command("show", str(task_id)),
         "retry": ctx.command("retry", str(task_id)),
     }
-    known = {name: visible(value) for name, value in fields.items() if value}
-    return ctx.texts.reason(why.code, visible(why.message), **known)
+    return ctx.texts.reason(why.code, why.message, **fields)
 
 
 async def cancel(ctx: Context, options: Namespace) -> int:

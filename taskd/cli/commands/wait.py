@@ -11,19 +11,18 @@ from contextlib import closing
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.python.failure import Failure
 
 from taskd.cli.context import Context
-from taskd.cli.exit_status import OK, TASK_FAILED, TIMED_OUT
+from taskd.cli.errors import OK, TASK_FAILED, TIMED_OUT
 from taskd.cli.ui.changes import ChangePrinter
 from taskd.cli.ui.progress import REMEMBERED
-from taskd.cli.ui.rendering import ShownTask
-from taskd.client.connection import Connection
+from taskd.client.connection import Connection, ignore
 from taskd.client.connector import Request
 from taskd.client.messages import Received
 from taskd.client.retry import Reconnector
 from taskd.model.states import TERMINAL, State
 from taskd.protocol.limits import MAX_BATCH, MAX_WAIT_SECONDS
+from taskd.protocol.views import TaskView
 
 ANSWER_SECONDS = 10.0
 """How long the server gets to answer a ``wait`` whose time is up. A later answer would change nothing."""
@@ -69,7 +68,7 @@ class Waiter:
     def event(self, connection: Connection, received: Received) -> None:
         """The EventListener of the connection."""
         if received.body.event == "gap":
-            connection.request("watch", limit=1).addErrback(_ignore)
+            connection.request("watch", limit=1).addErrback(ignore)
         elif received.body.event in ("task", "progress", "log"):
             if self._ids is None:
                 self._held.append((connection, received))
@@ -108,7 +107,7 @@ class Waiter:
         self._changes.progress.reset()
         connection, (*watch, answer) = await self._ctx.connector.send(*requests, on_event=self.event)
         for ignored in watch:
-            ignored.addErrback(_ignore)
+            ignored.addErrback(ignore)
         return connection, answer
 
     def _fields(self) -> dict[str, Any]:
@@ -119,7 +118,7 @@ class Waiter:
     def _seconds_left(self) -> float:
         return self._deadline - self._ctx.clock.seconds()
 
-    def _settle(self, tasks: list[ShownTask]) -> None:
+    def _settle(self, tasks: list[TaskView]) -> None:
         ended = [task for task in tasks if task.state in TERMINAL]
         self._changes.show(ended)
         for task in ended:
@@ -134,7 +133,3 @@ class Waiter:
         if State.FAILED in self._ends:
             return TASK_FAILED
         return TIMED_OUT if self._open or State.CANCELLED in self._ends else OK
-
-
-def _ignore(failure: Failure) -> None:
-    """Events are only shown, so a ``watch`` that fails changes nothing."""

@@ -6,7 +6,7 @@ from argparse import Namespace
 from contextlib import closing
 
 from taskd.cli.context import Context
-from taskd.cli.exit_status import OK
+from taskd.cli.errors import OK
 from taskd.cli.ui.changes import ChangePrinter
 from taskd.client.connection import Connection
 from taskd.client.messages import Received

@@ -17,10 +17,11 @@ from twisted.internet.interfaces import IDelayedCall
 from taskd.cli.context import Context
 from taskd.cli.errors import OutputClosed
 from taskd.cli.ui.progress import ProgressEvent, RunningTasks
-from taskd.cli.ui.rendering import ShownTask, percent
+from taskd.cli.ui.rendering import percent
 from taskd.cli.ui.terminal import Screen
 from taskd.cli.ui.text import visible
 from taskd.client.errors import ClientError
+from taskd.protocol.views import TaskView
 
 MOST_BARS = 8
 """The most bars at a time: those of the tasks that reported first."""
@@ -57,7 +58,7 @@ class Bars:
         self._bars: dict[int, TaskID] = {}
         self._timer: IDelayedCall | None = None
 
-    def changed(self, task: ShownTask) -> None:
+    def changed(self, task: TaskView) -> None:
         """Show the progress of a running task, and remove the bar of any other."""
         if not self._running.update(task) or task.progress is None:  # it has ended, or a new attempt begins
             self._remove(task.id)

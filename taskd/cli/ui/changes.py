@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from taskd.cli.context import Context
-from taskd.cli.ui.progress import ProgressLines, ProgressView, drop_oldest, read_progress
-from taskd.cli.ui.rendering import ShownTask
+from taskd.cli.ui.progress import ProgressEvent, ProgressLines, ProgressView, drop_oldest
 from taskd.client.messages import Received
+from taskd.protocol.views import TaskView
 
 LEAST_COLUMNS = 30
 """A terminal with fewer cells has no room for a bar."""
@@ -22,7 +22,7 @@ class ChangePrinter:
         self._versions: dict[int, int] = {}
         self._newest = 0
 
-    def is_new(self, task: ShownTask) -> bool:
+    def is_new(self, task: TaskView) -> bool:
         """Whether this version was not known yet; from now on it is."""
         known = self._versions.pop(task.id, 0)
         self._versions[task.id] = max(known, task.version)
@@ -30,7 +30,7 @@ class ChangePrinter:
         drop_oldest(self._versions)
         return task.version > known
 
-    def missed(self, snapshot: Iterable[ShownTask]) -> list[ShownTask]:
+    def missed(self, snapshot: Iterable[TaskView]) -> list[TaskView]:
         """The tasks of a later snapshot that may have changed: known ones, and ones that are newer than those.
 
         The snapshot may be larger than the first one, and then has old tasks too, which have not changed.
@@ -38,7 +38,7 @@ class ChangePrinter:
         newest = self._newest
         return [task for task in snapshot if task.id in self._versions or task.id > newest]
 
-    def show(self, tasks: Iterable[ShownTask]) -> None:
+    def show(self, tasks: Iterable[TaskView]) -> None:
         """Print the versions that are new."""
         ctx, new = self._ctx, [task for task in tasks if self.is_new(task)]
         if new and not ctx.json:
@@ -46,7 +46,7 @@ class ChangePrinter:
             ctx.out.lines(ctx.renderer.change(task, now) for task in new)
             self.show_running(new)
 
-    def show_running(self, tasks: Iterable[ShownTask]) -> None:
+    def show_running(self, tasks: Iterable[TaskView]) -> None:
         """Show the progress of those tasks, already printed, that are running."""
         if not self._ctx.json:
             for task in tasks:
@@ -55,7 +55,7 @@ class ChangePrinter:
     def show_progress(self, event: Received) -> None:
         """Show a ``progress`` event."""
         if not self._ctx.json:
-            self.progress.advanced(read_progress(event, self._ctx.server))
+            self.progress.advanced(self._ctx.read(event.line, ProgressEvent))
 
 
 def _progress_view(ctx: Context) -> ProgressView:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import msgspec
 from msgspec import Struct
 
 from taskd.cli.context import Context
-from taskd.cli.ui.rendering import ShownTask, percent
-from taskd.client.connection import read
-from taskd.client.messages import Received
+from taskd.cli.ui.rendering import percent
 from taskd.model.states import State
+from taskd.protocol.views import TaskView
 
 REMEMBERED = 10_000
 """The most tasks whose last printed version or progress is remembered."""
@@ -33,7 +31,7 @@ class ProgressEvent(Struct):
 class ProgressView(Protocol):
     """Shows progress. It is called for every task that is watched, also for one without progress."""
 
-    def changed(self, task: ShownTask) -> None:
+    def changed(self, task: TaskView) -> None:
         """The task has changed, and its change has been printed."""
 
     def advanced(self, event: ProgressEvent) -> None:
@@ -46,21 +44,13 @@ class ProgressView(Protocol):
         """No event follows."""
 
 
-_decode = msgspec.json.Decoder(ProgressEvent).decode
-
-
-def read_progress(received: Received, server: str) -> ProgressEvent:
-    """Decode a ``progress`` event. Raises ConnectionFailed."""
-    return read(received.line, _decode, server)
-
-
 class RunningTasks:
     """The newest known attempt of each task, with the task's text while it is running."""
 
     def __init__(self) -> None:
         self._attempts: dict[int, tuple[int, str | None]] = {}
 
-    def update(self, task: ShownTask) -> bool:
+    def update(self, task: TaskView) -> bool:
         """Remember the task's state; returns whether it is running."""
         running = task.state == State.RUNNING
         if running or task.attempt:
@@ -90,7 +80,7 @@ class ProgressLines:
         self._running = RunningTasks()
         self._printed: dict[int, tuple[int, int, str]] = {}
 
-    def changed(self, task: ShownTask) -> None:
+    def changed(self, task: TaskView) -> None:
         """Remember the progress that the line for this change has shown."""
         self._printed.pop(task.id, None)
         if self._running.update(task):
