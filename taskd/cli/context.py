@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from taskd.cli.reporting import Reporter
 from taskd.cli.texts.catalogue import Texts
 from taskd.cli.ui.rendering import Renderer
-from taskd.cli.ui.terminal import Output, Screen, Source
+from taskd.cli.ui.terminal import Input, Output, Screen
 from taskd.client.connection import read
 from taskd.client.connector import Connector
 from taskd.client.messages import Received
@@ -40,7 +40,7 @@ class Context:
     env: Mapping[str, str]
     texts: Texts
     out: Output
-    source: Source
+    source: Input
     renderer: Renderer
     sessions: SessionFile
     json: bool = False

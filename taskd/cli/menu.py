@@ -10,18 +10,18 @@ from typing import Any
 
 from twisted.python.failure import Failure
 
+from taskd.cli.commands.accounts import ask_new_password, check_username
 from taskd.cli.commands.kinds import served_kinds
 from taskd.cli.commands.log import print_page
 from taskd.cli.commands.tasks import reason
 from taskd.cli.context import Context
-from taskd.cli.credentials import ask_new_password, check_username
 from taskd.cli.errors import OK, EndOfInput, UsageError
 from taskd.cli.fields import possible_kind, read_fields, task_text
 from taskd.cli.texts.words import WORDS
 from taskd.cli.ui.text import visible
 from taskd.client.connection import Connection
 from taskd.client.errors import ClientError, Unconfirmed
-from taskd.client.resend import Resender
+from taskd.client.retry import Resender
 from taskd.model.tasks import DEFAULT_KIND, PROGRAM_PREFIX
 
 Action = Callable[[], Awaitable[None]]

@@ -25,7 +25,7 @@ from taskd.cli.options import parser
 from taskd.cli.run import perform
 from taskd.cli.texts.catalogue import Texts
 from taskd.cli.ui.rendering import Renderer
-from taskd.cli.ui.terminal import Output, Screen
+from taskd.cli.ui.terminal import Input, Output, Screen
 from taskd.client.errors import ClientError
 from taskd.client.sessions import SessionFile, state_folder
 from taskd.model.errors import TaskdError
@@ -62,28 +62,29 @@ class FakeNetwork:
             pass
 
 
-class FakeSource:
+class FakeSource(Input):
     """A keyboard or a pipe with these lines. While it is ``open``, the reader waits for :meth:`type` at their end."""
 
     def __init__(self, lines: Iterable[str], tty: bool) -> None:
+        super().__init__(None, None)
         self.tty = tty
         self.open = False
         self.secret: list[str] = []
         self._lines = deque(lines)
         self._hidden = False
-        self._waiting: Deferred[None] | None = None
+        self._typed: Deferred[None] | None = None
 
     def type(self, *lines: str) -> None:
         """The user types."""
         self._lines.extend(lines)
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None:
-            waiting.callback(None)
+        typed, self._typed = self._typed, None
+        if typed is not None:
+            typed.callback(None)
 
     async def line(self) -> str:
         if not self._lines and self.open:
-            self._waiting = Deferred()
-            await self._waiting
+            self._typed = Deferred()
+            await self._typed
         if not self._lines:
             raise EndOfInput
         line = self._lines.popleft()

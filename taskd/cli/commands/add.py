@@ -15,7 +15,7 @@ from taskd.cli.context import Context
 from taskd.cli.errors import OK, UsageError
 from taskd.cli.fields import check_key_option, possible_kind, task_fields, task_text
 from taskd.client.connection import Connection, ignore
-from taskd.client.resend import Resender
+from taskd.client.retry import Resender
 from taskd.model.tasks import PROGRAM_PREFIX
 
 

@@ -13,7 +13,7 @@ from taskd.cli.context import Context
 from taskd.cli.errors import EndOfInput
 from taskd.cli.fields import task_text
 from taskd.client.errors import ClientError
-from taskd.client.resend import Resender
+from taskd.client.retry import Resender
 from taskd.protocol.limits import MAX_BATCH, MAX_LINE_BYTES
 
 IN_FLIGHT = 4

@@ -14,7 +14,7 @@ from taskd.cli.ui.table import Cell, Table
 from taskd.cli.ui.text import visible
 from taskd.client.errors import Refused
 from taskd.client.messages import Received
-from taskd.client.resend import Resender
+from taskd.client.retry import Resender
 
 COLUMNS = ("kind", "queues", "isolation", "timeout", "attempts", "workers", "slots", "summary")
 _LEAST_SUMMARY = 16

@@ -141,7 +141,7 @@ class LogReader:
             self._ctx.out.note(self._ctx.texts("log_empty", id=self._task_id))
         return OK
 
-    async def _attempt(self) -> int:
+    async def _attempt(self) -> None:
         request = ("get_log", self._fields())
         connection, (answer,) = await self._ctx.connector.send(request, on_event=self._event)
         with closing(connection):
@@ -151,7 +151,6 @@ class LogReader:
             if self._follow:
                 self._reconnector.connected()
                 await self._follow_events(connection)
-        return OK
 
     async def _follow_events(self, connection: Connection) -> None:
         """Print new lines until the task has ended. Raises the reason if the connection is lost."""

@@ -14,15 +14,13 @@ from twisted.internet.defer import Deferred
 
 from taskd.cli.context import Context
 from taskd.cli.errors import OK, TASK_FAILED, TIMED_OUT
-from taskd.cli.ui.changes import ChangePrinter
-from taskd.cli.ui.progress import REMEMBERED
+from taskd.cli.ui.changes import REMEMBERED, ChangePrinter
 from taskd.client.connection import Connection, ignore
 from taskd.client.connector import Request
 from taskd.client.messages import Received
 from taskd.client.retry import Reconnector
 from taskd.model.states import TERMINAL, State
 from taskd.protocol.limits import MAX_BATCH, MAX_WAIT_SECONDS
-from taskd.protocol.views import TaskView
 
 ANSWER_SECONDS = 10.0
 """How long the server gets to answer a ``wait`` whose time is up. A later answer would change nothing."""
@@ -59,31 +57,30 @@ class Waiter:
         self._connection = connection
         while self._held:
             self.event(*self._held.popleft())
-        try:
-            status = await self._reconnector.run(self._attempt)
-        finally:
-            self._changes.progress.close()
-        return self._status() if status is None else status
+        with closing(self._changes.progress):
+            await self._reconnector.run(self._attempt)
+        return self._status()
 
     def event(self, connection: Connection, received: Received) -> None:
         """The EventListener of the connection."""
-        if received.body.event == "gap":
+        event = received.body.event
+        if event == "gap":
             connection.request("watch", limit=1).addErrback(ignore)
-        elif received.body.event in ("task", "progress", "log"):
-            if self._ids is None:
-                self._held.append((connection, received))
-                return
-            task = self._ctx.view(received.body.task) if received.body.event == "task" else None
-            if (received.body.task_id if task is None else task.id) not in self._ids:
+        elif event not in ("task", "progress", "log"):
+            return
+        elif self._ids is None:
+            self._held.append((connection, received))
+        else:
+            tasks = [self._ctx.view(received.body.task)] if event == "task" else []
+            if (tasks[0].id if tasks else received.body.task_id) not in self._ids:
                 return
             if self._ctx.json:
                 self._ctx.out.raw((received.line,))
-            if task is not None:
-                self._changes.show([task])
-            elif received.body.event == "progress":
+            self._changes.show(tasks)
+            if event == "progress":
                 self._changes.show_progress(received)
 
-    async def _attempt(self) -> int:
+    async def _attempt(self) -> None:
         connection, answer = await self._begin()
         with closing(connection):
             self._reconnector.connected()
@@ -93,9 +90,13 @@ class Waiter:
                 late = not reply.body.done and self._seconds_left() <= 0
                 if self._ctx.json and (reply.body.done or late):
                     self._ctx.out.raw((reply.line,))
-                self._settle([self._ctx.view(raw) for raw in reply.body.tasks])
+                ended = [task for task in map(self._ctx.view, reply.body.tasks) if task.state in TERMINAL]
+                self._changes.show(ended)
+                for task in ended:
+                    self._open.pop(task.id, None)
+                    self._ends.add(task.state)
                 if late or not self._open:
-                    return self._status()
+                    return
                 answer = connection.request("wait", **self._fields())
 
     async def _begin(self) -> tuple[Connection, Deferred[Received]]:
@@ -117,13 +118,6 @@ class Waiter:
 
     def _seconds_left(self) -> float:
         return self._deadline - self._ctx.clock.seconds()
-
-    def _settle(self, tasks: list[TaskView]) -> None:
-        ended = [task for task in tasks if task.state in TERMINAL]
-        self._changes.show(ended)
-        for task in ended:
-            self._open.pop(task.id, None)
-            self._ends.add(task.state)
 
     def _status(self) -> int:
         if self._open and not self._ctx.json:

@@ -33,13 +33,11 @@ class Watcher:
 
     async def run(self) -> int:
         """Raises ClientError if the first connection fails, or if the server refuses."""
-        try:
+        with closing(self._changes.progress):
             await self._reconnector.run(self._attempt)
-        finally:
-            self._changes.progress.close()
         return OK
 
-    async def _attempt(self) -> int:
+    async def _attempt(self) -> None:
         # More tasks than the first snapshot has may have changed while there was no connection
         limit = self._limit if self._first else MAX_PAGE
         connection, (answer,) = await self._ctx.connector.send(("watch", {"limit": limit}), on_event=self._event)
@@ -48,7 +46,6 @@ class Watcher:
             self._reconnector.connected()
             connection.keep_alive()
             await connection.wait_until_lost()
-        return OK
 
     def _event(self, connection: Connection, received: Received) -> None:
         if self._ctx.json:

@@ -16,11 +16,12 @@ from twisted.internet.interfaces import IDelayedCall
 
 from taskd.cli.context import Context
 from taskd.cli.errors import OutputClosed
-from taskd.cli.ui.progress import ProgressEvent, RunningTasks
+from taskd.cli.ui.changes import ProgressEvent
 from taskd.cli.ui.rendering import percent
 from taskd.cli.ui.terminal import Screen
 from taskd.cli.ui.text import visible
 from taskd.client.errors import ClientError
+from taskd.model.states import State
 from taskd.protocol.views import TaskView
 
 MOST_BARS = 8
@@ -54,28 +55,22 @@ class Bars:
         )
         self._progress = Progress(console=self._console, auto_refresh=False, get_time=ctx.clock.seconds)
         self._lay_out()
-        self._running = RunningTasks()
         self._bars: dict[int, TaskID] = {}
         self._timer: IDelayedCall | None = None
 
     def changed(self, task: TaskView) -> None:
         """Show the progress of a running task, and remove the bar of any other."""
-        if not self._running.update(task) or task.progress is None:  # it has ended, or a new attempt begins
+        if task.state != State.RUNNING or task.progress is None:  # it has ended, or a new attempt begins
             self._remove(task.id)
         else:
-            self.advanced(ProgressEvent(task.id, task.attempt, task.progress, task.note))
+            self.advanced(ProgressEvent(task.id, task.attempt, task.progress, task.note), task.task)
 
-    def advanced(self, event: ProgressEvent) -> None:
+    def advanced(self, event: ProgressEvent, text: str) -> None:
         """Move the task's bar, or add one."""
-        text = self._running.text(event)
-        if text is None:
-            return
-        bar = self._bars.get(event.task_id)
-        if bar is None:
-            bar = self._progress.add_task(visible(text), total=1.0, id=event.task_id, note="", percent="")
-            self._bars[event.task_id] = bar
+        if event.task_id not in self._bars:
+            self._bars[event.task_id] = self._progress.add_task("", total=1.0, id=event.task_id)
         self._progress.update(
-            bar,
+            self._bars[event.task_id],
             completed=event.progress,
             description=visible(text) if text else None,
             note=visible(event.note or ""),

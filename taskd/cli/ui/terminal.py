@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import IO, Any, NamedTuple, Protocol, TextIO
+from typing import IO, Any, NamedTuple, TextIO
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReadDescriptor
@@ -27,21 +27,6 @@ class Screen(NamedTuple):
     columns: int
     rows: int
     colour: bool
-
-
-class Source(Protocol):
-    """Where lines come from. Both readers raise EndOfInput after the last line."""
-
-    tty: bool
-
-    async def line(self) -> str:
-        """The next line, without its end."""
-
-    async def lines(self) -> list[str]:
-        """All lines that are available, at least one; waits for the first."""
-
-    def hidden(self) -> contextlib.AbstractContextManager[None]:
-        """In this context, the terminal does not echo input."""
 
 
 @implementer(IReadDescriptor)
