@@ -59,10 +59,18 @@ class Context:
         server = ["--server", self.server] if self.server_given else []
         return shlex.join(["taskclient", *server, *words])
 
+    def say(self, key: str, /, **fields: Any) -> None:
+        """Print a text."""
+        self.out.line(self.texts(key, **fields))
+
+    def note(self, key: str, /, **fields: Any) -> None:
+        """Write a text for the user to standard error."""
+        self.out.note(self.texts(key, **fields))
+
     def show(self, received: Received, *lines: str) -> None:
         """Print a reply: with ``--json`` as it came, else these lines."""
         if self.json:
-            self.out.raw((received.line,))
+            self.out.raw(received.line)
         else:
             self.out.lines(lines)
 

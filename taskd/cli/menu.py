@@ -10,19 +10,20 @@ from typing import Any
 
 from twisted.python.failure import Failure
 
-from taskd.cli.commands.accounts import ask_new_password, check_username
+from taskd.cli.commands.accounts import ask_new_password
 from taskd.cli.commands.kinds import served_kinds
 from taskd.cli.commands.log import print_page
 from taskd.cli.commands.tasks import reason
 from taskd.cli.context import Context
 from taskd.cli.errors import OK, EndOfInput, UsageError
-from taskd.cli.fields import possible_kind, read_fields, task_text
+from taskd.cli.fields import checked, possible_kind, read_fields, task_text
 from taskd.cli.texts.words import WORDS
 from taskd.cli.ui.text import visible
 from taskd.client.connection import Connection
 from taskd.client.errors import ClientError, Unconfirmed
 from taskd.client.retry import Resender
-from taskd.model.tasks import DEFAULT_KIND, PROGRAM_PREFIX
+from taskd.model.tasks import DEFAULT_KIND, PROGRAM_PREFIX, check_kind
+from taskd.model.users import normalize_username
 
 Action = Callable[[], Awaitable[None]]
 
@@ -105,11 +106,11 @@ class Menu:
 
     async def _register(self) -> None:
         username = await self._ask_needed("username")
-        check_username(username)
+        checked(normalize_username, username, ClientError("bad_username"))
         password = await ask_new_password(self._ctx)
         connection = await self._open_connection()
         await connection.request("register", username=username, password=password)
-        self._say("menu.registered")
+        self._ctx.say("menu.registered")
 
     async def _login(self) -> None:
         username = await self._ask_needed("username")
@@ -118,20 +119,20 @@ class Menu:
         reply = await connection.request("login", username=username, password=password)
         self._token = reply.body.token
         self._username = reply.body.username or username
-        self._say("logged_in", username=visible(self._username))
+        self._ctx.say("logged_in", username=visible(self._username))
 
     async def _see(self) -> None:
         page = (await (await self._open_connection()).request("get_tasks", limit=SHOWN)).body
         ctx = self._ctx
         if not page.tasks:
-            self._say("no_tasks")
+            self._ctx.say("no_tasks")
             return
         ctx.out.line("")
         rows = ctx.renderer.rows(map(ctx.view, page.tasks), ctx.now())
         ctx.out.lines(ctx.renderer.table(COLUMNS).lines(rows))
         if page.cursor is not None:
-            ctx.out.line(ctx.texts("more_menu", n=len(page.tasks), command=ctx.command("list", "--all")))
-        ctx.out.line(ctx.texts("menu.hint", verbs=", ".join(f"{ctx.texts(f'menu.{verb}')} N" for verb in VERBS)))
+            ctx.say("more_menu", n=len(page.tasks), command=ctx.command("list", "--all"))
+        ctx.say("menu.hint", verbs=", ".join(f"{ctx.texts(f'menu.{verb}')} N" for verb in VERBS))
 
     def _task_action(self, answer: str) -> Action | None:
         """The action of an answer such as ``show 7``, in either language."""
@@ -155,7 +156,7 @@ class Menu:
         elif verb == "explain":
             ctx.out.line(reason(ctx, task_id, reply))
         else:
-            self._say("retried" if verb == "retry" else "cancelled", id=task_id)
+            self._ctx.say("retried" if verb == "retry" else "cancelled", id=task_id)
 
     async def _create(self) -> None:
         task, key = task_text(await self._ask_needed("menu.task")), self._ctx.new_key()
@@ -175,9 +176,9 @@ class Menu:
             e.key, e.fields["command"] = "menu.unconfirmed", self._ctx.command("add", *words, "--key", key, task)
             raise
         if more:
-            self._say("created_kind", id=reply.body.task_id, kind=kind)
+            self._ctx.say("created_kind", id=reply.body.task_id, kind=kind)
         else:
-            self._say("created", id=reply.body.task_id)
+            self._ctx.say("created", id=reply.body.task_id)
 
     async def _choose_kind(self, resender: Resender, text: str) -> str:
         """The kind that the text names, else the one that the user chooses, if workers serve more than the default."""
@@ -190,9 +191,7 @@ class Menu:
             return text
         names = ", ".join(map(visible, others[:SHOWN_KINDS])) + (", ..." if len(others) > SHOWN_KINDS else "")
         kind = (await self._ask("menu.kind", kinds=names, default=DEFAULT_KIND)).strip() or DEFAULT_KIND
-        if possible_kind([kind]) is None:
-            raise UsageError("bad_kind")
-        return kind
+        return checked(check_kind, kind, UsageError("bad_kind"))
 
     async def _ask_fields(self) -> list[str]:
         """Ask for NAME=VALUE pairs, quoted as in a shell. Raises UsageError."""
@@ -256,7 +255,7 @@ class Menu:
                 return actions[answer]
             if other is not None and (action := other(answer)) is not None:
                 return action
-            self._say("menu.wrong", n=len(options))
+            self._ctx.say("menu.wrong", n=len(options))
 
     async def _ask_needed(self, key: str) -> str:
         """Ask once the server is reachable. Raises ClientError for an empty answer."""
@@ -275,6 +274,3 @@ class Menu:
             return ""
         finally:
             self._asking = ""
-
-    def _say(self, key: str, **fields: Any) -> None:
-        self._ctx.out.line(self._ctx.texts(key, **fields))

@@ -39,12 +39,12 @@ class Reporter:
         if not self._json:
             self._out.note(f"taskclient: {self.explain(e)}")
         elif isinstance(e, Refused):
-            self._out.raw((e.received.line,))
+            self._out.raw(e.received.line)
         else:
             line = {"ok": False, "status": "error", "code": e.code, "message": self.explain(e)}
             if isinstance(e, Unconfirmed):
                 line["key"] = e.fields["task_key"]
-            self._out.raw((msgspec.json.encode(line),))
+            self._out.raw(msgspec.json.encode(line))
 
     def waiting(self, error: ClientError) -> None:
         """Say why the command pauses."""

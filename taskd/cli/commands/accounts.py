@@ -7,20 +7,20 @@ from contextlib import closing, suppress
 
 from taskd.cli.context import Context
 from taskd.cli.errors import OK, EndOfInput, UsageError
+from taskd.cli.fields import checked
 from taskd.cli.ui.text import visible
 from taskd.client.errors import ClientError, ConnectionFailed, NotLoggedIn
 from taskd.client.messages import Message, Received
 from taskd.client.sessions import Session
-from taskd.model.errors import BadRequest, TooLarge
 from taskd.model.users import check_new_password, normalize_username
 
 
 async def register(ctx: Context, options: Namespace) -> int:
     """Create an account."""
     username = await get_username(ctx, options.username)
-    check_username(username)
+    checked(normalize_username, username, ClientError("bad_username"))
     password = await get_password(ctx, new=True)
-    check_password(password)
+    checked(check_new_password, password, ClientError("bad_password"))
     connection = await ctx.connector.connect()
     with closing(connection):
         reply = await connection.request("register", username=username, password=password)
@@ -100,23 +100,7 @@ async def get_password(ctx: Context, new: bool = False) -> str:
 async def ask_new_password(ctx: Context) -> str:
     """Ask twice. Raises ClientError if the password is not allowed, or the two differ."""
     password = await ctx.prompt("password", hidden=True)
-    check_password(password)
+    checked(check_new_password, password, ClientError("bad_password"))
     if await ctx.prompt("password_again", hidden=True) != password:
         raise ClientError("passwords_differ")
     return password
-
-
-def check_username(username: str) -> None:
-    """Refuse what the server would refuse, but in the user's language. Raises ClientError."""
-    try:
-        normalize_username(username)
-    except BadRequest:
-        raise ClientError("bad_username") from None
-
-
-def check_password(password: str) -> None:
-    """Refuse what the server would refuse, but in the user's language. Raises ClientError."""
-    try:
-        check_new_password(password)
-    except (BadRequest, TooLarge):
-        raise ClientError("bad_password") from None

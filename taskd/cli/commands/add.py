@@ -69,7 +69,7 @@ async def _add_one(ctx: Context, resender: Resender, key: str, task: dict[str, A
     try:
         reply, resent = await resender.send("new_task", key, **task)
     except CancelledError:
-        ctx.out.note(ctx.texts("interrupted_unconfirmed", key=key))
+        ctx.note("interrupted_unconfirmed", key=key)
         raise
     task_id = reply.body.task_id
     if reply.body.duplicate and not resent:
@@ -89,7 +89,7 @@ async def _add_lines(ctx: Context, resender: Resender, key: str, fields: dict[st
         await submitter.run()
     except BaseException:  # the tasks that were created stay
         if submitter.begun:
-            ctx.out.note(ctx.texts("created_before", n=len(submitter.ids), key=key))
+            ctx.note("created_before", n=len(submitter.ids), key=key)
         raise
     if not ctx.json:
         _print_summary(ctx, submitter.ids, submitter.known)
@@ -98,9 +98,9 @@ async def _add_lines(ctx: Context, resender: Resender, key: str, fields: dict[st
 
 def _print_summary(ctx: Context, ids: list[int], known: set[int]) -> None:
     if not ids:
-        ctx.out.note(ctx.texts("created_none"))
+        ctx.note("created_none")
     for key, group in (("created", [n for n in ids if n not in known]), ("known", sorted(known))):
         if group:
             first, last = min(group), max(group)
             key += "_many" if len(group) > 1 else ""
-            ctx.out.line(ctx.texts(key, id=first, n=len(group), first=first, last=last))
+            ctx.say(key, id=first, n=len(group), first=first, last=last)

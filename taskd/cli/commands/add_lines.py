@@ -99,7 +99,7 @@ class LineSubmitter:
         if not resent:
             self.known.update(reply.body.duplicates)
         if self._ctx.json:
-            self._ctx.out.raw((reply.line,))
+            self._ctx.out.raw(reply.line)
 
     def _fail(self, failure: Failure) -> None:
         if self._failure is None:

@@ -39,11 +39,11 @@ async def kinds(ctx: Context, options: Namespace) -> int:
     reply = await ctx.connector.ask("kinds")
     served = _decoded(ctx, reply)
     if ctx.json:
-        ctx.out.raw(reply.body.kinds)
+        ctx.out.raw(*reply.body.kinds)
     elif served:
         ctx.out.lines(_table(ctx, served))
     else:
-        ctx.out.line(ctx.texts("no_kinds"))
+        ctx.say("no_kinds")
     return OK
 
 

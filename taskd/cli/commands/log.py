@@ -58,9 +58,8 @@ class LogPrinter:
         self._only = attempt
         self._keeping = last is not None
         self._kept: deque[tuple[Line, Raw]] = deque(maxlen=last)
-        self._printed: Line | None = None
-        self._ready: list[Any] = []
-        """Texts, or with JSON raw objects, which are written together."""
+        self.printed: Line | None = None
+        """The last line that was printed. With JSON it is not needed, and not known."""
 
     def take(self, raws: Sequence[Raw]) -> None:
         """The next lines of the log."""
@@ -73,46 +72,34 @@ class LogPrinter:
 
     def release(self) -> None:
         """Print the lines that were kept back. Later lines are printed at once."""
-        kept, self._kept, self._keeping = self._kept, deque(), False
-        for line, raw in kept:
-            self._add(line, raw)
-        self._write()
-
-    @property
-    def empty(self) -> bool:
-        """Whether no line has been printed."""
-        return self._printed is None
-
-    def _add(self, line: Line, raw: Raw) -> None:
-        ctx, before, self._printed = self._ctx, self._printed, line
+        ctx, kept = self._ctx, self._kept
+        self._kept, self._keeping = deque(), False
         if ctx.json:
-            self._ready.append(raw)
+            ctx.out.raw(*(raw for _, raw in kept))
             return
-        # The attempts of a retried task are numbered from 1 again
-        same_attempt = before is not None and before.attempt == line.attempt and before.line < line.line
-        if self._only is None and not same_attempt and (before is not None or line.attempt > 1):
-            self._ready.append(ctx.texts("log_attempt", n=line.attempt))
-        missing = 0 if before is None else line.line - (before.line if same_attempt else 0) - 1
-        if missing:
-            self._write()
-            ctx.out.note(ctx.texts("log_missing", n=missing))
-        text = visible(line.text.expandtabs())
-        self._ready.append(f"{moment(line.at)}  {text}" if self._times else text)
-
-    def _write(self) -> None:
-        ready, self._ready = self._ready, []
-        if self._ctx.json:
-            self._ctx.out.raw(ready)
-        elif ready:
-            self._ctx.out.lines(ready)
+        ready: list[str] = []
+        for line, _ in kept:
+            before, self.printed = self.printed, line
+            # The attempts of a retried task are numbered from 1 again
+            same_attempt = before is not None and before.attempt == line.attempt and before.line < line.line
+            if self._only is None and not same_attempt and (before is not None or line.attempt > 1):
+                ready.append(ctx.texts("log_attempt", n=line.attempt))
+            missing = 0 if before is None else line.line - (before.line if same_attempt else 0) - 1
+            if missing:
+                ctx.out.lines(ready)
+                ready = []
+                ctx.note("log_missing", n=missing)
+            text = visible(line.text.expandtabs())
+            ready.append(f"{moment(line.at)}  {text}" if self._times else text)
+        ctx.out.lines(ready)
 
 
 def print_page(ctx: Context, task_id: int, reply: Received) -> None:
     """Print one reply to ``get_log``. Raises ConnectionFailed."""
     printer = LogPrinter(ctx, times=False, attempt=None, last=None)
     printer.take(ctx.read(reply.line, _Page).lines)
-    if printer.empty:
-        ctx.out.note(ctx.texts("log_empty", id=task_id))
+    if printer.printed is None:
+        ctx.note("log_empty", id=task_id)
 
 
 class LogReader:
@@ -133,12 +120,9 @@ class LogReader:
 
     async def run(self) -> int:
         """Raises ClientError if the log cannot be read, or not followed to its end."""
-        if self._follow:
-            await self._reconnector.run(self._attempt)
-        else:
-            await self._attempt()
-        if self._printer.empty and not self._ctx.json:
-            self._ctx.out.note(self._ctx.texts("log_empty", id=self._task_id))
+        await self._reconnector.run(self._attempt)
+        if self._printer.printed is None and not self._ctx.json:
+            self._ctx.note("log_empty", id=self._task_id)
         return OK
 
     async def _attempt(self) -> None:
@@ -150,20 +134,16 @@ class LogReader:
             self._printer.release()
             if self._follow:
                 self._reconnector.connected()
-                await self._follow_events(connection)
-
-    async def _follow_events(self, connection: Connection) -> None:
-        """Print new lines until the task has ended. Raises the reason if the connection is lost."""
-        self._take(await connection.request("get_log", **self._fields(), follow=True))
-        connection.keep_alive()
-        self._ended = connection.wait_until_lost()
-        await self._ended
+                self._take(await connection.request("get_log", **self._fields(), follow=True))
+                connection.keep_alive()
+                self._ended = connection.wait_until_lost()
+                await self._ended
 
     def _take(self, reply: Received) -> bool:
         """Print one page; returns whether more pages exist."""
         page = self._ctx.read(reply.line, _Page)
         if page.cut and self._cursor is None and self._whole:
-            self._ctx.out.note(self._ctx.texts("log_cut"))
+            self._ctx.note("log_cut")
         self._printer.take(page.lines)
         self._cursor = page.cursor or self._cursor
         return page.more
@@ -175,7 +155,7 @@ class LogReader:
         elif event == "log_end":
             ctx, state = self._ctx, received.body.state
             if state is not None and ctx.out.tty and not ctx.json:
-                ctx.out.note(ctx.texts("log_end", id=self._task_id, state=ctx.texts.state(state)))
+                ctx.note("log_end", id=self._task_id, state=ctx.texts.state(state))
             if self._ended is not None:
                 self._ended.callback(None)
 

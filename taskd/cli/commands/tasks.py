@@ -35,7 +35,7 @@ async def list_tasks(ctx: Context, options: Namespace) -> int:
             page = (await answer).body
             empty = empty and not page.tasks
             if ctx.json:
-                ctx.out.raw(page.tasks)
+                ctx.out.raw(*page.tasks)
             elif page.tasks:
                 ctx.out.lines(table.lines(ctx.renderer.rows(map(ctx.view, page.tasks), ctx.now())))
             left -= len(page.tasks)
@@ -44,9 +44,9 @@ async def list_tasks(ctx: Context, options: Namespace) -> int:
             answer = connection.request("get_tasks", **filters, limit=min(left, MAX_PAGE), cursor=page.cursor)
     if not ctx.json:
         if empty:
-            ctx.out.line(ctx.texts("no_tasks"))
+            ctx.say("no_tasks")
         elif page.cursor is not None:
-            ctx.out.note(ctx.texts("more"))
+            ctx.note("more")
     return OK
 
 
@@ -54,7 +54,7 @@ async def show(ctx: Context, options: Namespace) -> int:
     """Print everything about one task."""
     reply = await ctx.connector.ask("get_task", task_id=options.task_id)
     if ctx.json:
-        ctx.out.raw((reply.line,))
+        ctx.out.raw(reply.line)
     else:
         ctx.out.lines(ctx.renderer.details(ctx.view(reply.body.task)))
     return OK
@@ -78,7 +78,7 @@ async def explain(ctx: Context, options: Namespace) -> int:
     """Print why a task is in its state."""
     reply = await ctx.connector.ask("explain", task_id=options.task_id)
     if ctx.json:
-        ctx.out.raw((reply.line,))
+        ctx.out.raw(reply.line)
     else:
         ctx.out.line(reason(ctx, options.task_id, reply))
     return OK

@@ -75,7 +75,7 @@ class Waiter:
             if (tasks[0].id if tasks else received.body.task_id) not in self._ids:
                 return
             if self._ctx.json:
-                self._ctx.out.raw((received.line,))
+                self._ctx.out.raw(received.line)
             self._changes.show(tasks)
             if event == "progress":
                 self._changes.show_progress(received)
@@ -89,7 +89,7 @@ class Waiter:
                 reply = await answer
                 late = not reply.body.done and self._seconds_left() <= 0
                 if self._ctx.json and (reply.body.done or late):
-                    self._ctx.out.raw((reply.line,))
+                    self._ctx.out.raw(reply.line)
                 ended = [task for task in map(self._ctx.view, reply.body.tasks) if task.state in TERMINAL]
                 self._changes.show(ended)
                 for task in ended:
@@ -123,7 +123,7 @@ class Waiter:
         if self._open and not self._ctx.json:
             ids = ", ".join(map(str, itertools.islice(self._open, 10)))
             more = ", ..." if len(self._open) > 10 else ""
-            self._ctx.out.note(self._ctx.texts("timed_out", n=len(self._open), ids=ids + more))
+            self._ctx.note("timed_out", n=len(self._open), ids=ids + more)
         if State.FAILED in self._ends:
             return TASK_FAILED
         return TIMED_OUT if self._open or State.CANCELLED in self._ends else OK

@@ -49,7 +49,7 @@ class Watcher:
 
     def _event(self, connection: Connection, received: Received) -> None:
         if self._ctx.json:
-            self._ctx.out.raw((received.line,))
+            self._ctx.out.raw(received.line)
         if received.body.event == "task":
             self._changes.show([self._ctx.view(received.body.task)])
         elif received.body.event == "progress":
@@ -61,14 +61,14 @@ class Watcher:
     def _snapshot(self, reply: Received) -> None:
         ctx, tasks = self._ctx, [self._ctx.view(raw) for raw in reply.body.tasks]
         if ctx.json:
-            ctx.out.raw((reply.line,))
+            ctx.out.raw(reply.line)
         elif self._first:
             for task in reversed(tasks):
                 self._changes.is_new(task)
             if tasks:
                 ctx.out.lines(ctx.renderer.table(WATCH_COLUMNS).lines(ctx.renderer.rows(tasks, ctx.now())))
             if ctx.out.tty:
-                ctx.out.note(ctx.texts("watching"))
+                ctx.note("watching")
         else:
             self._changes.progress.reset()
             self._changes.show(reversed(self._changes.missed(tasks)))

@@ -157,7 +157,7 @@ class Output:
         """Write one line to standard output."""
         self.lines((line,))
 
-    def raw(self, lines: Iterable[bytes]) -> None:
+    def raw(self, *lines: bytes) -> None:
         """Write lines as the server sent them: in UTF-8, whatever the locale is."""
         data = b"".join(b"%b\n" % line for line in lines)
         buffer = getattr(self._stdout, "buffer", None)
