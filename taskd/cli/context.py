@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -15,7 +16,7 @@ from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from taskd.cli.reporting import Reporter
 from taskd.cli.texts.catalogue import Texts
 from taskd.cli.ui.rendering import Renderer
-from taskd.cli.ui.terminal import Input, Output, Screen
+from taskd.cli.ui.terminal import Input, Output
 from taskd.client.connection import read
 from taskd.client.connector import Connector
 from taskd.client.messages import Received
@@ -44,8 +45,8 @@ class Context:
     renderer: Renderer
     sessions: SessionFile
     json: bool = False
-    screen: Callable[[], Screen] | None = None
-    """The current size of a terminal that can keep lines at its foot; None for any other output."""
+    measure: Callable[[], os.terminal_size] | None = None
+    """Returns the current size of a terminal that can keep lines at its foot; None for any other output."""
     new_key: Callable[[], str] = _random_key
     connector: Connector = field(init=False)
     reporter: Reporter = field(init=False)
@@ -67,12 +68,16 @@ class Context:
         """Write a text for the user to standard error."""
         self.out.note(self.texts(key, **fields))
 
-    def show(self, received: Received, *lines: str) -> None:
+    def show(self, reply: Received, lines: Callable[[], Iterable[str]]) -> None:
         """Print a reply: with ``--json`` as it came, else these lines."""
         if self.json:
-            self.out.raw(received.line)
+            self.out.raw(reply.line)
         else:
-            self.out.lines(lines)
+            self.out.lines(lines())
+
+    def report(self, reply: Received, key: str, /, **fields: Any) -> None:
+        """Print a reply: with ``--json`` as it came, else this text."""
+        self.show(reply, lambda: [self.texts(key, **fields)])
 
     def read(self, line: bytes, kind: type[_T]) -> _T:
         """Decode what the server sent. Raises ConnectionFailed."""

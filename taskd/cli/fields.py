@@ -76,12 +76,10 @@ def task_text(text: str, where: str = "") -> str:
 def check_key_option(key: str, from_input: bool) -> None:
     """Check the value of ``--key``: a task's key, or the prefix of the keys of all lines. Raises UsageError."""
     limit = MAX_KEY_PREFIX_CHARS if from_input else MAX_KEY_CHARS
-    try:
-        check_key(key)
-    except BadRequest:
-        key = ""
-    if not 1 <= len(key) <= limit:
-        raise UsageError("bad_key", limit=limit)
+    error = UsageError("bad_key", limit=limit)
+    checked(check_key, key, error)
+    if len(key) > limit:
+        raise error
 
 
 def _payload(text: str | None) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
+from contextlib import closing, suppress
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,6 @@ from taskd.cli.context import Context
 from taskd.cli.errors import OK, EndOfInput, UsageError
 from taskd.cli.fields import checked, possible_kind, read_fields, task_text
 from taskd.cli.texts.words import WORDS
-from taskd.cli.ui.text import visible
 from taskd.client.connection import Connection
 from taskd.client.errors import ClientError, Unconfirmed
 from taskd.client.retry import Resender
@@ -62,34 +61,34 @@ class Menu:
     async def run(self) -> int:
         """Run until the user leaves; that is never an error."""
         try:
-            await self._top()
+            while (action := await self._choose()) is not None:
+                await self._guarded(action)
         except EndOfInput:
             self._ctx.out.line("")
-            with contextlib.suppress(ClientError):
+            with suppress(ClientError):
                 await self._back()
         finally:
             if self._connection is not None:
                 self._connection.close()
         return OK
 
-    async def _top(self) -> None:
+    async def _choose(self) -> Action | None:
+        """The action that the user chooses, None to leave."""
+        ctx, title = self._ctx, "menu.server"
         options = {"menu.register": self._register, "menu.login": self._login, "menu.leave": None}
+        if self._token is not None:
+            title = "menu.user"
+            options = {"menu.tasks": self._see, "menu.create": self._create, "menu.back": self._back}
+        names = [f"{n}. {ctx.texts(key)}" for n, key in enumerate(options, 1)]
+        ctx.out.lines(["", ctx.texts(title, username=self._username, server=ctx.server), *names])
+        actions = {str(n): action for n, action in enumerate(options.values(), 1)}
         while True:
-            title = self._ctx.texts("menu.server", server=visible(self._ctx.server))
-            action = await self._choose(title, options)
-            if action is None:
-                return
-            await self._guarded(action)
-            if self._token is not None:
-                await self._inside()
-
-    async def _inside(self) -> None:
-        options = {"menu.tasks": self._see, "menu.create": self._create, "menu.back": self._back}
-        while self._token is not None:
-            title = self._ctx.texts("menu.user", username=visible(self._username), server=visible(self._ctx.server))
-            action = await self._choose(title, options, self._task_action)
-            if action is not None:
-                await self._guarded(action)
+            answer = (await self._ask("menu.choose")).strip()
+            if answer in actions:
+                return actions[answer]
+            if self._token is not None and (action := self._task_action(answer)) is not None:
+                return action
+            ctx.say("menu.wrong", n=len(options))
 
     async def _guarded(self, action: Action) -> None:
         """Run an action. An error is one line, and the menu continues."""
@@ -119,7 +118,7 @@ class Menu:
         reply = await connection.request("login", username=username, password=password)
         self._token = reply.body.token
         self._username = reply.body.username or username
-        self._ctx.say("logged_in", username=visible(self._username))
+        self._ctx.say("logged_in", username=self._username)
 
     async def _see(self) -> None:
         page = (await (await self._open_connection()).request("get_tasks", limit=SHOWN)).body
@@ -175,10 +174,7 @@ class Menu:
             words = ["--kind", kind, *(word for field in given for word in ("--field", field))] if more else []
             e.key, e.fields["command"] = "menu.unconfirmed", self._ctx.command("add", *words, "--key", key, task)
             raise
-        if more:
-            self._ctx.say("created_kind", id=reply.body.task_id, kind=kind)
-        else:
-            self._ctx.say("created", id=reply.body.task_id)
+        self._ctx.say("created_kind" if more else "created", id=reply.body.task_id, kind=kind)
 
     async def _choose_kind(self, resender: Resender, text: str) -> str:
         """The kind that the text names, else the one that the user chooses, if workers serve more than the default."""
@@ -189,7 +185,7 @@ class Menu:
             return DEFAULT_KIND
         if text in others:
             return text
-        names = ", ".join(map(visible, others[:SHOWN_KINDS])) + (", ..." if len(others) > SHOWN_KINDS else "")
+        names = ", ".join(others[:SHOWN_KINDS]) + (", ..." if len(others) > SHOWN_KINDS else "")
         kind = (await self._ask("menu.kind", kinds=names, default=DEFAULT_KIND)).strip() or DEFAULT_KIND
         return checked(check_kind, kind, UsageError("bad_kind"))
 
@@ -203,14 +199,11 @@ class Menu:
     async def _back(self) -> None:
         token, self._token = self._token, None
         connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        try:
-            if token is not None and connection.lost is None:
-                await connection.request("logout", reply_timeout=GOODBYE_SECONDS)
-        finally:
+        if connection is not None:
             # Also after an error: the connection must not stay logged in when the menu says otherwise
-            connection.close()
+            with closing(connection):
+                if token is not None and connection.lost is None:
+                    await connection.request("logout", reply_timeout=GOODBYE_SECONDS)
 
     async def _open_connection(self) -> Connection:
         """The open connection, or a new one."""
@@ -238,24 +231,6 @@ class Menu:
         if self._asking and connection is self._connection:
             self._ctx.out.line("\n" + self._ctx.texts("menu.lost"))
             self._ctx.out.prompt(self._asking)
-
-    async def _choose(
-        self,
-        title: str,
-        options: Mapping[str, Action | None],
-        other: Callable[[str], Action | None] | None = None,
-    ) -> Action | None:
-        """The action of the option that the user chooses, or what ``other`` makes of another answer."""
-        ctx = self._ctx
-        ctx.out.lines(["", title, *(f"{n}. {ctx.texts(key)}" for n, key in enumerate(options, 1))])
-        actions = {str(n): action for n, action in enumerate(options.values(), 1)}
-        while True:
-            answer = (await self._ask("menu.choose")).strip()
-            if answer in actions:
-                return actions[answer]
-            if other is not None and (action := other(answer)) is not None:
-                return action
-            self._ctx.say("menu.wrong", n=len(options))
 
     async def _ask_needed(self, key: str) -> str:
         """Ask once the server is reachable. Raises ClientError for an empty answer."""

@@ -166,7 +166,6 @@ _SPANISH = {
     "positional arguments": "argumentos",
     "options": "opciones",
     "show this help message and exit": "mostrar esta ayuda y salir",
-    "%(prog)s: error: %(message)s\n": "%(prog)s: error: %(message)s\n",
     "the following arguments are required: %s": "faltan estos argumentos: %s",
     "unrecognized arguments: %s": "argumentos desconocidos: %s",
     "expected one argument": "falta su valor",

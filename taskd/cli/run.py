@@ -7,7 +7,6 @@ import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any
 
 from twisted.logger import globalLogBeginner
@@ -24,7 +23,7 @@ from taskd.cli.menu import Menu
 from taskd.cli.process import CommandProcess
 from taskd.cli.texts.catalogue import Texts
 from taskd.cli.ui.rendering import Renderer
-from taskd.cli.ui.terminal import Input, Output, can_move, colour_wanted, measure
+from taskd.cli.ui.terminal import Input, Output, can_move, colour_wanted
 from taskd.client.address import endpoint
 from taskd.client.errors import ClientError
 from taskd.client.sessions import SessionFile, state_folder
@@ -80,7 +79,6 @@ async def perform(ctx: Context, options: Namespace) -> int:
 def _context(reactor: Any, options: Namespace, texts: Texts, address: str) -> Context:
     env = os.environ
     out = Output(sys.stdout, sys.stderr)
-    colour = colour_wanted(env, out.tty)
     return Context(
         clock=reactor,
         endpoint=endpoint(reactor, address),
@@ -90,8 +88,8 @@ def _context(reactor: Any, options: Namespace, texts: Texts, address: str) -> Co
         texts=texts,
         out=out,
         source=Input(reactor, sys.stdin),
-        renderer=Renderer(texts, shutil.get_terminal_size().columns if out.tty else None, colour),
+        renderer=Renderer(texts, shutil.get_terminal_size().columns if out.tty else None, colour_wanted(env, out.tty)),
         sessions=SessionFile(state_folder(env), address),
         json=options.json,
-        screen=partial(measure, colour) if can_move(env, out.tty) else None,
+        measure=shutil.get_terminal_size if can_move(env, out.tty) else None,
     )

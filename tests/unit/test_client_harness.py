@@ -6,6 +6,7 @@ import contextlib
 import io
 import itertools
 import json
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from taskd.cli.options import parser
 from taskd.cli.run import perform
 from taskd.cli.texts.catalogue import Texts
 from taskd.cli.ui.rendering import Renderer
-from taskd.cli.ui.terminal import Input, Output, Screen
+from taskd.cli.ui.terminal import Input, Output
 from taskd.client.errors import ClientError
 from taskd.client.sessions import SessionFile, state_folder
 from taskd.model.errors import TaskdError
@@ -172,7 +173,7 @@ class Stage:
         self.network = FakeNetwork(lambda: FakeConnection(self.taskd))
         self.env = {"XDG_STATE_HOME": str(folder)}
         self.sessions = SessionFile(state_folder(self.env), SERVER)
-        self.screen: Screen | None = None
+        self.screen: os.terminal_size | None = None
         """The new size of the terminals, if it has changed since they were opened."""
         self.new_key = (f"key{n}" for n in itertools.count(1)).__next__
 
@@ -189,7 +190,8 @@ class Stage:
         tty: bool = False,
         open: bool = False,
         columns: int | None = None,
-        screen: Screen | None = None,
+        screen: os.terminal_size | None = None,
+        colour: bool = False,
         prepare: Callable[[], object] = lambda: None,
     ) -> Run:
         """Start one command line, and run it until it ends or waits."""
@@ -207,10 +209,10 @@ class Stage:
             texts=texts,
             out=Output(stdout, stderr),
             source=source,
-            renderer=Renderer(texts, columns, colour=False),
+            renderer=Renderer(texts, columns, colour),
             sessions=self.sessions,
             json=options.json,
-            screen=None if screen is None else lambda: self.screen or screen,
+            measure=None if screen is None else lambda: self.screen or screen,
             new_key=self.new_key,
         )
         run = Run(self, stdout, stderr, source, ctx)

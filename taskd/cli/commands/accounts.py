@@ -25,7 +25,7 @@ async def register(ctx: Context, options: Namespace) -> int:
     with closing(connection):
         reply = await connection.request("register", username=username, password=password)
     name = reply.body.username or username
-    ctx.show(reply, ctx.texts("registered", username=name, command=ctx.command("login", name)))
+    ctx.report(reply, "registered", username=name, command=ctx.command("login", name))
     return OK
 
 
@@ -45,7 +45,7 @@ async def login(ctx: Context, options: Namespace) -> int:
             with suppress(ClientError):
                 await connection.request("logout")  # nobody else has the token of this session
             raise
-    ctx.show(reply, ctx.texts("logged_in", username=name))
+    ctx.report(reply, "logged_in", username=name)
     return OK
 
 
@@ -59,14 +59,14 @@ async def logout(ctx: Context, options: Namespace) -> int:
         reply = Received(b'{"ok":true,"status":"success"}', Message())
     finally:
         ctx.sessions.remove()
-    ctx.show(reply, ctx.texts("logged_out"))
+    ctx.report(reply, "logged_out")
     return OK
 
 
 async def whoami(ctx: Context, options: Namespace) -> int:
     """Print the name of the user who is logged in."""
     reply = await ctx.connector.ask("whoami")
-    ctx.show(reply, visible(reply.body.username))
+    ctx.show(reply, lambda: [visible(reply.body.username)])
     return OK
 
 
@@ -87,13 +87,10 @@ async def get_password(ctx: Context, new: bool = False) -> str:
     if given := ctx.env.get("TASKD_PASSWORD"):
         return given
     if not ctx.source.tty:
-        try:
-            line = await ctx.source.line()
-        except EndOfInput:
-            line = ""
-        if not line:
-            raise UsageError("password_missing")
-        return line
+        with suppress(EndOfInput):
+            if line := await ctx.source.line():
+                return line
+        raise UsageError("password_missing")
     return await ask_new_password(ctx) if new else await ctx.prompt("password", hidden=True)
 
 

@@ -73,11 +73,11 @@ async def _add_one(ctx: Context, resender: Resender, key: str, task: dict[str, A
         raise
     task_id = reply.body.task_id
     if reply.body.duplicate and not resent:
-        ctx.show(reply, ctx.texts("known", id=task_id))
+        ctx.report(reply, "known", id=task_id)
     elif "kind" in task:
-        ctx.show(reply, ctx.texts("created_kind", id=task_id, kind=task["kind"]))
+        ctx.report(reply, "created_kind", id=task_id, kind=task["kind"])
     else:
-        ctx.show(reply, ctx.texts("created", id=task_id))
+        ctx.report(reply, "created", id=task_id)
     return [task_id]
 
 

@@ -53,10 +53,7 @@ async def list_tasks(ctx: Context, options: Namespace) -> int:
 async def show(ctx: Context, options: Namespace) -> int:
     """Print everything about one task."""
     reply = await ctx.connector.ask("get_task", task_id=options.task_id)
-    if ctx.json:
-        ctx.out.raw(reply.line)
-    else:
-        ctx.out.lines(ctx.renderer.details(ctx.view(reply.body.task)))
+    ctx.show(reply, lambda: ctx.renderer.details(ctx.view(reply.body.task)))
     return OK
 
 
@@ -77,10 +74,7 @@ class Explanation(Struct):
 async def explain(ctx: Context, options: Namespace) -> int:
     """Print why a task is in its state."""
     reply = await ctx.connector.ask("explain", task_id=options.task_id)
-    if ctx.json:
-        ctx.out.raw(reply.line)
-    else:
-        ctx.out.line(reason(ctx, options.task_id, reply))
+    ctx.show(reply, lambda: [reason(ctx, options.task_id, reply)])
     return OK
 
 
@@ -117,7 +111,7 @@ async def _change_each(ctx: Context, task_ids: Iterable[int], action: str, done:
     with closing(connection):
         for task_id, answer in zip(ids, answers, strict=True):
             try:
-                ctx.show(await answer, ctx.texts(done, id=task_id))
+                ctx.report(await answer, done, id=task_id)
             except Refused as e:
                 ctx.reporter.report(e)
                 status = exit_status(e)

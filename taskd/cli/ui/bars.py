@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Callable
 
 from rich.console import Console, ConsoleDimensions
@@ -18,7 +19,6 @@ from taskd.cli.context import Context
 from taskd.cli.errors import OutputClosed
 from taskd.cli.ui.changes import ProgressEvent
 from taskd.cli.ui.rendering import percent
-from taskd.cli.ui.terminal import Screen
 from taskd.cli.ui.text import visible
 from taskd.client.errors import ClientError
 from taskd.model.states import State
@@ -43,14 +43,14 @@ _NUMBER, _BAR, _BAR_NARROW, _PERCENT, _LEFT = 8, 21, 9, 6, 9
 class Bars:
     """The bars of one command. ``measure`` returns the current size of the terminal."""
 
-    def __init__(self, ctx: Context, measure: Callable[[], Screen]) -> None:
+    def __init__(self, ctx: Context, measure: Callable[[], os.terminal_size]) -> None:
         self._ctx = ctx
         self._measure = measure
         self._screen = measure()
         self._console = Console(
             file=_Canvas(ctx.out.encoding),
             force_terminal=True,
-            color_system="standard" if self._screen.colour else None,
+            color_system="standard" if ctx.renderer.colour else None,
             legacy_windows=False,
         )
         self._progress = Progress(console=self._console, auto_refresh=False, get_time=ctx.clock.seconds)
@@ -104,14 +104,14 @@ class Bars:
 
     def _lay_out(self) -> None:
         # Some terminals begin a new line after the last cell
-        self._console.size = ConsoleDimensions(self._screen.columns - 1, self._screen.rows)
+        self._console.size = ConsoleDimensions(self._screen.columns - 1, self._screen.lines)
         self._progress.columns = tuple(_columns(self._screen.columns))
 
     def _draw(self) -> None:
         if (screen := self._measure()) != self._screen:
             self._screen = screen
             self._lay_out()
-        shown = self._progress.tasks[: max(1, min(MOST_BARS, screen.rows - 4))]
+        shown = self._progress.tasks[: max(1, min(MOST_BARS, screen.lines - 4))]
         lines = []
         if shown:
             with self._console.capture() as captured:

@@ -111,11 +111,11 @@ class ChangePrinter:
 
 
 def _progress_view(ctx: Context) -> ProgressView:
-    if ctx.screen is None or ctx.json or ctx.screen().columns < LEAST_COLUMNS:
+    if ctx.measure is None or ctx.json or ctx.measure().columns < LEAST_COLUMNS:
         return ProgressLines(ctx)
     from taskd.cli.ui.bars import Bars  # imports rich, which would slow down every other start
 
-    return Bars(ctx, ctx.screen)
+    return Bars(ctx, ctx.measure)
 
 
 class ProgressLines:

@@ -44,6 +44,7 @@ class Renderer:
     def __init__(self, texts: Texts, columns: int | None, colour: bool) -> None:
         self._texts = texts
         self.columns = columns
+        self.colour = colour
         self._colours = _COLOURS if colour else {}
         self._state_cells = max(width(self.state(state, 1.0)) for state in SHOWN_STATES)
 

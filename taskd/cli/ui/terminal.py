@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import IO, Any, NamedTuple, TextIO
+from typing import IO, Any, TextIO
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReadDescriptor
@@ -19,14 +18,6 @@ from taskd.client.errors import ClientError
 
 MAX_LINE = 1024 * 1024
 """The most bytes in one line of input."""
-
-
-class Screen(NamedTuple):
-    """The size of a terminal that can move its cursor, in cells. ``colour``: it may show colours."""
-
-    columns: int
-    rows: int
-    colour: bool
 
 
 @implementer(IReadDescriptor)
@@ -222,8 +213,3 @@ def can_move(env: Mapping[str, str], tty: bool) -> bool:
 def colour_wanted(env: Mapping[str, str], tty: bool) -> bool:
     """Whether to use colours: on such a terminal, unless NO_COLOR is set (no-color.org)."""
     return can_move(env, tty) and not env.get("NO_COLOR")
-
-
-def measure(colour: bool) -> Screen:
-    """The current size of the terminal."""
-    return Screen(*shutil.get_terminal_size(), colour)
