@@ -26,10 +26,6 @@ from taskd.protocol.views import TaskView
 _T = TypeVar("_T")
 
 
-def _random_key() -> str:
-    return uuid.uuid4().hex
-
-
 @dataclass
 class Context:
     """``server`` is the normalized address; ``server_given``: the command line named it, so hints must repeat it."""
@@ -47,7 +43,7 @@ class Context:
     json: bool = False
     measure: Callable[[], os.terminal_size] | None = None
     """Returns the current size of a terminal that can keep lines at its foot; None for any other output."""
-    new_key: Callable[[], str] = _random_key
+    new_key: Callable[[], str] = lambda: uuid.uuid4().hex
     connector: Connector = field(init=False)
     reporter: Reporter = field(init=False)
 

@@ -12,8 +12,8 @@ TIMED_OUT = 3
 NOT_LOGGED_IN = 4
 TASK_FAILED = 5
 INTERRUPTED = 130
+"""128 and the number of the signal, as for every signal."""
 BROKEN_PIPE = 141
-TERMINATED = 143
 
 
 class UsageError(ClientError):

@@ -15,6 +15,7 @@ from taskd.cli.commands.kinds import served_kinds
 from taskd.cli.commands.log import print_page
 from taskd.cli.commands.tasks import reason
 from taskd.cli.context import Context
+from taskd.cli.durations import number_in
 from taskd.cli.errors import OK, EndOfInput, UsageError
 from taskd.cli.fields import checked, possible_kind, read_fields, task_text
 from taskd.cli.texts.words import WORDS
@@ -136,12 +137,11 @@ class Menu:
     def _task_action(self, answer: str) -> Action | None:
         """The action of an answer such as ``show 7``, in either language."""
         verb, _, number = answer.lower().partition(" ")
-        number = number.strip()
-        if not (number.isascii() and number.isdecimal() and 0 < int(number[:20]) < 2**63):
-            return None
-        for name in VERBS:
-            if verb in WORDS[f"menu.{name}"]:
-                return partial(self._run_verb, name, int(number))
+        with suppress(ValueError):
+            task_id = number_in(number.strip())
+            for name in VERBS:
+                if verb in WORDS[f"menu.{name}"]:
+                    return partial(self._run_verb, name, task_id)
         return None
 
     async def _run_verb(self, verb: str, task_id: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from taskd.cli.durations import duration, moment_in, seconds_in
+from taskd.cli.durations import duration, moment_in, number_in, seconds_in
 from taskd.cli.texts import help as texts_of_help
 from taskd.cli.texts.catalogue import Texts
 from taskd.model.limits import MAX_DELAY_SECONDS, MAX_TIMEOUT_SECONDS
@@ -45,7 +45,7 @@ class _Builder:
     def _add_commands(self) -> None:
         number: dict[str, Any] = {"metavar": "N", "type": self._positive}
         task: dict[str, Any] = {"metavar": "ID", "type": self._positive}
-        delay = self._duration(MAX_DELAY_SECONDS)
+        delay: dict[str, Any] = {"metavar": "T", "type": self._duration(MAX_DELAY_SECONDS)}
         spanish = self._texts.lang == "es"
 
         for name in ("register", "login"):
@@ -64,11 +64,11 @@ class _Builder:
         add.add_argument("--max-attempts", **number)
         add.add_argument("--timeout", metavar="T", type=self._duration(MAX_TIMEOUT_SECONDS, zero=False))
         begin = add.add_mutually_exclusive_group()
-        begin.add_argument("--delay", metavar="T", type=delay)
+        begin.add_argument("--delay", **delay)
         begin.add_argument("--at", metavar="WHEN", type=self._moment)
         add.add_argument("--key", metavar="K")
         add.add_argument("--wait", action="store_true")
-        add.add_argument("--wait-timeout", metavar="T", type=delay)
+        add.add_argument("--wait-timeout", **delay)
 
         tasks = self._command("list")
         tasks.add_argument("--status", choices=STATUSES, metavar="STATUS")
@@ -83,7 +83,7 @@ class _Builder:
 
         wait = self._command("wait")
         wait.add_argument("task_ids", nargs="+", **task)
-        wait.add_argument("--timeout", metavar="T", type=delay)
+        wait.add_argument("--timeout", dest="wait_timeout", **delay)
 
         log = self._command("log")
         log.add_argument("task_id", **task)
@@ -130,9 +130,10 @@ class _Builder:
         return f"{self._help('examples')}\n{examples}".replace("%", "%%") if examples else ""
 
     def _positive(self, text: str) -> int:
-        if text.isascii() and text.isdecimal() and len(text) < 20 and 1 <= int(text) < 2**63:
-            return int(text)
-        raise argparse.ArgumentTypeError(self._texts("bad_number", given=text))
+        try:
+            return number_in(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(self._texts("bad_number", given=text)) from None
 
     def _page(self, text: str) -> int:
         return min(self._positive(text), MAX_PAGE)

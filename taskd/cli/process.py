@@ -13,13 +13,11 @@ from twisted.internet.interfaces import IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from taskd.cli.errors import BROKEN_PIPE, ERROR, INTERRUPTED, TERMINATED, OutputClosed, exit_status
+from taskd.cli.errors import BROKEN_PIPE, ERROR, INTERRUPTED, OutputClosed, exit_status
 from taskd.cli.reporting import Reporter
 from taskd.cli.std_streams import flush, note
 from taskd.cli.texts.catalogue import Texts
 from taskd.client.errors import ClientError
-
-_SIGNALS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
 
 
 class CommandProcess:
@@ -35,7 +33,7 @@ class CommandProcess:
 
     def run(self, command: Coroutine[Any, Any, int], pipe: int | None = None) -> int:
         """The exit status; after a signal 128 and its number. The command also ends when ``pipe`` has no reader."""
-        for number in _SIGNALS:
+        for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
         self._reactor.callWhenRunning(self._start, command, pipe)
         self._reactor.run(installSignalHandlers=False)
@@ -43,7 +41,7 @@ class CommandProcess:
 
     def _on_signal(self, number: int, frame: object) -> None:
         # A signal handler can interrupt any code; the reactor calls back between two events
-        self._reactor.callFromThread(self._interrupt, _SIGNALS[signal.Signals(number)])
+        self._reactor.callFromThread(self._interrupt, 128 + number)
 
     def _start(self, command: Coroutine[Any, Any, int], pipe: int | None) -> None:
         self._task = Deferred.fromCoroutine(self._supervise(command))

@@ -5,11 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from taskd.cli.texts.catalogue import Texts
+from taskd.cli.texts.words import WORDS
 from taskd.cli.ui.terminal import Output
 from taskd.client.errors import ClientError, Refused, Unconfirmed
-
-ORIGINAL_REFUSALS = ("in_use", "no_user", "wrong_credentials")
-"""Statuses of the protocol that say more than the error code beside them."""
 
 
 class Reporter:
@@ -25,10 +23,10 @@ class Reporter:
         """The error in one line."""
         texts = self._texts
         if isinstance(e, Refused):
+            # Some statuses say more than the error code beside them
             status, field = e.fields["status"], e.fields["field"]
-            original = status if status in ORIGINAL_REFUSALS else ""
-            keys = (original, f"code.{e.code}.{field}", f"code.{e.code}", "code.other")
-            return texts(next(key for key in keys if key in texts), message=e.fields["message"])
+            keys = (f"status.{status}", f"code.{e.code}.{field}", f"code.{e.code}", "code.other")
+            return texts(next(key for key in keys if key in WORDS), message=e.fields["message"])
         fields = {"command": self._login, **e.fields}
         if isinstance(e, Unconfirmed):
             fields["why"] = self.explain(e.cause)

@@ -7,7 +7,6 @@ import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from twisted.logger import globalLogBeginner
 
@@ -53,9 +52,28 @@ def run(options: Namespace, texts: Texts, address: str) -> int:
 
     # Twisted would log to standard error, with tracebacks that do not help the user
     globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
-    ctx = _context(reactor, options, texts, address)
+    env = os.environ
+    out = Output(sys.stdout, sys.stderr)
+    ctx = Context(
+        clock=reactor,
+        endpoint=endpoint(reactor, address),
+        server=address,
+        server_given=options.server is not None,
+        env=env,
+        texts=texts,
+        out=out,
+        source=Input(reactor, sys.stdin),
+        renderer=Renderer(
+            texts,
+            shutil.get_terminal_size().columns if out.tty else None,
+            colour_wanted(env, out.tty),
+        ),
+        sessions=SessionFile(state_folder(env), address),
+        json=options.json,
+        measure=shutil.get_terminal_size if can_move(env, out.tty) else None,
+    )
     # These may print nothing for hours, and would not notice that their reader has closed the pipe
-    pipe = ctx.out.pipe if options.command in ("watch", "wait", "log") else None
+    pipe = out.pipe if options.command in ("watch", "wait", "log") else None
     return CommandProcess(reactor, texts, ctx.reporter).run(perform(ctx, options), pipe)
 
 
@@ -74,22 +92,3 @@ async def perform(ctx: Context, options: Namespace) -> int:
     except ClientError as e:
         ctx.reporter.report(e)
         return exit_status(e)
-
-
-def _context(reactor: Any, options: Namespace, texts: Texts, address: str) -> Context:
-    env = os.environ
-    out = Output(sys.stdout, sys.stderr)
-    return Context(
-        clock=reactor,
-        endpoint=endpoint(reactor, address),
-        server=address,
-        server_given=options.server is not None,
-        env=env,
-        texts=texts,
-        out=out,
-        source=Input(reactor, sys.stdin),
-        renderer=Renderer(texts, shutil.get_terminal_size().columns if out.tty else None, colour_wanted(env, out.tty)),
-        sessions=SessionFile(state_folder(env), address),
-        json=options.json,
-        measure=shutil.get_terminal_size if can_move(env, out.tty) else None,
-    )

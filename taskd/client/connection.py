@@ -156,8 +156,7 @@ class Connection(LineReceiver):
         try:
             body = read(line, Message, self._server)
         except ConnectionFailed:
-            self._not_taskd()
-            return
+            body = Message()
         received = Received(line.rstrip(b"\r"), body)
         if body.event is not None:
             self._event(received)

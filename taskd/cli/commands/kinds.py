@@ -16,7 +16,6 @@ from taskd.client.errors import Refused
 from taskd.client.messages import Received
 from taskd.client.retry import Resender
 
-COLUMNS = ("kind", "queues", "isolation", "timeout", "attempts", "workers", "slots", "summary")
 _LEAST_SUMMARY = 16
 """The fewest cells for the summary; a narrow terminal drops other columns."""
 
@@ -63,14 +62,15 @@ def _decoded(ctx: Context, reply: Received) -> list[ShownKind]:
 
 
 def _table(ctx: Context, served: Sequence[ShownKind]) -> list[str]:
+    rows = [{name: Cell(visible(text)) for name, text in _cells(kind).items()} for kind in served]
     table = Table(
-        {name: ctx.texts(f"col.{name}") for name in COLUMNS},
+        {name: ctx.texts(f"col.{name}") for name in rows[0]},
         ctx.renderer.columns,
         right=("attempts", "workers", "slots"),
         expendable=("slots", "attempts", "isolation", "queues", "timeout", "workers"),
         least=_LEAST_SUMMARY,
     )
-    return table.lines([{name: Cell(visible(text)) for name, text in _cells(kind).items()} for kind in served])
+    return table.lines(rows)
 
 
 def _cells(kind: ShownKind) -> dict[str, str]:

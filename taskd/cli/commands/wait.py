@@ -28,7 +28,7 @@ ANSWER_SECONDS = 10.0
 
 async def wait(ctx: Context, options: Namespace) -> int:
     """Wait for tasks; without ``--json`` show their changes meanwhile."""
-    return await Waiter(ctx, options.timeout, live=not ctx.json).run(options.task_ids)
+    return await Waiter(ctx, options.wait_timeout, live=not ctx.json).run(options.task_ids)
 
 
 class Waiter:

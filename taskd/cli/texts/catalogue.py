@@ -30,9 +30,6 @@ class Texts:
         """The text of that name with its fields filled in."""
         return self._fill(WORDS[key], fields)
 
-    def __contains__(self, key: str) -> bool:
-        return key in WORDS
-
     def state(self, state: str) -> str:
         """The name of a task's state; an unknown one stays as it is."""
         return visible(STATES.get(state, state) if self.lang == "es" else state)

@@ -91,11 +91,6 @@ _SUMMARIES = {
     "wait": ("Wait until the tasks have ended.", "Esperar a que terminen las tareas."),
 }
 
-_WAIT_TIMEOUT = (
-    "How long to wait at most, such as 90, 90s or 1h30m; after that the exit status is 3.",
-    "Cuánto esperar como máximo, p. ej. 90, 90s o 1h30m; código de salida 3 si se agota.",
-)
-
 _OPTIONS = {
     "server": (
         "HOST:PORT, [IPv6]:PORT, or a Twisted endpoint such as tls:HOST:PORT or unix:/path"
@@ -149,8 +144,10 @@ _OPTIONS = {
         "Show its states and its progress until it has ended.",
         "Mostrar sus estados y su progreso en vivo hasta que termine.",
     ),
-    "wait_timeout": _WAIT_TIMEOUT,
-    "wait.timeout": _WAIT_TIMEOUT,
+    "wait_timeout": (
+        "How long to wait at most, such as 90, 90s or 1h30m; after that the exit status is 3.",
+        "Cuánto esperar como máximo, p. ej. 90, 90s o 1h30m; código de salida 3 si se agota.",
+    ),
     "timeout": (
         "How long an attempt may take, if less than its kind allows: 90, 90s, 1h30m, 2d, 1.5h.",
         "Cuánto puede durar un intento, si es menos de lo que permite su tipo: 90, 90s, 1h30m, 2d, 1.5h.",

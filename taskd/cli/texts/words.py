@@ -115,12 +115,12 @@ WORDS: dict[str, tuple[str, str]] = {
     "retrying": ("{why}; trying again ...", "{why}; reintentando..."),
     "reconnected": ("Connected again.", "Conectado de nuevo."),
     # refusals of the server; the English text is the server's own message
-    "in_use": ("the username is taken; choose another", "el nombre de usuario ya está en uso; elija otro"),
-    "no_user": (
+    "status.in_use": ("the username is taken; choose another", "el nombre de usuario ya está en uso; elija otro"),
+    "status.no_user": (
         "there is no such user; register first",
         "no existe ese usuario; regístrese primero",
     ),
-    "wrong_credentials": ("wrong password", "contraseña incorrecta"),
+    "status.wrong_credentials": ("wrong password", "contraseña incorrecta"),
     "code.auth_required": ("{message}", "primero hay que iniciar sesión"),
     "code.not_found": ("{message}", "no existe, o no es suyo: {message}"),
     "code.conflict": ("{message}", "no es posible en su estado actual: {message}"),

@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IDelayedCall
 
 from taskd.cli.context import Context
 from taskd.cli.errors import OutputClosed
-from taskd.cli.ui.changes import ProgressEvent
+from taskd.cli.ui.changes import ProgressEvent, ProgressView
 from taskd.cli.ui.rendering import percent
 from taskd.cli.ui.text import visible
 from taskd.client.errors import ClientError
@@ -40,7 +40,7 @@ _NUMBER, _BAR, _BAR_NARROW, _PERCENT, _LEFT = 8, 21, 9, 6, 9
 """The cells of each column, with the blank after it."""
 
 
-class Bars:
+class Bars(ProgressView):
     """The bars of one command. ``measure`` returns the current size of the terminal."""
 
     def __init__(self, ctx: Context, measure: Callable[[], os.terminal_size]) -> None:
@@ -48,7 +48,8 @@ class Bars:
         self._measure = measure
         self._screen = measure()
         self._console = Console(
-            file=_Canvas(ctx.out.encoding),
+            # Nothing is written to it, but its encoding tells rich whether it may use line-drawing characters
+            file=io.TextIOWrapper(io.BytesIO(), ctx.out.encoding),
             force_terminal=True,
             color_system="standard" if ctx.renderer.colour else None,
             legacy_windows=False,
@@ -123,19 +124,6 @@ class Bars:
             self._ctx.out.foot(lines)
         if self._bars:
             self._draw_within(TICK)
-
-
-class _Canvas(io.StringIO):
-    """What rich draws into. Its encoding tells rich whether it may use line-drawing characters."""
-
-    def __init__(self, encoding: str) -> None:
-        super().__init__()
-        self._encoding = encoding
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """The encoding of the terminal."""
-        return self._encoding
 
 
 def _columns(columns: int) -> list[ProgressColumn]:

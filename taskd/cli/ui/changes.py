@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from msgspec import Struct
 
@@ -35,7 +35,7 @@ class ProgressEvent(Struct):
     note: str | None = None
 
 
-class ProgressView(Protocol):
+class ProgressView:
     """Shows progress. It is called for every task that is watched, also for one without progress."""
 
     def changed(self, task: TaskView) -> None:
@@ -64,7 +64,11 @@ class ChangePrinter:
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
-        self.progress = _progress_view(ctx)
+        self.progress: ProgressView = ProgressLines(ctx)
+        if ctx.measure is not None and not ctx.json and ctx.measure().columns >= LEAST_COLUMNS:
+            from taskd.cli.ui.bars import Bars  # imports rich, which would slow down every other start
+
+            self.progress = Bars(ctx, ctx.measure)
         self._versions: dict[int, int] = {}
         self._running: dict[int, tuple[int, str]] = {}
         """The first attempt of each task that has not ended, and the task's text."""
@@ -110,15 +114,7 @@ class ChangePrinter:
                 self.progress.advanced(event, text)
 
 
-def _progress_view(ctx: Context) -> ProgressView:
-    if ctx.measure is None or ctx.json or ctx.measure().columns < LEAST_COLUMNS:
-        return ProgressLines(ctx)
-    from taskd.cli.ui.bars import Bars  # imports rich, which would slow down every other start
-
-    return Bars(ctx, ctx.measure)
-
-
-class ProgressLines:
+class ProgressLines(ProgressView):
     """Prints a line when a task has advanced by LINE_EVERY, or has a new note."""
 
     def __init__(self, ctx: Context) -> None:
@@ -138,12 +134,6 @@ class ProgressLines:
             remember(self._printed, event.task_id, step)
             ctx = self._ctx
             ctx.out.line(ctx.renderer.progress(event.task_id, text, event.progress, event.note, ctx.now()))
-
-    def reset(self) -> None:
-        """Printed lines stay."""
-
-    def close(self) -> None:
-        """Nothing to release."""
 
 
 def _step(attempt: int, progress: float, note: str | None) -> tuple[int, int, str]:
