@@ -21,11 +21,11 @@ MAX_KEY_PREFIX_CHARS = MAX_KEY_CHARS - 20
 _T = TypeVar("_T")
 
 
-def checked(check: Callable[[str], _T], value: str, error: ClientError) -> _T:
-    """Refuse what the server would refuse, but in the user's language: raises this error."""
+def checked(check: Callable[[str], _T], value: str, error: Exception) -> _T:
+    """What the check returns. Raises this error, which is in the user's language, for a value that it refuses."""
     try:
         return check(value)
-    except (BadRequest, TooLarge, UnicodeEncodeError):
+    except (BadRequest, TooLarge, ValueError):
         raise error from None
 
 

@@ -165,7 +165,7 @@ class Menu:
         more: dict[str, Any] = {}
         if kind != DEFAULT_KIND:
             more["kind"] = kind
-            given = await self._ask_fields()
+            given = checked(shlex.split, await self._ask("menu.fields"), UsageError("menu.quotes"))
             if payload := read_fields(given):
                 more["payload"] = payload
         try:
@@ -188,13 +188,6 @@ class Menu:
         names = ", ".join(others[:SHOWN_KINDS]) + (", ..." if len(others) > SHOWN_KINDS else "")
         kind = (await self._ask("menu.kind", kinds=names, default=DEFAULT_KIND)).strip() or DEFAULT_KIND
         return checked(check_kind, kind, UsageError("bad_kind"))
-
-    async def _ask_fields(self) -> list[str]:
-        """Ask for NAME=VALUE pairs, quoted as in a shell. Raises UsageError."""
-        try:
-            return shlex.split(await self._ask("menu.fields"))
-        except ValueError:
-            raise UsageError("menu.quotes") from None
 
     async def _back(self) -> None:
         token, self._token = self._token, None

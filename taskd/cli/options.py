@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from taskd.cli.durations import duration, moment_in, number_in, seconds_in
+from taskd.cli.fields import checked
 from taskd.cli.texts import help as texts_of_help
 from taskd.cli.texts.catalogue import Texts
 from taskd.model.limits import MAX_DELAY_SECONDS, MAX_TIMEOUT_SECONDS
@@ -129,37 +130,30 @@ class _Builder:
         examples = texts_of_help.EXAMPLES.get(name)
         return f"{self._help('examples')}\n{examples}".replace("%", "%%") if examples else ""
 
+    def _error(self, key: str, **fields: str) -> argparse.ArgumentTypeError:
+        return argparse.ArgumentTypeError(self._texts(key, **fields))
+
     def _positive(self, text: str) -> int:
-        try:
-            return number_in(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(self._texts("bad_number", given=text)) from None
+        return checked(number_in, text, self._error("bad_number", given=text))
 
     def _page(self, text: str) -> int:
         return min(self._positive(text), MAX_PAGE)
+
+    def _moment(self, text: str) -> datetime:
+        return checked(moment_in, text, self._error("bad_moment", given=text))
 
     def _duration(self, most: float, zero: bool = True) -> Callable[[str], float]:
         """The ``type`` of an option that is a duration, in seconds."""
 
         def read(text: str) -> float:
-            try:
-                seconds = seconds_in(text)
-            except ValueError:
-                raise argparse.ArgumentTypeError(self._texts("bad_duration", given=text)) from None
+            seconds = checked(seconds_in, text, self._error("bad_duration", given=text))
             if not (seconds or zero):
-                raise argparse.ArgumentTypeError(self._texts("no_duration"))
+                raise self._error("no_duration")
             if seconds > most:
-                longest = duration(most)
-                raise argparse.ArgumentTypeError(self._texts("long_duration", given=text, most=longest))
+                raise self._error("long_duration", given=text, most=duration(most))
             return seconds
 
         return read
-
-    def _moment(self, text: str) -> datetime:
-        try:
-            return moment_in(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(self._texts("bad_moment", given=text)) from None
 
 
 _SPANISH = {

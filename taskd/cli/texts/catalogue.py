@@ -23,8 +23,8 @@ class Texts:
     """The texts of one language: ``texts("key", field=...)``. They are safe to print, whatever the fields contain."""
 
     def __init__(self, lang: str) -> None:
-        self.lang = lang if lang in LANGUAGES else "en"
-        self._column = LANGUAGES.index(self.lang)
+        self.lang = lang
+        self._column = LANGUAGES.index(lang)
 
     def __call__(self, key: str, /, **fields: Any) -> str:
         """The text of that name with its fields filled in."""

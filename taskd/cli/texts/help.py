@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_type_hints
-
-from msgspec import Meta
+from typing import get_type_hints
 
 from taskd.protocol import messages as m
 from taskd.protocol.actions import ACTIONS
@@ -56,9 +54,9 @@ def option(name: str, lang: str, command: str = "") -> str:
 
 
 def _field(request: type, name: str) -> str:
-    hints = get_type_hints(request, include_extras=True)
-    meta: list[Any] = [m for m in getattr(hints[name], "__metadata__", ()) if isinstance(m, Meta)]
-    return next((m.description for m in meta if m.description), "").replace("`", "")
+    [meta] = get_type_hints(request, include_extras=True)[name].__metadata__
+    description: str = meta.description
+    return description.replace("`", "")
 
 
 _ACTION_OF = {

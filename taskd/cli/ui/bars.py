@@ -46,7 +46,6 @@ class Bars(ProgressView):
     def __init__(self, ctx: Context, measure: Callable[[], os.terminal_size]) -> None:
         self._ctx = ctx
         self._measure = measure
-        self._screen = measure()
         self._console = Console(
             # Nothing is written to it, but its encoding tells rich whether it may use line-drawing characters
             file=io.TextIOWrapper(io.BytesIO(), ctx.out.encoding),
@@ -55,7 +54,6 @@ class Bars(ProgressView):
             legacy_windows=False,
         )
         self._progress = Progress(console=self._console, auto_refresh=False, get_time=ctx.clock.seconds)
-        self._lay_out()
         self._bars: dict[int, TaskID] = {}
         self._timer: IDelayedCall | None = None
 
@@ -103,15 +101,11 @@ class Bars(ProgressView):
         elif self._timer.getTime() > clock.seconds() + seconds:
             self._timer.reset(seconds)
 
-    def _lay_out(self) -> None:
-        # Some terminals begin a new line after the last cell
-        self._console.size = ConsoleDimensions(self._screen.columns - 1, self._screen.lines)
-        self._progress.columns = tuple(_columns(self._screen.columns))
-
     def _draw(self) -> None:
-        if (screen := self._measure()) != self._screen:
-            self._screen = screen
-            self._lay_out()
+        screen = self._measure()
+        # Some terminals begin a new line after the last cell
+        self._console.size = ConsoleDimensions(screen.columns - 1, screen.lines)
+        self._progress.columns = tuple(_columns(screen.columns))
         shown = self._progress.tasks[: max(1, min(MOST_BARS, screen.lines - 4))]
         lines = []
         if shown:

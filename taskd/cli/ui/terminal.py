@@ -64,8 +64,8 @@ class Input:
         import termios
 
         before = termios.tcgetattr(self._fd)
-        silent = list(before)
-        silent[3] = before[3] & ~termios.ECHO
+        silent = termios.tcgetattr(self._fd)
+        silent[3] &= ~termios.ECHO
         termios.tcsetattr(self._fd, termios.TCSADRAIN, silent)
         try:
             yield
