@@ -173,18 +173,15 @@ class Resender:
         if not e.transient:
             raise e
         if e.code == "rate_limited" and connection.lost is None:
-            await self._throttle(e)
+            left = self._seconds_left(e)
+            if not self._throttled:
+                self._throttled = True
+                self._listener.waiting(e)
+            await deferLater(self._clock, e.retry_after or min(self._backoff.next_pause(), left))
         elif connection is self.connection and self._error is None:
             # It is lost, or it leads to a server that cannot do it now
             self._error = e
             connection.close_when_answered()
-
-    async def _throttle(self, e: ClientError) -> None:
-        left = self._seconds_left(e)
-        if not self._throttled:
-            self._throttled = True
-            self._listener.waiting(e)
-        await deferLater(self._clock, e.retry_after or min(self._backoff.next_pause(), left))
 
     async def _connected(self) -> Connection:
         if self.connection is not None and self._error is None:

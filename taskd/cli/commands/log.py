@@ -52,7 +52,7 @@ class LogPrinter:
     :meth:`release`, and then prints only the last so many of them.
     """
 
-    def __init__(self, ctx: Context, times: bool, attempt: int | None, last: int | None) -> None:
+    def __init__(self, ctx: Context, times: bool = False, attempt: int | None = None, last: int | None = None) -> None:
         self._ctx = ctx
         self._times = times
         self._only = attempt
@@ -96,7 +96,7 @@ class LogPrinter:
 
 def print_page(ctx: Context, task_id: int, reply: Received) -> None:
     """Print one reply to ``get_log``. Raises ConnectionFailed."""
-    printer = LogPrinter(ctx, times=False, attempt=None, last=None)
+    printer = LogPrinter(ctx)
     printer.take(ctx.read(reply.line, _Page).lines)
     if printer.printed is None:
         ctx.note("log_empty", id=task_id)

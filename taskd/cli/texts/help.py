@@ -40,10 +40,11 @@ EXAMPLES = {
 
 def summary(command: str, lang: str) -> str:
     """What a command does, in one sentence."""
-    english, spanish = _SUMMARIES.get(command, ("", ""))
-    action = ACTIONS.get(_ACTION_OF.get(command, command))
-    if action is not None:
-        english, spanish = english or action.summary, spanish or action.summary_es
+    if command in _SUMMARIES:
+        english, spanish = _SUMMARIES[command]
+    else:
+        action = ACTIONS[_ACTION_OF.get(command, command)]
+        english, spanish = action.summary, action.summary_es
     return spanish if lang == "es" else english
 
 
@@ -60,7 +61,6 @@ def _field(request: type, name: str) -> str:
 
 
 _ACTION_OF = {
-    "add": "new_task",
     "list": "get_tasks",
     "show": "get_task",
     "log": "get_log",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any, TextIO
 
 from twisted.internet.defer import Deferred
@@ -128,7 +128,7 @@ class Output:
     def __init__(self, stdout: TextIO | None, stderr: TextIO | None) -> None:
         self._stdout = stdout
         self._stderr = stderr
-        self._foot: list[str] = []
+        self._foot = ""
         self.tty = stdout is not None and stdout.isatty()
         self.encoding = getattr(stdout, "encoding", None) or "utf-8"
 
@@ -166,32 +166,30 @@ class Output:
         with contextlib.suppress(OutputClosed, ClientError):
             self._write(self._stderr, f"{line}\n")
 
-    def foot(self, lines: Sequence[str]) -> None:
+    def foot(self, lines: Iterable[str]) -> None:
         """Keep these lines below everything that is written later; they replace the earlier ones.
 
         The output must be a terminal that can move its cursor, and wider than each of the lines.
         """
-        before, self._foot = self._foot, list(lines)
-        if before or lines:
-            self._put(self._stdout, self._erase(before) + self._drawn())
+        erase, self._foot = self._erase(), "".join(f"{line}\n" for line in lines)
+        if erase or self._foot:
+            self._put(self._stdout, erase + self._foot)
 
     def _write(self, stream: Any, data: str | bytes) -> None:
         """Write above the foot."""
         if not self._foot or stream is None:
             self._put(stream, data)
         elif stream is self._stdout and isinstance(data, str):
-            self._put(stream, self._erase(self._foot) + data + self._drawn())  # in one write, to avoid flicker
+            self._put(stream, self._erase() + data + self._foot)  # in one write, to avoid flicker
         else:
-            self._put(self._stdout, self._erase(self._foot))
+            self._put(self._stdout, self._erase())
             self._put(stream, data)
-            self._put(self._stdout, self._drawn())
+            self._put(self._stdout, self._foot)
 
-    @staticmethod
-    def _erase(lines: Sequence[str]) -> str:
-        return f"\x1b[{len(lines)}A\r\x1b[J" if lines else ""
-
-    def _drawn(self) -> str:
-        return "".join(f"{line}\n" for line in self._foot)
+    def _erase(self) -> str:
+        """What erases the foot."""
+        lines = self._foot.count("\n")
+        return f"\x1b[{lines}A\r\x1b[J" if lines else ""
 
     def _put(self, stream: Any, data: str | bytes) -> None:
         if stream is None:
