@@ -73,19 +73,18 @@ def task_text(text: str, where: str = "") -> str:
     return checked(check_task_text, text, error)
 
 
-def check_key_option(key: str, from_input: bool) -> None:
-    """Check the value of ``--key``: a task's key, or the prefix of the keys of all lines. Raises UsageError."""
+def checked_key(key: str, from_input: bool) -> str:
+    """The value of ``--key``, checked: a task's key, or the prefix of the keys of all lines. Raises UsageError."""
     limit = MAX_KEY_PREFIX_CHARS if from_input else MAX_KEY_CHARS
     error = UsageError("bad_key", limit=limit)
     checked(check_key, key, error)
     if len(key) > limit:
         raise error
+    return key
 
 
 def _payload(text: str | None) -> dict[str, Any]:
-    if text is None:
-        return {}
-    value = _value(text)
+    value = {} if text is None else _value(text)
     if not isinstance(value, dict):
         raise UsageError("bad_payload", example="'{\"seconds\": 2}'")
     return value

@@ -46,8 +46,8 @@ class Reporter:
 
     def waiting(self, error: ClientError) -> None:
         """Say why the command pauses."""
-        refused = isinstance(error, Refused)
-        self._out.note(self._texts("retrying", why=self.explain(error)) if refused else self._texts("reconnecting"))
+        key = "retrying" if isinstance(error, Refused) else "reconnecting"
+        self._out.note(self._texts(key, why=self.explain(error)))
 
     def reconnected(self) -> None:
         """Say that the connection works again."""

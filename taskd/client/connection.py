@@ -8,7 +8,7 @@ from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import msgspec
 from twisted.internet import error
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, DeferredList, fail
 from twisted.internet.interfaces import (
     IDelayedCall,
     IHandshakeListener,
@@ -72,7 +72,6 @@ class Connection(LineReceiver):
         self._last_id = 0
         self._is_taskd = False
         self._closing = False
-        self._finishing = False
         self._timer: IDelayedCall | None = None
         self._loss: Deferred[None] | None = None
         self.lost: Exception | None = None
@@ -120,9 +119,8 @@ class Connection(LineReceiver):
 
     def close_when_answered(self) -> None:
         """End the connection once every pending request has its reply. Drop events from now on."""
-        self._finishing = True
         self.on_event = None
-        self._close_if_finished()
+        DeferredList(self._pending.values()).addCallback(lambda _: self.close())
 
     def keep_alive(self) -> None:
         """Send a ping every KEEPALIVE_SECONDS from now on. A ping without a reply ends the connection."""
@@ -180,28 +178,19 @@ class Connection(LineReceiver):
             return
         if not isinstance(request_id, int) or request_id not in self._pending:
             return  # the request was cancelled
-        answer = self._forget(request_id)
+        answer = self._pending.pop(request_id)
         if received.body.ok:
             answer.callback(received)
         else:
             answer.errback(Refused(received))
 
-    def _forget(self, request_id: int) -> Deferred[Received]:
-        answer = self._pending.pop(request_id)
-        self._close_if_finished()
-        return answer
-
     def _cancelled(self, request_id: int, _: Deferred[Received]) -> None:
-        self._forget(request_id)
+        del self._pending[request_id]
 
     def _fail_pending(self, reason: Exception) -> None:
         for request_id in tuple(self._pending):
             if request_id in self._pending:  # the errback of another request may have cancelled it
-                self._forget(request_id).errback(reason)
-
-    def _close_if_finished(self) -> None:
-        if self._finishing and not self._pending:
-            self.close()
+                self._pending.pop(request_id).errback(reason)
 
     def _no_reply(self, result: object, seconds: float) -> NoReturn:
         reason = ConnectionFailed("no_answer", server=self._server)

@@ -21,8 +21,7 @@ async def register(ctx: Context, options: Namespace) -> int:
     checked(normalize_username, username, ClientError("bad_username"))
     password = await get_password(ctx, new=True)
     checked(check_new_password, password, ClientError("bad_password"))
-    connection = await ctx.connector.connect()
-    with closing(connection):
+    with closing(await ctx.connector.connect()) as connection:
         reply = await connection.request("register", username=username, password=password)
     name = reply.body.username or username
     ctx.report(reply, "registered", username=name, command=ctx.command("login", name))
@@ -33,8 +32,7 @@ async def login(ctx: Context, options: Namespace) -> int:
     """Log in and store the session."""
     username = await get_username(ctx, options.username)
     password = await get_password(ctx)
-    connection = await ctx.connector.connect()
-    with closing(connection):
+    with closing(await ctx.connector.connect()) as connection:
         reply = await connection.request("login", username=username, password=password)
         name = reply.body.username or username
         if not reply.body.token:

@@ -15,7 +15,7 @@ from taskd.cli.commands.kinds import served_kinds
 from taskd.cli.commands.wait import Waiter
 from taskd.cli.context import Context
 from taskd.cli.errors import OK, EndOfInput, UsageError
-from taskd.cli.fields import check_key_option, possible_kind, task_fields, task_text
+from taskd.cli.fields import checked_key, possible_kind, task_fields, task_text
 from taskd.client.connection import Connection, ignore
 from taskd.client.errors import ClientError
 from taskd.client.retry import Resender
@@ -42,9 +42,7 @@ async def add(ctx: Context, options: Namespace) -> int:
         if options.kind is None:
             raise UsageError("no_text")
         words = [options.kind]
-    if options.key is not None:
-        check_key_option(options.key, from_input)
-    key: str = ctx.new_key() if options.key is None else options.key
+    key = ctx.new_key() if options.key is None else checked_key(options.key, from_input)
     if not from_input:
         fields = {"task": task_text(" ".join(words)), "key": key, **fields}
     kind = None if from_input or options.kind is not None else possible_kind(words)

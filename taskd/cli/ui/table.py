@@ -41,15 +41,11 @@ class Table:
         for row in rows:
             for name, known in self._widths.items():
                 self._widths[name] = max(known, width(row[name].text))
-        if first:
-            self._fit()
+        if first and self.columns is not None:
+            for name in self.expendable:
+                if self._room(self.columns) < self.least:
+                    self._widths.pop(name, None)
         return [self._line(row) for row in rows]
-
-    def _fit(self) -> None:
-        for name in self.expendable:
-            if self.columns is None or self._room(self.columns) >= self.least:
-                return
-            self._widths.pop(name, None)
 
     def _room(self, columns: int) -> int:
         *others, _ = self._widths.values()
