@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, TypeVar
 
+from msgspec import Raw
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 
 from taskd.cli.reporting import Reporter
@@ -24,6 +25,12 @@ from taskd.client.sessions import SessionFile
 from taskd.protocol.views import TaskView
 
 _T = TypeVar("_T")
+
+
+class ReceivedTask(TaskView):
+    """A task that can be decoded: msgspec decodes nothing but null into the ``Raw | None`` of TaskView."""
+
+    result: Raw = Raw(b"null")
 
 
 @dataclass
@@ -81,7 +88,7 @@ class Context:
 
     def view(self, task: bytes) -> TaskView:
         """Decode a task that the server sent. Raises ConnectionFailed."""
-        return self.read(task, TaskView)
+        return self.read(task, ReceivedTask)
 
     def now(self) -> datetime:
         """The time, aware."""

@@ -12,7 +12,6 @@ from taskd.model.limits import LISTED_RESULT_BYTES
 from taskd.model.states import STATUS_OF, State
 from taskd.model.tasks import FailedAttempt, Task, shown_state
 
-NULL = Raw(b"null")
 Moment: TypeAlias = Annotated[datetime, Meta(tz=True)]
 
 
@@ -44,7 +43,7 @@ class TaskView(Struct):
     run_at: Moment
     started_at: Moment | None = None
     finished_at: Moment | None = None
-    result: Raw = NULL
+    result: Raw | None = None
     error: str | None = None
     progress: float | None = None
     note: str | None = None
@@ -75,7 +74,7 @@ def view(task: Task, now: datetime, failed: Iterable[FailedAttempt] | None = Non
         task.run_at,
         task.started_at,
         task.finished_at,
-        NULL if result is None else Raw(result),
+        None if result is None else Raw(result),
         task.error,
         task.progress,
         task.note,

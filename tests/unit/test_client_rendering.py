@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from msgspec import Raw
 
+from taskd.cli.context import ReceivedTask
 from taskd.cli.texts.catalogue import Texts
 from taskd.cli.ui.rendering import Renderer, age, compact
 from taskd.cli.ui.text import cut, pad, visible, width
@@ -116,13 +117,13 @@ class TestView:
     )
     def test_a_malformed_task(self, change: dict[str, Any]) -> None:
         good = msgspec.to_builtins(task(result=None, payload=None))
-        read(Raw(msgspec.json.encode(good)), TaskView, "here")
+        read(Raw(msgspec.json.encode(good)), ReceivedTask, "here")
         with pytest.raises(ConnectionFailed):
-            read(Raw(msgspec.json.encode(good | change)), TaskView, "here")
+            read(Raw(msgspec.json.encode(good | change)), ReceivedTask, "here")
 
     def test_fields_of_a_newer_server(self) -> None:
         good = msgspec.to_builtins(task(result=None, payload=None))
-        assert read(Raw(msgspec.json.encode(good | {"priority": 3})), TaskView, "here").id == 7
+        assert read(Raw(msgspec.json.encode(good | {"priority": 3})), ReceivedTask, "here").id == 7
 
 
 class TestTable:

@@ -14,7 +14,7 @@ from taskd.cli.texts.catalogue import Texts
 from taskd.cli.ui.table import Cell, Table
 from taskd.cli.ui.text import cut, pad, paint, visible, width
 from taskd.model.states import SHOWN_STATES
-from taskd.protocol.views import NULL, AttemptView, TaskView
+from taskd.protocol.views import AttemptView, TaskView
 
 _COLOURS = {
     "Completada": "32",
@@ -165,9 +165,9 @@ def moment(at: datetime) -> str:
     return at.astimezone().isoformat(" ", "seconds")
 
 
-def compact(raw: Raw | UnsetType) -> str:
+def compact(raw: Raw | UnsetType | None) -> str:
     """JSON as one visible line, empty for null."""
-    if not raw or raw == NULL:
+    if not raw or raw == Raw(b"null"):
         return ""
     text = bytes(raw)
     with contextlib.suppress(msgspec.MsgspecError, RecursionError):
