@@ -8,7 +8,7 @@ import pytest
 from twisted.internet import error
 
 from taskd.cli.commands.wait import ANSWER_SECONDS
-from taskd.cli.ui.changes import REMEMBERED
+from taskd.cli.ui.progress import REMEMBERED
 from taskd.client.connection import KEEPALIVE_SECONDS, REPLY_SECONDS
 from taskd.client.retry import FIRST_PAUSE, LONGEST_PAUSE
 from taskd.model.errors import Draining

@@ -56,7 +56,7 @@ class LogPrinter:
         self._ctx = ctx
         self._times = times
         self._only = attempt
-        self._keeping = last is not None
+        self.keeping = last is not None
         self._kept: deque[tuple[Line, Raw]] = deque(maxlen=last)
         self.printed: Line | None = None
         """The last line that was printed. With JSON it is not needed, and not known."""
@@ -67,13 +67,13 @@ class LogPrinter:
             line = self._ctx.read(raw, Line)
             if self._only in (None, line.attempt):
                 self._kept.append((line, raw))
-        if not self._keeping:
+        if not self.keeping:
             self.release()
 
     def release(self) -> None:
         """Print the lines that were kept back. Later lines are printed at once."""
         ctx, kept = self._ctx, self._kept
-        self._kept, self._keeping = deque(), False
+        self._kept, self.keeping = deque(), False
         if ctx.json:
             ctx.out.raw(*(raw for _, raw in kept))
             return
@@ -112,7 +112,6 @@ class LogReader:
         wanted: int | None = options.lines
         # The server can count from the end for us, but only over all attempts and up to one page
         self._tail = wanted if wanted is not None and wanted <= MAX_LOG_LINES and options.attempt is None else None
-        self._whole = wanted is None
         self._printer = LogPrinter(ctx, options.times, options.attempt, wanted)
         self._reconnector = Reconnector(ctx.clock, ctx.reporter)
         self._cursor: str | None = None
@@ -142,7 +141,7 @@ class LogReader:
     def _take(self, reply: Received) -> bool:
         """Print one page; returns whether more pages exist."""
         page = self._ctx.read(reply.line, _Page)
-        if page.cut and self._cursor is None and self._whole:
+        if page.cut and self._cursor is None and not self._printer.keeping:
             self._ctx.note("log_cut")
         self._printer.take(page.lines)
         self._cursor = page.cursor or self._cursor

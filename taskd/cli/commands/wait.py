@@ -14,7 +14,8 @@ from twisted.internet.defer import Deferred
 
 from taskd.cli.context import Context
 from taskd.cli.errors import OK, TASK_FAILED, TIMED_OUT
-from taskd.cli.ui.changes import REMEMBERED, ChangePrinter
+from taskd.cli.ui.changes import ChangePrinter
+from taskd.cli.ui.progress import REMEMBERED
 from taskd.client.connection import Connection, ignore
 from taskd.client.connector import Request
 from taskd.client.messages import Received

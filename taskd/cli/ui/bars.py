@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IDelayedCall
 
 from taskd.cli.context import Context
 from taskd.cli.errors import OutputClosed
-from taskd.cli.ui.changes import ProgressEvent, ProgressView
+from taskd.cli.ui.progress import ProgressEvent, ProgressView
 from taskd.cli.ui.rendering import percent
 from taskd.cli.ui.text import visible
 from taskd.client.errors import ClientError

@@ -136,8 +136,9 @@ class Output:
     def pipe(self) -> int | None:
         """The descriptor of standard output if that is a pipe, whose reader may close it."""
         with contextlib.suppress(OSError, ValueError):
-            if self._stdout is not None and stat.S_ISFIFO(os.fstat(self._stdout.fileno()).st_mode):
-                return self._stdout.fileno()
+            fd = -1 if self._stdout is None else self._stdout.fileno()
+            if stat.S_ISFIFO(os.fstat(fd).st_mode):
+                return fd
         return None
 
     def lines(self, lines: Iterable[str]) -> None:
