@@ -94,8 +94,9 @@ class Connection(LineReceiver):
         The Deferred fails with Refused, or with another ClientError if there is no reply. Raises ClientError if the
         request cannot be encoded or is too long.
         """
+        request_id = self._last_id + 1
         try:
-            line = _encode({"action": action, "id": self._last_id + 1, **fields})
+            line = _encode({"action": action, "id": request_id, **fields})
         except UnicodeEncodeError:  # the command line or the environment had bytes that are not text
             raise ClientError("not_text") from None
         except RecursionError:
@@ -104,7 +105,7 @@ class Connection(LineReceiver):
             raise ClientError("line_too_large", code="too_large", limit=MAX_LINE_BYTES)
         if self.lost is not None:
             return fail(self.lost)
-        self._last_id = request_id = self._last_id + 1
+        self._last_id = request_id
         answer: Deferred[Received] = Deferred(partial(self._cancelled, request_id))
         answer.addTimeout(reply_timeout, self._clock, self._no_reply)
         self._pending[request_id] = answer
@@ -216,8 +217,7 @@ class Connection(LineReceiver):
             self.abort(e)
 
     def _not_taskd(self) -> None:
-        nothing_done = not self._is_taskd
-        self.abort(ConnectionFailed("not_taskd", transient=False, nothing_done=nothing_done, server=self._server))
+        self.abort(ConnectionFailed("not_taskd", transient=False, nothing_done=not self._is_taskd, server=self._server))
 
     def _fail(self, reason: Exception) -> None:
         if self.lost is not None:

@@ -98,11 +98,10 @@ class Reconnector:
             except ClientError as e:
                 if not (self._was_connected and e.transient):
                     raise
-                error = e
-            left = self._deadline - self._clock.seconds()
-            if left <= 0:
-                return
-            await self._backoff.wait(error, left)
+                left = self._deadline - self._clock.seconds()
+                if left <= 0:
+                    return
+                await self._backoff.wait(e, left)
 
 
 class Confirmation(NamedTuple):

@@ -17,7 +17,6 @@ from taskd.cli.errors import OK, TASK_FAILED, TIMED_OUT
 from taskd.cli.ui.changes import ChangePrinter
 from taskd.cli.ui.progress import REMEMBERED
 from taskd.client.connection import Connection, ignore
-from taskd.client.connector import Request
 from taskd.client.messages import Received
 from taskd.client.retry import Reconnector
 from taskd.model.states import TERMINAL, State
@@ -104,8 +103,9 @@ class Waiter:
         connection, self._connection = self._connection, None
         if connection is not None:
             return connection, connection.request("wait", **self._fields())
-        requests: list[Request] = [("watch", {"limit": 1})] if self._live else []
-        requests.append(("wait", self._fields()))
+        requests = [("wait", self._fields())]
+        if self._live:
+            requests.insert(0, ("watch", {"limit": 1}))
         self._changes.progress.reset()
         connection, (*watch, answer) = await self._ctx.connector.send(*requests, on_event=self.event)
         for ignored in watch:
