@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec import Raw
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 
 from taskd.cli.reporting import Reporter
 from taskd.cli.texts.catalogue import Texts
-from taskd.cli.ui.rendering import Renderer, ShownTask, read_view
-from taskd.cli.ui.terminal import Output, Screen, Source
+from taskd.cli.ui.rendering import Renderer
+from taskd.cli.ui.terminal import Input, Output
+from taskd.client.connection import read
 from taskd.client.connector import Connector
 from taskd.client.messages import Received
 from taskd.client.sessions import SessionFile
+from taskd.protocol.views import TaskView
+
+_T = TypeVar("_T")
 
 
-def _random_key() -> str:
-    return uuid.uuid4().hex
+class ReceivedTask(TaskView):
+    """A task that can be decoded: msgspec decodes nothing but null into the ``Raw | None`` of TaskView."""
+
+    result: Raw = Raw(b"null")
 
 
 @dataclass
@@ -37,13 +44,13 @@ class Context:
     env: Mapping[str, str]
     texts: Texts
     out: Output
-    source: Source
+    source: Input
     renderer: Renderer
     sessions: SessionFile
     json: bool = False
-    screen: Callable[[], Screen] | None = None
-    """The current size of a terminal that can keep lines at its foot; None for any other output."""
-    new_key: Callable[[], str] = _random_key
+    measure: Callable[[], os.terminal_size] | None = None
+    """Returns the current size of a terminal that can keep lines at its foot; None for any other output."""
+    new_key: Callable[[], str] = lambda: uuid.uuid4().hex
     connector: Connector = field(init=False)
     reporter: Reporter = field(init=False)
 
@@ -56,16 +63,32 @@ class Context:
         server = ["--server", self.server] if self.server_given else []
         return shlex.join(["taskclient", *server, *words])
 
-    def show(self, received: Received, *lines: str) -> None:
+    def say(self, key: str, /, **fields: Any) -> None:
+        """Print a text."""
+        self.out.line(self.texts(key, **fields))
+
+    def note(self, key: str, /, **fields: Any) -> None:
+        """Write a text for the user to standard error."""
+        self.out.note(self.texts(key, **fields))
+
+    def show(self, reply: Received, lines: Callable[[], Iterable[str]]) -> None:
         """Print a reply: with ``--json`` as it came, else these lines."""
         if self.json:
-            self.out.raw((received.line,))
+            self.out.raw(reply.line)
         else:
-            self.out.lines(lines)
+            self.out.lines(lines())
 
-    def view(self, raw: Raw) -> ShownTask:
+    def report(self, reply: Received, key: str, /, **fields: Any) -> None:
+        """Print a reply: with ``--json`` as it came, else this text."""
+        self.show(reply, lambda: [self.texts(key, **fields)])
+
+    def read(self, line: bytes, kind: type[_T]) -> _T:
+        """Decode what the server sent. Raises ConnectionFailed."""
+        return read(line, kind, self.server)
+
+    def view(self, task: bytes) -> TaskView:
         """Decode a task that the server sent. Raises ConnectionFailed."""
-        return read_view(raw, self.server)
+        return self.read(task, ReceivedTask)
 
     def now(self) -> datetime:
         """The time, aware."""

@@ -1,4 +1,4 @@
-"""Durations and times as people write them: ``1h30m``, ``2026-12-01 08:00``."""
+"""Numbers, durations and times as people write them: ``7``, ``1h30m``, ``2026-12-01 08:00``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _PARTS = re.compile("".join(rf"(?:{_NUMBER}{unit} ?)?" for unit in _UNITS))
 # datetime.fromisoformat accepts more, and different forms in different versions of Python
 _MOMENT = re.compile(
-    r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[ T]([0-9]{2}:[0-9]{2}(?::[0-9]{2})?))?(?: ?(Z|[+-][0-9]{2}(?::?[0-9]{2})?))?"
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[ T]([0-9]{2}:[0-9]{2}(?::[0-9]{2})?))?(?: ?(Z|([+-][0-9]{2})(?::?([0-9]{2}))?))?"
 )
 
 
@@ -37,17 +37,20 @@ def moment_in(text: str) -> datetime:
     found = _MOMENT.fullmatch(text.strip().upper())
     if found is None:
         raise ValueError(text)
-    day, time, zone = found.groups()
-    if zone == "Z":
-        zone = "+00:00"
-    elif zone:
-        digits = zone[1:].replace(":", "").ljust(4, "0")
-        zone = f"{zone[0]}{digits[:2]}:{digits[2:]}"
+    day, time, zone, hours, minutes = found.groups()
+    offset = f"{hours or '+00'}:{minutes or '00'}" if zone else ""
     try:
-        at = datetime.fromisoformat(f"{day}T{time or '00:00'}{zone or ''}")
+        at = datetime.fromisoformat(f"{day}T{time or '00:00'}{offset}")
         return at if zone else at.astimezone()
     except (OverflowError, OSError):  # the system cannot convert this year
         raise ValueError(text) from None
+
+
+def number_in(text: str) -> int:
+    """The whole number of 1 or more that the text is. Raises ValueError for anything else."""
+    if text.isascii() and text.isdecimal() and len(text) < 20 and 1 <= int(text) < 2**63:
+        return int(text)
+    raise ValueError(text)
 
 
 def duration(seconds: float) -> str:

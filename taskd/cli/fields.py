@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -18,6 +18,17 @@ MAX_KEY_PREFIX_CHARS = MAX_KEY_CHARS - 20
 """The most characters of ``--key`` with lines from the input, each of which appends its number."""
 
 
+_T = TypeVar("_T")
+
+
+def checked(check: Callable[[str], _T], value: str, error: Exception) -> _T:
+    """What the check returns. Raises this error, which is in the user's language, for a value that it refuses."""
+    try:
+        return check(value)
+    except (BadRequest, TooLarge, ValueError):
+        raise error from None
+
+
 def task_fields(options: Namespace) -> dict[str, Any]:
     """The fields that options give, without text and key. The server chooses the others. Raises UsageError."""
     fields: dict[str, Any] = {}
@@ -25,10 +36,7 @@ def task_fields(options: Namespace) -> dict[str, Any]:
     if payload:
         fields["payload"] = payload
     if options.kind is not None:
-        try:
-            fields["kind"] = check_kind(options.kind)
-        except BadRequest:
-            raise UsageError("bad_kind") from None
+        fields["kind"] = checked(check_kind, options.kind, UsageError("bad_kind"))
     for name in ("queue", "max_attempts", "timeout", "delay"):
         if getattr(options, name) is not None:
             fields[name] = getattr(options, name)
@@ -60,28 +68,23 @@ def possible_kind(words: Sequence[str]) -> str | None:
 
 def task_text(text: str, where: str = "") -> str:
     """The text, checked. ``where`` begins the message of the error. Raises ClientError."""
-    try:
-        text.encode()
-        return check_task_text(text)
-    except (BadRequest, TooLarge, UnicodeEncodeError):
-        raise ClientError("bad_task", where=where) from None
+    error = ClientError("bad_task", where=where)
+    checked(str.encode, text, error)
+    return checked(check_task_text, text, error)
 
 
-def check_key_option(key: str, from_input: bool) -> None:
-    """Check the value of ``--key``: a task's key, or the prefix of the keys of all lines. Raises UsageError."""
+def checked_key(key: str, from_input: bool) -> str:
+    """The value of ``--key``, checked: a task's key, or the prefix of the keys of all lines. Raises UsageError."""
     limit = MAX_KEY_PREFIX_CHARS if from_input else MAX_KEY_CHARS
-    try:
-        check_key(key)
-    except BadRequest:
-        key = ""
-    if not 1 <= len(key) <= limit:
-        raise UsageError("bad_key", limit=limit)
+    error = UsageError("bad_key", limit=limit)
+    checked(check_key, key, error)
+    if len(key) > limit:
+        raise error
+    return key
 
 
 def _payload(text: str | None) -> dict[str, Any]:
-    if text is None:
-        return {}
-    value = _value(text)
+    value = {} if text is None else _value(text)
     if not isinstance(value, dict):
         raise UsageError("bad_payload", example="'{\"seconds\": 2}'")
     return value

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from taskd.cli.exit_status import BROKEN_PIPE, ERROR, INTERRUPTED, USAGE, exit_status
+from taskd.cli.errors import BROKEN_PIPE, INTERRUPTED, USAGE, exit_status
 from taskd.cli.std_streams import escape_unencodable, flush, note
 from taskd.cli.texts.catalogue import Texts, language
 from taskd.client.errors import ClientError
@@ -38,14 +37,10 @@ def _main(argv: Sequence[str], texts: Texts) -> int:
     try:
         options = command_line.parse_args(argv)
     except SystemExit as e:  # argparse has printed its error or its help
-        return e.code if isinstance(e.code, int) else ERROR
+        return int(e.code or 0)
     if options.command is None and (options.json or not (_is_tty(sys.stdin) and _is_tty(sys.stdout))):
         command_line.print_usage(sys.stderr)
         return USAGE
-    return _run(options, texts)
-
-
-def _run(options: Namespace, texts: Texts) -> int:
     from taskd.client.address import DEFAULT_SERVER, is_plain, normalized
 
     try:

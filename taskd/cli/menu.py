@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
+from contextlib import closing, suppress
 from functools import partial
 from typing import Any
 
 from twisted.python.failure import Failure
 
+from taskd.cli.commands.accounts import ask_new_password
 from taskd.cli.commands.kinds import served_kinds
 from taskd.cli.commands.log import print_page
 from taskd.cli.commands.tasks import reason
 from taskd.cli.context import Context
-from taskd.cli.credentials import ask_new_password, check_username
-from taskd.cli.errors import EndOfInput, UsageError
-from taskd.cli.exit_status import OK
-from taskd.cli.fields import possible_kind, read_fields, task_text
+from taskd.cli.durations import number_in
+from taskd.cli.errors import OK, EndOfInput, UsageError
+from taskd.cli.fields import checked, possible_kind, read_fields, task_text
 from taskd.cli.texts.words import WORDS
-from taskd.cli.ui.text import visible
 from taskd.client.connection import Connection
 from taskd.client.errors import ClientError, Unconfirmed
-from taskd.client.resend import Resender
-from taskd.model.tasks import DEFAULT_KIND, PROGRAM_PREFIX
+from taskd.client.retry import Resender
+from taskd.model.tasks import DEFAULT_KIND, PROGRAM_PREFIX, check_kind
+from taskd.model.users import normalize_username
 
 Action = Callable[[], Awaitable[None]]
 
@@ -62,34 +62,34 @@ class Menu:
     async def run(self) -> int:
         """Run until the user leaves; that is never an error."""
         try:
-            await self._top()
+            while (action := await self._choose()) is not None:
+                await self._guarded(action)
         except EndOfInput:
             self._ctx.out.line("")
-            with contextlib.suppress(ClientError):
+            with suppress(ClientError):
                 await self._back()
         finally:
             if self._connection is not None:
                 self._connection.close()
         return OK
 
-    async def _top(self) -> None:
+    async def _choose(self) -> Action | None:
+        """The action that the user chooses, None to leave."""
+        ctx, title = self._ctx, "menu.server"
         options = {"menu.register": self._register, "menu.login": self._login, "menu.leave": None}
+        if self._token is not None:
+            title = "menu.user"
+            options = {"menu.tasks": self._see, "menu.create": self._create, "menu.back": self._back}
+        names = [f"{n}. {ctx.texts(key)}" for n, key in enumerate(options, 1)]
+        ctx.out.lines(["", ctx.texts(title, username=self._username, server=ctx.server), *names])
+        actions = {str(n): action for n, action in enumerate(options.values(), 1)}
         while True:
-            title = self._ctx.texts("menu.server", server=visible(self._ctx.server))
-            action = await self._choose(title, options)
-            if action is None:
-                return
-            await self._guarded(action)
-            if self._token is not None:
-                await self._inside()
-
-    async def _inside(self) -> None:
-        options = {"menu.tasks": self._see, "menu.create": self._create, "menu.back": self._back}
-        while self._token is not None:
-            title = self._ctx.texts("menu.user", username=visible(self._username), server=visible(self._ctx.server))
-            action = await self._choose(title, options, self._task_action)
-            if action is not None:
-                await self._guarded(action)
+            answer = (await self._ask("menu.choose")).strip()
+            if answer in actions:
+                return actions[answer]
+            if self._token is not None and (action := self._task_action(answer)) is not None:
+                return action
+            ctx.say("menu.wrong", n=len(options))
 
     async def _guarded(self, action: Action) -> None:
         """Run an action. An error is one line, and the menu continues."""
@@ -106,11 +106,11 @@ class Menu:
 
     async def _register(self) -> None:
         username = await self._ask_needed("username")
-        check_username(username)
+        checked(normalize_username, username, ClientError("bad_username"))
         password = await ask_new_password(self._ctx)
         connection = await self._open_connection()
         await connection.request("register", username=username, password=password)
-        self._say("menu.registered")
+        self._ctx.say("menu.registered")
 
     async def _login(self) -> None:
         username = await self._ask_needed("username")
@@ -119,30 +119,29 @@ class Menu:
         reply = await connection.request("login", username=username, password=password)
         self._token = reply.body.token
         self._username = reply.body.username or username
-        self._say("logged_in", username=visible(self._username))
+        self._ctx.say("logged_in", username=self._username)
 
     async def _see(self) -> None:
         page = (await (await self._open_connection()).request("get_tasks", limit=SHOWN)).body
         ctx = self._ctx
         if not page.tasks:
-            self._say("no_tasks")
+            self._ctx.say("no_tasks")
             return
         ctx.out.line("")
         rows = ctx.renderer.rows(map(ctx.view, page.tasks), ctx.now())
         ctx.out.lines(ctx.renderer.table(COLUMNS).lines(rows))
         if page.cursor is not None:
-            ctx.out.line(ctx.texts("more_menu", n=len(page.tasks), command=ctx.command("list", "--all")))
-        ctx.out.line(ctx.texts("menu.hint", verbs=", ".join(f"{ctx.texts(f'menu.{verb}')} N" for verb in VERBS)))
+            ctx.say("more_menu", n=len(page.tasks), command=ctx.command("list", "--all"))
+        ctx.say("menu.hint", verbs=", ".join(f"{ctx.texts(f'menu.{verb}')} N" for verb in VERBS))
 
     def _task_action(self, answer: str) -> Action | None:
         """The action of an answer such as ``show 7``, in either language."""
         verb, _, number = answer.lower().partition(" ")
-        number = number.strip()
-        if not (number.isascii() and number.isdecimal() and 0 < int(number[:20]) < 2**63):
-            return None
-        for name in VERBS:
-            if verb in WORDS[f"menu.{name}"]:
-                return partial(self._run_verb, name, int(number))
+        with suppress(ValueError):
+            task_id = number_in(number.strip())
+            for name in VERBS:
+                if verb in WORDS[f"menu.{name}"]:
+                    return partial(self._run_verb, name, task_id)
         return None
 
     async def _run_verb(self, verb: str, task_id: int) -> None:
@@ -156,7 +155,7 @@ class Menu:
         elif verb == "explain":
             ctx.out.line(reason(ctx, task_id, reply))
         else:
-            self._say("retried" if verb == "retry" else "cancelled", id=task_id)
+            self._ctx.say("retried" if verb == "retry" else "cancelled", id=task_id)
 
     async def _create(self) -> None:
         task, key = task_text(await self._ask_needed("menu.task")), self._ctx.new_key()
@@ -166,7 +165,7 @@ class Menu:
         more: dict[str, Any] = {}
         if kind != DEFAULT_KIND:
             more["kind"] = kind
-            given = await self._ask_fields()
+            given = checked(shlex.split, await self._ask("menu.fields"), UsageError("menu.quotes"))
             if payload := read_fields(given):
                 more["payload"] = payload
         try:
@@ -175,44 +174,29 @@ class Menu:
             words = ["--kind", kind, *(word for field in given for word in ("--field", field))] if more else []
             e.key, e.fields["command"] = "menu.unconfirmed", self._ctx.command("add", *words, "--key", key, task)
             raise
-        if more:
-            self._say("created_kind", id=reply.body.task_id, kind=kind)
-        else:
-            self._say("created", id=reply.body.task_id)
+        self._ctx.say("created_kind" if more else "created", id=reply.body.task_id, kind=kind)
 
     async def _choose_kind(self, resender: Resender, text: str) -> str:
         """The kind that the text names, else the one that the user chooses, if workers serve more than the default."""
         if text.startswith(PROGRAM_PREFIX) and possible_kind([text]):
             return text
-        others = sorted(await served_kinds(resender, self._ctx.server) - {DEFAULT_KIND})
+        others = sorted(await served_kinds(self._ctx, resender) - {DEFAULT_KIND})
         if not others:
             return DEFAULT_KIND
         if text in others:
             return text
-        names = ", ".join(map(visible, others[:SHOWN_KINDS])) + (", ..." if len(others) > SHOWN_KINDS else "")
+        names = ", ".join(others[:SHOWN_KINDS]) + (", ..." if len(others) > SHOWN_KINDS else "")
         kind = (await self._ask("menu.kind", kinds=names, default=DEFAULT_KIND)).strip() or DEFAULT_KIND
-        if possible_kind([kind]) is None:
-            raise UsageError("bad_kind")
-        return kind
-
-    async def _ask_fields(self) -> list[str]:
-        """Ask for NAME=VALUE pairs, quoted as in a shell. Raises UsageError."""
-        try:
-            return shlex.split(await self._ask("menu.fields"))
-        except ValueError:
-            raise UsageError("menu.quotes") from None
+        return checked(check_kind, kind, UsageError("bad_kind"))
 
     async def _back(self) -> None:
         token, self._token = self._token, None
         connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        try:
-            if token is not None and connection.lost is None:
-                await connection.request("logout", reply_timeout=GOODBYE_SECONDS)
-        finally:
+        if connection is not None:
             # Also after an error: the connection must not stay logged in when the menu says otherwise
-            connection.close()
+            with closing(connection):
+                if token is not None and connection.lost is None:
+                    await connection.request("logout", reply_timeout=GOODBYE_SECONDS)
 
     async def _open_connection(self) -> Connection:
         """The open connection, or a new one."""
@@ -241,24 +225,6 @@ class Menu:
             self._ctx.out.line("\n" + self._ctx.texts("menu.lost"))
             self._ctx.out.prompt(self._asking)
 
-    async def _choose(
-        self,
-        title: str,
-        options: Mapping[str, Action | None],
-        other: Callable[[str], Action | None] | None = None,
-    ) -> Action | None:
-        """The action of the option that the user chooses, or what ``other`` makes of another answer."""
-        ctx = self._ctx
-        ctx.out.lines(["", title, *(f"{n}. {ctx.texts(key)}" for n, key in enumerate(options, 1))])
-        actions = {str(n): action for n, action in enumerate(options.values(), 1)}
-        while True:
-            answer = (await self._ask("menu.choose")).strip()
-            if answer in actions:
-                return actions[answer]
-            if other is not None and (action := other(answer)) is not None:
-                return action
-            self._say("menu.wrong", n=len(options))
-
     async def _ask_needed(self, key: str) -> str:
         """Ask once the server is reachable. Raises ClientError for an empty answer."""
         await self._open_connection()
@@ -276,6 +242,3 @@ class Menu:
             return ""
         finally:
             self._asking = ""
-
-    def _say(self, key: str, **fields: Any) -> None:
-        self._ctx.out.line(self._ctx.texts(key, **fields))

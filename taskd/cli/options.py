@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import Any
 
-from taskd.cli.durations import duration, moment_in, seconds_in
+from taskd.cli.durations import duration, moment_in, number_in, seconds_in
+from taskd.cli.fields import checked
 from taskd.cli.texts import help as texts_of_help
 from taskd.cli.texts.catalogue import Texts
 from taskd.model.limits import MAX_DELAY_SECONDS, MAX_TIMEOUT_SECONDS
@@ -15,12 +16,11 @@ from taskd.model.states import SHOWN_STATES, STATUSES
 from taskd.protocol.limits import MAX_PAGE
 
 Parser = argparse.ArgumentParser
-Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
 def parser(texts: Texts) -> Parser:
     """The parser for ``taskclient``. It raises SystemExit(2) for a command line that it does not understand."""
-    return _Builder(texts).build()
+    return _Builder(texts).main
 
 
 class _Builder:
@@ -28,105 +28,94 @@ class _Builder:
         self._texts = texts
         # argparse translates its texts with this function; the documented way needs a compiled gettext catalogue
         vars(argparse)["_"] = self._translate
-
-    def build(self) -> Parser:
-        main = Parser(
-            prog="taskclient",
-            description=self._summary("main"),
-            epilog=self._epilog("main") + "\n\n" + self._help("exit"),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
+        self.main = Parser(prog="taskclient", **self._description("main"))
+        self.main.epilog = f"{self.main.epilog}\n\n{self._help('exit')}"
+        self._add_common(self.main, server=None, json=False)
+        self._commands = self.main.add_subparsers(
+            title=self._help("commands"),
+            dest="command",
+            metavar=self._help("command"),
+            help="",
         )
-        self._common(main, top=True)
-        commands = main.add_subparsers(title=self._help("commands"), dest="command", metavar=self._help("command"))
-        self._accounts(commands)
-        self._tasks(commands)
-        return main
+        self._add_commands()
+        for name, command in [("main", self.main), *self._commands.choices.items()]:
+            for action in command._actions:
+                if action.help is None:
+                    action.help = texts_of_help.option(action.dest, texts.lang, name)
 
-    def _accounts(self, commands: Commands) -> None:
-        for name in ("register", "login"):
-            self._argument(self._command(commands, name, self._help("password")), "username", nargs="?")
-        self._command(commands, "logout")
-        self._command(commands, "whoami")
-
-    def _tasks(self, commands: Commands) -> None:
-        number = self._positive
-        delay = self._duration(MAX_DELAY_SECONDS)
+    def _add_commands(self) -> None:
+        number: dict[str, Any] = {"metavar": "N", "type": self._positive}
+        task: dict[str, Any] = {"metavar": "ID", "type": self._positive}
+        delay: dict[str, Any] = {"metavar": "T", "type": self._duration(MAX_DELAY_SECONDS)}
         spanish = self._texts.lang == "es"
 
-        add = self._command(commands, "add")
-        text = f"{self._help('text')} {self._help('kind_or_text')}"
-        add.add_argument("text", nargs="*", metavar="TIPO|TEXTO" if spanish else "KIND|TEXT", help=text)
-        self._argument(add, "--stdin", action="store_true")
-        self._argument(add, "--kind", metavar="K")
-        self._argument(add, "--payload", metavar="JSON")
+        for name in ("register", "login"):
+            self._command(name, self._help("password")).add_argument("username", nargs="?")
+        self._command("logout")
+        self._command("whoami")
+
+        add = self._command("add")
+        add.add_argument("text", nargs="*", metavar="TIPO|TEXTO" if spanish else "KIND|TEXT")
+        add.add_argument("--stdin", action="store_true")
+        add.add_argument("--kind", metavar="K")
+        add.add_argument("--payload", metavar="JSON")
         name_value = "NOMBRE=VALOR" if spanish else "NAME=VALUE"
-        self._argument(add, "--field", metavar=name_value, action="append", default=[])
-        self._argument(add, "--queue", metavar="Q")
-        self._argument(add, "--max-attempts", metavar="N", type=number)
-        self._argument(add, "--timeout", metavar="T", type=self._duration(MAX_TIMEOUT_SECONDS, zero=False))
+        add.add_argument("--field", metavar=name_value, action="append", default=[])
+        add.add_argument("--queue", metavar="Q")
+        add.add_argument("--max-attempts", **number)
+        add.add_argument("--timeout", metavar="T", type=self._duration(MAX_TIMEOUT_SECONDS, zero=False))
         begin = add.add_mutually_exclusive_group()
-        self._argument(begin, "--delay", metavar="T", type=delay)
-        self._argument(begin, "--at", metavar="WHEN", type=self._moment)
-        self._argument(add, "--key", metavar="K")
-        self._argument(add, "--wait", action="store_true")
-        self._argument(add, "--wait-timeout", metavar="T", type=delay)
+        begin.add_argument("--delay", **delay)
+        begin.add_argument("--at", metavar="WHEN", type=self._moment)
+        add.add_argument("--key", metavar="K")
+        add.add_argument("--wait", action="store_true")
+        add.add_argument("--wait-timeout", **delay)
 
-        tasks = self._command(commands, "list")
-        self._argument(tasks, "--status", choices=STATUSES, metavar="STATUS")
-        self._argument(tasks, "--state", choices=SHOWN_STATES, metavar="STATE")
-        self._argument(tasks, "--kind", "kind_filter", metavar="K")
+        tasks = self._command("list")
+        tasks.add_argument("--status", choices=STATUSES, metavar="STATUS")
+        tasks.add_argument("--state", choices=SHOWN_STATES, metavar="STATE")
+        tasks.add_argument("--kind", metavar="K")
         amount = tasks.add_mutually_exclusive_group()
-        self._argument(amount, "--limit", metavar="N", type=number)
-        self._argument(amount, "--all", action="store_true")
+        amount.add_argument("--limit", **number)
+        amount.add_argument("--all", action="store_true")
 
-        show = self._command(commands, "show")
-        self._argument(show, "task_id", metavar="ID", type=number)
+        self._command("show").add_argument("task_id", **task)
+        self._command("watch").add_argument("--limit", metavar="N", type=self._page, default=10)
 
-        watch = self._command(commands, "watch")
-        self._argument(watch, "--limit", "watch_limit", metavar="N", type=self._page, default=10)
+        wait = self._command("wait")
+        wait.add_argument("task_ids", nargs="+", **task)
+        wait.add_argument("--timeout", dest="wait_timeout", **delay)
 
-        wait = self._command(commands, "wait")
-        self._argument(wait, "task_ids", "task_id", metavar="ID", nargs="+", type=number)
-        self._argument(wait, "--timeout", "wait_timeout", metavar="T", type=delay)
+        log = self._command("log")
+        log.add_argument("task_id", **task)
+        log.add_argument("-f", "--follow", action="store_true")
+        log.add_argument("-n", "--lines", **number)
+        log.add_argument("--attempt", **number)
+        log.add_argument("--times", action="store_true")
 
-        log = self._command(commands, "log")
-        self._argument(log, "task_id", metavar="ID", type=number)
-        log.add_argument("-f", "--follow", action="store_true", help=self._help("follow"))
-        log.add_argument("-n", "--lines", metavar="N", type=number, help=self._help("lines"))
-        self._argument(log, "--attempt", metavar="N", type=number)
-        self._argument(log, "--times", action="store_true")
-
-        explain = self._command(commands, "explain")
-        self._argument(explain, "task_id", metavar="ID", type=number)
-
+        self._command("explain").add_argument("task_id", **task)
         for name in ("cancel", "retry"):
-            self._argument(self._command(commands, name), "task_ids", "task_id", metavar="ID", nargs="+", type=number)
+            self._command(name).add_argument("task_ids", nargs="+", **task)
+        self._command("kinds")
 
-        self._command(commands, "kinds")
-
-    def _argument(self, command: argparse._ActionsContainer, flag: str, help_key: str = "", **how: Any) -> None:
-        """Add an option or argument. Its help has the name of the option, unless ``help_key`` is given."""
-        key = help_key or flag.lstrip("-").replace("-", "_")
-        command.add_argument(flag, help=self._help(key), **how)
-
-    def _command(self, commands: Commands, name: str, more: str = "") -> Parser:
-        summary = self._summary(name)
-        command = commands.add_parser(
-            name,
-            help=summary,
-            description=f"{summary} {more}".strip(),
-            epilog=self._epilog(name),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        self._common(command, top=False)
+    def _command(self, name: str, more: str = "") -> Parser:
+        command: Parser = self._commands.add_parser(name, help=self._summary(name), **self._description(name, more))
+        # A command has the options of main too, without a default, so that they may stand before or after its name
+        self._add_common(command, argparse.SUPPRESS, argparse.SUPPRESS)
         return command
 
-    def _common(self, command: Parser, top: bool) -> None:
-        # A command has them too, without a default, so that they may stand before or after its name
-        self._argument(command, "--server", metavar="ADDR", default=None if top else argparse.SUPPRESS)
-        self._argument(command, "--json", action="store_true", default=False if top else argparse.SUPPRESS)
+    def _description(self, name: str, more: str = "") -> dict[str, Any]:
+        return {
+            "description": f"{self._summary(name)} {more}".strip(),
+            "epilog": self._epilog(name),
+            "formatter_class": argparse.RawDescriptionHelpFormatter,
+            "allow_abbrev": False,
+        }
+
+    @staticmethod
+    def _add_common(command: Parser, server: str | None, json: str | bool) -> None:
+        command.add_argument("--server", metavar="ADDR", default=server)
+        command.add_argument("--json", action="store_true", default=json)
 
     def _translate(self, message: str) -> str:
         return _SPANISH.get(message, message) if self._texts.lang == "es" else message
@@ -141,40 +130,30 @@ class _Builder:
         examples = texts_of_help.EXAMPLES.get(name)
         return f"{self._help('examples')}\n{examples}".replace("%", "%%") if examples else ""
 
+    def _error(self, key: str, **fields: str) -> argparse.ArgumentTypeError:
+        return argparse.ArgumentTypeError(self._texts(key, **fields))
+
     def _positive(self, text: str) -> int:
-        if text.isascii() and text.isdecimal() and len(text) < 20 and 1 <= int(text) < 2**63:
-            return int(text)
-        raise argparse.ArgumentTypeError(self._texts("bad_number", given=text))
+        return checked(number_in, text, self._error("bad_number", given=text))
 
     def _page(self, text: str) -> int:
         return min(self._positive(text), MAX_PAGE)
+
+    def _moment(self, text: str) -> datetime:
+        return checked(moment_in, text, self._error("bad_moment", given=text))
 
     def _duration(self, most: float, zero: bool = True) -> Callable[[str], float]:
         """The ``type`` of an option that is a duration, in seconds."""
 
         def read(text: str) -> float:
-            try:
-                seconds = seconds_in(text)
-            except ValueError:
-                raise argparse.ArgumentTypeError(self._texts("bad_duration", given=_printable(text))) from None
+            seconds = checked(seconds_in, text, self._error("bad_duration", given=text))
             if not (seconds or zero):
-                raise argparse.ArgumentTypeError(self._texts("no_duration"))
+                raise self._error("no_duration")
             if seconds > most:
-                longest = duration(most)
-                raise argparse.ArgumentTypeError(self._texts("long_duration", given=_printable(text), most=longest))
+                raise self._error("long_duration", given=text, most=duration(most))
             return seconds
 
         return read
-
-    def _moment(self, text: str) -> datetime:
-        try:
-            return moment_in(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(self._texts("bad_moment", given=_printable(text))) from None
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else repr(text)
 
 
 _SPANISH = {
@@ -182,7 +161,6 @@ _SPANISH = {
     "positional arguments": "argumentos",
     "options": "opciones",
     "show this help message and exit": "mostrar esta ayuda y salir",
-    "%(prog)s: error: %(message)s\n": "%(prog)s: error: %(message)s\n",
     "the following arguments are required: %s": "faltan estos argumentos: %s",
     "unrecognized arguments: %s": "argumentos desconocidos: %s",
     "expected one argument": "falta su valor",

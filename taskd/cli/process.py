@@ -13,14 +13,11 @@ from twisted.internet.interfaces import IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from taskd.cli.errors import OutputClosed
-from taskd.cli.exit_status import BROKEN_PIPE, ERROR, INTERRUPTED, TERMINATED, exit_status
+from taskd.cli.errors import BROKEN_PIPE, ERROR, INTERRUPTED, OutputClosed, exit_status
 from taskd.cli.reporting import Reporter
 from taskd.cli.std_streams import flush, note
 from taskd.cli.texts.catalogue import Texts
 from taskd.client.errors import ClientError
-
-_SIGNALS = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
 
 
 class CommandProcess:
@@ -32,11 +29,11 @@ class CommandProcess:
         self._reporter = reporter
         self._status = ERROR
         self._interrupted: int | None = None
-        self._task: Deferred[int] | None = None
+        self._task: Deferred[None] = Deferred()
 
     def run(self, command: Coroutine[Any, Any, int], pipe: int | None = None) -> int:
         """The exit status; after a signal 128 and its number. The command also ends when ``pipe`` has no reader."""
-        for number in _SIGNALS:
+        for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
         self._reactor.callWhenRunning(self._start, command, pipe)
         self._reactor.run(installSignalHandlers=False)
@@ -44,44 +41,41 @@ class CommandProcess:
 
     def _on_signal(self, number: int, frame: object) -> None:
         # A signal handler can interrupt any code; the reactor calls back between two events
-        self._reactor.callFromThread(self._interrupt, _SIGNALS[signal.Signals(number)])
+        self._reactor.callFromThread(self._interrupt, 128 + number)
 
     def _start(self, command: Coroutine[Any, Any, int], pipe: int | None) -> None:
-        self._task = Deferred.fromCoroutine(command)
+        self._task = Deferred.fromCoroutine(self._supervise(command))
         if pipe is not None and not self._task.called:
             self._reactor.addReader(_PipeWatch(self._reactor, pipe, partial(self._interrupt, BROKEN_PIPE)))
-        self._task.addCallbacks(self._done, self._failed)
-        self._task.addBoth(self._stop)
 
     def _interrupt(self, status: int) -> None:
         self._interrupted = status
-        if self._task is not None:
-            self._task.cancel()
+        self._task.cancel()
 
-    def _done(self, status: int) -> None:
-        self._status = status
-
-    def _failed(self, failure: Failure) -> None:
-        error = failure.value
-        if self._interrupted is not None:
-            self._status = self._interrupted
+    async def _supervise(self, command: Coroutine[Any, Any, int]) -> None:
+        try:
+            self._status = await command
+        except Exception as e:
+            self._status = self._failed(e) if self._interrupted is None else self._interrupted
             if self._status == INTERRUPTED:
                 note("\n" + self._texts("interrupted"))
-        elif isinstance(error, OutputClosed):
-            self._status = BROKEN_PIPE
-        elif isinstance(error, ClientError):  # the normal report of this error has failed
-            note(f"taskclient: {self._reporter.explain(error)}")
-            self._status = exit_status(error)
-        else:
-            why = f"{type(error).__name__}: {error}"
-            note(f"taskclient: {self._texts('unexpected', why=' '.join(why.split()))}")
+        finally:
+            if self._reactor.threadpool is not None:
+                # A name lookup that hangs cannot be interrupted, and stop() would wait for its thread
+                flush()
+                os._exit(self._status)
+            self._reactor.stop()
 
-    def _stop(self, _: Any) -> None:
-        if self._reactor.threadpool is not None:
-            # A name lookup that hangs cannot be interrupted, and stop() would wait for its thread
-            flush()
-            os._exit(self._status)
-        self._reactor.stop()
+    def _failed(self, error: Exception) -> int:
+        """The exit status for an exception that nobody has reported."""
+        if isinstance(error, OutputClosed):
+            return BROKEN_PIPE
+        if isinstance(error, ClientError):  # the normal report of this error has failed
+            note(f"taskclient: {self._reporter.explain(error)}")
+            return exit_status(error)
+        why = f"{type(error).__name__}: {error}"
+        note(f"taskclient: {self._texts('unexpected', why=' '.join(why.split()))}")
+        return ERROR
 
 
 @implementer(IReadDescriptor)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from taskd.cli.texts.catalogue import Texts
+from taskd.cli.texts.words import WORDS
 from taskd.cli.ui.terminal import Output
-from taskd.cli.ui.text import visible
 from taskd.client.errors import ClientError, Refused, Unconfirmed
-
-ORIGINAL_REFUSALS = ("in_use", "no_user", "wrong_credentials")
-"""Statuses of the protocol that say more than the error code beside them."""
 
 
 class Reporter:
@@ -26,31 +23,31 @@ class Reporter:
         """The error in one line."""
         texts = self._texts
         if isinstance(e, Refused):
+            # Some statuses say more than the error code beside them
             status, field = e.fields["status"], e.fields["field"]
-            original = status if status in ORIGINAL_REFUSALS else ""
-            keys = (original, f"code.{e.code}.{field}", f"code.{e.code}", "code.other")
-            return texts(next(key for key in keys if key in texts), message=visible(e.fields["message"]))
+            keys = (f"status.{status}", f"code.{e.code}.{field}", f"code.{e.code}", "code.other")
+            return texts(next(key for key in keys if key in WORDS), message=e.fields["message"])
         fields = {"command": self._login, **e.fields}
         if isinstance(e, Unconfirmed):
             fields["why"] = self.explain(e.cause)
-        return texts(e.key, **{name: visible(str(value)) for name, value in fields.items()})
+        return texts(e.key, **fields)
 
     def report(self, e: ClientError) -> None:
         """Print the error: with ``--json`` on standard output, else on standard error."""
         if not self._json:
             self._out.note(f"taskclient: {self.explain(e)}")
         elif isinstance(e, Refused):
-            self._out.raw((e.received.line,))
+            self._out.raw(e.received.line)
         else:
             line = {"ok": False, "status": "error", "code": e.code, "message": self.explain(e)}
             if isinstance(e, Unconfirmed):
-                line["key"] = e.task_key
-            self._out.raw((msgspec.json.encode(line),))
+                line["key"] = e.fields["task_key"]
+            self._out.raw(msgspec.json.encode(line))
 
     def waiting(self, error: ClientError) -> None:
         """Say why the command pauses."""
-        refused = isinstance(error, Refused)
-        self._out.note(self._texts("retrying", why=self.explain(error)) if refused else self._texts("reconnecting"))
+        key = "retrying" if isinstance(error, Refused) else "reconnecting"
+        self._out.note(self._texts(key, why=self.explain(error)))
 
     def reconnected(self) -> None:
         """Say that the connection works again."""

@@ -7,8 +7,6 @@ import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Awaitable, Callable
-from functools import partial
-from typing import Any
 
 from twisted.logger import globalLogBeginner
 
@@ -19,13 +17,12 @@ from taskd.cli.commands.log import log
 from taskd.cli.commands.wait import wait
 from taskd.cli.commands.watch import watch
 from taskd.cli.context import Context
-from taskd.cli.errors import EndOfInput
-from taskd.cli.exit_status import ERROR, exit_status
+from taskd.cli.errors import ERROR, EndOfInput, exit_status
 from taskd.cli.menu import Menu
 from taskd.cli.process import CommandProcess
 from taskd.cli.texts.catalogue import Texts
 from taskd.cli.ui.rendering import Renderer
-from taskd.cli.ui.terminal import Input, Output, can_move, colour_wanted, measure
+from taskd.cli.ui.terminal import Input, Output, can_move, colour_wanted
 from taskd.client.address import endpoint
 from taskd.client.errors import ClientError
 from taskd.client.sessions import SessionFile, state_folder
@@ -55,9 +52,28 @@ def run(options: Namespace, texts: Texts, address: str) -> int:
 
     # Twisted would log to standard error, with tracebacks that do not help the user
     globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
-    ctx = _context(reactor, options, texts, address)
+    env = os.environ
+    out = Output(sys.stdout, sys.stderr)
+    ctx = Context(
+        clock=reactor,
+        endpoint=endpoint(reactor, address),
+        server=address,
+        server_given=options.server is not None,
+        env=env,
+        texts=texts,
+        out=out,
+        source=Input(reactor, sys.stdin),
+        renderer=Renderer(
+            texts,
+            shutil.get_terminal_size().columns if out.tty else None,
+            colour_wanted(env, out.tty),
+        ),
+        sessions=SessionFile(state_folder(env), address),
+        json=options.json,
+        measure=shutil.get_terminal_size if can_move(env, out.tty) else None,
+    )
     # These may print nothing for hours, and would not notice that their reader has closed the pipe
-    pipe = ctx.out.pipe if options.command in ("watch", "wait", "log") else None
+    pipe = out.pipe if options.command in ("watch", "wait", "log") else None
     return CommandProcess(reactor, texts, ctx.reporter).run(perform(ctx, options), pipe)
 
 
@@ -76,23 +92,3 @@ async def perform(ctx: Context, options: Namespace) -> int:
     except ClientError as e:
         ctx.reporter.report(e)
         return exit_status(e)
-
-
-def _context(reactor: Any, options: Namespace, texts: Texts, address: str) -> Context:
-    env = os.environ
-    out = Output(sys.stdout, sys.stderr)
-    colour = colour_wanted(env, out.tty)
-    return Context(
-        clock=reactor,
-        endpoint=endpoint(reactor, address),
-        server=address,
-        server_given=options.server is not None,
-        env=env,
-        texts=texts,
-        out=out,
-        source=Input(reactor, sys.stdin),
-        renderer=Renderer(texts, shutil.get_terminal_size().columns if out.tty else None, colour),
-        sessions=SessionFile(state_folder(env), address),
-        json=options.json,
-        screen=partial(measure, colour) if can_move(env, out.tty) else None,
-    )

@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from typing import Any
+
+
+def _streams() -> list[Any]:
+    return [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
 
 
 def escape_unencodable() -> None:
     """Write a character that the locale cannot encode as an escape, instead of raising UnicodeEncodeError."""
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None and hasattr(stream, "reconfigure"):
+    for stream in _streams():
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
@@ -24,18 +29,14 @@ def note(line: str) -> None:
 def flush() -> None:
     """Flush both streams silently: at exit the interpreter would print an error for a closed pipe."""
     try:
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
+        for stream in _streams():
+            stream.flush()
     except (OSError, ValueError):
         _discard()
 
 
 def _discard() -> None:
     """Send the interpreter's own flush at exit to /dev/null."""
-    with contextlib.suppress(OSError, ValueError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                os.dup2(null, stream.fileno())
-        os.close(null)
+    with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as null:
+        for stream in _streams():
+            os.dup2(null.fileno(), stream.fileno())

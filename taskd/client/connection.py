@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import msgspec
 from twisted.internet import error
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, DeferredList, fail
 from twisted.internet.interfaces import (
     IDelayedCall,
     IHandshakeListener,
@@ -38,21 +38,19 @@ server has disappeared."""
 _T = TypeVar("_T")
 
 
-def read(line: bytes, decode: Callable[[bytes], _T], server: str) -> _T:
+def read(line: bytes, kind: type[_T], server: str) -> _T:
     """Decode a line of the server, or a part of it. Raises ConnectionFailed if it does not have that form."""
     try:
-        return decode(line)
+        return msgspec.json.decode(line, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise ConnectionFailed("not_taskd", transient=False, server=server) from None
 
 
+def ignore(failure: Failure) -> None:
+    """Errback for a request whose failure changes nothing, or is reported by another request."""
+
+
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Message).decode
-
-
-class _Pending(NamedTuple):
-    answer: Deferred[Received]
-    timer: IDelayedCall
 
 
 @implementer(IHandshakeListener)
@@ -70,13 +68,12 @@ class Connection(LineReceiver):
     def __init__(self, clock: IReactorTime, server: str) -> None:
         self._clock = clock
         self._server = server
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[int, Deferred[Received]] = {}
         self._last_id = 0
         self._is_taskd = False
         self._closing = False
-        self._finishing = False
         self._timer: IDelayedCall | None = None
-        self._loss_waiters: list[Deferred[None]] = []
+        self._loss: Deferred[None] | None = None
         self.lost: Exception | None = None
         """Why the connection ended; None while it is open."""
         self.on_event: EventListener | None = None
@@ -97,8 +94,9 @@ class Connection(LineReceiver):
         The Deferred fails with Refused, or with another ClientError if there is no reply. Raises ClientError if the
         request cannot be encoded or is too long.
         """
+        request_id = self._last_id + 1
         try:
-            line = _encode({"action": action, "id": self._last_id + 1, **fields})
+            line = _encode({"action": action, "id": request_id, **fields})
         except UnicodeEncodeError:  # the command line or the environment had bytes that are not text
             raise ClientError("not_text") from None
         except RecursionError:
@@ -107,9 +105,10 @@ class Connection(LineReceiver):
             raise ClientError("line_too_large", code="too_large", limit=MAX_LINE_BYTES)
         if self.lost is not None:
             return fail(self.lost)
-        self._last_id = request_id = self._last_id + 1
+        self._last_id = request_id
         answer: Deferred[Received] = Deferred(partial(self._cancelled, request_id))
-        self._pending[request_id] = _Pending(answer, self._clock.callLater(reply_timeout, self._no_reply))
+        answer.addTimeout(reply_timeout, self._clock, self._no_reply)
+        self._pending[request_id] = answer
         self.transport.write(line + b"\n")
         return answer
 
@@ -121,9 +120,8 @@ class Connection(LineReceiver):
 
     def close_when_answered(self) -> None:
         """End the connection once every pending request has its reply. Drop events from now on."""
-        self._finishing = True
         self.on_event = None
-        self._close_if_finished()
+        DeferredList(self._pending.values()).addCallback(lambda _: self.close())
 
     def keep_alive(self) -> None:
         """Send a ping every KEEPALIVE_SECONDS from now on. A ping without a reply ends the connection."""
@@ -131,12 +129,14 @@ class Connection(LineReceiver):
             self._timer = self._clock.callLater(KEEPALIVE_SECONDS, self._ping)
 
     def wait_until_lost(self) -> Deferred[None]:
-        """A Deferred that fails with the reason once the connection is lost. It never fires after :meth:`close`."""
+        """A Deferred that fails with the reason once the connection is lost. It never fires after :meth:`close`.
+
+        Only the Deferred of the newest call fires.
+        """
         if self.lost is not None:
             return fail(self.lost)
-        waiter: Deferred[None] = Deferred(self._loss_waiters.remove)
-        self._loss_waiters.append(waiter)
-        return waiter
+        self._loss = Deferred()
+        return self._loss
 
     def abort(self, reason: Exception) -> None:
         """End the connection at once. Pending requests and :meth:`wait_until_lost` fail with this reason."""
@@ -146,16 +146,16 @@ class Connection(LineReceiver):
 
     def abort_on(self, failure: Failure) -> None:
         """Errback: :meth:`abort` with the failure's exception."""
-        self.abort(failure.value if isinstance(failure.value, Exception) else RuntimeError(str(failure)))
+        reason: Any = failure.value
+        self.abort(reason)
 
     def lineReceived(self, line: bytes) -> None:
         if self.lost is not None:
             return
         try:
-            body = read(line, _decode, self._server)
+            body = read(line, Message, self._server)
         except ConnectionFailed:
-            self._not_taskd()
-            return
+            body = Message()
         received = Received(line.rstrip(b"\r"), body)
         if body.event is not None:
             self._event(received)
@@ -175,39 +175,34 @@ class Connection(LineReceiver):
         request_id = received.body.id
         if request_id is None and not received.body.ok:
             # The server could not read the id of the request, so no pending request can trust its reply
-            for request_id in tuple(self._pending):
-                self._forget(request_id).errback(Refused(received))
+            self._fail_pending(Refused(received))
             return
         if not isinstance(request_id, int) or request_id not in self._pending:
             return  # the request was cancelled
-        answer = self._forget(request_id)
+        answer = self._pending.pop(request_id)
         if received.body.ok:
             answer.callback(received)
         else:
             answer.errback(Refused(received))
 
-    def _forget(self, request_id: int) -> Deferred[Received]:
-        answer, timer = self._pending.pop(request_id)
-        if timer.active():
-            timer.cancel()
-        self._close_if_finished()
-        return answer
-
     def _cancelled(self, request_id: int, _: Deferred[Received]) -> None:
-        self._forget(request_id)
+        del self._pending[request_id]
 
-    def _close_if_finished(self) -> None:
-        if self._finishing and not self._pending:
-            self.close()
+    def _fail_pending(self, reason: Exception) -> None:
+        for request_id in tuple(self._pending):
+            if request_id in self._pending:  # the errback of another request may have cancelled it
+                self._pending.pop(request_id).errback(reason)
 
-    def _no_reply(self) -> None:
-        self.abort(ConnectionFailed("no_answer", server=self._server))
+    def _no_reply(self, result: object, seconds: float) -> NoReturn:
+        reason = ConnectionFailed("no_answer", server=self._server)
+        self.abort(reason)
+        raise reason
 
     def _no_handshake(self) -> None:
         self.abort(ConnectionFailed("tls_silent", server=self._server, seconds=f"{CONNECT_SECONDS:g}"))
 
     def _ping(self) -> None:
-        self.request("ping").addCallbacks(lambda _: self.keep_alive(), lambda _: None)
+        self.request("ping").addCallbacks(lambda _: self.keep_alive(), ignore)
 
     def _stop_timer(self) -> None:
         if self._timer is not None and self._timer.active():
@@ -222,21 +217,16 @@ class Connection(LineReceiver):
             self.abort(e)
 
     def _not_taskd(self) -> None:
-        nothing_done = not self._is_taskd
-        self.abort(ConnectionFailed("not_taskd", transient=False, nothing_done=nothing_done, server=self._server))
+        self.abort(ConnectionFailed("not_taskd", transient=False, nothing_done=not self._is_taskd, server=self._server))
 
     def _fail(self, reason: Exception) -> None:
         if self.lost is not None:
             return
         self.lost = reason
         self._stop_timer()
-        for request_id in tuple(self._pending):
-            if request_id in self._pending:  # the errback of another request may have cancelled it
-                self._forget(request_id).errback(reason)
-        waiters, self._loss_waiters = self._loss_waiters, []
-        if not self._closing:
-            for waiter in waiters:
-                waiter.errback(reason)
+        self._fail_pending(reason)
+        if self._loss is not None and not self._closing:
+            self._loss.errback(reason)
 
 
 EventListener: TypeAlias = Callable[[Connection, Received], None]

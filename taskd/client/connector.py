@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.python.failure import Failure
 
-from taskd.client.connection import Connection, EventListener, connect
+from taskd.client.connection import Connection, EventListener, connect, ignore
 from taskd.client.errors import ClientError, NotLoggedIn, Refused
 from taskd.client.messages import Received
-from taskd.client.sessions import BrokenSession, Session, SessionFile
+from taskd.client.sessions import Session, SessionFile
 
 Request = tuple[str, dict[str, Any]]
 """An action and its fields."""
@@ -34,10 +34,7 @@ class Connector:
 
     def session(self) -> Session:
         """The stored session. Raises NotLoggedIn, also for a broken file: the next login replaces it."""
-        try:
-            session = self.sessions.load()
-        except BrokenSession:
-            raise NotLoggedIn("state_broken", path=self.sessions.path) from None
+        session = self.sessions.load()
         if session is None:
             raise NotLoggedIn("not_logged_in", server=self.server)
         return session
@@ -75,7 +72,7 @@ class Connector:
             await login
         except BaseException:
             for answer in (login, *answers):
-                answer.addErrback(lambda _: None)
+                answer.addErrback(ignore)
             connection.close()
             raise
         return connection, answers
@@ -90,17 +87,18 @@ class Connector:
         error: Any = failure.value
         if isinstance(error, Refused):
             error.nothing_done = True
-            try:
-                if error.code == "auth_required":
-                    self._delete(session)
-                    error = NotLoggedIn("session_gone", server=self.server)
-            except ClientError as e:
-                error = e
+            if error.code == "auth_required":
+                error = self._session_gone(session)
             connection.abort(error)
         return Failure(error)
 
-    def _delete(self, session: Session) -> None:
-        # Another command may have logged in again meanwhile
-        with suppress(BrokenSession):
+    def _session_gone(self, session: Session) -> ClientError:
+        """Delete the session, unless another command has logged in again meanwhile. Returns the error to report."""
+        try:
             if self.sessions.load() == session:
                 self.sessions.remove()
+        except NotLoggedIn:
+            pass
+        except ClientError as e:
+            return e
+        return NotLoggedIn("session_gone", server=self.server)

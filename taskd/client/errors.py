@@ -79,4 +79,3 @@ class Unconfirmed(ClientError):
     def __init__(self, cause: ClientError, task_key: str) -> None:
         super().__init__("unconfirmed", code=cause.code, nothing_done=False, task_key=task_key)
         self.cause = cause
-        self.task_key = task_key

@@ -28,6 +28,8 @@ class Message(Struct):
     tasks: list[Raw] = []
     cursor: str | None = None
     done: bool = False
+    kinds: list[Raw] = []
+    state: str | None = None
 
 
 class Received(NamedTuple):

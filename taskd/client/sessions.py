@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from taskd.client.errors import ClientError
+from taskd.client.errors import ClientError, NotLoggedIn
 
 
 class Session(Struct):
@@ -19,13 +19,6 @@ class Session(Struct):
     server: str
     username: str
     token: str
-
-
-class BrokenSession(Exception):
-    """The file exists, but it does not contain a session."""
-
-
-_decode = msgspec.json.Decoder(Session).decode
 
 
 def state_folder(env: Mapping[str, str]) -> Path:
@@ -41,18 +34,18 @@ class SessionFile:
 
     def __init__(self, folder: Path, server: str) -> None:
         self.path = folder / f"session-{_file_name(server)}.json"
-        self._server = server
 
     def load(self) -> Session | None:
-        """The session, or None if there is none. Raises BrokenSession, or ClientError if the file cannot be read."""
+        """The session, or None if there is none. Raises NotLoggedIn if the file does not contain a session, another
+        ClientError if it cannot be read."""
         try:
-            return _decode(self.path.read_bytes())
+            return msgspec.json.decode(self.path.read_bytes(), type=Session)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as e:
             raise self._error("state_unreadable", e) from None
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            raise BrokenSession from None
+            raise NotLoggedIn("state_broken", path=self.path) from None
 
     def save(self, session: Session) -> None:
         """Store the session atomically: a reader sees the old file or the new one. Raises ClientError."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
+from typing import Annotated, TypeAlias
 
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from taskd.model.limits import LISTED_RESULT_BYTES
 from taskd.model.states import STATUS_OF, State
 from taskd.model.tasks import FailedAttempt, Task, shown_state
+
+Moment: TypeAlias = Annotated[datetime, Meta(tz=True)]
 
 
 class AttemptView(Struct):
@@ -17,8 +20,8 @@ class AttemptView(Struct):
 
     attempt: int
     worker: str
-    started_at: datetime | None
-    ended_at: datetime
+    started_at: Moment | None
+    ended_at: Moment
     error: str
     traceback: str | None
 
@@ -36,14 +39,14 @@ class TaskView(Struct):
     attempt: int
     max_attempts: int | None
     version: int
-    created_at: datetime
-    run_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
-    result: Raw | None
-    error: str | None
-    progress: float | None
-    note: str | None
+    created_at: Moment
+    run_at: Moment
+    started_at: Moment | None = None
+    finished_at: Moment | None = None
+    result: Raw | None = None
+    error: str | None = None
+    progress: float | None = None
+    note: str | None = None
     payload: Raw | UnsetType = UNSET
     timeout: float | UnsetType | None = UNSET
     attempts: list[AttemptView] | UnsetType = UNSET

@@ -117,7 +117,8 @@ class TestTexts:
         folders = [Path(package.__path__[0]) for package in (taskd.client, taskd.cli)]
         source = "".join(path.read_text() for folder in folders for path in folder.rglob("*.py"))
         asked = re.findall(
-            r"(?:texts|\bt|ClientError|UsageError|BadAddress|NotLoggedIn|ConnectionFailed|prompt|_ask|_ask_needed|_say)\(\s*\"([\w.]+)\"",
+            r"(?:texts|\bt|ClientError|UsageError|BadAddress|NotLoggedIn|ConnectionFailed|prompt|_ask|_ask_needed"
+            r"|say|note|report)\((?:reply, )?\s*\"([\w.]+)\"",
             source,
         )
         assert len(asked) > 60

@@ -9,8 +9,7 @@ from twisted.internet import error
 from twisted.internet.defer import CancelledError
 
 from taskd.client.connection import CONNECT_SECONDS, REPLY_SECONDS
-from taskd.client.resend import GIVE_UP_SECONDS, LEAST_REPLY_SECONDS
-from taskd.client.retry import FIRST_PAUSE, LONGEST_PAUSE
+from taskd.client.retry import FIRST_PAUSE, GIVE_UP_SECONDS, LEAST_REPLY_SECONDS, LONGEST_PAUSE
 from taskd.model.errors import Draining, Internal, RateLimited, TaskdError, Unavailable
 from tests.unit.test_client_harness import Run, Stage
 

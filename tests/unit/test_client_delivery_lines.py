@@ -9,8 +9,7 @@ import pytest
 from twisted.internet import error
 from twisted.internet.defer import CancelledError
 
-from taskd.client.resend import GIVE_UP_SECONDS
-from taskd.client.retry import FIRST_PAUSE, LONGEST_PAUSE
+from taskd.client.retry import FIRST_PAUSE, GIVE_UP_SECONDS, LONGEST_PAUSE
 from taskd.model.errors import Draining, RateLimited, TaskdError, Unavailable
 from tests.unit.test_client_delivery import AGAIN, texts, until_over
 from tests.unit.test_client_harness import Stage

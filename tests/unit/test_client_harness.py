@@ -6,6 +6,7 @@ import contextlib
 import io
 import itertools
 import json
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from taskd.cli.options import parser
 from taskd.cli.run import perform
 from taskd.cli.texts.catalogue import Texts
 from taskd.cli.ui.rendering import Renderer
-from taskd.cli.ui.terminal import Output, Screen
+from taskd.cli.ui.terminal import Input, Output
 from taskd.client.errors import ClientError
 from taskd.client.sessions import SessionFile, state_folder
 from taskd.model.errors import TaskdError
@@ -62,28 +63,29 @@ class FakeNetwork:
             pass
 
 
-class FakeSource:
+class FakeSource(Input):
     """A keyboard or a pipe with these lines. While it is ``open``, the reader waits for :meth:`type` at their end."""
 
     def __init__(self, lines: Iterable[str], tty: bool) -> None:
+        super().__init__(None, None)
         self.tty = tty
         self.open = False
         self.secret: list[str] = []
         self._lines = deque(lines)
         self._hidden = False
-        self._waiting: Deferred[None] | None = None
+        self._typed: Deferred[None] | None = None
 
     def type(self, *lines: str) -> None:
         """The user types."""
         self._lines.extend(lines)
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None:
-            waiting.callback(None)
+        typed, self._typed = self._typed, None
+        if typed is not None:
+            typed.callback(None)
 
     async def line(self) -> str:
         if not self._lines and self.open:
-            self._waiting = Deferred()
-            await self._waiting
+            self._typed = Deferred()
+            await self._typed
         if not self._lines:
             raise EndOfInput
         line = self._lines.popleft()
@@ -171,7 +173,7 @@ class Stage:
         self.network = FakeNetwork(lambda: FakeConnection(self.taskd))
         self.env = {"XDG_STATE_HOME": str(folder)}
         self.sessions = SessionFile(state_folder(self.env), SERVER)
-        self.screen: Screen | None = None
+        self.screen: os.terminal_size | None = None
         """The new size of the terminals, if it has changed since they were opened."""
         self.new_key = (f"key{n}" for n in itertools.count(1)).__next__
 
@@ -188,7 +190,8 @@ class Stage:
         tty: bool = False,
         open: bool = False,
         columns: int | None = None,
-        screen: Screen | None = None,
+        screen: os.terminal_size | None = None,
+        colour: bool = False,
         prepare: Callable[[], object] = lambda: None,
     ) -> Run:
         """Start one command line, and run it until it ends or waits."""
@@ -206,10 +209,10 @@ class Stage:
             texts=texts,
             out=Output(stdout, stderr),
             source=source,
-            renderer=Renderer(texts, columns, colour=False),
+            renderer=Renderer(texts, columns, colour),
             sessions=self.sessions,
             json=options.json,
-            screen=None if screen is None else lambda: self.screen or screen,
+            measure=None if screen is None else lambda: self.screen or screen,
             new_key=self.new_key,
         )
         run = Run(self, stdout, stderr, source, ctx)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from pathlib import Path
 
@@ -10,14 +11,14 @@ import pytest
 
 from taskd.cli.ui.bars import MOST_BARS, SOON, TICK
 from taskd.cli.ui.rendering import percent
-from taskd.cli.ui.terminal import Output, Screen
+from taskd.cli.ui.terminal import Output
 from taskd.cli.ui.text import width
 from taskd.client.retry import FIRST_PAUSE
 from taskd.model.states import State
 from tests.unit.test_client_harness import Run, Stage, Stream
 from tests.unit.test_client_taskd import NOON
 
-SCREEN = Screen(80, 24, colour=False)
+SCREEN = os.terminal_size((80, 24))
 
 
 @pytest.fixture
@@ -192,7 +193,7 @@ class TestBars:
     @pytest.mark.parametrize("columns", [200, 80, 60, 40, 30])
     def test_no_line_is_wider_than_the_terminal(self, stage: Stage, columns: int) -> None:
         task_id = runs(stage, "日本語 " * 50)
-        run = stage.run("watch", tty=True, columns=columns, screen=Screen(columns, 24, colour=False))
+        run = stage.run("watch", tty=True, columns=columns, screen=os.terminal_size((columns, 24)))
         says(stage, task_id, 0.5, "note " * 40)
         assert "50 %" in shown(run, columns)[-1]
         assert len(shown(run, columns)) == 3
@@ -201,19 +202,19 @@ class TestBars:
         task_id = runs(stage, "x" * 100)
         run = stage.run("watch", tty=True, columns=80, screen=SCREEN)
         says(stage, task_id, 0.5)
-        stage.screen = Screen(40, 10, colour=False)
+        stage.screen = os.terminal_size((40, 10))
         says(stage, task_id, 0.75)
         assert "75 %" in shown(run)[-1] and width(shown(run)[-1]) < 40
 
     def test_a_terminal_without_room_for_bars_has_lines(self, stage: Stage) -> None:
         task_id = runs(stage)
-        run = stage.run("watch", tty=True, columns=20, screen=Screen(20, 24, colour=False))
+        run = stage.run("watch", tty=True, columns=20, screen=os.terminal_size((20, 24)))
         says(stage, task_id, 0.5)
         assert run.out.splitlines()[-1].startswith("1  running 50 %") and "\x1b" not in run.out
 
     def test_texts_are_neither_markup_nor_control(self, stage: Stage) -> None:
         task_id = runs(stage, "[red]x[/red] \x1b[2J {task.id}")
-        run = stage.run("watch", tty=True, columns=200, screen=Screen(200, 24, colour=False))
+        run = stage.run("watch", tty=True, columns=200, screen=os.terminal_size((200, 24)))
         says(stage, task_id, 0.5, "[bold]\x9b1m")
         assert "[red]x[/red] \\x1b[2J {task.id}" in shown(run, 200)[-1]
         assert shown(run, 200)[-1].endswith("[bold]\\x9b1m")
@@ -222,7 +223,7 @@ class TestBars:
     def test_colours_only_where_they_are_wanted(self, stage: Stage) -> None:
         task_id = runs(stage)
         for colour in (True, False):
-            run = stage.run("watch", tty=True, columns=80, screen=Screen(80, 24, colour=colour))
+            run = stage.run("watch", tty=True, columns=80, screen=SCREEN, colour=colour)
             says(stage, task_id, 0.5)
             assert bool(re.search(r"\x1b\[[\d;]*m", run.out)) is colour
             run.cancel()

@@ -10,18 +10,21 @@ import msgspec
 import pytest
 from msgspec import Raw
 
+from taskd.cli.context import ReceivedTask
 from taskd.cli.texts.catalogue import Texts
-from taskd.cli.ui.rendering import Renderer, ShownTask, age, compact, read_view
+from taskd.cli.ui.rendering import Renderer, age, compact
 from taskd.cli.ui.text import cut, pad, visible, width
+from taskd.client.connection import read
 from taskd.client.errors import ConnectionFailed
 from taskd.model.states import SHOWN_STATES
+from taskd.protocol.views import TaskView
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)
 ENGLISH = Texts("en")
 COLUMNS = ("id", "status", "state", "kind", "age", "text")
 
 
-def task(**fields: Any) -> ShownTask:
+def task(**fields: Any) -> TaskView:
     """A task with these fields, and defaults for the others."""
     defaults: dict[str, Any] = {
         "id": 7,
@@ -36,7 +39,7 @@ def task(**fields: Any) -> ShownTask:
         "created_at": NOON,
         "run_at": NOON,
     }
-    return ShownTask(**defaults | fields)
+    return TaskView(**defaults | fields)
 
 
 class TestText:
@@ -114,17 +117,17 @@ class TestView:
     )
     def test_a_malformed_task(self, change: dict[str, Any]) -> None:
         good = msgspec.to_builtins(task(result=None, payload=None))
-        read_view(Raw(msgspec.json.encode(good)), "here")
+        read(Raw(msgspec.json.encode(good)), ReceivedTask, "here")
         with pytest.raises(ConnectionFailed):
-            read_view(Raw(msgspec.json.encode(good | change)), "here")
+            read(Raw(msgspec.json.encode(good | change)), ReceivedTask, "here")
 
     def test_fields_of_a_newer_server(self) -> None:
         good = msgspec.to_builtins(task(result=None, payload=None))
-        assert read_view(Raw(msgspec.json.encode(good | {"priority": 3})), "here").id == 7
+        assert read(Raw(msgspec.json.encode(good | {"priority": 3})), ReceivedTask, "here").id == 7
 
 
 class TestTable:
-    def lines(self, columns: int | None, *tasks: ShownTask, lang: str = "en") -> list[str]:
+    def lines(self, columns: int | None, *tasks: TaskView, lang: str = "en") -> list[str]:
         renderer = Renderer(Texts(lang), columns, colour=False)
         return renderer.table(COLUMNS).lines(renderer.rows(tasks, NOON))
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from taskd.client.errors import ClientError
-from taskd.client.sessions import BrokenSession, Session, SessionFile, state_folder
+from taskd.client.errors import ClientError, NotLoggedIn
+from taskd.client.sessions import Session, SessionFile, state_folder
 
 SERVER = "127.0.0.1:5000"
 SESSION = Session(SERVER, "ana", "secret")
@@ -69,7 +69,7 @@ class TestFile:
     def test_a_broken_file(self, tmp_path: Path, content: bytes) -> None:
         file = SessionFile(tmp_path, SERVER)
         file.path.write_bytes(content)
-        with pytest.raises(BrokenSession):
+        with pytest.raises(NotLoggedIn):
             file.load()
 
     def test_a_folder_in_place_of_the_file(self, tmp_path: Path) -> None:

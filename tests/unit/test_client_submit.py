@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from twisted.internet.defer import CancelledError
 
-from taskd.cli.commands.add_lines import batches
+from taskd.cli.commands.add import batches
 from taskd.cli.context import Context
 from taskd.model.errors import QuotaExceeded
 from taskd.model.states import State

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from taskd.cli.texts.words_tasks import REASONS
+from taskd.cli.texts.words import REASONS
 from taskd.cli.ui.text import width
 from taskd.model.errors import Unavailable
 from taskd.model.states import State

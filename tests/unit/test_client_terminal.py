@@ -210,7 +210,7 @@ class TestOutput:
         read, stream = self.pipes()
         out = Output(stream, stream)
         out.line("año")
-        out.raw((b'{"task":"a\xc3\xb1o"}',))
+        out.raw(b'{"task":"a\xc3\xb1o"}')
         out.lines(("x", "y"))
         out.note("note")
         stream.close()
@@ -239,7 +239,7 @@ class TestOutput:
     def test_no_stream(self) -> None:
         out = Output(None, None)
         out.line("x")
-        out.raw((b"x",))
+        out.raw(b"x")
         out.note("x")
         out.prompt("x")
         assert not out.tty

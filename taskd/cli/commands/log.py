@@ -8,19 +8,18 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
-import msgspec
 from msgspec import Raw, Struct
 from twisted.internet.defer import Deferred
-from twisted.python.failure import Failure
 
 from taskd.cli.context import Context
-from taskd.cli.exit_status import OK
-from taskd.cli.ui.rendering import Moment, moment
+from taskd.cli.errors import OK
+from taskd.cli.ui.rendering import moment
 from taskd.cli.ui.text import visible
-from taskd.client.connection import Connection, read
+from taskd.client.connection import Connection
 from taskd.client.messages import Received
 from taskd.client.retry import Reconnector
 from taskd.protocol.limits import MAX_LOG_LINES
+from taskd.protocol.views import Moment
 
 
 class Line(Struct):
@@ -41,15 +40,6 @@ class _Page(Struct):
     cut: bool = False
 
 
-class _End(Struct):
-    state: str | None = None
-
-
-_decode_page = msgspec.json.Decoder(_Page).decode
-_decode_line = msgspec.json.Decoder(Line).decode
-_decode_end = msgspec.json.Decoder(_End).decode
-
-
 async def log(ctx: Context, options: Namespace) -> int:
     """Print a log, and with ``--follow`` go on until its task has ended."""
     return await LogReader(ctx, options).run()
@@ -62,69 +52,54 @@ class LogPrinter:
     :meth:`release`, and then prints only the last so many of them.
     """
 
-    def __init__(self, ctx: Context, times: bool, attempt: int | None, last: int | None) -> None:
+    def __init__(self, ctx: Context, times: bool = False, attempt: int | None = None, last: int | None = None) -> None:
         self._ctx = ctx
         self._times = times
         self._only = attempt
-        self._kept: deque[tuple[Line, Raw]] | None = None if last is None else deque(maxlen=last)
-        self._printed: Line | None = None
-        self._ready: list[Any] = []
-        """Texts, or with JSON raw objects, which are written together."""
+        self.keeping = last is not None
+        self._kept: deque[tuple[Line, Raw]] = deque(maxlen=last)
+        self.printed: Line | None = None
+        """The last line that was printed. With JSON it is not needed, and not known."""
 
     def take(self, raws: Sequence[Raw]) -> None:
         """The next lines of the log."""
         for raw in raws:
-            line = read(bytes(raw), _decode_line, self._ctx.server)
-            if self._only not in (None, line.attempt):
-                continue
-            if self._kept is None:
-                self._add(line, raw)
-            else:
+            line = self._ctx.read(raw, Line)
+            if self._only in (None, line.attempt):
                 self._kept.append((line, raw))
-        self._write()
+        if not self.keeping:
+            self.release()
 
     def release(self) -> None:
         """Print the lines that were kept back. Later lines are printed at once."""
-        kept, self._kept = self._kept or (), None
-        for line, raw in kept:
-            self._add(line, raw)
-        self._write()
-
-    @property
-    def empty(self) -> bool:
-        """Whether no line has been printed."""
-        return self._printed is None
-
-    def _add(self, line: Line, raw: Raw) -> None:
-        ctx, before, self._printed = self._ctx, self._printed, line
+        ctx, kept = self._ctx, self._kept
+        self._kept, self.keeping = deque(), False
         if ctx.json:
-            self._ready.append(raw)
+            ctx.out.raw(*(raw for _, raw in kept))
             return
-        # The attempts of a retried task are numbered from 1 again
-        same_attempt = before is not None and before.attempt == line.attempt and before.line < line.line
-        if self._only is None and not same_attempt and (before is not None or line.attempt > 1):
-            self._ready.append(ctx.texts("log_attempt", n=line.attempt))
-        missing = 0 if before is None else line.line - (before.line if same_attempt else 0) - 1
-        if missing:
-            self._write()
-            ctx.out.note(ctx.texts("log_missing", n=missing))
-        text = visible(line.text.expandtabs())
-        self._ready.append(f"{moment(line.at)}  {text}" if self._times else text)
-
-    def _write(self) -> None:
-        ready, self._ready = self._ready, []
-        if self._ctx.json:
-            self._ctx.out.raw(map(bytes, ready))
-        elif ready:
-            self._ctx.out.lines(ready)
+        ready: list[str] = []
+        for line, _ in kept:
+            before, self.printed = self.printed, line
+            # The attempts of a retried task are numbered from 1 again
+            same_attempt = before is not None and before.attempt == line.attempt and before.line < line.line
+            if self._only is None and not same_attempt and (before is not None or line.attempt > 1):
+                ready.append(ctx.texts("log_attempt", n=line.attempt))
+            missing = 0 if before is None else line.line - (before.line if same_attempt else 0) - 1
+            if missing:
+                ctx.out.lines(ready)
+                ready = []
+                ctx.note("log_missing", n=missing)
+            text = visible(line.text.expandtabs())
+            ready.append(f"{moment(line.at)}  {text}" if self._times else text)
+        ctx.out.lines(ready)
 
 
 def print_page(ctx: Context, task_id: int, reply: Received) -> None:
     """Print one reply to ``get_log``. Raises ConnectionFailed."""
-    printer = LogPrinter(ctx, times=False, attempt=None, last=None)
-    printer.take(read(reply.line, _decode_page, ctx.server).lines)
-    if printer.empty:
-        ctx.out.note(ctx.texts("log_empty", id=task_id))
+    printer = LogPrinter(ctx)
+    printer.take(ctx.read(reply.line, _Page).lines)
+    if printer.printed is None:
+        ctx.note("log_empty", id=task_id)
 
 
 class LogReader:
@@ -137,23 +112,19 @@ class LogReader:
         wanted: int | None = options.lines
         # The server can count from the end for us, but only over all attempts and up to one page
         self._tail = wanted if wanted is not None and wanted <= MAX_LOG_LINES and options.attempt is None else None
-        self._whole = wanted is None
         self._printer = LogPrinter(ctx, options.times, options.attempt, wanted)
         self._reconnector = Reconnector(ctx.clock, ctx.reporter)
         self._cursor: str | None = None
-        self._ended: Deferred[None] = Deferred()
+        self._ended: Deferred[None] | None = None
 
     async def run(self) -> int:
         """Raises ClientError if the log cannot be read, or not followed to its end."""
-        if self._follow:
-            await self._reconnector.run(self._attempt)
-        else:
-            await self._attempt()
-        if self._printer.empty and not self._ctx.json:
-            self._ctx.out.note(self._ctx.texts("log_empty", id=self._task_id))
+        await self._reconnector.run(self._attempt)
+        if self._printer.printed is None and not self._ctx.json:
+            self._ctx.note("log_empty", id=self._task_id)
         return OK
 
-    async def _attempt(self) -> int:
+    async def _attempt(self) -> None:
         request = ("get_log", self._fields())
         connection, (answer,) = await self._ctx.connector.send(request, on_event=self._event)
         with closing(connection):
@@ -162,22 +133,16 @@ class LogReader:
             self._printer.release()
             if self._follow:
                 self._reconnector.connected()
-                await self._follow_events(connection)
-        return OK
-
-    async def _follow_events(self, connection: Connection) -> None:
-        """Print new lines until the task has ended. Raises the reason if the connection is lost."""
-        self._ended = ended = Deferred[None]()
-        self._take(await connection.request("get_log", **self._fields(), follow=True))
-        connection.keep_alive()
-        connection.wait_until_lost().addErrback(self._lost, ended)
-        await ended
+                self._take(await connection.request("get_log", **self._fields(), follow=True))
+                connection.keep_alive()
+                self._ended = connection.wait_until_lost()
+                await self._ended
 
     def _take(self, reply: Received) -> bool:
         """Print one page; returns whether more pages exist."""
-        page = read(reply.line, _decode_page, self._ctx.server)
-        if page.cut and self._cursor is None and self._whole:
-            self._ctx.out.note(self._ctx.texts("log_cut"))
+        page = self._ctx.read(reply.line, _Page)
+        if page.cut and self._cursor is None and not self._printer.keeping:
+            self._ctx.note("log_cut")
         self._printer.take(page.lines)
         self._cursor = page.cursor or self._cursor
         return page.more
@@ -187,17 +152,11 @@ class LogReader:
         if event == "log":
             self._take(received)
         elif event == "log_end":
-            state = read(received.line, _decode_end, self._ctx.server).state
-            ctx = self._ctx
+            ctx, state = self._ctx, received.body.state
             if state is not None and ctx.out.tty and not ctx.json:
-                ctx.out.note(ctx.texts("log_end", id=self._task_id, state=visible(ctx.texts.state(state))))
-            if not self._ended.called:
+                ctx.note("log_end", id=self._task_id, state=ctx.texts.state(state))
+            if self._ended is not None:
                 self._ended.callback(None)
-
-    @staticmethod
-    def _lost(failure: Failure, ended: Deferred[None]) -> None:
-        if not ended.called:
-            ended.errback(failure)
 
     def _fields(self) -> dict[str, Any]:
         fields: dict[str, Any] = {"task_id": self._task_id, "limit": MAX_LOG_LINES}

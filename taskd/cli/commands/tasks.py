@@ -8,17 +8,15 @@ from collections.abc import Iterable
 from contextlib import closing
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 
 from taskd.cli.context import Context
-from taskd.cli.exit_status import OK, exit_status
-from taskd.cli.ui.rendering import Moment, moment
-from taskd.cli.ui.text import visible
-from taskd.client.connection import read
+from taskd.cli.errors import OK, exit_status
+from taskd.cli.ui.rendering import moment
 from taskd.client.errors import Refused
 from taskd.client.messages import Received
 from taskd.protocol.limits import DEFAULT_PAGE, MAX_PAGE
+from taskd.protocol.views import Moment
 
 LIST_COLUMNS = ("id", "status", "state", "kind", "age", "text")
 
@@ -35,31 +33,27 @@ async def list_tasks(ctx: Context, options: Namespace) -> int:
         empty = True
         while True:
             page = (await answer).body
-            if page.tasks:
-                empty = False
-                if ctx.json:
-                    ctx.out.raw(map(bytes, page.tasks))
-                else:
-                    ctx.out.lines(table.lines(ctx.renderer.rows(map(ctx.view, page.tasks), ctx.now())))
+            empty = empty and not page.tasks
+            if ctx.json:
+                ctx.out.raw(*page.tasks)
+            elif page.tasks:
+                ctx.out.lines(table.lines(ctx.renderer.rows(map(ctx.view, page.tasks), ctx.now())))
             left -= len(page.tasks)
             if page.cursor is None or left <= 0:
                 break
             answer = connection.request("get_tasks", **filters, limit=min(left, MAX_PAGE), cursor=page.cursor)
     if not ctx.json:
         if empty:
-            ctx.out.line(ctx.texts("no_tasks"))
+            ctx.say("no_tasks")
         elif page.cursor is not None:
-            ctx.out.note(ctx.texts("more"))
+            ctx.note("more")
     return OK
 
 
 async def show(ctx: Context, options: Namespace) -> int:
     """Print everything about one task."""
     reply = await ctx.connector.ask("get_task", task_id=options.task_id)
-    if ctx.json:
-        ctx.out.raw((reply.line,))
-    else:
-        ctx.out.lines(ctx.renderer.details(ctx.view(reply.body.task)))
+    ctx.show(reply, lambda: ctx.renderer.details(ctx.view(reply.body.task)))
     return OK
 
 
@@ -77,22 +71,16 @@ class Explanation(Struct):
     error: str | None = None
 
 
-_decode_explanation = msgspec.json.Decoder(Explanation).decode
-
-
 async def explain(ctx: Context, options: Namespace) -> int:
     """Print why a task is in its state."""
     reply = await ctx.connector.ask("explain", task_id=options.task_id)
-    if ctx.json:
-        ctx.out.raw((reply.line,))
-    else:
-        ctx.out.line(reason(ctx, options.task_id, reply))
+    ctx.show(reply, lambda: [reason(ctx, options.task_id, reply)])
     return OK
 
 
 def reason(ctx: Context, task_id: int, reply: Received) -> str:
     """The reply to ``explain``, in the user's language. Raises ConnectionFailed."""
-    why = read(reply.line, _decode_explanation, ctx.server)
+    why = ctx.read(reply.line, Explanation)
     fields = {
         "kind": why.kind,
         "queue": why.queue,
@@ -103,8 +91,7 @@ def reason(ctx: Context, task_id: int, reply: Received) -> str:
         "show": ctx.command("show", str(task_id)),
         "retry": ctx.command("retry", str(task_id)),
     }
-    known = {name: visible(value) for name, value in fields.items() if value}
-    return ctx.texts.reason(why.code, visible(why.message), **known)
+    return ctx.texts.reason(why.code, why.message, **fields)
 
 
 async def cancel(ctx: Context, options: Namespace) -> int:
@@ -124,7 +111,7 @@ async def _change_each(ctx: Context, task_ids: Iterable[int], action: str, done:
     with closing(connection):
         for task_id, answer in zip(ids, answers, strict=True):
             try:
-                ctx.show(await answer, ctx.texts(done, id=task_id))
+                ctx.report(await answer, done, id=task_id)
             except Refused as e:
                 ctx.reporter.report(e)
                 status = exit_status(e)

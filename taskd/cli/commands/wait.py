@@ -11,15 +11,12 @@ from contextlib import closing
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.python.failure import Failure
 
 from taskd.cli.context import Context
-from taskd.cli.exit_status import OK, TASK_FAILED, TIMED_OUT
+from taskd.cli.errors import OK, TASK_FAILED, TIMED_OUT
 from taskd.cli.ui.changes import ChangePrinter
 from taskd.cli.ui.progress import REMEMBERED
-from taskd.cli.ui.rendering import ShownTask
-from taskd.client.connection import Connection
-from taskd.client.connector import Request
+from taskd.client.connection import Connection, ignore
 from taskd.client.messages import Received
 from taskd.client.retry import Reconnector
 from taskd.model.states import TERMINAL, State
@@ -31,7 +28,7 @@ ANSWER_SECONDS = 10.0
 
 async def wait(ctx: Context, options: Namespace) -> int:
     """Wait for tasks; without ``--json`` show their changes meanwhile."""
-    return await Waiter(ctx, options.timeout, live=not ctx.json).run(options.task_ids)
+    return await Waiter(ctx, options.wait_timeout, live=not ctx.json).run(options.task_ids)
 
 
 class Waiter:
@@ -60,31 +57,30 @@ class Waiter:
         self._connection = connection
         while self._held:
             self.event(*self._held.popleft())
-        try:
-            status = await self._reconnector.run(self._attempt)
-        finally:
-            self._changes.progress.close()
-        return self._status() if status is None else status
+        with closing(self._changes.progress):
+            await self._reconnector.run(self._attempt)
+        return self._status()
 
     def event(self, connection: Connection, received: Received) -> None:
         """The EventListener of the connection."""
-        if received.body.event == "gap":
-            connection.request("watch", limit=1).addErrback(_ignore)
-        elif received.body.event in ("task", "progress", "log"):
-            if self._ids is None:
-                self._held.append((connection, received))
-                return
-            task = self._ctx.view(received.body.task) if received.body.event == "task" else None
-            if (received.body.task_id if task is None else task.id) not in self._ids:
+        event = received.body.event
+        if event == "gap":
+            connection.request("watch", limit=1).addErrback(ignore)
+        elif event not in ("task", "progress", "log"):
+            return
+        elif self._ids is None:
+            self._held.append((connection, received))
+        else:
+            tasks = [self._ctx.view(received.body.task)] if event == "task" else []
+            if (tasks[0].id if tasks else received.body.task_id) not in self._ids:
                 return
             if self._ctx.json:
-                self._ctx.out.raw((received.line,))
-            if task is not None:
-                self._changes.show([task])
-            elif received.body.event == "progress":
+                self._ctx.out.raw(received.line)
+            self._changes.show(tasks)
+            if event == "progress":
                 self._changes.show_progress(received)
 
-    async def _attempt(self) -> int:
+    async def _attempt(self) -> None:
         connection, answer = await self._begin()
         with closing(connection):
             self._reconnector.connected()
@@ -93,22 +89,27 @@ class Waiter:
                 reply = await answer
                 late = not reply.body.done and self._seconds_left() <= 0
                 if self._ctx.json and (reply.body.done or late):
-                    self._ctx.out.raw((reply.line,))
-                self._settle([self._ctx.view(raw) for raw in reply.body.tasks])
+                    self._ctx.out.raw(reply.line)
+                ended = [task for task in map(self._ctx.view, reply.body.tasks) if task.state in TERMINAL]
+                self._changes.show(ended)
+                for task in ended:
+                    self._open.pop(task.id, None)
+                    self._ends.add(task.state)
                 if late or not self._open:
-                    return self._status()
+                    return
                 answer = connection.request("wait", **self._fields())
 
     async def _begin(self) -> tuple[Connection, Deferred[Received]]:
         connection, self._connection = self._connection, None
         if connection is not None:
             return connection, connection.request("wait", **self._fields())
-        requests: list[Request] = [("watch", {"limit": 1})] if self._live else []
-        requests.append(("wait", self._fields()))
+        requests = [("wait", self._fields())]
+        if self._live:
+            requests.insert(0, ("watch", {"limit": 1}))
         self._changes.progress.reset()
         connection, (*watch, answer) = await self._ctx.connector.send(*requests, on_event=self.event)
         for ignored in watch:
-            ignored.addErrback(_ignore)
+            ignored.addErrback(ignore)
         return connection, answer
 
     def _fields(self) -> dict[str, Any]:
@@ -119,22 +120,11 @@ class Waiter:
     def _seconds_left(self) -> float:
         return self._deadline - self._ctx.clock.seconds()
 
-    def _settle(self, tasks: list[ShownTask]) -> None:
-        ended = [task for task in tasks if task.state in TERMINAL]
-        self._changes.show(ended)
-        for task in ended:
-            self._open.pop(task.id, None)
-            self._ends.add(task.state)
-
     def _status(self) -> int:
         if self._open and not self._ctx.json:
             ids = ", ".join(map(str, itertools.islice(self._open, 10)))
             more = ", ..." if len(self._open) > 10 else ""
-            self._ctx.out.note(self._ctx.texts("timed_out", n=len(self._open), ids=ids + more))
+            self._ctx.note("timed_out", n=len(self._open), ids=ids + more)
         if State.FAILED in self._ends:
             return TASK_FAILED
         return TIMED_OUT if self._open or State.CANCELLED in self._ends else OK
-
-
-def _ignore(failure: Failure) -> None:
-    """Events are only shown, so a ``watch`` that fails changes nothing."""

@@ -6,7 +6,7 @@ from argparse import Namespace
 from contextlib import closing
 
 from taskd.cli.context import Context
-from taskd.cli.exit_status import OK
+from taskd.cli.errors import OK
 from taskd.cli.ui.changes import ChangePrinter
 from taskd.client.connection import Connection
 from taskd.client.messages import Received
@@ -33,13 +33,11 @@ class Watcher:
 
     async def run(self) -> int:
         """Raises ClientError if the first connection fails, or if the server refuses."""
-        try:
+        with closing(self._changes.progress):
             await self._reconnector.run(self._attempt)
-        finally:
-            self._changes.progress.close()
         return OK
 
-    async def _attempt(self) -> int:
+    async def _attempt(self) -> None:
         # More tasks than the first snapshot has may have changed while there was no connection
         limit = self._limit if self._first else MAX_PAGE
         connection, (answer,) = await self._ctx.connector.send(("watch", {"limit": limit}), on_event=self._event)
@@ -48,11 +46,10 @@ class Watcher:
             self._reconnector.connected()
             connection.keep_alive()
             await connection.wait_until_lost()
-        return OK
 
     def _event(self, connection: Connection, received: Received) -> None:
         if self._ctx.json:
-            self._ctx.out.raw((received.line,))
+            self._ctx.out.raw(received.line)
         if received.body.event == "task":
             self._changes.show([self._ctx.view(received.body.task)])
         elif received.body.event == "progress":
@@ -64,14 +61,14 @@ class Watcher:
     def _snapshot(self, reply: Received) -> None:
         ctx, tasks = self._ctx, [self._ctx.view(raw) for raw in reply.body.tasks]
         if ctx.json:
-            ctx.out.raw((reply.line,))
+            ctx.out.raw(reply.line)
         elif self._first:
             for task in reversed(tasks):
                 self._changes.is_new(task)
             if tasks:
                 ctx.out.lines(ctx.renderer.table(WATCH_COLUMNS).lines(ctx.renderer.rows(tasks, ctx.now())))
             if ctx.out.tty:
-                ctx.out.note(ctx.texts("watching"))
+                ctx.note("watching")
         else:
             self._changes.progress.reset()
             self._changes.show(reversed(self._changes.missed(tasks)))

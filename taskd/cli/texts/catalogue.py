@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from taskd.cli.texts.words import WORDS
-from taskd.cli.texts.words_tasks import REASONS, STATES
+from taskd.cli.texts.words import REASONS, STATES, WORDS
+from taskd.cli.ui.text import visible
 
 LANGUAGES = ("en", "es")
 
@@ -20,25 +20,25 @@ def language(env: Mapping[str, str]) -> str:
 
 
 class Texts:
-    """The texts of one language: ``texts("key", field=...)``."""
+    """The texts of one language: ``texts("key", field=...)``. They are safe to print, whatever the fields contain."""
 
     def __init__(self, lang: str) -> None:
-        self.lang = lang if lang in LANGUAGES else "en"
-        self._column = LANGUAGES.index(self.lang)
+        self.lang = lang
+        self._column = LANGUAGES.index(lang)
 
     def __call__(self, key: str, /, **fields: Any) -> str:
         """The text of that name with its fields filled in."""
-        return WORDS[key][self._column].format(**fields)
-
-    def __contains__(self, key: str) -> bool:
-        return key in WORDS
+        return self._fill(WORDS[key], fields)
 
     def state(self, state: str) -> str:
         """The name of a task's state; an unknown one stays as it is."""
-        return STATES.get(state, state) if self.lang == "es" else state
+        return visible(STATES.get(state, state) if self.lang == "es" else state)
 
     def reason(self, code: str, message: str, **fields: Any) -> str:
-        """Why a task is in its state: our own text if there is one and its fields are known, else ``message``."""
+        """Why a task is in its state: our own text if there is one and its fields are not empty, else ``message``."""
         with contextlib.suppress(KeyError):
-            return REASONS[code][self._column].format(**fields) or message
-        return message
+            message = self._fill(REASONS[code], {name: field for name, field in fields.items() if field}) or message
+        return visible(message)
+
+    def _fill(self, texts: tuple[str, str], fields: Mapping[str, Any]) -> str:
+        return texts[self._column].format(**{name: visible(str(field)) for name, field in fields.items()})

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_type_hints
-
-from msgspec import Meta
+from typing import get_type_hints
 
 from taskd.protocol import messages as m
 from taskd.protocol.actions import ACTIONS
@@ -42,27 +40,27 @@ EXAMPLES = {
 
 def summary(command: str, lang: str) -> str:
     """What a command does, in one sentence."""
-    english, spanish = _SUMMARIES.get(command, ("", ""))
-    action = ACTIONS.get(_ACTION_OF.get(command, command))
-    if action is not None:
-        english, spanish = english or action.summary, spanish or action.summary_es
+    if command in _SUMMARIES:
+        english, spanish = _SUMMARIES[command]
+    else:
+        action = ACTIONS[_ACTION_OF.get(command, command)]
+        english, spanish = action.summary, action.summary_es
     return spanish if lang == "es" else english
 
 
-def option(name: str, lang: str) -> str:
-    """What an option or argument means, in one sentence."""
-    english, spanish = _OPTIONS[name]
+def option(name: str, lang: str, command: str = "") -> str:
+    """What an option or argument means, in one sentence; for some commands it is another one."""
+    english, spanish = _OPTIONS.get(f"{command}.{name}") or _OPTIONS[name]
     return (spanish if lang == "es" else english).replace("%", "%%")
 
 
 def _field(request: type, name: str) -> str:
-    hints = get_type_hints(request, include_extras=True)
-    meta: list[Any] = [m for m in getattr(hints[name], "__metadata__", ()) if isinstance(m, Meta)]
-    return next((m.description for m in meta if m.description), "").replace("`", "")
+    [meta] = get_type_hints(request, include_extras=True)[name].__metadata__
+    description: str = meta.description
+    return description.replace("`", "")
 
 
 _ACTION_OF = {
-    "add": "new_task",
     "list": "get_tasks",
     "show": "get_task",
     "log": "get_log",
@@ -107,18 +105,16 @@ _OPTIONS = {
         "De 1 a 64 caracteres; único sin distinguir mayúsculas. Si falta, se pregunta.",
     ),
     "text": (
-        f"{_field(m.TaskSpec, 'task')} - reads one task per line from the input.",
-        "Qué es, en palabras del usuario: de 1 a 4.096 caracteres. - lee una tarea por línea de la entrada.",
-    ),
-    "stdin": ("The same as -.", "Lo mismo que -."),
-    "kind_or_text": (
-        "A single word that names a kind selects this kind and is also the text: a program (command:NAME), or a kind"
+        f"{_field(m.TaskSpec, 'task')} - reads one task per line from the input."
+        " A single word that names a kind selects this kind and is also the text: a program (command:NAME), or a kind"
         " that workers serve now, see `taskclient kinds`. Anything else is the text of a task of the default kind."
         " With --kind, the words are only the text.",
-        "Una sola palabra que nombre un tipo elige ese tipo y es también el texto: un programa (command:NOMBRE), o un"
+        "Qué es, en palabras del usuario: de 1 a 4.096 caracteres. - lee una tarea por línea de la entrada."
+        " Una sola palabra que nombre un tipo elige ese tipo y es también el texto: un programa (command:NOMBRE), o un"
         " tipo que los workers atiendan ahora, vea `taskclient kinds`. Todo lo demás es el texto de una tarea del tipo"
         " por omisión. Con --kind, las palabras son solo el texto.",
     ),
+    "stdin": ("The same as -.", "Lo mismo que -."),
     "kind": (
         _field(m.TaskSpec, "kind") + " Default: simulate. With it, the text is optional.",
         "Qué manejador la ejecuta. Por omisión, simulate. Con esta opción, el texto es opcional.",
@@ -179,13 +175,14 @@ _OPTIONS = {
         _field(m.GetTasks, "state"),
         "Solo las de este estado interno, p. ej. queued, running o failed.",
     ),
-    "kind_filter": (_field(m.GetTasks, "kind"), "Solo las tareas de este tipo."),
+    "list.kind": (_field(m.GetTasks, "kind"), "Solo las tareas de este tipo."),
     "limit": ("How many at most (default 100).", "Cuántas como máximo (por omisión, 100)."),
-    "watch_limit": (
+    "watch.limit": (
         "How many of the newest tasks to show first (default 10).",
         "Cuántas de las tareas más recientes mostrar al principio (por omisión, 10).",
     ),
     "all": ("All of them.", "Todas."),
+    "task_ids": ("A task's number.", "El número de una tarea."),
     "task_id": ("A task's number.", "El número de una tarea."),
     "examples": ("examples:", "ejemplos:"),
     "command": ("COMMAND", "ORDEN"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Callable
 
 from rich.console import Console, ConsoleDimensions
@@ -16,11 +17,12 @@ from twisted.internet.interfaces import IDelayedCall
 
 from taskd.cli.context import Context
 from taskd.cli.errors import OutputClosed
-from taskd.cli.ui.progress import ProgressEvent, RunningTasks
-from taskd.cli.ui.rendering import ShownTask, percent
-from taskd.cli.ui.terminal import Screen
+from taskd.cli.ui.progress import ProgressEvent, ProgressView
+from taskd.cli.ui.rendering import percent
 from taskd.cli.ui.text import visible
 from taskd.client.errors import ClientError
+from taskd.model.states import State
+from taskd.protocol.views import TaskView
 
 MOST_BARS = 8
 """The most bars at a time: those of the tasks that reported first."""
@@ -38,43 +40,36 @@ _NUMBER, _BAR, _BAR_NARROW, _PERCENT, _LEFT = 8, 21, 9, 6, 9
 """The cells of each column, with the blank after it."""
 
 
-class Bars:
+class Bars(ProgressView):
     """The bars of one command. ``measure`` returns the current size of the terminal."""
 
-    def __init__(self, ctx: Context, measure: Callable[[], Screen]) -> None:
+    def __init__(self, ctx: Context, measure: Callable[[], os.terminal_size]) -> None:
         self._ctx = ctx
         self._measure = measure
-        self._screen = measure()
         self._console = Console(
-            file=_Canvas(ctx.out.encoding),
+            # Nothing is written to it, but its encoding tells rich whether it may use line-drawing characters
+            file=io.TextIOWrapper(io.BytesIO(), ctx.out.encoding),
             force_terminal=True,
-            color_system="standard" if self._screen.colour else None,
+            color_system="standard" if ctx.renderer.colour else None,
             legacy_windows=False,
         )
         self._progress = Progress(console=self._console, auto_refresh=False, get_time=ctx.clock.seconds)
-        self._lay_out()
-        self._running = RunningTasks()
         self._bars: dict[int, TaskID] = {}
         self._timer: IDelayedCall | None = None
 
-    def changed(self, task: ShownTask) -> None:
+    def changed(self, task: TaskView) -> None:
         """Show the progress of a running task, and remove the bar of any other."""
-        if not self._running.update(task) or task.progress is None:  # it has ended, or a new attempt begins
+        if task.state != State.RUNNING or task.progress is None:  # it has ended, or a new attempt begins
             self._remove(task.id)
         else:
-            self.advanced(ProgressEvent(task.id, task.attempt, task.progress, task.note))
+            self.advanced(ProgressEvent(task.id, task.attempt, task.progress, task.note), task.task)
 
-    def advanced(self, event: ProgressEvent) -> None:
+    def advanced(self, event: ProgressEvent, text: str) -> None:
         """Move the task's bar, or add one."""
-        text = self._running.text(event)
-        if text is None:
-            return
-        bar = self._bars.get(event.task_id)
-        if bar is None:
-            bar = self._progress.add_task(visible(text), total=1.0, id=event.task_id, note="", percent="")
-            self._bars[event.task_id] = bar
+        if event.task_id not in self._bars:
+            self._bars[event.task_id] = self._progress.add_task("", total=1.0, id=event.task_id)
         self._progress.update(
-            bar,
+            self._bars[event.task_id],
             completed=event.progress,
             description=visible(text) if text else None,
             note=visible(event.note or ""),
@@ -106,16 +101,12 @@ class Bars:
         elif self._timer.getTime() > clock.seconds() + seconds:
             self._timer.reset(seconds)
 
-    def _lay_out(self) -> None:
-        # Some terminals begin a new line after the last cell
-        self._console.size = ConsoleDimensions(self._screen.columns - 1, self._screen.rows)
-        self._progress.columns = tuple(_columns(self._screen.columns))
-
     def _draw(self) -> None:
-        if (screen := self._measure()) != self._screen:
-            self._screen = screen
-            self._lay_out()
-        shown = self._progress.tasks[: max(1, min(MOST_BARS, screen.rows - 4))]
+        screen = self._measure()
+        # Some terminals begin a new line after the last cell
+        self._console.size = ConsoleDimensions(screen.columns - 1, screen.lines)
+        self._progress.columns = tuple(_columns(screen.columns))
+        shown = self._progress.tasks[: max(1, min(MOST_BARS, screen.lines - 4))]
         lines = []
         if shown:
             with self._console.capture() as captured:
@@ -127,19 +118,6 @@ class Bars:
             self._ctx.out.foot(lines)
         if self._bars:
             self._draw_within(TICK)
-
-
-class _Canvas(io.StringIO):
-    """What rich draws into. Its encoding tells rich whether it may use line-drawing characters."""
-
-    def __init__(self, encoding: str) -> None:
-        super().__init__()
-        self._encoding = encoding
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """The encoding of the terminal."""
-        return self._encoding
 
 
 def _columns(columns: int) -> list[ProgressColumn]:

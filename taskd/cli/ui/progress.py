@@ -1,17 +1,17 @@
-"""``progress`` events: which of them are current, and how they are printed as lines."""
+"""``progress`` events, and how they are printed as lines."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TypeVar
 
-import msgspec
 from msgspec import Struct
 
 from taskd.cli.context import Context
-from taskd.cli.ui.rendering import ShownTask, percent
-from taskd.client.connection import read
-from taskd.client.messages import Received
+from taskd.cli.ui.rendering import percent
 from taskd.model.states import State
+from taskd.protocol.views import TaskView
+
+_T = TypeVar("_T")
 
 REMEMBERED = 10_000
 """The most tasks whose last printed version or progress is remembered."""
@@ -30,14 +30,14 @@ class ProgressEvent(Struct):
     note: str | None = None
 
 
-class ProgressView(Protocol):
+class ProgressView:
     """Shows progress. It is called for every task that is watched, also for one without progress."""
 
-    def changed(self, task: ShownTask) -> None:
+    def changed(self, task: TaskView) -> None:
         """The task has changed, and its change has been printed."""
 
-    def advanced(self, event: ProgressEvent) -> None:
-        """A task has reported its progress."""
+    def advanced(self, event: ProgressEvent, text: str) -> None:
+        """A task has reported its progress. ``text`` is the task's text, empty if it is not known."""
 
     def reset(self) -> None:
         """Events may have been missed: the running tasks may have ended."""
@@ -46,73 +46,34 @@ class ProgressView(Protocol):
         """No event follows."""
 
 
-_decode = msgspec.json.Decoder(ProgressEvent).decode
-
-
-def read_progress(received: Received, server: str) -> ProgressEvent:
-    """Decode a ``progress`` event. Raises ConnectionFailed."""
-    return read(received.line, _decode, server)
-
-
-class RunningTasks:
-    """The newest known attempt of each task, with the task's text while it is running."""
-
-    def __init__(self) -> None:
-        self._attempts: dict[int, tuple[int, str | None]] = {}
-
-    def update(self, task: ShownTask) -> bool:
-        """Remember the task's state; returns whether it is running."""
-        running = task.state == State.RUNNING
-        if running or task.attempt:
-            self._attempts[task.id] = task.attempt, task.task if running else None
-            drop_oldest(self._attempts)
-        return running
-
-    def text(self, event: ProgressEvent) -> str | None:
-        """The text of the event's task, empty if it is not known; None if the event's attempt has ended."""
-        attempt, text = self._attempts.get(event.task_id, (0, ""))
-        if event.attempt > attempt:
-            return text or ""
-        return text if event.attempt == attempt else None
-
-
-def drop_oldest(known: dict[int, Any]) -> None:
-    """Forget the oldest entry when there are more than REMEMBERED."""
+def remember(known: dict[int, _T], task_id: int, value: _T) -> None:
+    """Remember something about a task. Forget the oldest entry when there are more than REMEMBERED."""
+    known.pop(task_id, None)
+    known[task_id] = value
     if len(known) > REMEMBERED:
         del known[next(iter(known))]
 
 
-class ProgressLines:
+class ProgressLines(ProgressView):
     """Prints a line when a task has advanced by LINE_EVERY, or has a new note."""
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
-        self._running = RunningTasks()
         self._printed: dict[int, tuple[int, int, str]] = {}
 
-    def changed(self, task: ShownTask) -> None:
+    def changed(self, task: TaskView) -> None:
         """Remember the progress that the line for this change has shown."""
         self._printed.pop(task.id, None)
-        if self._running.update(task):
-            self._printed[task.id] = _step(task.attempt, task.progress or 0.0, task.note)
+        if task.state == State.RUNNING:
+            remember(self._printed, task.id, _step(task.attempt, task.progress or 0.0, task.note))
 
-    def advanced(self, event: ProgressEvent) -> None:
+    def advanced(self, event: ProgressEvent, text: str) -> None:
         """Print a line unless the last one showed the same step and note."""
-        text = self._running.text(event)
         step = _step(event.attempt, event.progress, event.note)
-        if text is None or self._printed.get(event.task_id, (event.attempt, 0, "")) == step:
-            return
-        self._printed.pop(event.task_id, None)
-        self._printed[event.task_id] = step
-        drop_oldest(self._printed)
-        ctx = self._ctx
-        ctx.out.line(ctx.renderer.progress(event.task_id, text, event.progress, event.note, ctx.now()))
-
-    def reset(self) -> None:
-        """Printed lines stay."""
-
-    def close(self) -> None:
-        """Nothing to release."""
+        if self._printed.get(event.task_id, (event.attempt, 0, "")) != step:
+            remember(self._printed, event.task_id, step)
+            ctx = self._ctx
+            ctx.out.line(ctx.renderer.progress(event.task_id, text, event.progress, event.note, ctx.now()))
 
 
 def _step(attempt: int, progress: float, note: str | None) -> tuple[int, int, str]:

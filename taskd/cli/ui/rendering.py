@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Annotated, TypeAlias
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import Raw, UnsetType
 
 from taskd.cli.durations import duration
 from taskd.cli.texts.catalogue import Texts
 from taskd.cli.ui.table import Cell, Table
 from taskd.cli.ui.text import cut, pad, paint, visible, width
-from taskd.client.connection import read
 from taskd.model.states import SHOWN_STATES
+from taskd.protocol.views import AttemptView, TaskView
 
 _COLOURS = {
     "Completada": "32",
@@ -25,57 +25,8 @@ _COLOURS = {
     "cancelled": "33",
     "running": "36",
 }
-NULL = Raw(b"null")
-Moment: TypeAlias = Annotated[datetime, Meta(tz=True)]
 LEAST_TEXT = 20
 """The fewest cells for a task's text. On a narrow terminal, tables drop other columns and lines drop their time."""
-
-
-class FailedAttempt(Struct):
-    """The fields of an :class:`~taskd.protocol.views.AttemptView` that the client prints."""
-
-    attempt: int
-    worker: str
-    ended_at: Moment
-    error: str
-    started_at: Moment | None = None
-    traceback: str | None = None
-
-
-class ShownTask(Struct):
-    """The fields of a :class:`~taskd.protocol.views.TaskView` that the client prints.
-
-    That class itself cannot decode them: msgspec decodes only null into its ``Raw | None``.
-    """
-
-    id: int
-    task: str
-    kind: str
-    queue: str
-    status: str
-    state: str
-    attempt: int
-    max_attempts: int | None
-    version: int
-    created_at: Moment
-    run_at: Moment
-    started_at: Moment | None = None
-    finished_at: Moment | None = None
-    result: Raw = NULL
-    error: str | None = None
-    progress: float | None = None
-    note: str | None = None
-    payload: Raw = NULL
-    timeout: float | None = None
-    attempts: list[FailedAttempt] = []
-
-
-_decode_view = msgspec.json.Decoder(ShownTask).decode
-
-
-def read_view(raw: Raw, server: str) -> ShownTask:
-    """Decode a task that the server sent. Raises ConnectionFailed."""
-    return read(bytes(raw), _decode_view, server)
 
 
 def age(since: datetime, now: datetime) -> str:
@@ -93,6 +44,7 @@ class Renderer:
     def __init__(self, texts: Texts, columns: int | None, colour: bool) -> None:
         self._texts = texts
         self.columns = columns
+        self.colour = colour
         self._colours = _COLOURS if colour else {}
         self._state_cells = max(width(self.state(state, 1.0)) for state in SHOWN_STATES)
 
@@ -106,7 +58,7 @@ class Renderer:
             least=LEAST_TEXT,
         )
 
-    def rows(self, tasks: Iterable[ShownTask], now: datetime) -> list[dict[str, Cell]]:
+    def rows(self, tasks: Iterable[TaskView], now: datetime) -> list[dict[str, Cell]]:
         """The tasks as rows for :meth:`table`."""
         return [
             {
@@ -120,7 +72,7 @@ class Renderer:
             for task in tasks
         ]
 
-    def change(self, task: ShownTask, now: datetime) -> str:
+    def change(self, task: TaskView, now: datetime) -> str:
         """The line for a task that has just changed."""
         at = task.finished_at or (task.started_at if task.state == "running" else None) or now
         extra = visible(task.task)
@@ -128,76 +80,79 @@ class Renderer:
             extra += f" ({self.attempt(task.attempt, task.max_attempts)})"
         if task.error:
             extra += f": {visible(task.error)}"
-        elif task.result != NULL:
-            extra += f": {compact(task.result)}"
-        return self._line(at, task.id, task.state, self.state(task.state, task.progress), extra)
+        elif result := compact(task.result):
+            extra += f": {result}"
+        return self._line(at, task.id, task.state, task.progress, extra)
 
     def progress(self, task_id: int, text: str, progress: float, note: str | None, now: datetime) -> str:
         """The line for a task that reports its progress. ``text`` may be empty."""
         extra = ": ".join(visible(part) for part in (text, note) if part)
-        return self._line(now, task_id, "running", self.state("running", progress), extra)
+        return self._line(now, task_id, "running", progress, extra)
 
     def state(self, state: str, progress: float | None) -> str:
         """The name of a state, with the progress of a running task."""
-        name = visible(self._texts.state(state))
+        name = self._texts.state(state)
         return f"{name} {percent(progress)} %" if state == "running" and progress is not None else name
 
     def attempt(self, attempt: int, most: int | None) -> str:
         """The number of an attempt, and the maximum if it is known."""
-        return self._texts("attempt", n=attempt, max=most) if most else self._texts("attempt_only", n=attempt)
+        return self._texts("attempt" if most else "attempt_only", n=attempt, max=most)
 
-    def _line(self, at: datetime, task_id: int, state: str, shown: str, extra: str) -> str:
-        words = [at.astimezone().strftime("%H:%M:%S"), str(task_id)]
-        shown = pad(shown, self._state_cells)
+    def _line(self, at: datetime, task_id: int, state: str, progress: float | None, extra: str) -> str:
+        shown = self.state(state, progress)
+        words = [at.astimezone().strftime("%H:%M:%S"), str(task_id), pad(shown, self._state_cells)]
         if self.columns is not None:
-            if self.columns - sum(width(word) + 2 for word in (*words, shown)) < LEAST_TEXT:
-                words, shown = words[1:], shown.rstrip()
-            extra = cut(extra, self.columns - sum(width(word) + 2 for word in (*words, shown)))
-        return "  ".join([*words, paint(shown, self._colours.get(state)), extra]).rstrip()
+            if self.columns - _room(words) < LEAST_TEXT:
+                words = [str(task_id), shown]
+            extra = cut(extra, self.columns - _room(words))
+        words[-1] = paint(words[-1], self._colours.get(state))
+        return "  ".join([*words, extra]).rstrip()
 
-    def details(self, task: ShownTask) -> list[str]:
+    def details(self, task: TaskView) -> list[str]:
         """Everything about one task, one field a line."""
         t = self._texts
-        status = paint(visible(task.status), self._colours.get(task.status))
         attempts = t("show.of", n=task.attempt, max=task.max_attempts) if task.max_attempts else str(task.attempt)
-        rows: list[tuple[str, str]] = [
+        running = task.state == "running" and task.progress is not None
+        due = task.state in ("scheduled", "retrying")
+        status = paint(visible(task.status), self._colours.get(task.status))
+        return self._labelled(
             ("id", str(task.id)),
             ("text", visible(task.task)),
-            ("status", f"{status} ({visible(t.state(task.state))})"),
+            ("status", f"{status} ({t.state(task.state)})"),
+            ("progress", f"{percent(task.progress or 0)} %  {visible(task.note or '')}".rstrip() if running else ""),
             ("kind", visible(task.kind)),
             ("queue", visible(task.queue)),
             ("attempt", attempts),
             ("created", moment(task.created_at)),
-        ]
-        if task.state == "running" and task.progress is not None:
-            rows.insert(3, ("progress", f"{percent(task.progress)} %  {visible(task.note or '')}".rstrip()))
-        if task.state in ("scheduled", "retrying"):
-            rows.append(("run_at", moment(task.run_at)))
-        rows += [(key, moment(at)) for key, at in (("started", task.started_at), ("finished", task.finished_at)) if at]
-        if task.timeout is not None:
-            rows.append(("timeout", duration(task.timeout)))
-        if task.payload != NULL:
-            rows.append(("payload", compact(task.payload)))
-        if task.result != NULL:
-            rows.append(("result", compact(task.result)))
-        if task.error:
-            rows.append(("error", visible(task.error)))
-        return self._labelled(rows) + [line for failed in task.attempts for line in self._failed(failed)]
+            ("run_at", moment(task.run_at) if due else ""),
+            ("started", moment(task.started_at) if task.started_at else ""),
+            ("finished", moment(task.finished_at) if task.finished_at else ""),
+            ("timeout", duration(task.timeout) if task.timeout else ""),
+            ("payload", compact(task.payload)),
+            ("result", compact(task.result)),
+            ("error", visible(task.error or "")),
+        ) + [line for failed in task.attempts or () for line in self._failed(failed)]
 
-    def _failed(self, failed: FailedAttempt) -> list[str]:
+    def _failed(self, failed: AttemptView) -> list[str]:
         """One failed attempt: when, on which worker, and the traceback."""
         ended = moment(failed.ended_at)
         if failed.started_at:
             ended += f" ({duration(round((failed.ended_at - failed.started_at).total_seconds()))})"
+        rows = self._labelled(("worker", visible(failed.worker)), ("ended", ended), ("error", visible(failed.error)))
+        trace = map(visible, (failed.traceback or "").expandtabs(4).splitlines())
         heading = self._texts("show.attempt_failed", n=failed.attempt)
-        rows = [("worker", visible(failed.worker)), ("ended", ended), ("error", visible(failed.error))]
-        trace = (failed.traceback or "").expandtabs(4).splitlines()
-        return ["", f"{heading}:", *(f"  {line}" for line in [*self._labelled(rows), *map(visible, trace)])]
+        return ["", f"{heading}:", *(f"  {line}" for line in (*rows, *trace))]
 
-    def _labelled(self, rows: Sequence[tuple[str, str]]) -> list[str]:
-        labels = [self._texts(f"show.{key}") for key, _ in rows]
+    def _labelled(self, *rows: tuple[str, str]) -> list[str]:
+        """The rows that have a value, each with the label for its key."""
+        labels = {self._texts(f"show.{key}"): value for key, value in rows if value}
         room = max(map(width, labels)) + 2
-        return [pad(f"{label}:", room) + value for label, (_, value) in zip(labels, rows, strict=True)]
+        return [pad(f"{label}:", room) + value for label, value in labels.items()]
+
+
+def _room(words: Iterable[str]) -> int:
+    """The cells of words with two blanks after each."""
+    return sum(width(word) + 2 for word in words)
 
 
 def percent(progress: float) -> int:
@@ -210,9 +165,11 @@ def moment(at: datetime) -> str:
     return at.astimezone().isoformat(" ", "seconds")
 
 
-def compact(raw: Raw) -> str:
-    """JSON as one visible line."""
-    try:
-        return visible(msgspec.json.format(bytes(raw), indent=-1).decode(errors="replace"))
-    except (msgspec.MsgspecError, RecursionError):
-        return visible(bytes(raw).decode(errors="replace"))
+def compact(raw: Raw | UnsetType | None) -> str:
+    """JSON as one visible line, empty for null."""
+    if not raw or raw == Raw(b"null"):
+        return ""
+    text = bytes(raw)
+    with contextlib.suppress(msgspec.MsgspecError, RecursionError):
+        text = msgspec.json.format(text, indent=-1)
+    return visible(text.decode(errors="replace"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from taskd.cli.ui.text import cut, pad, paint, width
@@ -15,6 +16,7 @@ class Cell(NamedTuple):
     colour: str | None = None
 
 
+@dataclass
 class Table:
     """Rows below a line of ``headings``, which names the columns. Later pages keep the widths of the first.
 
@@ -22,50 +24,41 @@ class Table:
     table drops the columns of ``expendable``, in their order. ``right`` ones are aligned to the right.
     """
 
-    def __init__(
-        self,
-        headings: Mapping[str, str],
-        columns: int | None,
-        *,
-        right: Collection[str],
-        expendable: Sequence[str],
-        least: int,
-    ) -> None:
-        self._headings = {name: Cell(text) for name, text in headings.items()}
-        self._columns = columns
-        self._right = right
-        self._expendable = expendable
-        self._least = least
-        self._names = list(headings)
-        self._widths: dict[str, int] = {}
+    headings: Mapping[str, str]
+    columns: int | None
+    right: Collection[str]
+    expendable: Sequence[str]
+    least: int
+    _widths: dict[str, int] = field(default_factory=dict)
+    """The width of each column that is shown."""
 
     def lines(self, rows: Sequence[Mapping[str, Cell]]) -> list[str]:
         """The lines for one page of rows; the first page begins with the headings."""
         first = not self._widths
-        for row in (self._headings, *rows):
-            for name in self._names:
-                self._widths[name] = max(self._widths.get(name, 0), width(row[name].text))
         if first:
-            self._fit()
-        return [self._line(row) for row in ([self._headings, *rows] if first else rows)]
-
-    def _fit(self) -> None:
-        for name in self._expendable:
-            if self._columns is None or self._room(self._columns) >= self._least:
-                return
-            if name in self._names:
-                self._names.remove(name)
+            self._widths = {name: width(heading) for name, heading in self.headings.items()}
+            rows = [{name: Cell(heading) for name, heading in self.headings.items()}, *rows]
+        for row in rows:
+            for name, known in self._widths.items():
+                self._widths[name] = max(known, width(row[name].text))
+        if first and self.columns is not None:
+            for name in self.expendable:
+                if self._room(self.columns) < self.least:
+                    self._widths.pop(name, None)
+        return [self._line(row) for row in rows]
 
     def _room(self, columns: int) -> int:
-        return columns - sum(self._widths[name] + 2 for name in self._names[:-1])
+        *others, _ = self._widths.values()
+        return columns - sum(room + 2 for room in others)
 
     def _line(self, row: Mapping[str, Cell]) -> str:
+        *others, last = self._widths
         words = []
-        for name in self._names[:-1]:
+        for name in others:
             text, colour = row[name]
             room = self._widths[name]
-            aligned = " " * (room - width(text)) + text if name in self._right else pad(text, room)
+            aligned = " " * (room - width(text)) + text if name in self.right else pad(text, room)
             words.append(paint(aligned, colour))
-        last = row[self._names[-1]].text
-        words.append(last if self._columns is None else cut(last, self._room(self._columns)))
+        text = row[last].text
+        words.append(text if self.columns is None else cut(text, self._room(self.columns)))
         return "  ".join(words).rstrip()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import IO, Any, NamedTuple, Protocol, TextIO
+from collections.abc import Iterable, Iterator, Mapping
+from typing import IO, Any, TextIO
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReadDescriptor
@@ -19,29 +18,6 @@ from taskd.client.errors import ClientError
 
 MAX_LINE = 1024 * 1024
 """The most bytes in one line of input."""
-
-
-class Screen(NamedTuple):
-    """The size of a terminal that can move its cursor, in cells. ``colour``: it may show colours."""
-
-    columns: int
-    rows: int
-    colour: bool
-
-
-class Source(Protocol):
-    """Where lines come from. Both readers raise EndOfInput after the last line."""
-
-    tty: bool
-
-    async def line(self) -> str:
-        """The next line, without its end."""
-
-    async def lines(self) -> list[str]:
-        """All lines that are available, at least one; waits for the first."""
-
-    def hidden(self) -> contextlib.AbstractContextManager[None]:
-        """In this context, the terminal does not echo input."""
 
 
 @implementer(IReadDescriptor)
@@ -88,8 +64,8 @@ class Input:
         import termios
 
         before = termios.tcgetattr(self._fd)
-        silent = list(before)
-        silent[3] = before[3] & ~termios.ECHO
+        silent = termios.tcgetattr(self._fd)
+        silent[3] &= ~termios.ECHO
         termios.tcsetattr(self._fd, termios.TCSADRAIN, silent)
         try:
             yield
@@ -152,7 +128,7 @@ class Output:
     def __init__(self, stdout: TextIO | None, stderr: TextIO | None) -> None:
         self._stdout = stdout
         self._stderr = stderr
-        self._foot: list[str] = []
+        self._foot = ""
         self.tty = stdout is not None and stdout.isatty()
         self.encoding = getattr(stdout, "encoding", None) or "utf-8"
 
@@ -160,8 +136,9 @@ class Output:
     def pipe(self) -> int | None:
         """The descriptor of standard output if that is a pipe, whose reader may close it."""
         with contextlib.suppress(OSError, ValueError):
-            if self._stdout is not None and stat.S_ISFIFO(os.fstat(self._stdout.fileno()).st_mode):
-                return self._stdout.fileno()
+            fd = -1 if self._stdout is None else self._stdout.fileno()
+            if stat.S_ISFIFO(os.fstat(fd).st_mode):
+                return fd
         return None
 
     def lines(self, lines: Iterable[str]) -> None:
@@ -172,7 +149,7 @@ class Output:
         """Write one line to standard output."""
         self.lines((line,))
 
-    def raw(self, lines: Iterable[bytes]) -> None:
+    def raw(self, *lines: bytes) -> None:
         """Write lines as the server sent them: in UTF-8, whatever the locale is."""
         data = b"".join(b"%b\n" % line for line in lines)
         buffer = getattr(self._stdout, "buffer", None)
@@ -190,32 +167,30 @@ class Output:
         with contextlib.suppress(OutputClosed, ClientError):
             self._write(self._stderr, f"{line}\n")
 
-    def foot(self, lines: Sequence[str]) -> None:
+    def foot(self, lines: Iterable[str]) -> None:
         """Keep these lines below everything that is written later; they replace the earlier ones.
 
         The output must be a terminal that can move its cursor, and wider than each of the lines.
         """
-        before, self._foot = self._foot, list(lines)
-        if before or lines:
-            self._put(self._stdout, self._erase(before) + self._drawn())
+        erase, self._foot = self._erase(), "".join(f"{line}\n" for line in lines)
+        if erase or self._foot:
+            self._put(self._stdout, erase + self._foot)
 
     def _write(self, stream: Any, data: str | bytes) -> None:
         """Write above the foot."""
         if not self._foot or stream is None:
             self._put(stream, data)
         elif stream is self._stdout and isinstance(data, str):
-            self._put(stream, self._erase(self._foot) + data + self._drawn())  # in one write, to avoid flicker
+            self._put(stream, self._erase() + data + self._foot)  # in one write, to avoid flicker
         else:
-            self._put(self._stdout, self._erase(self._foot))
+            self._put(self._stdout, self._erase())
             self._put(stream, data)
-            self._put(self._stdout, self._drawn())
+            self._put(self._stdout, self._foot)
 
-    @staticmethod
-    def _erase(lines: Sequence[str]) -> str:
-        return f"\x1b[{len(lines)}A\r\x1b[J" if lines else ""
-
-    def _drawn(self) -> str:
-        return "".join(f"{line}\n" for line in self._foot)
+    def _erase(self) -> str:
+        """What erases the foot."""
+        lines = self._foot.count("\n")
+        return f"\x1b[{lines}A\r\x1b[J" if lines else ""
 
     def _put(self, stream: Any, data: str | bytes) -> None:
         if stream is None:
@@ -237,8 +212,3 @@ def can_move(env: Mapping[str, str], tty: bool) -> bool:
 def colour_wanted(env: Mapping[str, str], tty: bool) -> bool:
     """Whether to use colours: on such a terminal, unless NO_COLOR is set (no-color.org)."""
     return can_move(env, tty) and not env.get("NO_COLOR")
-
-
-def measure(colour: bool) -> Screen:
-    """The current size of the terminal."""
-    return Screen(*shutil.get_terminal_size(), colour)

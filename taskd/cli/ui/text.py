@@ -8,21 +8,16 @@ JOINERS = "\u200c\u200d"
 """Invisible, but they only shape the letters and emoji beside them."""
 
 _CONTROLS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-_SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
 def visible(text: str) -> str:
     """The text, with an escape for each character that could control a terminal or is invisible."""
     if text.isascii() and text.isprintable():
         return text
-    return "".join(c if c in JOINERS or unicodedata.category(c) not in _CONTROLS else _escape(c) for c in text)
-
-
-def _escape(c: str) -> str:
-    code = ord(c)
-    if c in _SHORT:
-        return _SHORT[c]
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return "".join(
+        c if c in JOINERS or unicodedata.category(c) not in _CONTROLS else c.encode("unicode_escape").decode()
+        for c in text
+    )
 
 
 def width(text: str) -> int:
