@@ -38,8 +38,7 @@ from taskd.worker.context import MAX_LOG_CHARS, TaskContext
 from taskd.worker.executors.thread import MAX_RELAY_BYTES, OutputRelay
 from taskd.worker.executors.thread_pool import IThreads
 from taskd.worker.forkserver.messages import Died, Exited, Raised, Returned
-from taskd.worker.program_arguments import Template
-from taskd.worker.programs import Command
+from taskd.worker.programs import TEMPORARY, Command, Section
 from taskd.worker.runner import Runner
 from taskd.worker.simulate import Simulate
 from tests.unit.running import FakeForkServer, FakeJob, FakeThreads, RecordingListener, make_task
@@ -681,8 +680,11 @@ class ProcessTests(Stage):
 class ProgramTests(Stage):
     """Programs of a file."""
 
-    def start(self, payload: str = "{}", cwd: str | None = "/", args: list[Any] | None = None) -> Attempt:
-        command = Command("echo", "/bin/echo", Template(args or []), cwd=cwd, memory=1, processes=2, max_output=3)
+    def start(self, payload: str = "{}", cwd: str = "/", args: list[Any] | None = None) -> Attempt:
+        command = Command(
+            "echo",
+            Section("/bin/echo", args=args or [], cwd=cwd, memory=1, processes=2, max_output=3),
+        )
         runner = self.runner(programs=[command])
         return runner.run(make_task("command:echo", payload), "ana", self.listener)
 
@@ -701,7 +703,7 @@ class ProgramTests(Stage):
         self.assertEqual(self.forkserver.jobs, [])
 
     def test_a_new_folder_for_each_run(self) -> None:
-        attempt = self.start(cwd=None)
+        attempt = self.start(cwd=TEMPORARY)
         [job] = self.forkserver.jobs
         folder = job.what.cwd
         self.assertTrue(os.path.isdir(folder))
@@ -712,7 +714,7 @@ class ProgramTests(Stage):
 
     def test_no_room_for_a_folder(self) -> None:
         self.patch(tempfile, "tempdir", os.path.join(self.mktemp(), "missing"))
-        outcome = self.outcome(self.start(cwd=None))
+        outcome = self.outcome(self.start(cwd=TEMPORARY))
         self.assertIn("FileNotFoundError", outcome.error or "")
 
     def test_its_last_output_is_the_result(self) -> None:
@@ -757,7 +759,7 @@ class RunnerTests(Stage):
             """Make it small."""
 
         runner = self.runner(
-            Simulate(self.clock), thumb, programs=[Command("x", "/bin/x", Template(["{a}"]), timeout=9)]
+            Simulate(self.clock), thumb, programs=[Command("x", Section("/bin/x", args=["{a}"], timeout=9))]
         )
         self.assertEqual(list(runner.kinds), ["simulate", "thumb", "command:x"])
         self.assertEqual(runner.kinds["thumb"], KindInfo("thumb", "thread", 60, 5, "Make it small."))
