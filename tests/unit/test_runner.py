@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from msgspec import Raw
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
@@ -37,7 +36,8 @@ from taskd.worker.attempt import Attempt, AttemptStopped
 from taskd.worker.context import MAX_LOG_CHARS, TaskContext
 from taskd.worker.executors.thread import MAX_RELAY_BYTES, OutputRelay
 from taskd.worker.executors.thread_pool import IThreads
-from taskd.worker.forkserver.messages import Died, Exited, Raised, Returned
+from taskd.worker.forkserver.messages import Died, Exited
+from taskd.worker.handler_results import Fault, Success
 from taskd.worker.programs import TEMPORARY, Command, Section
 from taskd.worker.runner import Runner
 from taskd.worker.simulate import Simulate
@@ -619,7 +619,7 @@ class ProcessTests(Stage):
         self.assertEqual(job.what, ("k", {**context, "queue": "q", "payload": {"a": 1}}))
         job.listener.lines(["hello"], 0)
         job.listener.progress(0.5, "half")
-        job.done.callback(Returned(Raw(b'{"b":2}')))
+        job.done.callback(Success('{"b":2}'))
         self.assertEqual(self.outcome(attempt).result, '{"b":2}')
         job.listener.lines(["too late"], 0)
         self.assertEqual((self.listener.received, self.listener.progresses), (["hello"], [(0.5, "half")]))
@@ -627,16 +627,16 @@ class ProcessTests(Stage):
     def test_how_it_may_end(self) -> None:
         cases: list[tuple[Any, Outcome]] = [
             (
-                Raised("ValueError", "no\nway", "Traceback"),
+                Fault("ValueError: no\nway", "Traceback"),
                 Outcome(7, 2, 1, State.WAITING, error="ValueError: no way", trace="Traceback", delay=2.0),
             ),
-            (Raised("Reject", "no", rejected=True), Outcome(7, 2, 1, State.FAILED, error="no")),
+            (Fault("no", final=True), Outcome(7, 2, 1, State.FAILED, error="no")),
             (
-                Raised("Retry", "later", retry_after=9.0, retry=True),
+                Fault("later", after=9.0),
                 Outcome(7, 2, 1, State.WAITING, error="later", delay=9.0),
             ),
             (
-                Raised("Retry", "later", retry_after=-9, retry=True),
+                Fault("later", after=-9),
                 Outcome(7, 2, 1, State.WAITING, error="later", delay=0.0),
             ),
             (
@@ -652,7 +652,7 @@ class ProcessTests(Stage):
     def test_a_result_that_is_not_json(self) -> None:
         for raw in (b"", b"{", b"\xff", b'"\\u0000"', b"NaN", b'"' + b"x" * MAX_RESULT_BYTES + b'"', b"[" * 9999):
             attempt, job = self.start()
-            job.done.callback(Returned(Raw(raw)))
+            job.done.callback(Success(raw.decode(errors="surrogateescape")))
             outcome = self.outcome(attempt)
             self.assertIs(outcome.state, State.WAITING)
             self.assertIn("the result cannot be stored: ", outcome.error or "")
@@ -671,7 +671,7 @@ class ProcessTests(Stage):
         attempt.stop()
         self.assertEqual(job.stopped, 1)
         self.assertNoResult(attempt.done)
-        job.done.callback(Returned(Raw(b"1")))
+        job.done.callback(Success("1"))
         self.assert_stopped(attempt)
         self.successResultOf(attempt.freed)
         self.assertEqual(self.clock.getDelayedCalls(), [])

@@ -18,15 +18,12 @@ from typing import Any
 import msgspec
 from zope.interface import implementer
 
-from taskd.model.errors import TaskdError
-from taskd.model.text import one_line
 from taskd.ports.handler import ITaskContext, ITaskHandler
 from taskd.worker.context import NO_WAIT, NoWait, clean_fraction, clean_lines, clean_note
 from taskd.worker.forkserver import process_tree
-from taskd.worker.forkserver.messages import Call, JobEnded, Raised, Returned, decode_order, encode
+from taskd.worker.forkserver.messages import Call, JobEnded, decode_order, encode
 from taskd.worker.forkserver.progress_page import ProgressPage
-from taskd.worker.handler import Reject, Retry
-from taskd.worker.handler_results import encode_result, error_line, retry_delay, trace_of
+from taskd.worker.handler_results import Fault, HandlerResult, handler_raised, handler_returned
 
 HIDDEN_IN_TRACEBACKS = True
 
@@ -129,25 +126,21 @@ class Child:
             if not fit:
                 return
 
-    def _run_task(self, call: Call) -> Returned | Raised:
+    def _run_task(self, call: Call) -> HandlerResult:
         context = ChildContext(
             msgspec.json.decode(call.context), functools.partial(self._page.write, call.job), self._print
         )
         handler = self._handlers.get(call.kind)
         if handler is None:
-            return Raised("LookupError", f"no handler of the kind {call.kind!r} runs in a child process")
+            return Fault(f"no handler of the kind {call.kind!r} runs in a child process")
         try:
-            value = handler.run(context)
+            result = handler_returned(handler.run(context))
         # SystemExit and the like too: the handler fails, not the child
         except BaseException as e:
-            return raised(e)
-        try:
-            return Returned(msgspec.Raw(encode_result(value).encode()))
-        except TaskdError as e:
-            return _unstorable(e.message)
-        except BaseException as e:
-            # the handler's own objects may fail while they are encoded
-            return _unstorable(error_line(e))
+            result = handler_raised(e)
+        if isinstance(result, Fault):
+            result.cause = None
+        return result
 
     def _print(self, data: bytes) -> None:
         view = memoryview(data)
@@ -177,26 +170,6 @@ class Child:
     def _identify_files(self) -> list[tuple[int, int]]:
         stats = [os.fstat(fd) for fd in (0, 1, 2, self._output, self._channel.fileno())]
         return [(each.st_dev, each.st_ino) for each in stats]
-
-
-def raised(error: BaseException) -> Raised:
-    """What the fork server is told about an exception of a handler."""
-    name = type(error).__name__
-    if isinstance(error, Reject | TaskdError):
-        return Raised(name, _message_of(error), rejected=True)
-    if isinstance(error, Retry):
-        return Raised(name, _message_of(error), retry=True, retry_after=retry_delay(error.after))
-    if isinstance(error, SystemExit):
-        return Raised(name, f"the handler called sys.exit({error.code!r})"[:200], trace_of(error) or "")
-    return Raised(name, _message_of(error), trace_of(error) or "")
-
-
-def _unstorable(why: str) -> Raised:
-    return Raised("", one_line(f"the result cannot be stored: {why}"))
-
-
-def _message_of(error: BaseException) -> str:
-    return one_line(error_line(error).removeprefix(type(error).__name__).removeprefix(": "))
 
 
 def default_signals() -> None:

@@ -7,6 +7,8 @@ from typing import TypeAlias
 
 import msgspec
 
+from taskd.worker.handler_results import HandlerResult
+
 
 class Program(msgspec.Struct, frozen=True):
     """A program to run: ``argv`` with its absolute path first, never a shell; ``env`` is its whole environment; ``cwd``
@@ -67,24 +69,6 @@ Order: TypeAlias = Setup | Call | Execute | Stop
 # -- how a job ended
 
 
-class Returned(_Message):
-    """The handler returned. ``value`` is the JSON text of its result."""
-
-    value: msgspec.Raw
-
-
-class Raised(_Message):
-    """The handler raised an exception of the class ``name``, or its result cannot be stored: then ``name`` is empty.
-    ``retry`` is true for Retry, ``rejected`` for Reject and TaskdError."""
-
-    name: str
-    message: str
-    trace: str = ""
-    retry_after: float | None = None
-    rejected: bool = False
-    retry: bool = False
-
-
 class Exited(_Message):
     """A program ended with a ``status`` or by a ``signal`` after ``seconds``. The fork server adds the last lines of
     its output as ``tail``, and as ``reason`` the limit that ended it."""
@@ -102,7 +86,8 @@ class Died(_Message):
     reason: str
 
 
-JobEnd: TypeAlias = Returned | Raised | Exited | Died
+JobEnd: TypeAlias = HandlerResult | Exited | Died
+"""A child reports what its handler did, a supervisor how its program exited."""
 
 # -- events: from the fork server to the worker
 

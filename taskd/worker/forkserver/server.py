@@ -31,9 +31,7 @@ from taskd.worker.forkserver.messages import (
     JobEnded,
     Lines,
     Progress,
-    Raised,
     Ready,
-    Returned,
     Setup,
     Stop,
     decode_job_ended,
@@ -42,6 +40,7 @@ from taskd.worker.forkserver.progress_page import ProgressPage
 from taskd.worker.forkserver.spawning import fork
 from taskd.worker.forkserver.supervisor import supervise
 from taskd.worker.forkserver.worker_pipe import WorkerPipe
+from taskd.worker.handler_results import Fault, Success
 
 TICK = 0.1
 """Seconds between two collections of output and checks of limits."""
@@ -243,7 +242,7 @@ class ForkServer:
             if job.stop_by is None:
                 self._begin_kill(process)
         elif (
-            isinstance(message.end, Returned | Raised)
+            isinstance(message.end, Success | Fault)
             and message.fit
             and job.stop_by is None
             and process.ending_since is None
