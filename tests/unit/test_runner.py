@@ -34,9 +34,10 @@ from taskd.ports.workers import KindInfo
 from taskd.worker import Reject, Retry, handler
 from taskd.worker.attempt import Attempt, AttemptStopped
 from taskd.worker.context import MAX_LOG_CHARS, TaskContext
-from taskd.worker.executors.thread import MAX_RELAY_BYTES, OutputRelay
+from taskd.worker.executors.thread import OutputRelay
 from taskd.worker.executors.thread_pool import IThreads
 from taskd.worker.forkserver.messages import Died, Exited
+from taskd.worker.forkserver.output_buffer import QUEUE_BYTES
 from taskd.worker.handler_results import Fault, Success
 from taskd.worker.programs import TEMPORARY, Command, Section
 from taskd.worker.runner import Runner
@@ -518,7 +519,7 @@ class OutputTests(Stage):
         self.assertEqual((self.listener.received, self.listener.progresses), ([], []))
 
     def test_a_very_long_text_is_cut(self) -> None:
-        context = TaskContext(make_task(), "ana", {}, 3, self.listener)
+        context = TaskContext({}, self.listener)
         context.log("line\n" * 1_000_000)
         self.assertLessEqual(len("\n".join(self.listener.received)), MAX_LOG_CHARS)
         self.assertAlmostEqual(len(self.listener.received) + self.listener.dropped, 1_000_000, delta=1)
@@ -526,7 +527,7 @@ class OutputTests(Stage):
     def test_a_flood_from_a_thread_is_bounded_and_wakes_once(self) -> None:
         threads = FakeThreads(held=True)
         relay = OutputRelay(self.listener, threads.wake)
-        context = TaskContext(make_task(), "ana", {}, 3, relay)
+        context = TaskContext({}, relay)
         for n in range(20_000):
             context.log(f"line {n}")
             context.progress(n / 20_000, str(n))
@@ -534,7 +535,7 @@ class OutputTests(Stage):
         threads.run_in_reactor()
         self.assertEqual(self.listener.times, 1)
         self.assertEqual(self.listener.progresses, [(19_999 / 20_000, "19999")])
-        self.assertLessEqual(sum(len(line) + 1 for line in self.listener.received), MAX_RELAY_BYTES)
+        self.assertLessEqual(sum(len(line) + 1 for line in self.listener.received), QUEUE_BYTES)
         self.assertEqual(self.listener.received[-1], "line 19999")
         self.assertEqual(len(self.listener.received) + self.listener.dropped, 20_000)
         context.log("more")

@@ -22,20 +22,9 @@ class ProcessExecutor:
     def __init__(self, forkserver: ForkServerClient) -> None:
         self._forkserver = forkserver
 
-    def run(self, attempt: Attempt, handler: ITaskHandler, user: str, payload: Mapping[str, Any]) -> None:
+    def run(self, attempt: Attempt, handler: ITaskHandler, attributes: Mapping[str, Any]) -> None:
         """Have a child call it."""
-        task = attempt.task
-        context = {
-            "id": task.id,
-            "attempt": task.attempt,
-            "max_attempts": attempt.max_attempts,
-            "user": user,
-            "task": task.task,
-            "kind": task.kind,
-            "queue": task.queue,
-            "payload": payload,
-        }
-        job = self._forkserver.call(task.kind, context, attempt)
+        job = self._forkserver.call(handler.kind, attributes, attempt)
         attempt.execution = JobExecution(job, name_of(handler))
         job.done.addCallback(lambda end: attempt.end(result_of_child(end)))
 

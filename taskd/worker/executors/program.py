@@ -30,10 +30,10 @@ class ProgramExecutor:
         self._forkserver = forkserver
         self._threads = threads
 
-    def run(self, attempt: Attempt, handler: Command, user: str, payload: Mapping[str, Any]) -> None:
+    def run(self, attempt: Attempt, handler: Command, attributes: Mapping[str, Any]) -> None:
         """Start the program, in a new folder unless its configuration names one. Raises Reject if the payload does not
         fit."""
-        arguments = handler.arguments(payload)
+        arguments = handler.arguments(attributes["payload"])
         try:
             folder = handler.cwd or tempfile.mkdtemp(prefix="taskd-")
         except OSError as e:

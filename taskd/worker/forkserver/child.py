@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import functools
 import io
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
-from types import FrameType
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import msgspec
-from zope.interface import implementer
 
-from taskd.ports.handler import ITaskContext, ITaskHandler
-from taskd.worker.context import NO_WAIT, NoWait, clean_fraction, clean_lines, clean_note
+from taskd.ports.handler import ITaskHandler
+from taskd.worker.context import TaskContext
 from taskd.worker.forkserver import process_tree
 from taskd.worker.forkserver.messages import Call, JobEnded, decode_order, encode
 from taskd.worker.forkserver.progress_page import ProgressPage
@@ -30,27 +26,10 @@ HIDDEN_IN_TRACEBACKS = True
 _RESET = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ}
 
 
-@implementer(ITaskContext)
-class ChildContext:
+class ChildContext(TaskContext):
     """One attempt, as its handler in a child process sees it."""
 
-    id: int
-    attempt: int
-    max_attempts: int
-    user: str
-    task: str
-    kind: str
-    queue: str
-    payload: Mapping[str, Any]
-
-    def __init__(
-        self, attributes: Mapping[str, Any], progress: Callable[[float, str], None], output: Callable[[bytes], None]
-    ) -> None:
-        self.__dict__.update(attributes)
-        self._progress = progress
-        self._output = output
-        self._cancelled = False
-        self._listens = False
+    _listens = False
 
     @property
     def cancelled(self) -> bool:
@@ -60,24 +39,28 @@ class ChildContext:
             self._listens = True
             # keep a signal handler that the task has installed
             if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-                signal.signal(signal.SIGTERM, self._cancel)
+                signal.signal(signal.SIGTERM, lambda number, frame: self.cancel())
         return self._cancelled
 
-    def _cancel(self, number: int, frame: FrameType | None) -> None:
-        self._cancelled = True
 
-    def progress(self, fraction: float, note: str = "") -> NoWait:
-        """Report how far the task is, from 0 to 1, and what it is doing. Raises TypeError if the fraction is not a
-        number, ValueError for NaN."""
-        self._progress(clean_fraction(fraction), clean_note(note))
-        return NO_WAIT
+class ChildOutput:
+    """Passes on what the handler of ``job`` reports: its progress by a page of memory, its log lines by a pipe."""
 
-    def log(self, text: str) -> None:
-        """Add one or more lines to the task's log, after everything that was printed before."""
-        lines, _ = clean_lines(text)
+    def __init__(self, job: int, page: ProgressPage, pipe: int) -> None:
+        self._job = job
+        self._page = page
+        self._pipe = pipe
+
+    def progress(self, fraction: float, note: str) -> None:
+        """Report a progress."""
+        self._page.write(self._job, fraction, note)
+
+    def lines(self, lines: Sequence[str], dropped: int) -> None:
+        """Add lines to the log, after everything that was printed before."""
         with contextlib.suppress(Exception):
             sys.stdout.flush()
-        self._output("".join(f"{line}\n" for line in lines).encode())
+        with contextlib.suppress(OSError), open(self._pipe, "wb", closefd=False) as pipe:
+            pipe.write("".join(f"{line}\n" for line in lines).encode())
 
 
 class Child:
@@ -127,26 +110,18 @@ class Child:
                 return
 
     def _run_task(self, call: Call) -> HandlerResult:
-        context = ChildContext(
-            msgspec.json.decode(call.context), functools.partial(self._page.write, call.job), self._print
-        )
         handler = self._handlers.get(call.kind)
         if handler is None:
             return Fault(f"no handler of the kind {call.kind!r} runs in a child process")
+        output = ChildOutput(call.job, self._page, self._output)
         try:
-            result = handler_returned(handler.run(context))
+            result = handler_returned(handler.run(ChildContext(msgspec.json.decode(call.context), output)))
         # SystemExit and the like too: the handler fails, not the child
         except BaseException as e:
             result = handler_raised(e)
         if isinstance(result, Fault):
             result.cause = None
         return result
-
-    def _print(self, data: bytes) -> None:
-        view = memoryview(data)
-        with contextlib.suppress(OSError):
-            while view:
-                view = view[os.write(self._output, view) :]
 
     def _restore(self) -> bool:
         """Undo what a task may have changed. Returns whether this process is fit for the next task."""
