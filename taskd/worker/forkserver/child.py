@@ -16,14 +16,12 @@ import msgspec
 
 from taskd.ports.handler import ITaskHandler
 from taskd.worker.context import TaskContext
-from taskd.worker.forkserver import process_tree
 from taskd.worker.forkserver.messages import Call, JobEnded, decode_order, encode
 from taskd.worker.forkserver.progress_page import ProgressPage
+from taskd.worker.forkserver.spawning import default_signals
 from taskd.worker.handler_results import Fault, HandlerResult, handler_raised, handler_returned
 
 HIDDEN_IN_TRACEBACKS = True
-
-_RESET = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ}
 
 
 class ChildContext(TaskContext):
@@ -68,7 +66,6 @@ class Child:
 
     def __init__(
         self,
-        forkserver: int,
         channel: socket.socket,
         output: int,
         page: ProgressPage,
@@ -78,13 +75,7 @@ class Child:
         self._page = page
         self._handlers = handlers
         self._pid = os.getpid()
-        os.setsid()
-        process_tree.become_subreaper()
-        process_tree.die_with_parent(forkserver, signal.SIGKILL)
-        process_tree.yield_to_the_worker()
-        default_signals()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        wire_standard_streams(output)
         self._output = os.dup(output)
         os.close(output)
         self._streams = _open_streams()
@@ -145,23 +136,6 @@ class Child:
     def _identify_files(self) -> list[tuple[int, int]]:
         stats = [os.fstat(fd) for fd in (0, 1, 2, self._output, self._channel.fileno())]
         return [(each.st_dev, each.st_ino) for each in stats]
-
-
-def default_signals() -> None:
-    """Reset all signals to their defaults except SIGPIPE and SIGXFSZ: Python ignores them and raises exceptions."""
-    for number in _RESET:
-        if signal.getsignal(number) not in (signal.SIG_DFL, None):
-            with contextlib.suppress(OSError, ValueError):
-                signal.signal(number, signal.SIG_DFL)
-
-
-def wire_standard_streams(output: int) -> None:
-    """Make stdin empty, and stdout and stderr the task's output."""
-    empty = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(empty, 0)
-    os.close(empty)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
 
 
 def _open_streams() -> tuple[io.TextIOWrapper, io.TextIOWrapper]:

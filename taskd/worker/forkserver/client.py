@@ -94,10 +94,8 @@ class ForkServerClient:
         self, reactor: Any, modules: Sequence[str], size: int, *, grace: float = 5.0, max_tasks: int = 1000
     ) -> None:
         self._reactor = reactor
-        self._modules = modules
+        self._setup = Setup(modules, [str(path) for path in sys.path], grace, max_tasks)
         self._size = size
-        self._grace = grace
-        self._max_tasks = max_tasks
         self._process: _ForkServerProcess | None = None
         self._started: Deferred[None] = Deferred()
         self._stopped = False
@@ -143,7 +141,7 @@ class ForkServerClient:
             self._queue.remove(job)
             job.finish(Died("stopped before it began"))
         elif self._process is not None and job.stopping is None and not job.done.called:
-            job.stopping = self._reactor.callLater(self._grace + PATIENCE, self._replace, job, self._process)
+            job.stopping = self._reactor.callLater(self._setup.grace + PATIENCE, self._replace, job, self._process)
             self._process.send(Stop(job.order.job))
 
     # -- jobs
@@ -185,13 +183,12 @@ class ForkServerClient:
     def _launch(self) -> None:
         process = self._process = _ForkServerProcess(self._reactor, self._received)
         process.ended.addCallback(self._process_ended)
-        command = [sys.executable, "-m", "taskd.worker.forkserver", *self._modules]
+        argument = msgspec.json.encode(self._setup).decode()
+        command = [sys.executable, "-m", "taskd.worker.forkserver.reaper", argument]
         try:
             self._reactor.spawnProcess(process, sys.executable, command, env=None)
         except OSError as e:
             process.ended.callback(f"cannot be started: {e.strerror}")
-        else:
-            process.send(Setup([str(path) for path in sys.path], self._grace, self._max_tasks))
 
     def _received(self, event: Event) -> None:
         if isinstance(event, Ready):

@@ -30,16 +30,18 @@ class _Message(msgspec.Struct, tag=True):
     """The field ``type`` of its JSON object is the name of its class."""
 
 
-# -- orders: from the worker to the fork server
+class Setup(msgspec.Struct):
+    """The argument of the reaper and of the fork server. The fork server imports ``modules``. ``path`` is the worker's
+    ``sys.path``, so that both find the same ones. ``grace`` is in seconds. A child is replaced after ``max_tasks``
+    tasks."""
 
-
-class Setup(_Message):
-    """The first order. ``path`` is the worker's ``sys.path``, so that both find the same modules. ``grace`` is in
-    seconds. A child is replaced after ``max_tasks`` tasks."""
-
+    modules: Sequence[str]
     path: Sequence[str]
     grace: float
     max_tasks: int
+
+
+# -- orders: from the worker to the fork server
 
 
 class Call(_Message):
@@ -64,7 +66,7 @@ class Stop(_Message):
     job: int
 
 
-Order: TypeAlias = Setup | Call | Execute | Stop
+Order: TypeAlias = Call | Execute | Stop
 
 # -- how a job ended
 

@@ -51,6 +51,17 @@ def yield_to_the_worker() -> None:
         file.write("500")
 
 
+def pipe_of_signals() -> tuple[int, int]:
+    """A pipe into which Python writes the number of each SIGCHLD and SIGUSR1: the end to read and the end to write."""
+    ends = os.pipe()
+    for fd in ends:
+        os.set_blocking(fd, False)
+    for number in (signal.SIGCHLD, signal.SIGUSR1):
+        signal.signal(number, lambda number, frame: None)
+    signal.set_wakeup_fd(ends[1], warn_on_full_buffer=False)
+    return ends
+
+
 def children(pid: int) -> list[int]:
     """The pids of its children, zombies included. Empty if the process does not exist.
 

@@ -10,25 +10,18 @@ import socket
 import time
 
 from taskd.worker.forkserver import process_tree
-from taskd.worker.forkserver.child import default_signals, wire_standard_streams
 from taskd.worker.forkserver.messages import Died, Exited, JobEnded, Program, encode
 
 
-def supervise(forkserver: int, channel: socket.socket, output: int, job: int, program: Program) -> None:
+def supervise(channel: socket.socket, output: int, job: int, program: Program) -> None:
     """Run the program and report its end. Then wait until nothing of it is left, or until the fork server kills the
     rest.
 
     The program stays in the session and process group of its supervisor: the group has both.
     """
-    os.setsid()
-    process_tree.become_subreaper()
-    process_tree.die_with_parent(forkserver, signal.SIGKILL)
-    process_tree.yield_to_the_worker()
-    wire_standard_streams(output)
     begun = time.monotonic()
     why, trouble = os.pipe()
     # TERM stays blocked here: it is for the program. One that came before the program started is passed on below.
-    default_signals()
     me = os.getpid()
     pid = os.fork()
     if not pid:
