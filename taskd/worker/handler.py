@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Annotated, Any
 
@@ -40,27 +41,21 @@ class Reject(Exception):
 
 
 @implementer(ITaskHandler)
+@dataclass(eq=False, repr=False)
 class Handler:
     """A kind of task and the function that runs it. Calling it calls the function, for example in a test."""
 
-    def __init__(
-        self,
-        function: Callable[[ITaskContext], Any],
-        kind: str,
-        isolation: str,
-        timeout: float | None,
-        max_attempts: int,
-        backoff: Backoff,
-    ) -> None:
-        self.function = function
-        self.kind = kind
-        self.isolation = isolation
-        self.timeout = timeout
-        self.max_attempts = max_attempts
-        self.backoff = backoff
-        self.summary = summary_of(function)
-        self.__doc__ = function.__doc__
-        self.__name__ = getattr(function, "__name__", kind)
+    function: Callable[[ITaskContext], Any]
+    kind: str
+    isolation: str
+    timeout: float | None
+    max_attempts: int
+    backoff: Backoff
+
+    def __post_init__(self) -> None:
+        self.summary = summary_of(self.function)
+        self.__doc__ = self.function.__doc__
+        self.__name__ = getattr(self.function, "__name__", self.kind)
 
     def run(self, task: ITaskContext) -> Any:
         """Do the work."""

@@ -43,7 +43,7 @@ class Runner:
         *,
         threads: IThreads | None = None,
         forkserver: ForkServerClient | None = None,
-        programs: Iterable[Command] | None = None,
+        programs: Iterable[Command] = (),
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._clock = clock
@@ -52,7 +52,7 @@ class Runner:
         self._chance = chance
         self._running: set[Attempt] = set()
         self._handlers: dict[str, ITaskHandler | Command] = {handler.kind: handler for handler in handlers}
-        self._handlers.update((command.kind, command) for command in programs or ())
+        self._handlers.update((command.kind, command) for command in programs)
         self.kinds: Mapping[str, KindInfo] = {kind: info_of(handler) for kind, handler in self._handlers.items()}
         self._executors: dict[str, IExecutor] = {"async": ReactorExecutor(clock)}
         if threads is not None:

@@ -97,13 +97,20 @@ def _children_by_parent() -> dict[int, list[int]]:
 def descendants(pid: int) -> set[int]:
     """All processes below it."""
     found: set[int] = set()
-    todo = [pid]
+    _find_below(pid, found)
+    return found
+
+
+def _find_below(root: int, found: set[int], number: signal.Signals | None = None) -> None:
+    """Add all processes below ``root`` to ``found``. Each new one gets the signal before its children are listed."""
+    todo = [root]
     while todo:
         for child in children(todo.pop()):
             if child not in found:
+                if number is not None:
+                    send(child, number)
                 found.add(child)
                 todo.append(child)
-    return found
 
 
 def send(pid: int, number: signal.Signals) -> None:
@@ -145,13 +152,8 @@ def kill_below(root: int) -> None:
     """
     frozen: set[int] = set()
     for _ in range(_FREEZE_ROUNDS):
-        todo, before = [root], len(frozen)
-        while todo:
-            for child in children(todo.pop()):
-                if child not in frozen:
-                    send(child, signal.SIGSTOP)
-                    frozen.add(child)
-                    todo.append(child)
+        before = len(frozen)
+        _find_below(root, frozen, signal.SIGSTOP)
         if len(frozen) == before:
             break
     for pid in frozen:
@@ -174,9 +176,8 @@ def end_all_below_me() -> None:
 
 def how_it_ended(status: int) -> str:
     """A wait status in words: "killed by SIGSEGV", "exited with status 3"."""
-    if os.WIFSIGNALED(status):
-        return killed_by(os.WTERMSIG(status))
-    return f"exited with status {os.waitstatus_to_exitcode(status)}"
+    code = os.waitstatus_to_exitcode(status)
+    return killed_by(-code) if code < 0 else f"exited with status {code}"
 
 
 def killed_by(number: int) -> str:

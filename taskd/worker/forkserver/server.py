@@ -313,7 +313,7 @@ class ForkServer:
     def _tick(self, now: float) -> None:
         for job in list(self._jobs.values()):
             process, program = job.process, job.program
-            if self._worker.unsent < MAX_UNSENT_BYTES:
+            if len(self._worker.unsent) < MAX_UNSENT_BYTES:
                 self._report_output(job)
             if job.stop_by is not None and (
                 now >= job.stop_by or (job.end is not None and process_tree.childless(process.pid))

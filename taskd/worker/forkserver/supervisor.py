@@ -43,14 +43,9 @@ def supervise(channel: socket.socket, output: int, job: int, program: Program) -
         except ChildProcessError:
             return
         if ended == pid:
-            end = Died(not_started) if not_started else _exited(status, time.monotonic() - begun)
-            channel.sendall(encode(JobEnded(job, end)))
-
-
-def _exited(status: int, seconds: float) -> Exited:
-    if os.WIFSIGNALED(status):
-        return Exited(None, os.WTERMSIG(status), seconds)
-    return Exited(os.waitstatus_to_exitcode(status), None, seconds)
+            code, seconds = os.waitstatus_to_exitcode(status), time.monotonic() - begun
+            end = Exited(code, None, seconds) if code >= 0 else Exited(None, -code, seconds)
+            channel.sendall(encode(JobEnded(job, Died(not_started) if not_started else end)))
 
 
 def _become(supervisor: int, program: Program, trouble: int) -> None:
