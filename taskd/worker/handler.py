@@ -140,11 +140,11 @@ def describe_invalid(error: msgspec.ValidationError) -> str:
 
 def collect(module: ModuleType) -> list[ITaskHandler]:
     """The handlers among the names of a module in their order, each once."""
-    found: dict[int, Any] = {}
+    found: list[ITaskHandler] = []
     for value in vars(module).values():
-        if not isinstance(value, type) and ITaskHandler.providedBy(value):
-            found[id(value)] = value
-    return list(found.values())
+        if not isinstance(value, type) and ITaskHandler.providedBy(value) and value not in found:
+            found.append(value)
+    return found
 
 
 def by_kind(handlers: Iterable[ITaskHandler]) -> dict[str, ITaskHandler]:

@@ -7,7 +7,6 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from taskd import __version__
 from taskd.config.declarations import GRACE, WORKER
@@ -47,7 +46,8 @@ class WorkerService(Service):
     def startService(self) -> None:
         super().startService()
         handle_signals(self._reactor, self._worker.hurry)
-        Deferred.fromCoroutine(self._start()).addErrback(self._failed)
+        started = Deferred.fromCoroutine(self._start())
+        started.addErrback(lambda failure: fail(self._reactor, "taskworker", failure.value))
 
     async def _start(self) -> None:
         await self._broker.start()
@@ -58,9 +58,6 @@ class WorkerService(Service):
         self._started = True
         await self._worker.start()
         self._log.info("taskd {version} worker takes tasks: {what}", version=__version__, what=self._what)
-
-    def _failed(self, failure: Failure) -> None:
-        fail(self._reactor, "taskworker", failure.value)
 
     def stopService(self) -> Deferred[None]:
         super().stopService()

@@ -113,10 +113,14 @@ def _find_below(root: int, found: set[int], number: signal.Signals | None = None
                 todo.append(child)
 
 
-def send(pid: int, number: signal.Signals) -> None:
-    """Send a signal to one process. No effect if it does not exist or belongs to another user."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
+def send(pid: int, number: signal.Signals) -> bool:
+    """Send a signal to a process, or to a group if ``pid`` is negative. Returns False, without effect, if it does not
+    exist or belongs to another user."""
+    try:
         os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
 
 
 def terminate(root: int) -> set[int]:
@@ -125,9 +129,7 @@ def terminate(root: int) -> set[int]:
     if len(found) == 1:
         # It has no descendants, or the system does not list them: then its group reaches more. A process that was just
         # forked has no group yet.
-        try:
-            os.killpg(root, signal.SIGTERM)
-        except (ProcessLookupError, PermissionError):
+        if not send(-root, signal.SIGTERM):
             send(root, signal.SIGTERM)
     else:
         for pid in found:
@@ -139,8 +141,7 @@ def kill(root: int) -> None:
     """KILL a process and all below it. Call it again until they have ended."""
     send(root, signal.SIGSTOP)
     kill_below(root)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(root, signal.SIGKILL)
+    send(-root, signal.SIGKILL)
     send(root, signal.SIGKILL)
 
 
