@@ -39,11 +39,6 @@ class NoWait:
 NO_WAIT = NoWait()
 
 
-def clean_note(text: object) -> str:
-    """A note as one line of at most MAX_NOTE_CHARS that can be stored and shown."""
-    return clean_line(str(text)[:MAX_NOTE_CHARS].replace("\t", " "), MAX_NOTE_CHARS, " ")
-
-
 def clean_fraction(value: Any) -> float:
     """A progress, clamped to 0..1. Raises TypeError if it is not a number, ValueError for NaN."""
     if isinstance(value, str | bytes | bool) or not hasattr(value, "__float__"):
@@ -93,7 +88,8 @@ class TaskContext:
         TypeError if the fraction is not a number, ValueError for NaN."""
         fraction, listener = clean_fraction(fraction), self._listener
         if listener is not None:
-            listener.progress(fraction, clean_note(note))
+            line = str(note)[:MAX_NOTE_CHARS].replace("\t", " ")
+            listener.progress(fraction, clean_line(line, MAX_NOTE_CHARS, " "))
         return NO_WAIT
 
     def log(self, text: str) -> None:

@@ -44,9 +44,15 @@ HandlerResult: TypeAlias = Success | Fault
 
 
 def handler_returned(value: Any) -> HandlerResult:
-    """The handler returned this value: a fault if it cannot be stored."""
+    """The handler returned this value: a fault if it cannot be stored. It cannot if it is not a JSON value, larger than
+    MAX_RESULT_BYTES, nested too deeply, or has NaN, Infinity or a NUL in a text."""
     try:
-        return Success(encode_result(value))
+        text = encode_json(value, MAX_RESULT_BYTES, "result")
+        # Values that decode to something else (NaN to null, a set to a list) are rare, so are tuples and the escape
+        # for NUL, which may also be ordinary text. Only these need the slow check.
+        if "\\u0000" in text or msgspec.json.decode(text) != value:
+            _check(value)
+        return Success(text)
     except TaskdError as e:
         if inspect.iscoroutine(value):
             value.close()
@@ -66,18 +72,8 @@ def handler_raised(error: BaseException) -> Fault:
     return Fault(error_line(error), trace_of(error), cause=error)
 
 
-def encode_result(value: Any) -> str:
-    """JSON text of the value that a handler returned. Raises TaskdError with a one-line reason if it cannot be stored:
-    not a JSON value, larger than MAX_RESULT_BYTES, nested too deeply, NaN or Infinity, a NUL in a text."""
-    text = encode_json(value, MAX_RESULT_BYTES, "result")
-    # Values that decode to something else (NaN to null, a set to a list) are rare, so are tuples and the escape for
-    # NUL, which may also be ordinary text. Only these need the slow check.
-    if "\\u0000" in text or msgspec.json.decode(text) != value:
-        _check(value)
-    return text
-
-
 def _check(value: Any) -> None:
+    """Raises BadRequest if JSON would change the value."""
     if isinstance(value, dict):
         for key, inner in value.items():
             _check(key)

@@ -251,8 +251,7 @@ class _ForkServerProcess(ProcessProtocol):
         self._received = received
         self._lines = LineBuffer(MAX_EVENT_BYTES)
         self._stderr = OutputBuffer()
-        self._kill_timer: IDelayedCall | None = None
-        self._pipe_timer: IDelayedCall | None = None
+        self._timers: list[IDelayedCall] = []
 
     def send(self, order: Order) -> None:
         """Send an order. It is lost if the fork server has just ended."""
@@ -261,8 +260,8 @@ class _ForkServerProcess(ProcessProtocol):
     def hang_up(self) -> None:
         """Have it kill everything below it and end. Kill the reaper if that takes longer than PATIENCE."""
         self.transport.closeStdin()
-        if self._kill_timer is None:
-            self._kill_timer = self._reactor.callLater(PATIENCE, self._signal, signal.SIGKILL)
+        if not self._timers:
+            self._timers.append(self._reactor.callLater(PATIENCE, self._signal, signal.SIGKILL))
             # if the fork server hangs, the end of the pipe waits behind unread orders: signal the reaper as well
             self._signal(signal.SIGUSR1)
 
@@ -288,11 +287,11 @@ class _ForkServerProcess(ProcessProtocol):
 
     def processExited(self, reason: Failure) -> None:
         # the pipes close now, unless some process that is left holds them open
-        self._pipe_timer = self._reactor.callLater(PIPE_CLOSE_SECONDS, self.transport.loseConnection)
+        self._timers.append(self._reactor.callLater(PIPE_CLOSE_SECONDS, self.transport.loseConnection))
 
     def processEnded(self, reason: Failure) -> None:
-        for call in (self._kill_timer, self._pipe_timer):
-            if call is not None and call.active():
-                call.cancel()
+        for timer in self._timers:
+            if timer.active():
+                timer.cancel()
         self._log_stderr(last=True)
         self.ended.callback("ended" if reason.check(ProcessDone) else f"was ended: {reason.getErrorMessage()}")

@@ -21,8 +21,6 @@ class JobState:
     """A job while the fork server has it: it runs in ``process``. ``stop_by`` is the end of its grace, ``members`` are
     the processes that got TERM. ``reason`` is the limit that ended it."""
 
-    __slots__ = ("begun", "end", "id", "members", "output", "process", "program", "progress", "reason", "stop_by")
-
     process: Process
 
     def __init__(self, id: int, program: Program | None) -> None:
@@ -52,8 +50,6 @@ class JobState:
 class Process:
     """A child or a supervisor: the root of a tree. ``ending_since`` is the time from which the fork server ends its
     tree, ``status`` its wait status once it is reaped. ``page`` is None for a supervisor."""
-
-    __slots__ = ("channel", "ending_since", "job", "lines", "output", "page", "pid", "status", "tasks", "unsent")
 
     def __init__(self, pid: int, channel: socket.socket, output: int, page: ProgressPage | None) -> None:
         self.pid = pid
