@@ -30,7 +30,7 @@ from taskd.store.sqlite.store import InlineRunner, SqliteStore
 from taskd.worker.executors.thread_pool import IThreads
 from taskd.worker.handler import check_handler
 from taskd.worker.runner import Runner
-from taskd.worker.simulate import simulate
+from taskd.worker.simulate import Simulate
 from taskd.worker.worker import Worker
 
 PASSWORD = "a password for tests"
@@ -123,7 +123,7 @@ class Lab:
             node="lab",
             new_id=lambda: f"00000000-0000-0000-0000-{next(self._ids):012}",
         )
-        kinds = [simulate(self.clock), *(_inline(handler) for handler in handlers)]
+        kinds = [Simulate(self.clock), *(_inline(handler) for handler in handlers)]
         runner = Runner(self.clock, kinds, threads=_InlineThreads())
         self.worker = Worker(
             self.clock, store, broker, runner, queues, {"async": slots, "thread": slots}, lease, "lab worker"

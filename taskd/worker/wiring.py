@@ -13,13 +13,13 @@ from taskd.worker.forkserver.client import ForkServerClient
 from taskd.worker.loading import load, modules_for_children
 from taskd.worker.programs import read_programs
 from taskd.worker.runner import Runner
-from taskd.worker.simulate import simulate
+from taskd.worker.simulate import Simulate
 from taskd.worker.worker import Worker
 
 
 def open_worker(reactor: Any, store: IStore, broker: IBroker, settings: Settings, name: str) -> Worker:
     """A worker with its handlers, not started. Raises SettingsError when a handler cannot be loaded."""
-    handlers = [simulate(reactor), *load(settings.handlers)]
+    handlers = [Simulate(reactor), *load(settings.handlers)]
     programs = read_programs(str(settings.programs)) if settings.programs else []
     processes = settings.processes or _cores()
     forkserver = None

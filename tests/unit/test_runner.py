@@ -41,7 +41,7 @@ from taskd.worker.forkserver.output_buffer import QUEUE_BYTES
 from taskd.worker.handler_results import Fault, Success
 from taskd.worker.programs import TEMPORARY, Command, Section
 from taskd.worker.runner import Runner
-from taskd.worker.simulate import simulate
+from taskd.worker.simulate import Simulate
 from tests.unit.running import FakeForkServer, FakeJob, FakeThreads, RecordingListener, make_task
 
 
@@ -300,7 +300,7 @@ class TimeLimitTests(Stage):
         self.assertEqual(self.outcome(attempt).error, "took longer than 1 s")
 
     def test_in_time(self) -> None:
-        attempt = self.runner(simulate(self.clock)).run(
+        attempt = self.runner(Simulate(self.clock)).run(
             make_task("simulate", '{"seconds":1}', timeout=2.0), "ana", self.listener
         )
         self.clock.advance(1)
@@ -760,7 +760,7 @@ class RunnerTests(Stage):
             """Make it small."""
 
         runner = self.runner(
-            simulate(self.clock), thumb, programs=[Command("x", Section("/bin/x", args=["{a}"], timeout=9))]
+            Simulate(self.clock), thumb, programs=[Command("x", Section("/bin/x", args=["{a}"], timeout=9))]
         )
         self.assertEqual(list(runner.kinds), ["simulate", "thumb", "command:x"])
         self.assertEqual(runner.kinds["thumb"], KindInfo("thumb", "thread", 60, 5, "Make it small."))
@@ -781,11 +781,11 @@ class RunnerTests(Stage):
         async def mine(task: ITaskContext) -> str:
             return "mine"
 
-        attempt = self.runner(simulate(self.clock), mine).run(make_task("simulate"), "ana", self.listener)
+        attempt = self.runner(Simulate(self.clock), mine).run(make_task("simulate"), "ana", self.listener)
         self.assertEqual(self.outcome(attempt).result, '"mine"')
 
     def test_start_and_stop(self) -> None:
-        runner = self.runner(simulate(self.clock))
+        runner = self.runner(Simulate(self.clock))
         self.successResultOf(Deferred.fromCoroutine(runner.start()))
         self.assertEqual((self.threads.running, self.forkserver.running), (True, True))
         attempt = runner.run(make_task("simulate"), "ana", self.listener)
@@ -795,9 +795,9 @@ class RunnerTests(Stage):
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_simulate(self) -> None:
-        verifyObject(ITaskHandler, simulate(self.clock))
+        verifyObject(ITaskHandler, Simulate(self.clock))
         verifyObject(IThreads, self.threads)
-        runner = self.runner(simulate(self.clock))
+        runner = self.runner(Simulate(self.clock))
         attempt = runner.run(make_task("simulate"), "ana", self.listener)
         self.clock.advance(2)
         self.assertEqual(self.outcome(attempt).result, '{"seconds":2.0}')

@@ -29,7 +29,7 @@ from taskd.protocol.messages import encode
 from taskd.store.sqlite.store import InlineRunner, SqliteStore
 from taskd.worker.leases import ACK_AFTER
 from taskd.worker.runner import Runner
-from taskd.worker.simulate import simulate
+from taskd.worker.simulate import Simulate
 from taskd.worker.worker import Worker
 
 LEASE = 30.0
@@ -147,7 +147,7 @@ class Stage:
 
     def worker(self, slots: int = 10, name: str = "w") -> Worker:
         """One more worker, started."""
-        handlers = [simulate(self.clock), *(Handler(kind, f, self.clock) for kind, f in KINDS.items())]
+        handlers = [Simulate(self.clock), *(Handler(kind, f, self.clock) for kind, f in KINDS.items())]
         worker = Worker(
             self.clock,
             self.store,  # type: ignore[arg-type]
@@ -227,7 +227,7 @@ def stage() -> Iterator[Stage]:
 
 
 def test_handlers_provide_their_interface() -> None:
-    verifyObject(ITaskHandler, simulate(Clock()))
+    verifyObject(ITaskHandler, Simulate(Clock()))
 
 
 def test_a_task_is_claimed_run_finished_announced_and_acked(stage: Stage) -> None:
