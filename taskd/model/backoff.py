@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 from taskd.model.limits import MAX_DELAY_SECONDS
 
 Delay = Annotated[float, Meta(ge=0, le=MAX_DELAY_SECONDS)]
+"""Seconds."""
 
 
 class Backoff(Struct, frozen=True, forbid_unknown_fields=True):

@@ -22,6 +22,8 @@ from taskd.ports.handler import ITaskContext, ITaskHandler
 MAX_SUMMARY_CHARS = 200
 
 Timeout = Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_SECONDS)]
+"""Seconds that an attempt may take."""
+
 MaxAttempts = Annotated[int, Meta(ge=1, le=MAX_ATTEMPTS)]
 
 HIDDEN_IN_TRACEBACKS = True

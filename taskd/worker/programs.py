@@ -49,7 +49,8 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class Section(msgspec.Struct, forbid_unknown_fields=True):
-    """A section of the file."""
+    """A section of the file. msgspec checks types and bounds. Sizes, the template, and whether files exist are checked
+    later."""
 
     path: str
     summary: str = ""
