@@ -1,1 +1,1 @@
-"""Side-by-side benchmarks: see README.md here."""
+"""Benchmarks. README.md here describes them."""

@@ -1,16 +1,16 @@
-"""What a million waiting tasks of one user cost the others: dispatch and claim rates with them and without.
+"""Cost of a million waiting tasks of one user for the other users: dispatch and claim rates with them and without.
 
-In both cases five users have no-op tasks in the backlog, which are dispatched in fair order and run by one worker, and
-the rates are those of all five until the first four are served. The fifth has as many as each of the others in one
-case, and a million in the other. Prints one JSON line:
+In both cases, five users have no-op tasks in the backlog. They are dispatched in fair order and run by one worker. The
+rates are those of all five users until the tasks of the first four have ended. The fifth user has as many tasks as each
+of the others in one case, and a million in the other. Prints one line of JSON:
 
 - ``empty`` and ``full``: the medians of the two cases; ``ratio``: the median of full / empty, round by round;
-- ``dispatched_per_s``, ``claimed_per_s``: tasks a second from waiting to queued and from queued to running, once the
-  first of them have gone through;
-- ``new_task_starts_s``: how long the slowest of ten new tasks of yet another user waited until it ran, while the rest
-  of the backlog went on; of all rounds the worst;
-- ``server_grew_mib``: by how much the server's resident memory grew from its start; of all rounds the worst;
-- ``others_cpu``: the share of the machine that went to anything else. Above 0.1 the rates say little.
+- ``dispatched_per_s``, ``claimed_per_s``: tasks a second from waiting to queued and from queued to running, without the
+  first of them;
+- ``new_task_starts_s``: the longest time that one of ten new tasks of another user waited until it ran, while the rest
+  of the backlog was processed; the worst of all rounds;
+- ``server_grew_mib``: the growth of the server's resident memory since its start; the worst of all rounds;
+- ``others_cpu``: the share of the machine's CPU time that other processes used. Above 0.1 the rates say little.
 """
 
 from __future__ import annotations
@@ -31,22 +31,21 @@ from bench.harness import Deployment, Failed, Figures, Meter, Services, emit, fo
 from taskd import __version__
 
 USERS = 4
-"""Beside the one with the backlog."""
+"""Users besides the one with the backlog."""
 
 PROBES = 10
-"""New tasks of another user that are timed, one after the other."""
+"""New tasks of another user that are measured, one after the other."""
 
 WARM_UP = 0.15
-"""The share of the tasks that does not count: until batches and caches are what they will be."""
+"""The share of the tasks that does not count, as batches and caches still grow."""
 
-# As old as the users' own: in the backlog from the start.
+# The tasks are already due, so they are in the backlog from the start.
 _INSERT = """
 INSERT INTO tasks (user_id, task, queue, payload, run_at)
 SELECT %s, 't', %s, %s::json, now() - interval '1 minute' FROM generate_series(1, %s)
 """
 _OPEN = "SELECT FROM tasks WHERE user_id = ANY (%s) AND status = 'Procesando' LIMIT 1"
-# The times of everybody's tasks up to the moment when the last one of these users was served: from then on the cases
-# are not the same.
+# The times of all users' tasks until the last task of these users. After that, the cases differ.
 _TIMES = """
 SELECT extract(epoch FROM {column})::float8 FROM tasks
 WHERE {column} >= to_timestamp(%s)
@@ -57,7 +56,7 @@ _WAITED = "SELECT extract(epoch FROM started_at - created_at)::float8 FROM tasks
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure as the options say; the exit status."""
+    """Measure as the options say. Returns the exit status."""
     options = _options(arguments)
     try:
         with contextlib.ExitStack() as stack:
@@ -69,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             filling = with_it.fill(options.backlog, options.seconds)
             rounds = []
             for n in range(options.repeat):
-                # by turns, so that whatever else the machine does meets both
+                # in alternating order, so that other load of the machine affects both
                 cases = (without, with_it) if n % 2 == 0 else (with_it, without)
                 found = {case: case.measure(options) for case in cases}
                 rounds.append((found[without], found[with_it]))
@@ -95,14 +94,14 @@ def _line(options: argparse.Namespace, rounds: Sequence[tuple[Figures, Figures]]
         "empty": empty,
         "full": full,
         "ratio": {name: round(statistics.median(b[name] / a[name] for a, b in rounds), 3) for name in rates},
-        # of all rounds the worst
+        # the worst of all rounds
         "new_task_starts_s": max(each[1]["new_task_starts_s"] for each in rounds),
         "server_grew_mib": max(each[1]["server_grew_mib"] for each in rounds),
     }
 
 
 class _Case(Deployment):
-    """One server and one worker, which are started for a measurement when all tasks are there, and ended after it."""
+    """One server and one worker. They start for a measurement after all tasks were inserted, and stop after it."""
 
     def __init__(self, place: Path, name: str, services: Services) -> None:
         (place / name).mkdir()
@@ -127,26 +126,26 @@ class _Case(Deployment):
         self.stop()
 
     def fill(self, tasks: int, seconds: float) -> float:
-        """Give the last user a backlog; how long the statement took."""
+        """Give the last user a backlog. Returns the seconds that the statement took."""
         start = time.monotonic()
         self._insert(self._users[-1], tasks, seconds)
         return round(time.monotonic() - start, 1)
 
     def measure(self, options: argparse.Namespace) -> Figures:
-        """The figures of one round, which leaves nothing behind but a smaller backlog."""
+        """Measure one round. Afterwards the backlog is smaller, and nothing else has changed."""
         each = options.tasks // (USERS + 1)
         last = self._query("SELECT coalesce(max(id), 0) FROM tasks")[0][0]
-        others, hog = self._users[:-1], self._users[-1]
+        others, big_user = self._users[:-1], self._users[-1]
         for user in others:
             self._insert(user, each)
-        if not self._query(_OPEN, [hog]):
-            self._insert(hog, each)
+        if not self._query(_OPEN, [big_user]):
+            self._insert(big_user, each)
         self._query("VACUUM (ANALYZE) tasks")
         self._query("CHECKPOINT")
         self._start_server()
         server = psutil.Process(self._servers[0].pid)
         before = server.memory_info().rss
-        # from now on: a first window has been dispatched while nobody took tasks
+        # count from now on: a first window was dispatched before the worker started
         began = time.time()
         self._worker_daemons = [self._daemon("taskworker")]
         meter = Meter(self.pids)
@@ -155,7 +154,7 @@ class _Case(Deployment):
         figures: Figures = {
             "dispatched_per_s": self._rate("dispatched_at", began, others, last, options.tasks),
             "claimed_per_s": self._rate("started_at", began, others, last, options.tasks),
-            "new_task_starts_s": self._probe(),
+            "new_task_starts_s": self._measure_new_tasks(),
             "server_grew_mib": round((server.memory_info().rss - before) / 2**20, 1),
             "others_cpu": noise,
         }
@@ -170,8 +169,8 @@ class _Case(Deployment):
             raise Failed(f"only {len(times)} tasks were seen: too few to tell a rate; use more --tasks")
         return round(len(counted) / (counted[-1] - counted[0]))
 
-    def _probe(self) -> float:
-        """How long the slowest of some new tasks of another user waited until it ran, while the backlog goes on."""
+    def _measure_new_tasks(self) -> float:
+        """The longest time that a new task of another user waited until it ran, while the backlog is processed."""
         slowest = 0.0
         client, _ = self.client("another")
         with client:
@@ -204,10 +203,10 @@ class _Case(Deployment):
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.backlog", description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--backlog", type=int, default=1_000_000, metavar="N", help="waiting tasks of the one user")
-    add("--seconds", type=float, default=0.0, metavar="S", help="how long each of those takes (0)")
-    add("--tasks", type=int, default=20_000, metavar="N", help="tasks of all five users that a rate is taken from")
-    add("--repeat", type=int, default=5, metavar="N", help="rounds of both cases by turns; the line has the medians")
+    add("--backlog", type=int, default=1_000_000, metavar="N", help="waiting tasks of the user with the backlog")
+    add("--seconds", type=float, default=0.0, metavar="S", help="seconds that each of them takes (0)")
+    add("--tasks", type=int, default=20_000, metavar="N", help="tasks of all five users that are measured")
+    add("--repeat", type=int, default=5, metavar="N", help="rounds of both cases; the line has the medians")
     add("--limit", type=float, default=300.0, metavar="SECONDS", help="for each measurement")
     return parser.parse_args(arguments)
 

@@ -1,11 +1,12 @@
-"""A million tasks that are to run later: ``python -m bench.delayed`` prints what they cost until and when they come.
+"""Cost of a million delayed tasks: ``python -m bench.delayed`` measures it before and when they are due.
 
-They are submitted over the socket, a thousand a request, to run in an hour. One line of JSON:
+They are submitted over the socket, a thousand in a request, to run in an hour. Prints one line of JSON:
 
-- ``created_per_s``; ``server_grew_mib`` while they were created; ``messages``: how many of them RabbitMQ holds;
-- ``new_task_p50_ms``, ``new_task_p99_ms``: from another user's submission to the end of the task, one by one, while
-  they wait; ``idle_*``: the same before there were any;
-- ``due_per_s``: tasks a second from the moment when ``--due`` of them become due at once until all of these have ended.
+- ``created_per_s``: tasks created a second; ``server_grew_mib``: growth of the server's memory meanwhile; ``messages``:
+  the number of messages in RabbitMQ after it;
+- ``new_task_p50_ms``, ``new_task_p99_ms``: time from the submission to the end of a task of another user, one by one,
+  while the delayed tasks wait; ``idle_*``: the same before there are any;
+- ``due_per_s``: tasks a second, from the moment when ``--due`` of them become due until all of these have ended.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _DUE = "UPDATE tasks SET run_at = now() WHERE id IN (SELECT id FROM tasks WHERE 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure as the options say; the exit status."""
+    """Measure as the options say. Returns the exit status."""
     options = _options(arguments)
     try:
         with contextlib.ExitStack() as stack:
@@ -47,14 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure(options: argparse.Namespace, deployment: Deployment, services: Services) -> Figures:
-    hog, _ = deployment.client("hog")
+    big_user, _ = deployment.client("big_user")
     other, _ = deployment.client("other")
-    idle = _probe(other)
+    idle = _measure_new_tasks(other)
     server = psutil.Process(deployment.daemons[0].pid)
     before, began = server.memory_info().rss, time.monotonic()
     spec = {"task": "later", "payload": {"seconds": 0}, "delay": 3600}
     for first in range(0, options.tasks, MAX_BATCH):
-        reply = hog.request("new_tasks", tasks=[spec] * min(MAX_BATCH, options.tasks - first))
+        reply = big_user.request("new_tasks", tasks=[spec] * min(MAX_BATCH, options.tasks - first))
         if not reply["ok"]:
             raise Failed(f"not created: {reply}")
     created = time.monotonic() - began
@@ -64,7 +65,7 @@ def _measure(options: argparse.Namespace, deployment: Deployment, services: Serv
         "server_grew_mib": round((server.memory_info().rss - before) / 2**20, 1),
         "messages": sum(int(line.split()[-1]) for line in _queues(services)),
         **milliseconds(idle, "idle_"),
-        **milliseconds(_probe(other), "new_task_"),
+        **milliseconds(_measure_new_tasks(other), "new_task_"),
     }
 
     def query(sql: str, *arguments: Any) -> list[Any]:
@@ -77,7 +78,7 @@ def _measure(options: argparse.Namespace, deployment: Deployment, services: Serv
     return found | {"due": options.due, "due_per_s": round(options.due / (end - began))}
 
 
-def _probe(client: LineClient) -> list[float]:
+def _measure_new_tasks(client: LineClient) -> list[float]:
     took = []
     for _ in range(PROBES):
         began = time.monotonic()
@@ -96,8 +97,8 @@ def _queues(services: Services) -> list[str]:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.delayed", description=(__doc__ or "").partition(":")[0])
     add = parser.add_argument
-    add("--tasks", type=int, default=1_000_000, metavar="N", help="tasks that are to run later")
-    add("--due", type=int, default=50_000, metavar="N", help="how many of them become due at once")
+    add("--tasks", type=int, default=1_000_000, metavar="N", help="number of delayed tasks")
+    add("--due", type=int, default=50_000, metavar="N", help="number of tasks that become due at once")
     add("--limit", type=float, default=300.0, metavar="SECONDS", help="for them to end")
     return parser.parse_args(arguments)
 

@@ -1,8 +1,8 @@
-"""The floor: the same statements and messages, in the same batches, with none of our server and worker code.
+"""The floor: the same statements and messages in the same batches, without the code of taskd's server and worker.
 
-Two bare processes (:mod:`bench.bare`) stand for the server and the worker. There are no clients, no accounts and no
-protocol, and no task is run. So what is between this and taskd is what taskd costs; what is below this is what
-PostgreSQL, RabbitMQ and their drivers cost, and no server of this design can be faster on them.
+Two bare processes (:mod:`bench.bare`) replace the server and the worker. There are no clients, accounts or protocol,
+and no task is run. The floor is the cost of PostgreSQL, RabbitMQ and their drivers: no server of this design can be
+faster. The difference from a run of taskd is the cost of taskd.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ ONE_AT_A_TIME = 200
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """Mean tasks a transaction, and the share of tasks that go through the backlog.
+    """Mean tasks in a transaction, and the share of tasks that go through the backlog.
 
-    The defaults are what a run of 20,000 tasks by two clients with 200 requests each in flight had; see README.md.
+    The defaults are those of a run of 20,000 tasks by two clients with 200 requests each in flight; see README.md.
     """
 
     create: float = 200.0
@@ -50,11 +50,11 @@ class Batches:
     backlog: float = 0.87
 
 
-ALONE = Batches(create=1, dispatch=1, claim=1, finish=1, backlog=0)
+ONE_BY_ONE = Batches(create=1, dispatch=1, claim=1, finish=1, backlog=0)
 
 
 def measure(services: Services, tasks: int, users: int, batches: Batches, limit: float) -> Figures:
-    """One run. Raises Failed."""
+    """Measure one run. Raises Failed."""
     figures: Figures = {
         "system": "floor",
         "version": None,
@@ -71,13 +71,13 @@ def measure(services: Services, tasks: int, users: int, batches: Batches, limit:
     with _Pair(services, tasks, users, batches, sequential=False) as pair:
         throughput = pair.throughput(limit)
         measured = pair.books.batches(list(range(1, users + 1)))
-    with _Pair(services, WARM_UP + ONE_AT_A_TIME, 1, ALONE, sequential=True) as pair:
+    with _Pair(services, WARM_UP + ONE_AT_A_TIME, 1, ONE_BY_ONE, sequential=True) as pair:
         latency = pair.latency(limit)
     return figures | throughput | latency | {"batches": measured}
 
 
 class _Pair:
-    """A creating and a working process over a database and a queue of their own."""
+    """A creating and a working process with their own database and queue."""
 
     def __init__(self, services: Services, tasks: int, users: int, batches: Batches, sequential: bool) -> None:
         self._services = services
@@ -106,34 +106,36 @@ class _Pair:
         self._stack.close()
 
     def throughput(self, limit: float) -> Figures:
-        """All tasks as fast as it goes."""
+        """Create and finish all tasks as fast as possible."""
         pids = {"server": [self._creator.pid], "worker": [self._worker.pid], **self._services.pids}
         meter, start = Meter(pids), time.monotonic()
         self._creator.send(signal.SIGUSR1)
-        told = wait_report(self._creator, limit)
+        report = wait_report(self._creator, limit)
         end = wait_until(self._done, limit, "all tasks are Completada", pause=0.02)
         used = meter.used()
         others = meter.others(sum(used.values()))
         self.books.check(list(range(1, self._users + 1)), self._tasks)
         return {
-            "confirmed_per_s": round(self._tasks / (told["confirmed_at"] - start)),
+            "confirmed_per_s": round(self._tasks / (report["confirmed_at"] - start)),
             "end_to_end_per_s": round(self._tasks / (end - start)),
             "cpu_us_per_task": micros_a_task(used | {"clients": 0.0}, self._tasks),
             "others_cpu": others,
         }
 
     def latency(self, limit: float) -> Figures:
-        """One task after the other."""
+        """Create and finish one task after the other."""
         self._creator.send(signal.SIGUSR1)
-        told = wait_report(self._creator, limit)
+        report = wait_report(self._creator, limit)
         wait_until(self._done, limit, "all tasks are Completada")
         self.books.check([1], self._tasks)
         timed = slice(WARM_UP, None)
-        return milliseconds(told["completed"][timed], "latency_") | milliseconds(told["confirmed"][timed], "confirm_")
+        return milliseconds(report["completed"][timed], "latency_") | milliseconds(
+            report["confirmed"][timed], "confirm_"
+        )
 
     def _done(self) -> bool:
         for process in (self._creator, self._worker):
-            # Raises when it has failed.
+            # This raises if the process has failed.
             if process.returncode is not None:
                 wait_ready([process])
         return self.books.all_done()

@@ -1,4 +1,4 @@
-"""What the benchmarks share: private services, real daemons, CPU time by process, figures as lines of JSON."""
+"""Shared by the benchmarks: private services, real daemons, CPU time of processes, figures as lines of JSON."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ Figures = dict[str, Any]
 
 
 class Failed(Exception):
-    """The run measured nothing: what went wrong, in one line."""
+    """The run has no valid figures. The message is one line."""
 
 
 # -- CPU time
 
 
 def tree_seconds(pid: int) -> float:
-    """User and system seconds of a process and all its descendants, those that ended and were waited for included."""
+    """User and system seconds of a process and its descendants, including those that ended and were waited for."""
     total = 0.0
     with contextlib.suppress(psutil.NoSuchProcess):
         root = psutil.Process(pid)
         for process in [root, *root.children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 t = process.cpu_times()
-                # A parent carries the times of the children it has waited for, of theirs as well.
+                # The times of a parent include those of descendants that have ended and were waited for.
                 total += t.user + t.system + t.children_user + t.children_system
     return total
 
 
 class Meter:
-    """CPU seconds of groups of process trees, from its creation on."""
+    """Measures the CPU seconds of groups of process trees, from its creation on."""
 
     def __init__(self, groups: Mapping[str, Sequence[int]]) -> None:
         self._groups = groups
@@ -58,33 +58,35 @@ class Meter:
         self._start = time.monotonic()
 
     def used(self) -> dict[str, float]:
-        """Seconds by group since the start."""
+        """CPU seconds of each group since the start."""
         return {name: now - self._before[name] for name, now in self._read().items()}
 
     def others(self, measured: float) -> float:
-        """The share of the machine that went, since the start, to anything but the ``measured`` CPU seconds: above a
-        tenth or so, the run says little about speed."""
-        there = (time.monotonic() - self._start) * (psutil.cpu_count() or 1)
-        return round(max(0.0, _busy_seconds() - self._busy - measured) / there, 3)
+        """The share of the machine's CPU time since the start that was used beside the ``measured`` CPU seconds.
+
+        With more than a tenth, the run says little about speed.
+        """
+        available = (time.monotonic() - self._start) * (psutil.cpu_count() or 1)
+        return round(max(0.0, _busy_seconds() - self._busy - measured) / available, 3)
 
     def _read(self) -> dict[str, float]:
         return {name: sum(map(tree_seconds, pids)) for name, pids in self._groups.items()}
 
 
 def _busy_seconds() -> float:
-    """Of all processors together; what a hypervisor took away counts as busy."""
+    """Busy seconds of all processors. Time taken by a hypervisor counts as busy."""
     times = psutil.cpu_times()
     return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))
 
 
 def micros_a_task(used: Mapping[str, float], tasks: int) -> dict[str, float]:
-    """CPU microseconds a task by group, and their sum as ``total``."""
+    """CPU microseconds for each task by group, and their sum as ``total``."""
     each = {name: round(seconds / tasks * 1e6, 1) for name, seconds in used.items()}
     return each | {"total": round(sum(used.values()) / tasks * 1e6, 1)}
 
 
 def listener(port: int) -> int:
-    """The id of that child of this process which listens on a port."""
+    """The process id of the child of this process that listens on a port."""
     for child in psutil.Process().children():
         # Before psutil 6 the method had another name.
         connections = getattr(child, "net_connections", None) or child.connections
@@ -97,12 +99,12 @@ def listener(port: int) -> int:
 
 
 def quantile(values: Sequence[float], q: float) -> float:
-    """The smallest value that at least ``q`` of all do not exceed (nearest rank)."""
+    """The quantile ``q`` of the values by the nearest-rank method."""
     return sorted(values)[max(0, math.ceil(q * len(values)) - 1)]
 
 
 def milliseconds(seconds: Sequence[float], prefix: str = "") -> Figures:
-    """Median and 99th percentile as figures."""
+    """Median and 99th percentile in milliseconds."""
     return {
         f"{prefix}p50_ms": round(quantile(seconds, 0.5) * 1e3, 2),
         f"{prefix}p99_ms": round(quantile(seconds, 0.99) * 1e3, 2),
@@ -110,7 +112,7 @@ def milliseconds(seconds: Sequence[float], prefix: str = "") -> Figures:
 
 
 def medians(rows: Sequence[Figures]) -> Figures:
-    """Figure by figure the median of several runs; what is no number is taken from the first."""
+    """The median of each figure over several runs. Values that are not numbers come from the first run."""
     found: Figures = {}
     for name, first in rows[0].items():
         values = [row[name] for row in rows if name in row]
@@ -125,12 +127,12 @@ def medians(rows: Sequence[Figures]) -> Figures:
 
 
 def emit(row: Figures) -> None:
-    """One line of JSON on standard output, at once."""
+    """Print one line of JSON and flush it."""
     print(json.dumps(row), flush=True)
 
 
 def emit_all(rows: Sequence[Figures]) -> None:
-    """The line of medians of several runs."""
+    """Print the line of medians, if there were several runs."""
     if len(rows) > 1:
         emit({"median_of": len(rows), **medians(rows)})
 
@@ -142,11 +144,11 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-# -- what is measured
+# -- services and daemons
 
 
 class Services:
-    """PostgreSQL and RabbitMQ for this run alone, durable as they are delivered: nothing is tuned or turned off."""
+    """PostgreSQL and RabbitMQ for this run alone, with their default settings: durable and not tuned."""
 
     def __init__(self) -> None:
         absent = [name for name in missing() if name in ("postgres", "rabbitmq")]
@@ -169,9 +171,10 @@ class Services:
 
 
 class Deployment:
-    """taskd as it is deployed: servers and workers over a database and a queue of their own, or one embedded server.
+    """taskd as it is deployed: servers and workers with their own database and queue, or one embedded server.
 
-    ``profiles``, a folder, gets what cProfile says about each daemon; it slows them down by half or more.
+    If ``profiles`` is given, cProfile writes the statistics of each daemon into this folder. It slows the daemons down
+    by half or more.
     """
 
     def __init__(
@@ -199,16 +202,16 @@ class Deployment:
 
     @property
     def daemons(self) -> list[Daemon]:
-        """Servers and workers."""
+        """All servers and workers."""
         return [*self._servers, *self._worker_daemons]
 
     @property
     def pids(self) -> dict[str, list[int]]:
-        """By role; the services' as well."""
-        ours = {"server": [d.pid for d in self._servers]}
+        """The process ids of the daemons and the services by role."""
+        daemons = {"server": [d.pid for d in self._servers]}
         if self.services is None:
-            return ours
-        return ours | {"worker": [d.pid for d in self._worker_daemons]} | self.services.pids
+            return daemons
+        return daemons | {"worker": [d.pid for d in self._worker_daemons]} | self.services.pids
 
     def start(self) -> None:
         """Start everything and wait until the servers answer."""
@@ -218,17 +221,17 @@ class Deployment:
             self._env |= self.services.rabbitmq.env(unique("bench"))
         for port in self.ports:
             self._servers.append(self._daemon("taskserver", "--listen", f"tcp:{port}:interface={HOST}"))
-            # One after the other: the first one creates the tables.
+            # One after the other, as the first one creates the tables.
             self._wait_for(self._servers[-1], port)
         self._worker_daemons = [self._daemon("taskworker") for _ in range(self._workers)]
 
     def stop(self) -> None:
-        """SIGTERM and wait until all have drained. One that does not is killed, and told of on standard error."""
+        """Send SIGTERM and wait until all have drained. One that does not is killed and named on standard error."""
         for daemon in reversed(self.daemons):
             try:
                 status = daemon.terminate()
             except AssertionError as e:
-                print(f"bench: killed, as it did not stop by itself: {e}", file=sys.stderr)
+                print(f"bench: killed a daemon that did not stop: {e}", file=sys.stderr)
             else:
                 if status != 0:
                     print(f"bench: a daemon ended with {status}: {daemon.output()[-2000:]}", file=sys.stderr)
@@ -236,13 +239,13 @@ class Deployment:
             self.services.postgres.drop_database(self.database)
 
     def check_alive(self) -> None:
-        """Raises Failed when a daemon has ended."""
+        """Raise Failed if a daemon has ended."""
         for daemon in self.daemons:
             if daemon.returncode is not None:
                 raise Failed(f"a daemon ended with {daemon.returncode}: {daemon.output()[-2000:]}")
 
     def client(self, username: str, server: int = 0, watch: bool = False) -> tuple[LineClient, int]:
-        """A connection of a user registered on first use, logged in, and the user's id."""
+        """A connection logged in as a user, who is registered on first use, and the user's id."""
         client = LineClient(self.ports[server], HOST, START_SECONDS)
         done = client.request("register", username=username, password=PASSWORD)
         if not done["ok"] and done["status"] != "in_use":
@@ -267,7 +270,7 @@ class Deployment:
             self.check_alive()
             try:
                 with LineClient(port, HOST, START_SECONDS) as client:
-                    # It has to look into the store, so the answer says that this can be reached.
+                    # This request reads the store, so its reply proves that the store can be reached.
                     return bool(client.request("login", username="nobody", password="at all")["status"] == "no_user")
             except OSError:
                 return False
@@ -279,13 +282,13 @@ class Deployment:
 
 
 def run_python(place: Path, name: str, *command: str | int) -> Process:
-    """``python COMMAND`` in the root of the project, with its output in ``place/name``."""
+    """Run ``python COMMAND`` in the root of the project, with its output in ``place/name``."""
     line = [sys.executable, *map(str, command)]
     return Process(line, place / name, env=clean_environment(PYTHONUNBUFFERED="1"), cwd=ROOT)
 
 
 def wait_ready(processes: Sequence[Process], limit: float = START_SECONDS) -> None:
-    """Wait until each has printed the line ``ready``. Raises Failed when one ends before."""
+    """Wait until each has printed the line ``ready``. Raises Failed if one ends before."""
 
     def ready() -> bool:
         for process in processes:
@@ -297,14 +300,14 @@ def wait_ready(processes: Sequence[Process], limit: float = START_SECONDS) -> No
 
 
 def report(process: Process) -> Any:
-    """The JSON in the last line that a process printed, None when it is not there yet."""
+    """The JSON in the last line that a process printed, or None if it has not printed it yet."""
     output = process.output()
     last = output[:-1].rpartition("\n")[2]
     return json.loads(last) if output.endswith("}\n") else None
 
 
 def wait_report(process: Process, limit: float) -> Any:
-    """Wait for the JSON that a process prints. Raises Failed when it ends without, or in vain."""
+    """Wait for the JSON that a process prints. Raises Failed if the process fails."""
 
     def reported() -> bool:
         if process.returncode not in (None, 0):
@@ -316,7 +319,7 @@ def wait_report(process: Process, limit: float) -> Any:
 
 
 def wait_until(condition: Callable[[], bool], limit: float, what: str, pause: float = 0.01) -> float:
-    """Poll until it holds; the monotonic time at which it did. Raises Failed after ``limit`` seconds."""
+    """Poll until the condition is true. Returns the monotonic time then. Raises Failed after ``limit`` seconds."""
     deadline = time.monotonic() + limit
     while not condition():
         if time.monotonic() > deadline:

@@ -1,11 +1,11 @@
 """How many calls cross from one file of taskd/ into another for one task: ``python -m bench.hops``.
 
-One embedded server in memory (taskd.testing.Lab), one connection that watches. The count begins when the connection
-gets the bytes of a ``new_task`` request and ends when it has written the last event of that task. A call counts when
-the calling frame stands in one file of taskd/ and the called function in another; a coroutine that goes on after an
-await is no new call. Calls by way of Twisted's reactor, Deferreds and timers are not counted: their caller is Twisted.
+It runs one embedded server in memory (taskd.testing.Lab) with one connection that watches. The count begins when the
+connection gets the bytes of a ``new_task`` request, and ends when it has written the last event of the task. A call
+counts if the calling frame is in one file of taskd/ and the called function in another. A coroutine that resumes after
+an await is no new call. Calls by Twisted (reactor, Deferreds, timers) do not count.
 
-Prints one line of JSON; ``--list`` prints the crossings as well, in their order.
+It prints one line of JSON. With ``--list`` it prints the crossings as well, in their order.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from taskd.testing import Lab, LabClient
 
 ROOT = str(Path(taskd.__file__).resolve().parent) + "/"
 WARM_UP = 3
-"""Tasks that run before the count, so that nothing is imported or looked up for the first time."""
+"""Tasks that run before the count, so that all imports and caches are done."""
 
 Crossing = tuple[str, str, str]
 """The calling file, the called file and the called function."""
 
 
 class Counter:
-    """A profile function that notes each call from one file below ROOT into another."""
+    """A profile function that records each call from one file below ROOT into another."""
 
     def __init__(self) -> None:
         self.crossings: list[Crossing] = []
@@ -43,7 +43,7 @@ class Counter:
         if not file.startswith(ROOT):
             return
         if frame in self._begun:
-            return  # a coroutine or generator that goes on
+            return  # a coroutine or generator that resumes
         self._begun.add(frame)
         self.calls += 1
         caller = frame.f_back
@@ -53,7 +53,7 @@ class Counter:
 
 
 def measure() -> Counter:
-    """Run tasks through a server in memory and count the last of them."""
+    """Run tasks on a server in memory and count the calls of the last one."""
     with Lab() as lab:
         client = lab.client()
         client.ask("watch")
@@ -78,7 +78,7 @@ def run_one(client: LabClient) -> None:
 
 
 def main() -> None:
-    """Count and print."""
+    """Count the crossings and print the result."""
     parser = argparse.ArgumentParser(prog="python -m bench.hops", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--list", action="store_true", help="print the crossings in their order")
     options = parser.parse_args()

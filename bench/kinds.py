@@ -1,13 +1,14 @@
-"""What the ways of running cost: ``python -m bench.kinds`` prints one line of JSON.
+"""Cost of the executors (async, thread, process, program): ``python -m bench.kinds`` prints one line of JSON.
 
-- ``nothing``: a task that does nothing, for each way of running: from its submission to its ``completed`` event, one at
-  a time (``p50_ms``, ``p99_ms``), and tasks a second from submission to end when all are there at once;
-- ``spin``: seconds that a task takes which keeps a core busy for ``--seconds`` of its time, alone and two at once;
-  ``cores`` is how many that used, 2 * alone / together. Meanwhile the server, with --embedded the worker's own process,
-  is asked every 10 ms: ``ping_*`` is what its answers took, ``idle_ping_*`` what they take when nothing runs;
-- ``cancel_ms``: from asking to cancel a running task until it heard of it, the median of ten, for each way.
+- ``nothing``: a task that does nothing, with each executor: the time from its submission to its ``completed`` event,
+  one at a time (``p50_ms``, ``p99_ms``), and tasks a second from submission to end with all of them at once;
+- ``spin``: the seconds that a task takes that uses ``--seconds`` of CPU time, alone and two at once. ``cores`` is the
+  number of cores used, 2 * alone / together. Meanwhile the server (with --embedded, the process of the worker) gets a
+  ping every 10 ms: ``ping_*`` is the time of its replies, ``idle_ping_*`` the time when no task runs;
+- ``cancel_ms``: the time from the request to cancel a running task until the task notices it, the median of ten, with
+  each executor.
 
-Everything is measured in one worker, or with --embedded in one process with SQLite.
+Everything runs in one worker, or with --embedded in one process with SQLite.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from taskd import __version__
 from tests.daemons import LineClient
 from tests.services import ROOT
 
-WAYS = ("async", "thread", "process", "program")
+EXECUTORS = ("async", "thread", "process", "program")
 PING_SECONDS = 0.01
 CANCELS = 10
 PROGRAMS = f"""
@@ -43,7 +45,7 @@ env = {{ {ENDED} = "FILE" }}
 
 
 class _Run:
-    """One deployment, asked by one user."""
+    """The measurements on one deployment."""
 
     def __init__(self, deployment: Deployment, notes: Path, limit: float) -> None:
         self._notes = notes
@@ -51,19 +53,19 @@ class _Run:
         self.client, _ = deployment.client("ana", watch=True)
         self.other, _ = deployment.client("bob")
 
-    def kind(self, way: str, name: str) -> str:
-        """The kind of task that does this in this way."""
-        return f"command:{name}" if way == "program" else f"{way}.{name}"
+    def kind(self, executor: str, name: str) -> str:
+        """The kind of task that does this with this executor."""
+        return f"command:{name}" if executor == "program" else f"{executor}.{name}"
 
     def submit(self, kind: str, **payload: Any) -> int:
-        """A task's number."""
+        """Submit a task. Returns its id."""
         reply = self.client.request("new_task", task="t", kind=kind, payload=payload)
         if not reply["ok"]:
             raise Failed(f"no task of kind {kind}: {reply}")
         return int(reply["task_id"])
 
     def wait(self, task_id: int, state: str) -> None:
-        """Until the watched task is in this state."""
+        """Wait until a watched task is in this state."""
         while True:
             event = self.client.event(self._limit)
             if event["event"] == "task" and event["task"]["id"] == task_id:
@@ -72,9 +74,9 @@ class _Run:
                 if event["task"]["status"] in ("Fallida", "Cancelada"):
                     raise Failed(f"a task ended otherwise: {event['task']}")
 
-    def nothing(self, way: str, count: int) -> Figures:
-        """One by one, then all at once."""
-        kind = self.kind(way, "nothing")
+    def nothing(self, executor: str, count: int) -> Figures:
+        """Measure tasks that do nothing, one by one, then all at once."""
+        kind = self.kind(executor, "nothing")
         for _ in range(10):
             self.wait(self.submit(kind), "completed")
         took = []
@@ -91,7 +93,7 @@ class _Run:
         return milliseconds(took) | {"per_s": round(count / (time.monotonic() - began))}
 
     def spin(self, seconds: float) -> Figures:
-        """Alone, then two at once; the server is asked meanwhile."""
+        """Measure a task that uses a core, alone, then two at once, and pings meanwhile."""
         idle = self._pings([], 1.0)
         found: Figures = {}
         pings: list[float] = []
@@ -104,7 +106,7 @@ class _Run:
         return found | {"cores": cores} | milliseconds(pings, "ping_") | milliseconds(idle, "idle_ping_")
 
     def _pings(self, ids: Sequence[int], seconds: float) -> list[float]:
-        """What answers take until these tasks have ended, or for so many seconds."""
+        """Seconds of each ping, until these tasks have ended, or for ``seconds`` if there are none."""
         took: list[float] = []
         end = time.monotonic() + seconds
         open_ = set(ids)
@@ -120,22 +122,25 @@ class _Run:
             raise Failed(f"not within {seconds:g} s: tasks that keep a core busy")
         return took
 
-    def cancel(self, way: str) -> float:
-        """Milliseconds until a running task heard that it was cancelled."""
+    def cancel(self, executor: str) -> float:
+        """Median milliseconds until a running task notices that it was cancelled."""
         took = []
-        payload = {"code": PROGRAM} if way == "program" else {}
+        payload = {"code": PROGRAM} if executor == "program" else {}
         for _ in range(CANCELS):
-            task_id = self.submit(self.kind(way, "endless"), **payload)
+            task_id = self.submit(self.kind(executor, "endless"), **payload)
             self.wait(task_id, "running")
             time.sleep(0.3)
-            before = self._heard()
+            more = partial(self._noticed_more_than, len(self._noticed()))
             began = time.time()
             self.client.request("cancel_task", task_id=task_id)
-            wait_until(lambda before=before: len(self._heard()) > len(before), self._limit, "a task hears")  # type: ignore[misc]
-            took.append(self._heard()[-1] - began)
+            wait_until(more, self._limit, "a task notices its cancellation")
+            took.append(self._noticed()[-1] - began)
         return round(statistics.median(took) * 1e3, 1)
 
-    def _heard(self) -> list[float]:
+    def _noticed_more_than(self, count: int) -> bool:
+        return len(self._noticed()) > count
+
+    def _noticed(self) -> list[float]:
         return [float(line) for line in self._notes.read_text().splitlines()]
 
 
@@ -146,7 +151,7 @@ def _taken(client: LineClient) -> list[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, and print a line; the exit status."""
+    """Measure as the options say. Returns the exit status."""
     options = _options(arguments)
     try:
         with contextlib.ExitStack() as stack:
@@ -176,9 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     "version": __version__,
                     "mode": "embedded" if options.embedded else "distributed",
                     "tasks": options.tasks,
-                    "nothing": {way: run.nothing(way, options.tasks) for way in WAYS},
+                    "nothing": {executor: run.nothing(executor, options.tasks) for executor in EXECUTORS},
                     "spin": run.spin(options.seconds),
-                    "cancel_ms": {way: run.cancel(way) for way in WAYS},
+                    "cancel_ms": {executor: run.cancel(executor) for executor in EXECUTORS},
                     "processors": os.cpu_count(),
                 }
             )
@@ -196,8 +201,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.kinds", description=(__doc__ or "").partition(":")[0])
     add = parser.add_argument
     add("--embedded", action="store_true", help="one process with SQLite instead of server, worker and services")
-    add("--tasks", type=int, default=200, metavar="N", help="tasks of each way one by one, and as many at once")
-    add("--seconds", type=float, default=3.0, metavar="S", help="of a core's time that a busy task takes")
+    add("--tasks", type=int, default=200, metavar="N", help="tasks for each executor one by one, and as many at once")
+    add("--seconds", type=float, default=3.0, metavar="S", help="CPU seconds that a busy task takes")
     add("--limit", type=float, default=60.0, metavar="SECONDS", help="for each wait")
     return parser.parse_args(arguments)
 

@@ -1,5 +1,7 @@
-"""What ``python -m bench.kinds`` has the workers run: nothing, something that takes a core, and something endless that
-notes when it is told to end."""
+"""The handlers of ``python -m bench.kinds``: they do nothing, use a core, or run until they are cancelled.
+
+The last ones write the time at which they notice their cancellation to a file.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from taskd.ports.handler import ITaskContext
 from taskd.worker import handler
 
 ENDED = "BENCH_ENDED"
-"""The variable that names the file of notes."""
+"""The environment variable with the path of that file."""
 
 PROGRAM = f"""
 import os, signal, sys, time
@@ -28,7 +30,7 @@ time.sleep(600)
 
 
 def note() -> None:
-    """Write down the time."""
+    """Append the present time to the file."""
     with open(os.environ[ENDED], "a") as file:
         file.write(f"{time.time()}\n")
 
@@ -50,7 +52,7 @@ def process_nothing(task: ITaskContext) -> None:
 
 @handler("process.spin", isolation="process")
 def process_spin(task: ITaskContext) -> None:
-    """Keep a core busy for so many seconds of its time."""
+    """Use this many seconds of CPU time."""
     end = time.process_time() + task.payload["seconds"]
     while time.process_time() < end:
         pass
@@ -58,7 +60,7 @@ def process_spin(task: ITaskContext) -> None:
 
 @handler("async.endless")
 async def async_endless(task: ITaskContext) -> None:
-    """Until it is cancelled, on the reactor."""
+    """Run until it is cancelled, on the reactor."""
     try:
         await Deferred()
     except CancelledError:
@@ -68,7 +70,7 @@ async def async_endless(task: ITaskContext) -> None:
 
 @handler("thread.endless")
 def thread_endless(task: ITaskContext) -> None:
-    """Until it is cancelled, in a thread, looking a thousand times a second."""
+    """Run until it is cancelled, in a thread that checks it a thousand times a second."""
     while not task.cancelled:
         time.sleep(0.001)
     note()
@@ -76,7 +78,7 @@ def thread_endless(task: ITaskContext) -> None:
 
 @handler("process.endless", isolation="process")
 def process_endless(task: ITaskContext) -> None:
-    """Until it is ended, in a child process."""
+    """Run until it is cancelled, in a child process."""
 
     def ended(*_: Any) -> NoReturn:
         note()

@@ -1,4 +1,4 @@
-"""Reads in the database what became of the tasks: whether all are done, rightly, and in batches of which size."""
+"""Reads the results in the database: whether all tasks have ended as they should, and the sizes of the batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.services import Postgres
 
 Query = Callable[[str], Sequence[Sequence[Any]]]
 
-# Both halves repeat the predicate of a partial index that holds open tasks only, so that asking costs next to nothing.
+# Both halves repeat the predicate of a partial index of open tasks, so that the query costs nearly nothing.
 _OPEN = """
 SELECT 1 FROM tasks WHERE dispatched_at IS NOT NULL AND finished_at IS NULL
 UNION ALL
@@ -23,7 +23,7 @@ LIMIT 1
 _ENDS = """
 SELECT status, attempt, count(*), count(DISTINCT id) FROM tasks WHERE user_id IN ({users}) GROUP BY status, attempt
 """
-# Every row that one transaction changes gets the same time, so distinct times count transactions.
+# All rows that one transaction changes get the same time, so the number of distinct times is that of transactions.
 _BATCHES = """
 SELECT count(*), count(DISTINCT created_at),
     count(CASE WHEN dispatched_at > created_at THEN 1 END),
@@ -34,25 +34,25 @@ FROM tasks WHERE user_id IN ({users})
 
 
 class Ledger:
-    """The table ``tasks``, read by somebody who is no part of taskd."""
+    """Reads the table ``tasks`` without the code of taskd."""
 
     def __init__(self, query: Query, close: Callable[[], None]) -> None:
         self._query = query
         self.close = close
 
     def all_done(self) -> bool:
-        """Whether every task has ended, whoever's it is."""
+        """Whether every task of every user has ended."""
         return not self._query(_OPEN)
 
     def check(self, users: Sequence[int], tasks: int) -> None:
-        """Raises Failed unless these users have exactly ``tasks`` tasks, all completed in the first attempt."""
+        """Raise Failed unless these users have exactly ``tasks`` tasks, all completed in the first attempt."""
         found = {(status, attempt): n for status, attempt, n, _ in self._query(_ENDS.format(users=_list(users)))}
         if found != {("Completada", 1): tasks}:
             shown = ", ".join(f"{n} {status} in attempt {attempt}" for (status, attempt), n in sorted(found.items()))
             raise Failed(f"wrong: {tasks} tasks should be Completada in attempt 1, but there are {shown or 'none'}")
 
     def batches(self, users: Sequence[int]) -> Figures:
-        """Mean tasks a transaction, and the share of tasks that waited in the store before they were dispatched."""
+        """Mean tasks in a transaction, and the share of tasks that waited in the store before they were dispatched."""
         tasks, creates, waited, dispatches, claims, finishes = self._query(_BATCHES.format(users=_list(users)))[0]
         return {
             "create": round(tasks / max(1, creates), 1),
@@ -78,7 +78,7 @@ def in_postgres(server: Postgres, database: str) -> Ledger:
 
 
 def in_sqlite(data: Path) -> Ledger:
-    """The ledger of an embedded server, by the file in its data folder."""
+    """The ledger of an embedded server, from the file in its data folder."""
     files = [file for file in data.iterdir() if file.is_file() and _is_sqlite(file)]
     if len(files) != 1:
         raise Failed(f"one SQLite file was expected in {data}, but there are: {', '.join(map(str, files)) or 'none'}")

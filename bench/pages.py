@@ -1,11 +1,11 @@
-"""Pages of ``get_tasks``: ``python -m bench.pages`` lists a user's 100,000 tasks beside 100,000 of others.
+"""Times of the pages of ``get_tasks``: ``python -m bench.pages`` lists a user's 100,000 tasks beside 100,000 of others.
 
-A private PostgreSQL with fsync and a SQLite file are filled with tasks in all states and asked, one page at a time, for
-the first, a middle and the last page of 100 and of 500 tasks with each filter. There is one line of JSON a store:
-median and 99th percentile in milliseconds over all pages and for each case. The target is 10 ms a page.
+It fills a private PostgreSQL with fsync and a SQLite file with tasks in all states. Then it reads the first, a middle
+and the last page of 100 and of 500 tasks with each filter, one page at a time. It prints one line of JSON for each
+store: median and 99th percentile in milliseconds over all pages and for each case. The target is 10 ms a page.
 
-The time is the store's own, from the call to the decoded tasks. The tables are as the inserts left them: neither
-vacuumed nor analysed, as after a rush.
+The time is that of the store, from the call to the decoded tasks. The tables are neither vacuumed nor analysed after
+the inserts, as after a peak of load.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from taskd.model.states import SHOWN_STATES, STATUSES
 from taskd.ports.store import IStore
 from taskd.ports.tasks import Page, TaskQuery
 from taskd.store.postgres.store import PostgresStore
-from taskd.store.sqlite.store import SqliteStore, open_sqlite
+from taskd.store.sqlite.database import open_sqlite
+from taskd.store.sqlite.store import SqliteStore
 from tests.services import Postgres
 
 TARGET_MS = 10.0
@@ -36,7 +37,7 @@ LIMITS = (100, 500)
 OWNER = 1
 OTHERS = 100
 IN_FLIGHT = 2000
-"""Of the newest tasks: as many as a window holds."""
+"""How many of the newest tasks are queued or running: as many as a window holds."""
 
 START = datetime(2024, 1, 1, tzinfo=timezone.utc)
 FILTERS: dict[str, dict[str, str]] = {
@@ -51,7 +52,7 @@ FILTERS: dict[str, dict[str, str]] = {
 
 
 class Row(NamedTuple):
-    """A task as it is stored; times in seconds after START."""
+    """A stored task. Times are in seconds after START."""
 
     user_id: int
     task: str
@@ -69,7 +70,7 @@ COLUMNS = (*Row._fields, "created_at")
 
 
 def rows(tasks: int) -> Iterator[Row]:
-    """So many tasks of the owner, every second one another user's, from the oldest to the newest."""
+    """``tasks`` tasks of the owner, and after each of them one of another user, from the oldest to the newest."""
     kinds = ("simulate", "report", "simulate", "simulate", "mail")
     for n in range(2 * tasks):
         mine, k = n % 2 == 0, n // 2
@@ -92,7 +93,7 @@ def rows(tasks: int) -> Iterator[Row]:
 
 
 def fill_sqlite(file: Path, tasks: int) -> None:
-    """Insert them past the store."""
+    """Insert the tasks without the store."""
 
     def values() -> Iterator[tuple[Any, ...]]:
         def micros(seconds: float | None) -> int | None:
@@ -112,7 +113,7 @@ def fill_sqlite(file: Path, tasks: int) -> None:
 
 
 def fill_postgres(server: Postgres, tasks: int) -> None:
-    """Copy them past the store."""
+    """Copy the tasks without the store."""
 
     def text(value: Any) -> str:
         return "\\N" if value is None else str(value).replace("\\", "\\\\")
@@ -132,7 +133,7 @@ def fill_postgres(server: Postgres, tasks: int) -> None:
 
 
 async def measure(store: IStore, name: str, tasks: int, repeats: int) -> Figures:
-    """The figures of one store."""
+    """Measure one store."""
     ends = {"first": None, "middle": tasks, "last": 2 * 100}
     times: dict[str, list[float]] = {}
     for _ in range(repeats):
@@ -162,7 +163,7 @@ async def measure(store: IStore, name: str, tasks: int, repeats: int) -> Figures
 
 
 async def run(reactor: Any, tasks: int, repeats: int) -> None:
-    """Both stores, one after the other."""
+    """Measure both stores, one after the other."""
     server = Postgres()
     server.start()
     try:
@@ -183,10 +184,10 @@ async def run(reactor: Any, tasks: int, repeats: int) -> None:
 
 
 def main() -> None:
-    """See above."""
+    """Measure as the options say."""
     parser = argparse.ArgumentParser(prog="python -m bench.pages", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--tasks", type=int, default=100_000, help="of the user, and as many of others")
-    parser.add_argument("--repeats", type=int, default=40, help="of each page")
+    parser.add_argument("--tasks", type=int, default=100_000, help="tasks of the user, and as many of other users")
+    parser.add_argument("--repeats", type=int, default=40, help="reads of each page")
     options = parser.parse_args()
     task.react(lambda reactor: Deferred.fromCoroutine(run(reactor, options.tasks, options.repeats)))
 

@@ -1,8 +1,8 @@
-"""One client: logs in, waits for SIGUSR1, submits tasks as fast as they are confirmed, prints when the last one was.
+"""One client: it logs in, waits for SIGUSR1, submits tasks, and prints the time of the last confirmation.
 
-A process of its own on the standard library alone, and frugal: requests are encoded beforehand, replies only counted,
-so that what is measured is the server. Run as ``python submit.py HOST PORT USERNAME PASSWORD TASKS IN_FLIGHT BATCH``;
-with a BATCH of 0 one task a request, else so many by ``new_tasks``.
+It is its own process, uses only the standard library and needs little CPU time, so that the server is measured: it
+encodes the requests beforehand and only counts the replies. Run it as ``python submit.py HOST PORT USERNAME PASSWORD
+TASKS IN_FLIGHT BATCH``. With a BATCH of 0 it sends one task in a request, otherwise BATCH tasks by ``new_tasks``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ def encoded(tasks: int, batch: int) -> list[bytes]:
 
 
 def submit(connection: socket.socket, lines: list[bytes], in_flight: int) -> float:
-    """Send all lines with so many unanswered at a time; when the last reply came. Raises SystemExit at an error."""
+    """Send all lines, with ``in_flight`` unanswered at a time. Returns the monotonic time of the last reply.
+
+    Raises SystemExit at an error reply.
+    """
     sent = min(in_flight, len(lines))
     connection.sendall(b"".join(lines[:sent]))
     answered, rest = 0, b""
@@ -57,7 +60,7 @@ def cpu_seconds() -> float:
 
 
 def main() -> None:
-    """See above."""
+    """Log in, wait for the signal, submit and print the result."""
     host, port, username, password = sys.argv[1:5]
     tasks, in_flight, batch = map(int, sys.argv[5:8])
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
@@ -75,7 +78,7 @@ def main() -> None:
     lines = encoded(tasks, batch)
     print("ready", flush=True)
     if signal.sigtimedwait({signal.SIGUSR1}, START_SECONDS) is None:
-        raise SystemExit("was never told to start")
+        raise SystemExit("got no signal to start")
     before = cpu_seconds()
     last = submit(connection, lines, in_flight)
     print(json.dumps({"confirmed_at": last, "cpu_seconds": cpu_seconds() - before}), flush=True)

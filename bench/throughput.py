@@ -1,6 +1,6 @@
-"""How many tasks a second, how soon, and for how much CPU: no-op tasks through real daemons, or through none (--floor).
+"""Throughput, latency and CPU time of no-op tasks, through real daemons or without them (--floor).
 
-Prints one JSON line a run; README.md here says what its figures mean. Ends with status 1 unless every task was
+Prints one line of JSON for each run; README.md here explains the figures. The exit status is 1 unless every task was
 completed exactly once.
 """
 
@@ -48,7 +48,7 @@ NO_OP = {"task": "t", "kind": "simulate", "payload": {"seconds": 0}}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure as the options say; the exit status."""
+    """Measure as the options say. Returns the exit status."""
     options = _options(arguments)
     try:
         with contextlib.ExitStack() as stack:
@@ -71,7 +71,7 @@ def _run(options: argparse.Namespace, services: Services | None) -> None:
             real.append(measure(options, services))
             emit(real[-1])
         if services is not None and (options.floor or options.compare):
-            # The same batches as the run just before it, so that both asked the same of the services.
+            # The same batches as the run before it, so that both load the services equally.
             sizes = floor.Batches(**real[-1]["batches"]) if options.compare else options.batches
             bare.append(floor.measure(services, options.tasks, options.clients, sizes, options.limit))
             emit(bare[-1])
@@ -85,7 +85,7 @@ def _run(options: argparse.Namespace, services: Services | None) -> None:
 
 
 def _ratio(real: Figures, bare: Figures) -> Figures:
-    """How much of the speed without our code is left with it, and how many times the CPU it takes."""
+    """The speed and the CPU time of taskd as multiples of those of the floor."""
     both = "end_to_end_per_s", "latency_p50_ms"
     found: Figures = {"ratio": "taskd/floor"} | {name: round(real[name] / bare[name], 3) for name in both}
     mine, floors = real["cpu_us_per_task"], bare["cpu_us_per_task"]
@@ -93,7 +93,7 @@ def _ratio(real: Figures, bare: Figures) -> Figures:
 
 
 def measure(options: argparse.Namespace, services: Services | None) -> Figures:
-    """One run on a deployment of its own. Raises Failed."""
+    """Measure one run on its own deployment. Raises Failed."""
     with folder() as place, contextlib.ExitStack() as stack:
         deployment = Deployment(
             place,
@@ -136,7 +136,7 @@ def _postgres_ledger(services: Services, deployment: Deployment) -> ledger.Ledge
 
 
 def warm_up(client: LineClient, books: ledger.Ledger) -> None:
-    """Many tasks at once, so that every connection to the database has planned its statements before it counts."""
+    """Run many tasks at once, so that every database connection has planned its statements before the measurement."""
     line = json.dumps({"action": "new_task", "id": 0, **NO_OP}).encode()
     for _ in range(WARM_UP_AT_ONCE):
         client.send_line(line)
@@ -151,8 +151,10 @@ def warm_up(client: LineClient, books: ledger.Ledger) -> None:
 
 
 def one_at_a_time(client: LineClient) -> Figures:
-    """Seconds from a submit to its confirmation and to its ``completed`` event, one task after the other on an idle
-    system, seen by the submitter on its one connection."""
+    """Times from a submission to its confirmation and to its ``completed`` event.
+
+    The client submits one task after the other on an idle system, and watches on the same connection.
+    """
     confirmed, completed = [], []
     for _ in range(WARM_UP + ONE_AT_A_TIME):
         start = time.perf_counter()

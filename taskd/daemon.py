@@ -35,7 +35,8 @@ def open_store(settings: Settings, reactor: Any) -> IStore:
         from taskd.store.postgres.store import PostgresStore
 
         return PostgresStore(settings.postgres.dsn(), reactor)
-    from taskd.store.sqlite.store import SqliteStore, open_sqlite
+    from taskd.store.sqlite.database import open_sqlite
+    from taskd.store.sqlite.store import SqliteStore
 
     return SqliteStore(open_sqlite(settings.data / DATABASE, reactor), reactor)
 

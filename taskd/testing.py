@@ -25,8 +25,9 @@ from taskd.model.json_text import encode_json
 from taskd.model.states import State
 from taskd.model.tasks import Task
 from taskd.ports.handler import ITaskHandler
-from taskd.server.service import TaskServer
-from taskd.store.sqlite.store import InlineRunner, SqliteStore
+from taskd.server.task_server import TaskServer
+from taskd.store.sqlite.database import InlineRunner
+from taskd.store.sqlite.store import SqliteStore
 from taskd.worker.executors.thread_pool import IThreads
 from taskd.worker.handler import check_handler
 from taskd.worker.runner import Runner

@@ -13,7 +13,7 @@ from taskd.api.subscriptions import Subscriptions
 from taskd.model.errors import AuthRequired, Draining, Internal, TaskdError
 from taskd.protocol.actions import ACTIONS, Access, Action, Theme
 
-Handler = Callable[[Principal, Subscriptions, Any], Awaitable[Reply]]
+ActionMethod = Callable[[Principal, Subscriptions, Any], Awaitable[Reply]]
 
 
 class Api:
@@ -23,7 +23,7 @@ class Api:
 
     def __init__(self, themes: Mapping[Theme, object]) -> None:
         self._draining = False
-        self._handlers: dict[str, Handler] = {
+        self._methods: dict[str, ActionMethod] = {
             action.name: getattr(themes[action.theme], action.name) for action in ACTIONS.values()
         }
 
@@ -34,7 +34,7 @@ class Api:
         if action.access is Access.USER and not principal.user_id:
             raise AuthRequired(f"log in first: {action.name} is for a logged-in user")
         try:
-            return await self._handlers[action.name](principal, subscriptions, request)
+            return await self._methods[action.name](principal, subscriptions, request)
         except TaskdError:
             raise
         except Exception:

@@ -16,7 +16,7 @@ from twisted.logger import Logger
 
 from taskd.api.cursors import log_cursor
 from taskd.api.log_pages import read_lines, view_lines
-from taskd.events.hub import Hub, Send
+from taskd.events.watch_hub import Hub, Send
 from taskd.model.errors import Draining, Unavailable
 from taskd.model.states import TERMINAL
 from taskd.ports.logs import LogPlace

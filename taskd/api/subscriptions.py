@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from taskd.api.log_follow import LogFollow
-from taskd.events.hub import DRAINING, GAP, Send, Wait, Watch
+from taskd.events.watch_hub import DRAINING, GAP, Send, Wait, Watch
 
 
 class Subscriptions:
@@ -32,6 +32,7 @@ class Subscriptions:
     def end_watch_with_gap(self) -> None:
         """The client does not read its events: end the watch, if there is one, and send one ``gap``."""
         if self.watch is not None:
+            self.told_watching = False
             self.unwatch()
             self.send((GAP,))
 

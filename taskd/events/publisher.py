@@ -8,8 +8,8 @@ from datetime import datetime, timezone
 from msgspec import Raw
 from twisted.internet.interfaces import IReactorTime
 
-from taskd.events.hub import Hub
 from taskd.events.records import CancelOrder, EventBatch, TaskChange, TaskOutput
+from taskd.events.watch_hub import Hub
 from taskd.model.tasks import Task
 from taskd.ports.broker import ORDERS, IBroker
 from taskd.protocol.messages import encode

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import msgspec
 from twisted.logger import Logger
 
-from taskd.events.hub import Hub
 from taskd.events.records import TaskChange, batch_prefix, decode_batch
+from taskd.events.watch_hub import Hub
 from taskd.ports.broker import IBroker
 
 

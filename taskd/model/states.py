@@ -32,7 +32,7 @@ STATUSES = ("Procesando", "Completada", "Fallida", "Cancelada")
 
 MOVES: dict[State, frozenset[State]] = {
     State.WAITING: frozenset({State.QUEUED, State.CANCELLED}),
-    # back to waiting: the message was lost, or the queue was paused
+    # to waiting: the broker has lost the message
     State.QUEUED: frozenset({State.RUNNING, State.WAITING, State.CANCELLED}),
     # to running: a redelivery takes the task over from a worker that lost its channel; to waiting: for another attempt
     State.RUNNING: frozenset({State.RUNNING, State.WAITING, State.COMPLETED, State.FAILED, State.CANCELLED}),

@@ -11,7 +11,7 @@ from taskd.model.users import User
 
 
 class Account(msgspec.Struct, frozen=True):
-    """A user with its bcrypt hash, for the accounts room only."""
+    """A user with the bcrypt hash of its password. Only the code that checks passwords may see it."""
 
     user: User
     password: str
@@ -21,19 +21,20 @@ class IAccountStore(Interface):
     """Users, password hashes and session tokens."""
 
     def create_user(username: str, key: str, password: str) -> Awaitable[User]:
-        """Store a user under its unique ``key``. Raises UsernameInUse."""
+        """Store a user under a unique ``key``. ``password`` is a bcrypt hash. Repeating the call with the same hash
+        returns the same user. Raises UsernameInUse."""
 
     def find_user(key: str) -> Awaitable[Account | None]:
-        """The account under this key."""
+        """The account with this key, None if there is none."""
 
     def open_session(user_id: int, token_hash: bytes, seconds: int) -> Awaitable[None]:
-        """Remember a session token's hash for this long; drops the user's expired ones."""
+        """Store the hash of a session token for this many seconds; delete the user's expired sessions."""
 
     def find_session(token_hash: bytes) -> Awaitable[User | None]:
-        """Whose unexpired session this is."""
+        """The user of this session, None if it has expired or does not exist."""
 
     def close_session(token_hash: bytes) -> Awaitable[None]:
-        """Forget a session, if it is there."""
+        """Delete a session, if it exists."""
 
     def usernames(user_ids: Sequence[int]) -> Awaitable[Mapping[int, str]]:
-        """The names of these users, as far as they exist."""
+        """The names of those of these users that exist, by id."""

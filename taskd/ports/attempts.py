@@ -1,4 +1,4 @@
-"""Attempts in the store: how a worker takes a task, keeps it, ends it and gives it back."""
+"""Attempts in the store: how a worker claims, keeps, ends and releases a task."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from taskd.model.tasks import FailedAttempt, Task
 
 
 class Claim(NamedTuple):
-    """A delivery that a worker wants to run; ``alone`` when it runs no other last attempt beside it. ``max_attempts``
-    is what its kind has, for a task that did not ask for a number."""
+    """A message that a worker wants to run. ``redelivered`` is the broker's flag. ``alone`` is True when the worker
+    runs no other last attempt at the same time. ``max_attempts`` is the number of the kind, for a task without one."""
 
     task_id: int
     dispatch: int
@@ -26,8 +26,8 @@ class Claim(NamedTuple):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """How an attempt ended: COMPLETED with a ``result`` (JSON text), FAILED, or WAITING to be tried again after
-    ``delay`` seconds. An attempt that failed has an ``error`` (one line) and perhaps a ``trace`` (several)."""
+    """How an attempt ended: COMPLETED with a ``result`` (JSON text), FAILED, or WAITING for a retry after ``delay``
+    seconds. A failed attempt has an ``error`` (one line) and may have a ``trace`` (several lines)."""
 
     task_id: int
     dispatch: int
@@ -40,9 +40,10 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class Finished(NamedTuple):
-    """What the store made of an outcome that was not fenced. ``finished_at`` is None, and ``run_at`` is there, for a
-    task that is to be tried again. ``version`` is 0 when it has gone on since, as a repetition may find: then others
-    have told of it already."""
+    """A stored outcome. A task that will be retried has a ``run_at`` and no ``finished_at``.
+
+    ``version`` is the task's. It is 0 if a repeated batch finds that the task has already moved on; do not announce it
+    then."""
 
     version: int
     finished_at: datetime | None
@@ -50,35 +51,39 @@ class Finished(NamedTuple):
 
 
 class IAttemptStore(Interface):
-    """What workers do with tasks: claim, renew, finish, release; and what servers do when a worker is lost."""
+    """Workers claim, renew, finish and release tasks; servers take tasks back from lost workers."""
 
     def claim(worker: str, lease: float, claims: Sequence[Claim]) -> Awaitable[Sequence[Task]]:
-        """queued -> running under the next attempt, for ``lease`` seconds. Returns the tasks that are this worker's
-        now. A redelivered message also takes a running task over; claiming what this worker already holds changes
-        nothing and returns it. The last attempt, when the one before was lost with its worker, is only for a
-        claim that is ``alone``: a task that kills its worker must not take those beside it along each time. The error
-        of an attempt before is gone."""
+        """queued -> running under the next attempt, for ``lease`` seconds. Returns the tasks that this worker now
+        holds.
+
+        A redelivered message also takes over a running task, but not on its last attempt. A task that this worker holds
+        already is returned unchanged. If the attempt before was lost with its worker, only a claim that is ``alone``
+        gets the last attempt: a task that kills its worker must not kill the tasks beside it every time. Clears the
+        error of the attempt before."""
 
     def finish(worker: str, outcomes: Sequence[Outcome], again: bool = False) -> Awaitable[Mapping[int, Finished]]:
-        """running -> completed, failed, or waiting and not due before the delay is over, where dispatch, attempt and
-        worker still match. Attempts that failed are kept, for :meth:`failed_attempts`. A task id missing from the
-        answer was fenced. With ``again`` (the batch may have been committed before) what is so finished already
-        counts as finished by this call."""
+        """running -> completed, failed, or waiting and not due before the delay is over.
+
+        Only if dispatch, attempt and worker still match; a task id that is missing from the answer was fenced. Failed
+        attempts are recorded for :meth:`failed_attempts`. With ``again`` (an earlier run of this batch may have been
+        committed), tasks that already have this outcome count as finished by this call."""
 
     def release(worker: str, held: Sequence[Claim]) -> Awaitable[Sequence[Task]]:
-        """Give running tasks back: running -> waiting, the attempt unspent."""
+        """running -> waiting; the attempt does not count. Returns the released tasks, those of an earlier run
+        included."""
 
     def renew(worker: str, lease: float, task_ids: Sequence[int]) -> Awaitable[frozenset[int]]:
-        """Renew the leases of what a worker runs in one statement; those of the ids that it still holds. What it holds
-        without knowing, by a claim whose answer was lost, is left to expire."""
+        """Renew the leases of these tasks; returns the ids that the worker still holds. The worker names only tasks
+        that it knows: a task that it claimed without receiving the answer is left to expire."""
 
     def expire_leases(limit: int) -> Awaitable[Sequence[Task]]:
-        """Take running tasks whose lease has expired back to waiting, or to failed when attempts are spent. The
-        attempts are kept as failed ones."""
+        """Move up to ``limit`` running tasks whose lease has expired to waiting, or to failed when no attempt is left.
+        Their attempts are recorded as failed."""
 
     def reset_in_flight() -> Awaitable[int]:
-        """Take all queued and running tasks back as if every lease had expired, and empty the outbox: for the start of
-        a server that has the store to itself. Returns how many."""
+        """Treat every lease as expired, move queued tasks to waiting, and empty the outbox: for the start of a server
+        that no other process shares the store with. Returns the number of tasks."""
 
     def failed_attempts(task_id: int) -> Awaitable[Sequence[FailedAttempt]]:
-        """The attempts of a task that failed or were lost, in the order in which they ended; the last 100."""
+        """The last 100 attempts of a task that failed or were lost, in the order in which they ended."""

@@ -1,4 +1,4 @@
-"""What running tasks report: progress and log lines in the store."""
+"""Progress and log lines of running tasks in the store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from zope.interface import Interface
 
 
 class LogPlace(NamedTuple):
-    """A line of a task's log: the number ``line``, from 1 on, of an attempt. Places sort as the lines were written."""
+    """A line of a task's log: number ``line`` (from 1) of an attempt. Places sort in the order of writing."""
 
     dispatch: int
     attempt: int
@@ -19,7 +19,8 @@ class LogPlace(NamedTuple):
 
 
 class LogChunk(NamedTuple):
-    """Lines of a log, one after the other from ``place`` on. What is missing between two chunks was cut."""
+    """Consecutive lines of a log; the first is at ``place``, and ``at`` is when they were stored. Lines that are
+    missing between two chunks were cut."""
 
     place: LogPlace
     at: datetime
@@ -27,11 +28,11 @@ class LogChunk(NamedTuple):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What a running attempt has said since its last report.
+    """What a running attempt has reported since its last report.
 
     ``first_line`` is the number of the first of ``lines``, which makes a repetition harmless. With ``keep_from`` above
-    1, everything in the log before that line of this attempt is dropped, earlier attempts included. ``progress`` and
-    ``note`` are None when nothing new was said of them.
+    1, every line of the task before that line of this attempt is deleted, those of earlier attempts included.
+    ``progress`` is from 0 to 1; it and ``note`` are None when they have not changed.
     """
 
     task_id: int
@@ -48,12 +49,12 @@ class ILogStore(Interface):
     """Progress and log lines of running tasks."""
 
     def report(worker: str, reports: Sequence[Report]) -> Awaitable[frozenset[int]]:
-        """Store what running attempts have said; the ids of those that are still this worker's. The others' reports
-        are not stored. ``version`` does not change."""
+        """Store reports of running attempts. Returns the ids of the tasks that this worker still holds; reports of
+        other tasks are not stored. ``version`` does not change."""
 
     def read_log(task_id: int, after: LogPlace | None, limit: int) -> Awaitable[Sequence[LogChunk]]:
-        """The log of a task behind a place, from the first line that there is: up to ``limit`` chunks, in order. The
-        first of them may begin before that place or at it."""
+        """The log of a task after a place (None: from its first line): up to ``limit`` chunks, in order. The first
+        chunk may begin at that place or before it."""
 
     def log_bytes(task_id: int) -> Awaitable[int]:
-        """How much of a log there is, in bytes of UTF-8."""
+        """The size of a task's log in bytes of UTF-8."""

@@ -1,4 +1,4 @@
-"""Tasks in the store, as the servers hand them to the broker, and the outbox."""
+"""The backlog, the tasks that the servers hand to the broker, and the outbox in the store."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from taskd.model.tasks import Route, Task
 
 
 class Dispatch(NamedTuple):
-    """What a broker message says: which task, and the number of the dispatch it belongs to."""
+    """The content of a broker message: a task, and the number of the dispatch that the message belongs to."""
 
     task_id: int
     dispatch: int
 
 
 class OutboxBatch(msgspec.Struct, frozen=True):
-    """An outbox row that outlived its publisher: what of it still waits for a worker, by route."""
+    """An outbox row that its publisher did not settle in time, and those of its messages whose task is still queued."""
 
     id: str
     messages: Mapping[Route, Sequence[Dispatch]]
@@ -28,9 +28,9 @@ class OutboxBatch(msgspec.Struct, frozen=True):
 class Dispatched(msgspec.Struct, frozen=True):
     """One turn of the dispatcher.
 
-    ``last_user`` is where the next turn goes on in the round of users, None when the round is complete and the next
-    turn begins anew. ``more`` says that the turn was cut short by its limit: ``len(tasks) == limit``. A round none of
-    whose turns had ``more`` was clean: it left nothing behind but what came meanwhile or another server had in hand.
+    The next turn of the round begins after ``last_user``; None means that the round is complete and the next turn
+    begins a new one. ``more`` is True when the limit ended the turn: ``len(tasks) == limit``. A round in which no turn
+    had ``more`` has emptied the backlog, except for tasks that arrived meanwhile or that another server had locked.
     """
 
     tasks: Sequence[Task]
@@ -42,27 +42,27 @@ class ISchedulingStore(Interface):
     """The backlog, the tasks that are in the broker, and the outbox."""
 
     def dispatch(batch: str, route: Route, limit: int, after_user: int | None) -> Awaitable[Dispatched]:
-        """Move up to ``limit`` tasks of a route's backlog from waiting to queued under an outbox row ``batch``:
-        round-robin over the users behind ``after_user`` (None: from the first), oldest first within a user.
+        """Move up to ``limit`` tasks of a route's backlog from waiting to queued, and store an outbox row ``batch``
+        that names them: round-robin over the users after ``after_user`` (None: from the first), oldest first within a
+        user.
 
-        A round that needs several turns gives every user one task, lest those of the last turn get a turn for
-        themselves; one that fits into a turn gives equal shares, and what is left to those who have more. Safe to run
-        on several servers at once; running the same batch again moves nothing more."""
+        A round that needs several turns gives every user one task; with more, the few users of its last turn would
+        share a whole turn. A round that fits into one turn gives equal shares, and the rest to users who have more
+        tasks. Safe to run on several servers at the same time; running the same batch again moves nothing more."""
 
     def promote(limit: int) -> Awaitable[Sequence[tuple[Route, int]]]:
-        """Move up to ``limit`` delayed tasks whose ``run_at`` has come into the backlog, the longest overdue first;
-        the distinct (route, user id) pairs they belong to. Empty when there are none. Safe to run on several servers
-        at once."""
+        """Move up to ``limit`` delayed tasks whose ``run_at`` has passed into the backlog, longest overdue first.
+        Returns their distinct pairs of route and user id. Safe to run on several servers at the same time."""
 
     def mark_published(batches: Sequence[str]) -> Awaitable[None]:
-        """Delete outbox rows whose messages were all confirmed."""
+        """Delete outbox rows whose messages the broker has all confirmed."""
 
     def adopt_stale(older_than: float, limit: int) -> Awaitable[Sequence[OutboxBatch]]:
-        """Outbox rows not published for ``older_than`` seconds, now this caller's to publish; at most one caller
-        gets each. Only messages whose task is still queued under that dispatch number are named."""
+        """Up to ``limit`` outbox rows that were not published for ``older_than`` seconds, for this caller to publish.
+        At most one caller gets a row. Only messages whose task is still queued are included."""
 
     def requeue_lost(route: Route, older_than: float, limit: int) -> Awaitable[Sequence[Task]]:
-        """queued for more than ``older_than`` seconds -> waiting: their messages are lost."""
+        """queued for more than ``older_than`` seconds -> waiting: the messages of these tasks are considered lost."""
 
     def count_queued() -> Awaitable[Mapping[Route, int]]:
-        """Tasks in state queued, by route. Costs no more than the windows are large."""
+        """The number of queued tasks by route. Its cost depends on the size of the windows, not of the backlog."""

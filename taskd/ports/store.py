@@ -1,4 +1,4 @@
-"""The store: one object for each database that implements the interfaces of all themes."""
+"""The store: one object that implements the interfaces of all themes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from taskd.ports.workers import IWorkerStore
 
 
 class IStore(IAccountStore, ITaskStore, ISchedulingStore, IAttemptStore, ILogStore, IWorkerStore):
-    """The truth: users, sessions, tasks and every change of state. What a method confirms has been flushed."""
+    """The source of truth: users, sessions, tasks and every change of state. A method returns after its transaction was
+    committed. It was also flushed to disk, except for :meth:`claim` and :meth:`dispatch`, which can be repeated."""
 
-    ready: bool = Attribute("True while the store can be reached and its schema is the code's")
+    ready: bool = Attribute("True while the store can be reached and its schema is current")
 
     def start() -> Awaitable[None]:
-        """Connect and migrate. Keeps trying while the database is away. Raises SchemaTooNew."""
+        """Connect and migrate; retry until the database can be reached. Raises SchemaTooNew, SettingsError."""
 
     def stop() -> Awaitable[None]:
-        """Close every connection; calls under way fail with Unavailable."""
+        """Close every connection; running calls fail with Unavailable."""

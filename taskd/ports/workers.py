@@ -11,8 +11,8 @@ from taskd.model.limits import DEFAULT_ATTEMPTS
 
 
 class KindInfo(msgspec.Struct, frozen=True):
-    """What a worker says of a kind that it serves. ``timeout`` is in seconds, ``isolation`` one of
-    :data:`ISOLATIONS`; ``summary`` is one line for people."""
+    """A kind that a worker serves. ``timeout`` is in seconds; ``isolation`` is one of
+    :data:`taskd.ports.handler.ISOLATIONS`; ``summary`` is one line for people."""
 
     kind: str
     isolation: str
@@ -22,7 +22,7 @@ class KindInfo(msgspec.Struct, frozen=True):
 
 
 class WorkerInfo(msgspec.Struct, frozen=True):
-    """A worker that lives: every kind of ``kinds`` of every queue of ``queues``, ``slots`` tasks at a time."""
+    """A running worker. It serves every kind of ``kinds`` in every queue of ``queues``, ``slots`` tasks at a time."""
 
     name: str
     queues: Sequence[str]
@@ -34,10 +34,10 @@ class IWorkerStore(Interface):
     """The registry of workers."""
 
     def worker_seen(worker: WorkerInfo) -> Awaitable[None]:
-        """This worker lives and serves this. What it said before is replaced."""
+        """Record that this worker is alive, and what it serves. Replaces its earlier record."""
 
     def worker_gone(name: str) -> Awaitable[None]:
-        """This worker has stopped."""
+        """Delete the record of a worker that has stopped."""
 
     def list_workers(seconds: float) -> Awaitable[Sequence[WorkerInfo]]:
-        """Workers seen in the last so many seconds, by name. Forgets those that were not for a day."""
+        """The workers that were seen in the last ``seconds``, by name. Deletes records that are older than a day."""

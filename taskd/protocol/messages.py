@@ -40,14 +40,14 @@ class Nothing(Struct):
 
 
 class Register(Struct):
-    username: Annotated[str, Meta(description="1 to 64 characters; unique without regard to letter case.")]
+    username: Annotated[str, Meta(description="1 to 64 characters; upper and lower case count as the same.")]
     password: Annotated[str, Meta(description="8 to 72 bytes in UTF-8.")]
 
 
 class Login(Struct):
     username: Annotated[str | None, Meta(description="Together with `password`.")] = None
     password: Annotated[str | None, Meta(description="Together with `username`.")] = None
-    token: Annotated[str | None, Meta(description="From an earlier login, instead of both.")] = None
+    token: Annotated[str | None, Meta(description="From an earlier login, instead of username and password.")] = None
 
 
 _NO_PAYLOAD = Raw(b"{}")
@@ -58,29 +58,34 @@ IN_PAYLOAD = " - in payload"
 
 
 class TaskSpec(Struct):
-    task: Annotated[str, Meta(description="What the task is, in the user's words: 1 to 4,096 characters.")]
+    task: Annotated[
+        str,
+        Meta(description="What the task is, in the user's words: 1 to 4,096 characters, at least one of them visible."),
+    ]
     kind: Annotated[str, Meta(description="Which handler runs it.")] = DEFAULT_KIND
     payload: Annotated[Raw, Meta(description="The handler's arguments, a JSON object.")] = _NO_PAYLOAD
-    queue: Annotated[str | None, Meta(description="One of the server's queues; left out, the first.")] = None
+    queue: Annotated[str | None, Meta(description="One of the server's queues. Default: the first one.")] = None
     max_attempts: Annotated[
         Annotated[int, Meta(ge=1, le=MAX_ATTEMPTS)] | None,
-        Meta(description="How many attempts it may have; left out, as many as its kind has."),
+        Meta(description="How many attempts the task may have. Default: as many as its kind."),
     ] = None
     timeout: Annotated[
         Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_SECONDS)] | None,
-        Meta(description="Seconds that an attempt may take, if fewer than its kind's."),
+        Meta(description="Seconds that an attempt may take. A value above the kind's has no effect."),
     ] = None
     delay: Annotated[
         Annotated[float, Meta(ge=0, le=MAX_DELAY_SECONDS)] | None,
-        Meta(description="Seconds from now until it may run."),
+        Meta(description="Seconds from now until the task may run."),
     ] = None
     run_at: Annotated[
         Annotated[datetime, Meta(tz=True)] | None,
-        Meta(description="The earliest time to run it, RFC 3339; instead of `delay`."),
+        Meta(description="The earliest time to run the task, in RFC 3339 form. Not together with `delay`."),
     ] = None
     key: Annotated[
         str | None,
-        Meta(description="A second request with the same key returns the same task, so a request can be sent again."),
+        Meta(
+            description="A request with a key can be sent again: a second one with the same key returns the same task."
+        ),
     ] = None
 
     def __post_init__(self) -> None:
@@ -101,8 +106,9 @@ def payload_text(spec: TaskSpec) -> str:
 
 
 def fingerprint(spec: TaskSpec, queue: str) -> str:
-    """Tells whether two requests with the same key ask for the same task: they are compared by value, so the spelling
-    of a payload does not matter. ``queue`` is the queue that the request means."""
+    """Tells whether two requests with the same key ask for the same task: they are compared by value, so white
+    space, escapes and the order of names in a payload do not matter. 1 and 1.0 differ, and so do the same times in two
+    time zones. ``queue`` is the queue that the request means."""
     asked = structs.asdict(spec) | {"key": None, "queue": queue, "payload": _payload(spec.payload)}
     return hashlib.blake2b(_in_order(asked), digest_size=16).hexdigest()
 
@@ -123,10 +129,10 @@ class GetTasks(Struct):
         ),
     ] = None
     kind: Annotated[str | None, Meta(description="Only tasks of this kind.")] = None
-    limit: Annotated[int, Meta(ge=1, le=limits.MAX_PAGE, description="Tasks a page, at most 500.")] = (
+    limit: Annotated[int, Meta(ge=1, le=limits.MAX_PAGE, description="Tasks per page, at most 500.")] = (
         limits.DEFAULT_PAGE
     )
-    cursor: Annotated[str | None, Meta(description="The `cursor` of the page before.")] = None
+    cursor: Annotated[str | None, Meta(description="The `cursor` of the previous page.")] = None
 
 
 class OneTask(Struct):
@@ -138,11 +144,9 @@ class GetLog(Struct):
     limit: Annotated[int, Meta(ge=1, le=limits.MAX_LOG_LINES, description="Lines in the reply, at most 1,000.")] = (
         limits.DEFAULT_LOG_LINES
     )
-    cursor: Annotated[str | None, Meta(description="The `cursor` of the reply or event before.")] = None
+    cursor: Annotated[str | None, Meta(description="The `cursor` of the previous reply or event.")] = None
     tail: Annotated[bool, Meta(description="Return the last lines instead of the first.")] = False
-    follow: Annotated[
-        bool, Meta(description="Send the lines that follow as `log` events, until the task has ended.")
-    ] = False
+    follow: Annotated[bool, Meta(description="Send later lines as `log` events, until the task has ended.")] = False
 
 
 class Watch(Struct):
@@ -153,13 +157,13 @@ class Watch(Struct):
 
 class Wait(Struct):
     task_ids: Annotated[list[TaskId], Meta(description="1 to 1,000 task numbers.")]
-    timeout: Annotated[float, Meta(ge=0, le=limits.MAX_WAIT_SECONDS, description="Seconds, at most 3,600.")] = (
+    timeout: Annotated[float, Meta(ge=0, le=limits.MAX_WAIT_SECONDS, description="Seconds to wait, at most 3,600.")] = (
         limits.DEFAULT_WAIT_SECONDS
     )
 
 
 Reply: TypeAlias = Mapping[str, Any]
-"""A reply's fields but for ``id`` and ``ok``; always with ``status``."""
+"""A reply's fields without ``id`` and ``ok``; ``status`` is always among them."""
 
 encode = msgspec.json.Encoder().encode
 

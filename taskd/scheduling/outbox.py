@@ -18,12 +18,6 @@ from taskd.ports.broker import IBroker
 from taskd.ports.scheduling import Dispatch
 from taskd.ports.store import IStore
 
-RELAY_AFTER = 5.0
-"""Seconds after which a row counts as stale. Longer than publishing takes; publishing twice would be harmless."""
-
-RELAY_BATCHES = 20
-"""Stale rows that one relay adopts at most."""
-
 
 class Outbox:
     """Publishes batches and marks their rows as published."""
@@ -34,7 +28,8 @@ class Outbox:
         self._store = store
         self._broker = broker
         self._published: list[str] = []
-        self._publishing: set[str] = set()
+        self.publishing: set[str] = set()
+        """Batches that this server is publishing now."""
 
     def publish(self, batch: str, tasks: Sequence[Task]) -> Deferred[None]:
         """Publish the queued tasks of a committed batch. Never fails; fires when there is nothing left to try."""
@@ -42,10 +37,11 @@ class Outbox:
         for task in tasks:
             if task.state is State.QUEUED:
                 messages.setdefault(Route(task.queue, task.kind), []).append(Dispatch(task.id, task.dispatch))
-        return Deferred.fromCoroutine(self._publish(batch, messages))
+        return Deferred.fromCoroutine(self.send(batch, messages))
 
-    async def _publish(self, batch: str, messages: Mapping[Route, Sequence[Dispatch]]) -> None:
-        self._publishing.add(batch)
+    async def send(self, batch: str, messages: Mapping[Route, Sequence[Dispatch]]) -> None:
+        """Publish the messages of a batch. Never fails."""
+        self.publishing.add(batch)
         try:
             for route, dispatches in messages.items():
                 await self._broker.publish(route.name, dispatches)
@@ -56,7 +52,7 @@ class Outbox:
         else:
             self._published.append(batch)
         finally:
-            self._publishing.discard(batch)
+            self.publishing.discard(batch)
 
     def take_published(self) -> list[str]:
         """Rows to delete with the next transaction, which saves one of their own. Give them back if it fails."""
@@ -76,15 +72,3 @@ class Outbox:
             except BaseException:
                 self.give_back(published)
                 raise
-
-    async def relay(self) -> int:
-        """Publish stale batches; returns how many. Raises Unavailable."""
-        await self.mark_published()
-        if not self._broker.ready:
-            return 0
-        stale = await self._store.adopt_stale(RELAY_AFTER, RELAY_BATCHES)
-        # a batch that this server is still publishing is not stale: its broker is slow
-        adopted = [batch for batch in stale if batch.id not in self._publishing]
-        for batch in adopted:
-            await self._publish(batch.id, batch.messages)
-        return len(adopted)

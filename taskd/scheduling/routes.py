@@ -12,9 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from taskd.events.records import TaskChange
-from taskd.model.errors import Unavailable
 from taskd.model.tasks import DEFAULT_KIND, Route
-from taskd.ports.store import IStore
 from taskd.ports.workers import WorkerInfo
 from taskd.scheduling.dispatcher import Dispatcher
 from taskd.scheduling.served import ServedKind, Serving, served_kinds, serving_by_route
@@ -22,66 +20,34 @@ from taskd.scheduling.window import Window, Windows
 
 
 class Routes:
-    """Opens and closes the routes of ``queues``. ``make_dispatcher`` makes the dispatcher of a route. A worker that has
-    not renewed its registration for ``lease`` seconds is dead. While the store is away, the last known workers count.
-    """
+    """Opens and closes the routes of ``queues``. ``make_dispatcher`` makes the dispatcher of a route."""
 
     _log = Logger()
 
     def __init__(
         self,
-        store: IStore,
         windows: Windows,
         queues: Sequence[str],
-        lease: float,
         make_dispatcher: Callable[[Route, Window], Dispatcher],
     ) -> None:
         self.dispatchers: dict[Route, Dispatcher] = {}
         self.queues = tuple(queues)
-        self._store = store
         self._windows = windows
-        self._lease = lease
         self._make_dispatcher = make_dispatcher
         self._always_open = tuple(Route(queue, DEFAULT_KIND) for queue in queues)
         self._workers: Sequence[WorkerInfo] = ()
         self._serving: Mapping[Route, Serving] = {}
         self._stopping: set[Deferred[None]] = set()
-        self._asked = self._answered = 0
-        self._stale = self._refreshing = self._stopped = False
+        self._stopped = False
         for route in self._always_open:
             self._open(route)
 
-    async def refresh(self) -> None:
-        """Read the living workers from the store, then open and close routes. Raises Unavailable."""
-        self._asked += 1
-        asked = self._asked
-        workers = await self._store.list_workers(self._lease)
-        if asked < self._answered or self._stopped:
-            return  # a later request has been answered already
-        self._answered = asked
-        if workers != self._workers:
+    def serve(self, workers: Sequence[WorkerInfo]) -> None:
+        """These are the living workers: open and close routes."""
+        if workers != self._workers and not self._stopped:
             self._workers = workers
             self._serving = serving_by_route(workers)
             self._open_and_close()
-
-    def workers_changed(self) -> None:
-        """A worker has started, stopped, or serves other kinds than before: refresh soon."""
-        self._stale = True
-        if not self._refreshing:
-            self._refreshing = True
-            Deferred.fromCoroutine(self._refresh_while_stale())
-
-    async def _refresh_while_stale(self) -> None:
-        try:
-            while self._stale and not self._stopped:
-                self._stale = False
-                await self.refresh()
-        except Unavailable as e:
-            self._log.debug("the next round reads the living workers again: {why}", why=e.message)
-        except Exception:
-            self._log.failure("the living workers cannot be read")
-        finally:
-            self._refreshing = False
 
     def serving(self, route: Route) -> Serving | None:
         """Who serves a route, None if no living worker does."""

@@ -21,10 +21,10 @@ from taskd.scheduling.maintenance.promote_due import PromoteDue
 from taskd.scheduling.maintenance.relay_outbox import RelayOutbox
 from taskd.scheduling.maintenance.requeue_lost import RequeueLost
 from taskd.scheduling.maintenance.rounds import MaintenanceRounds
-from taskd.scheduling.maintenance.take_back import TakeBack
 from taskd.scheduling.outbox import Outbox
 from taskd.scheduling.routes import Routes
 from taskd.scheduling.submission import Submitter
+from taskd.scheduling.take_back import TakeBack
 from taskd.scheduling.window import Windows
 
 
@@ -50,15 +50,16 @@ class Scheduler:
         self.windows = windows = Windows(window)
         self.outbox = outbox = Outbox(store, broker)
         make_dispatcher = partial(Dispatcher, clock, store, broker, outbox, publisher, new_id)
-        self.routes = routes = Routes(store, windows, queues, lease, make_dispatcher)
+        self.routes = routes = Routes(windows, queues, make_dispatcher)
         self.submitter = Submitter(clock, store, broker, outbox, windows, publisher, new_id, routes.wake)
+        self.follow_workers = FollowWorkers(store, routes, lease)
         take_back = TakeBack(publisher, routes)
         self.maintenance = MaintenanceRounds(
             clock,
             store,
             [
-                RelayOutbox(outbox),
-                FollowWorkers(routes),
+                RelayOutbox(store, broker, outbox),
+                self.follow_workers,
                 PromoteDue(store, routes),
                 DispatchBacklog(store, windows, routes),
                 ExpireLeases(store, take_back, lease),

@@ -23,7 +23,7 @@ from taskd.daemon import fail, handle_signals, open_broker, open_store, process_
 from taskd.model.errors import SettingsError, Unavailable
 from taskd.ports.broker import IBroker
 from taskd.ports.store import IStore
-from taskd.server.service import TaskServer
+from taskd.server.task_server import TaskServer
 from taskd.worker.wiring import open_worker
 from taskd.worker.worker import Worker
 

@@ -1,3 +1,3 @@
-"""The implementations of :class:`taskd.ports.store.IStore`: ``postgres/`` and ``sqlite/``, and what they share. Nothing
-here decides when a task is created, dispatched or taken back; the schema itself is in schema/.
+"""The implementations of :class:`taskd.ports.store.IStore` in ``postgres/`` and ``sqlite/``, and what they share. They
+carry out changes of tasks; they do not decide when a change happens. The schema is in schema/.
 """

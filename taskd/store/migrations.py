@@ -1,4 +1,4 @@
-"""Numbered schema files and the rule by which they are applied. The stores run them under their own lock."""
+"""Numbered schema files, and which of them a database still needs. The stores apply them under a lock of their own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CREATE TABLE IF NOT EXISTS schema_migrations (
     applied_at text NOT NULL
 )
 """
-"""Outside the numbered files, which cannot be counted before it is there. Understood by both databases."""
+"""Not in a numbered file: the table that counts the files must exist first. Both databases understand it."""
 
 APPLIED = "SELECT max(version) FROM schema_migrations"
 
@@ -44,8 +44,8 @@ def load(dialect: str) -> list[Migration]:
 
 
 def pending(migrations: Sequence[Migration], applied: int | None) -> Sequence[Migration]:
-    """Those still to apply when ``applied`` is the database's version. Raises SchemaTooNew."""
+    """The migrations to apply to a database of version ``applied``. Raises SchemaTooNew."""
     ours, theirs = len(migrations), applied or 0
     if theirs > ours:
-        raise SchemaTooNew(f"the database has schema version {theirs}, this taskd knows only {ours}: run the newer one")
+        raise SchemaTooNew(f"the database has schema version {theirs}, this taskd knows only {ours}: upgrade taskd")
     return migrations[theirs:]

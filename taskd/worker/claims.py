@@ -19,7 +19,7 @@ from taskd.model.tasks import Task
 from taskd.ports.attempts import Claim
 from taskd.ports.store import IStore
 from taskd.worker.held import NO_CLAIM, HeldTask, HeldTasks, ack, claim_number, requeue
-from taskd.worker.running import RunningTasks
+from taskd.worker.outcomes import Outcomes
 from taskd.worker.slots import SlotPool
 
 AGAIN_AFTER = 1.0
@@ -45,7 +45,7 @@ class Claims:
         store: IStore,
         publisher: Publisher,
         held: HeldTasks,
-        running: RunningTasks,
+        outcomes: Outcomes,
         slots: Mapping[str, int],
         name: str,
         lease: float,
@@ -54,7 +54,7 @@ class Claims:
         self._store = store
         self._publisher = publisher
         self._held = held
-        self._running = running
+        self._outcomes = outcomes
         self._name = name
         self._lease = lease
         self.pools: dict[str, SlotPool[HeldTask]] = {
@@ -103,11 +103,11 @@ class Claims:
 
     def _claimed(self, task: Task | None, held: HeldTask) -> None:
         if task is not None and self._held.stopped:
-            released = Deferred.fromCoroutine(self._running.release([(held, task)]))
+            released = Deferred.fromCoroutine(self._outcomes.release([(held, task)]))
             released.addBoth(self._claim_ended, held)
             return
         if task is not None and not self._is_duplicate_claim(task, held):
-            self._running.begin(held, task, self._usernames.get(task.user_id, ""), self._slot_free)
+            self._outcomes.begin(held, task, self._usernames.get(task.user_id, ""), self._slot_free)
         else:
             held.pool.release()
             if task is None and held.last_attempt and held.delivery is not None:
@@ -174,12 +174,12 @@ class Claims:
             return
         if self.last_attempts:
             self._start_last_attempt()
-        if held.pool.backlog:
+        if held.pool.waiting:
             held.pool.fill()
 
     def _start_last_attempt(self) -> None:
         """Claim the next last attempt if none runs here. If it kills this worker, it takes no other one with it."""
-        backlogs = (pool.backlog for pool in self.pools.values())
+        backlogs = (pool.waiting for pool in self.pools.values())
         held_here = chain(self._held.running.values(), *backlogs, *self._held.claiming.values())
         if any(held.claim.alone for held in held_here):
             return

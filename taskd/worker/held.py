@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import datetime, timezone
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from taskd.model.tasks import Task
-from taskd.ports.attempts import Claim
+from taskd.ports.attempts import Claim, Outcome
 from taskd.ports.broker import Delivery, IConsumer
 from taskd.worker.attempt import Attempt
 from taskd.worker.reports import ReportBuffer
@@ -28,6 +29,10 @@ def claim_number(task: Task) -> ClaimNumber:
     return task.dispatch, task.attempt, task.started_at or NO_CLAIM[2]
 
 
+def _nothing(held: HeldTask) -> None:
+    """What ends before it has begun frees nothing."""
+
+
 class HeldState(enum.Enum):
     """Where a held task is on its way."""
 
@@ -37,40 +42,28 @@ class HeldState(enum.Enum):
     RETURNING = "its attempt is stopped, and goes back to the store unspent"
 
 
+@dataclass(eq=False, slots=True)
 class HeldTask:
     """A delivery, and what has become of it in this worker.
 
     ``delivery`` is None once it is acked, given back, or lost with its channel. ``since`` is when it arrived, later
-    when it began to run, in seconds of the clock. ``ended_claim`` is the latest claim of this task that ended here
-    while this one was with the store: an answer about that claim comes too late.
-    """
+    when it began to run, in seconds of the clock. ``stored_before``: an earlier try to store the outcome may have been
+    committed. ``on_end`` is called when the worker holds the task no longer. ``ended_claim`` is the latest claim of
+    this task that ended here while this one was with the store: an answer about that claim comes too late."""
 
-    __slots__ = (
-        "attempt",
-        "buffer",
-        "claim",
-        "consumer",
-        "delivery",
-        "ended_claim",
-        "last_attempt",
-        "pool",
-        "since",
-        "state",
-    )
-
-    def __init__(
-        self, delivery: Delivery, consumer: IConsumer, pool: SlotPool[HeldTask], since: float, max_attempts: int
-    ) -> None:
-        self.claim = Claim(delivery.task_id, delivery.dispatch, delivery.redelivered, max_attempts=max_attempts)
-        self.delivery: Delivery | None = delivery
-        self.consumer = consumer
-        self.pool = pool
-        self.since = since
-        self.state = HeldState.CLAIMING
-        self.attempt: Attempt | None = None
-        self.buffer: ReportBuffer | None = None
-        self.ended_claim = NO_CLAIM
-        self.last_attempt = False
+    claim: Claim
+    delivery: Delivery | None
+    consumer: IConsumer
+    pool: SlotPool[HeldTask]
+    since: float
+    state: HeldState = HeldState.CLAIMING
+    attempt: Attempt | None = None
+    buffer: ReportBuffer | None = None
+    outcome: Outcome | None = None
+    stored_before: bool = False
+    ended_claim: ClaimNumber = NO_CLAIM
+    last_attempt: bool = False
+    on_end: Callable[[HeldTask], None] = _nothing
 
 
 class HeldTasks:

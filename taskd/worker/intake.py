@@ -10,6 +10,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
 from taskd.model.tasks import Route
+from taskd.ports.attempts import Claim
 from taskd.ports.broker import Delivery, IBroker, IConsumer
 from taskd.ports.workers import KindInfo
 from taskd.worker.claims import Claims
@@ -66,8 +67,11 @@ class Intake:
             if self._held.draining:
                 consumer.requeue(deliveries)
                 return
-            now = self._clock.seconds()
-            pool.add([HeldTask(delivery, consumer, pool, now, kind.max_attempts) for delivery in deliveries])
+            now, most = self._clock.seconds(), kind.max_attempts
+            pool.add(
+                HeldTask(Claim(d.task_id, d.dispatch, d.redelivered, max_attempts=most), d, consumer, pool, now)
+                for d in deliveries
+            )
 
         def lost() -> None:
             self._lost(consumer)
@@ -95,4 +99,4 @@ class Intake:
             requeue(old)
 
     def _waiting(self) -> list[deque[HeldTask]]:
-        return [*(pool.backlog for pool in self._claims.pools.values()), self._claims.last_attempts]
+        return [*(pool.waiting for pool in self._claims.pools.values()), self._claims.last_attempts]

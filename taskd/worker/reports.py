@@ -36,6 +36,8 @@ class ReportBuffer:
     def __init__(self, task: Task, limit: int, on_output: Callable[[ReportBuffer], None]) -> None:
         self.task = task
         self.closed = False
+        self.silent = True
+        """No output has come yet."""
         self._limit = limit
         self._on_output = on_output
         self._progress: float | None = None
@@ -58,6 +60,7 @@ class ReportBuffer:
     def progress(self, fraction: float, note: str) -> None:
         """How far the task is, from 0 to 1, and what it does."""
         if not self.closed:
+            self.silent = False
             self._progress, self._note = fraction, note
             self._on_output(self)
 
@@ -65,6 +68,7 @@ class ReportBuffer:
         """New lines of the log; ``dropped`` other lines before them are lost."""
         if self.closed:
             return
+        self.silent = False
         if dropped and self._pending:
             self._add(_left_out(dropped))
         else:

@@ -11,23 +11,23 @@ T = TypeVar("T")
 
 class SlotPool(Generic[T]):
     """``slots`` tasks at a time. It calls ``start`` with each item that gets a slot, which :meth:`release` gives back;
-    the others wait in ``backlog``, in their order."""
+    the others wait in ``waiting``, in their order."""
 
     def __init__(self, slots: int, start: Callable[[T], None]) -> None:
         self.slots = slots
         self.taken = 0
-        self.backlog: deque[T] = deque()
+        self.waiting: deque[T] = deque()
         self._start = start
         self._closed = False
 
     def add(self, items: Iterable[T]) -> None:
         """Let these wait for a slot."""
-        self.backlog.extend(items)
+        self.waiting.extend(items)
         self.fill()
 
     def add_first(self, item: T) -> None:
         """Let this one wait before all others."""
-        self.backlog.appendleft(item)
+        self.waiting.appendleft(item)
         self.fill()
 
     def release(self) -> None:
@@ -36,13 +36,13 @@ class SlotPool(Generic[T]):
 
     def fill(self) -> None:
         """Start what waits, as far as slots are free."""
-        while self.backlog and self.taken < self.slots and not self._closed:
+        while self.waiting and self.taken < self.slots and not self._closed:
             self.taken += 1
-            self._start(self.backlog.popleft())
+            self._start(self.waiting.popleft())
 
     def close(self) -> list[T]:
         """Start nothing more; returns what was waiting."""
         self._closed = True
-        waiting = list(self.backlog)
-        self.backlog.clear()
+        waiting = list(self.waiting)
+        self.waiting.clear()
         return waiting

@@ -15,11 +15,11 @@ from taskd.worker.claims import Claims
 from taskd.worker.held import HeldTasks
 from taskd.worker.intake import Intake
 from taskd.worker.leases import Leases
+from taskd.worker.outcomes import Outcomes
 from taskd.worker.reclaim import Reclaim
 from taskd.worker.registration import Registration
 from taskd.worker.reports import Reports
 from taskd.worker.runner import Runner
-from taskd.worker.running import RunningTasks
 
 STOP_SECONDS = 7.0
 """How long attempts that are stopped may take to end: child processes get TERM first, then KILL."""
@@ -65,8 +65,8 @@ class Worker:
         reclaim = Reclaim(store, publisher, held, name, lease)
         self.leases = Leases(clock, store, held, reclaim, self.registration, name, lease)
         reports = Reports(clock, store, name, log_bytes, publisher.publish_outputs, self.leases.report_fenced)
-        self.running = RunningTasks(clock, store, publisher, runner, reports, held, reclaim, name)
-        self.claims = Claims(clock, store, publisher, held, self.running, slots, name, lease)
+        self.outcomes = Outcomes(clock, store, publisher, runner, reports, held, reclaim, name)
+        self.claims = Claims(clock, store, publisher, held, self.outcomes, slots, name, lease)
         self.intake = Intake(clock, broker, held, self.claims)
 
     @property
@@ -108,9 +108,9 @@ class Worker:
             self._log.info("{count} tasks get {grace:g} seconds to end", count=held.busy, grace=grace)
             await held.until_idle(grace)
         held.stopped = True
-        self.running.stop_all()
+        self.outcomes.stop_all()
         await held.until_idle(STOP_SECONDS)
-        await self.running.release_stopped()
+        await self.outcomes.release_stopped()
         await held.until_idle(CLOSE_SECONDS)
         if held.busy:
             self._log.warn("{count} tasks could not be settled: their leases will expire", count=held.busy)

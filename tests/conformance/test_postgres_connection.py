@@ -1,4 +1,5 @@
-"""Connections that end under a step of libpq: the reactor must forget their sockets' numbers, which others get next."""
+"""Connections that end during a step of libpq. The reactor must forget their file descriptors, which the next sockets
+get."""
 
 from __future__ import annotations
 
@@ -20,17 +21,17 @@ from taskd.store.postgres.connection import PostgresConnection
 from tests import services
 
 BIG = "x" * 20_000_000
-"""More than the buffers of a socket hold."""
+"""More than fits into the buffers of a socket."""
 
 
 def watched() -> set[object]:
-    """Those that the reactor would call, itself excepted; an error when it watches a number that it has no one for."""
+    """The readers and writers of the reactor, except its own. Raises when it watches a file descriptor without one."""
     everything: set[object] = {*reactor.getReaders(), *reactor.getWriters()}
     return {each for each in everything if not type(each).__module__.startswith("twisted.internet.")}
 
 
 class Wire:
-    """Forwards one connection at a time to PostgreSQL, from threads: the reactor is not needed to cut it."""
+    """Forwards one connection at a time to PostgreSQL in threads, so that it can be cut without the reactor."""
 
     def __init__(self, port: int) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -41,25 +42,26 @@ class Wire:
         threading.Thread(target=self._serve, daemon=True).start()
 
     def pause(self) -> None:
-        """Take nothing more from the client of now."""
+        """Stop reading from the current client."""
         self._flowing.clear()
 
     def reset(self) -> None:
-        """Reset the connection of now, at once."""
+        """Reset the current connection at once."""
         assert self._client is not None
         self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        # a thread that reads holds the socket open; this wakes it, and a connection that is reset says no goodbye
+        # a reading thread keeps the socket open; shutdown() wakes it, and sends nothing on a connection that is then
+        # reset
         self._client.shutdown(socket.SHUT_RD)
         self._client.close()
 
     def end(self) -> None:
-        """Say goodbye to the client, and take nothing more from it."""
+        """Close our side of the connection to the client, and stop reading from it."""
         assert self._client is not None
         self.pause()
         self._client.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        """Take no more connections."""
+        """Accept no more connections."""
         self._listener.close()
 
     def _serve(self) -> None:
@@ -79,10 +81,10 @@ class Wire:
 
 
 class Handshake(TestCase):
-    """A server that goes away in the middle of the handshake."""
+    """A server that closes the connection during the handshake."""
 
     async def test_nothing_is_left_in_the_reactor(self) -> None:
-        """libpq closes its socket in the middle of a step."""
+        """libpq closes its socket during a step."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             threading.Thread(target=_decline_and_go, args=(listener,), daemon=True).start()
             dsn = {"host": "127.0.0.1", "port": listener.getsockname()[1], "user": "u", "dbname": "d"}
@@ -96,10 +98,10 @@ class Handshake(TestCase):
 
 
 class Statements(TestCase):
-    """A connection that ends while it works."""
+    """A connection that ends while a statement runs."""
 
     def setUp(self) -> None:
-        """A PostgreSQL, and a wire to it that can be cut."""
+        """A PostgreSQL server, and a wire to it that can be cut."""
         services.require("postgres")
         self.wire = Wire(services.postgres().port)
         self.addCleanup(self.wire.close)
@@ -113,14 +115,14 @@ class Statements(TestCase):
         return connection
 
     async def after(self, step: Callable[[PostgresConnection], Any]) -> BaseException:
-        """What a connection says, after which it is closed and nothing is left; the next one must work."""
+        """The error of a step. The connection is closed, the reactor forgets it, and the next connection works."""
         connection = await self.opened()
         try:
             await step(connection)
         except Exception as e:
             error = e
         else:
-            self.fail("it went well")
+            self.fail("the step raised nothing")
         connection.close()
         self.assertEqual(watched(), self.before)
         another = await self.opened()
@@ -130,7 +132,7 @@ class Statements(TestCase):
         return error
 
     async def test_closed_while_it_waits_for_an_answer(self) -> None:
-        """That is what happens to a statement that takes too long."""
+        """This happens to a statement that takes too long."""
 
         def step(connection: PostgresConnection) -> Any:
             reactor.callLater(0.05, connection.close)
@@ -139,7 +141,7 @@ class Statements(TestCase):
         self.assertIsInstance(await self.after(step), ConnectionDone)
 
     async def test_closed_while_it_sends(self) -> None:
-        """It is watched for room in the socket then."""
+        """The reactor watches the socket for writing then."""
 
         def step(connection: PostgresConnection) -> Any:
             self.wire.pause()
@@ -149,7 +151,7 @@ class Statements(TestCase):
         self.assertIsInstance(await self.after(step), ConnectionDone)
 
     async def test_cut_while_it_sends(self) -> None:
-        """The reactor hears of it as of an error, not as of something to read."""
+        """The reactor gets an error, not data."""
 
         def step(connection: PostgresConnection) -> Any:
             self.wire.pause()
@@ -159,7 +161,7 @@ class Statements(TestCase):
         self.assertIsInstance(await self.after(step), psycopg2.OperationalError)
 
     async def test_cut_before_it_sends(self) -> None:
-        """The statement is the first to see it."""
+        """The statement is the first to fail."""
 
         async def step(connection: PostgresConnection) -> None:
             self.wire.reset()
@@ -168,7 +170,7 @@ class Statements(TestCase):
         self.assertIsInstance(await self.after(step), psycopg2.Error)
 
     async def test_ended_before_it_sends(self) -> None:
-        """libpq closes its socket while it is asked to send."""
+        """libpq closes its socket while it sends."""
 
         async def step(connection: PostgresConnection) -> None:
             self.wire.end()
@@ -177,11 +179,11 @@ class Statements(TestCase):
         self.assertIsInstance(await self.after(step), psycopg2.Error)
 
     async def test_cut_while_idle(self) -> None:
-        """It tells so, once."""
-        told: Deferred[BaseException] = Deferred()
-        connection = await self.opened(told.callback)
+        """``on_lost`` is called once."""
+        lost: Deferred[BaseException] = Deferred()
+        connection = await self.opened(lost.callback)
         self.wire.reset()
-        self.assertIsInstance(await told, psycopg2.OperationalError)
+        self.assertIsInstance(await lost, psycopg2.OperationalError)
         connection.close()
         self.assertEqual(watched(), self.before)
 
@@ -189,7 +191,7 @@ class Statements(TestCase):
 def _decline_and_go(listener: socket.socket) -> None:
     for client in _accepted(listener):
         with client:
-            # it asks for TLS first, as a packet of eight bytes
+            # libpq asks for TLS first, in a packet of eight bytes
             if client.recv(8)[:4] == b"\0\0\0\x08":
                 client.sendall(b"N")
 

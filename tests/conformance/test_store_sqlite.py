@@ -1,4 +1,4 @@
-"""The suite of IStore on SQLite, in memory and as the embedded server has it."""
+"""The suite of IStore on SQLite, in memory and in a file."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from twisted.internet.task import Clock
 
 from taskd.model.errors import SettingsError, Unavailable
 from taskd.model.tasks import NewTask
-from taskd.store.sqlite.store import InlineRunner, SqliteStore, open_sqlite
-from tests.conformance.store import StoreCase, StoreTests, new_batch
-from tests.conformance.store_reports import ReportTests
+from taskd.store.sqlite.database import InlineRunner, open_sqlite
+from taskd.store.sqlite.store import SqliteStore
+from tests.conformance.store.case import StoreCase, new_batch
+from tests.conformance.store.suite import StoreTests
 
 HOUR = 3_600_000_000
 
@@ -54,8 +55,8 @@ class Hooks(StoreCase):
         return tasks, chunks, attempts
 
 
-class SqliteInMemory(Hooks, StoreTests, ReportTests):
-    """As the simulation has it: at once, under a clock that stands still."""
+class SqliteInMemory(Hooks, StoreTests):
+    """As in the simulation: calls finish at once, and the clock stands still."""
 
     async def make(self) -> Any:
         clock = Clock()
@@ -66,8 +67,8 @@ class SqliteInMemory(Hooks, StoreTests, ReportTests):
         return store
 
 
-class SqliteInAFile(Hooks, StoreTests, ReportTests):
-    """As the embedded server has it: a file, and a thread of its own."""
+class SqliteInAFile(Hooks, StoreTests):
+    """As in the embedded server: a file, and a separate thread."""
 
     async def make(self) -> Any:
         place = tempfile.TemporaryDirectory()
@@ -85,7 +86,7 @@ class SqliteInAFile(Hooks, StoreTests, ReportTests):
         for pragma, value in (("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1)):
             self.assertEqual(await self._sql(f"PRAGMA {pragma}"), [(value,)])
 
-    async def test_files_are_for_us_alone(self) -> None:
+    async def test_files_are_readable_for_their_owner_only(self) -> None:
         self.assertEqual(stat.S_IMODE(self.folder.stat().st_mode), 0o700)
         for file in self.folder.iterdir():
             self.assertEqual(stat.S_IMODE(file.stat().st_mode), 0o600, file)
@@ -94,7 +95,7 @@ class SqliteInAFile(Hooks, StoreTests, ReportTests):
         with self.assertRaisesRegex(SettingsError, "another taskserver is using"):
             open_sqlite(self.folder / "taskd.sqlite3", reactor)
 
-    async def test_everything_is_there_after_a_restart(self) -> None:
+    async def test_tasks_are_there_after_a_restart(self) -> None:
         [task] = await self.create()
         await self.store.stop()
         self.store = await self.open()
@@ -117,8 +118,8 @@ class SqliteInAFile(Hooks, StoreTests, ReportTests):
         with self.assertRaisesRegex(SettingsError, "cannot use the data folder"):
             open_sqlite(blocked / "taskd.sqlite3", reactor)
 
-    async def test_full_disk_is_unavailable_and_passes(self) -> None:
-        # max_page_count stands in for the disk
+    async def test_full_disk_is_unavailable_until_space_is_free(self) -> None:
+        # max_page_count simulates a full disk
         [(pages,)] = await self._sql("PRAGMA page_count")
         await self._sql(f"PRAGMA max_page_count = {pages}")
         rows = [NewTask(self.ana.id, "x" * 4000) for _ in range(100)]
@@ -130,4 +131,4 @@ class SqliteInAFile(Hooks, StoreTests, ReportTests):
         self.assertTrue(os.path.exists(self.folder))
 
 
-del StoreCase, StoreTests, ReportTests, Hooks
+del StoreCase, StoreTests, Hooks

@@ -1,4 +1,4 @@
-"""``twistd taskserver`` with nothing configured: one process, SQLite, its own worker."""
+"""``twistd taskserver`` without configuration: one process with SQLite and its own worker."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ READY = "is ready on port"
 
 
 class Embedded:
-    """An embedded server that can be ended and started again over the same data."""
+    """An embedded server that can be stopped and started again with the same data."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -26,7 +26,7 @@ class Embedded:
         self.daemon: Daemon | None = None
 
     def start(self, *options: str) -> Daemon:
-        """Start it and wait until it is ready."""
+        """Start the server and wait until it is ready."""
         listen = f"tcp:{self.port}:interface=127.0.0.1"
         env = {"TASKD_BCRYPT_ROUNDS": "4"}
         self.daemon = Daemon.twistd("taskserver", ["--listen", listen, *options], env, cwd=self.folder)
@@ -34,14 +34,14 @@ class Embedded:
         return self.daemon
 
     def client(self, name: str = "ana") -> LineClient:
-        """A connection that is logged in as this user, who is registered if need be."""
+        """A connection logged in as this user, who is registered if needed."""
         client = LineClient(self.port)
         client.request("register", username=name, password="correct horse")
         assert client.request("login", username=name, password="correct horse")["ok"]
         return client
 
     def rows(self, sql: str) -> list[Any]:
-        """What the database holds."""
+        """The rows of a query."""
         database = sqlite3.connect(self.folder / "taskd-data" / "taskd.sqlite3")
         try:
             return database.execute(sql).fetchall()
@@ -51,15 +51,15 @@ class Embedded:
 
 @pytest.fixture
 def embedded(tmp_path: Path) -> Iterator[Embedded]:
-    """Not started."""
+    """An embedded server that is not started."""
     server = Embedded(tmp_path)
     yield server
     if server.daemon is not None:
         server.daemon.dispose()
 
 
-def test_lines_piped_into_a_socket_work_like_commands_in_a_shell(embedded: Embedded) -> None:
-    """Login included: without ids everything happens in order, and all is answered before the end."""
+def test_lines_piped_into_a_socket_are_answered_in_order(embedded: Embedded) -> None:
+    """Requests without ids run in order, logins included, and all are answered before the connection is closed."""
     embedded.start()
     ana = {"username": "ana", "password": "correct horse"}
     register, login = (json.dumps({"action": action, **ana}) for action in ("register", "login"))
@@ -81,15 +81,14 @@ def test_lines_piped_into_a_socket_work_like_commands_in_a_shell(embedded: Embed
     )
     statuses = ["success", "in_use", "error", "wrong_credentials", "no_user", "logged_in", "no_tasks", "task_created"]
     assert [r["status"] for r in replies] == [*statuses, "success", "error", "success"]
-    assert [r["code"] for r in replies if not r["ok"]] == [
-        *("conflict", "auth_required", "forbidden", "not_found", "bad_json")
-    ]
+    codes = [r["code"] for r in replies if not r["ok"]]
+    assert codes == ["conflict", "auth_required", "forbidden", "not_found", "bad_json"]
     [task] = replies[-1]["tasks"]
     assert (task["task"], task["status"], task["state"], task["attempt"]) == ("hola", "Completada", "completed", 1)
 
 
-def test_a_task_is_seen_changing_live(embedded: Embedded) -> None:
-    """Procesando, then Completada, in the order of its versions."""
+def test_a_watch_sees_every_change_of_a_task(embedded: Embedded) -> None:
+    """Procesando, then Completada, in the order of the versions."""
     embedded.start()
     with embedded.client() as client:
         assert client.request("watch")["tasks"] == []
@@ -97,13 +96,15 @@ def test_a_task_is_seen_changing_live(embedded: Embedded) -> None:
         tasks = [client.event()["task"] for _ in range(3)]
         assert {t["id"] for t in tasks} == {task_id}
         assert [(t["status"], t["state"]) for t in tasks] == [
-            *(("Procesando", "queued"), ("Procesando", "running"), ("Completada", "completed"))
+            ("Procesando", "queued"),
+            ("Procesando", "running"),
+            ("Completada", "completed"),
         ]
         assert [t["version"] for t in tasks] == [1, 2, 3]
 
 
-def test_a_thousand_tasks_run_at_a_time(embedded: Embedded) -> None:
-    """In one process: if they took turns, they would need 500 seconds."""
+def test_a_thousand_tasks_run_at_the_same_time(embedded: Embedded) -> None:
+    """One after the other, they would need 500 seconds."""
     embedded.start("--slots", "1000")
     with embedded.client() as client:
         spec = {"task": "wait", "payload": {"seconds": 0.5}}
@@ -112,8 +113,8 @@ def test_a_thousand_tasks_run_at_a_time(embedded: Embedded) -> None:
         assert done["done"] and {t["state"] for t in done["tasks"]} == {"completed"}
 
 
-def test_kill_and_restart_loses_nothing_confirmed(embedded: Embedded) -> None:
-    """Running, queued and waiting tasks are picked up again; sessions live on."""
+def test_a_killed_and_restarted_server_loses_no_confirmed_task(embedded: Embedded) -> None:
+    """Running, queued and waiting tasks are run again, and sessions stay valid."""
     daemon = embedded.start("--slots", "5")
     with embedded.client() as client:
         token = client.request("login", username="ana", password="correct horse")["token"]
@@ -127,8 +128,8 @@ def test_kill_and_restart_loses_nothing_confirmed(embedded: Embedded) -> None:
     assert embedded.rows("SELECT state, count(*) FROM tasks GROUP BY state") == [("completed", 20)]
 
 
-def test_sigterm_lets_running_tasks_end_and_gives_the_rest_back_unspent(embedded: Embedded) -> None:
-    """Within the grace; watchers are told, and the exit status is 0."""
+def test_sigterm_lets_tasks_end_and_releases_the_rest_without_counting_the_attempt(embedded: Embedded) -> None:
+    """Tasks get the grace time, watchers get an event, and the exit status is 0."""
     daemon = embedded.start("--slots", "2", "--grace", "1")
     with embedded.client() as client:
         client.request("watch")
@@ -148,8 +149,8 @@ def test_sigterm_lets_running_tasks_end_and_gives_the_rest_back_unspent(embedded
     assert "Traceback" not in daemon.output()
 
 
-def test_a_second_sigterm_ends_the_grace(embedded: Embedded) -> None:
-    """Running tasks are given back at once; the exit status stays 0."""
+def test_a_second_sigterm_ends_the_grace_time(embedded: Embedded) -> None:
+    """Running tasks are released at once, and the exit status is still 0."""
     daemon = embedded.start("--grace", "600")
     with embedded.client() as client:
         client.request("new_task", task="long", payload={"seconds": 600})
@@ -160,8 +161,8 @@ def test_a_second_sigterm_ends_the_grace(embedded: Embedded) -> None:
     assert embedded.rows("SELECT state, attempt FROM tasks") == [("waiting", 0)]
 
 
-def refused(cwd: Path, *arguments: str, **env: str) -> str:
-    """The one line on which a daemon ends that must not start."""
+def refused_start(cwd: Path, *arguments: str, **env: str) -> str:
+    """Start a daemon that must refuse to start. Returns its one line of error."""
     daemon = Daemon.twistd(arguments[0], arguments[1:], env, cwd=cwd)
     assert daemon.wait(20) == 1, daemon.output()
     lines = [line for line in daemon.output().splitlines() if f"{arguments[0]}: " in line]
@@ -170,17 +171,17 @@ def refused(cwd: Path, *arguments: str, **env: str) -> str:
 
 
 def test_a_second_server_on_the_same_data_is_refused(embedded: Embedded) -> None:
-    """With a line that says what to do."""
+    """The line of error says what to do."""
     embedded.start()
-    line = refused(embedded.folder, "taskserver", "--listen", f"tcp:{free_port()}:interface=127.0.0.1")
+    line = refused_start(embedded.folder, "taskserver", "--listen", f"tcp:{free_port()}:interface=127.0.0.1")
     assert line == f"another taskserver is using {embedded.folder}/taskd-data: stop it or choose another --data"
 
 
 def test_a_port_in_use_is_refused(embedded: Embedded) -> None:
-    """Before anything has begun."""
+    """The server ends before it does anything else."""
     embedded.start()
     listen = f"tcp:{embedded.port}:interface=127.0.0.1"
-    line = refused(embedded.folder, "taskserver", "--data", "other", "--listen", listen)
+    line = refused_start(embedded.folder, "taskserver", "--data", "other", "--listen", listen)
     assert line.startswith(f"cannot listen on {listen}: ") and "in use" in line
 
 
@@ -210,13 +211,15 @@ def test_a_port_in_use_is_refused(embedded: Embedded) -> None:
         ),
     ],
 )
-def test_a_wrong_setting_is_one_line(tmp_path: Path, arguments: list[str], env: dict[str, str], expected: str) -> None:
-    """It names the variable or option, and the exit status is 1."""
-    assert refused(tmp_path, *arguments, **env).startswith(expected)
+def test_a_wrong_setting_is_refused_with_one_line(
+    tmp_path: Path, arguments: list[str], env: dict[str, str], expected: str
+) -> None:
+    """The line names the variable or option, and the exit status is 1."""
+    assert refused_start(tmp_path, *arguments, **env).startswith(expected)
 
 
-def test_settings_come_from_a_file_too(embedded: Embedded) -> None:
-    """``.env`` in the current folder; an option wins over it."""
+def test_settings_are_read_from_a_file(embedded: Embedded) -> None:
+    """The file ``.env`` in the current folder."""
     (embedded.folder / ".env").write_text("TASKD_QUEUES=slow, fast\nTASKD_DATA=elsewhere\n")
     embedded.start()
     with LineClient(embedded.port) as client:
@@ -225,18 +228,18 @@ def test_settings_come_from_a_file_too(embedded: Embedded) -> None:
 
 
 def test_a_database_of_a_newer_taskd_is_refused(embedded: Embedded) -> None:
-    """It says so, and leaves it as it was."""
+    """The line of error names both versions."""
     embedded.start().terminate()
     database = sqlite3.connect(embedded.folder / "taskd-data" / "taskd.sqlite3")
     with database:
         database.execute("INSERT INTO schema_migrations VALUES (9999, 'future', 'later')")
     database.close()
-    line = refused(embedded.folder, "taskserver", "--listen", f"tcp:{embedded.port}:interface=127.0.0.1")
+    line = refused_start(embedded.folder, "taskserver", "--listen", f"tcp:{embedded.port}:interface=127.0.0.1")
     assert line.startswith("the database has schema version 9999, this taskd knows only ")
 
 
 def test_the_help_of_both_daemons_names_their_options(tmp_path: Path) -> None:
-    """With a sample of an endpoint."""
+    """The help of taskserver also has an example of an endpoint."""
     for daemon, options in {
         "taskserver": ["--listen", "--data", "--slots", "--grace", "--env-file", "tcp:5000"],
         "taskworker": ["--queue", "--slots", "--grace", "--env-file"],
@@ -247,8 +250,8 @@ def test_the_help_of_both_daemons_names_their_options(tmp_path: Path) -> None:
             assert option in process.output(), process.output()
 
 
-def test_twistd_help_imports_nothing_of_ours_but_the_dropin() -> None:
-    """Else every twistd on the machine would pay for it."""
+def test_twistd_imports_nothing_of_taskd_but_the_dropin() -> None:
+    """Otherwise every twistd command on the machine would start more slowly."""
     import sys
 
     program = (

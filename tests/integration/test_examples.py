@@ -1,4 +1,4 @@
-"""What stands under examples/ works, as docs/handlers.md says it is started."""
+"""The examples in examples/ work, started as docs/handlers.md describes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FOLDER = ROOT / "examples" / "thumbnails"
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Twelve of them, and one that is none."""
+    """A folder with twelve pictures, and one file that is not a picture."""
     folder = tmp_path / "pictures" / "holidays"
     folder.mkdir(parents=True)
     for n in range(12):
@@ -30,7 +30,7 @@ def pictures(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(pictures: Path, tmp_path: Path) -> Iterator[LineClient]:
-    """An embedded server with the example's handler, started in its folder; a user's connection to it."""
+    """A connection to an embedded server with the handler of the example, started in the folder of the example."""
     port = free_port()
     env = {
         "PICTURES": str(pictures.parent),
@@ -41,15 +41,15 @@ def server(pictures: Path, tmp_path: Path) -> Iterator[LineClient]:
     script = str(Path(sys.executable).with_name(TWISTD[0]))
     command = [script, *TWISTD[1:], "taskserver", "--listen", f"tcp:{port}:interface=127.0.0.1"]
     environment = clean_environment(PYTHONUNBUFFERED="1", PYTHONDONTWRITEBYTECODE="1", **env)
-    # with its output elsewhere: the example's folder stays as it is
+    # its output goes elsewhere, so that the folder of the example does not change
     with Daemon(command, tmp_path / "output.log", env=environment, cwd=FOLDER) as daemon:
         daemon.wait_for("is ready on port")
         with user(port, "ana") as client:
             yield client
 
 
-def test_thumbnails_of_a_folder(server: LineClient, pictures: Path) -> None:
-    """Each picture gets one, with progress on the way; what is broken is told of; twice is as good as once."""
+def test_the_thumbnail_example_makes_a_thumbnail_of_each_picture(server: LineClient, pictures: Path) -> None:
+    """It reports progress, names the broken file, and makes nothing twice."""
     server.request("watch")
     spec = {"task": "the holidays", "kind": "thumbnails", "payload": {"folder": "holidays", "size": 100}}
     task_id = server.request("new_task", **spec)["task_id"]
@@ -66,8 +66,8 @@ def test_thumbnails_of_a_folder(server: LineClient, pictures: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["..", "nowhere", "/etc", 5])
-def test_folders_that_are_not_among_the_pictures(server: LineClient, folder: object) -> None:
-    """Refused at once, whoever asks."""
+def test_the_thumbnail_example_refuses_other_folders(server: LineClient, folder: object) -> None:
+    """The first attempt fails the task."""
     task_id = server.request("new_task", task="t", kind="thumbnails", payload={"folder": folder})["task_id"]
     [task] = server.request("wait", task_ids=[task_id])["tasks"]
     assert (task["status"], task["attempt"]) == ("Fallida", 1)

@@ -1,5 +1,5 @@
-"""Kinds of tasks of one's own, on both footings: an embedded server, and a server and workers over PostgreSQL and
-RabbitMQ. The handlers are those of tests/integration/lab.py."""
+"""User-defined kinds of tasks on both deployments: an embedded server, and a server and workers with PostgreSQL and
+RabbitMQ. The handlers are in tests/integration/lab.py."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.daemons import Daemon, LineClient, eventually, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 HANDLERS = "tests.integration.lab"
-WAYS = ("async", "thread", "process")
+EXECUTORS = ("async", "thread", "process")
 
 PROGRAMS = f"""
 [greet]
@@ -38,8 +38,8 @@ max_attempts = 1
 """
 
 
-class Footing:
-    """A server that can be talked to, and what runs its tasks."""
+class Deployment:
+    """A server, and the daemon that runs its tasks: itself or a worker."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
@@ -52,14 +52,14 @@ class Footing:
         self.cluster: Cluster | None = None
 
     def start(self) -> None:
-        """All daemons."""
+        """Start all daemons."""
         if self.name == "embedded":
             self.port = free_port()
             listen = ["--listen", f"tcp:{self.port}:interface=127.0.0.1"]
-            self.runs = self.stack.enter_context(
+            self.runner = self.stack.enter_context(
                 Daemon.twistd("taskserver", [*listen, *self.options], self.env, cwd=self.folder)
             )
-            self.runs.wait_for("is ready on port")
+            self.runner.wait_for("is ready on port")
             return
         services.require("postgres", "rabbitmq")
         database = services.postgres().create_database()
@@ -67,53 +67,53 @@ class Footing:
         self.stack.callback(self.cluster.close)
         server = self.cluster.launch_server()
         self.port = self.cluster.ports[0]
-        self.runs = self.cluster.launch_worker(*self.options)
+        self.runner = self.cluster.launch_worker(*self.options)
         server.wait_for("is ready on port")
-        self.runs.wait_for("worker takes tasks")
+        self.runner.wait_for("worker takes tasks")
 
     def client(self, name: str = "ana") -> LineClient:
-        """A connection of this user's, closed at the end."""
+        """A connection of this user. It is closed with the deployment."""
         return self.stack.enter_context(user(self.port, name))
 
     def tree(self) -> list[psutil.Process]:
-        """All processes below the one that runs tasks."""
-        return psutil.Process(self.runs.pid).children(recursive=True)
+        """All descendants of the daemon that runs tasks."""
+        return psutil.Process(self.runner.pid).children(recursive=True)
 
 
 @pytest.fixture(scope="module", params=["embedded", "distributed"])
-def footing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Footing]:
-    """Shared by the tests of this module."""
-    made = Footing(request.param, tmp_path_factory.mktemp(request.param))
+def deployment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """A deployment that all tests of this module share."""
+    made = Deployment(request.param, tmp_path_factory.mktemp(request.param))
     try:
         made.start()
         yield made
-        assert "Unhandled" not in made.runs.output(), made.runs.output()[-5000:]
+        assert "Unhandled" not in made.runner.output(), made.runner.output()[-5000:]
     finally:
         made.stack.close()
 
 
 @pytest.fixture
-def ana(footing: Footing) -> LineClient:
-    """A connection of its own for each test."""
-    return footing.client()
+def ana(deployment: Deployment) -> LineClient:
+    """A new connection for each test."""
+    return deployment.client()
 
 
 def submit(client: LineClient, kind: str, payload: dict[str, Any] | None = None, **fields: Any) -> int:
-    """A task's number."""
+    """Submit a task. Returns its id."""
     reply = client.request("new_task", task=f"a {kind}", kind=kind, payload=payload or {}, **fields)
     assert reply["ok"], reply
     return int(reply["task_id"])
 
 
-def ended(client: LineClient, *ids: int, timeout: float = 20) -> list[dict[str, Any]]:
-    """The tasks once all of them have ended."""
+def wait_ended(client: LineClient, *ids: int, timeout: float = 20) -> list[dict[str, Any]]:
+    """Wait until all these tasks have ended. Returns them."""
     reply = client.request("wait", task_ids=list(ids), timeout=timeout)
     assert reply["ok"] and reply["done"], reply
     return [client.request("get_task", task_id=task_id)["task"] for task_id in ids]
 
 
-def until_state(client: LineClient, task_id: int, state: str) -> dict[str, Any]:
-    """The task once it is in this state."""
+def wait_for_state(client: LineClient, task_id: int, state: str) -> dict[str, Any]:
+    """Wait until a task is in this state. Returns it."""
     found: dict[str, Any] = {}
 
     def there() -> bool:
@@ -125,7 +125,7 @@ def until_state(client: LineClient, task_id: int, state: str) -> dict[str, Any]:
 
 
 def log_of(client: LineClient, task_id: int) -> list[str]:
-    """All lines."""
+    """All lines of a task's log."""
     lines: list[str] = []
     cursor = None
     while True:
@@ -136,39 +136,39 @@ def log_of(client: LineClient, task_id: int) -> list[str]:
             return lines
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_handler_gets_its_task_says_how_it_goes_and_returns_a_result(
-    footing: Footing, ana: LineClient, way: str
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_handler_gets_its_task_reports_progress_and_returns_a_result(
+    deployment: Deployment, ana: LineClient, executor: str
 ) -> None:
-    [task] = ended(ana, submit(ana, f"{way}.work"))
-    assert (task["status"], task["result"]["task"], task["error"]) == ("Completada", f"a {way}.work", None)
+    [task] = wait_ended(ana, submit(ana, f"{executor}.work"))
+    assert (task["status"], task["result"]["task"], task["error"]) == ("Completada", f"a {executor}.work", None)
     assert (task["progress"], task["note"], task["max_attempts"]) == (0.25, "a quarter", 2)
     assert log_of(ana, task["id"]) == ["hello ana, this is attempt 1"]
-    assert (task["result"]["pid"] != footing.runs.pid) == (way == "process")
+    assert (task["result"]["pid"] != deployment.runner.pid) == (executor == "process")
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_what_a_task_says_reaches_those_who_watch(footing: Footing, way: str) -> None:
-    watcher = footing.client(f"watcher of {way}")
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_output_of_a_task_reaches_watchers(deployment: Deployment, executor: str) -> None:
+    watcher = deployment.client(f"watcher of {executor}")
     watcher.request("watch")
-    task_id = submit(watcher, f"{way}.work", {"seconds": 0.5})
+    task_id = submit(watcher, f"{executor}.work", {"seconds": 0.5})
     events: list[dict[str, Any]] = []
     while not events or events[-1].get("task", {}).get("state") != "completed":
         events.append(watcher.event())
-    said = [e for e in events if e["event"] != "task"]
-    assert {e["task_id"] for e in said} == {task_id}
-    # in a child process they go two ways
-    assert sorted((e["event"], e.get("note"), e.get("lines")) for e in said) == [
-        ("log", None, [f"hello watcher of {way}, this is attempt 1"]),
+    outputs = [e for e in events if e["event"] != "task"]
+    assert {e["task_id"] for e in outputs} == {task_id}
+    # from a child process, the order of the two may differ
+    assert sorted((e["event"], e.get("note"), e.get("lines")) for e in outputs) == [
+        ("log", None, [f"hello watcher of {executor}, this is attempt 1"]),
         ("progress", "a quarter", None),
     ]
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_an_attempt_that_fails_is_made_again(ana: LineClient, way: str) -> None:
-    flaky, failing = (submit(ana, f"{way}.work", {"end": end}) for end in ("flaky", "raise"))
-    retrying, rejected = (submit(ana, f"{way}.work", {"end": end}) for end in ("retry", "reject"))
-    well, bad, later, never = ended(ana, flaky, failing, retrying, rejected)
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_failed_attempt_is_repeated(ana: LineClient, executor: str) -> None:
+    flaky, failing = (submit(ana, f"{executor}.work", {"end": end}) for end in ("flaky", "raise"))
+    retrying, rejected = (submit(ana, f"{executor}.work", {"end": end}) for end in ("retry", "reject"))
+    well, bad, later, never = wait_ended(ana, flaky, failing, retrying, rejected)
     assert (well["status"], well["attempt"], [a["error"] for a in well["attempts"]]) == (
         "Completada",
         2,
@@ -181,72 +181,72 @@ def test_an_attempt_that_fails_is_made_again(ana: LineClient, way: str) -> None:
     assert (never["status"], never["attempt"], never["error"]) == ("Fallida", 1, "there is no such folder")
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize(
     ("what", "why"), [("object", "JSON"), ("nan", "NaN"), ("nul", "NUL"), ("large", "at most 262144 bytes")]
 )
-def test_a_result_that_cannot_be_stored_fails_the_attempt(ana: LineClient, way: str, what: str, why: str) -> None:
-    [task] = ended(ana, submit(ana, f"{way}.work", {"end": what}, max_attempts=1))
+def test_a_result_that_cannot_be_stored_fails_the_attempt(ana: LineClient, executor: str, what: str, why: str) -> None:
+    [task] = wait_ended(ana, submit(ana, f"{executor}.work", {"end": what}, max_attempts=1))
     assert task["status"] == "Fallida" and why in task["error"] and "result" in task["error"], task["error"]
 
 
 @pytest.mark.parametrize("kind", ["async.hang", "thread.hang", "thread.deaf", "process.hang"])
-def test_an_attempt_that_takes_too_long_is_ended(footing: Footing, ana: LineClient, kind: str) -> None:
-    before = {process.pid for process in footing.tree()}
-    [task] = ended(ana, submit(ana, kind, timeout=0.7))
+def test_an_attempt_is_stopped_at_its_timeout(deployment: Deployment, ana: LineClient, kind: str) -> None:
+    before = {process.pid for process in deployment.tree()}
+    [task] = wait_ended(ana, submit(ana, kind, timeout=0.7))
     assert (task["status"], task["error"], task["timeout"]) == ("Fallida", "took longer than 0.7 s", 0.7)
     if kind == "thread.deaf":
         assert any("thread_deaf()" in line and "lab.py" in line for line in log_of(ana, task["id"]))
-        eventually(lambda: "has ended at last" in footing.runs.output(), 10)
+        eventually(lambda: "has ended at last" in deployment.runner.output(), 10)
     if kind == "process.hang":
-        left = [p for p in footing.tree() if p.pid not in before and p.name() != "python"]
+        left = [p for p in deployment.tree() if p.pid not in before and p.name() != "python"]
         assert not [p for p in left if p.status() != psutil.STATUS_ZOMBIE and p.cmdline()[:1] == ["sleep"]]
 
 
 @pytest.mark.parametrize("kind", ["simulate", "async.hang", "thread.hang", "process.hang", "command:python"])
-def test_cancel_reaches_what_runs(footing: Footing, ana: LineClient, kind: str) -> None:
+def test_cancelling_stops_a_running_task(deployment: Deployment, ana: LineClient, kind: str) -> None:
     payload: dict[str, Any] = {"seconds": 600} if kind == "simulate" else {}
     if kind == "command:python":
         payload = {"code": "import time; print('hanging', flush=True); time.sleep(600)"}
     task_id = submit(ana, kind, payload)
-    until_state(ana, task_id, "running")
+    wait_for_state(ana, task_id, "running")
     if kind != "simulate":
         eventually(lambda: "hanging" in log_of(ana, task_id), 10)
     reply = ana.request("cancel_task", task_id=task_id)
     assert (reply["task"]["status"], reply["task"]["state"]) == ("Cancelada", "cancelled")
-    # its slot is free again: two that need one each find it
+    # its slot is free again: two more tasks find one
     if kind == "process.hang":
-        ended(ana, *[submit(ana, "process.work") for _ in range(2)], timeout=10)
-    eventually(lambda: not sleeping(footing), 10, "nothing of it is left")
+        wait_ended(ana, *[submit(ana, "process.work") for _ in range(2)], timeout=10)
+    eventually(lambda: not sleeping(deployment), 10, "no process of the task is left")
     assert ana.request("get_task", task_id=task_id)["task"]["state"] == "cancelled"
 
 
-def sleeping(footing: Footing) -> list[psutil.Process]:
-    """Processes below the worker that only sleep, as those of the handlers that hang."""
+def sleeping(deployment: Deployment) -> list[psutil.Process]:
+    """Descendants of the worker that only sleep, like those of handlers that hang."""
     found = []
-    for process in footing.tree():
+    for process in deployment.tree():
         with contextlib.suppress(psutil.Error):
             if any(word in " ".join(process.cmdline()) for word in ("time.sleep(600)", "taskd-left-behind")):
                 found.append(process)
     return found
 
 
-def test_what_a_task_leaves_running_is_ended(footing: Footing, ana: LineClient) -> None:
-    [task] = ended(ana, submit(ana, "process.leave"))
+def test_processes_left_behind_by_a_task_are_ended(deployment: Deployment, ana: LineClient) -> None:
+    [task] = wait_ended(ana, submit(ana, "process.leave"))
     assert (task["status"], task["result"]) == ("Completada", "done")
-    eventually(lambda: not sleeping(footing), 10)
+    eventually(lambda: not sleeping(deployment), 10)
 
 
-def test_a_child_that_dies_takes_nothing_along(ana: LineClient) -> None:
+def test_a_child_that_dies_does_not_affect_other_tasks(ana: LineClient) -> None:
     dying = [submit(ana, "process.die", {"signal": int(s)}) for s in (signal.SIGKILL, signal.SIGSEGV)]
     fine = [submit(ana, "process.work") for _ in range(4)]
-    killed, crashed, *others = ended(ana, *dying, *fine)
+    killed, crashed, *others = wait_ended(ana, *dying, *fine)
     assert (killed["status"], killed["error"]) == ("Fallida", "the child process ended: killed by SIGKILL")
     assert (crashed["status"], crashed["error"]) == ("Fallida", "the child process ended: killed by SIGSEGV")
     assert {t["status"] for t in others} == {"Completada"}
 
 
-def test_programs(ana: LineClient) -> None:
+def test_programs_run_within_their_limits(ana: LineClient) -> None:
     code = "print('one'); print('two'); raise SystemExit(3)"
     ids = [
         submit(ana, "command:greet", {"name": "Ada", "times": 2}),
@@ -256,7 +256,7 @@ def test_programs(ana: LineClient) -> None:
         submit(ana, "command:python", {"code": "x = bytearray(10**9)"}),
         submit(ana, "command:python", {"code": "import os\nwhile True: os.fork()"}),
     ]
-    greeted, wrong, unknown, failed, large, forked = ended(ana, *ids)
+    greeted, wrong, unknown, failed, large, forked = wait_ended(ana, *ids)
     assert (greeted["status"], greeted["result"]["output"]) == ("Completada", "hello -- Ada 2")
     assert log_of(ana, greeted["id"]) == ["hello -- Ada 2"]
     assert wrong["status"] == unknown["status"] == "Fallida"
@@ -267,66 +267,69 @@ def test_programs(ana: LineClient) -> None:
     assert forked["status"] == "Fallida" and "more than 5 processes" in forked["error"]
 
 
-def test_an_argument_that_a_program_would_read_as_an_option_is_refused(footing: Footing, ana: LineClient) -> None:
-    [task] = ended(ana, submit(ana, "command:python", {"code": "-m http.server"}))
+def test_an_argument_that_a_program_would_read_as_an_option_is_refused(deployment: Deployment, ana: LineClient) -> None:
+    [task] = wait_ended(ana, submit(ana, "command:python", {"code": "-m http.server"}))
     assert task["status"] == "Fallida" and "option" in task["error"], task["error"]
-    [task] = ended(ana, submit(ana, "command:greet", {"name": "-n"}))
-    assert task["result"]["output"] == "hello -- -n 1", "behind -- it is none"
+    [task] = wait_ended(ana, submit(ana, "command:greet", {"name": "-n"}))
+    assert task["result"]["output"] == "hello -- -n 1", "behind --, it is not an option"
 
 
-def test_a_kind_that_nobody_serves_waits_and_says_so(footing: Footing, ana: LineClient, tmp_path: Path) -> None:
+def test_a_task_of_a_kind_that_nobody_serves_waits_and_is_explained(
+    deployment: Deployment, ana: LineClient, tmp_path: Path
+) -> None:
     task_id = submit(ana, "late.kind")
     reply = ana.request("explain", task_id=task_id)
     assert (reply["state"], reply["code"]) == ("waiting", "no_worker"), reply
     assert "late.kind" in reply["message"] and "--handlers" in reply["message"]
-    if footing.cluster is None:
+    if deployment.cluster is None:
         return
     module = tmp_path / "late.py"
     module.write_text(
         "from taskd.worker import handler\n\n@handler('late.kind')\nasync def late(task):\n    return 'at last'\n"
     )
-    worker = footing.cluster.launch_worker("--handlers", "late", PYTHONPATH=f"{ROOT}:{tmp_path}")
-    [task] = ended(ana, task_id)
+    worker = deployment.cluster.launch_worker("--handlers", "late", PYTHONPATH=f"{ROOT}:{tmp_path}")
+    [task] = wait_ended(ana, task_id)
     assert task["result"] == "at last"
     assert "late.kind" in [kind["kind"] for kind in ana.request("kinds")["kinds"]]
     assert worker.terminate() == 0
     eventually(lambda: "late.kind" not in [kind["kind"] for kind in ana.request("kinds")["kinds"]], 10)
 
 
-def test_what_the_workers_serve(ana: LineClient) -> None:
+def test_the_served_kinds_are_listed(ana: LineClient) -> None:
     kinds = {kind["kind"]: kind for kind in ana.request("kinds")["kinds"]}
     assert {kind["isolation"] for kind in kinds.values()} == {"async", "thread", "process", "program"}
-    assert (kinds["process.work"]["summary"], kinds["process.work"]["max_attempts"]) == ("Work in a child process.", 2)
+    work = kinds["process.work"]
+    assert (work["summary"], work["max_attempts"]) == ("Do the work in a child process.", 2)
     assert kinds["command:greet"]["summary"] == "Greets somebody."
     assert "simulate" in kinds
 
 
-def test_later(ana: LineClient) -> None:
+def test_a_delayed_task_runs_when_it_is_due(ana: LineClient) -> None:
     began = time.time()
     task_id = submit(ana, "async.work", delay=1.5)
     reply = ana.request("explain", task_id=task_id)
     assert (reply["state"], reply["code"]) == ("scheduled", "scheduled")
-    [task] = ended(ana, task_id)
+    [task] = wait_ended(ana, task_id)
     assert task["status"] == "Completada" and time.time() - began >= 1.5
 
 
-def test_tried_once_more_by_its_owner(ana: LineClient) -> None:
+def test_failed_and_cancelled_tasks_can_be_retried(ana: LineClient) -> None:
     failed, hanging = submit(ana, "async.work", {"end": "reject"}), submit(ana, "async.hang")
-    ended(ana, failed)
-    until_state(ana, hanging, "running")
+    wait_ended(ana, failed)
+    wait_for_state(ana, hanging, "running")
     ana.request("cancel_task", task_id=hanging)
     for task_id in (failed, hanging):
         reply = ana.request("retry_task", task_id=task_id)
         assert reply["ok"] and reply["task"]["status"] == "Procesando", reply
-    [again] = ended(ana, failed)
+    [again] = wait_ended(ana, failed)
     assert (again["status"], len(again["attempts"])) == ("Fallida", 2)
-    until_state(ana, hanging, "running")
+    wait_for_state(ana, hanging, "running")
     assert ana.request("cancel_task", task_id=hanging)["ok"]
-    [done] = ended(ana, submit(ana, "async.work"))
+    [done] = wait_ended(ana, submit(ana, "async.work"))
     assert ana.request("retry_task", task_id=done["id"])["code"] == "conflict"
 
 
-def test_a_log_can_be_followed_to_its_end(footing: Footing, ana: LineClient) -> None:
+def test_a_log_can_be_followed_to_its_end(deployment: Deployment, ana: LineClient) -> None:
     code = "import time\nfor n in range(8): print('line', n, flush=True); time.sleep(0.2)"
     task_id = submit(ana, "command:python", {"code": code})
     reply = ana.request("get_log", task_id=task_id, follow=True)
@@ -334,32 +337,32 @@ def test_a_log_can_be_followed_to_its_end(footing: Footing, ana: LineClient) -> 
     while (event := ana.event())["event"] != "log_end":
         lines += [line["text"] for line in event["lines"]]
     assert (lines, event["state"]) == ([f"line {n}" for n in range(8)], "completed")
-    other = footing.client("eva")
+    other = deployment.client("eva")
     assert other.request("get_log", task_id=task_id)["code"] == "not_found"
 
 
-def test_a_task_that_prints_without_end_does_no_harm(footing: Footing, ana: LineClient) -> None:
-    before = memory(footing)
-    [printed] = ended(ana, submit(ana, "process.print"), timeout=60)
+def test_the_log_of_a_task_that_prints_very_much_is_bounded(deployment: Deployment, ana: LineClient) -> None:
+    before = memory(deployment)
+    [printed] = wait_ended(ana, submit(ana, "process.print"), timeout=60)
     assert printed["status"] == "Completada"
-    assert memory(footing) - before < 60
+    assert memory(deployment) - before < 60
     reply = ana.request("get_log", task_id=printed["id"], limit=1000)
     assert reply["cut"] or "left out" in reply["lines"][0]["text"]
     assert 100_000 < sum(len(line) for line in log_of(ana, printed["id"])) <= 1_100_000
 
 
-def memory(footing: Footing) -> float:
-    """MiB of the worker and all below it."""
+def memory(deployment: Deployment) -> float:
+    """The resident memory of the worker and its descendants in MiB."""
     found = 0
-    for process in [psutil.Process(footing.runs.pid), *footing.tree()]:
+    for process in [psutil.Process(deployment.runner.pid), *deployment.tree()]:
         with contextlib.suppress(psutil.Error):
             found += process.memory_info().rss
     return found / 2**20
 
 
-def test_two_hundred_of_all_kinds(footing: Footing) -> None:
-    """A third fails, hangs, prints, forks or returns garbage: each ends as it must, and nothing is left over."""
-    bob = footing.client("bob")
+def test_two_hundred_good_and_bad_tasks_end_as_they_should(deployment: Deployment) -> None:
+    """A third of them fail, hang, print, fork or return invalid results. No process is left over."""
+    bob = deployment.client("bob")
     bad: list[tuple[str, dict[str, Any], dict[str, Any], str, str]] = [
         ("async.work", {"end": "raise"}, {}, "Fallida", "ValueError: no such colour"),
         ("thread.work", {"end": "raise"}, {}, "Fallida", "ValueError: no such colour"),
@@ -383,18 +386,20 @@ def test_two_hundred_of_all_kinds(footing: Footing) -> None:
             kind, fields, status, error = good[n % len(good)], {}, "Completada", ""
             payload = {"seconds": 0.05} if kind == "simulate" else {"name": "Ada"} if ":" in kind else {}
         wanted[submit(bob, kind, payload, **fields)] = (status, error)
-    for task in ended(bob, *wanted, timeout=120):
+    for task in wait_ended(bob, *wanted, timeout=120):
         status, error = wanted[task["id"]]
         assert (task["status"], (task["error"] or "").startswith(error)) == (status, True), task
-    assert footing.runs.returncode is None
-    eventually(lambda: not sleeping(footing), 10)
-    eventually(lambda: len(footing.tree()) <= 1 + 3 * 2 + 2, 10, f"few processes are left: {footing.tree()}")
-    assert memory(footing) < 600
+    assert deployment.runner.returncode is None
+    eventually(lambda: not sleeping(deployment), 10)
+    eventually(
+        lambda: len(deployment.tree()) <= 1 + 3 * 2 + 2, 10, f"only a few processes are left: {deployment.tree()}"
+    )
+    assert memory(deployment) < 600
 
 
-def test_a_worker_that_is_stopped_gives_back_what_it_runs(tmp_path: Path) -> None:
-    """Whatever its way; no attempt is spent, and nothing is left running."""
-    own = Footing("distributed", tmp_path)
+def test_a_stopped_worker_releases_its_tasks_without_counting_the_attempt(tmp_path: Path) -> None:
+    """With every executor. No process is left running."""
+    own = Deployment("distributed", tmp_path)
     own.options += ["--grace", "0"]
     with own.stack:
         own.start()
@@ -402,17 +407,17 @@ def test_a_worker_that_is_stopped_gives_back_what_it_runs(tmp_path: Path) -> Non
         kinds = ("simulate", "async.hang", "thread.hang", "process.hang")
         ids = [submit(ana, kind, {"seconds": 600} if kind == "simulate" else {}) for kind in kinds]
         for task_id in ids:
-            until_state(ana, task_id, "running")
+            wait_for_state(ana, task_id, "running")
         children = own.tree()
-        assert own.runs.terminate(20) == 0
+        assert own.runner.terminate(20) == 0
         tasks = [ana.request("get_task", task_id=task_id)["task"] for task_id in ids]
         assert [(t["attempt"], t["attempts"]) for t in tasks] == [(0, [])] * 4
         assert {t["state"] for t in tasks} <= {"waiting", "queued"}
         assert not [p for p in children if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_handlers_among_the_plugins_of_twisted(tmp_path: Path) -> None:
-    """Decorated functions in a module of twisted.plugins, wherever that is on Python's path: nothing is configured."""
+def test_handlers_in_plugins_of_twisted_are_found(tmp_path: Path) -> None:
+    """Decorated functions in a module of twisted.plugins anywhere on Python's path need no configuration."""
     folder = tmp_path / "site" / "twisted" / "plugins"
     folder.mkdir(parents=True)
     (folder / "lab_plugin.py").write_text(
@@ -427,10 +432,10 @@ def test_handlers_among_the_plugins_of_twisted(tmp_path: Path) -> None:
     listen = ["--listen", f"tcp:{port}:interface=127.0.0.1"]
     env = {"PYTHONPATH": str(tmp_path / "site"), "TASKD_BCRYPT_ROUNDS": "4"}
     for _ in range(2):
-        # the second time Twisted's cache of its plugins is there
+        # the second time, Twisted has a cache of its plugins
         with Daemon.twistd("taskserver", listen, env, cwd=tmp_path) as daemon:
             daemon.wait_for("is ready on port")
             with user(port, "ana") as ana:
-                one, other = ended(ana, submit(ana, "plugged.async"), submit(ana, "plugged.process"))
+                one, other = wait_ended(ana, submit(ana, "plugged.async"), submit(ana, "plugged.process"))
                 assert one["result"] == daemon.pid
                 assert other["status"] == "Completada" and other["result"] != daemon.pid

@@ -1,4 +1,4 @@
-"""docs/protocol.md against a real embedded server: every example is run, and nothing is left out."""
+"""Checks docs/protocol.md: runs every example against a real embedded server, and compares its tables with the code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from taskd.events import hub
+from taskd.events import watch_hub
 from taskd.events.records import log_event, progress_event
 from taskd.model import errors
 from taskd.model.states import SHOWN_STATES, STATUSES, State
@@ -30,19 +30,20 @@ PATH = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
 PAGE = PATH.read_text("utf-8")
 
 ID_KEYS = {"token", "cursor", "user_id", "task_id", "task_ids", "duplicates"}
-"""Values that differ from run to run, but mean the same thing wherever they occur. A task's own id is one more."""
+"""Fields whose values differ from run to run, but mean the same wherever they occur. A task's ``id`` is one too."""
 
 TIME_KEYS = {"created_at", "run_at", "started_at", "finished_at", "ended_at", "since", "at"}
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
-SPOKEN_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC")
-"""A time in a message for people."""
+MESSAGE_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC")
+"""The form of a time in a message for people."""
 
 [HANDLERS] = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-"""The module of handlers that the page shows."""
+"""The source of the handler module that the page shows."""
 
 
 class Block(NamedTuple):
-    """One example: ``user`` is who is logged in before it begins, ``lines`` are (``>`` or ``<``, message)."""
+    """One example. ``number`` is its line on the page. ``user`` is logged in before it begins, or empty. ``lines`` are
+    pairs of a mark, ``>`` or ``<``, and a message."""
 
     number: int
     user: str
@@ -50,7 +51,7 @@ class Block(NamedTuple):
 
 
 def blocks(page: str) -> Iterator[Block]:
-    """The examples of a page. Raises ValueError for a line that is neither a message nor the rest of one."""
+    """The examples of a page. Raises ValueError for a line that is neither a message nor its continuation."""
     for found in re.finditer(r"^```taskd ?(\w*)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
         lines: list[tuple[str, str]] = []
         for line in found[2].splitlines():
@@ -67,20 +68,20 @@ BLOCKS = list(blocks(PAGE))
 
 
 class Bindings:
-    """What the server has in place of the numbers and tokens of the page, for the whole page."""
+    """Which numbers and tokens of the server stand for those on the page. They hold for the whole page."""
 
     def __init__(self) -> None:
         self._real: dict[tuple[str, object], object] = {}
         self._shown: dict[tuple[str, object], object] = {}
 
     def bind(self, kind: str, shown: object, real: object) -> None:
-        """Note that ``real`` stands for ``shown``; AssertionError when either stands for something else already."""
-        assert type(shown) is type(real), f"{kind}: {real!r} is not of the type of {shown!r}"
+        """Note that ``real`` stands for ``shown``. Raises AssertionError if one of them is bound to another value."""
+        assert type(shown) is type(real), f"{kind}: {real!r} and {shown!r} have different types"
         known = self._real.setdefault((kind, shown), real), self._shown.setdefault((kind, real), shown)
         assert known == (real, shown), f"{kind} {shown!r} is {known[0]!r}, and {real!r} is {known[1]!r}"
 
     def request(self, value: Any, key: str = "") -> Any:
-        """A message of the page with what the server knows in the places of what the page shows."""
+        """A message of the page with the server's values in place of those that the page shows."""
         if isinstance(value, dict):
             return {k: self.request(v, k) for k, v in value.items()}
         if isinstance(value, list):
@@ -88,8 +89,8 @@ class Bindings:
         return self._real.get((_kind(key), value), value) if key in ID_KEYS else value
 
     def text(self, text: str) -> str:
-        """The same for a message for people, which may name tasks."""
-        text = SPOKEN_TIME.sub("TIME", text)
+        """The same for a message for people, which may contain task numbers and times."""
+        text = MESSAGE_TIME.sub("TIME", text)
         return re.sub(r"(?<=\btask )\d+", lambda n: str(self._real.get(("task", int(n[0])), n[0])), text)
 
 
@@ -98,7 +99,7 @@ def _kind(key: str) -> str:
 
 
 def compare(shown: Any, real: Any, bindings: Bindings, path: str = "", key: str = "") -> None:
-    """Check a message of the server against the one on the page. Raises AssertionError that names the place."""
+    """Compare a message of the server with the one on the page. Raises AssertionError, which names the field."""
     if isinstance(shown, dict) and isinstance(real, dict):
         assert list(shown) == list(real), f"{path or 'the message'} has the fields {list(real)}, not {list(shown)}"
         for name, value in shown.items():
@@ -119,18 +120,18 @@ def compare(shown: Any, real: Any, bindings: Bindings, path: str = "", key: str 
     else:
         expected = shown
         if key == "message":
-            expected, real = bindings.text(shown), SPOKEN_TIME.sub("TIME", real)
+            expected, real = bindings.text(shown), MESSAGE_TIME.sub("TIME", real)
         assert expected == real, f"{path} is {real!r}, not {expected!r}"
 
 
 class Server:
-    """The embedded server that the page is run against, and the users it knows."""
+    """An embedded server that runs the examples, and the passwords of its users."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
         self.bindings = Bindings()
         self.passwords: dict[str, str] = {}
-        # The shipped cost of a hash would take most of the time of this test.
+        # With the default cost, hashing passwords would take most of the time of this test.
         env = {"TASKD_BCRYPT_ROUNDS": "4", "PYTHONPATH": str(folder)}
         (folder / "counting.py").write_text(HANDLERS, "utf-8")
         listen = f"tcp:{self.port}:interface=127.0.0.1"
@@ -138,7 +139,7 @@ class Server:
         options = [*slots, "--handlers", "counting", "--listen", listen]
         self.daemon = Daemon.twistd("taskserver", options, env, cwd=folder)
         self.daemon.wait_for("is ready on port")
-        # Until a server has looked at its backlog, a new task waits for a moment before it is queued.
+        # A new task is not queued at once before the server has read its backlog; the page shows it queued.
         with self.client() as client:
             warm = {"username": "warm-up", "password": "correct horse"}
             assert client.request("register", **warm)["ok"] and client.request("login", **warm)["ok"]
@@ -150,10 +151,10 @@ class Server:
         return LineClient(self.port)
 
     def run(self, block: Block) -> None:
-        """Run one example. Raises AssertionError that names the line of the page."""
+        """Run one example. Raises AssertionError, which names the line of the page."""
         with self.client() as client:
             if block.user:
-                # An id that no example uses
+                # no example uses this id
                 login = {"username": block.user, "password": self.passwords[block.user]}
                 client.send_line(json.dumps({"action": "login", "id": "before", **login}).encode())
                 assert json.loads(client.read_line())["ok"]
@@ -162,28 +163,30 @@ class Server:
                     client.send_line(self._request(text))
                 else:
                     real = client.read_line()
-                    assert real, f"line {block.number}: the server has closed instead of {text}"
+                    assert real, f"line {block.number}: the server closed the connection instead of sending {text}"
                     try:
                         compare(json.loads(text), json.loads(real), self.bindings)
                     except AssertionError as e:
                         raise AssertionError(f"line {block.number}: {e}\nshown: {text}\nreal:  {real.decode()}") from e
             client.send_line(b'{"action":"ping"}')
             last = client.read_line()
-            assert json.loads(last) == {"ok": True, "status": "success"}, f"line {block.number}: also came {last!r}"
+            assert json.loads(last) == {"ok": True, "status": "success"}, (
+                f"line {block.number}: the server also sent {last!r}"
+            )
 
     def _request(self, text: str) -> bytes:
         try:
             request = json.loads(text)
         except ValueError:
-            return text.encode()  # one that is wrong on purpose
+            return text.encode()  # an example of a line that is not JSON
         if request.get("action") == "register":
             self.passwords.setdefault(request["username"].casefold(), request["password"])
         known = self.bindings.request(request)
         return text.encode() if known == request else json.dumps(known).encode()
 
 
-def test_every_example_is_what_the_server_does(tmp_path: Path) -> None:
-    """In the order of the page, which reads as one story."""
+def test_every_example_matches_the_server(tmp_path: Path) -> None:
+    """The examples run in the order of the page: later ones use the tasks of earlier ones."""
     server = Server(tmp_path)
     with server.daemon:
         for block in BLOCKS:
@@ -192,7 +195,7 @@ def test_every_example_is_what_the_server_does(tmp_path: Path) -> None:
 
 
 def test_every_action_has_a_section_and_an_example_of_success() -> None:
-    """Wherever on the page that example is."""
+    """The example may be anywhere on the page. The sections have the order of the registry."""
     requests = [json.loads(text) for b in BLOCKS for mark, text in b.lines if mark == ">" and text.endswith("}")]
     replies = [json.loads(text) for b in BLOCKS for mark, text in b.lines if mark == "<"]
     succeeded = {r["action"] for r in requests if {"ok": True, "id": r.get("id")}.items() <= _reply(r, replies).items()}
@@ -201,7 +204,8 @@ def test_every_action_has_a_section_and_an_example_of_success() -> None:
 
 
 def _reply(request: Mapping[str, Any], replies: list[dict[str, Any]]) -> dict[str, Any]:
-    """The reply to a request in its own block; of those without an id, the one at the same place."""
+    """The reply to a request, from the same block: the one with the same id, or without an id the one at the same
+    position."""
     for block in BLOCKS:
         asked = [text for mark, text in block.lines if mark == ">"]
         answered = [a for mark, text in block.lines if mark == "<" and "ok" in (a := json.loads(text))]
@@ -214,16 +218,16 @@ def _reply(request: Mapping[str, Any], replies: list[dict[str, Any]]) -> dict[st
 
 
 def rows(heading: str) -> dict[str, str]:
-    """The tables of a section: the first cell without its quotes, and the whole row."""
+    """The rows of all tables of a section: from the first cell, without its backquotes, to the whole row."""
     section = PAGE.partition(f"\n{heading}\n")[2]
     level = heading.partition(" ")[0]
     section = re.split(rf"^#{{1,{len(level)}}} ", section, maxsplit=1, flags=re.MULTILINE)[0]
-    # not the heads, which have the line of dashes below them
+    # without the table heads, which have a line of dashes below them
     return {row[1]: row[0] for row in re.finditer(r"^\| `([^`]+)` \|.*$(?!\n\| ---)", section, re.MULTILINE)}
 
 
-def test_every_code_and_every_status_is_explained() -> None:
-    """Neither more nor less than taskd.model.errors has."""
+def test_every_code_and_status_of_the_code_is_on_the_page() -> None:
+    """The page has exactly the codes and statuses of taskd.model.errors."""
     known = [e for _, e in inspect.getmembers(errors, inspect.isclass) if issubclass(e, errors.TaskdError)]
     codes = {e.code for e in known}
     fields = {"ok", "status", "code", "message", "field", "retry_after"}
@@ -236,8 +240,8 @@ def test_every_code_and_every_status_is_explained() -> None:
     }
 
 
-def test_states_fields_and_events_are_those_of_the_code() -> None:
-    """The tables that are written by hand."""
+def test_states_fields_and_events_match_the_code() -> None:
+    """These tables are written by hand."""
     states = rows("### Statuses and states")
     assert set(states) == set(SHOWN_STATES)
     for state in State:
@@ -245,22 +249,22 @@ def test_states_fields_and_events_are_those_of_the_code() -> None:
     assert all(f"`{status}`" in PAGE for status in STATUSES)
     assert list(rows("### The task object")) == list(TaskView.__struct_fields__)
     task = Task(42, 1, "t", "simulate", "tasks", State.RUNNING, NOON, NOON)
-    said = [bytes(each.event) for each in (progress_event(task, 0.5, None), log_event(task, 1, ["x"], NOON))]
-    of_code = {x["event"]: list(x) for x in map(json.loads, (hub.GAP, hub.DRAINING, *said))}
+    outputs = [bytes(each.event) for each in (progress_event(task, 0.5, None), log_event(task, 1, ["x"], NOON))]
+    of_code = {x["event"]: list(x) for x in map(json.loads, (watch_hub.GAP, watch_hub.DRAINING, *outputs))}
     shown = [json.loads(text) for text in rows("## Watching") if text.count("{") == 1]
     assert {x["event"]: list(x) for x in shown} == of_code
 
 
-def test_what_explain_says_is_all_on_the_page() -> None:
-    """Its codes are named once in the code, as the first of what each way out of a function returns."""
+def test_every_code_of_explain_is_on_the_page() -> None:
+    """In taskd.scheduling.explain, every ``return`` of a reason begins with its code."""
     codes = set(re.findall(r'return "(\w+)", ', inspect.getsource(explain)))
     assert codes == set(
         re.findall(r"^\| (\w+) \|", PAGE.partition("| `code` of `explain` |")[2].partition("\n\n")[0], re.M)
     )
 
 
-def test_the_fields_of_logs_kinds_and_attempts_are_those_of_the_code() -> None:
-    """The smaller tables that are written by hand."""
+def test_the_fields_of_kinds_and_attempts_match_the_code() -> None:
+    """These tables are written by hand."""
     for heading, fields in (
         ("| field of an attempt |", AttemptView.__struct_fields__),
         ("| field of a kind |", ServedKind._fields),
@@ -270,12 +274,12 @@ def test_the_fields_of_logs_kinds_and_attempts_are_those_of_the_code() -> None:
 
 
 def test_the_reference_tables_are_up_to_date() -> None:
-    """Else: python -m taskd.protocol.docs docs/protocol.md"""
+    """If this fails, run: python -m taskd.protocol.docs docs/protocol.md"""
     assert docs.updated(PAGE) == PAGE
 
 
 def test_a_page_with_a_missing_or_doubled_part_is_refused() -> None:
-    """A new action must get its place."""
+    """Every action must have exactly one marked part."""
     for wrong in (PAGE.replace("fields ping", "fields pong"), PAGE + "<!-- begin actions -->\n<!-- end actions -->\n"):
         with pytest.raises(ValueError, match="marked parts must be"):
             docs.updated(wrong)
@@ -295,14 +299,14 @@ def test_a_page_with_a_missing_or_doubled_part_is_refused() -> None:
         ({"task_id": 1, "message": "task 1"}, {"task_id": 7, "message": "task 1"}),
     ],
 )
-def test_a_wrong_example_is_found(shown: Any, real: Any) -> None:
-    """The comparison itself."""
+def test_the_comparison_finds_a_wrong_example(shown: Any, real: Any) -> None:
+    """The second message differs from the first in more than the values that may differ."""
     with pytest.raises(AssertionError):
         compare(shown, real, Bindings())
 
 
-def test_what_differs_each_run_is_put_into_later_requests() -> None:
-    """And into messages for people."""
+def test_values_of_the_server_are_used_in_later_requests() -> None:
+    """And in the comparison of messages for people."""
     bindings = Bindings()
     compare({"task_ids": [1, 2], "token": "shown"}, {"task_ids": [7, 8], "token": "real"}, bindings)
     assert bindings.request({"task_id": 2, "token": "shown", "limit": 1}) == {"task_id": 8, "token": "real", "limit": 1}

@@ -1,19 +1,24 @@
-"""A deterministic simulation: servers, workers and clients in one process, one clock, one seed, and many faults.
+"""A deterministic simulation of servers, workers and clients in one process, with injected faults.
 
-In the spirit of FoundationDB's simulator (Zhou et al., "FoundationDB: A Distributed Unbundled Transactional Key Value
-Store", SIGMOD 2021, section 4) and TigerBeetle's: the real rooms of taskd run above a store, a broker and a network
-that fail in every way that theirs may, and a referee looks at every change. No real time, no threads, no sockets: a
-seed always plays the same game, so that one that fails can be played again.
+The method is that of FoundationDB (Zhou et al., "FoundationDB: A Distributed Unbundled Transactional Key Value Store",
+SIGMOD 2021, section 4) and of TigerBeetle. The real servers and workers of taskd run on a simulated store, broker and
+network, which fail in every way that real ones can, and a referee checks every change. There is no real time, thread or
+socket: a seed always plays the same game, so a failed game can be repeated.
 
-    world.py       puts a game together, plays it step by step, and judges its end
-    plan.py        what a seed draws before the game: sizes, rates, which faults
-    clock.py       one clock, and a view of it for each process, which can be stopped
-    processes.py   servers and workers as processes that start, stop, freeze and die
-    store.py       the database that all share, and each process's fragile link to it
-    broker.py      the broker that all share, and each process's fragile link to it
-    network.py     connections between clients and servers
-    clients.py     users, who submit, cancel, list, watch and wait, and check what they are told
-    faults.py      what goes wrong, and when
-    referee.py     the invariants
-    planted.py     defects put in on purpose, to see them found
+    world.py         sets up a game, plays it step by step, and checks its end
+    plan.py          what a seed draws before the game: sizes, rates, kinds of faults
+    clock.py         one clock, and a view of it for each process
+    processes.py     servers and workers as processes that start, drain, freeze and die
+    database.py      the database that all processes share
+    store.py         the unreliable link of each process to the database
+    broker.py        the broker that all processes share
+    broker_link.py   the unreliable link of each process to the broker
+    network.py       connections between clients and servers
+    clients.py       clients that submit, cancel, list, watch and wait, and check every reply and event
+    faults.py        the injected faults
+    referee.py       the invariants
+    planted.py       deliberate defects, which the simulation must find
+
+Random numbers come from named streams (World.stream). A stream's name is part of its seed: renaming one changes the
+games of all seeds.
 """

@@ -1,4 +1,4 @@
-"""``python -m tests.simulation``: many games, or one to look at."""
+"""``python -m tests.simulation``: play many games, or print the log of one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from functools import partial
 from tests.simulation.world import Failed, play
 
 Outcome = tuple[int, str, str]
-"""A seed, the invariant that did not hold in its game, empty when all did, and what there is to say about it."""
+"""A seed, the invariant that was violated in its game (empty if none was), and the report of the violation."""
 
 
 def outcome_of(seed: int, verbose: bool = False) -> Outcome:
@@ -42,11 +42,11 @@ def _play_all(seeds: range, jobs: int, verbose: bool) -> Iterable[Outcome]:
 
 
 def main() -> int:
-    """Exit status: 1 when an invariant did not hold."""
+    """Play the games that the options name. Returns the exit status: 1 if an invariant was violated."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=100, metavar="N", help="how many games (default %(default)s)")
-    parser.add_argument("--first", type=int, default=0, metavar="SEED", help="the first one's seed")
-    parser.add_argument("--jobs", type=int, default=_cores(), help="processes at a time (default: one for each core)")
+    parser.add_argument("--seeds", type=int, default=100, metavar="N", help="number of games (default %(default)s)")
+    parser.add_argument("--first", type=int, default=0, metavar="SEED", help="seed of the first game")
+    parser.add_argument("--jobs", type=int, default=_cores(), help="number of processes (default: one for each core)")
     parser.add_argument("--verbose", action="store_true", help="print the log of each game, one game after another")
     options = parser.parse_args()
     seeds = range(options.first, options.first + options.seeds)

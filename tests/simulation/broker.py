@@ -1,25 +1,20 @@
-"""The broker that all share, and the fragile link of each process to it."""
+"""The broker that all processes share."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-from twisted.internet.defer import Deferred
-from zope.interface import implementer
-
-from taskd.model.errors import BrokerUnavailable
-from taskd.ports.broker import CHANGES, ORDERS, Delivery, IBroker, IConsumer
-from taskd.ports.scheduling import Dispatch
+from taskd.ports.broker import Delivery
 
 if TYPE_CHECKING:
-    from tests.simulation.processes import Process
+    from tests.simulation.broker_link import BrokerLink, SimConsumer
     from tests.simulation.world import World
 
 
 class Message(NamedTuple):
-    """A message as a queue has it."""
+    """A message in a queue."""
 
     task_id: int
     dispatch: int
@@ -27,7 +22,7 @@ class Message(NamedTuple):
 
 
 class Queue:
-    """Messages in order, and the consumers that take turns."""
+    """Messages in order, delivered round-robin to the consumers."""
 
     def __init__(self, world: World, name: str) -> None:
         self._world = world
@@ -37,39 +32,39 @@ class Queue:
         self.messages: deque[Message] = deque()
         self.consumers: list[SimConsumer] = []
 
-    def put(self, message: Message) -> None:
-        """A message arrives at the end, or somewhere else."""
+    def enqueue(self, message: Message) -> None:
+        """Add a message at the end or, if messages are reordered, at a random place."""
         rates = self._world.rates
         if rates and self.messages and self._stream.random() < rates.reordered:
             self.messages.insert(self._stream.randrange(len(self.messages)), message)
         else:
             self.messages.append(message)
-        self.kick()
+        self.deliver_soon()
 
-    def put_back(self, messages: Sequence[Message]) -> None:
-        """Messages that were delivered return to the front."""
+    def requeue(self, messages: Sequence[Message]) -> None:
+        """Return delivered messages to the front."""
         self.messages.extendleft([m._replace(redelivered=True) for m in reversed(messages)])
-        self.kick()
+        self.deliver_soon()
 
-    def kick(self) -> None:
-        """There may be something to deliver."""
+    def deliver_soon(self) -> None:
+        """Schedule a delivery if there are messages."""
         if self.messages and not self._soon:
             self._soon = True
             self._world.clock.call(None, self._stream.expovariate(1 / self._world.plan.broker_seconds), self._deliver)
 
     def _deliver(self) -> None:
         self._soon = False
-        shares: dict[SimConsumer, list[Delivery]] = {}
+        batches: dict[SimConsumer, list[Delivery]] = {}
         while self.messages and (able := [c for c in self.consumers if c.room > 0]):
             self._turn += 1
             consumer = able[self._turn % len(able)]
-            shares.setdefault(consumer, []).append(consumer.hand_out(self.messages.popleft()))
-        for consumer, deliveries in shares.items():
+            batches.setdefault(consumer, []).append(consumer.take(self.messages.popleft()))
+        for consumer, deliveries in batches.items():
             consumer.send(deliveries)
 
 
 class SimBroker:
-    """All queues and links. While it is down no link is up."""
+    """All queues and links. While the broker is down, no link is up."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -78,389 +73,32 @@ class SimBroker:
         self.links: list[BrokerLink] = []
 
     def queue(self, name: str) -> Queue:
-        """A queue, declared when it is first named."""
+        """A queue, which is declared on first use."""
         if name not in self.queues:
             self.queues[name] = Queue(self._world, name)
         return self.queues[name]
 
     def stop(self) -> None:
-        """It dies; what is durable survives, unacked deliveries return to their queues."""
+        """Stop the broker. Messages survive, and unacked deliveries return to their queues."""
         self.up = False
         for link in self.links:
             link.lose()
 
-    def start(self, forgetful: bool) -> None:
-        """It is there again, with its messages or, after a crash, without."""
+    def start(self, lost_messages: bool) -> None:
+        """Start the broker again, with its messages or without."""
         self.up = True
-        if forgetful:
+        if lost_messages:
             self.purge()
 
     def purge(self) -> None:
-        """All ready messages are gone."""
+        """Remove all ready messages."""
         for queue in self.queues.values():
             queue.messages.clear()
 
-    def unsettled(self) -> list[str]:
-        """What is in the queues or unacked."""
+    def remaining(self) -> list[str]:
+        """A line for each message that is ready or unacked."""
         found = [f"{name}: {m} is ready" for name, queue in self.queues.items() for m in queue.messages]
         for queue in self.queues.values():
             for consumer in queue.consumers:
                 found += [f"{consumer.name} has not acked {m}" for m in consumer.unacked.values()]
         return found
-
-
-@implementer(IConsumer)
-class SimConsumer:
-    """A subscription of a process.
-
-    ``channel`` counts the broker's channels for it, ``known`` is the one of which the process knows: when one is lost,
-    the process goes on for a moment, with deliveries that are void.
-    """
-
-    def __init__(
-        self,
-        link: BrokerLink,
-        queue: Queue,
-        name: str,
-        prefetch: int,
-        on_deliveries: Callable[[Sequence[Delivery]], None],
-        on_lost: Callable[[], None],
-    ) -> None:
-        self.name = name
-        self.ready = False
-        self.unacked: dict[int, Message] = {}
-        self._link = link
-        self._queue = queue
-        self._prefetch = prefetch
-        self._on_deliveries = on_deliveries
-        self._on_lost = on_lost
-        self._stream = link.stream(f"consumer {name}")
-        self._open = False
-        self._stopped = False
-        self._stopping: Deferred[None] | None = None
-        self._channel = 0
-        self._known = 0
-        self._tags = 0
-
-    # -- the broker's side
-
-    @property
-    def room(self) -> int:
-        """How many more it may hold."""
-        return self._prefetch - len(self.unacked) if self._open and not self._stopped else 0
-
-    def hand_out(self, message: Message) -> Delivery:
-        """A message is its now."""
-        self._tags += 1
-        self.unacked[self._tags] = message
-        return Delivery(message.task_id, message.dispatch, message.redelivered, (self._channel, self._tags))
-
-    def send(self, deliveries: Sequence[Delivery]) -> None:
-        """They are on their way to the process."""
-        self._link.later(self._link.takes(self._stream), self._arrived, self._channel, deliveries)
-
-    def lose(self) -> None:
-        """The channel is gone, and its deliveries return to the queue; the process learns of it a little later."""
-        if not self._open:
-            return
-        self._open = False
-        self._channel += 1
-        back = list(self.unacked.values())
-        self.unacked.clear()
-        self._queue.put_back(back)
-        self._link.later(self._stream.uniform(0, 0.5), self._told, self._channel)
-
-    def open(self) -> None:
-        """There is a channel again."""
-        if self._link.up and not self._open and self._stopping is None:
-            self._learn(self._channel)
-            self._open = True
-            self._channel += 1
-            self._known = self._channel
-            self.ready = True
-            self._queue.kick()
-
-    def _settle(self, channel: int, deliveries: Sequence[Delivery], back: bool) -> None:
-        if channel != self._channel:
-            return  # void
-        found = [d for d in deliveries if d.tag[1] in self.unacked]
-        messages = [self.unacked.pop(d.tag[1]) for d in found]
-        if back:
-            self._queue.put_back(messages)
-            return
-        self._queue.kick()
-        for delivery in found:
-            same = (delivery.task_id, delivery.dispatch)
-            others = any(same == m[:2] for m in self.unacked.values())
-            self._link.acked(delivery, others)
-
-    # -- the process's side
-
-    def _arrived(self, channel: int, deliveries: Sequence[Delivery]) -> None:
-        if channel == self._known:
-            self._on_deliveries(deliveries)
-
-    def _told(self, channel: int) -> None:
-        self._learn(channel)
-        if self._link.up and not self._open:
-            self._link.later(self._stream.uniform(0, 1.0), self.open)
-
-    def _learn(self, channel: int) -> None:
-        if self._known < channel:
-            self._known = channel
-            self.ready = False
-            if self._stopping is not None and not self._stopping.called:
-                self._stopping.callback(None)
-            self._on_lost()
-
-    def ack(self, deliveries: Sequence[Delivery]) -> None:
-        self._send_back(deliveries, False)
-
-    def requeue(self, deliveries: Sequence[Delivery]) -> None:
-        self._send_back(deliveries, True)
-
-    def _send_back(self, deliveries: Sequence[Delivery], back: bool) -> None:
-        for channel in sorted({d.tag[0] for d in deliveries}):
-            those = [d for d in deliveries if d.tag[0] == channel]
-            # in the order in which they were sent, and to a channel that may be gone when they arrive
-            self._link.network(self._stream, self._settle, channel, those, back)
-
-    def stop(self) -> Awaitable[None]:
-        self.ready = False
-        done = self._stopping = Deferred()
-        if self._open:
-            self._link.network(self._stream, self._stop)
-        else:
-            done.callback(None)
-        return done
-
-    def _stop(self) -> None:
-        self._stopped = True
-        self._link.later(self._link.takes(self._stream), self._has_stopped)
-
-    def _has_stopped(self) -> None:
-        if self._stopping is not None and not self._stopping.called:
-            self._stopping.callback(None)
-
-
-@implementer(IBroker)
-class BrokerLink:
-    """IBroker of one process."""
-
-    def __init__(self, world: World, process: Process) -> None:
-        self.ready = False
-        self.up = False
-        self.consumers: list[SimConsumer] = []
-        self._world = world
-        self._broker = world.broker
-        self._process = process
-        self._plan = world.plan
-        self._listeners: dict[str, list[tuple[Callable[[bytes], None], Callable[[], None]]]] = {}
-        self._life = 0
-        self._stopped = False
-        self._cut = False
-        self._missed = False
-        self._sent = 0.0
-        self._connecting = self.stream("connecting")
-        self._publishing = self.stream("publishing")
-        self._news = self.stream("news")
-        self._depth = self.stream("depth")
-        self._broker.links.append(self)
-
-    def stream(self, what: str) -> Any:
-        """Random numbers for one purpose."""
-        return self._world.stream(self._process.name, what)
-
-    def later(self, delay: float, what: Callable[..., object], *args: Any) -> None:
-        """In the process, some time later."""
-        self._process.clock.callLater(delay, what, *args)
-
-    def takes(self, stream: Any) -> float:
-        """Seconds on the way."""
-        return float(stream.expovariate(1 / self._plan.broker_seconds))
-
-    def network(self, stream: Any, what: Callable[..., object], *args: Any) -> None:
-        """At the broker, some time later; what is sent first arrives first. It is lost with the connection."""
-        life = self._life
-        self._sent = max(self._world.clock.seconds() + self.takes(stream), self._sent)
-
-        def arrive() -> None:
-            if self._life == life:
-                what(*args)
-
-        self._world.clock.call(None, self._sent - self._world.clock.seconds(), arrive)
-
-    def acked(self, delivery: Delivery, others: bool) -> None:
-        """A consumer's delivery is settled."""
-        self._world.referee.acked(self._process.name, delivery, others)
-
-    # -- what the world does to it
-
-    def lose(self) -> None:
-        """The connection is gone."""
-        if self.up:
-            self.up = False
-            self._life += 1
-            for consumer in self.consumers:
-                consumer.lose()
-            self.later(self._connecting.uniform(0, 0.5), self._told)
-
-    def cut(self, cut: bool) -> None:
-        """Whether the network between this process and the broker is cut."""
-        self._cut = cut
-        if cut:
-            self.lose()
-
-    def vanish(self) -> None:
-        """The process is dead, and the broker notices."""
-        self._stopped = True
-        self.lose()
-        for consumer in self.consumers:
-            consumer._queue.consumers.remove(consumer)
-        self._broker.links.remove(self)
-
-    def _told(self) -> None:
-        self.ready = False
-        self._connect_later()
-
-    def _connect_later(self) -> None:
-        self.later(self._connecting.uniform(0.05, 1.0), self._connect)
-
-    def _connect(self) -> None:
-        if self._stopped or self.up:
-            return
-        if not self._broker.up or self._cut:
-            self._connect_later()
-            return
-        self.up = self.ready = True
-        for consumer in self.consumers:
-            consumer.open()
-        for _, on_gap in [each for those in self._listeners.values() for each in those]:
-            on_gap()
-        if self._missed:
-            # nobody has heard what was said meanwhile
-            self._missed = False
-            for topic in (CHANGES, ORDERS):
-                self.announce(b"", topic)
-
-    # -- IBroker
-
-    async def start(self) -> None:
-        self.later(self.takes(self._connecting), self._connect)
-
-    async def stop(self) -> None:
-        self._stopped = True
-        self.ready = False
-        self.lose()
-
-    def publish(self, queue: str, messages: Sequence[Dispatch]) -> Awaitable[None]:
-        done: Deferred[None] = Deferred()
-        if not self.ready:
-            done.errback(BrokerUnavailable("the broker is away"))
-        elif not messages:
-            done.callback(None)
-        else:
-            there = self.takes(self._publishing)
-            self._world.clock.call(None, there, self._arrive, done, queue, list(messages), self._life)
-        return done
-
-    def _arrive(self, done: Deferred[None], queue: str, messages: Sequence[Dispatch], life: int) -> None:
-        stream, rates = self._publishing, self._world.rates
-        kind = stream.random()
-        if life != self._life or self._process.dead or not self.up:
-            # whether it got through before the end, nobody knows
-            if stream.random() < 0.5 and self._broker.up:
-                self._enqueue(queue, messages)
-            self.later(stream.uniform(0, 1.0), self._fail, done)
-        elif rates and kind < rates.lost_confirm:
-            self.later(stream.uniform(0, 15.0), self._fail, done)
-        elif rates and kind < rates.lost_confirm + rates.unconfirmed:
-            self._enqueue(queue, messages)
-            self.later(stream.uniform(0, 2.0), self._fail, done)
-        else:
-            self._enqueue(queue, messages)
-            late = rates and stream.random() < rates.late_confirm
-            delay = stream.uniform(0, 12.0) if late else self.takes(stream)
-            self.later(delay, self._confirm, done, messages, self._life)
-
-    def _enqueue(self, queue: str, messages: Sequence[Dispatch]) -> None:
-        stream, rates = self._publishing, self._world.rates
-        for message in messages:
-            copies = 1
-            if rates and stream.random() < rates.dropped:
-                copies = 0
-            elif rates and stream.random() < rates.doubled:
-                copies = 2
-            for _ in range(copies):
-                late = rates and stream.random() < rates.reordered / 2
-                delay = stream.uniform(0, stream.choice((0.1, 5.0, 15.0))) if late else 0.0
-                self._world.clock.call(
-                    None, delay, self._broker.queue(queue).put, Message(message.task_id, message.dispatch, False)
-                )
-
-    def _confirm(self, done: Deferred[None], messages: Sequence[Dispatch], life: int) -> None:
-        if life != self._life:
-            self._fail(done)
-            return
-        self._world.referee.delivered.update((m.task_id, m.dispatch) for m in messages)
-        done.callback(None)
-
-    def _fail(self, done: Deferred[None]) -> None:
-        done.errback(BrokerUnavailable("a message was not confirmed"))
-
-    def consume(
-        self,
-        queue: str,
-        prefetch: int,
-        on_deliveries: Callable[[Sequence[Delivery]], None],
-        on_lost: Callable[[], None],
-    ) -> SimConsumer:
-        found = self._broker.queue(queue)
-        name = f"{self._process.name} {queue}"
-        consumer = SimConsumer(self, found, name, prefetch, on_deliveries, on_lost)
-        self.consumers.append(consumer)
-        found.consumers.append(consumer)
-        if self.up:
-            consumer.open()
-        return consumer
-
-    def depth(self, queue: str) -> Awaitable[int]:
-        done: Deferred[int] = Deferred()
-
-        def answer() -> None:
-            if self.ready and self.up:
-                done.callback(len(self._broker.queue(queue).messages))
-            else:
-                done.errback(BrokerUnavailable("the broker is away"))
-
-        self.later(self.takes(self._depth), answer)
-        return done
-
-    def announce(self, news: bytes, topic: str = CHANGES) -> None:
-        if self.ready:
-            there = self.takes(self._news)
-            self._world.clock.call(None, there, self._spread, news, topic, self._life)
-        else:
-            self._missed = True
-
-    def _spread(self, news: bytes, topic: str, life: int) -> None:
-        if life == self._life and self.up:
-            for link in self._broker.links:
-                if link.up:
-                    link._hear(news, topic)
-        else:
-            self._missed = True
-
-    def _hear(self, news: bytes, topic: str) -> None:
-        stream, rates = self._news, self._world.rates
-        for on_news, on_gap in self._listeners.get(topic, ()):
-            if not news or (rates and stream.random() < rates.news_gap):
-                self.later(stream.uniform(0, 2.0), on_gap)
-                continue
-            copies = 2 if rates and stream.random() < rates.news_doubled else 1
-            for _ in range(copies):
-                slow = rates and stream.random() < rates.reordered
-                self.later(stream.uniform(0, 2.0) if slow else self.takes(stream), on_news, news)
-
-    def subscribe(self, on_news: Callable[[bytes], None], on_gap: Callable[[], None], topic: str = CHANGES) -> None:
-        self._listeners.setdefault(topic, []).append((on_news, on_gap))

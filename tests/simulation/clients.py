@@ -1,4 +1,4 @@
-"""Users and their clients: they submit, cancel, list, watch and wait, and check what they are told."""
+"""Clients that submit, cancel, list, watch and wait, and check every reply and event."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tests.simulation.referee import (
     CONFIRMED_EXIST,
     NO_ERROR,
     ONE_REPLY,
-    WAIT_TRUTH,
-    WATCH_ENDS,
-    WATCH_GROWS,
+    WAIT_ENDED,
+    WATCH_ORDER,
+    WATCH_STATE,
 )
 
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ _ENDED = frozenset({"completed", "failed", "cancelled"})
 _EXPECTED_ERRORS = frozenset({"unavailable", "draining", "auth_required"})
 _TOO_LATE = frozenset({("conflict", "cancel_task"), ("conflict", "retry_task")})
 PATIENCE = 20.0
-"""Seconds that a user waits for a reply before trying another server."""
+"""Seconds that a client waits for a reply before it tries another server."""
 
 
 class User(NamedTuple):
-    """An account, and a token that logs in to it."""
+    """An account, with a session token."""
 
     name: str
     id: int
@@ -39,7 +39,7 @@ class User(NamedTuple):
 
 
 class _Request:
-    """A request that was sent and not answered yet."""
+    """A request that is not answered yet."""
 
     __slots__ = ("action", "done", "fields")
 
@@ -49,8 +49,8 @@ class _Request:
         self.done: Deferred[dict[str, Any] | None] = Deferred()
 
 
-class Talk:
-    """One connection of a client, from the first byte to the last. It checks every line that it reads."""
+class CheckedConnection:
+    """One connection of a client. It checks every line that it reads."""
 
     def __init__(self, client: Client, server: ServerProcess, number: int) -> None:
         self._client = client
@@ -64,10 +64,10 @@ class Talk:
         self._seen: dict[int, int] = {}
         self.requests: dict[int, _Request] = {}
         self.over = False
-        self.connection = Connection(client.world, server, self, f"{client.name} {number}")
+        self.transport = Connection(client.world, server, self, f"{client.name} {number}")
 
     def request(self, action: str, **fields: Any) -> Deferred[dict[str, Any] | None]:
-        """Send a request. Fires with the reply, or with None when the connection ends before it."""
+        """Send a request. Fires with the reply, or with None if the connection ends before the reply."""
         self._sent += 1
         request = _Request(action, fields)
         if self.over:
@@ -75,22 +75,22 @@ class Talk:
             return request.done
         self.requests[self._sent] = request
         self._client.note("asks", action, fields)
-        self.connection.send(msgspec.json.encode({"action": action, "id": self._sent, **fields}) + b"\n")
+        self.transport.send(msgspec.json.encode({"action": action, "id": self._sent, **fields}) + b"\n")
         return request.done
 
-    def unheard(self, since: float) -> list[str]:
-        """What has changed since then and this talk, which watches, was not told of."""
+    def missing_events(self, since: float) -> list[str]:
+        """Changes since this time that this connection should have got and did not get."""
         if not self._watching or self.over:
             return []
         changed = [known for known in self._referee.tasks.values() if known.changed > since]
         mine = [known for known in changed if known.text.startswith(f"{self._client.user.name} ")]
-        # what ended before this watch began may be too old for its snapshot
+        # a task that ended before this watch began may be too old for its snapshot
         mine = [known for known in mine if known.changed > self._watched_at or known.task_id in self._seen]
         return [f"task {k.task_id} version {k.version}" for k in mine if self._seen.get(k.task_id) != k.version]
 
     def close(self) -> None:
-        """The client ends it, with whatever is under way."""
-        self.connection.cut()
+        """Close the connection, also with open requests."""
+        self.transport.cut()
 
     # -- Reader
 
@@ -103,9 +103,9 @@ class Talk:
                 self._event(message)
             else:
                 self._reply(message)
-        read_all = not (self._rest or self.requests) and self.connection.told_all
-        if read_all and self._watching and not self.connection.is_watched:
-            self._referee.fail(WATCH_ENDS, f"{self._client.name} watches, and the server will tell it of nothing")
+        read_all = not (self._rest or self.requests) and self.transport.all_received
+        if read_all and self._watching and not self.transport.is_watched:
+            self._referee.fail(WATCH_STATE, f"{self._client.name} watches, and the server sends it no events")
 
     def lost(self) -> None:
         """The connection is over."""
@@ -116,29 +116,29 @@ class Talk:
             for request in requests.values():
                 request.done.callback(None)
 
-    # -- what is read
+    # -- received lines
 
     def _event(self, message: dict[str, Any]) -> None:
         kind, client = message["event"], self._client
         if kind in ("progress", "log"):
-            client.note("hears", f"{kind} of task {message['task_id']}")
+            client.note("receives", f"{kind} of task {message['task_id']}")
             if not self._watching:
-                self._referee.fail(WATCH_ENDS, f"{client.name} does not watch, and hears {message}")
+                self._referee.fail(WATCH_STATE, f"{client.name} does not watch, and gets {message}")
             return
         if kind != "task":
-            client.note("hears", kind)
+            client.note("receives", kind)
             self._watching = False
             self._draining = self._draining or kind == "draining"
             return
         view = message["task"]
-        client.note("hears", f"task {view['id']} is {view['state']}, version {view['version']}")
+        client.note("receives", f"task {view['id']} is {view['state']}, version {view['version']}")
         self._referee.saw(client.user.name, view)
         if not self._watching:
-            self._referee.fail(WATCH_ENDS, f"{client.name} does not watch, and hears of task {view['id']}")
+            self._referee.fail(WATCH_STATE, f"{client.name} does not watch, and gets an event of task {view['id']}")
         before = self._seen.get(view["id"], 0)
         if view["version"] <= before:
             what = f"task {view['id']} version {view['version']} after {before}"
-            self._referee.fail(WATCH_GROWS, f"{client.name} hears of {what}")
+            self._referee.fail(WATCH_ORDER, f"{client.name} gets {what}")
         self._seen[view["id"]] = view["version"]
 
     def _reply(self, message: dict[str, Any]) -> None:
@@ -166,7 +166,7 @@ class Talk:
         elif action == "new_tasks":
             self._client.created(message["task_ids"], request.fields["tasks"])
         elif action == "watch":
-            # of two that were asked for, the later one counts
+            # of two requests, the later one counts
             if number > self._latest:
                 self._latest, self._watching = number, not self._draining
                 self._seen = {view["id"]: view["version"] for view in message["tasks"]}
@@ -177,39 +177,39 @@ class Talk:
         elif action == "wait" and message["done"]:
             left = [view["id"] for view in message["tasks"] if view["state"] not in _ENDED]
             if left or len(message["tasks"]) != len(request.fields["task_ids"]):
-                self._referee.fail(WAIT_TRUTH, f"{self._client.name} reads {message}")
+                self._referee.fail(WAIT_ENDED, f"{self._client.name} reads {message}")
 
 
 class Client:
-    """One program of a user's. It talks to one server after another."""
+    """A program of a user. It connects to one server after another."""
 
     def __init__(self, world: World, name: str, user: User, tasks: int) -> None:
         self.world = world
         self.name = name
         self.user = user
         self.mine: list[int] = []
-        """Tasks whose creation it has read."""
+        """Tasks whose creation was confirmed to it."""
         self.finished = False
-        """It has read that all of them have ended."""
+        """Whether a reply has shown it that all of them have ended."""
         self._left = tasks
-        self._unsure: list[tuple[str, dict[str, Any]]] = []
-        """Submissions that may have been stored, and can be sent again because of their keys."""
+        self._unconfirmed: list[tuple[str, dict[str, Any]]] = []
+        """Requests with keys that may have been stored: it can repeat them."""
         self._texts = 0
-        self._encores = 3
-        self._talks = 0
+        self._extra_tasks = 3
+        self._connections = 0
         self._stream = world.stream(name)
-        self.talk: Talk | None = None
+        self.connection: CheckedConnection | None = None
 
     def start(self) -> None:
-        """Begin to use the service."""
+        """Start the client."""
         Deferred.fromCoroutine(self._run()).addErrback(self._broken)
 
     def note(self, what: str, *detail: Any) -> None:
-        """A line of the game's log."""
+        """Write a line to the log of the game."""
         self.world.note(self.name, what, *detail)
 
     def created(self, task_ids: list[int], specs: list[dict[str, Any]]) -> None:
-        """The server has confirmed tasks."""
+        """The server has confirmed these tasks."""
         for task_id, spec in zip(task_ids, specs, strict=True):
             if task_id not in self.mine:
                 self.mine.append(task_id)
@@ -224,29 +224,29 @@ class Client:
     async def _run(self) -> None:
         await self._sleep(self._stream.random())
         while not self.world.closing:
-            server = self.world.a_server(self._stream)
+            server = self.world.random_server(self._stream)
             if server is not None:
-                self._talks += 1
-                talk = self.talk = Talk(self, server, self._talks)
-                login = talk.request("login", token=self.user.token)
+                self._connections += 1
+                connection = self.connection = CheckedConnection(self, server, self._connections)
+                login = connection.request("login", token=self.user.token)
                 if self._stream.random() < 0.3:
-                    # does not wait for it: what follows is answered in its turn
-                    talk.request("watch")
-                    await self._hurried(talk)
-                reply = await self._patient(login)
+                    # it does not wait for the login: the server begins later requests after it
+                    connection.request("watch")
+                    await self._close_early(connection)
+                reply = await self._reply_in_time(login)
                 if reply is not None and reply["ok"]:
-                    await (self._play(talk) if self.world.rates else self._settle(talk))
+                    await (self._play(connection) if self.world.rates else self._finish(connection))
                 if not self.world.closing:
-                    talk.close()
+                    connection.close()
             await self._sleep(self._stream.uniform(0.05, 1.0))
 
-    async def _hurried(self, talk: Talk) -> None:
+    async def _close_early(self, connection: CheckedConnection) -> None:
         if self._stream.random() < 0.2:
             await self._sleep(self._stream.expovariate(50))
-            talk.close()
+            connection.close()
 
-    async def _patient(self, reply: Deferred[Any]) -> Any:
-        """The reply; None when it does not come in time."""
+    async def _reply_in_time(self, reply: Deferred[Any]) -> Any:
+        """The reply, or None if it does not arrive in time."""
         done: Deferred[Any] = Deferred()
         timer = self.world.clock.callLater(PATIENCE, done.callback, None)
 
@@ -258,28 +258,28 @@ class Client:
         reply.addCallback(answered)
         return await done
 
-    # -- while things go wrong
+    # -- while faults occur
 
-    async def _play(self, talk: Talk) -> None:
+    async def _play(self, connection: CheckedConnection) -> None:
         stream = self._stream
         for _ in range(stream.randint(5, 40)):
-            if talk.over or not self.world.rates:
+            if connection.over or not self.world.rates:
                 return
-            reply = self._act(talk)
+            reply = self._act(connection)
             if stream.random() < 0.3:
-                await self._patient(reply)
+                await self._reply_in_time(reply)
             if stream.random() < self.world.plan.rates.slow_reader * 0.1:
-                talk.connection.read(False)
-                self.world.clock.callLater(stream.uniform(0.5, 5.0), talk.connection.read, True)
+                connection.transport.read(False)
+                self.world.clock.callLater(stream.uniform(0.5, 5.0), connection.transport.read, True)
             await self._sleep(stream.expovariate(8))
         if stream.random() < 0.3:
-            talk.connection.half_close()
+            connection.transport.half_close()
             await self._sleep(stream.uniform(0, 3.0))
 
-    def _act(self, talk: Talk) -> Deferred[Any]:
+    def _act(self, connection: CheckedConnection) -> Deferred[Any]:
         stream = self._stream
-        if self._unsure and stream.random() < 0.4:
-            return self._submit(talk, *self._unsure.pop(stream.randrange(len(self._unsure))))
+        if self._unconfirmed and stream.random() < 0.4:
+            return self._submit(connection, *self._unconfirmed.pop(stream.randrange(len(self._unconfirmed))))
         if self._left > 0 and stream.random() < 0.55:
             keyed = stream.random() < 0.5
             action, fields = "new_task", self._spec(keyed)
@@ -287,46 +287,46 @@ class Client:
                 more = [self._spec(keyed) for _ in range(stream.randint(0, 9))]
                 action, fields = "new_tasks", {"tasks": [fields, *more]}
             if keyed and stream.random() < 0.1:
-                self._submit(talk, action, fields)
-            return self._submit(talk, action, fields)
+                self._submit(connection, action, fields)
+            return self._submit(connection, action, fields)
         kind = stream.random()
         if kind < 0.2:
             if stream.random() < 0.2:
-                self._watch(talk)
-            return self._watch(talk)
+                self._watch(connection)
+            return self._watch(connection)
         if kind < 0.4 or not self.mine:
-            return talk.request("get_tasks", limit=stream.choice((3, 10, 100)))
+            return connection.request("get_tasks", limit=stream.choice((3, 10, 100)))
         if kind < 0.5:
             action = stream.choice(("get_task", "get_task", "explain", "get_log"))
-            return talk.request(action, task_id=stream.choice(self.mine))
+            return connection.request(action, task_id=stream.choice(self.mine))
         if kind < 0.58:
-            return talk.request("retry_task", task_id=stream.choice(self.mine))
+            return connection.request("retry_task", task_id=stream.choice(self.mine))
         if kind < 0.7:
-            return talk.request("cancel_task", task_id=stream.choice(self.mine))
+            return connection.request("cancel_task", task_id=stream.choice(self.mine))
         some = sorted(set(stream.choices(self.mine, k=5)))
-        return talk.request("wait", task_ids=some, timeout=stream.choice((0, 3, 30)))
+        return connection.request("wait", task_ids=some, timeout=stream.choice((0, 3, 30)))
 
-    def _watch(self, talk: Talk) -> Deferred[Any]:
+    def _watch(self, connection: CheckedConnection) -> Deferred[Any]:
         if self._stream.random() < 0.25:
-            return talk.request("unwatch")
-        return talk.request("watch", limit=self._stream.choice((3, 10, 100)))
+            return connection.request("unwatch")
+        return connection.request("watch", limit=self._stream.choice((3, 10, 100)))
 
-    def _submit(self, talk: Talk, action: str, fields: dict[str, Any]) -> Deferred[Any]:
-        """Submit, for the first time or again."""
+    def _submit(self, connection: CheckedConnection, action: str, fields: dict[str, Any]) -> Deferred[Any]:
+        """Submit tasks, or repeat a request with keys."""
 
         def answered(message: dict[str, Any] | None) -> dict[str, Any] | None:
             keyed = all("key" in spec for spec in fields.get("tasks", [fields]))
             if keyed and (message is None or not message["ok"]):
-                self._unsure.append((action, fields))
+                self._unconfirmed.append((action, fields))
             return message
 
-        return talk.request(action, **fields).addCallback(answered)
+        return connection.request(action, **fields).addCallback(answered)
 
     def _spec(self, keyed: bool) -> dict[str, Any]:
         stream = self._stream
         self._left -= 1
         self._texts += 1
-        longest = stream.uniform(0, self.world.plan.longest)
+        longest = stream.uniform(0, self.world.plan.longest_task)
         payload: dict[str, Any] = {"seconds": stream.choice((0, stream.uniform(0, 0.3), longest, longest))}
         for what, share in (("fails", 0.1), ("unstorable", 0.05), ("stubborn", 0.2), ("talks", 0.3)):
             if stream.random() < share:
@@ -347,24 +347,26 @@ class Client:
             spec["timeout"] = stream.uniform(0.1, 2.0)
         return {**spec, "key": f"{self.name} {self._texts}"} if keyed else spec
 
-    # -- when they do not any more
+    # -- after the last fault
 
-    async def _settle(self, talk: Talk) -> None:
-        talk.request("watch")
-        while self._unsure:
-            reply = await self._patient(self._submit(talk, *self._unsure.pop()))
+    async def _finish(self, connection: CheckedConnection) -> None:
+        connection.request("watch")
+        while self._unconfirmed:
+            reply = await self._reply_in_time(self._submit(connection, *self._unconfirmed.pop()))
             if reply is None or not reply["ok"]:
                 return
-        while self._encores and self.world.plan.encore:
-            await self._sleep(max(self.world.aftermath - self.world.clock.seconds(), self._stream.random()))
-            reply = await self._patient(self._submit(talk, "new_task", self._spec(True)))
+        while self._extra_tasks and self.world.plan.extra_tasks:
+            await self._sleep(max(self.world.last_effects - self.world.clock.seconds(), self._stream.random()))
+            reply = await self._reply_in_time(self._submit(connection, "new_task", self._spec(True)))
             if reply is None or not reply["ok"]:
                 return
-            self._encores -= 1
+            self._extra_tasks -= 1
         for start in range(0, len(self.mine), 30):
-            reply = await self._patient(talk.request("wait", task_ids=self.mine[start : start + 30], timeout=15))
+            reply = await self._reply_in_time(
+                connection.request("wait", task_ids=self.mine[start : start + 30], timeout=15)
+            )
             if reply is None or not reply["ok"] or not reply["done"]:
                 return
         self.finished = True
-        while not (talk.over or self.world.closing):
+        while not (connection.over or self.world.closing):
             await self._sleep(0.5)

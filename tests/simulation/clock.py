@@ -1,4 +1,4 @@
-"""One clock for all, and a view of it for each process, which can be stopped."""
+"""One clock for the game, and a view of it for each process."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from twisted.internet.task import Clock
 from zope.interface import implementer
 
 START = 1_700_000_000.0
-"""When every game begins, in seconds since 1970."""
+"""The time at which every game begins, in seconds since 1970."""
 
 Timers = list[tuple[float, int, "Timer"]]
 
 
 class Owner:
-    """Whose turn a timer is. A dead owner's timers never run; a paused one's wait for it."""
+    """The process that timers belong to. Timers of a dead owner never run; those of a paused owner wait."""
 
     def __init__(self) -> None:
         self.dead = False
         self.paused = False
-        self.held: list[Timer] = []
+        self.deferred: list[Timer] = []
 
 
 @implementer(IDelayedCall)
 class Timer:
-    """A call to come. Timers of the same moment run in the order in which they were set."""
+    """A scheduled call. Timers for the same time run in the order in which they were set."""
 
     __slots__ = ("_clock", "call", "number", "owner", "state", "time")
 
@@ -67,7 +67,7 @@ class Timer:
 
 
 class SimClock(Clock):
-    """Twisted's Clock on a heap, which thousands of timers ask for, and advanced from one event to the next."""
+    """Twisted's Clock on a heap, for thousands of timers. It advances from one timer to the next."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class SimClock(Clock):
         return self.call(None, delay, callable, *args, **kw)
 
     def call(self, owner: Owner | None, delay: float, what: Callable[..., object], *args: Any, **kw: Any) -> Timer:
-        """As callLater, on behalf of a process or, None, of the world around."""
+        """As callLater, for a process, or for the world if ``owner`` is None."""
         if not delay >= 0:
             raise ValueError(f"a delay of {delay} seconds")
         call = (lambda: what(*args, **kw)) if args or kw else what
@@ -88,13 +88,13 @@ class SimClock(Clock):
         return timer
 
     def schedule(self, timer: Timer, time: float) -> None:
-        """Run a timer at this time, and at no other."""
+        """Run a timer at this time instead of an earlier choice."""
         self._numbers += 1
         timer.time, timer.number = time, self._numbers
         heappush(self._timers, (time, timer.number, timer))
 
     def step(self) -> bool:
-        """Advance to the next timer and run it. False when there is none."""
+        """Advance to the next timer and run it. Returns False if there is none."""
         timers = self._timers
         while timers:
             time, number, timer = heappop(timers)
@@ -105,7 +105,7 @@ class SimClock(Clock):
                 continue
             self.rightNow = max(self.rightNow, time)
             if owner is not None and owner.paused:
-                owner.held.append(timer)
+                owner.deferred.append(timer)
                 continue
             timer.state = "called"
             call, timer.call = timer.call, None
@@ -114,25 +114,25 @@ class SimClock(Clock):
             return True
         return False
 
-    def go_on(self, owner: Owner) -> None:
-        """An owner is not paused any more: what came due meanwhile runs now."""
-        held, owner.held = owner.held, []
-        for timer in held:
+    def resume(self, owner: Owner) -> None:
+        """An owner is no longer paused: run now the timers that were due meanwhile."""
+        deferred, owner.deferred = owner.deferred, []
+        for timer in deferred:
             if timer.state == "active":
                 self.schedule(timer, self.rightNow)
 
 
 @implementer(IReactorTime)
 class OwnClock:
-    """A process's view of the clock. Its time is some seconds off, as on any machine."""
+    """A process's view of the clock. Its time is off by some seconds, as on real machines."""
 
-    def __init__(self, clock: SimClock, owner: Owner, off: float) -> None:
+    def __init__(self, clock: SimClock, owner: Owner, offset: float) -> None:
         self._clock = clock
         self._owner = owner
-        self._off = off
+        self._offset = offset
 
     def seconds(self) -> float:
-        return self._clock.rightNow + self._off
+        return self._clock.rightNow + self._offset
 
     def callLater(self, delay: float, callable: Callable[..., Any], *args: object, **kwargs: object) -> IDelayedCall:
         return self._clock.call(self._owner, delay, callable, *args, **kwargs)

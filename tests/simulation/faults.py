@@ -1,4 +1,4 @@
-"""What goes wrong, and when. Each function is a kind of fault; everything passes by itself after some seconds."""
+"""The injected faults. Each public function but begin() is a kind of fault, and ends by itself after some seconds."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def begin(world: World) -> None:
-    """Faults come from now on until the chaos ends."""
+    """Inject faults from now on, until the chaos ends."""
     if world.plan.faults:
-        world.clock.call(None, world.stream("faults").expovariate(1 / world.plan.calm), _next, world)
+        world.clock.call(None, world.stream("faults").expovariate(1 / world.plan.fault_interval), _next, world)
 
 
 def _next(world: World) -> None:
@@ -54,12 +54,12 @@ def drain_worker(world: World, stream: random.Random) -> None:
 
 
 def freeze_server(world: World, stream: random.Random) -> None:
-    """SIGSTOP of a server, and SIGCONT some time later."""
+    """SIGSTOP to a server, and SIGCONT some time later."""
     _freeze(world, stream, _choose(stream, [*world.servers]))
 
 
 def freeze_worker(world: World, stream: random.Random) -> None:
-    """SIGSTOP of a worker, often for longer than its leases."""
+    """SIGSTOP to a worker, often for longer than its leases."""
     _freeze(world, stream, _choose(stream, [*world.workers]))
 
 
@@ -71,7 +71,7 @@ def _freeze(world: World, stream: random.Random, process: Process | None) -> Non
     world.clock.call(None, seconds, process.thaw)
     heartbeat = stream.uniform(1.0, 10.0)
     if heartbeat < seconds:
-        # the broker misses its heartbeats and gives its messages to others
+        # the broker gets no heartbeats, closes the connection and gives the messages to others
         world.clock.call(None, heartbeat, process.broker.lose)
 
 
@@ -84,7 +84,7 @@ def stop_database(world: World, stream: random.Random) -> None:
 
 
 def crash_database(world: World, stream: random.Random) -> None:
-    """It crashes at the worst moment: just after a commit that does not wait for the disk."""
+    """The database crashes just after a commit that does not wait for the disk."""
 
     def soon() -> None:
         world.database.on_unflushed = lambda: None
@@ -100,7 +100,7 @@ def crash_database(world: World, stream: random.Random) -> None:
 
 
 def cut_from_database(world: World, stream: random.Random) -> None:
-    """A process does not reach the database for some seconds."""
+    """A process cannot reach the database for some seconds."""
     if process := _choose(stream, [*world.servers, *world.workers]):
         world.note("world", "cuts off from the database", process.name)
         process.store.cut(True)
@@ -108,7 +108,7 @@ def cut_from_database(world: World, stream: random.Random) -> None:
 
 
 def stop_broker(world: World, stream: random.Random) -> None:
-    """The broker is down for some seconds, and may lose what it had."""
+    """The broker is down for some seconds, and may lose its messages."""
     if world.broker.up:
         world.note("world", "stops", "the broker")
         world.broker.stop()
@@ -116,7 +116,7 @@ def stop_broker(world: World, stream: random.Random) -> None:
 
 
 def cut_from_broker(world: World, stream: random.Random) -> None:
-    """A process does not reach the broker for some seconds."""
+    """A process cannot reach the broker for some seconds."""
     if process := _choose(stream, [*world.servers, *world.workers]):
         world.note("world", "cuts off from the broker", process.name)
         process.broker.cut(True)
@@ -124,7 +124,7 @@ def cut_from_broker(world: World, stream: random.Random) -> None:
 
 
 def lose_channel(world: World, stream: random.Random) -> None:
-    """A consumer's channel is closed."""
+    """The channels of a worker's consumers are closed."""
     if process := _choose(stream, [*world.workers]):
         for consumer in process.broker.consumers:
             world.note("world", "closes the channel of", consumer.name)
@@ -132,12 +132,12 @@ def lose_channel(world: World, stream: random.Random) -> None:
 
 
 def purge_queue(world: World, stream: random.Random) -> None:
-    """Somebody empties the queues."""
+    """All queues are emptied."""
     world.note("world", "purges", "the queues")
     world.broker.purge()
 
 
 def cut_connection(world: World, stream: random.Random) -> None:
     """A client's connection breaks."""
-    if talks := [c.talk for c in world.clients if c.talk is not None and not c.talk.over]:
-        stream.choice(talks).connection.cut()
+    if connections := [c.connection for c in world.clients if c.connection is not None and not c.connection.over]:
+        stream.choice(connections).transport.cut()

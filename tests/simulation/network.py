@@ -1,4 +1,4 @@
-"""Connections between clients and servers: bytes that take their time, in pieces, until something breaks."""
+"""Connections between clients and servers. Bytes arrive late and in pieces, and connections break."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 HIGH_WATER = 8 * 1024
-"""Bytes that the server's end buffers before it asks for a pause."""
+"""Bytes that the server's end buffers before it pauses its producer."""
 
 
 class Reader(Protocol):
-    """The client's end."""
+    """The client's end of a connection."""
 
     def data(self, data: bytes) -> None:
         """Bytes from the server."""
@@ -30,9 +30,9 @@ class Reader(Protocol):
 
 @implementer(ITransport)
 class Connection:
-    """A connection; to the server's protocol it is the transport.
+    """A connection, which is the transport of the server's protocol.
 
-    Each direction keeps its order. What is on its way when a process dies is lost.
+    Each direction keeps its order. Bytes under way are lost when a process dies.
     """
 
     def __init__(self, world: World, server: ServerProcess, client: Reader, name: str) -> None:
@@ -48,15 +48,15 @@ class Connection:
         self._to_client = bytearray()
         self._server_flush = False
         self._client_flush = False
+        self._half_close_pending = False
         self._half_closed = False
-        self._leaving = False
         self._closing = False
         self._full = False
         self.over = False
         server.connections.append(self)
-        server.clock.callLater(self._takes(), self._accept)
+        server.clock.callLater(self._delay(), self._accept)
 
-    def _takes(self) -> float:
+    def _delay(self) -> float:
         return float(self._stream.expovariate(1 / self._world.plan.network_seconds))
 
     def _accept(self) -> None:
@@ -70,48 +70,48 @@ class Connection:
         self._flush_to_server_later()
 
     @property
-    def told_all(self) -> bool:
-        """Whether it lives, and nothing is on its way to the client."""
-        return not (self._to_client or self._leaving or self.over)
+    def all_received(self) -> bool:
+        """Whether the connection is open and no bytes are under way to the client."""
+        return not (self._to_client or self._half_closed or self.over)
 
     @property
     def is_watched(self) -> bool:
-        """Whether the server will tell this client of changes."""
+        """Whether the server has an open watch for this client."""
         watch = self._protocol._subscriptions.watch
         return watch is not None and not watch.closed
 
     # -- the client's side
 
     def send(self, data: bytes) -> None:
-        """The client writes."""
+        """The client writes bytes."""
         if not self.over:
             self._to_server += data
             self._flush_to_server_later()
 
     def half_close(self) -> None:
-        """The client will write no more, and reads on."""
-        self._half_closed = self._leaving = True
+        """The client closes its writing side, and still reads."""
+        self._half_close_pending = self._half_closed = True
         self._flush_to_server_later()
 
     def read(self, yes: bool) -> None:
-        """Whether the client reads."""
+        """Start or stop the client's reading."""
         self._reading = yes
         if yes and self._to_client:
             self._flush_to_client_later()
 
     def cut(self) -> None:
-        """The connection breaks; each end learns of it in its time."""
+        """Break the connection. Each end notices it some time later."""
         if not self.over:
             self.over = True
             self._world.clock.call(None, self._stream.uniform(0, 0.5), self._client.lost)
             self._server.clock.callLater(self._stream.uniform(0, 0.5), self._server_lost, Failure(ConnectionLost()))
 
-    # -- the way there
+    # -- to the server
 
     def _flush_to_server_later(self) -> None:
         if not self._server_flush and self._protocol is not None:
             self._server_flush = True
-            self._server.clock.callLater(self._takes(), self._flush_to_server)
+            self._server.clock.callLater(self._delay(), self._flush_to_server)
 
     def _flush_to_server(self) -> None:
         self._server_flush = False
@@ -122,8 +122,8 @@ class Connection:
             self._protocol.dataReceived(data)
         if self._to_server:
             self._flush_to_server_later()
-        elif self._half_closed and not self.over and not self._paused:
-            self._half_closed = False
+        elif self._half_close_pending and not self.over and not self._paused:
+            self._half_close_pending = False
             self._protocol.readConnectionLost()
 
     def _piece(self, buffer: bytearray) -> bytes:
@@ -134,12 +134,12 @@ class Connection:
         del buffer[:size]
         return piece
 
-    # -- the way back
+    # -- to the client
 
     def _flush_to_client_later(self) -> None:
         if not self._client_flush:
             self._client_flush = True
-            self._world.clock.call(None, self._takes(), self._flush_to_client)
+            self._world.clock.call(None, self._delay(), self._flush_to_client)
 
     def _flush_to_client(self) -> None:
         self._client_flush = False
@@ -164,7 +164,7 @@ class Connection:
     def _end(self, reason: Failure) -> None:
         if not self.over:
             self.over = True
-            self._world.clock.call(None, self._takes(), self._client.lost)
+            self._world.clock.call(None, self._delay(), self._client.lost)
             self._server.clock.callLater(0, self._server_lost, reason)
 
     def _server_lost(self, reason: Failure) -> None:
@@ -174,7 +174,7 @@ class Connection:
         if self._protocol is not None:
             self._protocol.connectionLost(reason)
 
-    # -- ITransport and what comes with it
+    # -- ITransport, IConsumer and IPushProducer
 
     def write(self, data: bytes) -> None:
         if self.over or self._closing:

@@ -1,7 +1,7 @@
-"""What a seed draws before the game begins: sizes, rates, and which faults there are.
+"""What a seed draws before the game begins: sizes, rates, and kinds of faults.
 
-Each kind of fault is there in some games only ("swarm testing", Groce et al., ISSTA 2012): a game in which everything
-goes wrong at once rarely gets far enough to find what needs a long row of steps.
+Each kind of fault occurs in some games only ("swarm testing", Groce et al., ISSTA 2012). A game with all faults at once
+rarely gets far enough to find a defect that needs many steps.
 """
 
 from __future__ import annotations
@@ -12,34 +12,34 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rates:
-    """Probabilities of what may befall one call or one message."""
+    """Probabilities of faults, for one call or one message each."""
 
     # the store
     refused: float
-    """A call is refused before it is done."""
+    """A call fails before it is executed."""
     ambiguous: float
-    """A call is done, and the answer lost."""
+    """A call is executed, and its answer is lost."""
     straggling: float
-    """A call is reported lost, and done some seconds later."""
+    """A call is reported as lost, and executed some seconds later."""
     slow_store: float
-    """A call takes up to seconds."""
+    """A call takes up to some seconds."""
     # the broker
     dropped: float
-    """A message is confirmed and gone."""
-    doubled: float
-    """A message comes twice."""
+    """A message is confirmed and lost."""
+    duplicated: float
+    """A message is delivered twice."""
     reordered: float
-    """A message comes late, behind others."""
+    """A message is delivered late, behind later ones."""
     unconfirmed: float
-    """Messages are delivered and the publisher is told that they were not."""
+    """Messages are delivered, and the publisher gets an error."""
     lost_confirm: float
-    """Messages are not delivered, and the publisher learns only after seconds."""
+    """Messages are lost, and the publisher gets an error some seconds later."""
     late_confirm: float
-    """A confirm takes seconds."""
-    news_gap: float
-    """News do not arrive, and the subscriber is told of a gap."""
-    news_doubled: float
-    """News arrive twice."""
+    """A confirm takes some seconds."""
+    event_gap: float
+    """An event batch is lost, and its subscriber gets a gap."""
+    event_duplicated: float
+    """An event batch arrives twice."""
     # clients
     slow_reader: float
     """A client does not read for some seconds."""
@@ -47,41 +47,41 @@ class Rates:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything about a game but its course."""
+    """The settings of a game."""
 
     servers: int
     slots: tuple[int, ...]
-    """One worker for each."""
+    """The slots of each worker."""
     clients: tuple[int, ...]
-    """The number of a user for each client."""
+    """The index of the user of each client."""
     tasks: int
-    """How many the clients submit in all, about."""
+    """About how many tasks the clients submit in total."""
     queues: tuple[str, ...]
     window: int
     lease: float
-    longest: float
-    """What a task takes at most, in seconds."""
+    longest_task: float
+    """Most seconds that a task takes."""
     chaos: float
-    """Seconds in which things go wrong."""
+    """Seconds during which faults occur."""
     store_seconds: float
-    """What a call of the store takes, on average."""
+    """Mean seconds of a call of the store."""
     broker_seconds: float
     network_seconds: float
     lost_after: float
-    """Seconds after which a queued task is missed; shorter than in life, so that more of it happens in a game."""
+    """Seconds after which a queued task counts as lost: fewer than in production, as games are short."""
     relay_after: float
-    """Seconds after which an outbox row counts as orphaned."""
-    retry: float
-    """Seconds for which the link to the store repeats what may have been done; 0: it gives up at once."""
+    """Seconds after which an outbox row counts as stale."""
+    retry_seconds: float
+    """Seconds for which the link to the store repeats a call that may have been executed. With 0, it never does."""
     rates: Rates
     faults: tuple[str, ...]
     """Names of functions in :mod:`tests.simulation.faults`."""
     poison: bool
     """Whether some tasks kill their worker."""
-    encore: bool
-    """Whether the clients go on a little when nothing goes wrong any more."""
-    calm: float
-    """Seconds between faults, on average."""
+    extra_tasks: bool
+    """Whether the clients submit some more tasks after the faults have ended."""
+    fault_interval: float
+    """Mean seconds between faults."""
 
 
 FAULTS = (
@@ -117,31 +117,31 @@ def draw(random: random.Random) -> Plan:
         queues=random.choice((("tasks",), ("tasks",), ("tasks", "urgent"))),
         window=random.choice((1, 3, 10, 50)),
         lease=random.choice((3.0, 5.0, 8.0)),
-        longest=random.choice((0.5, 3.0, 6.0)),
+        longest_task=random.choice((0.5, 3.0, 6.0)),
         chaos=random.uniform(3.0, 15.0),
         store_seconds=random.choice((0.001, 0.005, 0.05)),
         broker_seconds=random.choice((0.001, 0.005, 0.05)),
         network_seconds=random.choice((0.001, 0.02)),
         lost_after=random.choice((1.0, 3.0, 10.0)),
         relay_after=random.choice((0.5, 2.0, 5.0)),
-        retry=random.choice((0.0, 2.0, 10.0)),
+        retry_seconds=random.choice((0.0, 2.0, 10.0)),
         rates=Rates(
             refused=maybe(0.1),
             ambiguous=maybe(0.15),
             straggling=maybe(0.05),
             slow_store=maybe(0.1),
             dropped=maybe(0.2),
-            doubled=maybe(0.3),
+            duplicated=maybe(0.3),
             reordered=maybe(0.3),
             unconfirmed=maybe(0.1),
             lost_confirm=maybe(0.1),
             late_confirm=maybe(0.2),
-            news_gap=maybe(0.05),
-            news_doubled=maybe(0.1),
+            event_gap=maybe(0.05),
+            event_duplicated=maybe(0.1),
             slow_reader=maybe(0.3),
         ),
         faults=tuple(f for f in FAULTS if random.random() < 0.5),
         poison=random.random() < 0.15,
-        encore=random.random() < 0.4,
-        calm=random.choice((0.3, 0.7, 2.0)),
+        extra_tasks=random.random() < 0.4,
+        fault_interval=random.choice((0.3, 0.7, 2.0)),
     )

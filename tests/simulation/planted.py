@@ -1,4 +1,4 @@
-"""Defects put into taskd on purpose, in the simulation only, to see that it finds them."""
+"""Deliberate defects of taskd, in the simulation only, which it must find."""
 
 from __future__ import annotations
 
@@ -12,27 +12,30 @@ from twisted.internet.defer import Deferred, succeed
 from taskd.events.publisher import Publisher
 from taskd.model.tasks import NewTask, Route, Task
 from taskd.ports.scheduling import Dispatch
+from taskd.scheduling.maintenance.relay_outbox import RelayOutbox
 from taskd.scheduling.outbox import Outbox
-from taskd.store.sqlite import statements as sql
+from taskd.store.sqlite import attempts
 from taskd.worker.held import HeldTask, ack
-from taskd.worker.running import RunningTasks
+from taskd.worker.outcomes import Outcomes
 from tests.simulation.referee import (
     ACK_AFTER_OUTCOME,
     BOUNDED_ATTEMPTS,
     CLAIMS_MATCH,
     CONFIRMED_EXIST,
     FENCED,
+    OUTBOX_EMPTIES,
     OUTBOX_KEPT,
-    OUTBOX_SETTLES,
-    WATCH_HEARS,
+    WATCH_COMPLETE,
 )
 from tests.simulation.store import StoreLink
 
 
 @dataclass(frozen=True)
 class Defect:
-    """``owner``'s attribute ``name`` is replaced; ``invariant`` is what then does not hold, in one of the first
-    ``within`` games."""
+    """The attribute ``name`` of ``owner`` is replaced by ``broken``.
+
+    One of the first ``within`` games then violates ``invariant``.
+    """
 
     owner: Any
     name: str
@@ -42,13 +45,13 @@ class Defect:
 
     @contextmanager
     def planted(self) -> Iterator[None]:
-        """taskd with this defect."""
-        sound = getattr(self.owner, self.name)
+        """Run with this defect."""
+        original = getattr(self.owner, self.name)
         setattr(self.owner, self.name, self.broken)
         try:
             yield
         finally:
-            setattr(self.owner, self.name, sound)
+            setattr(self.owner, self.name, original)
 
 
 def _without(statement: str, check: str, instead: str) -> str:
@@ -56,13 +59,15 @@ def _without(statement: str, check: str, instead: str) -> str:
     return statement.replace(check, instead)
 
 
-_publish = Outbox._publish
-_begin = RunningTasks.begin
+_publish = Outbox.send
+_begin = Outcomes.begin
 _publish_tasks = Publisher.publish
 _create_tasks: Callable[..., Any] = StoreLink.create_tasks
 
 
-async def _settles_before_the_confirm(self: Outbox, batch: str, messages: Mapping[Route, Sequence[Dispatch]]) -> None:
+async def _marks_published_before_the_confirm(
+    self: Outbox, batch: str, messages: Mapping[Route, Sequence[Dispatch]]
+) -> None:
     self._published.append(batch)
     await _publish(self, batch, messages)
 
@@ -75,7 +80,7 @@ def _replies_before_the_commit(
     return succeed(tasks)
 
 
-def _acks_before_the_outcome(self: RunningTasks, held: HeldTask, *rest: Any) -> None:
+def _acks_before_the_outcome(self: Outcomes, held: HeldTask, *rest: Any) -> None:
     _begin(self, held, *rest)
     ack([held])
 
@@ -85,43 +90,42 @@ def _only_servers_publish(self: Publisher, tasks: Sequence[Task]) -> None:
         _publish_tasks(self, tasks)
 
 
-async def _does_not_relay(self: Outbox) -> int:
-    await self.mark_published()
-    return 0
+async def _does_not_relay(self: RelayOutbox, store_up: float) -> None:
+    await self._outbox.mark_published()
 
 
 DEFECTS: Mapping[str, Defect] = {
     "any worker may finish any attempt": Defect(
-        sql,
+        attempts,
         "FINISH",
-        _without(sql.FINISH, "dispatch = ? AND attempt = ? AND worker = ?", "? > 0 AND ? > 0 AND ? <> ''"),
+        _without(attempts.FINISH, "dispatch = ? AND attempt = ? AND worker = ?", "? > 0 AND ? > 0 AND ? <> ''"),
         FENCED,
         within=100,
     ),
-    "any message claims the present dispatch": Defect(
-        sql, "CLAIM", _without(sql.CLAIM, "dispatch = ?", "? > 0"), CLAIMS_MATCH, within=100
+    "any message claims the current dispatch": Defect(
+        attempts, "CLAIM", _without(attempts.CLAIM, "dispatch = ?", "? > 0"), CLAIMS_MATCH, within=100
     ),
-    "the outbox row goes before the confirm": Defect(
-        Outbox, "_publish", _settles_before_the_confirm, OUTBOX_KEPT, within=30
+    "the outbox row is deleted before the confirm": Defect(
+        Outbox, "send", _marks_published_before_the_confirm, OUTBOX_KEPT, within=30
     ),
     "the reply comes before the commit": Defect(
         StoreLink, "create_tasks", _replies_before_the_commit, CONFIRMED_EXIST, within=30
     ),
     "the worker acks before the outcome is committed": Defect(
-        RunningTasks, "begin", _acks_before_the_outcome, ACK_AFTER_OUTCOME, within=30
+        Outcomes, "begin", _acks_before_the_outcome, ACK_AFTER_OUTCOME, within=30
     ),
-    "orphaned batches are not relayed": Defect(Outbox, "relay", _does_not_relay, OUTBOX_SETTLES, within=30),
-    "what a drained worker gives back costs an attempt": Defect(
-        sql, "RELEASE", _without(sql.RELEASE, "attempt = attempt - 1, ", ""), BOUNDED_ATTEMPTS, within=100
+    "stale batches are not relayed": Defect(RelayOutbox, "run", _does_not_relay, OUTBOX_EMPTIES, within=30),
+    "a task released by a drained worker loses an attempt": Defect(
+        attempts, "RELEASE", _without(attempts.RELEASE, "attempt = attempt - 1, ", ""), BOUNDED_ATTEMPTS, within=100
     ),
-    "a lease expires on the last attempt without an end": Defect(
-        sql,
+    "an expired lease of the last attempt does not end the task": Defect(
+        attempts,
         "EXPIRE",
-        sql.EXPIRE.replace("attempt < max_attempts", "true").replace("attempt >=", "0 >"),
+        attempts.EXPIRE.replace("attempt < max_attempts", "true").replace("attempt >=", "0 >"),
         BOUNDED_ATTEMPTS,
         within=100,
     ),
-    "workers do not publish what they change": Defect(
-        Publisher, "publish", _only_servers_publish, WATCH_HEARS, within=30
+    "workers do not announce their changes": Defect(
+        Publisher, "publish", _only_servers_publish, WATCH_COMPLETE, within=30
     ),
 }

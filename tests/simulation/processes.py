@@ -1,4 +1,4 @@
-"""Servers and workers as processes: they start, stop, freeze and die."""
+"""Servers and workers as processes that start, drain, freeze and die."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from taskd.model.errors import Unavailable
 from taskd.model.limits import DEFAULT_ATTEMPTS
 from taskd.model.tasks import DEFAULT_KIND, Task
 from taskd.ports.handler import ITaskContext, ITaskHandler
-from taskd.server.service import TaskServer
+from taskd.server.task_server import TaskServer
 from taskd.worker.attempt import Attempt
 from taskd.worker.runner import Runner
 from taskd.worker.worker import Worker
-from tests.simulation.broker import BrokerLink
+from tests.simulation.broker_link import BrokerLink
 from tests.simulation.clock import OwnClock, Owner
 from tests.simulation.referee import NO_ERROR
 from tests.simulation.store import StoreLink
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 SESSION_SECONDS = 10**7
 KINDS = (DEFAULT_KIND, "rare")
 PATIENCE = 5.0
-"""Seconds in which a store that answers has answered everything."""
+"""Seconds after which a working store has answered every call."""
 
 
 class Process(Owner):
-    """One life of a process, with links of its own to the store and the broker."""
+    """One run of a process, with its own links to the store and the broker."""
 
     def __init__(self, world: World, name: str) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Process(Owner):
         self.draining = False
 
     def start(self) -> None:
-        """As ``twistd`` would."""
+        """Start the process, as ``twistd`` does."""
         self.world.note(self.name, "starts")
         Deferred.fromCoroutine(self._start()).addErrback(self._broken)
 
@@ -61,11 +61,11 @@ class Process(Owner):
         self.serve()
 
     def serve(self) -> None:
-        """The store is there: begin to work."""
+        """The store is available: start to work."""
         raise NotImplementedError
 
     def terminate(self) -> None:
-        """SIGTERM: it drains, and ends."""
+        """SIGTERM: drain and end."""
         if not self.draining and not self.dead:
             self.draining = True
             self.world.note(self.name, "drains")
@@ -76,22 +76,22 @@ class Process(Owner):
         await self.broker.stop()
         await self.store.stop()
         self.world.note(self.name, "ends")
-        self.vanish()
+        self.end()
 
     async def drain(self) -> None:
-        """Finish what it has."""
+        """Finish or release all work."""
         raise NotImplementedError
 
     def kill(self) -> None:
-        """SIGKILL: everything of it vanishes."""
+        """SIGKILL: end at once."""
         if not self.dead:
             self.world.note(self.name, "is killed")
-            self.vanish()
+            self.end()
 
-    def vanish(self) -> None:
-        """Nothing of it runs any more. The others notice in their time."""
+    def end(self) -> None:
+        """Run nothing more. Other processes notice it later."""
         self.dead = True
-        self.world.gone(self)
+        self.world.process_ended(self)
 
     def freeze(self) -> None:
         """SIGSTOP."""
@@ -104,10 +104,10 @@ class Process(Owner):
         if self.paused:
             self.world.note(self.name, "thaws")
             self.paused = False
-            self.world.clock.go_on(self)
+            self.world.clock.resume(self)
 
     def tasks(self) -> set[int]:
-        """What it runs, is about to run, or asks for."""
+        """Tasks that it runs, has claimed, or is claiming."""
         return set()
 
     def _broken(self, failure: Failure) -> None:
@@ -115,7 +115,7 @@ class Process(Owner):
 
 
 def _no_passwords(*_: Any) -> NoReturn:
-    raise AssertionError("everybody logs in with a token")
+    raise AssertionError("all clients log in with tokens")
 
 
 class ServerProcess(Process):
@@ -143,11 +143,11 @@ class ServerProcess(Process):
 
     @property
     def accepting(self) -> bool:
-        """Whether a client finds it."""
+        """Whether it accepts connections."""
         return not self.dead and not self.draining
 
     def build_protocol(self) -> Any:
-        """The protocol for a new connection; None where it is refused."""
+        """The protocol for a new connection, or None if it is refused."""
         return self.server.lines.buildProtocol(None) if self.accepting else None
 
     def serve(self) -> None:
@@ -157,8 +157,8 @@ class ServerProcess(Process):
     async def drain(self) -> None:
         await self.server.drain()
 
-    def vanish(self) -> None:
-        super().vanish()
+    def end(self) -> None:
+        super().end()
         for connection in tuple(self.connections):
             connection.cut()
 
@@ -171,15 +171,23 @@ class WorkerProcess(Process):
         self.slots = slots
         self._serving = False
         handlers = [Handler(self, kind) for kind in KINDS]
-        runner = self.runner = NotingRunner(self.clock, handlers, chance=self.stream.random)
+        runner = self.runner = RecordingRunner(self.clock, handlers, chance=self.stream.random)
         plan = world.plan
         self.worker = Worker(
-            *(self.clock, self.store, self.broker, runner, plan.queues, {"async": slots}, plan.lease, name, 2000)
+            self.clock,
+            self.store,
+            self.broker,
+            runner,
+            plan.queues,
+            {"async": slots},
+            plan.lease,
+            name,
+            log_bytes=2000,
         )
 
     def tasks(self) -> set[int]:
         worker = self.worker
-        backlog = [held for pool in worker.claims.pools.values() for held in pool.backlog]
+        backlog = [held for pool in worker.claims.pools.values() for held in pool.waiting]
         return {*worker.held.running, *worker.held.claiming, *(held.claim.task_id for held in backlog)}
 
     def serve(self) -> None:
@@ -189,26 +197,26 @@ class WorkerProcess(Process):
 
     async def drain(self) -> None:
         if self._serving:
-            # a claim that was committed unseen may still be about
+            # a claim whose answer was lost may still be executed
             before = self.world.clock.seconds() - 2 * PATIENCE
             await self.worker.drain(self.stream.choice((0.0, 1.0, 5.0)))
             self.world.referee.drained(self.name, self.store.disturbed < before)
 
 
-class NotingRunner(Runner):
-    """Keeps the task that begins, of which a handler sees only a part."""
+class RecordingRunner(Runner):
+    """A runner that keeps the task that it begins, as a handler sees only a part of it."""
 
     beginning: Task
 
-    def run(self, task: Task, user: str, said: Any) -> Attempt:
-        """As the base does it."""
+    def run(self, task: Task, user: str, listener: Any) -> Attempt:
+        """Keep the task and run it."""
         self.beginning = task
-        return super().run(task, user, said)
+        return super().run(task, user, listener)
 
 
 @implementer(ITaskHandler)
 class Handler:
-    """Takes its time, talks, fails, kills its worker, or will not be stopped, as the payload says."""
+    """A handler that takes time, reports, fails, kills its worker or ignores its cancellation, as the payload says."""
 
     isolation = "async"
     timeout: float | None = 5.0
@@ -237,7 +245,7 @@ class Handler:
         else:
             stubborn = False
         finally:
-            # the slot is free, even if it goes on unasked
+            # the slot is free, even if the handler ignores its cancellation
             referee.ended(process.name)
         if payload.get("kills"):
             process.world.clock.call(None, 0, process.kill)

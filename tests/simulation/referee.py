@@ -1,4 +1,4 @@
-"""The invariants. The referee sees every change of the store and every word that clients read."""
+"""The invariants. The referee checks every change of the store, and every task that clients see."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from taskd.model.tasks import Task
 from taskd.ports.attempts import Claim, Finished, Outcome
 from taskd.ports.broker import Delivery
 
-CONFIRMED_EXIST = "a confirmed task is in the store"
-ONCE = "a task is created once"
-LEGAL_MOVES = "every change of state is a legal move"
-ONE_END = "a task ends once, and nothing changes it any more"
-VERSIONS = "the version grows by one with every change"
-BOUNDED_ATTEMPTS = "attempts are counted right and never exceed their maximum"
-DISPATCHES = "the dispatch number grows with every dispatch, and only then"
-FENCED = "no outcome of a fenced attempt is accepted"
-CLAIMS_MATCH = "a message claims its own dispatch only"
-ATTEMPT_ONCE = "an attempt is begun once"
+CONFIRMED_EXIST = "every confirmed task is in the store"
+CREATED_ONCE = "a task is created once"
+LEGAL_MOVES = "every change of state is allowed"
+ONE_END = "an ended task does not change, except by a retry"
+VERSIONS = "every change raises the version by one"
+BOUNDED_ATTEMPTS = "attempts are counted correctly and never exceed their maximum"
+DISPATCHES = "the dispatch number rises by one with every dispatch, and only then"
+FENCED = "the outcome of a fenced attempt is refused"
+CLAIMS_MATCH = "a message claims only its own dispatch"
+ATTEMPT_ONCE = "an attempt begins once"
 SLOTS = "a worker runs no more tasks than it has slots"
-RENEWED = "a worker renews the leases of what it runs, and no others"
-INTERRUPTED = "interruption is not failure"
-OUTBOX_KEPT = "an outbox row outlives its unconfirmed messages"
-ACK_AFTER_OUTCOME = "a message is acked after the outcome"
-TRUE_VIEWS = "what a client is shown was so"
-OWN_TASKS = "a client sees no task of another user"
-WATCH_GROWS = "versions grow within a watch"
-WATCH_HEARS = "while nothing goes wrong, a watch hears of every change"
-WATCH_ENDS = "events come after a watch, until it ends"
-WAIT_TRUTH = "a wait that is done shows tasks that have ended"
+RENEWED = "a worker renews only the leases of tasks that it holds"
+INTERRUPTED = "an interrupted attempt does not count"
+OUTBOX_KEPT = "an outbox row stays until its messages are confirmed"
+ACK_AFTER_OUTCOME = "a message is acked after its outcome is stored"
+TRUE_VIEWS = "a client sees only states that a task had"
+OWN_TASKS = "a client sees only tasks of its user"
+WATCH_ORDER = "a watch sends the versions of a task in rising order"
+WATCH_COMPLETE = "a watch sends every change while nothing fails"
+WATCH_STATE = "a client gets events exactly while it watches"
+WAIT_ENDED = "a completed wait shows only ended tasks"
 ONE_REPLY = "every request gets one reply"
 EVERY_END = "every task ends"
-OUTBOX_SETTLES = "the outbox settles"
-WINDOWS_RIGHT = "the windows are right again"
-MESSAGES_SETTLE = "no message stays unacked"
-NOTHING_KEPT = "nothing is kept for who has gone"
-DRAIN_ENDS = "a drained process ends"
+OUTBOX_EMPTIES = "the outbox becomes empty"
+WINDOWS_CORRECT = "the windows count the queued tasks correctly"
+MESSAGES_ACKED = "every message is acked"
+NOTHING_KEPT = "a server keeps nothing of closed connections"
+DRAIN_ENDS = "a draining process ends"
 NO_ERROR = "no unexpected error"
 
 _STATES = {state.value: state for state in State}
 
 
 class Violation(Exception):
-    """An invariant does not hold."""
+    """An invariant was violated."""
 
     def __init__(self, invariant: str, detail: str) -> None:
         super().__init__(f"{invariant}: {detail}")
@@ -55,7 +55,7 @@ class Violation(Exception):
 
 
 class Change(NamedTuple):
-    """A row of the audit table: a task before and after one change. ``old_state`` is None for a new one."""
+    """A row of the audit table: a task before and after a change. ``old_state`` is None for a new task."""
 
     task_id: int
     text: str
@@ -75,13 +75,13 @@ class Change(NamedTuple):
     old_dispatched_at: int | None = None
 
     def __str__(self) -> str:
-        was, now = (self.old_state, self.old_attempt, self.old_dispatch), (self.state, self.attempt, self.dispatch)
-        return f"task {self.task_id} from {was} to {now} of {self.max_attempts} attempts by {self.worker}"
+        before, after = (self.old_state, self.old_attempt, self.old_dispatch), (self.state, self.attempt, self.dispatch)
+        return f"task {self.task_id} from {before} to {after} of {self.max_attempts} attempts by {self.worker}"
 
 
 @dataclass
 class Known:
-    """A task as it is in the store now, and every state it was in by version."""
+    """A task as it is in the store now, with its history."""
 
     task_id: int
     text: str
@@ -91,41 +91,44 @@ class Known:
     version: int
     worker: str | None
     changed: float
-    """When its state last changed."""
+    """The time of its last change of state."""
     history: dict[int, set[State]]
-    """By version. A crash of the database may undo what had been shown already, and then the number is used again."""
+    """The states that it had at each version: several if a database crash undid a change that clients had already seen,
+    as the version number is then used again."""
 
 
 class Referee:
-    """Watches. ``tell`` hears of the first violation of each kind of event; the world stops then."""
+    """Checks the invariants. ``report`` is called with each violation, and the world stops at the first."""
 
-    def __init__(self, tell: Callable[[Violation], None], note: Callable[..., None], now: Callable[[], float]) -> None:
-        self._tell = tell
+    def __init__(
+        self, report: Callable[[Violation], None], note: Callable[..., None], now: Callable[[], float]
+    ) -> None:
+        self._report = report
         self._now = now
         self._note = note
         self.tasks: dict[int, Known] = {}
         self.texts: dict[str, int] = {}
         self.open = 0
-        """Tasks that have not ended."""
+        """The number of tasks that have not ended."""
         self.confirmed: dict[int, str] = {}
         self.delivered: set[tuple[int, int]] = set()
-        """Dispatches whose messages the broker confirmed to a publisher."""
-        self._to_begin: Counter[tuple[int, int, int]] = Counter()
-        """Task, dispatch and attempt of claims whose handlers have not begun. A crash of the database may undo a claim,
-        and then there is a second one of the same numbers."""
-        self._to_try: set[tuple[int, int, int, str]] = set()
-        """Task, dispatch, attempt and worker of attempts that failed, and were to be made again."""
+        """Task and dispatch of messages that the broker has confirmed to a publisher."""
+        self._claimed_attempts: Counter[tuple[int, int, int]] = Counter()
+        """Task, dispatch and attempt of claims whose handlers have not begun. If a database crash undoes a claim, there
+        will be another with the same numbers."""
+        self._retries: set[tuple[int, int, int, str]] = set()
+        """Task, dispatch, attempt and worker of failed attempts that a further attempt follows."""
         self._busy: dict[str, int] = {}
         self._strays: dict[tuple[str, int], int] = {}
 
     def fail(self, invariant: str, detail: str) -> None:
-        """An invariant does not hold."""
-        self._tell(Violation(invariant, detail))
+        """Report a violation of an invariant."""
+        self._report(Violation(invariant, detail))
 
     # -- the store
 
     def changed(self, who: str, how: str, changes: Iterable[Change]) -> None:
-        """A call has committed these changes."""
+        """A call of the store has committed these changes."""
         for c in changes:
             state = _STATES[c.state]
             self._note(who, how, f"task {c.task_id}: {c.old_state} -> {c.state}, attempt {c.attempt} of {c.worker}")
@@ -136,7 +139,7 @@ class Referee:
 
     def _created(self, c: Change, state: State) -> None:
         if c.text in self.texts:
-            self.fail(ONCE, f"{c.text!r} is task {self.texts[c.text]} and task {c.task_id}")
+            self.fail(CREATED_ONCE, f"{c.text!r} is task {self.texts[c.text]} and task {c.task_id}")
         if state not in (State.WAITING, State.QUEUED) or c.attempt or c.version != 1:
             self.fail(LEGAL_MOVES, f"a new task is {c}")
         if c.dispatch != (state is State.QUEUED):
@@ -164,12 +167,12 @@ class Referee:
         known.state, known.attempt, known.dispatch, known.worker = new, c.attempt, c.dispatch, c.worker
         known.version, known.changed = c.version, self._now()
         if how == "claim":
-            self._to_begin[c.task_id, c.dispatch, c.attempt] += 1
+            self._claimed_attempts[c.task_id, c.dispatch, c.attempt] += 1
         known.history.setdefault(c.version, set()).add(new)
         self.open += (new not in TERMINAL) - (old not in TERMINAL)
 
-    def undone(self, changes: Sequence[Change]) -> None:
-        """A crash of the database has undone these changes, which nobody was promised."""
+    def undo(self, changes: Sequence[Change]) -> None:
+        """Take back changes that a database crash has undone. No user had a confirmation of them."""
         for c in reversed(changes):
             assert c.old_state is not None
             self._note("world", "undoes", f"task {c.task_id}: {c.old_state} -> {c.state}")
@@ -177,11 +180,11 @@ class Referee:
             known.state, known.attempt, known.dispatch = _STATES[c.old_state], c.old_attempt, c.old_dispatch
             known.version, known.worker = c.old_version, c.old_worker
             if c.old_state == "running":
-                # fenced, and perhaps thrown away, by a takeover that never was: its worker may begin it once more
-                self._to_begin[c.task_id, c.old_dispatch, c.old_attempt] += 1
+                # the undone takeover had fenced this attempt, and its worker may have dropped it: it may begin again
+                self._claimed_attempts[c.task_id, c.old_dispatch, c.old_attempt] += 1
 
     def claimed(self, worker: str, claims: Sequence[Claim], tasks: Sequence[Task]) -> None:
-        """A claim has committed and is answered with these tasks."""
+        """A claim has committed and returns these tasks."""
         asked = {(claim.task_id, claim.dispatch) for claim in claims}
         for task in tasks:
             if (task.id, task.dispatch) not in asked:
@@ -191,39 +194,39 @@ class Referee:
         self,
         worker: str,
         outcomes: Sequence[Outcome],
-        again: bool,
+        repeated: bool,
         before: Mapping[int, tuple[Any, ...]],
         found: Mapping[int, Finished],
     ) -> None:
-        """A finish has committed; ``before`` has the tasks as they were by :meth:`present`."""
+        """A finish has committed. ``before`` is the result of :meth:`current` just before it."""
         for task_id in found:
             state, *key = before[task_id]
             of_task = [o for o in outcomes if o.task_id == task_id]
-            if again and any((o.task_id, o.dispatch, o.attempt, worker) in self._to_try for o in of_task):
-                continue  # wherever the task is by now
+            if repeated and any((o.task_id, o.dispatch, o.attempt, worker) in self._retries for o in of_task):
+                continue  # the first try was accepted, and the task may have moved on since
             mine = [o for o in of_task if [o.dispatch, o.attempt, worker] == key]
-            self._to_try |= {(o.task_id, o.dispatch, o.attempt, worker) for o in mine if o.state is State.WAITING}
-            if (state is not State.RUNNING and not (again and any(o.state is state for o in mine))) or not mine:
+            self._retries |= {(o.task_id, o.dispatch, o.attempt, worker) for o in mine if o.state is State.WAITING}
+            if (state is not State.RUNNING and not (repeated and any(o.state is state for o in mine))) or not mine:
                 self.fail(FENCED, f"task {task_id} was {before[task_id]}, {worker} finished {list(outcomes)}")
 
-    def present(self, task_ids: Iterable[int]) -> dict[int, tuple[Any, ...]]:
-        """State, dispatch, attempt and worker of tasks now."""
+    def current(self, task_ids: Iterable[int]) -> dict[int, tuple[Any, ...]]:
+        """The current state, dispatch, attempt and worker of these tasks."""
         known = (self.tasks[task_id] for task_id in task_ids)
         return {k.task_id: (k.state, k.dispatch, k.attempt, k.worker) for k in known}
 
-    def settled(self, batch: str, task_ids: Iterable[int], elsewhere: Callable[[int], bool]) -> None:
-        """An outbox row was deleted. ``elsewhere`` tells whether another row names a task."""
+    def row_deleted(self, batch: str, task_ids: Iterable[int], in_other_row: Callable[[int], bool]) -> None:
+        """An outbox row was deleted or marked as published. ``in_other_row`` says whether another row has a task."""
         for task_id in task_ids:
             known = self.tasks[task_id]
             if (
                 known.state is State.QUEUED
                 and (task_id, known.dispatch) not in self.delivered
-                and not elsewhere(task_id)
+                and not in_other_row(task_id)
             ):
                 self.fail(OUTBOX_KEPT, f"task {task_id} dispatch {known.dispatch} was never confirmed")
 
     def acked(self, worker: str, delivery: Delivery, others: bool) -> None:
-        """A delivery of a living channel was acked; ``others``: the worker has another one of the same message."""
+        """A delivery of an open channel was acked. ``others``: the worker holds another delivery of this message."""
         known = self.tasks.get(delivery.task_id)
         if known is None or others:
             return
@@ -236,8 +239,8 @@ class Referee:
         """A handler has begun."""
         self._note(worker, "begins", f"task {task.id} attempt {task.attempt} dispatch {task.dispatch}")
         attempt = task.id, task.dispatch, task.attempt
-        self._to_begin[attempt] -= 1
-        if self._to_begin[attempt] < 0:
+        self._claimed_attempts[attempt] -= 1
+        if self._claimed_attempts[attempt] < 0:
             self.fail(ATTEMPT_ONCE, f"task {task.id} dispatch {task.dispatch} attempt {task.attempt} by {worker}")
         busy = self._busy[worker] = self._busy.get(worker, 0) + 1
         if busy > slots:
@@ -248,14 +251,14 @@ class Referee:
         self._busy[worker] -= 1
 
     def renewed(self, worker: str, task_ids: Iterable[int], has: set[int]) -> None:
-        """A worker has renewed the leases of these tasks and ``has`` those. What it has just got may be on its way."""
+        """A worker has renewed these leases, and holds the tasks ``has``. Answers to its claims may be under way."""
         for task_id in task_ids:
             times = self._strays[worker, task_id] = 0 if task_id in has else self._strays.get((worker, task_id), 0) + 1
             if times > 2:
                 self.fail(RENEWED, f"{worker} has renewed task {task_id} {times} times, and does not run it")
 
     def drained(self, worker: str, undisturbed: bool) -> None:
-        """A worker has drained; ``undisturbed``: the store answered it all the while."""
+        """A worker has drained. ``undisturbed`` says that the store answered all its calls in time."""
         left = [k.task_id for k in self.tasks.values() if k.worker == worker and k.state is State.RUNNING]
         if left and undisturbed:
             self.fail(INTERRUPTED, f"{worker} has drained and left tasks {left} running")
@@ -263,17 +266,17 @@ class Referee:
     # -- clients
 
     def was_confirmed(self, task_id: int, text: str) -> None:
-        """A client has read that this task was created."""
+        """A client has got the confirmation of this task."""
         self.confirmed[task_id] = text
         known = self.tasks.get(task_id)
         if known is None or known.text != text:
             self.fail(CONFIRMED_EXIST, f"task {task_id}, {text!r}, is {known and known.text!r} in the store")
 
     def saw(self, user: str, view: Mapping[str, Any]) -> None:
-        """A client was shown a task."""
+        """A client has got this view of a task."""
         known = self.tasks.get(view["id"])
         if not view["task"].startswith(f"{user} ") or known is None or known.text != view["task"]:
-            self.fail(OWN_TASKS, f"{user} was shown {view}")
+            self.fail(OWN_TASKS, f"{user} sees {view}")
             return
         was = known.history.get(view["version"], ())
         shown = {"scheduled": "waiting", "retrying": "waiting"}.get(view["state"], view["state"])

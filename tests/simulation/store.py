@@ -1,15 +1,13 @@
-"""The database that all share, and the fragile link of each process to it."""
+"""The unreliable link of each process to the shared database."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from taskd.model.errors import Unavailable
@@ -22,196 +20,19 @@ from taskd.ports.scheduling import Dispatched, OutboxBatch
 from taskd.ports.store import IStore
 from taskd.ports.tasks import Keyed, Page, TaskQuery
 from taskd.ports.workers import WorkerInfo
-from taskd.store.sqlite.store import InlineRunner, SqliteStore
-from tests.simulation.referee import Change
 
 if TYPE_CHECKING:
     from tests.simulation.processes import Process
     from tests.simulation.world import World
 
-_FOREVER = 2**62
-"""When a settled row that is kept for a while was published."""
-
 REPEAT_AFTER = 0.1
-"""Seconds before a link repeats what may have been done."""
-
-_AUDIT = f"""
-CREATE TEMP TABLE audit (task_id, task, old_state, state, old_attempt, attempt, max_attempts, old_version, version,
-    old_dispatch, dispatch, worker, old_worker, old_lease_until, old_started_at, old_dispatched_at);
-CREATE TEMP TABLE settled (id, task_ids);
-CREATE TEMP TRIGGER new_task AFTER INSERT ON main.tasks BEGIN
-    INSERT INTO audit VALUES (NEW.id, NEW.task, NULL, NEW.state, 0, NEW.attempt, NEW.max_attempts, 0, NEW.version,
-        0, NEW.dispatch, NEW.worker, NULL, NULL, NULL, NULL);
-END;
-CREATE TEMP TRIGGER changed_task AFTER UPDATE ON main.tasks
-WHEN OLD.state <> NEW.state OR OLD.version <> NEW.version OR OLD.attempt <> NEW.attempt
-    OR OLD.dispatch <> NEW.dispatch OR OLD.worker IS NOT NEW.worker OR OLD.finished_at IS NOT NEW.finished_at
-    OR OLD.result IS NOT NEW.result OR OLD.error IS NOT NEW.error
-BEGIN
-    INSERT INTO audit VALUES (NEW.id, NEW.task, OLD.state, NEW.state, OLD.attempt, NEW.attempt, NEW.max_attempts,
-        OLD.version, NEW.version, OLD.dispatch, NEW.dispatch, NEW.worker, OLD.worker, OLD.lease_until,
-        OLD.started_at, OLD.dispatched_at);
-END;
-CREATE TEMP TRIGGER deleted_row AFTER DELETE ON main.outbox WHEN coalesce(OLD.published_at, 0) <> {_FOREVER} BEGIN
-    INSERT INTO settled VALUES (OLD.id, OLD.task_ids);
-END;
-CREATE TEMP TRIGGER settled_row AFTER UPDATE ON main.outbox WHEN NEW.published_at = {_FOREVER} BEGIN
-    INSERT INTO settled VALUES (NEW.id, NEW.task_ids);
-END;
-"""
-
-_UNDO = """
-UPDATE tasks SET state = ?, attempt = ?, version = ?, dispatch = ?, worker = ?, lease_until = ?, started_at = ?,
-    dispatched_at = ? WHERE id = ?
-"""
-
-_RELAXED = frozenset({"claim", "dispatch"})
-"""Calls whose commit does not wait for the disk. Those since the last commit that did may be undone by a crash."""
-
-_ELSEWHERE = f"""
-SELECT EXISTS (SELECT 1 FROM outbox, json_each(task_ids) WHERE value = ? AND coalesce(published_at, 0) <> {_FOREVER})
-"""
-
-
-class _Runner(InlineRunner):
-    """Hands out its connection, for the referee."""
-
-    @property
-    def connection(self) -> Any:
-        """The connection, outside of any transaction."""
-        return self._connection
-
-
-class Database:
-    """The truth. Every call is one transaction, done at once; the referee hears of what it changed."""
-
-    def __init__(self, world: World) -> None:
-        self._referee = world.referee
-        self._runner = _Runner()
-        self._clock = world.clock
-        self._changes = 0
-        self._unflushed: list[tuple[list[Change], str]] = []
-        """What a crash may undo: changes and, of a dispatch, its batch."""
-        self.on_unflushed: Callable[[], object] = lambda: None
-        """Called when there is something that a crash would undo."""
-        self.store = SqliteStore(self._runner, world.clock)
-        self.up = True
-        self.links: list[StoreLink] = []
-        at_once(self.store.start())
-        self._runner.connection.executescript(_AUDIT)
-
-    def perform(self, who: str, name: str, *args: Any, again: bool = False) -> Any:
-        """Do a call, for a process; ``again`` when it may have been done before. Raises what the store raises."""
-        if name == "finish":
-            worker, outcomes, repeated = args
-            before = self._referee.present(outcome.task_id for outcome in outcomes)
-            found = at_once(self.store.finish(worker, outcomes, repeated or again))
-            self._referee.finished(worker, outcomes, repeated or again, before, found)
-            self._audit(who, name, args)
-            return found
-        result = at_once(getattr(self.store, name)(*args))
-        if again and name in ("create_tasks", "dispatch"):
-            # as the store of many servers does: the row will outlive its settling, lest a straggler come after it
-            self.query("UPDATE outbox SET published_at = created_at WHERE id = ? AND published_at IS NULL", args[0])
-            self._runner.connection.commit()
-        self._audit(who, name, args)
-        if name == "claim":
-            self._referee.claimed(args[0], args[2], result)
-        return result
-
-    def rehearse(self, batch: str, rows: Sequence[NewTask], settled: Sequence[str]) -> Sequence[Task]:
-        """What creating tasks would return now. Nothing is done."""
-        connection = self._runner.connection
-        try:
-            return self.store._create_tasks(connection.cursor(), batch, rows, settled)
-        finally:
-            connection.rollback()
-
-    def query(self, text: str, *args: Any) -> list[Any]:
-        """Rows of a statement of the referee's."""
-        rows: list[Any] = self._runner.connection.execute(text, args).fetchall()
-        return rows
-
-    def _audit(self, who: str, how: str, args: Sequence[Any]) -> None:
-        connection = self._runner.connection
-        if connection.total_changes == self._changes:
-            return
-        changes = [Change(*row) for row in self.query("SELECT * FROM audit ORDER BY rowid")]
-        settled = self.query("SELECT * FROM settled ORDER BY rowid")
-        connection.execute("DELETE FROM audit")
-        connection.execute("DELETE FROM settled")
-        connection.commit()
-        self._changes = connection.total_changes
-        if how not in _RELAXED:
-            self._unflushed.clear()
-        elif changes:
-            self._unflushed.append((changes, args[0] if how == "dispatch" else ""))
-            self.on_unflushed()
-        self._referee.changed(who, how, changes)
-        for batch, task_ids in settled:
-            self._referee.settled(batch, json.loads(task_ids), self._in_outbox)
-
-    def _in_outbox(self, task_id: int) -> bool:
-        return bool(self.query(_ELSEWHERE, task_id)[0][0])
-
-    # -- what the world does to it and asks of it
-
-    def stop(self, lost: float = 0.0) -> None:
-        """Nobody reaches it. It may have crashed, and lose this share of what was not on the disk yet."""
-        self.up = False
-        self._tell()
-        connection = self._runner.connection
-        for _ in range(round(lost * len(self._unflushed))):
-            changes, batch = self._unflushed.pop()
-            for c in reversed(changes):
-                old = (c.old_state, c.old_attempt, c.old_version, c.old_dispatch)
-                old_times = (c.old_lease_until, c.old_started_at, c.old_dispatched_at)
-                connection.execute(_UNDO, (*old, c.old_worker, *old_times, c.task_id))
-            connection.execute("DELETE FROM outbox WHERE id = ?", (batch,))
-            connection.execute("DELETE FROM audit")
-            connection.execute("DELETE FROM settled")
-            self._referee.undone(changes)
-        connection.commit()
-        self._unflushed.clear()
-        self._changes = connection.total_changes
-
-    def start(self) -> None:
-        """Everybody does."""
-        self.up = True
-        self._tell()
-
-    def unsettled(self) -> int:
-        """Rows of the outbox that wait for a confirm."""
-        return int(self.query(f"SELECT count(*) FROM outbox WHERE coalesce(published_at, 0) <> {_FOREVER}")[0][0])
-
-    def queued(self) -> Mapping[Route, int]:
-        """Queued tasks by route."""
-        counts: Mapping[Route, int] = at_once(self.store.count_queued())
-        return counts
-
-    def close(self) -> None:
-        """The game is over."""
-        self._runner.close()
-
-    def _tell(self) -> None:
-        for link in self.links:
-            link.changed()
-
-
-def at_once(work: Any) -> Any:
-    """The result of a coroutine that waits for nothing."""
-    results: list[Any] = []
-    Deferred.fromCoroutine(work).addBoth(results.append)
-    [result] = results
-    if isinstance(result, Failure):
-        result.raiseException()
-    return result
+"""Seconds before a link repeats a call that may have been executed."""
 
 
 class _Call:
-    """A call under way. ``again``: it may have been done. ``sent`` tells the tries apart."""
+    """A call under way. ``maybe_executed`` means that it may have been executed. ``sent`` counts its tries."""
 
-    __slots__ = ("again", "args", "deadline", "done", "name", "repeat", "sent", "stream")
+    __slots__ = ("args", "deadline", "done", "maybe_executed", "name", "repeat", "sent", "stream")
 
     def __init__(self, name: str, args: Sequence[Any], repeat: bool, stream: Any) -> None:
         self.name = name
@@ -219,23 +40,23 @@ class _Call:
         self.repeat = repeat
         self.stream = stream
         self.done: Deferred[Any] = Deferred()
-        self.again = False
+        self.maybe_executed = False
         self.sent = 0
         self.deadline: float | None = None
 
 
 @implementer(IStore)
 class StoreLink:
-    """IStore of one process: the shared store behind delays, refusals, lost answers and outages.
+    """The IStore of one process: the shared store with delays, refusals, lost answers and outages.
 
-    Like the store of many servers it repeats what may have been done, for a while, and what may not be repeated it does
-    not. What a killed process has asked for may still be done.
+    Like the PostgreSQL store, it repeats for a while a call that may have been executed, if the call can be repeated. A
+    call of a killed process may still be executed.
     """
 
     def __init__(self, world: World, process: Process) -> None:
         self.ready = False
         self.disturbed = 0.0
-        """When a call was last not answered, or late."""
+        """The time of the last call that was answered late or not at all."""
         self._world = world
         self._database = world.database
         self._process = process
@@ -246,19 +67,19 @@ class StoreLink:
         self._open: dict[_Call, None] = {}
         self._database.links.append(self)
 
-    # -- what the world does to it
+    # -- faults
 
     @property
     def _reached(self) -> bool:
         return self._database.up and not self._cut
 
     def cut(self, cut: bool) -> None:
-        """Whether the network between this process and the database is cut."""
+        """Cut the network between this process and the database, or mend it."""
         self._cut = cut
         self.changed()
 
     def changed(self) -> None:
-        """The database can be reached no more, or again: it takes a moment to notice."""
+        """The database may have become reachable or unreachable. The process notices it a little later."""
         stream = self._world.stream(self._process.name, "store notices")
         self._process.clock.callLater(stream.uniform(0, 1.0), self._notice)
 
@@ -282,45 +103,47 @@ class StoreLink:
         stream, later = call.stream, self._process.clock.callLater
         call.sent += 1
         if not self.ready:
-            self._disturb()
-            later(stream.choice((0.0, 0.2, 1.0)), self._refused, call)
+            self._note_disturbance()
+            later(stream.choice((0.0, 0.2, 1.0)), self._refuse, call)
             return
         rates, kind = self._world.rates, stream.random()
-        there, back = self._takes(stream), self._takes(stream)
+        there, back = self._delay(stream), self._delay(stream)
         if max(there, back) > 1:
-            self._disturb()
+            self._note_disturbance()
         if rates and kind < rates.refused:
-            self._disturb()
-            later(there, self._refused, call)
+            self._note_disturbance()
+            later(there, self._refuse, call)
         elif rates and kind < rates.refused + rates.ambiguous:
-            self._world.clock.call(None, there, self._arrive, call, partial(later, back, self._lost, call, call.sent))
+            self._world.clock.call(
+                None, there, self._arrive, call, partial(later, back, self._answer_lost, call, call.sent)
+            )
         elif rates and kind < rates.refused + rates.ambiguous + rates.straggling:
             late = stream.uniform(0, 4.0)
             self._world.clock.call(None, late, self._arrive, call, lambda _: None)
-            later(there, self._lost, call, call.sent)
+            later(there, self._answer_lost, call, call.sent)
         else:
             answer = partial(self._answer, call, call.sent, back)
             self._world.clock.call(None, there, self._arrive, call, answer)
 
-    def _disturb(self) -> None:
+    def _note_disturbance(self) -> None:
         self.disturbed = self._world.clock.seconds()
 
-    def _takes(self, stream: Any) -> float:
+    def _delay(self, stream: Any) -> float:
         rates = self._world.rates
         if rates and stream.random() < rates.slow_store:
             return float(stream.uniform(0, 3.0))
         return float(stream.expovariate(1 / self._plan.store_seconds))
 
     def _arrive(self, call: _Call, answer: Any) -> None:
-        """The call reaches the database, or not."""
+        """The call arrives at the database, unless that cannot be reached."""
         if self._process.dead and call.stream.random() < 0.5:
             return
         if not self._reached:
-            self._process.clock.callLater(call.stream.uniform(0, 1.0), self._lost, call, call.sent)
+            self._process.clock.callLater(call.stream.uniform(0, 1.0), self._answer_lost, call, call.sent)
             return
         result: Any
         try:
-            result = self._database.perform(self._process.name, call.name, *call.args, again=call.again)
+            result = self._database.perform(self._process.name, call.name, *call.args, again=call.maybe_executed)
         except Exception as e:
             result = e
         else:
@@ -340,20 +163,20 @@ class StoreLink:
         else:
             call.done.callback(result)
 
-    def _refused(self, call: _Call) -> None:
-        if call.again:
-            self._lost(call, call.sent)
+    def _refuse(self, call: _Call) -> None:
+        if call.maybe_executed:
+            self._answer_lost(call, call.sent)
         else:
             self._fail(call, "the database is too busy now")
 
-    def _lost(self, call: _Call, sent: int, _: object = None) -> None:
+    def _answer_lost(self, call: _Call, sent: int, _: object = None) -> None:
         if call not in self._open or call.sent != sent:
             return
-        self._disturb()
-        call.again = True
+        self._note_disturbance()
+        call.maybe_executed = True
         now = self._world.clock.seconds()
         if call.deadline is None:
-            call.deadline = now + self._plan.retry
+            call.deadline = now + self._plan.retry_seconds
         if now >= call.deadline or not call.repeat:
             self._fail(call, "the database connection was lost")
         else:

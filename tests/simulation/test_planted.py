@@ -1,4 +1,4 @@
-"""The simulation finds defects that are put in on purpose."""
+"""The simulation finds deliberate defects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.simulation.world import Failed, play
 
 @pytest.mark.parametrize("name", DEFECTS)
 def test_a_planted_defect_is_found(name: str) -> None:
-    """By the invariant that names it, in one of the first games; others may see it first in others."""
+    """One of the first games violates the invariant of the defect. Other games may violate other invariants."""
     defect = DEFECTS[name]
     with defect.planted():
         for seed in range(defect.within):
@@ -20,4 +20,4 @@ def test_a_planted_defect_is_found(name: str) -> None:
                 if e.invariant == defect.invariant:
                     assert f"seed {seed}," in str(e)
                     return
-    pytest.fail(f"{defect.within} games, and nobody saw that {name}")
+    pytest.fail(f"not found in {defect.within} games: {name}")

@@ -1,4 +1,4 @@
-"""Some hundred games of the simulation, and that a seed always plays the same one."""
+"""Some hundred games of the simulation, and a check that a seed always plays the same game."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ EACH = 50
 
 @pytest.mark.parametrize("first", range(0, GAMES, EACH))
 def test_invariants_hold(first: int) -> None:
-    """In every game. One that fails says how to play it again."""
+    """A failed game prints the command that repeats it."""
     for seed in range(first, first + EACH):
         play(seed)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_seed_plays_the_same_game_again(seed: int) -> None:
-    """Event for event."""
+    """The two logs have the same events."""
     first, second = play(seed), play(seed)
     assert first.log == second.log
     assert first.steps == second.steps
@@ -38,7 +38,7 @@ def test_a_seed_plays_the_same_game_again(seed: int) -> None:
 
 
 def test_a_seed_plays_the_same_game_in_another_process() -> None:
-    """The order of a set of strings differs from process to process: it must not matter."""
+    """Sets of strings have another order in each process: the game must not depend on it."""
     command = [sys.executable, "-m", "tests.simulation", "--first", "7", "--seeds", "1", "--verbose"]
     games = []
     for hash_seed in ("1", "2"):
@@ -50,12 +50,12 @@ def test_a_seed_plays_the_same_game_in_another_process() -> None:
 
 
 def test_other_seeds_play_other_games() -> None:
-    """There is more than one game."""
+    """The seed decides the game."""
     assert play(1).log != play(2).log
 
 
-def test_ports() -> None:
-    """What the processes are given is what taskd asks for."""
+def test_the_simulated_parts_provide_their_interfaces() -> None:
+    """The simulated parts provide the interfaces of taskd."""
     world = World(0)
     world._start_server()
     world._start_worker(3)

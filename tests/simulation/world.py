@@ -1,4 +1,4 @@
-"""A game: a world is put together, played step by step, and its end is judged."""
+"""A game: its world is set up, played step by step, and checked at the end."""
 
 from __future__ import annotations
 
@@ -13,59 +13,58 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, global
 from zope.interface import implementer
 
 from taskd.api.accounts import token_hash
-from taskd.events.hub import Wait, Watch
-from taskd.scheduling import outbox
-from taskd.scheduling.maintenance import requeue_lost
-from taskd.server.lines import LineConnection
+from taskd.events.watch_hub import Wait, Watch
+from taskd.scheduling.maintenance import relay_outbox, requeue_lost
+from taskd.server.line_connection import LineConnection
 from tests.simulation import faults
 from tests.simulation.broker import SimBroker
 from tests.simulation.clients import Client, User
 from tests.simulation.clock import START, SimClock
+from tests.simulation.database import Database, at_once
 from tests.simulation.plan import Plan, Rates, draw
 from tests.simulation.processes import SESSION_SECONDS, Process, ServerProcess, WorkerProcess
 from tests.simulation.referee import (
     DRAIN_ENDS,
     EVERY_END,
-    MESSAGES_SETTLE,
+    MESSAGES_ACKED,
     NO_ERROR,
     NOTHING_KEPT,
     ONE_REPLY,
-    OUTBOX_SETTLES,
-    WATCH_HEARS,
-    WINDOWS_RIGHT,
+    OUTBOX_EMPTIES,
+    WATCH_COMPLETE,
+    WINDOWS_CORRECT,
     Referee,
     Violation,
 )
-from tests.simulation.store import Database, at_once
 
-PATIENCE = 150.0
-"""Seconds after the last fault in which everything must come to its end."""
+END_SECONDS = 150.0
+"""Seconds after the last fault within which everything must end."""
 
-AFTERMATH = 5.0
-"""Seconds after the last fault in which what was asked for before may still be done without a word."""
+EFFECT_SECONDS = 5.0
+"""Seconds after the last fault within which earlier calls may still take effect without an event."""
 
-LEAVING = 15.0
-"""Seconds after which a server has noticed that all clients have gone, and what they asked for is done."""
+LEAVE_SECONDS = 15.0
+"""Seconds within which a server must notice that all connections are closed, and end their requests."""
 
-PARTING = 40.0
-"""Seconds that all processes get to drain in the end."""
+DRAIN_SECONDS = 40.0
+"""Seconds within which all processes must drain at the end."""
 
-SHOWN = 50
-"""Events of the log that a failure shows."""
+SHOWN_EVENTS = 50
+"""The number of log events that a failure shows."""
 
 _IN_SETS = (Watch, Wait, LineConnection)
-"""Classes of whose objects taskd has sets that it goes through."""
+"""Classes whose objects taskd keeps in sets that it iterates over."""
 
 Event = tuple[float, str, str, tuple[Any, ...]]
 
 
 class Failed(AssertionError):
-    """A game in which an invariant did not hold."""
+    """A game in which an invariant was violated."""
 
     def __init__(self, world: World, violation: Violation) -> None:
         self.seed = world.seed
         self.invariant = violation.invariant
-        tail = "\n".join(world.lines(world.log[-SHOWN:]))
+        tail = "\n".join(world.lines(world.log[-SHOWN_EVENTS:]))
         super().__init__(
             f"seed {world.seed}, step {world.steps}: {violation}\n{tail}\n"
             f"Play it again: python -m tests.simulation --first {world.seed} --seeds 1 --verbose"
@@ -73,9 +72,9 @@ class Failed(AssertionError):
 
 
 class World:
-    """Everything there is in one game, which ``seed`` alone decides."""
+    """The parts of one game, which ``seed`` alone determines."""
 
-    def __init__(self, seed: int, hear: Callable[[str], None] | None = None) -> None:
+    def __init__(self, seed: int, log_line: Callable[[str], None] | None = None) -> None:
         self.seed = seed
         self.steps = 0
         self.log: list[Event] = []
@@ -83,12 +82,12 @@ class World:
         self.violation: Violation | None = None
         self.closing = False
         self.over = False
-        self._hear = hear
+        self._log_line = log_line
         self._streams: dict[tuple[str, ...], random.Random] = {}
         self._numbers = {"server": 0, "worker": 0}
         self._chaos = True
-        self._healed = 0.0
-        self._past: list[Process] = []
+        self._faults_ended = 0.0
+        self._ended_processes: list[Process] = []
         self.plan: Plan = draw(self.stream("plan"))
         self.referee = Referee(self._violated, self.note, self.clock.seconds)
         self.database = Database(self)
@@ -107,11 +106,10 @@ class World:
         each = self.plan.tasks // len(self.plan.clients)
         return [Client(self, f"client{n}", users[user], each) for n, user in enumerate(self.plan.clients)]
 
-    # -- what everybody in it uses
+    # -- shared by all parts
 
     def stream(self, *names: str) -> random.Random:
-        """Random numbers for one purpose, drawn from the seed: what one draws does not depend on the order in which
-        others do, as that of a set may."""
+        """The random numbers for one purpose. They depend on the seed and the names only, not on what others draw."""
         found = self._streams.get(names)
         if found is None:
             found = self._streams[names] = random.Random(f"{self.seed}/{'/'.join(names)}")
@@ -119,15 +117,15 @@ class World:
 
     @property
     def rates(self) -> Rates | None:
-        """How often things go wrong now; None when nothing does any more."""
+        """The present rates of faults; None after the last fault."""
         return self.plan.rates if self._chaos else None
 
     def note(self, who: str, what: str, *detail: Any) -> None:
-        """A line of the log."""
+        """Write an event to the log."""
         event = (self.clock.rightNow, who, what, detail)
         self.log.append(event)
-        if self._hear is not None:
-            self._hear(_line(event))
+        if self._log_line is not None:
+            self._log_line(_line(event))
 
     @staticmethod
     def lines(events: Iterable[Event]) -> list[str]:
@@ -135,21 +133,21 @@ class World:
         return [_line(event) for event in events]
 
     @property
-    def aftermath(self) -> float:
-        """When all that was asked for while things went wrong has been done, or never will be."""
-        return self._healed + AFTERMATH
+    def last_effects(self) -> float:
+        """The time after which no call from before the last fault takes effect any more."""
+        return self._faults_ended + EFFECT_SECONDS
 
-    def a_server(self, stream: random.Random) -> ServerProcess | None:
-        """One that a client finds, by chance."""
+    def random_server(self, stream: random.Random) -> ServerProcess | None:
+        """A random server that accepts connections, if there is one."""
         accepting = [server for server in self.servers if server.accepting]
         return stream.choice(accepting) if accepting else None
 
-    def gone(self, process: Process) -> None:
-        """A process has ended: a new one takes its place."""
-        self._past.append(process)  # until the end, so that nothing of it is cleared away at a moment of its own
+    def process_ended(self, process: Process) -> None:
+        """A process has ended: a new one replaces it."""
+        self._ended_processes.append(process)  # kept, so that nothing of it is finalized at a random time
         self.database.links.remove(process.store)
         stream = process.stream
-        self.clock.call(None, stream.uniform(0, 1.0), process.broker.vanish)
+        self.clock.call(None, stream.uniform(0, 1.0), process.broker.process_died)
         if isinstance(process, ServerProcess):
             self.servers.remove(process)
         elif isinstance(process, WorkerProcess):
@@ -181,7 +179,7 @@ class World:
     # -- the game
 
     def play(self) -> None:
-        """Play it to the end. Raises Failed."""
+        """Play the game to its end. Raises Failed."""
         for _ in range(self.plan.servers):
             self._start_server()
         for slots in self.plan.slots:
@@ -189,7 +187,7 @@ class World:
         for client in self.clients:
             client.start()
         faults.begin(self)
-        self.clock.call(None, self.plan.chaos, self._heal)
+        self.clock.call(None, self.plan.chaos, self._end_faults)
         while not self.over and self.violation is None:
             self.steps += 1
             try:
@@ -201,7 +199,7 @@ class World:
             raise Failed(self, self.violation)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the database and stop all timers of processes."""
         for process in [*self.servers, *self.workers]:
             process.dead = True
         self.database.close()
@@ -210,65 +208,69 @@ class World:
         if self.violation is None:
             self.violation = violation
 
-    def _heal(self) -> None:
-        self.note("world", "heals")
+    def _end_faults(self) -> None:
+        self.note("world", "ends the faults")
         self._chaos = False
-        self._healed = self.clock.seconds()
+        self._faults_ended = self.clock.seconds()
         self.database.start()
-        self.broker.start(forgetful=False)
+        self.broker.start(lost_messages=False)
         for process in [*self.servers, *self.workers]:
             process.thaw()
             process.store.cut(False)
             process.broker.cut(False)
-        self._wait_for_the_end()
+        self._wait_for_ends()
 
-    def _wait_for_the_end(self) -> None:
-        left = self._unsettled()
+    def _wait_for_ends(self) -> None:
+        left = self._unfinished()
         if left is None:
-            self._say_goodbye()
-        elif self.clock.seconds() - self._healed > PATIENCE:
+            self._close_clients()
+        elif self.clock.seconds() - self._faults_ended > END_SECONDS:
             self.referee.fail(*left)
         else:
-            self.clock.call(None, 0.5, self._wait_for_the_end)
+            self.clock.call(None, 0.5, self._wait_for_ends)
 
-    def _unsettled(self) -> tuple[str, str] | None:
-        """The first thing that has not come to its end."""
+    def _unfinished(self) -> tuple[str, str] | None:
+        """An invariant and the first thing that has not ended; None if all has."""
         referee = self.referee
         if referee.open:
             ends = [f"{k.task_id} is {k.state.value}" for k in referee.tasks.values() if k.version in k.history]
             left = [k for k in referee.tasks.values() if k.state.value in ("waiting", "queued", "running")]
             return EVERY_END, f"{len(left)} of {len(ends)} tasks have not: {left[:5]}"
         for client in self.clients:
-            talk = client.talk
-            if (talk is not None and talk.requests) or not client.finished:
-                asked = [(r.action, r.fields) for r in talk.requests.values()] if talk is not None else []
+            connection = client.connection
+            if (connection is not None and connection.requests) or not client.finished:
+                asked = [(r.action, r.fields) for r in connection.requests.values()] if connection is not None else []
                 return ONE_REPLY, f"{client.name} waits for {asked}"
-            if talk is not None and not self.plan.poison and (unheard := talk.unheard(self.aftermath)):
-                return WATCH_HEARS, f"{client.name} was not told of {unheard[:5]}"
-        if rows := self.database.unsettled():
-            return OUTBOX_SETTLES, f"{rows} rows are left"
+            if (
+                connection is not None
+                and not self.plan.poison
+                and (missing := connection.missing_events(self.last_effects))
+            ):
+                return WATCH_COMPLETE, f"{client.name} did not get {missing[:5]}"
+        if rows := self.database.unpublished_rows():
+            return OUTBOX_EMPTIES, f"{rows} rows are left"
         counts = self.database.queued()
         for server in self.servers:
             for route, window in server.server.scheduler.windows.by_route.items():
                 if window.limit - window.room != counts.get(route, 0):
-                    what = f"{server.name} believes that {window.limit - window.room} are in {route.name}"
-                    return WINDOWS_RIGHT, what
+                    what = f"{server.name} counts {window.limit - window.room} tasks in {route.name}"
+                    return WINDOWS_CORRECT, what
         for worker in self.workers:
             if worker.worker.busy:
-                return EVERY_END, f"{worker.name} believes that it has {worker.worker.busy} tasks"
-        if messages := self.broker.unsettled():
-            return MESSAGES_SETTLE, "; ".join(messages[:5])
+                return EVERY_END, f"{worker.name} still holds {worker.worker.busy} tasks"
+        if messages := self.broker.remaining():
+            return MESSAGES_ACKED, "; ".join(messages[:5])
         return None
 
-    def _say_goodbye(self) -> None:
-        self.note("world", "says goodbye")
+    def _close_clients(self) -> None:
+        self.note("world", "closes the clients")
         self.closing = True
         for client in self.clients:
-            if client.talk is not None:
-                client.talk.close()
-        self.clock.call(None, 1.0, self._look_for_leaks, self.clock.seconds() + LEAVING)
+            if client.connection is not None:
+                client.connection.close()
+        self.clock.call(None, 1.0, self._check_leaks, self.clock.seconds() + LEAVE_SECONDS)
 
-    def _look_for_leaks(self, deadline: float) -> None:
+    def _check_leaks(self, deadline: float) -> None:
         for server in self.servers:
             hub = server.server.hub
             kept: dict[str, Sized] = {
@@ -280,19 +282,19 @@ class World:
                 if things and self.clock.seconds() > deadline:
                     self.referee.fail(NOTHING_KEPT, f"{server.name} keeps {len(things)} {what}")
                 elif things:
-                    self.clock.call(None, 1.0, self._look_for_leaks, deadline)
+                    self.clock.call(None, 1.0, self._check_leaks, deadline)
                     return
         stored = self.database.query("SELECT count(*) FROM tasks")[0][0]
         if stored != len(self.referee.tasks):
             self.referee.fail(EVERY_END, f"{stored} of {len(self.referee.tasks)} tasks are in the store")
         for process in [*self.servers, *self.workers]:
             process.terminate()
-        self._wait_for_the_last(self.clock.seconds() + PARTING)
+        self._wait_for_drains(self.clock.seconds() + DRAIN_SECONDS)
 
-    def _wait_for_the_last(self, deadline: float) -> None:
+    def _wait_for_drains(self, deadline: float) -> None:
         left = [process.name for process in [*self.servers, *self.workers]]
         if left and self.clock.seconds() < deadline:
-            self.clock.call(None, 1.0, self._wait_for_the_last, deadline)
+            self.clock.call(None, 1.0, self._wait_for_drains, deadline)
             return
         if left:
             self.referee.fail(DRAIN_ENDS, f"{left} have not")
@@ -305,8 +307,8 @@ def _line(event: Event) -> str:
 
 
 @implementer(ILogObserver)
-class _Ear:
-    """Hears what taskd logs: an error that is not a handler's is a defect."""
+class _ErrorObserver:
+    """Observes the log of taskd: an error that is not of a handler is a violation."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -318,7 +320,7 @@ class _Ear:
             self._world.referee.fail(NO_ERROR, f"{formatEvent(event)} {why}")
 
 
-def _numbered(numbers: Iterator[int]) -> Callable[[Any], int]:
+def _numbering(numbers: Iterator[int]) -> Callable[[Any], int]:
     def number(self: Any) -> int:
         found = self.__dict__.get("_number_in_game")
         if found is None:
@@ -329,14 +331,17 @@ def _numbered(numbers: Iterator[int]) -> Callable[[Any], int]:
 
 
 @contextmanager
-def _alone(world: World) -> Iterator[None]:
-    """While a game is played nobody else hears the log, nothing is cleared away at a moment of its own, and sets of
-    objects have an order that does not depend on where in memory they are. Some waits are those of its plan."""
+def _isolated(world: World) -> Iterator[None]:
+    """Make a game deterministic, and restore everything after it.
+
+    The log has no other observer, the garbage collector is off, hashes do not depend on memory addresses, and taskd
+    uses two delays of the plan.
+    """
     observers = globalLogPublisher._observers
-    lost_after, relay_after = requeue_lost.LOST_AFTER, outbox.RELAY_AFTER
-    requeue_lost.LOST_AFTER, outbox.RELAY_AFTER = world.plan.lost_after, world.plan.relay_after
-    globalLogPublisher._observers = [_Ear(world)]
-    number = _numbered(count())
+    lost_after, relay_after = requeue_lost.LOST_AFTER, relay_outbox.RELAY_AFTER
+    requeue_lost.LOST_AFTER, relay_outbox.RELAY_AFTER = world.plan.lost_after, world.plan.relay_after
+    globalLogPublisher._observers = [_ErrorObserver(world)]
+    number = _numbering(count())
     for kind in _IN_SETS:
         kind.__hash__ = number  # type: ignore[method-assign, assignment]
     gc.disable()
@@ -347,14 +352,14 @@ def _alone(world: World) -> Iterator[None]:
         for kind in _IN_SETS:
             kind.__hash__ = object.__hash__  # type: ignore[method-assign]
         globalLogPublisher._observers = observers
-        requeue_lost.LOST_AFTER, outbox.RELAY_AFTER = lost_after, relay_after
+        requeue_lost.LOST_AFTER, relay_outbox.RELAY_AFTER = lost_after, relay_after
 
 
-def play(seed: int, hear: Callable[[str], None] | None = None) -> World:
-    """Play one game. Raises Failed. ``hear`` gets every line of the log at once."""
-    world = World(seed, hear)
+def play(seed: int, log_line: Callable[[str], None] | None = None) -> World:
+    """Play one game. Raises Failed. ``log_line`` is called with every line of the log at once."""
+    world = World(seed, log_line)
     try:
-        with _alone(world):
+        with _isolated(world):
             world.play()
     finally:
         world.close()

@@ -1,6 +1,6 @@
-"""The stage on which the server's unit tests play: all its rooms in memory, under a clock that stands still.
+"""A whole server in memory for the unit tests, on a clock that only the tests advance.
 
-There is no worker: tests take deliveries, claim and finish through the broker and the store, as a worker would.
+There is no worker: the tests consume, claim and finish through the broker and the store, as a worker does.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from taskd.ports.scheduling import Dispatch
 from taskd.ports.workers import KindInfo, WorkerInfo
 from taskd.protocol.messages import encode
 from taskd.scheduling.window import Window
-from taskd.server.service import TaskServer
-from taskd.store.sqlite.store import InlineRunner, SqliteStore
+from taskd.server.task_server import TaskServer
+from taskd.store.sqlite.database import InlineRunner
+from taskd.store.sqlite.store import SqliteStore
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)
 PASSWORD = "correct horse"
@@ -45,7 +46,8 @@ R = TypeVar("R")
 
 
 class StageRunner(InlineRunner):
-    """A database that may be away, or keep its callers waiting while ``slow``."""
+    """A database that tests can make unavailable (``away``) or defective (``broken``). While ``slow``, each call waits
+    for :meth:`run_waiting`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,22 +58,22 @@ class StageRunner(InlineRunner):
         self._waiting: list[Callable[[], object]] = []
 
     def runInteraction(self, interaction: Callable[..., R], *args: Any) -> Deferred[R]:
-        """As the base does it, but not always, and not always now."""
+        """Run the interaction as the base class does, unless the database is slow, away or broken."""
         if not self.slow:
             return self._run(interaction, *args)
         done: Deferred[R] = Deferred()
         self._waiting.append(lambda: self._run(interaction, *args).chainDeferred(done))
         return done
 
-    def go_on(self) -> None:
-        """Do what has been waiting; what follows from it waits again, as long as it is slow."""
+    def run_waiting(self) -> None:
+        """Run the waiting calls. Calls that they cause wait in turn while the database is slow."""
         waiting, self._waiting = self._waiting, []
         for run in waiting:
             run()
 
     @property
     def waiting(self) -> int:
-        """How many statements are waiting."""
+        """The number of waiting calls."""
         return len(self._waiting)
 
     def _run(self, interaction: Callable[..., R], *args: Any) -> Deferred[R]:
@@ -83,18 +85,18 @@ class StageRunner(InlineRunner):
         return super().runInteraction(interaction, *args)
 
 
-class Direct:
-    """The same database for everybody else: it is never away, and never slow."""
+class AlwaysAvailable:
+    """The same database for other processes and for the tests themselves: never away, broken or slow."""
 
     def __init__(self, runner: InlineRunner) -> None:
         self._runner = runner
 
     def runInteraction(self, interaction: Callable[..., R], *args: Any) -> Deferred[R]:
-        """At once."""
+        """Run it now."""
         return InlineRunner.runInteraction(self._runner, interaction, *args)
 
     def close(self) -> None:
-        """Nothing: it is not ours."""
+        """Nothing to close: the connection belongs to the other runner."""
 
 
 def _away(*args: Any) -> Any:
@@ -106,31 +108,33 @@ def _broken(*args: Any) -> Any:
 
 
 class StageBroker(MemoryBroker):
-    """A broker that notes what was published and announced, and every queue that was named. While ``mute`` it takes
-    messages and confirms nothing."""
+    """A broker that records messages, event batches, cancel orders and the names of all queues used.
+
+    While ``withholds_confirms``, it accepts messages and confirms none.
+    """
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(clock)
         self.published: list[Dispatch] = []
-        self.news: list[bytes] = []
-        self.orders: list[list[int]] = []
-        self.names: set[str] = set()
-        self.log: list[str] = []
-        self.mute = False
+        self.event_batches: list[bytes] = []
+        self.cancel_orders: list[list[int]] = []
+        self.queue_names: set[str] = set()
+        self.sent: list[str] = []
+        self.withholds_confirms = False
         self._unconfirmed: list[Deferred[None]] = []
 
     async def publish(self, queue: str, messages: Sequence[Dispatch]) -> None:
-        self.names.add(queue)
+        self.queue_names.add(queue)
         await super().publish(queue, messages)
-        self.log.append("messages")
+        self.sent.append("messages")
         self.published += messages
-        if self.mute:
+        if self.withholds_confirms:
             confirmed: Deferred[None] = Deferred()
             self._unconfirmed.append(confirmed)
             await confirmed
 
     def confirm(self, error: Exception | None = None) -> None:
-        """Confirm what was kept waiting, or fail it."""
+        """Confirm all messages whose confirms were withheld, or fail them with this error."""
         unconfirmed, self._unconfirmed = self._unconfirmed, []
         for confirmed in unconfirmed:
             if error is None:
@@ -138,26 +142,26 @@ class StageBroker(MemoryBroker):
             else:
                 confirmed.errback(error)
 
-    def announce(self, news: bytes, topic: str = CHANGES) -> None:
+    def announce(self, body: bytes, topic: str = CHANGES) -> None:
         if topic == CHANGES:
-            self.log.append("news")
-            self.news.append(news)
+            self.sent.append("events")
+            self.event_batches.append(body)
         else:
-            self.orders.append(list(decode_cancel_order(news).task_ids))
-        super().announce(news, topic)
+            self.cancel_orders.append(list(decode_cancel_order(body).task_ids))
+        super().announce(body, topic)
 
     async def depth(self, queue: str) -> int:
-        self.names.add(queue)
+        self.queue_names.add(queue)
         return await super().depth(queue)
 
 
-async def at_once(function: Callable[..., Any], *args: Any) -> Any:
-    """Runs a hash where it is asked for."""
+async def run_inline(function: Callable[..., Any], *args: Any) -> Any:
+    """Hash in the calling thread."""
     return function(*args)
 
 
 class Transport(StringTransport):
-    """The server's end of a connection. While the peer does ``not reading`` it fills up like a real one."""
+    """The server's end of a connection. While not ``reading``, its buffer fills up and pauses the producer."""
 
     SIZE = 65536
     reading = True
@@ -177,7 +181,7 @@ class Transport(StringTransport):
 
 
 class Client:
-    """One connection, seen from the client's end."""
+    """The client's end of a connection."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
@@ -191,35 +195,35 @@ class Client:
 
     @property
     def closed(self) -> bool:
-        """Whether the server has closed it."""
+        """Whether the server has closed the connection."""
         return self.transport.disconnecting
 
     def send(self, *lines: bytes | dict[str, Any]) -> None:
-        """Send lines, all in one piece, and let happen what needs no time."""
+        """Send these lines in one write, then run all pending work."""
         self.connection.dataReceived(b"".join((x if isinstance(x, bytes) else encode(x)) + b"\n" for x in lines))
-        self._stage.settle()
+        self._stage.run_pending()
 
-    def raw(self) -> list[bytes]:
-        """The lines that have come, without their ends."""
+    def raw_lines(self) -> list[bytes]:
+        """The received lines, without line ends."""
         data = self.transport.value()
         self.transport.clear()
         assert data == b"" or data.endswith(b"\n")
         return data.split(b"\n")[:-1]
 
     def lines(self) -> list[dict[str, Any]]:
-        """Replies and events that have come and were not taken yet."""
-        self._kept += [json.loads(line) for line in self.raw()]
+        """The replies and events received since the last call."""
+        self._kept += [json.loads(line) for line in self.raw_lines()]
         kept, self._kept = self._kept, []
         return kept
 
     def events(self) -> list[dict[str, Any]]:
-        """The events among them; replies stay."""
+        """The received events. Replies stay for a later call."""
         lines = self.lines()
         self._kept = [line for line in lines if "event" not in line]
         return [line for line in lines if "event" in line]
 
     def line(self) -> dict[str, Any]:
-        """The one that has come."""
+        """The one line received."""
         [line] = self.lines()
         return line
 
@@ -230,7 +234,7 @@ class Client:
         return request_id
 
     def reply(self, request_id: int) -> dict[str, Any]:
-        """The reply to it; what came beside it stays."""
+        """The reply to this request. Other lines stay for a later call."""
         lines = self.lines()
         [reply] = [line for line in lines if line.get("id") == request_id]
         self._kept = [line for line in lines if line is not reply]
@@ -241,55 +245,55 @@ class Client:
         return self.reply(self.start(action, **fields))
 
     def stop_reading(self, full: bool = True) -> None:
-        """Read nothing from now on; with ``full`` the transport's buffer is full already."""
+        """Stop reading. With ``full``, the transport's buffer is full already."""
         self.transport.reading = False
         if full:
             assert self.transport.producer is not None
             self.transport.producer.pauseProducing()
 
-    def read_on(self) -> list[dict[str, Any]]:
-        """Read everything up to now, and go on reading."""
+    def resume_reading(self) -> list[dict[str, Any]]:
+        """Read everything sent so far, and read again from now on."""
         lines = self.lines()
         self.transport.reading = True
         if self.transport.producer is not None:
             self.transport.producer.resumeProducing()
-        self._stage.settle()
+        self._stage.run_pending()
         return lines
 
     @property
-    def unread(self) -> int:
-        """Bytes that wait for it."""
+    def unread_bytes(self) -> int:
+        """Bytes sent and not read yet."""
         return len(self.transport.io.getbuffer())
 
     @property
-    def is_read(self) -> bool:
-        """Whether the server reads what it sends."""
+    def is_read_from(self) -> bool:
+        """Whether the server reads from this client."""
         return self.transport.producerState == "producing"
 
     def half_close(self) -> None:
-        """Send no more, but read on."""
+        """Close the sending side; keep reading."""
         self.connection.readConnectionLost()
-        self._stage.settle()
+        self._stage.run_pending()
 
-    def lose(self) -> None:
-        """The connection is gone."""
+    def lose_connection(self) -> None:
+        """Lose the connection."""
         self.connection.connectionLost(Failure(ConnectionDone()))
-        self._stage.settle()
+        self._stage.run_pending()
 
 
 class Stage:
-    """A server in memory, not started: nothing happens by itself but what clients and tests cause."""
+    """A server in memory, without its periodic work: only clients and tests make something happen."""
 
     def __init__(
-        self, queues: Sequence[str] = ("tasks",), window: int = 2000, run_hash: Any = at_once, keep: float = 0.0
+        self, queues: Sequence[str] = ("tasks",), window: int = 2000, run_hash: Any = run_inline, keep: float = 0.0
     ) -> None:
         self.clock = clock = Clock()
         clock.advance(NOON.timestamp())
         self.runner = StageRunner()
         self.store = store = SqliteStore(self.runner, clock)
         self.broker = broker = StageBroker(clock)
-        self.elsewhere = SqliteStore(Direct(self.runner), clock)
-        for start in (self.elsewhere.start(), store.start(), broker.start()):
+        self.other_store = SqliteStore(AlwaysAvailable(self.runner), clock)
+        for start in (self.other_store.start(), store.start(), broker.start()):
             now(start)
         self.accounts = Accounts(store, run_hash, 4, SESSION)
         self.server = TaskServer(
@@ -313,94 +317,96 @@ class Stage:
         self._ids = itertools.count(1)
 
     def drain(self) -> None:
-        """The server begins to stop."""
+        """Start draining the server."""
         self.api.drain()
         self.lines.drain()
 
     def close(self) -> None:
-        """Forget the database."""
+        """Close the database."""
         self.runner.close()
 
     def new_id(self) -> str:
-        """A name for a batch, in the form of a UUID."""
+        """The id of a batch, in the form of a UUID."""
         return f"00000000-0000-0000-0000-{next(self._ids):012}"
 
     def now(self) -> datetime:
         """The clock's time."""
         return datetime.fromtimestamp(self.clock.seconds(), timezone.utc)
 
-    def settle(self) -> None:
-        """Let everything happen that needs no time."""
+    def run_pending(self) -> None:
+        """Run everything that is due now."""
         self.clock.advance(0)
 
-    def know(self) -> Stage:
-        """With windows that know their backlog, as after the first round of a server's life."""
+    def learn_backlog(self) -> Stage:
+        """Run a first round of dispatch, so that the windows know their backlogs. Returns self."""
         self.routes.tick()
-        self.settle()
+        self.run_pending()
         return self
 
-    def round(self) -> None:
-        """One round of maintenance."""
+    def run_maintenance(self) -> None:
+        """Run one round of maintenance."""
         now(self.maintenance.round())
-        self.settle()
+        self.run_pending()
 
     def window(self, queue: str = "tasks", kind: str = "simulate") -> Window:
-        """The window of a route that is open."""
+        """The window of an open route."""
         return self.windows.by_route[Route(queue, kind)]
 
     # workers
 
-    def work(self, *kinds: str | KindInfo, name: str = "w", queues: Sequence[str] = ("tasks",), slots: int = 4) -> None:
-        """A worker says that it lives, and what it serves: the default kind when nothing is named."""
+    def add_worker(
+        self, *kinds: str | KindInfo, name: str = "w", queues: Sequence[str] = ("tasks",), slots: int = 4
+    ) -> None:
+        """Register a worker that serves these kinds, or the default kind if none is given."""
         infos = [KindInfo(kind, "async") if isinstance(kind, str) else kind for kind in kinds or ("simulate",)]
-        now(self.elsewhere.worker_seen(WorkerInfo(name, list(queues), infos, slots)))
-        self.tell_of_workers()
+        now(self.other_store.worker_seen(WorkerInfo(name, list(queues), infos, slots)))
+        self.announce_workers()
 
-    def leave(self, name: str = "w") -> None:
-        """A worker stops."""
-        now(self.elsewhere.worker_gone(name))
-        self.tell_of_workers()
+    def remove_worker(self, name: str = "w") -> None:
+        """Unregister a worker."""
+        now(self.other_store.worker_gone(name))
+        self.announce_workers()
 
-    def tell_of_workers(self) -> None:
-        """News that one has come or gone."""
+    def announce_workers(self) -> None:
+        """Announce that a worker has started or stopped."""
         self.broker.announce(encode(EventBatch("worker", workers=True)))
-        self.settle()
+        self.run_pending()
 
-    def say(
+    def report(
         self, task: Task | int, *lines: str, first_line: int = 1, keep_from: int = 1, progress: float | None = None
     ) -> None:
-        """What a running task says: stored, and told."""
+        """Store and announce output of a running task, as its worker does."""
         [it] = self.tasks(task)
         report = Report(it.id, it.dispatch, it.attempt, progress, None, first_line, lines, keep_from)
-        assert it.id in now(self.elsewhere.report("w", [report]))
-        said = [] if progress is None else [progress_event(it, progress, None)]
+        assert it.id in now(self.other_store.report("w", [report]))
+        outputs = [] if progress is None else [progress_event(it, progress, None)]
         if lines:
-            said.append(log_event(it, first_line, lines, self.now()))
-        self.broker.announce(encode(EventBatch("worker", outputs=said)))
-        self.settle()
+            outputs.append(log_event(it, first_line, lines, self.now()))
+        self.broker.announce(encode(EventBatch("worker", outputs=outputs)))
+        self.run_pending()
 
-    # users and tasks, past the protocol
+    # users and tasks, without the protocol
 
-    def user(self, name: str = "ana") -> int:
-        """The number of a user who is there or is made."""
-        found = now(self.elsewhere.find_user(name))
-        return found.user.id if found else now(self.elsewhere.create_user(name, name, "no hash")).id
+    def user_id(self, name: str = "ana") -> int:
+        """The id of a user, who is created if needed."""
+        found = now(self.other_store.find_user(name))
+        return found.user.id if found else now(self.other_store.create_user(name, name, "no hash")).id
 
     def create(
-        self, name: str = "ana", count: int = 1, state: State = State.QUEUED, settled: bool = True, **spec: Any
+        self, name: str = "ana", count: int = 1, state: State = State.QUEUED, published: bool = True, **spec: Any
     ) -> list[Task]:
-        """Tasks of a user, as another server might have made them: nothing of it is known here."""
-        row = NewTask(self.user(name), **{"task": "t", "queue": "tasks", **spec}, state=state)
+        """Create tasks of a user in the store, as another server does: this server gets no event of it."""
+        row = NewTask(self.user_id(name), **{"task": "t", "queue": "tasks", **spec}, state=state)
         batch = self.new_id()
-        tasks = now(self.elsewhere.create_tasks(batch, [row] * count))
-        if settled:
-            now(self.elsewhere.mark_published([batch]))
+        tasks = now(self.other_store.create_tasks(batch, [row] * count))
+        if published:
+            now(self.other_store.mark_published([batch]))
         return list(tasks)
 
     def claim(self, *tasks: Task | int, worker: str = "w") -> list[Task]:
-        """What a worker does with its deliveries."""
+        """Claim tasks, as a worker does, and announce it."""
         claims = [Claim(task.id, task.dispatch, False) for task in self.tasks(*tasks)]
-        return self.tell(now(self.elsewhere.claim(worker, LEASE, claims)))
+        return self.announce(now(self.other_store.claim(worker, LEASE, claims)))
 
     def finish(
         self,
@@ -412,68 +418,68 @@ class Stage:
         delay: float = 0.0,
         worker: str = "w",
     ) -> list[Task]:
-        """Tasks that run come to their end."""
+        """Finish running tasks with this outcome, and announce it."""
         ends = [Outcome(t.id, t.dispatch, t.attempt, state, result, error, trace, delay) for t in self.tasks(*tasks)]
-        now(self.elsewhere.finish(worker, ends))
-        return self.tell(self.tasks(*tasks))
+        now(self.other_store.finish(worker, ends))
+        return self.announce(self.tasks(*tasks))
 
     def run(self, *tasks: Task | int, **outcome: Any) -> list[Task]:
-        """Claim and finish."""
+        """Claim and finish tasks."""
         self.claim(*tasks)
         return self.finish(*tasks, **outcome)
 
-    def tell(self, tasks: Sequence[Task]) -> list[Task]:
-        """A worker's news."""
+    def announce(self, tasks: Sequence[Task]) -> list[Task]:
+        """Announce changes of tasks, as a worker does. Returns the tasks."""
         self.broker.announce(encode(EventBatch("worker", changes_of(tasks, self.now()))))
-        self.settle()
+        self.run_pending()
         return list(tasks)
 
     def tasks(self, *tasks: Task | int) -> list[Task]:
-        """The tasks as they are now, in this order; all there are when none is named."""
+        """The present rows of these tasks, in this order; of all tasks if none is given."""
         ids = [task if isinstance(task, int) else task.id for task in tasks]
         users = self.sql("SELECT id FROM users")
         found = {}
         for (user_id,) in users:
             wanted = ids or [n for (n,) in self.sql("SELECT id FROM tasks WHERE user_id = ?", user_id)]
-            found.update({task.id: task for task in now(self.elsewhere.get_tasks(user_id, wanted))})
+            found.update({task.id: task for task in now(self.other_store.get_tasks(user_id, wanted))})
         return [found[task_id] for task_id in ids or sorted(found)]
 
     def states(self, *tasks: Task | int) -> list[str]:
-        """Only their states."""
+        """The present states of these tasks."""
         return [task.state.value for task in self.tasks(*tasks)]
 
     def outbox_rows(self) -> int:
-        """Rows that are not settled."""
+        """Outbox rows that are not marked as published."""
         [(count,)] = self.sql("SELECT count(*) FROM outbox WHERE coalesce(published_at, 0) < 4611686018427387904")
         return int(count)
 
     def sql(self, text: str, *args: Any) -> list[Any]:
-        """What the database says."""
+        """The rows of a query."""
         return now(InlineRunner.runInteraction(self.runner, lambda cursor: cursor.execute(text, args).fetchall()))
 
     def consume(self, queue: str = "tasks", prefetch: int = 10_000) -> list[Delivery]:
-        """A list that fills with the deliveries of a queue."""
+        """Consume a queue. Returns a list to which its deliveries are added."""
         taken: list[Delivery] = []
         self.broker.consume(queue, prefetch, taken.extend, lambda: None)
-        self.settle()
+        self.run_pending()
         return taken
 
     def lose_messages(self, queue: str = "tasks") -> None:
-        """What is in the queue is gone, and nobody has seen it."""
+        """Remove all messages of a queue unprocessed."""
         taken: list[Delivery] = []
         consumer = self.broker.consume(queue, 10_000, taken.extend, lambda: None)
-        self.settle()
+        self.run_pending()
         consumer.ack(taken)
         now(consumer.stop())
 
     # connections
 
     def connect(self) -> Client:
-        """Somebody connects."""
+        """A new connection."""
         return Client(self)
 
     def client(self, name: str = "ana") -> Client:
-        """A connection that is logged in as this user, who is registered if need be."""
+        """A connection logged in as this user, who is registered if needed."""
         client = self.connect()
         client.ask("register", username=name, password=PASSWORD)
         assert client.ask("login", username=name, password=PASSWORD)["ok"]
@@ -481,27 +487,27 @@ class Stage:
 
 
 def now(awaitable: Any) -> Any:
-    """The result of what should be done already."""
+    """The result of an awaitable that must not need to wait. Raises what it failed with."""
     results: list[Any] = []
     deferred = awaitable if isinstance(awaitable, Deferred) else ensureDeferred(awaitable)
     deferred.addBoth(results.append)
-    assert results, "this still waits for something"
+    assert results, "the awaitable is still waiting"
     if isinstance(results[0], Failure):
         results[0].raiseException()
     return results[0]
 
 
 class StageCase(SynchronousTestCase):
-    """A test on a stage; it fails when anything logs an error that the test does not flush."""
+    """A test with a stage. It fails if an error is logged that the test does not flush."""
 
     queues: Sequence[str] = ("tasks",)
     window = 2000
 
     def setUp(self) -> None:
-        self.stage = Stage(self.queues, self.window).know()
+        self.stage = Stage(self.queues, self.window).learn_backlog()
         self.addCleanup(self.stage.close)
 
     def assertRefused(self, reply: dict[str, Any], code: str, field: str | None = None) -> None:
-        """The reply is an error with this code and field, and says something."""
+        """Assert that the reply is an error with this code and field, and has a message."""
         self.assertEqual((reply["ok"], reply.get("code"), reply.get("field")), (False, code, field), reply)
         self.assertGreater(len(reply["message"]), 10)

@@ -17,7 +17,7 @@ from tests.unit.stage import PASSWORD, SESSION, Stage, StageCase
 
 
 class Hashes:
-    """A pool of hash threads that work when the test says so, and counts what they did."""
+    """A fake hash pool that counts its hashes. It hashes at once, or while ``slow`` in :meth:`run_waiting`."""
 
     def __init__(self) -> None:
         self.slow = False
@@ -37,8 +37,8 @@ class Hashes:
             work()
         return result
 
-    def go_on(self) -> None:
-        """Do what has been waiting."""
+    def run_waiting(self) -> None:
+        """Run the waiting hashes."""
         waiting, self._waiting = self._waiting, []
         for work in waiting:
             work()
@@ -47,7 +47,8 @@ class Hashes:
 class AccountCase(StageCase):
     def setUp(self) -> None:
         self.hashes = Hashes()
-        self.stage = Stage(run_hash=self.hashes).know()
+        self.stage = Stage(run_hash=self.hashes).learn_backlog()
+        self.addCleanup(self.stage.close)
         self.client = self.stage.connect()
 
     def register(self, username: str, password: str = PASSWORD) -> dict[str, Any]:
@@ -69,47 +70,47 @@ class Registering(AccountCase):
         [(stored,)] = self.stage.sql("SELECT password FROM users")
         self.assertRegex(stored, r"^\$2b\$04\$.{53}$")
 
-    def test_a_taken_name_however_it_is_written(self) -> None:
+    def test_a_taken_name_is_refused_in_every_spelling(self) -> None:
         self.register("Straße")
         for name in ("Straße", "STRASSE", "strasse", "ｓｔｒａｓｓｅ"):  # noqa: RUF001
             reply = self.register(name)
             self.assertRefused(reply, "conflict", "username")
             self.assertEqual(reply["status"], "in_use")
 
-    def test_the_same_name_twice_at_the_same_moment(self) -> None:
+    def test_of_two_simultaneous_registrations_of_a_name_one_succeeds(self) -> None:
         self.hashes.slow = True
         clients = [self.stage.connect() for _ in range(2)]
         ids = [client.start("register", username="ana", password=PASSWORD) for client in clients]
-        self.hashes.go_on()
+        self.hashes.run_waiting()
         statuses = [client.reply(n)["status"] for client, n in zip(clients, ids, strict=True)]
         self.assertEqual(sorted(statuses), ["in_use", "success"])
         self.assertEqual(self.stage.sql("SELECT count(*) FROM users"), [(1,)])
 
-    def test_names_that_cannot_be(self) -> None:
+    def test_invalid_names_are_refused(self) -> None:
         for name in ("", " ana", "a\0b", "a\u202eb", "a\u200bb", "x" * 65, "\u3164"):
             self.assertRefused(self.register(name), "bad_request", "username")
         self.assertEqual(self.hashes.done, 0)
 
-    def test_names_of_64_characters_after_normalisation(self) -> None:
+    def test_a_name_may_have_64_characters_after_normalisation(self) -> None:
         self.assertTrue(self.register("e\u0301" * 64)["ok"])
         self.assertEqual(self.login("é" * 64)["username"], "é" * 64)
 
-    def test_passwords_that_cannot_be(self) -> None:
+    def test_invalid_passwords_are_refused(self) -> None:
         for password in ("", "x" * 7, "x" * 73, "ñ" * 36 + "x", "abcd\0efgh"):
             self.assertRefused(self.register("ana", password), "bad_request", "password")
         self.assertEqual(self.hashes.done, 0)
 
-    def test_the_longest_password_counts_to_its_last_byte(self) -> None:
+    def test_the_last_byte_of_the_longest_password_counts(self) -> None:
         password = "🦀" * 17 + "abcd"
         self.assertTrue(self.register("ana", password)["ok"])
         self.assertEqual(self.login("ana", password[:-1] + "e")["status"], "wrong_credentials")
         self.assertEqual(self.login("ana", password)["status"], "logged_in")
 
-    def test_missing_fields(self) -> None:
+    def test_missing_fields_are_named(self) -> None:
         self.assertRefused(self.client.ask("register", username="ana"), "bad_request", "password")
         self.assertRefused(self.client.ask("register", password=PASSWORD), "bad_request", "username")
 
-    def test_no_password_is_ever_said_back(self) -> None:
+    def test_no_reply_contains_a_password(self) -> None:
         self.register("ana", "hunter2hunter2")
         for reply in (self.register("ana", "hunter2\0hunter2"), self.login("ana", "hunter2hunter3")):
             self.assertNotIn("hunter2", str(reply))
@@ -129,37 +130,37 @@ class LoggingIn(AccountCase):
         self.assertGreaterEqual(len(reply["token"]), 32)
         self.assertEqual(self.client.ask("whoami")["username"], "Ana")
 
-    def test_nobody_of_that_name(self) -> None:
+    def test_an_unknown_user_is_refused(self) -> None:
         reply = self.login("eva")
         self.assertRefused(reply, "not_found", "username")
         self.assertEqual(reply["status"], "no_user")
         self.assertIn("register", reply["message"])
 
-    def test_a_wrong_password(self) -> None:
+    def test_a_wrong_password_is_refused(self) -> None:
         for password in ("wrong horse", "", "x", PASSWORD + " ", "x" * 5000):
             reply = self.login("ana", password)
             self.assertRefused(reply, "forbidden", "password")
             self.assertEqual(reply["status"], "wrong_credentials")
         self.assertRefused(self.client.ask("whoami"), "auth_required")
 
-    def test_an_overlong_password_is_wrong_and_takes_as_long_as_another(self) -> None:
+    def test_an_overlong_password_is_wrong_and_still_costs_one_hash(self) -> None:
         self.register("eva", "x" * 72)
         done = self.hashes.done
         self.assertEqual(self.login("eva", "x" * 73)["status"], "wrong_credentials")
         self.assertEqual(self.hashes.done, done + 1)
 
-    def test_what_bcrypt_would_read_only_in_part(self) -> None:
+    def test_a_password_with_a_nul_byte_is_refused(self) -> None:
         self.assertRefused(self.login("ana", PASSWORD + "\0more"), "bad_request", "password")
 
-    def test_a_corrupt_hash_is_wrong_credentials_and_a_line_in_the_log(self) -> None:
+    def test_a_corrupt_stored_hash_means_wrong_credentials(self) -> None:
         for stored in ("", "nonsense", "$2b$04$short", "$2b$99$" + "." * 53, "ñ"):
             self.stage.sql("UPDATE users SET password = ?", stored)
             self.assertEqual(self.login("ana")["status"], "wrong_credentials")
         self.assertTrue(self.client.ask("ping")["ok"])
 
-    def test_a_hash_that_makes_bcrypt_panic_is_no_different(self) -> None:
+    def test_a_panic_of_bcrypt_means_wrong_credentials(self) -> None:
         class Panic(BaseException):
-            """As pyo3 raises it."""
+            """What pyo3 raises when Rust code panics."""
 
         def check(secret: bytes, stored: bytes) -> bool:
             raise Panic
@@ -167,30 +168,30 @@ class LoggingIn(AccountCase):
         self.patch(bcrypt, "checkpw", check)
         self.assertEqual(self.login("ana")["status"], "wrong_credentials")
 
-    def test_missing_fields(self) -> None:
+    def test_missing_fields_are_named(self) -> None:
         self.assertRefused(self.client.ask("login"), "bad_request", "username")
         self.assertRefused(self.client.ask("login", username="ana"), "bad_request", "password")
         self.assertRefused(self.client.ask("login", password="x"), "bad_request", "username")
 
-    def test_on_a_connection_that_is_logged_in(self) -> None:
-        """The last login counts; a failed one changes nothing; a watch is over."""
+    def test_a_second_login_replaces_the_first_and_ends_its_watch(self) -> None:
+        """A failed login changes nothing."""
         self.register("eva")
         self.login("ana")
         self.client.ask("watch")
         self.login("eva", "wrong horse")
         self.assertEqual(self.client.ask("whoami")["username"], "Ana")
-        self.stage.tell(self.stage.create("ana"))
+        self.stage.announce(self.stage.create("ana"))
         self.assertEqual(len(self.client.events()), 1)
         self.login("eva")
         self.assertEqual(self.client.ask("whoami")["username"], "eva")
-        self.stage.tell([*self.stage.create("ana"), *self.stage.create("eva")])
+        self.stage.announce([*self.stage.create("ana"), *self.stage.create("eva")])
         self.assertEqual(self.client.events(), [])
 
-    def test_requests_sent_with_the_login_are_those_of_the_new_user(self) -> None:
+    def test_requests_sent_behind_a_login_belong_to_the_new_user(self) -> None:
         login = {"action": "login", "username": "ana", "password": PASSWORD}
         self.hashes.slow = True
         self.client.send({"id": 1, **login}, {"id": 2, "action": "whoami"})
-        self.hashes.go_on()
+        self.hashes.run_waiting()
         self.assertEqual([line["username"] for line in self.client.lines()], ["Ana", "Ana"])
 
 
@@ -200,7 +201,7 @@ class Sessions(AccountCase):
         self.register("Ana")
         self.token = self.login("ana")["token"]
 
-    def test_a_token_logs_in_elsewhere_without_a_hash(self) -> None:
+    def test_a_token_logs_in_another_connection_without_hashing(self) -> None:
         done = self.hashes.done
         other = self.stage.connect()
         reply = other.ask("login", token=self.token)
@@ -209,43 +210,43 @@ class Sessions(AccountCase):
         self.assertEqual(other.ask("whoami")["user_id"], 1)
         self.assertEqual(self.hashes.done, done)
 
-    def test_only_its_hash_is_stored(self) -> None:
+    def test_only_the_hash_of_a_token_is_stored(self) -> None:
         [(stored,)] = self.stage.sql("SELECT token_hash FROM sessions")
         self.assertEqual(stored, token_hash(self.token))
         self.assertNotIn(self.token.encode(), stored)
 
-    def test_every_login_has_a_token_of_its_own(self) -> None:
+    def test_every_login_gets_a_new_token(self) -> None:
         self.assertNotEqual(self.login("ana")["token"], self.token)
 
-    def test_a_token_that_is_none(self) -> None:
+    def test_invalid_tokens_are_refused(self) -> None:
         for token in ("", "x", self.token + "x", self.token[:-1], "\0", "ñ" * 5000):
             self.assertRefused(self.stage.connect().ask("login", token=token), "auth_required", "token")
 
-    def test_logout_kills_it(self) -> None:
+    def test_logout_ends_the_session_and_the_watch(self) -> None:
         self.client.ask("watch")
         self.assertEqual(self.client.ask("logout")["status"], "success")
         self.assertRefused(self.client.ask("whoami"), "auth_required")
         self.assertRefused(self.client.ask("login", token=self.token), "auth_required", "token")
         self.assertRefused(self.client.ask("logout"), "auth_required")
-        self.stage.tell(self.stage.create("ana"))
+        self.stage.announce(self.stage.create("ana"))
         self.assertEqual(self.client.events(), [])
 
-    def test_logout_while_the_store_is_away_can_be_tried_again(self) -> None:
+    def test_a_logout_that_failed_with_the_store_away_can_be_repeated(self) -> None:
         self.stage.runner.away = True
         self.assertRefused(self.client.ask("logout"), "unavailable")
         self.stage.runner.away = False
         self.assertTrue(self.client.ask("logout")["ok"])
         self.assertRefused(self.client.ask("login", token=self.token), "auth_required", "token")
 
-    def test_it_expires(self) -> None:
+    def test_a_session_expires(self) -> None:
         self.stage.clock.advance(SESSION - 1)
         self.assertTrue(self.stage.connect().ask("login", token=self.token)["ok"])
         self.stage.clock.advance(1)
         self.assertRefused(self.stage.connect().ask("login", token=self.token), "auth_required", "token")
 
 
-class TooMany(AccountCase):
-    def test_a_full_queue_of_hashes_says_when_to_come_back(self) -> None:
+class HashLimit(AccountCase):
+    def test_a_full_hash_queue_refuses_with_a_retry_time(self) -> None:
         self.register("ana")
         self.hashes.slow = True
         clients = [self.stage.connect() for _ in range(MAX_HASHES_PENDING)]
@@ -254,12 +255,12 @@ class TooMany(AccountCase):
         for reply in (self.login("ana"), self.register("eva")):
             self.assertRefused(reply, "rate_limited")
             self.assertEqual(reply["retry_after"], 5)
-        self.hashes.go_on()
+        self.hashes.run_waiting()
         self.hashes.slow = False
         self.assertTrue(all(client.line()["ok"] for client in clients))
         self.assertTrue(self.login("ana")["ok"])
 
-    def test_a_failing_hash_gives_its_place_back(self) -> None:
+    def test_a_failing_hash_frees_its_place_in_the_queue(self) -> None:
         async def fail(function: Any, *args: Any) -> Any:
             raise ZeroDivisionError
 
@@ -268,10 +269,10 @@ class TooMany(AccountCase):
             self.failureResultOf(Deferred.fromCoroutine(accounts.register(f"u{n}", PASSWORD)), ZeroDivisionError)
 
 
-class PastTheProtocol(AccountCase):
-    """What JSON cannot bring."""
+class WithoutProtocol(AccountCase):
+    """Arguments that cannot arrive as JSON, and errors as they are raised."""
 
-    def test_surrogates(self) -> None:
+    def test_surrogates_are_refused(self) -> None:
         for call in (
             self.stage.accounts.register("ana", "secret\ud800secret"),
             self.stage.accounts.register("a\ud800", PASSWORD),
@@ -279,7 +280,7 @@ class PastTheProtocol(AccountCase):
         ):
             self.failureResultOf(Deferred.fromCoroutine(call), BadRequest)
 
-    def test_rate_limited_is_raised(self) -> None:
+    def test_a_full_hash_queue_raises_rate_limited(self) -> None:
         self.hashes.slow = True
         calls = [
             Deferred.fromCoroutine(self.stage.accounts.register(f"u{n}", PASSWORD)) for n in range(MAX_HASHES_PENDING)
@@ -289,10 +290,10 @@ class PastTheProtocol(AccountCase):
         self.assertNoResult(calls[0])
 
 
-class Threads(TestCase):
-    """The pool itself, with real threads."""
+class HashPoolTests(TestCase):
+    """HashPool with real threads."""
 
-    async def test_hashes_are_done_off_the_reactors_thread(self) -> None:
+    async def test_hashes_run_outside_the_reactor_thread(self) -> None:
         pool = HashPool(reactor, threads=2)  # type: ignore[arg-type]
         pool.start()
         threads = await gatherResults([pool(threading.current_thread) for _ in range(10)])
@@ -302,20 +303,20 @@ class Threads(TestCase):
             await pool(divmod, 1, 0)
         pool.stop()
 
-    async def test_stopping_waits_for_what_is_under_way_only(self) -> None:
+    async def test_stop_waits_only_for_hashes_that_have_begun(self) -> None:
         pool = HashPool(reactor, threads=1)  # type: ignore[arg-type]
         pool.start()
-        begun, go_on = threading.Event(), threading.Event()
+        begun, may_end = threading.Event(), threading.Event()
         done: list[int] = []
 
         def work(n: int) -> None:
             begun.set()
-            go_on.wait(5)
+            may_end.wait(5)
             done.append(n)
 
         for n in range(5):
             pool(work, n)
         begun.wait(5)
-        go_on.set()
+        may_end.set()
         pool.stop()
         self.assertEqual(done, [0])

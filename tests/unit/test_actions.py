@@ -35,13 +35,13 @@ class ActionCase(StageCase):
         self.client = self.stage.client()
 
     def add(self, client: Client | None = None, **fields: Any) -> int:
-        """A task through the protocol."""
+        """Create a task through the protocol. Returns its id."""
         reply = (client or self.client).ask("new_task", **{"task": "x", **fields})
         self.assertEqual(reply["status"], "task_created", reply)
         return int(reply["task_id"])
 
 
-class Everyone(ActionCase):
+class Basics(ActionCase):
     def test_hello(self) -> None:
         reply = self.stage.connect().ask("hello")
         self.assertEqual((reply["server"], reply["protocol"], reply["node"]), ("taskd", 1, "node"))
@@ -56,7 +56,7 @@ class Everyone(ActionCase):
         reply = self.client.ask("whoami")
         self.assertEqual((reply["status"], reply["username"], reply["user_id"]), ("success", "ana", 1))
 
-    def test_all_but_a_few_actions_are_for_a_logged_in_user(self) -> None:
+    def test_all_other_actions_require_a_login(self) -> None:
         client = self.stage.connect()
         for name, action in ACTIONS.items():
             if action.access is Access.USER:
@@ -68,15 +68,15 @@ class Everyone(ActionCase):
             {"hello", "ping", "register", "login"},
         )
 
-    def test_a_field_is_checked_before_who_asks(self) -> None:
+    def test_fields_are_checked_before_the_login(self) -> None:
         self.assertRefused(self.stage.connect().ask("get_task"), "bad_request", "task_id")
 
-    def test_anothers_task_and_a_missing_one_get_the_same_answer(self) -> None:
+    def test_another_users_task_and_a_missing_one_get_the_same_reply(self) -> None:
         task_id = self.add()
         eva = self.stage.client("eva")
-        of_one = ("get_task", "cancel_task", "retry_task", "explain", "get_log")
-        for action, field in (*((name, "task_id") for name in of_one), ("wait", "task_ids")):
+        for action in ("get_task", "cancel_task", "retry_task", "explain", "get_log", "wait"):
             replies = []
+            field = "task_ids" if action == "wait" else "task_id"
             for wanted in (task_id, 2**63 - 1):
                 fields = {"task_ids": [wanted]} if action == "wait" else {"task_id": wanted}
                 reply = eva.ask(action, **fields)
@@ -88,14 +88,14 @@ class Everyone(ActionCase):
 
 
 class NewTask(ActionCase):
-    def test_with_nothing_but_a_text(self) -> None:
+    def test_a_task_with_only_a_text_gets_defaults(self) -> None:
         reply = self.client.ask("new_task", task=" ñ\n🦀 ")
         self.assertEqual(reply, {"id": reply["id"], "ok": True, "status": "task_created", "task_id": 1})
         [task] = self.stage.tasks(1)
         self.assertEqual((task.task, task.kind, task.queue), (" ñ\n🦀 ", "simulate", "tasks"))
         self.assertEqual((task.payload, task.max_attempts, task.state), ("{}", 3, State.QUEUED))
 
-    def test_with_everything(self) -> None:
+    def test_all_fields_are_stored(self) -> None:
         payload = {"n": 2**100, "text": "ñ", "list": [1.5, None, True], "": {}}
         task_id = self.add(kind="render.4k", queue="slow", payload=payload, max_attempts=7)
         task = self.client.ask("get_task", task_id=task_id)["task"]
@@ -114,12 +114,12 @@ class NewTask(ActionCase):
             self.client.send(b'{"action":"new_task","id":1,"task":"x","payload":%s}' % payload)
             task_id = self.client.reply(1)["task_id"]
             self.client.send({"action": "get_task", "id": 2, "task_id": task_id})
-            [line] = self.client.raw()
+            [line] = self.client.raw_lines()
             self.assertIn(b'"payload":' + payload + b",", line)
             self.assertEqual([task.payload.encode() for task in self.stage.tasks(task_id)], [payload])
 
     def test_a_carriage_return_between_tokens_becomes_a_space(self) -> None:
-        """A client may take it for the end of a line."""
+        """Some clients read a carriage return as the end of a line."""
         self.client.send(b'{"action":"new_task","id":1,"task":"x","payload":{\r"a":1}}\r')
         task_id = self.client.reply(1)["task_id"]
         self.assertEqual([task.payload for task in self.stage.tasks(task_id)], ['{ "a":1}'])
@@ -134,7 +134,7 @@ class NewTask(ActionCase):
         self.client.send(asked % (3, b'{"a":1.10,"b":[3]}'))
         self.assertRefused(self.client.reply(3), "conflict", "key")
 
-    def test_fields_that_cannot_be(self) -> None:
+    def test_invalid_fields_are_refused(self) -> None:
         nested: Any = 1
         for _ in range(101):
             nested = [nested]
@@ -155,9 +155,11 @@ class NewTask(ActionCase):
         self.assertRefused(self.client.ask("new_task", task="x" * 4097), "too_large", "task")
         self.assertEqual(self.stage.tasks(), [])
 
-    def test_how_often_it_is_tried(self) -> None:
-        """As it asks, as its kind says, or as the first worker that claims it will say."""
-        self.stage.work(KindInfo("render", "process", max_attempts=7), KindInfo("simulate", "async", max_attempts=9))
+    def test_max_attempts_comes_from_the_request_or_the_kind(self) -> None:
+        """If neither gives one, it is None until a worker claims the task."""
+        self.stage.add_worker(
+            KindInfo("render", "process", max_attempts=7), KindInfo("simulate", "async", max_attempts=9)
+        )
         for fields, known in (
             ({}, 3),
             ({"kind": "render"}, 7),
@@ -169,12 +171,12 @@ class NewTask(ActionCase):
             task = self.client.ask("get_task", task_id=self.add(**fields))["task"]
             self.assertEqual(task["max_attempts"], known, fields)
 
-    def test_how_long_an_attempt_may_take(self) -> None:
+    def test_the_timeout_is_stored(self) -> None:
         for timeout in (None, 0.5, 30 * 86_400):
             task = self.client.ask("get_task", task_id=self.add(timeout=timeout))["task"]
             self.assertEqual(task["timeout"], timeout)
 
-    def test_later(self) -> None:
+    def test_a_task_with_a_delay_or_run_at_is_scheduled(self) -> None:
         for fields in (
             {"delay": 3600},
             {"run_at": "2025-03-01T13:00:00Z"},
@@ -185,26 +187,26 @@ class NewTask(ActionCase):
             self.assertEqual(task["run_at"], "2025-03-01T13:00:00Z")
         self.assertEqual(self.stage.broker.published, [])
 
-    def test_a_time_that_has_come_is_now(self) -> None:
+    def test_a_run_at_in_the_past_means_now(self) -> None:
         for fields in ({"delay": 0}, {"run_at": "2025-03-01T12:00:00Z"}, {"run_at": "0001-01-01T00:00:00+23:59"}):
             task = self.client.ask("get_task", task_id=self.add(**fields))["task"]
             self.assertEqual((task["state"], task["run_at"]), ("queued", "2025-03-01T12:00:00Z"))
 
-    def test_one_way_to_say_when(self) -> None:
+    def test_delay_and_run_at_exclude_each_other(self) -> None:
         reply = self.client.ask("new_task", task="x", delay=1, run_at="2025-03-01T13:00:00Z")
         self.assertRefused(reply, "bad_request", "delay")
 
-    def test_any_kind_that_nobody_serves_waits_and_costs_no_memory(self) -> None:
+    def test_tasks_of_kinds_that_nobody_serves_wait_and_open_no_routes(self) -> None:
         specs = [{"task": "x", "kind": f"kind{n}", "queue": ("tasks", "slow")[n % 2]} for n in range(1000)]
         numbers = self.client.ask("new_tasks", tasks=specs)["task_ids"]
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual(set(self.stage.states(*numbers)), {"waiting"})
         always = {Route(queue, "simulate") for queue in ("tasks", "slow")}
         self.assertEqual(self.stage.windows.by_route.keys(), always)
         self.assertEqual(self.stage.routes.dispatchers.keys(), always)
-        self.assertEqual(self.stage.broker.names, set())
+        self.assertEqual(self.stage.broker.queue_names, set())
 
-    def test_the_message_of_an_unknown_queue_names_the_known_ones_and_is_short(self) -> None:
+    def test_the_error_for_an_unknown_queue_names_the_known_ones_and_is_short(self) -> None:
         message = self.client.ask("new_task", task="x", queue="\U000e0001" * 10_000)["message"]
         self.assertIn("tasks, slow", message)
         self.assertLess(len(message), 1000)
@@ -227,13 +229,13 @@ class NewTask(ActionCase):
 
 
 class NewTasks(ActionCase):
-    def test_in_their_order(self) -> None:
+    def test_tasks_are_created_in_the_order_of_the_request(self) -> None:
         specs = [{"task": "a"}, {"task": "b", "queue": "slow"}, {"task": "c", "kind": "k"}]
         reply = self.client.ask("new_tasks", tasks=specs)
         self.assertEqual((reply["status"], reply["task_ids"]), ("task_created", [1, 2, 3]))
         self.assertEqual([t.task for t in self.stage.tasks(1, 2, 3)], ["a", "b", "c"])
 
-    def test_one_that_cannot_be_and_none_is_stored(self) -> None:
+    def test_one_invalid_task_refuses_the_whole_batch(self) -> None:
         for bad, field in (
             ({"task": ""}, "task"),
             ({}, "task"),
@@ -257,7 +259,7 @@ class NewTasks(ActionCase):
 
 
 class Keys(ActionCase):
-    """Requests that may be sent again."""
+    """Idempotency keys: a request with a key can be repeated safely."""
 
     def test_the_same_key_gives_the_same_task(self) -> None:
         first = self.client.ask("new_task", task="t", key="k", payload={"a": 1, "b": 2})
@@ -266,49 +268,53 @@ class Keys(ActionCase):
         self.assertNotIn("duplicate", first)
         self.assertEqual(len(self.client.ask("get_tasks")["tasks"]), 1)
 
-    def test_it_does_so_after_the_task_has_ended_and_on_another_connection(self) -> None:
+    def test_a_key_holds_after_the_task_has_ended_and_on_another_connection(self) -> None:
         first = self.client.ask("new_task", task="t", key="k")
         self.stage.run(first["task_id"])
         again = self.stage.client().ask("new_task", task="t", key="k")
         self.assertEqual((again["task_id"], again["duplicate"]), (first["task_id"], True))
 
-    def test_another_body_is_a_conflict_and_stores_nothing(self) -> None:
+    def test_a_key_with_another_body_is_a_conflict_and_stores_nothing(self) -> None:
         self.client.ask("new_task", task="t", key="k")
         others: list[dict[str, Any]] = [
-            *({"task": "u"}, {"task": "t", "kind": "x"}, {"task": "t", "payload": {"a": 1}}),
-            *({"task": "t", "max_attempts": 2}, {"task": "t", "timeout": 5}, {"task": "t", "delay": 60}),
+            {"task": "u"},
+            {"task": "t", "kind": "x"},
+            {"task": "t", "payload": {"a": 1}},
+            {"task": "t", "max_attempts": 2},
+            {"task": "t", "timeout": 5},
+            {"task": "t", "delay": 60},
             {"task": "t", "run_at": "2025-03-02T12:00:00Z"},
         ]
         for other in others:
             self.assertRefused(self.client.ask("new_task", key="k", **other), "conflict", "key")
         self.assertEqual(len(self.client.ask("get_tasks")["tasks"]), 1)
 
-    def test_the_default_queue_by_name_or_not_is_the_same_body(self) -> None:
+    def test_naming_the_default_queue_does_not_change_the_body(self) -> None:
         first = self.client.ask("new_task", task="t", key="k")
         again = self.client.ask("new_task", task="t", key="k", queue="tasks")
         self.assertEqual(again["task_id"], first["task_id"])
 
-    def test_a_delay_is_the_same_body_later_on(self) -> None:
+    def test_the_same_delay_later_is_the_same_body(self) -> None:
         first = self.client.ask("new_task", task="t", key="k", delay=60)
         self.stage.clock.advance(5)
         again = self.client.ask("new_task", task="t", key="k", delay=60)
         self.assertEqual((again["task_id"], again["duplicate"]), (first["task_id"], True))
 
-    def test_keys_are_each_users_own(self) -> None:
+    def test_keys_of_different_users_are_independent(self) -> None:
         mine = self.client.ask("new_task", task="t", key="k")
         theirs = self.stage.client("eva").ask("new_task", task="other", key="k")
         self.assertEqual((theirs["ok"], theirs.get("duplicate")), (True, None))
         self.assertNotEqual(mine["task_id"], theirs["task_id"])
 
-    def test_two_at_the_same_moment_are_one_task(self) -> None:
+    def test_simultaneous_requests_with_the_same_key_create_one_task(self) -> None:
         other = self.stage.client()
         asked = [(c, c.start("new_task", task="t", key="k")) for c in (self.client, other, self.client, other)]
-        self.stage.settle()
+        self.stage.run_pending()
         replies = [client.reply(number) for client, number in asked]
         self.assertEqual(len({r["task_id"] for r in replies}), 1)
         self.assertEqual(sorted(r.get("duplicate", False) for r in replies), [False, True, True, True])
 
-    def test_a_batch_again_creates_what_is_missing(self) -> None:
+    def test_a_repeated_batch_creates_only_the_missing_tasks(self) -> None:
         specs = [{"task": f"t{n}", "key": f"k{n}"} for n in range(3)]
         [one] = self.client.ask("new_tasks", tasks=specs[1:2])["task_ids"]
         reply = self.client.ask("new_tasks", tasks=[*specs, {"task": "keyless"}, specs[0]])
@@ -325,19 +331,19 @@ class Keys(ActionCase):
         self.assertRefused(reply, "conflict", "key")
         self.assertEqual(len(self.client.ask("get_tasks")["tasks"]), 1)
 
-    def test_what_no_key_can_be(self) -> None:
+    def test_invalid_keys_are_refused(self) -> None:
         for key in ("", "x" * 129, "a\nb", "a\0b"):
             self.assertRefused(self.client.ask("new_task", task="t", key=key), "bad_request", "key")
         self.assertTrue(self.client.ask("new_task", task="t", key="ñ \N{SNOWMAN}" * 40)["ok"])
 
 
 class GetTasks(ActionCase):
-    def test_none(self) -> None:
+    def test_without_tasks_the_list_is_empty(self) -> None:
         self.assertEqual(
             self.client.ask("get_tasks"), {"id": 3, "ok": True, "status": "no_tasks", "tasks": [], "cursor": None}
         )
 
-    def test_newest_first_and_only_ones_own(self) -> None:
+    def test_only_own_tasks_are_listed_newest_first(self) -> None:
         mine = [self.add(task=text) for text in "ab"]
         self.add(self.stage.client("eva"))
         mine.append(self.add(task="c"))
@@ -347,11 +353,23 @@ class GetTasks(ActionCase):
         self.assertEqual(
             reply["tasks"][0],
             {
-                **{"id": 4, "task": "c", "kind": "simulate", "queue": "tasks", "status": "Procesando"},
-                **{"state": "queued", "attempt": 0, "max_attempts": 3, "version": 1},
-                **{"created_at": "2025-03-01T12:00:00Z", "run_at": "2025-03-01T12:00:00Z"},
-                **{"started_at": None, "finished_at": None, "result": None, "error": None},
-                **{"progress": None, "note": None},
+                "id": 4,
+                "task": "c",
+                "kind": "simulate",
+                "queue": "tasks",
+                "status": "Procesando",
+                "state": "queued",
+                "attempt": 0,
+                "max_attempts": 3,
+                "version": 1,
+                "created_at": "2025-03-01T12:00:00Z",
+                "run_at": "2025-03-01T12:00:00Z",
+                "started_at": None,
+                "finished_at": None,
+                "result": None,
+                "error": None,
+                "progress": None,
+                "note": None,
             },
         )
 
@@ -364,7 +382,7 @@ class GetTasks(ActionCase):
             cursor = reply["cursor"]
         self.assertEqual((found, cursor), ([[7, 6, 5], [4, 3, 2], [1]], None))
 
-    def test_a_page_that_ends_with_the_last_task_is_the_last(self) -> None:
+    def test_the_page_with_the_last_task_has_no_cursor(self) -> None:
         self.stage.create(count=3)
         self.assertIsNone(self.client.ask("get_tasks", limit=3)["cursor"])
 
@@ -391,7 +409,7 @@ class GetTasks(ActionCase):
             self.assertEqual(ids(reply), wanted, fields)
             self.assertEqual(reply["status"], "success" if wanted else "no_tasks")
 
-    def test_filters_that_cannot_be(self) -> None:
+    def test_invalid_filters_are_refused(self) -> None:
         cases: dict[str, tuple[Any, ...]] = {
             "status": ("procesando", "", "x" * 5000),
             "state": ("Running", "", "done"),
@@ -404,17 +422,13 @@ class GetTasks(ActionCase):
                 self.assertRefused(reply, "bad_request", field)
                 self.assertLess(len(reply["message"]), 300)
 
-    def test_cursors_that_are_not_ours(self) -> None:
-        for cursor in (
-            *("", "x", "!!!", "ñ", "\0", "A" * 60_000, "1"),
-            *(
-                base64.urlsafe_b64encode(raw).decode()
-                for raw in (b"1", b"b", b"b-1", b"b1.5", b"b 1", b"a1", b"b" + b"9" * 30, b"b%d" % 2**63, b"b\xb2")
-            ),
-        ):
+    def test_invalid_cursors_are_refused(self) -> None:
+        encoded = (b"1", b"b", b"b-1", b"b1.5", b"b 1", b"a1", b"b" + b"9" * 30, b"b%d" % 2**63, b"b\xb2")
+        cursors = [base64.urlsafe_b64encode(raw).decode() for raw in encoded]
+        for cursor in ("", "x", "!!!", "ñ", "\0", "A" * 60_000, "1", *cursors):
             self.assertRefused(self.client.ask("get_tasks", cursor=cursor), "bad_request", "cursor")
 
-    def test_anothers_cursor_shows_nothing_of_theirs(self) -> None:
+    def test_another_users_cursor_shows_none_of_their_tasks(self) -> None:
         eva = self.stage.client("eva")
         for _ in range(3):
             self.add(eva)
@@ -434,7 +448,7 @@ class GetTasks(ActionCase):
 
 
 class GetTask(ActionCase):
-    def test_everything_about_it(self) -> None:
+    def test_all_fields_of_a_task_are_shown(self) -> None:
         task_id = self.add(payload={"seconds": 2})
         self.stage.run(task_id, result='{"x":"' + "y" * 5000 + '"}')
         task = self.client.ask("get_task", task_id=task_id)["task"]
@@ -442,13 +456,13 @@ class GetTask(ActionCase):
         self.assertEqual((task["payload"], task["result"]), ({"seconds": 2}, {"x": "y" * 5000}))
         self.assertEqual(task["finished_at"], "2025-03-01T12:00:00Z")
 
-    def test_its_failed_attempts(self) -> None:
+    def test_failed_attempts_are_shown(self) -> None:
         task_id = self.add()
         self.assertEqual(self.client.ask("get_task", task_id=task_id)["task"]["attempts"], [])
         self.stage.claim(task_id, worker="host:1")
         self.stage.finish(task_id, state=State.WAITING, error="ValueError: no", trace="File x\n", worker="host:1")
         self.stage.clock.advance(2)
-        self.stage.round()
+        self.stage.run_maintenance()
         self.stage.run(task_id)
         task = self.client.ask("get_task", task_id=task_id)["task"]
         self.assertEqual((task["state"], task["attempt"]), ("completed", 2))
@@ -466,33 +480,33 @@ class GetTask(ActionCase):
 
 
 class CancelTask(ActionCase):
-    def test_before_it_runs(self) -> None:
+    def test_a_queued_or_waiting_task_is_cancelled(self) -> None:
         queued, [waiting] = self.add(), self.stage.create(state=State.WAITING)
         for task_id in (queued, waiting.id):
             task = self.client.ask("cancel_task", task_id=task_id)["task"]
             self.assertEqual((task["status"], task["state"]), ("Cancelada", "cancelled"))
         self.assertEqual(self.stage.claim(queued), [])
 
-    def test_again(self) -> None:
+    def test_cancelling_twice_gives_the_same_reply(self) -> None:
         task_id = self.add()
         replies = [self.client.ask("cancel_task", task_id=task_id)["task"] for _ in range(2)]
         self.assertEqual(*replies)
 
-    def test_before_it_runs_no_worker_is_told(self) -> None:
+    def test_cancelling_a_task_that_does_not_run_sends_no_cancel_order(self) -> None:
         self.client.ask("cancel_task", task_id=self.add())
         self.client.ask("cancel_task", task_id=self.add(delay=60))
-        self.assertEqual(self.stage.broker.orders, [])
+        self.assertEqual(self.stage.broker.cancel_orders, [])
 
-    def test_while_it_runs_its_worker_is_told(self) -> None:
-        heard: list[bytes] = []
-        self.stage.broker.subscribe(heard.append, lambda: None, ORDERS)
+    def test_cancelling_a_running_task_sends_a_cancel_order(self) -> None:
+        received: list[bytes] = []
+        self.stage.broker.subscribe(received.append, lambda: None, ORDERS)
         task_id = self.add()
         self.stage.claim(task_id)
         task = self.client.ask("cancel_task", task_id=task_id)["task"]
         self.assertEqual((task["status"], task["state"]), ("Cancelada", "cancelled"))
-        self.assertEqual([decode_cancel_order(body).task_ids for body in heard], [[task_id]])
+        self.assertEqual([decode_cancel_order(body).task_ids for body in received], [[task_id]])
 
-    def test_too_late(self) -> None:
+    def test_cancelling_an_ended_task_is_a_conflict(self) -> None:
         ended = self.add()
         self.stage.run(ended)
         reply = self.client.ask("cancel_task", task_id=ended)
@@ -506,7 +520,7 @@ class CancelTask(ActionCase):
         lines = self.client.lines()
         self.assertEqual([line.get("id", line.get("event")) for line in lines], [request, "task"])
 
-    def test_a_repeated_one_is_no_event(self) -> None:
+    def test_a_repeated_cancel_sends_no_event(self) -> None:
         task_id = self.add()
         self.client.ask("cancel_task", task_id=task_id)
         self.client.ask("watch")
@@ -515,25 +529,25 @@ class CancelTask(ActionCase):
 
 
 class RetryTask(ActionCase):
-    def test_a_failed_one_and_a_cancelled_one(self) -> None:
+    def test_failed_and_cancelled_tasks_run_again(self) -> None:
         failed, cancelled = self.add(), self.add()
         self.stage.run(failed, state=State.FAILED, error="no")
         self.client.ask("cancel_task", task_id=cancelled)
         for task_id in (failed, cancelled):
             task = self.client.ask("retry_task", task_id=task_id)["task"]
             self.assertEqual((task["status"], task["state"], task["attempt"]), ("Procesando", "waiting", 0))
-        self.stage.settle()
+        self.stage.run_pending()
         self.assertEqual(self.stage.states(failed, cancelled), ["queued"] * 2)
         self.stage.run(failed)
         task = self.client.ask("get_task", task_id=failed)["task"]
         self.assertEqual((task["state"], task["attempt"], len(task["attempts"])), ("completed", 1, 1))
 
-    def test_of_a_kind_that_nobody_serves(self) -> None:
+    def test_a_retried_task_of_a_kind_that_nobody_serves_waits(self) -> None:
         task_id = self.add(kind="sculpt")
         self.client.ask("cancel_task", task_id=task_id)
         self.assertEqual(self.client.ask("retry_task", task_id=task_id)["task"]["state"], "waiting")
 
-    def test_any_other_is_a_conflict(self) -> None:
+    def test_retrying_any_other_task_is_a_conflict(self) -> None:
         waiting, queued, running, completed = self.add(delay=60), self.add(), self.add(), self.add()
         self.stage.claim(running)
         self.stage.run(completed)

@@ -1,4 +1,4 @@
-"""taskd.api without lines: every action through another transport, and what a new action still lacks."""
+"""taskd.api over a transport that is not the line protocol, and what every action of the registry must have."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ COMMANDS = {
     "unwatch": None,
     "wait": "wait",
 }
-"""The command of ``taskclient`` that sends an action; None for one that no command is named after."""
+"""The command of ``taskclient`` for an action; None if there is none."""
 
 
-class Direct:
+class InMemoryTransport:
     """A transport in memory: requests are calls, replies are dicts, events are decoded as they come."""
 
     def __init__(self, api: Any) -> None:
@@ -72,7 +72,7 @@ class Direct:
         self.events += [msgspec.json.decode(event) for event in events]
 
     def start(self, name: str, **fields: Any) -> list[dict[str, Any]]:
-        """The replies of a request, none while it is under way."""
+        """Send a request. Returns a list to which its reply is added."""
         action = ACTIONS[name]
         request = msgspec.json.decode(encode(fields), type=action.request)
         replies: list[dict[str, Any]] = []
@@ -92,18 +92,18 @@ class Direct:
 
 
 class EveryAction(StageCase):
-    """The same actions over a transport that knows no lines."""
+    """Every action works over another transport."""
 
     def setUp(self) -> None:
         super().setUp()
-        self.direct = Direct(self.stage.api)
+        self.transport = InMemoryTransport(self.stage.api)
         self.used: set[str] = set()
 
     def ask(self, name: str, **fields: Any) -> dict[str, Any]:
         """The reply to a request."""
         self.used.add(name)
-        replies = self.direct.start(name, **fields)
-        self.stage.settle()
+        replies = self.transport.start(name, **fields)
+        self.stage.run_pending()
         [reply] = replies
         return reply
 
@@ -114,41 +114,41 @@ class EveryAction(StageCase):
         self.assertEqual(ask("new_task", task="x")["code"], "auth_required")
         self.assertEqual(ask("register", username="ana", password=PASSWORD)["username"], "ana")
         self.assertEqual(ask("login", username="ana", password=PASSWORD)["status"], "logged_in")
-        self.assertEqual((self.direct.principal.username, self.direct.principal.address), ("ana", "memory"))
-        self.assertEqual(ask("whoami")["user_id"], self.direct.principal.user_id)
+        self.assertEqual((self.transport.principal.username, self.transport.principal.address), ("ana", "memory"))
+        self.assertEqual(ask("whoami")["user_id"], self.transport.principal.user_id)
         self.assertEqual(ask("watch"), {"status": "success", "tasks": []})
         first = ask("new_task", task="one", payload={"seconds": 0})["task_id"]
         second, third = ask("new_tasks", tasks=[{"task": "two"}, {"task": "three"}])["task_ids"]
-        self.assertEqual([event["task"]["id"] for event in self.direct.events], [first, second, third])
+        self.assertEqual([event["task"]["id"] for event in self.transport.events], [first, second, third])
         self.assertEqual([task["id"] for task in ask("get_tasks")["tasks"]], [third, second, first])
         self.assertEqual(ask("get_task", task_id=first)["task"]["payload"], {"seconds": 0})
         self.assertEqual(ask("explain", task_id=first)["code"], "no_worker")
         self.assertEqual(ask("kinds")["kinds"], [])
         self.stage.claim(first)
-        waiting = self.direct.start("wait", task_ids=[first])
-        self.stage.settle()
+        waiting = self.transport.start("wait", task_ids=[first])
+        self.stage.run_pending()
         self.assertEqual(waiting, [])
-        self.stage.say(first, "a line")
+        self.stage.report(first, "a line")
         self.assertEqual([line["text"] for line in ask("get_log", task_id=first, follow=True)["lines"]], ["a line"])
         self.stage.finish(first)
         self.assertTrue(waiting[0]["done"])
         self.stage.clock.advance(1)
-        self.assertIn("log_end", [event["event"] for event in self.direct.events])
+        self.assertIn("log_end", [event["event"] for event in self.transport.events])
         self.assertEqual(ask("cancel_task", task_id=second)["task"]["state"], "cancelled")
         self.assertEqual(ask("retry_task", task_id=second)["task"]["state"], "waiting")
         self.assertEqual(ask("cancel_task", task_id=first)["code"], "conflict")
         self.assertEqual(ask("unwatch"), {"status": "success"})
-        self.direct.events.clear()
+        self.transport.events.clear()
         self.assertEqual(ask("logout"), {"status": "success"})
-        self.assertEqual(self.direct.principal, Principal(address="memory"))
-        self.assertEqual(self.direct.events, [])
+        self.assertEqual(self.transport.principal, Principal(address="memory"))
+        self.assertEqual(self.transport.events, [])
         self.assertEqual(self.used | {"wait"}, set(ACTIONS))
 
-    def test_a_server_that_stops_refuses_what_comes(self) -> None:
+    def test_a_draining_server_refuses_new_requests(self) -> None:
         self.stage.api.drain()
         self.assertEqual(self.ask("ping")["code"], "draining")
 
-    def test_whatever_fails_is_an_error_with_a_code(self) -> None:
+    def test_a_defect_becomes_an_internal_error(self) -> None:
         self.ask("register", username="ana", password=PASSWORD)
         self.ask("login", username="ana", password=PASSWORD)
         self.stage.runner.broken = True
@@ -157,24 +157,24 @@ class EveryAction(StageCase):
 
 
 class TestANewAction:
-    """Fails for each thing that an action of the registry still lacks, and for what belongs to no action."""
+    """Every action has its method, section, command and texts; and there is none without an action."""
 
-    def test_its_method_stands_in_the_class_of_its_theme(self) -> None:
+    def test_its_method_is_in_the_class_of_its_theme(self) -> None:
         for theme, actions in THEMES.items():
             methods = {name for name in vars(actions) if not name.startswith("_")}
             assert methods == {action.name for action in ACTIONS.values() if action.theme is theme}
 
-    def test_its_section_stands_in_the_protocol_document(self) -> None:
+    def test_the_protocol_document_has_its_section(self) -> None:
         page = (ROOT / "docs" / "protocol.md").read_text()
         sections = set(re.findall(r"^### (\w+)$", page, re.MULTILINE))
         assert sorted(set(ACTIONS) - sections) == []
 
-    def test_its_command_is_known(self) -> None:
+    def test_its_command_has_a_help_text_in_both_languages(self) -> None:
         assert set(COMMANDS) == set(ACTIONS)
         for command in set(COMMANDS.values()) - {None}:
             assert help_texts.summary(str(command), "en") and help_texts.summary(str(command), "es")
 
-    def test_its_texts_are_there_in_both_languages(self) -> None:
+    def test_it_has_a_summary_in_both_languages(self) -> None:
         for action in ACTIONS.values():
             assert action.summary.endswith(".") and action.summary_es.endswith("."), action.name
             assert action.summary != action.summary_es

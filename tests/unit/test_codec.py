@@ -1,4 +1,4 @@
-"""taskd.protocol.codec, framing and registry: bytes to typed requests, and what is said to all others."""
+"""taskd.protocol.codec, framing and actions, and the event batches of taskd.events.records."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ PING = '{"action":"ping"%s}'
 
 
 def short(value: Any) -> str:
-    """A test's name."""
+    """A short id for a test parameter."""
     return repr(value)[:60]
 
 
 def refused(line: bytes | str) -> tuple[TaskdError, Any]:
-    """The error, and the id to which it belongs as JSON has it, UNSET when there is none."""
+    """The error of a refused line, and its request id, decoded; UNSET if the line has none."""
     with pytest.raises(InvalidRequest) as caught:
         decode_request(line if isinstance(line, bytes) else line.encode())
     error, request_id = caught.value.error, caught.value.request_id
@@ -42,35 +42,66 @@ def refused(line: bytes | str) -> tuple[TaskdError, Any]:
 @pytest.mark.parametrize(
     "line",
     [
-        *(b"", b" ", b"\t \r", b"[]", b"[1,2]", b"1", b"-1.5", b"null", b"true", b'"ping"', b"ping", b"GET / HTTP/1.1"),
-        *(b"\xff", b'{"action":"ping","id":"\xc3"}', b'{"action":"ping","x":"\xed\xa0\x80"}', b"\x16\x03\x01\x02\x00"),
-        *(
-            PING.encode("utf-16"),
-            PING.encode("utf-16-le"),
-            PING.encode("utf-32"),
-            b"\xef\xbb\xbf" + b'{"action":"ping"}',
-        ),
-        *(b'{"action":"ping","x":NaN}', b'{"action":"ping","x":Infinity}', b'{"action":"ping","x":-Infinity}'),
-        *(b'{"action":"ping","id":"\\ud800"}', b'{"action":"ping","x":"\\udc00\\ud800"}', b'{"action":"\\ud800"}'),
-        *(
-            b"\0",
-            b'\0{"action":"ping"}',
-            b'{"action":"ping"}\0',
-            b'{"action":"pi\0ng"}',
-            b'{"action":"ping","x":"\x1f"}',
-        ),
-        *(b'{"action":"ping"', b'{"action":"ping",}', b'{"action":"ping"} {}', b"{'action':'ping'}", b"{action:1}"),
-        *(b'{"action":"ping","x":01}', b'{"action":"ping","x":tru}', b'{"action":"ping","x":"\\q"}', b'{"action"}'),
-        *(b"[" * 10_000, b'{"action":"ping","x":' + b"[" * 10_000 + b"]" * 10_000 + b"}", b'{"a":' * 10_000),
+        b"",
+        b" ",
+        b"\t \r",
+        b"[]",
+        b"[1,2]",
+        b"1",
+        b"-1.5",
+        b"null",
+        b"true",
+        b'"ping"',
+        b"ping",
+        b"GET / HTTP/1.1",
+        b"\xff",
+        b'{"action":"ping","id":"\xc3"}',
+        b'{"action":"ping","x":"\xed\xa0\x80"}',
+        b"\x16\x03\x01\x02\x00",
+        PING.encode("utf-16"),
+        PING.encode("utf-16-le"),
+        PING.encode("utf-32"),
+        b"\xef\xbb\xbf" + b'{"action":"ping"}',
+        b'{"action":"ping","x":NaN}',
+        b'{"action":"ping","x":Infinity}',
+        b'{"action":"ping","x":-Infinity}',
+        b'{"action":"ping","id":"\\ud800"}',
+        b'{"action":"ping","x":"\\udc00\\ud800"}',
+        b'{"action":"\\ud800"}',
+        b"\0",
+        b'\0{"action":"ping"}',
+        b'{"action":"ping"}\0',
+        b'{"action":"pi\0ng"}',
+        b'{"action":"ping","x":"\x1f"}',
+        b'{"action":"ping"',
+        b'{"action":"ping",}',
+        b'{"action":"ping"} {}',
+        b"{'action':'ping'}",
+        b"{action:1}",
+        b'{"action":"ping","x":01}',
+        b'{"action":"ping","x":tru}',
+        b'{"action":"ping","x":"\\q"}',
+        b'{"action"}',
+        b"[" * 10_000,
+        b'{"action":"ping","x":' + b"[" * 10_000 + b"]" * 10_000 + b"}",
+        b'{"a":' * 10_000,
         b'{"action":"ping","id":' + b"[" * 10_000 + b"]" * 10_000 + b"}",
-        # something else is wrong as well, and msgspec stops there
-        *(b'{"a":1}garbage', b"{} {}", b'{"action":5} x', b'{"action":5,"x":tru}', b'{"action":null]'),
-        *(b'{"action":"nope"}]', b'{"action":"new_task"}{"task":"x"}', b'{"action":"new_task","payload":[]}}'),
-        *(b'{"id":{}}x', b'{"action":"wait","task_ids":[1,"x"],}', b'{"action":"new_tasks","tasks":[5]'),
+        # msgspec stops at an earlier mistake of these lines
+        b'{"a":1}garbage',
+        b"{} {}",
+        b'{"action":5} x',
+        b'{"action":5,"x":tru}',
+        b'{"action":null]',
+        b'{"action":"nope"}]',
+        b'{"action":"new_task"}{"task":"x"}',
+        b'{"action":"new_task","payload":[]}}',
+        b'{"id":{}}x',
+        b'{"action":"wait","task_ids":[1,"x"],}',
+        b'{"action":"new_tasks","tasks":[5]',
     ],
     ids=short,
 )
-def test_what_is_no_json_object_in_utf8(line: bytes) -> None:
+def test_a_line_that_is_not_a_json_object_in_utf8_is_bad_json(line: bytes) -> None:
     error, request_id = refused(line)
     assert error.code == "bad_json" and request_id is UNSET and error.field is None
 
@@ -88,7 +119,7 @@ def test_what_is_no_json_object_in_utf8(line: bytes) -> None:
     ],
     ids=short,
 )
-def test_a_refusal_says_what_to_do(line: bytes, words: str) -> None:
+def test_the_error_message_names_the_mistake(line: bytes, words: str) -> None:
     assert words in refused(line)[0].message
 
 
@@ -140,7 +171,7 @@ def test_a_refusal_says_what_to_do(line: bytes, words: str) -> None:
     ],
     ids=short,
 )
-def test_a_field_at_fault_is_named(line: str, field: str, words: str) -> None:
+def test_an_error_names_the_invalid_field(line: str, field: str, words: str) -> None:
     error, request_id = refused(line)
     assert (error.code, error.field, request_id) == ("bad_request", field, UNSET)
     assert words in error.message
@@ -149,16 +180,16 @@ def test_a_field_at_fault_is_named(line: str, field: str, words: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["{}", "[]", "[1]", '{"a":1}', "1e999", "-1e999", "9" * 5000], ids=short)
-def test_an_id_that_cannot_be_one(value: str) -> None:
+def test_an_invalid_id_is_refused(value: str) -> None:
     error, request_id = refused(PING % f',"id":{value}')
     assert (error.code, error.field, request_id) == ("bad_request", "id", UNSET)
 
 
-def test_an_id_of_another_type_is_told_what_it_may_be() -> None:
+def test_the_error_for_an_invalid_id_names_the_allowed_types() -> None:
     assert refused(PING % ',"id":{}')[0].message == "id: expected boolean or number or string or null, got object"
 
 
-def test_an_unknown_action() -> None:
+def test_an_unknown_action_is_refused() -> None:
     error, request_id = refused('{"action":"destroy","id":7}')
     assert (error.code, error.field, request_id) == ("unknown_action", "action", 7)
     assert "'destroy'" in error.message and "new_task" in error.message
@@ -169,21 +200,31 @@ def test_an_unknown_action() -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        *(
-            "1",
-            "0",
-            "-0",
-            "-1",
-            "18446744073709551616",
-            "-9223372036854775809",
-            "1" * 200,
-            "1.0",
-            "1.50",
-            "1e2",
-            "-0.0",
-        ),
-        *("0.1000000000000000055511151231257827", "null", "true", "false", '""', '"a"', '"ñ"', '"\\u00f1"', '"\\/"'),
-        *('"\\n\\u0000"', '"\\ud83e\\udd80"', '"🦀"', '"null"', '"' + "x" * 60_000 + '"'),
+        "1",
+        "0",
+        "-0",
+        "-1",
+        "18446744073709551616",
+        "-9223372036854775809",
+        "1" * 200,
+        "1.0",
+        "1.50",
+        "1e2",
+        "-0.0",
+        "0.1000000000000000055511151231257827",
+        "null",
+        "true",
+        "false",
+        '""',
+        '"a"',
+        '"ñ"',
+        '"\\u00f1"',
+        '"\\/"',
+        '"\\n\\u0000"',
+        '"\\ud83e\\udd80"',
+        '"🦀"',
+        '"null"',
+        '"' + "x" * 60_000 + '"',
     ],
     ids=short,
 )
@@ -196,15 +237,19 @@ def test_an_id_is_echoed_as_it_was_written(value: str) -> None:
     assert encode_error(Conflict("no"), request_id).startswith(f'{{"id":{value},"ok":false,'.encode())
 
 
-def test_no_id_is_not_null() -> None:
+def test_a_missing_id_differs_from_null() -> None:
     _, _, request_id = decode_request((PING % "").encode())
     assert request_id is UNSET
     assert encode_reply({"status": "success"}, UNSET) == b'{"ok":true,"status":"success"}\n'
 
 
-def test_an_error_says_code_and_message_and_where_it_helps_field_and_time() -> None:
+def test_an_error_has_a_code_a_message_and_if_given_field_and_retry_after() -> None:
     assert json.loads(encode_error(RateLimited("wait", retry_after=5), UNSET)) == {
-        **{"ok": False, "status": "error", "code": "rate_limited", "message": "wait", "retry_after": 5}
+        "ok": False,
+        "status": "error",
+        "code": "rate_limited",
+        "message": "wait",
+        "retry_after": 5,
     }
     assert json.loads(encode_error(Conflict("no", field="x"), UNSET))["field"] == "x"
 
@@ -218,13 +263,13 @@ def test_an_error_says_code_and_message_and_where_it_helps_field_and_time() -> N
         ('{"action":"ping","id":{},"id":2}', "ping", 2),
     ],
 )
-def test_of_a_name_given_twice_the_last_counts(line: str, name: str, request_id: Any) -> None:
+def test_of_a_repeated_action_or_id_the_last_counts(line: str, name: str, request_id: Any) -> None:
     action, _, found = decode_request(line.encode())
     assert action.name == name
     assert (found if found is UNSET else json.loads(bytes(found))) == request_id
 
 
-def test_of_a_field_given_twice_the_last_counts_in_the_request_as_well() -> None:
+def test_of_a_repeated_field_the_last_counts() -> None:
     line = b'{"action":"get_task","action":"new_task","task":"a","task":"b","payload":{"k":1,"k":2},"task_id":1}'
     _, request, _ = decode_request(line)
     assert isinstance(request, m.TaskSpec)
@@ -232,18 +277,18 @@ def test_of_a_field_given_twice_the_last_counts_in_the_request_as_well() -> None
     assert refused('{"action":"ping","id":5,"id":{}}')[1] is UNSET
 
 
-def test_fields_that_are_not_declared_are_ignored() -> None:
+def test_undeclared_fields_are_ignored() -> None:
     line = PING % (',"x":1e999,"y":%s,"z":{"a":[null]},"":0' % ("9" * 5000))
     assert decode_request(line.encode())[0].name == "ping"
 
 
-def test_numbers_of_a_payload_may_be_larger_than_64_bits() -> None:
+def test_numbers_in_a_payload_may_exceed_64_bits() -> None:
     _, request, _ = decode_request(b'{"action":"new_task","task":"x","payload":{"n":%d}}' % 2**100)
     assert isinstance(request, m.TaskSpec) and json.loads(bytes(request.payload)) == {"n": 2**100}
 
 
-def test_an_id_keeps_nothing_else_of_its_line() -> None:
-    """Or a slow request would hold 64 KiB for one byte."""
+def test_a_request_id_does_not_keep_its_line_in_memory() -> None:
+    """A slow request would hold 64 KiB for one byte otherwise."""
     line = (PING % (',"id":1,"x":"%s"' % ("x" * 60_000))).encode()
     before = sys.getrefcount(line)
     _, _, request_id = decode_request(line)
@@ -261,12 +306,12 @@ class TestRegistry:
                 assert isinstance(field.type, msgspec.inspect.Metadata), (action.name, field.name)
                 assert (field.type.extra_json_schema or {})["description"]
 
-    def test_the_original_vocabulary_is_there(self) -> None:
+    def test_the_original_actions_exist(self) -> None:
         assert {"register", "login", "get_tasks", "new_task"} <= set(ACTIONS)
 
 
 class TestFramer:
-    def test_lines_of_one_piece(self) -> None:
+    def test_one_piece_with_several_lines(self) -> None:
         assert Framer().feed(b"a\nb\r\n\n\r\n c \nd") == [b"a", b"b", b"", b"", b" c "]
 
     def test_a_byte_at_a_time(self) -> None:
@@ -279,21 +324,21 @@ class TestFramer:
 
     @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
     @pytest.mark.parametrize("step", [1, 7, 1000])
-    def test_the_longest_line_and_one_byte_more(self, end: bytes, step: int) -> None:
+    def test_the_longest_line_passes_and_one_byte_more_does_not(self, end: bytes, step: int) -> None:
         framer, found = Framer(8), []
         data = b"12345678" + end + b"123456789" + end + b"next" + end + b"1" * 100 + end + b"last" + end
         for start in range(0, len(data), step):
             found += framer.feed(data[start : start + step])
         assert found == [b"12345678", None, b"next", None, b"last"]
 
-    def test_an_overlong_line_is_told_of_at_once_and_only_once(self) -> None:
+    def test_an_overlong_line_is_reported_at_once_and_only_once(self) -> None:
         framer = Framer(8)
         assert framer.feed(b"12345678\r") == []
         assert framer.feed(b"x") == [None]
         assert framer.feed(b"y" * 100) == []
         assert framer.feed(b"z\nnext\n") == [b"next"]
 
-    def test_it_keeps_no_more_than_a_line(self) -> None:
+    def test_an_overlong_line_is_not_kept(self) -> None:
         framer = Framer()
         for _ in range(100):
             framer.feed(b"x" * MAX_LINE_BYTES)
@@ -306,18 +351,19 @@ class TestFramer:
         assert framer.end() is None
 
 
-def test_news_arrive_as_they_were_sent() -> None:
+def test_an_event_batch_is_decoded_as_it_was_encoded() -> None:
     stage = Stage()
     tasks = stage.create(count=2, task="ñ\n")
-    news = decode_batch(m.encode(EventBatch("me", changes_of(tasks, NOON))))
-    assert news.origin == "me"
-    assert [(c.user_id, c.task_id, c.version, c.state, c.queue) for c in news.changes] == [
+    stage.close()
+    batch = decode_batch(m.encode(EventBatch("me", changes_of(tasks, NOON))))
+    assert batch.origin == "me"
+    assert [(c.user_id, c.task_id, c.version, c.state, c.queue) for c in batch.changes] == [
         (t.user_id, t.id, t.version, t.state, t.queue) for t in tasks
     ]
-    assert bytes(news.changes[0].view) == m.encode(view(tasks[0], NOON))
+    assert bytes(batch.changes[0].view) == m.encode(view(tasks[0], NOON))
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'["me",[[1]]]', b"\xff", b"null"])
-def test_news_that_are_none(body: bytes) -> None:
+def test_an_invalid_event_batch_is_refused(body: bytes) -> None:
     with pytest.raises((msgspec.MsgspecError, UnicodeDecodeError)):
         decode_batch(body)

@@ -1,4 +1,4 @@
-"""The action explain: why a task is where it is, and what to do."""
+"""The action explain: the reason for a task's state, and what the user can do."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tests.unit.test_actions import ActionCase
 class Explaining(ActionCase):
     window = 3
 
-    def why(self, task_id: int) -> dict[str, Any]:
-        """The reply, less what every reply has."""
+    def explain(self, task_id: int) -> dict[str, Any]:
+        """The reply, without the fields that every reply has."""
         reply = self.client.ask("explain", task_id=task_id)
         self.assertEqual((reply.pop("ok"), reply.pop("status"), reply.pop("task_id")), (True, "success", task_id))
         self.assertRegex(reply["message"], r"^[A-Z].*\.$")
@@ -20,116 +20,121 @@ class Explaining(ActionCase):
         del reply["id"]
         return reply
 
-    def test_a_completed_one(self) -> None:
+    def test_a_completed_task(self) -> None:
         task_id = self.add()
         self.stage.run(task_id)
-        why = self.why(task_id)
-        self.assertIn("get_task", why.pop("message"))
+        reply = self.explain(task_id)
+        self.assertIn("get_task", reply.pop("message"))
         self.assertEqual(
-            why,
+            reply,
             {
-                **{"state": "completed", "code": "completed", "kind": "simulate", "queue": "tasks"},
-                **{"attempt": 1, "max_attempts": 3, "finished_at": "2025-03-01T12:00:00Z"},
+                "state": "completed",
+                "code": "completed",
+                "kind": "simulate",
+                "queue": "tasks",
+                "attempt": 1,
+                "max_attempts": 3,
+                "finished_at": "2025-03-01T12:00:00Z",
             },
         )
 
-    def test_a_failed_one_and_a_cancelled_one_say_how_to_go_on(self) -> None:
+    def test_failed_and_cancelled_tasks_name_retry_task(self) -> None:
         failed, cancelled = self.add(), self.add()
         self.stage.run(failed, state=State.FAILED, error="ValueError: no.")
         self.client.ask("cancel_task", task_id=cancelled)
-        why = self.why(failed)
-        self.assertEqual((why["code"], why["error"]), ("failed", "ValueError: no."))
-        self.assertIn("ValueError: no. get_task", why["message"])
+        reply = self.explain(failed)
+        self.assertEqual((reply["code"], reply["error"]), ("failed", "ValueError: no."))
+        self.assertIn("ValueError: no. get_task", reply["message"])
         for task_id, code in ((failed, "failed"), (cancelled, "cancelled")):
-            why = self.why(task_id)
-            self.assertEqual((why["code"], why["state"]), (code, code))
-            self.assertIn("retry_task", why["message"])
+            reply = self.explain(task_id)
+            self.assertEqual((reply["code"], reply["state"]), (code, code))
+            self.assertIn("retry_task", reply["message"])
 
-    def test_a_running_one(self) -> None:
+    def test_a_running_task(self) -> None:
         task_id = self.add()
         self.stage.claim(task_id)
-        why = self.why(task_id)
-        self.assertEqual((why["code"], why["since"], why["attempt"]), ("running", "2025-03-01T12:00:00Z", 1))
-        self.assertIn("attempt 1 of 3 since 2025-03-01 12:00:00 UTC", why["message"])
+        reply = self.explain(task_id)
+        self.assertEqual((reply["code"], reply["since"], reply["attempt"]), ("running", "2025-03-01T12:00:00Z", 1))
+        self.assertIn("attempt 1 of 3 since 2025-03-01 12:00:00 UTC", reply["message"])
 
-    def test_one_that_is_handed_out(self) -> None:
-        self.stage.work(slots=7)
-        why = self.why(self.add())
-        self.assertEqual((why["code"], why["workers"], why["slots"]), ("queued", 1, 7))
+    def test_a_queued_task(self) -> None:
+        self.stage.add_worker(slots=7)
+        reply = self.explain(self.add())
+        self.assertEqual((reply["code"], reply["workers"], reply["slots"]), ("queued", 1, 7))
 
-    def test_one_that_is_handed_out_and_nobody_serves_it(self) -> None:
-        why = self.why(self.add())
-        self.assertEqual((why["code"], why["state"], why["workers"]), ("no_worker", "queued", 0))
-        self.assertIn("start a taskworker", why["message"])
-        self.assertNotIn("--handlers", why["message"])
+    def test_a_queued_task_without_a_worker(self) -> None:
+        reply = self.explain(self.add())
+        self.assertEqual((reply["code"], reply["state"], reply["workers"]), ("no_worker", "queued", 0))
+        self.assertIn("start a taskworker", reply["message"])
+        self.assertNotIn("--handlers", reply["message"])
 
-    def test_one_whose_kind_nobody_serves(self) -> None:
-        self.stage.work()
-        why = self.why(self.add(kind="sculpt"))
-        self.assertEqual((why["code"], why["kind"], why["queue"]), ("no_worker", "sculpt", "tasks"))
-        self.assertEqual((why["workers"], why["max_attempts"]), (0, None))
+    def test_a_task_of_a_kind_that_no_worker_serves(self) -> None:
+        self.stage.add_worker()
+        reply = self.explain(self.add(kind="sculpt"))
+        self.assertEqual((reply["code"], reply["kind"], reply["queue"]), ("no_worker", "sculpt", "tasks"))
+        self.assertEqual((reply["workers"], reply["max_attempts"]), (0, None))
         for word in ("'sculpt'", "'tasks'", "--handlers"):
-            self.assertIn(word, why["message"])
+            self.assertIn(word, reply["message"])
 
-    def test_one_whose_program_nobody_serves(self) -> None:
-        self.stage.work()
-        why = self.why(self.add(kind="command:convert"))
-        self.assertEqual((why["code"], why["kind"]), ("no_worker", "command:convert"))
-        self.assertIn("--programs", why["message"])
-        self.assertNotIn("--handlers", why["message"])
+    def test_a_task_of_a_program_that_no_worker_serves(self) -> None:
+        self.stage.add_worker()
+        reply = self.explain(self.add(kind="command:convert"))
+        self.assertEqual((reply["code"], reply["kind"]), ("no_worker", "command:convert"))
+        self.assertIn("--programs", reply["message"])
+        self.assertNotIn("--handlers", reply["message"])
 
-    def test_one_whose_kind_is_served_in_another_queue_only(self) -> None:
-        self.stage.work("sculpt", queues=("slow",))
-        self.assertEqual(self.why(self.add(kind="sculpt"))["code"], "no_worker")
-        self.assertEqual(self.why(self.add(kind="sculpt", queue="slow"))["code"], "queued")
+    def test_a_task_of_a_kind_that_is_served_only_in_another_queue(self) -> None:
+        self.stage.add_worker("sculpt", queues=("slow",))
+        self.assertEqual(self.explain(self.add(kind="sculpt"))["code"], "no_worker")
+        self.assertEqual(self.explain(self.add(kind="sculpt", queue="slow"))["code"], "queued")
 
-    def test_a_scheduled_one(self) -> None:
-        self.stage.work()
+    def test_a_scheduled_task(self) -> None:
+        self.stage.add_worker()
         task_id = self.add(delay=3600)
-        why = self.why(task_id)
-        self.assertEqual((why["code"], why["state"]), ("scheduled", "scheduled"))
-        self.assertEqual((why["run_at"], why["workers"]), ("2025-03-01T13:00:00Z", 1))
-        self.assertNotIn("worker", why["message"])
-        self.stage.leave()
-        why = self.why(task_id)
-        self.assertEqual((why["code"], why["workers"]), ("scheduled", 0))
-        self.assertIn("start a taskworker", why["message"])
+        reply = self.explain(task_id)
+        self.assertEqual((reply["code"], reply["state"]), ("scheduled", "scheduled"))
+        self.assertEqual((reply["run_at"], reply["workers"]), ("2025-03-01T13:00:00Z", 1))
+        self.assertNotIn("worker", reply["message"])
+        self.stage.remove_worker()
+        reply = self.explain(task_id)
+        self.assertEqual((reply["code"], reply["workers"]), ("scheduled", 0))
+        self.assertIn("start a taskworker", reply["message"])
 
-    def test_one_that_is_to_be_tried_again(self) -> None:
-        self.stage.work()
+    def test_a_task_that_waits_for_its_next_attempt(self) -> None:
+        self.stage.add_worker()
         task_id = self.add()
         self.stage.claim(task_id)
         self.stage.finish(task_id, state=State.WAITING, error="KeyError: 'x'", delay=60)
-        why = self.why(task_id)
-        self.assertEqual((why["code"], why["state"], why["attempt"]), ("retrying", "retrying", 1))
-        self.assertEqual((why["error"], why["run_at"]), ("KeyError: 'x'", "2025-03-01T12:01:00Z"))
-        self.assertIn("Attempt 1 of 3 has failed: KeyError: 'x'. The next attempt is at", why["message"])
+        reply = self.explain(task_id)
+        self.assertEqual((reply["code"], reply["state"], reply["attempt"]), ("retrying", "retrying", 1))
+        self.assertEqual((reply["error"], reply["run_at"]), ("KeyError: 'x'", "2025-03-01T12:01:00Z"))
+        self.assertIn("Attempt 1 of 3 has failed: KeyError: 'x'. The next attempt is at", reply["message"])
 
     def test_rabbitmq_is_away(self) -> None:
-        self.stage.work()
+        self.stage.add_worker()
         queued = self.add()
         self.stage.broker.ready = False
         waiting = self.add()
         for task_id, state in ((queued, "queued"), (waiting, "waiting")):
-            why = self.why(task_id)
-            self.assertEqual((why["code"], why["state"]), ("broker_down", state))
-        self.assertEqual(self.why(self.add(kind="sculpt"))["code"], "no_worker")
+            reply = self.explain(task_id)
+            self.assertEqual((reply["code"], reply["state"]), ("broker_down", state))
+        self.assertEqual(self.explain(self.add(kind="sculpt"))["code"], "no_worker")
 
     def test_the_window_is_full(self) -> None:
-        self.stage.work()
+        self.stage.add_worker()
         numbers = [self.add() for _ in range(4)]
-        why = self.why(numbers[-1])
-        self.assertEqual((why["code"], why["queued"], why["window"]), ("waiting", 3, 3))
-        self.assertIn("3 tasks", why["message"])
+        reply = self.explain(numbers[-1])
+        self.assertEqual((reply["code"], reply["queued"], reply["window"]), ("waiting", 3, 3))
+        self.assertIn("3 tasks", reply["message"])
 
-    def test_it_is_about_to_be_handed_out(self) -> None:
-        self.stage.work()
+    def test_a_waiting_task_with_room_in_the_window(self) -> None:
+        self.stage.add_worker()
         [task] = self.stage.create(state=State.WAITING)
-        self.assertEqual(self.why(task.id)["code"], "waiting")
+        self.assertEqual(self.explain(task.id)["code"], "waiting")
 
-    def test_a_queue_that_is_another_servers(self) -> None:
-        self.stage.work(queues=("elsewhere",))
+    def test_a_queue_that_another_server_dispatches(self) -> None:
+        self.stage.add_worker(queues=("elsewhere",))
         [task] = self.stage.create(state=State.WAITING, queue="elsewhere")
-        why = self.why(task.id)
-        self.assertEqual((why["code"], why["queue"]), ("waiting", "elsewhere"))
-        self.assertIn("only tasks, slow", why["message"])
+        reply = self.explain(task.id)
+        self.assertEqual((reply["code"], reply["queue"]), ("waiting", "elsewhere"))
+        self.assertIn("only tasks, slow", reply["message"])

@@ -1,4 +1,4 @@
-"""taskd.events.hub and publisher: who hears of what, once and in order."""
+"""taskd.events: each watch, wait and listener gets its events, once and in order."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from taskd.events.hub import MAX_EARLY, MAX_SEEN, PIECE, Hub, Watch
 from taskd.events.publisher import MAX_BATCH_BYTES, changes_of
 from taskd.events.records import EventBatch, TaskChange, decode_batch, log_event, progress_event
 from taskd.events.subscriber import Subscriber
+from taskd.events.watch_hub import MAX_EARLY, MAX_SEEN, PIECE, Hub, Watch
 from taskd.model.states import State
 from taskd.model.tasks import Task
 from taskd.protocol.messages import encode
@@ -26,8 +26,8 @@ def changes(*tasks: Task) -> list[TaskChange]:
     return changes_of(tasks, NOON)
 
 
-class Reader:
-    """What a watch has sent."""
+class WatchReader:
+    """A watch, and what it has sent."""
 
     def __init__(self, hub: Hub, user_id: int = 1) -> None:
         self.pieces: list[bytes] = []
@@ -37,7 +37,7 @@ class Reader:
         self.pieces.append(b"".join(event + b"\n" for event in events))
 
     def seen(self) -> list[Any]:
-        """(task, version) of each event, the event's name of others."""
+        """(task id, version) of each task event, the name of each other event."""
         lines = [json.loads(line) for line in b"".join(self.pieces).splitlines()]
         self.pieces.clear()
         return [(x["task"]["id"], x["task"]["version"]) if x["event"] == "task" else x["event"] for x in lines]
@@ -47,46 +47,46 @@ class WatchTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.hub = Hub()
 
-    def opened(self, *snapshot: Task) -> Reader:
-        reader = Reader(self.hub)
+    def opened(self, *snapshot: Task) -> WatchReader:
+        reader = WatchReader(self.hub)
         reader.watch.open(snapshot)
         return reader
 
-    def test_every_change_of_ones_own_tasks_and_no_others(self) -> None:
-        reader, other = self.opened(), Reader(self.hub, 2)
+    def test_a_watch_gets_every_change_of_its_user_and_no_others(self) -> None:
+        reader, other = self.opened(), WatchReader(self.hub, 2)
         other.watch.open([])
         self.hub.deliver(changes(task(1), task(2, user_id=2), task(3)))
         self.assertEqual(reader.seen(), [(1, 1), (3, 1)])
         self.assertEqual(other.seen(), [(2, 1)])
 
-    def test_all_watches_of_a_user_hear_the_same(self) -> None:
+    def test_all_watches_of_a_user_get_the_same_events(self) -> None:
         readers = [self.opened() for _ in range(3)]
         self.hub.deliver(changes(task()))
         self.assertEqual([reader.seen() for reader in readers], [[(1, 1)]] * 3)
 
-    def test_what_comes_before_the_snapshot_follows_it(self) -> None:
-        reader = Reader(self.hub)
+    def test_changes_before_the_snapshot_are_sent_behind_it(self) -> None:
+        reader = WatchReader(self.hub)
         self.hub.deliver(changes(task(1, 2), task(2, 1)))
         self.hub.deliver(changes(task(3, 5)))
         self.assertEqual(reader.seen(), [])
         reader.watch.open([task(1, 2), task(3, 4)])
         self.assertEqual(reader.seen(), [(2, 1), (3, 5)])
 
-    def test_each_version_once_and_never_an_older_one(self) -> None:
+    def test_each_version_is_sent_once_and_never_after_a_newer_one(self) -> None:
         reader = self.opened(task(1, 3))
         for version in (3, 2, 4, 4, 3, 6, 5):
             self.hub.deliver(changes(task(1, version)))
         self.assertEqual(reader.seen(), [(1, 4), (1, 6)])
 
-    def test_what_is_remembered_is_bounded_and_the_youngest_is_kept(self) -> None:
+    def test_only_the_versions_of_the_latest_changed_tasks_are_remembered(self) -> None:
         reader = self.opened(task(1, 1))
         self.hub.deliver(changes(*(task(n) for n in range(2, MAX_SEEN + 1))))
         self.hub.deliver(changes(task(1, 5), task(MAX_SEEN + 1)))
         reader.seen()
         self.hub.deliver(changes(task(1, 4), task(2, 1)))
-        self.assertEqual(reader.seen(), [(2, 1)], "1 has changed lately, 2 is forgotten")
+        self.assertEqual(reader.seen(), [(2, 1)], "task 1 changed later, and task 2 is forgotten")
 
-    def test_a_closed_watch_hears_nothing(self) -> None:
+    def test_a_closed_watch_gets_nothing(self) -> None:
         reader = self.opened()
         reader.watch.close()
         reader.watch.close()
@@ -94,19 +94,19 @@ class WatchTests(SynchronousTestCase):
         self.hub.gap()
         self.assertEqual(reader.pieces, [])
 
-    def test_one_that_is_closed_before_its_snapshot_never_speaks(self) -> None:
-        reader = Reader(self.hub)
+    def test_a_watch_that_is_closed_before_its_snapshot_sends_nothing(self) -> None:
+        reader = WatchReader(self.hub)
         self.hub.deliver(changes(task()))
         reader.watch.close()
         reader.watch.open([])
         self.assertEqual(reader.pieces, [])
 
-    def test_one_that_another_closes_while_both_are_told(self) -> None:
+    def test_a_watch_that_another_closes_during_the_delivery_gets_nothing(self) -> None:
         watches: list[Watch] = []
-        heard: list[Sequence[bytes]] = []
+        received: list[Sequence[bytes]] = []
 
         def send(events: Sequence[bytes]) -> None:
-            heard.append(events)
+            received.append(events)
             for watch in watches:
                 watch.close()
 
@@ -114,9 +114,9 @@ class WatchTests(SynchronousTestCase):
         for watch in watches:
             watch.open([])
         self.hub.deliver(changes(task()))
-        self.assertEqual(len(heard), 1)
+        self.assertEqual(len(received), 1)
 
-    def test_a_gap_ends_it(self) -> None:
+    def test_a_gap_closes_the_watch(self) -> None:
         reader = self.opened()
         self.hub.gap()
         self.hub.gap()
@@ -124,88 +124,88 @@ class WatchTests(SynchronousTestCase):
         self.assertEqual(reader.seen(), ["gap"])
         self.assertTrue(reader.watch.closed)
 
-    def test_a_gap_before_the_snapshot_comes_behind_it(self) -> None:
-        reader = Reader(self.hub)
+    def test_a_gap_before_the_snapshot_is_sent_behind_it(self) -> None:
+        reader = WatchReader(self.hub)
         self.hub.deliver(changes(task()))
         self.hub.gap()
         self.assertEqual(reader.pieces, [])
         reader.watch.open([])
         self.assertEqual(reader.seen(), ["gap"])
 
-    def test_too_much_before_the_snapshot_is_a_gap(self) -> None:
-        reader = Reader(self.hub)
+    def test_too_many_bytes_before_the_snapshot_become_a_gap(self) -> None:
+        reader = WatchReader(self.hub)
         for n in range(1, MAX_EARLY // 4000 + 10):
             self.hub.deliver(changes(task(n, text="x" * 4000)))
         reader.watch.open([])
         self.assertEqual(reader.seen(), ["gap"])
 
-    def test_large_events_come_in_pieces_and_a_watch_closed_between_them_stops(self) -> None:
+    def test_large_changes_are_sent_in_pieces_until_the_watch_is_closed(self) -> None:
         reader = self.opened()
         self.hub.deliver(changes(*(task(n, text="x" * 4000) for n in range(1, 101))))
         self.assertLess(max(map(len, reader.pieces)), PIECE + 5000)
         self.assertEqual(reader.seen(), [(n, 1) for n in range(1, 101)])
-        heard: list[Sequence[bytes]] = []
+        received: list[Sequence[bytes]] = []
 
         def send(events: Sequence[bytes]) -> None:
-            heard.append(events)
+            received.append(events)
             watch.close()
 
         watch = self.hub.watch(1, send)
         watch.open([])
         self.hub.deliver(changes(*(task(n, text="x" * 4000) for n in range(1, 101))))
-        self.assertEqual(len(heard), 1)
+        self.assertEqual(len(received), 1)
 
-    def test_what_running_tasks_say_is_passed_on_in_pieces(self) -> None:
-        reader, other, early = self.opened(), self.opened(), Reader(self.hub)
+    def test_output_of_running_tasks_is_sent_in_pieces(self) -> None:
+        reader, other, early = self.opened(), self.opened(), WatchReader(self.hub)
         other.watch.close()
-        said = [log_event(task(n), 1, ["x" * 4000], NOON) for n in range(1, 101)]
-        self.hub.deliver_outputs(said)
+        outputs = [log_event(task(n), 1, ["x" * 4000], NOON) for n in range(1, 101)]
+        self.hub.deliver_outputs(outputs)
         self.assertLess(max(map(len, reader.pieces)), PIECE + 5000)
-        self.assertEqual(b"".join(reader.pieces), b"".join(bytes(each.event) + b"\n" for each in said))
+        self.assertEqual(b"".join(reader.pieces), b"".join(bytes(each.event) + b"\n" for each in outputs))
         self.assertEqual((other.pieces, early.pieces), ([], []))
         early.watch.open([])
         self.assertEqual(early.seen(), [])
 
-    def test_a_watch_closed_between_two_pieces_hears_no_more(self) -> None:
-        heard: list[Sequence[bytes]] = []
+    def test_a_watch_closed_between_two_pieces_of_output_gets_no_more(self) -> None:
+        received: list[Sequence[bytes]] = []
 
         def send(events: Sequence[bytes]) -> None:
-            heard.append(events)
+            received.append(events)
             watch.close()
 
         watch = self.hub.watch(1, send)
         watch.open([])
         self.hub.deliver_outputs([log_event(task(n), 1, ["x" * 4000], NOON) for n in range(1, 101)])
-        self.assertEqual(len(heard), 1)
+        self.assertEqual(len(received), 1)
 
 
 class ListenerTests(SynchronousTestCase):
-    def test_changes_words_and_gaps_are_news(self) -> None:
-        hub, heard = Hub(), []
+    def test_a_listener_is_called_for_changes_outputs_and_gaps(self) -> None:
+        hub, received = Hub(), []
 
         def listener() -> None:
-            heard.append(1)
+            received.append(1)
 
         hub.listen(1, listener)
-        for news in (
+        for deliver in (
             lambda: hub.deliver(changes(task(1, state=State.RUNNING), task(2))),
             lambda: hub.deliver_outputs([progress_event(task(1), 0.5, None), progress_event(task(2), 0.5, None)]),
             hub.gap,
         ):
-            news()
-            self.assertEqual(len(heard), 1)
-            heard.clear()
+            deliver()
+            self.assertEqual(len(received), 1)
+            received.clear()
         hub.forget_listener(1, listener)
         hub.forget_listener(1, listener)
         hub.deliver(changes(task(1)))
-        self.assertEqual((heard, hub._listeners), ([], {}))
+        self.assertEqual((received, hub._listeners), ([], {}))
 
 
 class WaitTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.hub = Hub()
 
-    def test_it_fires_when_the_last_has_ended(self) -> None:
+    def test_a_wait_fires_when_its_last_task_has_ended(self) -> None:
         wait = self.hub.wait([1, 2, 3])
         self.hub.deliver(changes(task(1, state=State.COMPLETED), task(2, state=State.RUNNING), task(9)))
         self.hub.deliver(changes(task(2, state=State.FAILED)))
@@ -214,7 +214,7 @@ class WaitTests(SynchronousTestCase):
         self.hub.deliver(changes(task(3, state=State.CANCELLED)))
         self.successResultOf(wait.changed)
 
-    def test_many_may_wait_for_the_same_task(self) -> None:
+    def test_several_waits_may_wait_for_the_same_task(self) -> None:
         waits = [self.hub.wait([1]) for _ in range(3)]
         waits[1].close()
         self.hub.deliver(changes(task(1, state=State.COMPLETED)))
@@ -222,7 +222,7 @@ class WaitTests(SynchronousTestCase):
         self.assertNoResult(waits[1].changed)
         self.successResultOf(waits[2].changed)
 
-    def test_a_gap_wakes_all_as_nobody_knows(self) -> None:
+    def test_a_gap_wakes_every_wait(self) -> None:
         wait = self.hub.wait([1])
         self.hub.gap()
         self.successResultOf(wait.changed)
@@ -231,82 +231,82 @@ class WaitTests(SynchronousTestCase):
         self.hub.gap()
         self.successResultOf(wait.changed)
 
-    def test_what_has_ended_can_be_said_again(self) -> None:
+    def test_a_repeated_end_is_harmless(self) -> None:
         wait = self.hub.wait([1])
         for _ in range(2):
             wait.ended([1, 2])
             wait.wake()
         self.successResultOf(wait.changed)
 
-    def test_nothing_is_left_of_those_that_are_over(self) -> None:
+    def test_a_closed_wait_leaves_nothing_in_the_hub(self) -> None:
         wait = self.hub.wait([1, 2])
         self.hub.deliver(changes(task(1, state=State.COMPLETED)))
         wait.close()
         self.assertEqual(self.hub._waits, {})
 
 
-class AnnouncerTests(StageCase):
-    def test_the_others_are_told_at_once_and_our_own_readers_a_moment_later(self) -> None:
-        """So that the reply to who asked for a change comes first."""
+class PublisherTests(StageCase):
+    def test_changes_are_announced_at_once_and_delivered_here_a_moment_later(self) -> None:
+        """So the reply to the request that made the change is sent first."""
         stage = self.stage
-        reader = Reader(stage.hub)
+        reader = WatchReader(stage.hub)
         reader.watch.open([])
         stage.publisher.publish([task(1)])
         stage.publisher.publish([task(2), task(1, 2)])
-        self.assertEqual([len(decode_batch(body).changes) for body in stage.broker.news], [1, 2])
+        self.assertEqual([len(decode_batch(body).changes) for body in stage.broker.event_batches], [1, 2])
         self.assertEqual(reader.pieces, [])
-        stage.settle()
+        stage.run_pending()
         self.assertEqual(reader.seen(), [(1, 1), (2, 1), (1, 2)])
 
-    def test_nothing_is_nothing(self) -> None:
+    def test_publishing_no_tasks_announces_nothing(self) -> None:
         self.stage.publisher.publish([])
-        self.assertEqual(self.stage.broker.news, [])
+        self.assertEqual(self.stage.broker.event_batches, [])
 
-    def test_ones_own_news_are_passed_over_when_they_come_back(self) -> None:
+    def test_own_event_batches_are_ignored_when_they_come_back(self) -> None:
         window = self.stage.window()
         self.stage.publisher.publish([task()])
-        self.stage.settle()
+        self.stage.run_pending()
         self.assertEqual(window.room, 2000)
-        self.stage.tell([task()])
+        self.stage.announce([task()])
         self.assertEqual(window.room, 1999)
 
-    def test_a_second_server_hears_of_it(self) -> None:
+    def test_another_server_gets_the_changes(self) -> None:
         hub, moved = Hub(), []
-        reader = Reader(hub)
+        reader = WatchReader(hub)
         reader.watch.open([])
         other = Subscriber(self.stage.broker, hub, "other", lambda changes: moved.append(1), lambda: None)
         other.start()
         self.stage.publisher.publish([task(1), task(2)])
-        self.stage.settle()
+        self.stage.run_pending()
         self.assertEqual((reader.seen(), moved), ([(1, 1), (2, 1)], [1]))
 
-    def test_large_news_travel_in_pieces(self) -> None:
+    def test_large_event_batches_are_split(self) -> None:
         tasks = [task(n, text="x" * 4000) for n in range(1, 301)]
         self.stage.publisher.publish(tasks)
-        news = self.stage.broker.news
-        self.assertLess(max(map(len, news)), MAX_BATCH_BYTES + 10_000)
-        self.assertEqual([c.task_id for body in news for c in decode_batch(body).changes], list(range(1, 301)))
+        batches = self.stage.broker.event_batches
+        self.assertLess(max(map(len, batches)), MAX_BATCH_BYTES + 10_000)
+        self.assertEqual([c.task_id for body in batches for c in decode_batch(body).changes], list(range(1, 301)))
 
-    def test_news_that_cannot_be_read_are_passed_over(self) -> None:
-        reader = Reader(self.stage.hub)
+    def test_invalid_event_batches_are_ignored(self) -> None:
+        reader = WatchReader(self.stage.hub)
         reader.watch.open([])
         for body in (b"", b"\xff", b"[]", b'["me",[[1,2]]]', encode(EventBatch("other", changes(task())))):
             self.stage.broker.announce(body)
-        self.stage.settle()
+        self.stage.run_pending()
         self.assertEqual(reader.seen(), [(1, 1)])
 
-    def test_news_of_workers_and_words_move_no_window(self) -> None:
+    def test_batches_of_workers_or_outputs_move_no_window(self) -> None:
         moved, came = [], []
         other = Subscriber(self.stage.broker, Hub(), "other", lambda changes: moved.append(1), lambda: came.append(1))
         other.start()
-        self.stage.tell_of_workers()
+        self.stage.announce_workers()
         self.assertEqual((moved, came), ([], [1]))
         [one] = self.stage.create()
         self.stage.claim(one)
         moved.clear()
-        self.stage.say(one, "a line")
+        self.stage.report(one, "a line")
         self.assertEqual((moved, came), ([], [1]))
 
-    def test_an_order_to_stop_is_no_news_of_a_change(self) -> None:
+    def test_a_cancel_order_is_no_event_batch(self) -> None:
         self.stage.publisher.publish_cancel_order([3, 4])
-        self.assertEqual((self.stage.broker.orders, self.stage.broker.news), ([[3, 4]], []))
+        self.assertEqual((self.stage.broker.cancel_orders, self.stage.broker.event_batches), ([[3, 4]], []))

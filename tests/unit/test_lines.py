@@ -1,12 +1,12 @@
-"""taskd.server.lines: bytes in, bytes out, for clients of every kind of manners."""
+"""taskd.server.line_connection: the line protocol, with clients that behave well and clients that do not."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from taskd.events.hub import DRAINING
+from taskd.events.watch_hub import DRAINING
 from taskd.protocol.limits import MAX_LINE_BYTES, MAX_PAGE_CHARS, MAX_PIPELINE
-from taskd.server.lines import CLOSE_SECONDS, LINGER_SECONDS, MAX_EVENT_BYTES
+from taskd.server.line_connection import CLOSE_SECONDS, LINGER_SECONDS, MAX_EVENT_BYTES
 from tests.unit.stage import Client, StageCase, Transport
 
 PING = {"action": "ping"}
@@ -20,7 +20,7 @@ def padded(length: int, **fields: Any) -> bytes:
 
 
 class MalformedLines(StageCase):
-    def test_each_gets_one_reply_and_the_connection_lives_on(self) -> None:
+    def test_each_malformed_line_gets_one_error_and_the_connection_stays_open(self) -> None:
         client = self.stage.connect()
         for line, code in {
             b"": "bad_json",
@@ -46,8 +46,8 @@ class MalformedLines(StageCase):
             self.assertTrue(client.ask("ping")["ok"])
         self.assertFalse(client.closed)
 
-    def test_http_is_told_so_and_shown_the_door(self) -> None:
-        """A web page can make a browser send any text here, but only behind a line like this."""
+    def test_an_http_request_gets_an_error_and_the_connection_is_closed(self) -> None:
+        """A web page can make a browser send a request here, but its first line is always that of HTTP."""
         register = {"action": "register", "username": "eva", "password": "correct horse"}
         client = self.stage.connect()
         client.send(b"POST / HTTP/1.1\r", b"Host: localhost:5000\r", b"\r", register)
@@ -55,7 +55,7 @@ class MalformedLines(StageCase):
         self.assertTrue(client.closed)
         self.assertEqual(self.stage.sql("SELECT * FROM users"), [])
 
-    def test_later_such_a_line_is_like_any_other(self) -> None:
+    def test_an_http_request_behind_a_valid_line_is_only_a_malformed_line(self) -> None:
         client = self.stage.connect()
         client.send(PING, b"GET / HTTP/1.1", PING)
         self.assertEqual([line["ok"] for line in client.lines()], [True, False, True])
@@ -66,7 +66,7 @@ class MalformedLines(StageCase):
         self.assertEqual({line["code"] for line in client.lines()}, {"bad_json"})
         self.assertFalse(client.closed)
 
-    def test_a_line_of_exactly_the_limit_and_one_byte_more(self) -> None:
+    def test_a_line_of_the_maximal_length_passes_and_one_byte_more_does_not(self) -> None:
         client = self.stage.connect()
         for end in (b"", b"\r"):
             client.send(padded(MAX_LINE_BYTES) + end)
@@ -77,12 +77,12 @@ class MalformedLines(StageCase):
             self.assertIn(str(MAX_LINE_BYTES), reply["message"])
         self.assertTrue(client.ask("ping")["ok"])
 
-    def test_what_follows_an_overlong_line_in_the_same_piece_is_answered_too(self) -> None:
+    def test_lines_behind_an_overlong_line_in_the_same_piece_are_answered(self) -> None:
         client = self.stage.connect()
         client.send(padded(MAX_LINE_BYTES + 100), PING, padded(MAX_LINE_BYTES + 1), PING)
         self.assertEqual([line.get("code", "ok") for line in client.lines()], ["too_large", "ok"] * 2)
 
-    def test_an_overlong_line_is_answered_before_its_end_and_takes_no_memory(self) -> None:
+    def test_an_overlong_line_is_refused_before_its_end(self) -> None:
         client = self.stage.connect()
         for _ in range(50):
             client.connection.dataReceived(b"x" * 40_000)
@@ -90,20 +90,20 @@ class MalformedLines(StageCase):
         client.send(b"the end", PING)
         self.assertTrue(client.line()["ok"])
 
-    def test_bytes_one_by_one(self) -> None:
+    def test_a_line_may_arrive_byte_by_byte(self) -> None:
         client = self.stage.connect()
         for byte in b'{"action":"ping","id":"\xc3\xb1"}\r\n':
             client.connection.dataReceived(bytes([byte]))
         self.assertEqual(client.line(), {"id": "ñ", "ok": True, "status": "success"})
 
-    def test_the_server_never_speaks_first(self) -> None:
+    def test_the_server_sends_nothing_before_a_request(self) -> None:
         client = self.stage.connect()
         self.stage.clock.advance(3600)
-        self.assertEqual(client.raw(), [])
+        self.assertEqual(client.raw_lines(), [])
 
 
-class LikeAShell(StageCase):
-    """``printf '...' | nc``: no ids, everything at once, then the end of input."""
+class PipedInput(StageCase):
+    """``printf '...' | nc``: requests without ids, all in one write, then the end of input."""
 
     def test_lines_are_answered_in_order_login_included(self) -> None:
         client = self.stage.connect()
@@ -112,7 +112,7 @@ class LikeAShell(StageCase):
         statuses = [line.get("code", line["status"]) for line in client.lines()]
         self.assertEqual(statuses, ["success", "auth_required", "logged_in", "success", "task_created"])
 
-    def test_all_is_answered_before_the_connection_is_closed(self) -> None:
+    def test_all_requests_are_answered_before_the_connection_is_closed(self) -> None:
         self.stage.client()
         client = self.stage.connect()
         self.stage.runner.slow = True
@@ -120,14 +120,14 @@ class LikeAShell(StageCase):
         client.half_close()
         while self.stage.runner.waiting:
             self.assertFalse(client.closed)
-            self.stage.runner.go_on()
-            self.stage.settle()
+            self.stage.runner.run_waiting()
+            self.stage.run_pending()
         self.assertEqual([line["status"] for line in client.lines()], ["logged_in", "no_tasks", "success"])
         self.assertTrue(client.closed)
-        client.lose()
+        client.lose_connection()
         self.assertEqual(self.stage.clock.getDelayedCalls(), [])
 
-    def test_the_last_line_needs_no_end(self) -> None:
+    def test_the_last_line_needs_no_line_end(self) -> None:
         client = self.stage.connect()
         client.connection.dataReceived(b'{"action":"ping"}\n{"action":"ping","id":5}')
         client.half_close()
@@ -141,13 +141,13 @@ class LikeAShell(StageCase):
         self.assertRefused(client.line(), "too_large")
         self.assertTrue(client.closed)
 
-    def test_without_a_word(self) -> None:
+    def test_a_connection_without_requests_is_closed_at_the_end_of_input(self) -> None:
         client = self.stage.connect()
         client.half_close()
-        self.assertEqual(client.raw(), [])
+        self.assertEqual(client.raw_lines(), [])
         self.assertTrue(client.closed)
 
-    def test_wait_is_answered_before_the_end(self) -> None:
+    def test_a_wait_is_answered_before_the_connection_is_closed(self) -> None:
         client = self.stage.client()
         client.send({"action": "new_task", "task": "x"}, {"action": "wait", "task_ids": [1]})
         client.half_close()
@@ -156,11 +156,11 @@ class LikeAShell(StageCase):
         self.assertEqual([line.get("done") for line in client.lines()], [None, True])
         self.assertTrue(client.closed)
 
-    def test_a_watch_ends_with_the_input(self) -> None:
+    def test_a_watch_ends_at_the_end_of_input(self) -> None:
         client = self.stage.client()
         client.send({"action": "watch"})
         client.half_close()
-        self.stage.tell(self.stage.create())
+        self.stage.announce(self.stage.create())
         self.assertEqual([line["status"] for line in client.lines()], ["success"])
 
     def test_the_end_of_input_may_come_while_the_client_does_not_read(self) -> None:
@@ -169,11 +169,11 @@ class LikeAShell(StageCase):
         client.send(PING, PING)
         client.half_close()
         self.assertFalse(client.closed)
-        client.read_on()
+        client.resume_reading()
         self.assertEqual(len(client.lines()), 2)
         self.assertTrue(client.closed)
 
-    def test_who_does_not_read_the_last_replies_is_cut_off_in_the_end(self) -> None:
+    def test_a_client_that_does_not_read_the_last_replies_is_disconnected(self) -> None:
         client = self.stage.connect()
         client.half_close()
         self.stage.clock.advance(LINGER_SECONDS - 1)
@@ -181,7 +181,7 @@ class LikeAShell(StageCase):
         self.stage.clock.advance(1)
         self.assertTrue(client.transport.disconnected)
 
-    def test_a_peer_that_hears_no_more_is_cut_off(self) -> None:
+    def test_a_peer_that_closed_its_reading_side_is_disconnected(self) -> None:
         client = self.stage.connect()
         client.connection.writeConnectionLost()
         self.assertTrue(client.transport.disconnected)
@@ -191,44 +191,44 @@ class Backpressure(StageCase):
     def test_a_client_that_does_not_read_is_not_read(self) -> None:
         client = self.stage.connect()
         client.stop_reading()
-        self.assertFalse(client.is_read)
+        self.assertFalse(client.is_read_from)
         client.send(PING, PING)
-        self.assertEqual(client.raw(), [])
-        client.read_on()
-        self.assertTrue(client.is_read)
+        self.assertEqual(client.raw_lines(), [])
+        client.resume_reading()
+        self.assertTrue(client.is_read_from)
         self.assertEqual(len(client.lines()), 2)
 
-    def test_a_flood_of_empty_lines_fills_no_memory(self) -> None:
+    def test_a_flood_of_empty_lines_does_not_fill_the_memory(self) -> None:
         client = self.stage.connect()
         client.stop_reading(full=False)
         client.send(b"\n" * 65536)
-        self.assertLess(client.unread, 70_000)
+        self.assertLess(client.unread_bytes, 70_000)
         replies = 0
-        while client.unread:
+        while client.unread_bytes:
             replies += len(client.lines())
-            client.read_on()
+            client.resume_reading()
         self.assertEqual(replies, 65537)
 
     def test_as_many_requests_as_the_pipeline_holds_are_taken(self) -> None:
         client = self.stage.client()
         self.stage.runner.slow = True
         client.send(*({"action": "cancel_task", "task_id": 1, "id": n} for n in range(MAX_PIPELINE + 10)))
-        self.assertFalse(client.is_read)
+        self.assertFalse(client.is_read_from)
         self.assertEqual(self.stage.runner.waiting, MAX_PIPELINE)
         self.stage.runner.slow = False
-        self.stage.runner.go_on()
-        self.stage.settle()
-        self.assertTrue(client.is_read)
+        self.stage.runner.run_waiting()
+        self.stage.run_pending()
+        self.assertTrue(client.is_read_from)
         self.assertEqual(len(client.lines()), MAX_PIPELINE + 10)
 
     def test_long_requests_fill_the_pipeline_sooner(self) -> None:
         client = self.stage.client()
         self.stage.runner.slow = True
         for n in range(100):
-            if client.is_read:
+            if client.is_read_from:
                 client.send({"action": "new_task", "task": "x", "id": n, "payload": {"x": "y" * 60_000}})
         self.assertLess(self.stage.runner.waiting, 20)
-        self.assertFalse(client.is_read)
+        self.assertFalse(client.is_read_from)
 
     def test_large_replies_are_not_made_for_a_client_that_does_not_read(self) -> None:
         self.stage.client()
@@ -244,15 +244,15 @@ class Backpressure(StageCase):
         for action, fields in requests.items():
             for n in range(10):
                 client.send({"action": action, "id": f"{action}{n}", **fields})
-        self.assertLess(client.unread, 5 * 2 * MAX_PAGE_CHARS)
+        self.assertLess(client.unread_bytes, 5 * 2 * MAX_PAGE_CHARS)
         replies: list[Any] = []
-        while client.unread:
-            replies += client.read_on()
+        while client.unread_bytes:
+            replies += client.resume_reading()
             client.stop_reading(full=False)
         self.assertEqual(len({line["id"] for line in replies}), len(replies))
         self.assertEqual(len(replies), 40)
 
-    def test_nor_are_those_that_were_asked_for_before_it_stopped(self) -> None:
+    def test_large_replies_requested_before_the_client_stopped_reading_wait(self) -> None:
         client = self.stage.client()
         self.stage.create(count=300, task="x" * 4000)
         self.stage.runner.slow = True
@@ -260,10 +260,10 @@ class Backpressure(StageCase):
         client.stop_reading(full=False)
         for replies in (4, 8, 12):
             while self.stage.runner.waiting:
-                self.stage.runner.go_on()
-                self.stage.settle()
-            self.assertLess(client.unread, 4 * 200 * 4500)
-            self.assertLessEqual(len(client.read_on()), 4, replies)
+                self.stage.runner.run_waiting()
+                self.stage.run_pending()
+            self.assertLess(client.unread_bytes, 4 * 200 * 4500)
+            self.assertLessEqual(len(client.resume_reading()), 4, replies)
             client.stop_reading(full=False)
 
     def test_events_for_a_client_that_does_not_read_become_a_gap(self) -> None:
@@ -271,28 +271,28 @@ class Backpressure(StageCase):
         client.ask("watch")
         client.stop_reading()
         for _ in range(3):
-            self.stage.tell(self.stage.create(count=200, task="x" * 4000))
-        self.assertLess(client.unread, MAX_EVENT_BYTES + 200_000)
-        events = client.read_on()
+            self.stage.announce(self.stage.create(count=200, task="x" * 4000))
+        self.assertLess(client.unread_bytes, MAX_EVENT_BYTES + 200_000)
+        events = client.resume_reading()
         self.assertEqual(events[-1], {"event": "gap"})
         self.assertEqual([line["event"] for line in events].count("gap"), 1)
         self.assertEqual([line["task"]["id"] for line in events[:-1]], list(range(1, len(events))))
-        self.stage.tell(self.stage.create())
+        self.stage.announce(self.stage.create())
         self.assertEqual(client.lines(), [])
         snapshot = client.ask("watch", limit=1)["tasks"]
         self.assertEqual([task["id"] for task in snapshot], [601])
         [task] = self.stage.create()
-        self.stage.tell([task])
+        self.stage.announce([task])
         self.assertEqual([event["task"]["id"] for event in client.lines()], [602])
 
-    def test_a_burst_of_events_is_cut_short_too(self) -> None:
+    def test_a_burst_of_events_ends_with_a_gap(self) -> None:
         client = self.stage.client()
         client.ask("watch")
         client.stop_reading(full=False)
         tasks = self.stage.create(count=500, task="x" * 4000)
         self.stage.publisher.publish(tasks)
-        self.stage.settle()
-        self.assertLess(client.unread, MAX_EVENT_BYTES + 300_000)
+        self.stage.run_pending()
+        self.assertLess(client.unread_bytes, MAX_EVENT_BYTES + 300_000)
         self.assertEqual(client.lines()[-1], {"event": "gap"})
 
     def test_a_slow_reader_that_catches_up_in_time_misses_nothing(self) -> None:
@@ -300,12 +300,12 @@ class Backpressure(StageCase):
         client.ask("watch")
         for _ in range(5):
             client.stop_reading()
-            self.stage.tell(self.stage.create(count=100, task="x" * 4000))
-            self.assertEqual(len(client.read_on()), 100)
+            self.stage.announce(self.stage.create(count=100, task="x" * 4000))
+            self.assertEqual(len(client.resume_reading()), 100)
 
 
-class Trouble(StageCase):
-    def test_a_defect_is_one_internal_error_and_the_connection_lives_on(self) -> None:
+class Failures(StageCase):
+    def test_a_defect_is_one_internal_error_and_the_connection_stays_open(self) -> None:
         client = self.stage.client()
         self.stage.runner.broken = True
         reply = client.ask("get_tasks")
@@ -319,8 +319,13 @@ class Trouble(StageCase):
         client = self.stage.client()
         self.stage.runner.away = True
         requests: dict[str, dict[str, Any]] = {
-            **{"get_tasks": {}, "new_task": {"task": "x"}, "watch": {}, "wait": {"task_ids": [1]}},
-            **{"cancel_task": {"task_id": 1}, "get_task": {"task_id": 1}, "logout": {}},
+            "get_tasks": {},
+            "new_task": {"task": "x"},
+            "watch": {},
+            "wait": {"task_ids": [1]},
+            "cancel_task": {"task_id": 1},
+            "get_task": {"task_id": 1},
+            "logout": {},
             "login": {"username": "ana", "password": "correct horse"},
         }
         for action, fields in requests.items():
@@ -330,19 +335,19 @@ class Trouble(StageCase):
         self.assertEqual(client.ask("whoami")["username"], "ana")
         self.assertTrue(client.ask("new_task", task="x")["ok"])
 
-    def test_a_handler_that_fails_behind_a_lost_connection(self) -> None:
+    def test_an_action_that_fails_after_the_connection_was_lost_is_logged(self) -> None:
         client = self.stage.client()
         self.stage.runner.slow = self.stage.runner.broken = True
         client.start("get_tasks")
         client.start("new_task", task="x")
-        client.lose()
-        self.stage.runner.go_on()
-        self.stage.settle()
-        self.stage.runner.go_on()
-        self.assertEqual(client.raw(), [])
+        client.lose_connection()
+        self.stage.runner.run_waiting()
+        self.stage.run_pending()
+        self.stage.runner.run_waiting()
+        self.assertEqual(client.raw_lines(), [])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
 
-    def test_a_defect_behind_the_reply_is_logged_and_answered_once(self) -> None:
+    def test_a_defect_after_the_reply_is_logged_and_sends_no_second_reply(self) -> None:
         client = self.stage.client()
 
         def write(data: bytes) -> None:
@@ -355,21 +360,21 @@ class Trouble(StageCase):
         watch = client.start("watch")
         [task] = self.stage.create()
         task.version += 1
-        self.stage.tell([task])
-        self.stage.runner.go_on()
+        self.stage.announce([task])
+        self.stage.runner.run_waiting()
         self.assertTrue(client.reply(watch)["ok"])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.stage.runner.slow = False
         self.assertTrue(client.ask("ping")["ok"])
 
-    def test_requests_that_had_not_begun_when_the_connection_was_lost_never_do(self) -> None:
+    def test_requests_that_had_not_begun_when_the_connection_was_lost_never_begin(self) -> None:
         client = self.stage.client()
         self.stage.runner.slow = True
         client.send({"action": "new_task", "task": "begun"}, {"action": "new_task", "task": "not begun"})
-        client.lose()
+        client.lose_connection()
         self.stage.runner.slow = False
-        self.stage.runner.go_on()
-        self.stage.settle()
+        self.stage.runner.run_waiting()
+        self.stage.run_pending()
         self.assertEqual([task.task for task in self.stage.tasks()], ["begun"])
 
     def test_a_lost_connection_leaves_nothing_behind(self) -> None:
@@ -379,14 +384,14 @@ class Trouble(StageCase):
         client.start("wait", task_ids=[1], timeout=3600)
         client.stop_reading()
         client.start("get_tasks")
-        client.lose()
+        client.lose_connection()
         self.assertEqual(self.stage.lines.connections, set())
         self.assertEqual(self.stage.clock.getDelayedCalls(), [])
-        self.stage.tell(self.stage.create())
+        self.stage.announce(self.stage.create())
         self.stage.hub.gap()
-        self.assertEqual(client.raw(), [])
+        self.assertEqual(client.raw_lines(), [])
 
-    def test_replies_that_wait_for_the_reader_are_forgotten_with_the_connection(self) -> None:
+    def test_requests_of_a_lost_connection_do_not_read_the_store(self) -> None:
         client = self.stage.client()
         for _ in range(10):
             client.start("get_tasks")
@@ -395,54 +400,54 @@ class Trouble(StageCase):
         for _ in range(10):
             client.start("get_tasks")
         calls = self.stage.runner.calls
-        client.lose()
+        client.lose_connection()
         self.stage.runner.slow = False
-        self.stage.runner.go_on()
-        self.stage.settle()
+        self.stage.runner.run_waiting()
+        self.stage.run_pending()
         self.assertLess(self.stage.runner.calls - calls, 5)
 
 
 class Draining(StageCase):
     def drain(self) -> None:
         self.stage.drain()
-        self.stage.settle()
+        self.stage.run_pending()
 
-    def test_what_is_under_way_is_answered_and_what_waits_is_refused(self) -> None:
+    def test_running_requests_are_answered_and_later_ones_are_refused(self) -> None:
         client = self.stage.client()
         self.stage.runner.slow = True
         client.send({"action": "new_task", "task": "x"}, {"action": "new_task", "task": "y"}, {"id": 5, **PING})
         self.drain()
         self.assertFalse(client.closed)
         client.send({"id": 6, **PING})
-        self.stage.runner.go_on()
-        self.stage.settle()
+        self.stage.runner.run_waiting()
+        self.stage.run_pending()
         lines = client.lines()
         self.assertEqual([line.get("code", line["status"]) for line in lines], ["task_created", *["draining"] * 3])
         self.assertEqual(lines[1]["retry_after"], 1)
         self.assertTrue(client.closed)
         self.assertEqual(len(self.stage.tasks()), 1)
 
-    def test_idle_connections_are_closed_at_once_and_no_new_ones_accepted(self) -> None:
+    def test_idle_connections_are_closed_and_new_ones_are_refused(self) -> None:
         clients = [self.stage.connect() for _ in range(3)]
         self.drain()
         self.assertTrue(all(client.closed for client in clients))
         self.assertIsNone(self.stage.lines.buildProtocol(None))
 
-    def test_watchers_are_told(self) -> None:
+    def test_watchers_get_a_draining_event(self) -> None:
         client = self.stage.client()
         client.ask("watch")
         self.drain()
-        self.stage.tell(self.stage.create())
-        self.assertEqual(client.raw(), [DRAINING.strip()])
+        self.stage.announce(self.stage.create())
+        self.assertEqual(client.raw_lines(), [DRAINING.strip()])
 
-    def test_who_does_not_watch_is_not(self) -> None:
+    def test_a_client_that_does_not_watch_gets_no_draining_event(self) -> None:
         client = self.stage.client()
         client.ask("watch")
         client.ask("unwatch")
         self.drain()
-        self.assertEqual(client.raw(), [])
+        self.assertEqual(client.raw_lines(), [])
 
-    def test_waits_end(self) -> None:
+    def test_waits_are_answered_at_once(self) -> None:
         client = self.stage.client()
         client.ask("new_task", task="x")
         wait = client.start("wait", task_ids=[1], timeout=3600)
@@ -455,26 +460,26 @@ class Draining(StageCase):
         clients = [self.stage.connect() for _ in range(2)]
         empty = self.stage.lines.empty()
         self.drain()
-        clients[0].lose()
+        clients[0].lose_connection()
         self.assertNoResult(empty)
-        clients[1].lose()
+        clients[1].lose_connection()
         self.successResultOf(empty)
         self.assertEqual(self.stage.clock.getDelayedCalls(), [])
 
-    def test_who_does_not_leave_is_cut_off(self) -> None:
+    def test_a_client_that_stays_is_disconnected_after_a_while(self) -> None:
         client = self.stage.connect()
         self.drain()
         self.stage.clock.advance(CLOSE_SECONDS)
         self.assertTrue(client.transport.disconnected)
 
-    def test_sooner_too_when_it_was_closing_already(self) -> None:
+    def test_a_connection_that_was_already_closing_is_disconnected_as_soon(self) -> None:
         client = self.stage.connect()
         client.half_close()
         self.drain()
         self.stage.clock.advance(CLOSE_SECONDS)
         self.assertTrue(client.transport.disconnected)
 
-    def test_all_can_be_cut_off(self) -> None:
+    def test_abort_disconnects_all_clients(self) -> None:
         clients: list[Client] = [self.stage.connect() for _ in range(3)]
         self.stage.lines.abort()
         self.assertTrue(all(client.transport.disconnected for client in clients))

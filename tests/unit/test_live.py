@@ -9,24 +9,24 @@ from tests.unit.stage import Client
 from tests.unit.test_actions import ActionCase, ids
 
 
-class Waiting(ActionCase):
+class WaitAction(ActionCase):
     def wait(self, *task_ids: int, timeout: float = 60) -> int:
         return self.client.start("wait", task_ids=task_ids, timeout=timeout)
 
     def answered(self, request: int) -> bool:
-        """Whether the reply is there; it is kept."""
+        """Whether the reply has arrived. It stays for a later call."""
         lines = self.client.lines()
         self.client._kept = lines
         return any(line.get("id") == request for line in lines)
 
-    def test_for_what_has_ended_already(self) -> None:
+    def test_a_wait_for_ended_tasks_is_answered_at_once(self) -> None:
         a, b = self.add(), self.add()
         self.stage.run(a)
         self.client.ask("cancel_task", task_id=b)
         reply = self.client.reply(self.wait(b, a, b))
         self.assertEqual((reply["status"], reply["done"], ids(reply)), ("success", True, [b, a]))
 
-    def test_until_the_last_has_ended(self) -> None:
+    def test_a_wait_is_answered_when_the_last_task_has_ended(self) -> None:
         a, b, c = self.add(), self.add(), self.add()
         request = self.wait(a, b, c)
         self.stage.run(a)
@@ -39,69 +39,69 @@ class Waiting(ActionCase):
         self.assertTrue(reply["done"])
         self.assertEqual(self.stage.clock.getDelayedCalls(), [])
 
-    def test_no_time_at_all(self) -> None:
+    def test_a_timeout_of_zero_is_answered_at_once(self) -> None:
         a, b = self.add(), self.add()
         self.stage.run(a)
         reply = self.client.reply(self.wait(a, b, timeout=0))
         self.assertEqual((reply["done"], [t["state"] for t in reply["tasks"]]), (False, ["completed", "queued"]))
 
-    def test_until_time_is_up(self) -> None:
+    def test_a_wait_is_answered_when_its_timeout_is_over(self) -> None:
         request = self.wait(self.add(), timeout=2.5)
         self.stage.clock.advance(2.4)
         self.assertFalse(self.answered(request))
         self.stage.clock.advance(0.1)
-        self.stage.settle()
+        self.stage.run_pending()
         reply = self.client.reply(request)
         self.assertEqual((reply["ok"], reply["done"]), (True, False))
 
-    def test_news_that_never_came_are_made_up_for(self) -> None:
-        """A worker's news may be lost."""
+    def test_a_lost_event_batch_is_made_up_for_by_the_next_recheck(self) -> None:
+        """The event batches of workers may be lost."""
         task_id = self.add()
         request = self.wait(task_id)
-        announce, self.stage.broker.announce = self.stage.broker.announce, lambda *news: None  # type: ignore[method-assign]
+        announce, self.stage.broker.announce = self.stage.broker.announce, lambda *batch: None  # type: ignore[method-assign]
         self.stage.run(task_id)
         self.assertFalse(self.answered(request))
         self.stage.clock.advance(RECHECK)
         self.assertTrue(self.client.reply(request)["done"])
         self.stage.broker.announce = announce  # type: ignore[method-assign]
 
-    def test_so_are_those_of_a_gap(self) -> None:
+    def test_a_gap_makes_a_wait_read_the_store_again(self) -> None:
         task_id = self.add()
         request = self.wait(task_id)
-        self.stage.broker.announce = lambda *news: None  # type: ignore[method-assign]
+        self.stage.broker.announce = lambda *batch: None  # type: ignore[method-assign]
         self.stage.run(task_id)
         self.stage.hub.gap()
         self.assertTrue(self.client.reply(request)["done"])
 
-    def test_an_end_between_the_look_and_the_answer_is_not_missed(self) -> None:
+    def test_an_end_while_the_store_is_read_is_not_missed(self) -> None:
         task_id = self.add()
         self.stage.runner.slow = True
         request = self.wait(task_id)
         self.stage.run(task_id)
         for _ in range(5):
-            self.stage.runner.go_on()
+            self.stage.runner.run_waiting()
         self.assertTrue(self.client.reply(request)["done"])
 
-    def test_the_store_goes_away_meanwhile(self) -> None:
+    def test_a_wait_fails_when_the_store_is_away_at_a_recheck(self) -> None:
         request = self.wait(self.add())
         self.stage.runner.away = True
         self.stage.clock.advance(RECHECK)
         self.assertRefused(self.client.reply(request), "unavailable")
         self.assertEqual(self.stage.clock.getDelayedCalls(), [])
 
-    def test_the_connection_is_lost(self) -> None:
+    def test_a_lost_connection_ends_its_waits(self) -> None:
         self.wait(self.add(), timeout=3600)
-        self.client.lose()
+        self.client.lose_connection()
         self.assertEqual(self.stage.clock.getDelayedCalls(), [])
         self.stage.run(1)
-        self.assertEqual(self.client.raw(), [])
+        self.assertEqual(self.client.raw_lines(), [])
 
-    def test_others_are_served_meanwhile(self) -> None:
+    def test_other_requests_are_answered_during_a_wait(self) -> None:
         self.wait(self.add(), timeout=3600)
         self.assertTrue(self.client.ask("ping")["ok"])
         self.assertTrue(self.client.ask("get_tasks")["ok"])
 
-    def test_numbers_that_cannot_be(self) -> None:
+    def test_invalid_task_ids_and_timeouts_are_refused(self) -> None:
         task_id = self.add()
         for task_ids, code, field in (
             ([], "bad_request", "task_ids"),
@@ -114,32 +114,32 @@ class Waiting(ActionCase):
         for timeout in (-1, 3601, "5", None):
             self.assertRefused(self.client.ask("wait", task_ids=[task_id], timeout=timeout), "bad_request", "timeout")
 
-    def test_a_thousand(self) -> None:
+    def test_a_wait_may_name_a_thousand_tasks(self) -> None:
         tasks = self.stage.create(count=1000)
         request = self.wait(*(task.id for task in tasks))
         self.stage.run(*tasks)
         reply = self.client.reply(request)
         self.assertEqual((reply["done"], ids(reply)), (True, [task.id for task in tasks]))
 
-    def test_one_connection_waits_for_so_many_and_no_more(self) -> None:
+    def test_the_tasks_that_a_connection_waits_for_are_limited(self) -> None:
         numbers = [task.id for task in self.stage.create(count=1000)]
         waits = [self.wait(*numbers, timeout=5) for _ in range(limits.MAX_WAITED // 1000)]
         reply = self.client.ask("wait", task_ids=[1])
         self.assertRefused(reply, "rate_limited")
         self.assertIn("watch", reply["message"])
         self.stage.clock.advance(5)
-        self.stage.settle()
+        self.stage.run_pending()
         self.assertEqual([self.client.reply(wait)["done"] for wait in waits], [False] * 10)
         self.assertTrue(self.client.ask("wait", task_ids=[1], timeout=0)["ok"])
 
 
-class Watching(ActionCase):
+class WatchAction(ActionCase):
     def events(self, client: Client | None = None) -> list[tuple[int, str, int]]:
-        """(number, state, version) of each event."""
+        """(task id, state, version) of each event."""
         tasks = [event["task"] for event in (client or self.client).events()]
         return [(task["id"], task["state"], task["version"]) for task in tasks]
 
-    def test_a_snapshot_and_then_every_change(self) -> None:
+    def test_a_watch_gives_a_snapshot_and_then_every_change(self) -> None:
         a, b = self.add(), self.add()
         reply = self.client.ask("watch")
         self.assertEqual((reply["status"], ids(reply)), ("success", [b, a]))
@@ -148,13 +148,13 @@ class Watching(ActionCase):
         c = self.add()
         self.assertEqual(self.events(), [(a, "running", 2), (a, "completed", 3), (c, "queued", 1)])
 
-    def test_an_event_is_a_task_as_in_a_list(self) -> None:
+    def test_an_event_shows_a_task_as_a_list_does(self) -> None:
         self.client.ask("watch")
         self.add(payload={"x": 1})
         [event] = self.client.events()
         self.assertEqual(event, {"event": "task", "task": self.client.ask("get_tasks")["tasks"][0]})
 
-    def test_the_newest_tasks_only_but_changes_of_all(self) -> None:
+    def test_the_snapshot_is_limited_but_events_are_of_all_tasks(self) -> None:
         numbers = [self.add() for _ in range(5)]
         self.assertEqual(ids(self.client.ask("watch", limit=2)), numbers[:2:-1])
         self.stage.claim(numbers[0])
@@ -164,8 +164,8 @@ class Watching(ActionCase):
         reply = self.client.ask("watch")
         self.assertEqual((reply["status"], reply["tasks"]), ("success", []))
 
-    def test_neither_gap_nor_duplicate_whenever_a_change_comes(self) -> None:
-        """Before, while and after the snapshot is read, and while its reply is on its way."""
+    def test_a_change_at_any_moment_is_seen_exactly_once(self) -> None:
+        """Before, during and after the read of the snapshot, and before and after its reply is read."""
         for moment in range(6):
             client = self.stage.client()
             task_id = self.add()
@@ -179,10 +179,10 @@ class Watching(ActionCase):
             request = client.start("watch")
             change(moment == 1)
             change(moment == 2)
-            self.stage.runner.go_on()
+            self.stage.runner.run_waiting()
             change(moment == 3)
             self.stage.runner.slow = False
-            self.stage.settle()
+            self.stage.run_pending()
             change(moment == 4)
             reply = client.reply(request)
             change(moment == 5)
@@ -191,33 +191,33 @@ class Watching(ActionCase):
                 self.assertGreater(version, seen.get(number, 0), "a duplicate")
                 seen[number] = version
             self.assertEqual(seen[task_id], 2, moment)
-            client.lose()
+            client.lose_connection()
 
-    def test_unwatch(self) -> None:
+    def test_unwatch_ends_the_watch_and_can_be_repeated(self) -> None:
         self.client.ask("watch")
         self.assertEqual(self.client.ask("unwatch")["status"], "success")
         self.assertEqual(self.client.ask("unwatch")["status"], "success")
         self.add()
         self.assertEqual(self.events(), [])
 
-    def test_watching_again_is_one_watch(self) -> None:
+    def test_a_repeated_watch_replaces_the_first(self) -> None:
         for _ in range(3):
             self.client.ask("watch")
         task_id = self.add()
         self.assertEqual(self.events(), [(task_id, "queued", 1)])
 
-    def test_two_at_the_same_moment_are_one_too(self) -> None:
+    def test_two_simultaneous_watches_are_one(self) -> None:
         self.stage.runner.slow = True
         requests = [self.client.start("watch") for _ in range(2)]
-        self.stage.tell(self.stage.create())
+        self.stage.announce(self.stage.create())
         self.stage.runner.slow = False
-        self.stage.runner.go_on()
+        self.stage.runner.run_waiting()
         for request in requests:
             self.assertEqual(len(self.client.reply(request)["tasks"]), 1)
         task_id = self.add()
         self.assertEqual(self.events(), [(task_id, "queued", 1)])
 
-    def test_a_gap_and_watching_again(self) -> None:
+    def test_a_client_can_watch_again_after_a_gap(self) -> None:
         self.client.ask("watch")
         self.stage.hub.gap()
         task_id = self.add()
@@ -226,7 +226,7 @@ class Watching(ActionCase):
         self.stage.claim(task_id)
         self.assertEqual(self.events(), [(task_id, "running", 2)])
 
-    def test_a_watch_that_fails_is_none(self) -> None:
+    def test_a_watch_that_fails_leaves_nothing(self) -> None:
         self.stage.runner.away = True
         self.assertRefused(self.client.ask("watch"), "unavailable")
         self.stage.runner.away = False
@@ -234,7 +234,7 @@ class Watching(ActionCase):
         self.assertEqual(self.events(), [])
         self.assertEqual(self.stage.hub._watches, {})
 
-    def test_one_that_fails_ends_the_one_before_and_says_so(self) -> None:
+    def test_a_watch_that_fails_ends_the_earlier_one_with_a_gap(self) -> None:
         self.client.ask("watch")
         self.stage.runner.away = True
         self.assertRefused(self.client.ask("watch"), "unavailable")
@@ -243,13 +243,13 @@ class Watching(ActionCase):
         self.add()
         self.assertEqual(self.client.events(), [{"event": "gap"}])
 
-    def test_nobody_elses_changes(self) -> None:
+    def test_changes_of_other_users_are_not_sent(self) -> None:
         eva = self.stage.client("eva")
         eva.ask("watch")
         self.add()
         self.assertEqual(self.events(eva), [])
 
-    def test_every_connection_of_a_user_hears_of_them(self) -> None:
+    def test_every_connection_of_a_user_gets_the_events(self) -> None:
         others = [self.stage.client() for _ in range(2)]
         for client in (self.client, *others):
             client.ask("watch")
@@ -257,44 +257,48 @@ class Watching(ActionCase):
         for client in (self.client, *others):
             self.assertEqual(self.events(client), [(task_id, "queued", 1)])
 
-    def test_what_running_tasks_say_as_it_is(self) -> None:
+    def test_output_of_running_tasks_is_sent_unchanged(self) -> None:
         task_id = self.add()
         self.stage.claim(task_id)
         self.client.ask("watch")
-        self.stage.say(task_id, progress=0.5)
-        self.stage.say(task_id, "a", "b", first_line=7)
+        self.stage.report(task_id, progress=0.5)
+        self.stage.report(task_id, "a", "b", first_line=7)
         self.assertEqual(
             self.client.events(),
             [
                 {"event": "progress", "task_id": task_id, "attempt": 1, "progress": 0.5, "note": None},
                 {
-                    **{"event": "log", "task_id": task_id, "attempt": 1, "at": "2025-03-01T12:00:00Z"},
-                    **{"first_line": 7, "lines": ["a", "b"]},
+                    "event": "log",
+                    "task_id": task_id,
+                    "attempt": 1,
+                    "at": "2025-03-01T12:00:00Z",
+                    "first_line": 7,
+                    "lines": ["a", "b"],
                 },
             ],
         )
         self.assertEqual(self.client.ask("get_tasks")["tasks"][0]["progress"], 0.5)
 
-    def test_what_others_tasks_say_is_not_heard(self) -> None:
+    def test_output_of_other_users_tasks_is_not_sent(self) -> None:
         task_id = self.add()
         self.stage.claim(task_id)
         eva = self.stage.client("eva")
         eva.ask("watch")
-        self.stage.say(task_id, "secret", progress=0.5)
+        self.stage.report(task_id, "secret", progress=0.5)
         self.assertEqual(eva.events(), [])
-        self.assertEqual(self.client.events(), [], "it does not watch")
+        self.assertEqual(self.client.events(), [], "this client does not watch")
 
-    def test_what_is_said_before_the_snapshot_is_in_it_or_in_the_log(self) -> None:
+    def test_output_before_the_snapshot_is_no_event(self) -> None:
         task_id = self.add()
         self.stage.claim(task_id)
         self.stage.runner.slow = True
         request = self.client.start("watch")
-        self.stage.say(task_id, "a", progress=0.25)
+        self.stage.report(task_id, "a", progress=0.25)
         self.stage.runner.slow = False
-        self.stage.runner.go_on()
+        self.stage.runner.run_waiting()
         [task] = self.client.reply(request)["tasks"]
         self.assertEqual((task["progress"], self.client.events()), (0.25, []))
-        self.stage.say(task_id, progress=0.5)
+        self.stage.report(task_id, progress=0.5)
         self.assertEqual([event["event"] for event in self.client.events()], ["progress"])
 
     def test_without_watch_there_are_no_events(self) -> None:

@@ -1,4 +1,4 @@
-"""taskd.scheduling.maintenance: what a crash, a lost message or a dead worker left behind is put right."""
+"""taskd.scheduling.maintenance: it repairs what a crash, a lost message or a dead worker left behind."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ class Rounds(StageCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.place = self.stage.window()
-        self.stage.round()  # from now on the store counts as there
+        self.route_window = self.stage.window()
+        self.stage.run_maintenance()  # from now on the store counts as available
 
     def pass_time(self, seconds: float) -> None:
-        """And then a round."""
+        """Advance the clock, then run a round."""
         self.stage.clock.advance(seconds)
-        self.stage.round()
+        self.stage.run_maintenance()
 
-    def test_the_window_is_corrected_by_what_the_store_says(self) -> None:
+    def test_the_window_is_corrected_by_the_count_of_the_store(self) -> None:
         self.stage.create(count=4)
-        self.place.correct(9)
-        self.stage.round()
-        self.assertEqual(self.place.room, 6)
+        self.route_window.correct(9)
+        self.stage.run_maintenance()
+        self.assertEqual(self.route_window.room, 6)
 
-    def test_what_other_servers_left_waiting_is_dispatched(self) -> None:
+    def test_waiting_tasks_of_other_servers_are_dispatched(self) -> None:
         tasks = self.stage.create(count=3, state=State.WAITING)
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual(self.stage.states(*tasks), ["queued"] * 3)
 
-    def test_it_runs_by_itself_once_a_second(self) -> None:
+    def test_a_round_runs_every_second(self) -> None:
         self.stage.maintenance.start()
         tasks = self.stage.create(state=State.WAITING)
         self.stage.clock.advance(ROUND)
@@ -57,12 +57,12 @@ class Rounds(StageCase):
         self.assertEqual(self.stage.runner.waiting, 1)
         self.stage.maintenance.stop()
         self.stage.runner.slow = False
-        self.stage.runner.go_on()
+        self.stage.runner.run_waiting()
 
     # delayed tasks
 
     def delayed(self, name: str, count: int = 1) -> list[int]:
-        """Tasks whose time comes in an hour."""
+        """Create tasks that are due in an hour."""
         now = self.stage.now()
         return [task.id for task in self.stage.create(name, count, State.WAITING, run_at=now + timedelta(hours=1))]
 
@@ -70,18 +70,18 @@ class Rounds(StageCase):
         ids = self.delayed("ana", 2)
         self.pass_time(3599)
         self.assertEqual(self.stage.states(*ids), ["waiting"] * 2)
-        self.assertFalse(self.place.has_backlog)
+        self.assertFalse(self.route_window.has_backlog)
         self.pass_time(1)
         self.assertEqual(self.stage.states(*ids), ["queued"] * 2)
 
-    def test_its_user_is_suspected_until_all_is_handed_over(self) -> None:
+    def test_its_user_stays_backlogged_until_all_tasks_are_dispatched(self) -> None:
         self.delayed("ana", 15)
         self.pass_time(3600)
         self.assertEqual(len(self.stage.broker.published), 10)
-        self.assertTrue(self.place.has_backlog)
-        self.assertFalse(self.place.admit(self.stage.user("ana")))
+        self.assertTrue(self.route_window.has_backlog)
+        self.assertFalse(self.route_window.admit(self.stage.user_id("ana")))
 
-    def test_more_than_one_sweep_of_them(self) -> None:
+    def test_more_delayed_tasks_than_one_batch_are_promoted(self) -> None:
         self.delayed("ana", promote_due.BATCH + 20)
         self.pass_time(3600)
         self.assertEqual(self.stage.sql("SELECT count(*) FROM tasks WHERE NOT due"), [(0,)])
@@ -89,12 +89,12 @@ class Rounds(StageCase):
     # leases
 
     def running(self, **spec: int) -> int:
-        """A task with a worker that will not be heard of again."""
+        """Create and claim a task for a worker that never renews its lease."""
         [task] = self.stage.create(**spec)  # type: ignore[arg-type]
         self.stage.claim(task)
         return task.id
 
-    def test_an_expired_lease_brings_the_task_back_and_to_another_worker(self) -> None:
+    def test_a_task_with_an_expired_lease_is_dispatched_again(self) -> None:
         task_id = self.running()
         self.pass_time(LEASE - 1)
         self.assertEqual(self.stage.states(task_id), ["running"])
@@ -104,7 +104,7 @@ class Rounds(StageCase):
         self.assertEqual((task.state, task.attempt, task.dispatch), (State.QUEUED, 1, 2))
         self.assertEqual(self.stage.broker.published[-1], (task_id, 2))
 
-    def test_that_of_the_last_attempt_ends_it_and_its_owner_hears_of_it(self) -> None:
+    def test_an_expired_lease_of_the_last_attempt_fails_the_task(self) -> None:
         client = self.stage.client()
         task_id = self.running(max_attempts=1)
         client.ask("watch")
@@ -115,7 +115,7 @@ class Rounds(StageCase):
         self.assertIn("lease expired", event["task"]["error"])
         self.assertTrue(client.reply(wait)["done"])
 
-    def test_after_the_store_was_away_workers_get_the_time_of_a_renewal(self) -> None:
+    def test_leases_expire_later_after_the_store_was_away(self) -> None:
         task_id = self.running()
         self.stage.store.ready = False
         self.pass_time(LEASE)
@@ -130,16 +130,16 @@ class Rounds(StageCase):
 
     def test_tasks_whose_messages_were_lost_are_dispatched_again(self) -> None:
         tasks = self.stage.create(count=3)
-        self.stage.round()
+        self.stage.run_maintenance()
         self.pass_time(LOST_AFTER - 1)
         self.assertEqual(self.stage.states(*tasks), ["queued"] * 3)
         self.pass_time(1)
         self.pass_time(0)
         self.assertEqual([(t.state, t.dispatch) for t in self.stage.tasks(*tasks)], [(State.QUEUED, 2)] * 3)
         self.assertEqual(len(self.stage.broker.published), 3)
-        self.assertEqual(self.place.room, 7)
+        self.assertEqual(self.route_window.room, 7)
 
-    def test_not_while_the_broker_still_has_messages(self) -> None:
+    def test_tasks_are_not_lost_while_the_queue_has_messages(self) -> None:
         client = self.stage.client()
         client.ask("new_task", task="x")
         for _ in range(5):
@@ -150,47 +150,47 @@ class Rounds(StageCase):
         self.pass_time(0)
         self.assertEqual([task.dispatch for task in self.stage.tasks()], [2])
 
-    def test_not_while_the_broker_is_away(self) -> None:
+    def test_tasks_are_not_lost_while_the_broker_is_away(self) -> None:
         tasks = self.stage.create()
         self.stage.broker.ready = False
         self.pass_time(LOST_AFTER)
         self.assertEqual(self.stage.states(*tasks), ["queued"])
 
-    def test_the_room_of_lost_messages_is_free_at_once(self) -> None:
+    def test_the_room_of_lost_messages_is_free_in_the_same_round(self) -> None:
         self.stage.create(count=10)
         self.pass_time(LOST_AFTER)
         self.assertEqual(len(self.stage.broker.published), 10)
 
-    def test_those_of_a_kind_that_nobody_serves_any_more(self) -> None:
+    def test_lost_tasks_of_a_kind_that_nobody_serves_wait(self) -> None:
         [task] = self.stage.create(kind="sculpt")
         self.pass_time(LOST_AFTER)
         self.assertEqual(self.stage.states(task), ["waiting"])
         self.assertEqual(len(self.stage.broker.published), 0)
 
-    # trouble
+    # failures
 
-    def test_nothing_is_tried_while_the_store_is_not_ready(self) -> None:
+    def test_no_statement_is_sent_while_the_store_is_not_ready(self) -> None:
         self.stage.store.ready = False
         calls = self.stage.runner.calls
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual(self.stage.runner.calls, calls)
 
-    def test_a_round_cut_short_is_made_up_for_by_the_next(self) -> None:
+    def test_the_next_round_makes_up_for_a_failed_one(self) -> None:
         tasks = self.stage.create(state=State.WAITING)
         self.stage.runner.away = True
-        self.stage.round()
+        self.stage.run_maintenance()
         self.stage.runner.away = False
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual(self.stage.states(*tasks), ["queued"])
 
-    def test_a_defect_of_one_repair_leaves_the_others_be(self) -> None:
+    def test_a_defect_of_one_duty_does_not_stop_the_others(self) -> None:
         task_id = self.running()
         self.stage.store.promote = lambda limit: succeed(1 / 0)  # type: ignore[assignment,return-value]
         self.pass_time(LEASE)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.assertNotEqual(self.stage.states(task_id), ["running"])
 
-    def test_a_broker_that_cannot_say_its_depth_is_asked_again(self) -> None:
+    def test_the_next_round_asks_again_for_a_queue_depth_that_failed(self) -> None:
         async def depth(queue: str) -> int:
             raise BrokerUnavailable("gone")
 
@@ -208,80 +208,81 @@ class Retention(StageCase):
     """Finished tasks are deleted when they are old enough, a few at a time."""
 
     def setUp(self) -> None:
-        self.stage = Stage(keep=DAY).know()
+        self.stage = Stage(keep=DAY).learn_backlog()
         self.addCleanup(self.stage.close)
 
-    def ended(self, count: int = 1) -> list[int]:
-        """Tasks that have ended just now."""
+    def create_ended(self, count: int = 1) -> list[int]:
+        """Create tasks that end at once. Returns their ids."""
         tasks = self.stage.create(count=count)
         self.stage.run(*tasks)
         return [task.id for task in tasks]
 
-    def left(self) -> int:
-        """Tasks that are there."""
+    def count_tasks(self) -> int:
+        """The number of tasks in the store."""
         [(count,)] = self.stage.sql("SELECT count(*) FROM tasks")
         return int(count)
 
-    def test_what_ended_long_ago_goes_with_its_log_and_attempts(self) -> None:
+    def test_an_old_ended_task_is_deleted_with_its_log_and_attempts(self) -> None:
         [task] = self.stage.create()
         self.stage.claim(task)
-        self.stage.say(task, "a line")
+        self.stage.report(task, "a line")
         self.stage.finish(task, state=State.FAILED, error="no")
         self.stage.clock.advance(DAY)
-        self.stage.round()
-        self.assertEqual(self.left(), 1)
+        self.stage.run_maintenance()
+        self.assertEqual(self.count_tasks(), 1)
         self.stage.clock.advance(delete_finished.REST)
-        self.stage.round()
+        self.stage.run_maintenance()
         for table in ("tasks", "task_log", "task_attempts"):
             self.assertEqual(self.stage.sql(f"SELECT count(*) FROM {table}"), [(0,)], table)
 
-    def test_what_has_not_ended_stays_however_old(self) -> None:
+    def test_an_old_task_that_has_not_ended_is_kept(self) -> None:
         task = self.stage.create(state=State.WAITING, kind="sculpt")
-        self.ended(2)
+        self.create_ended(2)
         self.stage.clock.advance(2 * DAY)
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual([t.id for t in self.stage.tasks()], [t.id for t in task])
 
-    def test_one_small_batch_a_round_until_all_were_looked_at_and_then_a_rest(self) -> None:
-        self.ended(2 * delete_finished.BATCH + 50)
+    def test_each_round_deletes_one_batch_until_all_are_checked_and_then_pauses(self) -> None:
+        self.create_ended(2 * delete_finished.BATCH + 50)
         self.stage.clock.advance(2 * DAY)
         found = []
         for _ in range(3):
-            self.stage.round()
-            found.append(self.left())
+            self.stage.run_maintenance()
+            found.append(self.count_tasks())
         self.assertEqual(found, [delete_finished.BATCH + 50, 50, 0])
-        self.ended()
+        self.create_ended()
         self.stage.sql("UPDATE tasks SET created_at = 0, finished_at = 0")
         for _ in range(5):
             self.stage.clock.advance(ROUND)
-            self.stage.round()
-        self.assertEqual(self.left(), 1)
+            self.stage.run_maintenance()
+        self.assertEqual(self.count_tasks(), 1)
         self.stage.clock.advance(delete_finished.REST)
-        self.stage.round()
-        self.assertEqual(self.left(), 0)
+        self.stage.run_maintenance()
+        self.assertEqual(self.count_tasks(), 0)
 
-    def test_it_walks_past_what_stays(self) -> None:
+    def test_kept_tasks_do_not_stop_the_deletion(self) -> None:
         waiting = self.stage.create(count=delete_finished.BATCH, state=State.WAITING, kind="sculpt")
-        self.ended(3)
+        self.create_ended(3)
         self.stage.clock.advance(2 * DAY)
-        self.stage.round()
-        self.stage.round()
-        self.assertEqual(self.left(), len(waiting))
+        self.stage.run_maintenance()
+        self.stage.run_maintenance()
+        self.assertEqual(self.count_tasks(), len(waiting))
 
-    def test_not_unless_it_is_asked_for(self) -> None:
+    def test_without_a_retention_time_nothing_is_deleted(self) -> None:
         self.stage.close()
-        self.stage = Stage().know()
-        self.ended()
+        self.stage = Stage().learn_backlog()
+        self.addCleanup(self.stage.close)
+        self.create_ended()
         self.stage.clock.advance(4000 * DAY)
-        self.stage.round()
-        self.assertEqual(self.left(), 1)
+        self.stage.run_maintenance()
+        self.assertEqual(self.count_tasks(), 1)
 
-    def test_the_store_is_away_and_it_goes_on_later(self) -> None:
-        self.ended(delete_finished.BATCH + 5)
+    def test_deletion_continues_after_the_store_was_away(self) -> None:
+        self.create_ended(delete_finished.BATCH + 5)
         self.stage.clock.advance(2 * DAY)
-        self.stage.round()
+        self.stage.run_maintenance()
         self.stage.runner.away = True
-        self.stage.round()
+        self.stage.run_maintenance()
         self.stage.runner.away = False
-        self.stage.round()
-        self.assertEqual(self.left(), 0)
+        self.stage.run_maintenance()
+        self.assertEqual(self.count_tasks(), 0)

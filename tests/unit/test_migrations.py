@@ -1,4 +1,4 @@
-"""The numbered schema files: none is missing, each is applied once, and SQLite's build the database they describe."""
+"""The numbered schema files: none is missing, and each is applied once."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from twisted.trial.unittest import TestCase
 from taskd.model.errors import SchemaTooNew, SettingsError, Unavailable
 from taskd.store import migrations
 from taskd.store.migrations import Migration
-from taskd.store.retrying import MAX_DELAY
-from taskd.store.sqlite.store import InlineRunner, SqliteStore
+from taskd.store.reconnect import MAX_DELAY
+from taskd.store.sqlite.database import InlineRunner
+from taskd.store.sqlite.store import SqliteStore
 
 THREE = [Migration(1, "one", "1"), Migration(2, "two", "2"), Migration(3, "three", "3")]
 
@@ -47,12 +48,12 @@ class RuleTests(TestCase):
                 for line in table.splitlines():
                     if re.match(r"    [a-z]", line):
                         following = table[table.index(line) :].split("\n    ", 2)
-                        # a column's constraint may stand on a line of its own
+                        # a column may continue on a second line
                         self.assertIn(" -- ", "".join(following[:2]), line)
 
 
 class LockedAtFirst(InlineRunner):
-    """Somebody else's shell holds the database for the first ``times`` interactions."""
+    """Another process holds the database during the first ``times`` interactions."""
 
     def __init__(self, path: str, times: int) -> None:
         super().__init__(path)
@@ -91,7 +92,7 @@ class SqliteTests(TestCase):
     def schema(self) -> list[Any]:
         return self.sql("SELECT type, name, sql FROM sqlite_schema ORDER BY type, name")
 
-    async def test_from_zero_and_again(self) -> None:
+    async def test_from_an_empty_database_and_again(self) -> None:
         store = await self.start()
         applied = self.sql("SELECT version, name, applied_at FROM schema_migrations ORDER BY version")
         self.assertEqual([row[:2] for row in applied], [m[:2] for m in migrations.load("sqlite")])
@@ -126,7 +127,7 @@ class SqliteTests(TestCase):
         self.assertEqual(self.schema(), schema)
 
     async def test_a_migration_that_fails_leaves_nothing(self) -> None:
-        # the first file's second table is in its way
+        # a table that the first file creates exists already
         self.sql("CREATE TABLE sessions (mine)")
         schema = self.schema()
         with self.assertRaises(Unavailable):
@@ -156,7 +157,7 @@ class SqliteTests(TestCase):
         with self.assertRaisesRegex(Unavailable, "the store is closed"):
             await store.find_user("ana")
 
-    async def test_what_is_no_database_is_refused(self) -> None:
+    async def test_a_file_that_is_no_database_is_refused(self) -> None:
         Path(self.path).write_text("a letter, by mistake kept under this name " * 100)
         with self.assertRaisesRegex(SettingsError, "the database file cannot be used"):
             await self.start()

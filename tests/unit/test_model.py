@@ -1,4 +1,4 @@
-"""taskd.model.tasks: names, texts, passwords, JSON values, what a reader sees of a state."""
+"""taskd.model: user names, passwords, task texts, JSON values, and the states and views that users see."""
 
 from __future__ import annotations
 
@@ -40,32 +40,49 @@ class TestUsernames:
             ("\u1fb7", "\u1fbc\u0342"),
         ],
     )
-    def test_names_that_look_the_same_to_a_person_are_the_same(self, one: str, other: str) -> None:
+    def test_names_that_look_the_same_have_the_same_key(self, one: str, other: str) -> None:
         assert key(one) == key(other)
 
     @pytest.mark.parametrize(("one", "other"), [("ana", "aña"), ("I", "İ"), ("a b", "a  b"), ("0", "o")])
-    def test_other_names_are_not(self, one: str, other: str) -> None:
+    def test_other_names_have_different_keys(self, one: str, other: str) -> None:
         assert key(one) != key(other)
 
-    def test_the_shown_name_keeps_its_letter_case_and_is_normalised(self) -> None:
+    def test_the_shown_name_is_normalised_and_keeps_its_letter_case(self) -> None:
         assert normalize_username("Jose\u0301 ﬁ") == ("José fi", "josé fi")
 
     @pytest.mark.parametrize(
         "name",
         [
-            *("a\0b", "a\nb", "a\x7fb", "\u202eana", "a\u200bb", "a\u2066b", "a\ufeffb", "a\u2028b", "a\u2029b"),
-            *("\ud800", "a\U000e0041b", "a\u0378b"),
-            # letters and marks that show as nothing
-            *("\u3164", "ana\ufe0f", "a\u034fna", "\u2800", "\u115f", "ana\U000e0100", "a\u180bb", "\uffa0"),
+            "a\0b",
+            "a\nb",
+            "a\x7fb",
+            "\u202eana",
+            "a\u200bb",
+            "a\u2066b",
+            "a\ufeffb",
+            "a\u2028b",
+            "a\u2029b",
+            "\ud800",
+            "a\U000e0041b",
+            "a\u0378b",
+            # letters and marks that are invisible
+            "\u3164",
+            "ana\ufe0f",
+            "a\u034fna",
+            "\u2800",
+            "\u115f",
+            "ana\U000e0100",
+            "a\u180bb",
+            "\uffa0",
         ],
     )
-    def test_characters_that_control_or_cannot_be_seen_are_refused(self, name: str) -> None:
+    def test_control_and_invisible_characters_are_refused(self, name: str) -> None:
         with pytest.raises(BadRequest, match="control or invisible") as refused:
             normalize_username(name)
         assert refused.value.field == "username"
 
     @pytest.mark.parametrize("name", [" ana", "ana ", "\u00a0ana", "ana\u3000", " "])
-    def test_white_space_around_it_is_refused(self, name: str) -> None:
+    def test_white_space_around_a_name_is_refused(self, name: str) -> None:
         with pytest.raises(BadRequest, match="white space"):
             normalize_username(name)
 
@@ -77,12 +94,12 @@ class TestUsernames:
             ("a" * 64, True),
             ("a" * 65, False),
             ("e\u0301" * 64, True),  # 128 characters that normalise to 64
-            ("ﬃ" * 22, False),  # 22 that normalise to 66
-            ("\u1100\u1161\u11a8" * 64, True),  # 192 that normalise to 64
+            ("ﬃ" * 22, False),  # 22 characters that normalise to 66
+            ("\u1100\u1161\u11a8" * 64, True),  # 192 characters that normalise to 64
             ("🦀" * 64, True),
         ],
     )
-    def test_64_characters_count_after_normalisation(self, name: str, fits: bool) -> None:
+    def test_a_name_may_have_64_characters_after_normalisation(self, name: str, fits: bool) -> None:
         if fits:
             assert 1 <= len(normalize_username(name)[0]) <= 64
         else:
@@ -90,13 +107,13 @@ class TestUsernames:
                 normalize_username(name)
 
     def test_a_very_long_name_is_refused_before_it_is_normalised(self) -> None:
-        """That would take seconds with so many marks."""
+        """Normalising so many marks would take seconds."""
         before = time.process_time()
         with pytest.raises(BadRequest, match="1 to 64 characters"):
             normalize_username("a" + "\u0301" * 20_000 + "\u0316" * 20_000)
         assert time.process_time() - before < 0.1
 
-    def test_a_key_is_its_own_key(self) -> None:
+    def test_the_key_of_a_key_is_the_same_key(self) -> None:
         for code in range(0, sys.maxunicode + 1, 37):
             try:
                 folded = key(f"a{chr(code)}b")
@@ -107,17 +124,17 @@ class TestUsernames:
 
 class TestPasswords:
     @pytest.mark.parametrize("password", ["x" * 8, "x" * 72, "ñ" * 4, "ñ" * 36, "🦀🦀", "🦀" * 18, " " * 8])
-    def test_8_to_72_bytes(self, password: str) -> None:
+    def test_a_password_may_have_8_to_72_bytes(self, password: str) -> None:
         assert check_new_password(password) == password.encode()
 
     @pytest.mark.parametrize("password", ["", "x" * 7, "x" * 73, "ñ" * 3 + "x", "ñ" * 36 + "x", "🦀🦀"[:1] + "xxx"])
-    def test_fewer_or_more_bytes(self, password: str) -> None:
+    def test_a_password_with_fewer_or_more_bytes_is_refused(self, password: str) -> None:
         with pytest.raises(BadRequest, match="8 to 72 bytes") as refused:
             check_new_password(password)
         assert refused.value.field == "password"
 
     @pytest.mark.parametrize("password", ["secret\0secret", "secret\ud800secret"])
-    def test_what_bcrypt_cannot_take(self, password: str) -> None:
+    def test_a_password_that_bcrypt_cannot_hash_is_refused(self, password: str) -> None:
         for check in (check_new_password, password_bytes):
             with pytest.raises(BadRequest) as refused:
                 check(password)
@@ -129,32 +146,32 @@ class TestTaskTexts:
         "text",
         ["", " ", "\u200b", "\u2800", "\u3164", "\u00a0\u2003", "\u200b \u2060\ufeff", "\u202e", "\x01\x7f", "\u00ad"],
     )
-    def test_nothing_to_see(self, text: str) -> None:
+    def test_a_text_without_visible_characters_is_refused(self, text: str) -> None:
         with pytest.raises(BadRequest) as caught:
             check_task_text(text)
         assert caught.value.field == "task"
 
     @pytest.mark.parametrize("text", ["x", " x ", "line\nline\ttab", "ñ" * MAX_TASK_CHARS, "\u202ex", "🦀"])
-    def test_taken_unchanged(self, text: str) -> None:
+    def test_a_text_is_kept_unchanged(self, text: str) -> None:
         assert check_task_text(text) == text
 
     @pytest.mark.parametrize("text", ["", " ", "\n\t\u3000", "a\0b", "a\ud800b"])
-    def test_refused(self, text: str) -> None:
+    def test_an_invalid_text_is_refused(self, text: str) -> None:
         with pytest.raises(BadRequest) as refused:
             check_task_text(text)
         assert refused.value.field == "task"
 
-    def test_too_long(self) -> None:
+    def test_a_text_that_is_too_long_is_refused(self) -> None:
         with pytest.raises(TooLarge, match="4096") as refused:
             check_task_text("x" * (MAX_TASK_CHARS + 1))
         assert refused.value.field == "task"
 
     @pytest.mark.parametrize("kind", ["simulate", "a.b-c:D_9", "x" * MAX_KIND_CHARS, "-"])
-    def test_kinds(self, kind: str) -> None:
+    def test_valid_kinds_are_accepted(self, kind: str) -> None:
         assert check_kind(kind) == kind
 
     @pytest.mark.parametrize("kind", ["", "x" * (MAX_KIND_CHARS + 1), "a b", "a/b", "ñ", "a\n", "a\0", "٣"])
-    def test_no_kinds(self, kind: str) -> None:
+    def test_invalid_kinds_are_refused(self, kind: str) -> None:
         with pytest.raises(BadRequest) as refused:
             check_kind(kind)
         assert refused.value.field == "kind"
@@ -174,25 +191,25 @@ class TestJson:
     def test_text(self, value: Any, text: str) -> None:
         assert encode_json(value, 100, "result") == text
 
-    def test_the_limit_is_in_bytes(self) -> None:
+    def test_the_size_limit_counts_bytes(self) -> None:
         assert encode_json("ñ" * 4, 10, "result") == '"ññññ"'
         with pytest.raises(TooLarge, match="at most 9 bytes as JSON, not 10") as refused:
             encode_json("ñ" * 4, 9, "result")
         assert refused.value.field == "result"
 
-    def test_depth(self) -> None:
+    def test_deep_nesting_is_refused(self) -> None:
         assert encode_json(nested(MAX_JSON_DEPTH), 10_000, "payload")
         for depth in (MAX_JSON_DEPTH + 1, 900, 100_000):
             with pytest.raises(BadRequest, match="nested more than 100") as refused:
                 encode_json(nested(depth), 10**7, "payload")
             assert refused.value.field == "payload"
 
-    def test_many_brackets_are_not_deep(self) -> None:
+    def test_many_brackets_side_by_side_are_not_deep(self) -> None:
         assert encode_json({"a": [[]] * 1000}, 10_000, "payload")
         assert encode_json("[" * 1000, 10_000, "payload")
 
     @pytest.mark.parametrize("value", [object(), {1j: 1}, "\ud800"])
-    def test_what_is_no_json(self, value: Any) -> None:
+    def test_a_value_that_is_not_json_is_refused(self, value: Any) -> None:
         with pytest.raises(BadRequest, match="cannot be written as JSON"):
             encode_json(value, 100, "result")
 
@@ -202,25 +219,25 @@ def task(state: State, **fields: Any) -> Task:
 
 
 class TestStates:
-    def test_every_state_has_its_status_and_its_moves(self) -> None:
+    def test_every_state_has_a_status_and_moves(self) -> None:
         assert set(STATUS_OF) == set(MOVES) == set(State)
         assert set(STATUS_OF.values()) == set(STATUSES)
         assert {s.value for s in State} < set(SHOWN_STATES)
 
-    def test_only_a_retry_leads_out_of_a_terminal_state_and_every_other_leads_to_one(self) -> None:
+    def test_only_a_retry_leaves_a_terminal_state_and_every_other_state_can_be_cancelled(self) -> None:
         assert MOVES[State.COMPLETED] == frozenset()
         assert MOVES[State.FAILED] == MOVES[State.CANCELLED] == {State.WAITING}
         assert all(State.CANCELLED in MOVES[state] for state in State if state not in TERMINAL)
 
     @pytest.mark.parametrize("state", [s for s in State if s is not State.WAITING])
-    def test_shown_as_they_are(self, state: State) -> None:
+    def test_other_states_are_shown_unchanged(self, state: State) -> None:
         assert shown_state(task(state, attempt=1, run_at=NOON + timedelta(1)), NOON) == state.value
 
     @pytest.mark.parametrize(
         ("attempt", "delay", "shown"),
         [(0, 0, "waiting"), (0, -5, "waiting"), (0, 5, "scheduled"), (1, 0, "retrying"), (1, 5, "retrying")],
     )
-    def test_waiting_shows_as_what_says_more(self, attempt: int, delay: int, shown: str) -> None:
+    def test_waiting_is_shown_as_scheduled_or_retrying(self, attempt: int, delay: int, shown: str) -> None:
         one = task(State.WAITING, attempt=attempt, run_at=NOON + timedelta(seconds=delay))
         assert shown_state(one, NOON) == shown
 
@@ -239,5 +256,5 @@ class TestView:
         ("result", "omitted"),
         [('"' + "x" * 4094 + '"', False), ('"' + "x" * 4095 + '"', True), ('"' + "ñ" * 2048 + '"', True)],
     )
-    def test_large_is_counted_in_bytes(self, result: str, omitted: bool) -> None:
+    def test_the_size_of_a_result_counts_bytes(self, result: str, omitted: bool) -> None:
         assert (view(task(State.COMPLETED, result=result), NOON).result is None) == omitted

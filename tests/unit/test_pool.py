@@ -1,4 +1,4 @@
-"""The pool of connections, on a clock that only the test moves and with connections that do what they are told."""
+"""The pool of connections, with a fake clock and fake connections."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from taskd.model.errors import Unavailable
 from taskd.store.postgres.pool import OutcomeUnknown, Pool
-from taskd.store.retrying import MAX_DELAY, MIN_DELAY
+from taskd.store.reconnect import MAX_DELAY, MIN_DELAY
 
 WAIT = 5.0
 
 
 class Dead(Exception):
-    """What the work raises when its connection has died."""
+    """Raised by work whose connection has died."""
 
 
 class Connection:
@@ -39,20 +39,20 @@ class Connection:
             self.opened.errback(Dead("closed while opening"))
 
     def succeed(self) -> None:
-        """It is open now."""
+        """Report that it is open."""
         self.opened.callback(None)
 
     def fail(self, why: str = "refused") -> None:
-        """It could not be opened."""
+        """Report that it could not be opened."""
         self.opened.errback(Dead(why))
 
     def die(self) -> None:
-        """It dies while nobody uses it."""
+        """Die while idle."""
         self.on_lost(Dead("the other side hung up"))
 
 
 class PoolTests(SynchronousTestCase):
-    """A pool of three, whose jitter is none unless a test sets it."""
+    """A pool of three connections, without jitter unless a test sets it."""
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -82,16 +82,26 @@ class PoolTests(SynchronousTestCase):
         return self.made[-1]
 
     def open_all(self) -> None:
-        """Start, and let every connection open."""
+        """Start, and open every connection."""
         self.pool.start()
         for i in range(3):
             self.made[i].succeed()
 
     def run_work(self, work: Callable[[Connection], Deferred[Any]]) -> Deferred[Any]:
-        return Deferred.fromCoroutine(self.pool.run(work))
+        return Deferred.fromCoroutine(self._run_work(work))
+
+    async def _run_work(self, work: Callable[[Connection], Deferred[Any]]) -> Any:
+        connection = await self.pool.acquire()
+        try:
+            result = await work(connection)
+        except BaseException as e:
+            self.pool.release_failed(connection, e)
+            raise
+        self.pool.release(connection)
+        return result
 
     def use(self) -> tuple[Connection, Deferred[str], Deferred[Any]]:
-        """Work under way: its connection, what ends it, what its caller gets."""
+        """Start work: its connection, a Deferred that ends it, the Deferred of its result."""
         got: list[Connection] = []
         ends: Deferred[str] = Deferred()
 
@@ -104,7 +114,7 @@ class PoolTests(SynchronousTestCase):
         return got[0], ends, answer
 
     def prove(self) -> None:
-        """Let every connection have done something."""
+        """Do some work on every connection."""
         for _, ends, answer in [self.use() for _ in range(self.pool.live)]:
             ends.callback("done")
             self.successResultOf(answer)
@@ -150,7 +160,7 @@ class PoolTests(SynchronousTestCase):
         self.made[0].succeed()
         self.assertEqual(order, ["a", "b", "c", "d"])
 
-    def test_waits_for_a_connection_so_long_and_no_longer(self) -> None:
+    def test_waiting_for_a_connection_is_bounded(self) -> None:
         self.pool.start()
         answer = self.run_work(lambda connection: succeed(None))
         self.clock.advance(WAIT - 0.1)
@@ -159,11 +169,11 @@ class PoolTests(SynchronousTestCase):
         failure = self.failureResultOf(answer, Unavailable)
         self.assertIn("db cannot be reached now", failure.value.message)
         self.assertEqual(failure.value.retry_after, MAX_DELAY)
-        # the one who gave up is not served any more
+        # the caller that gave up gets no connection
         self.made[0].succeed()
         self.assertEqual(self.pool.live, 1)
 
-    def test_tells_busy_from_unreachable(self) -> None:
+    def test_the_error_tells_busy_from_unreachable(self) -> None:
         self.open_all()
         uses = [self.use() for _ in range(3)]
         answer = self.run_work(lambda connection: succeed(None))
@@ -188,19 +198,19 @@ class PoolTests(SynchronousTestCase):
         self.made[0].succeed()
         self.assertEqual(self.pool.live, 1)
 
-    def test_cancelled_while_working_costs_the_connection_and_tells_nobody(self) -> None:
+    def test_cancelled_while_working_closes_the_connection_and_logs_nothing(self) -> None:
         self.open_all()
         connection, _, answer = self.use()
         answer.cancel()
         self.failureResultOf(answer, CancelledError)
         self.assertTrue(connection.closed)
-        # another one in its place at once: it was no fault of the database
+        # replaced at once: the database was not at fault
         self.assertEqual((self.pool.live, len(self.made)), (2, 4))
         self.assertEqual(self.lines, [])
 
     # -- death
 
-    def test_death_under_the_work_is_told_and_the_connection_never_used_again(self) -> None:
+    def test_a_connection_that_dies_during_work_is_never_used_again(self) -> None:
         self.open_all()
         self.prove()
         connection, ends, answer = self.use()
@@ -216,7 +226,7 @@ class PoolTests(SynchronousTestCase):
         self.open_all()
         self.prove()
         for _, ends, answer in [self.use() for _ in range(3)]:
-            ends.errback(Dead("gone"))
+            ends.errback(Dead("closed"))
             self.failureResultOf(answer, OutcomeUnknown)
         self.assertEqual(self.pool.live, 0)
         answer = self.run_work(lambda connection: succeed(connection))
@@ -232,12 +242,12 @@ class PoolTests(SynchronousTestCase):
         self.made[3].succeed()
         self.assertNotIn(self.made[1], [self.use()[0] for _ in range(3)])
 
-    def test_death_told_twice_counts_once(self) -> None:
+    def test_a_death_reported_twice_counts_once(self) -> None:
         self.open_all()
         self.prove()
         connection, ends, answer = self.use()
         connection.die()
-        ends.errback(Dead("gone"))
+        ends.errback(Dead("closed"))
         self.failureResultOf(answer, OutcomeUnknown)
         connection.die()
         self.assertEqual((self.pool.live, len(self.made)), (2, 4))
@@ -245,7 +255,7 @@ class PoolTests(SynchronousTestCase):
     # -- backing off
 
     def delays(self, attempts: int) -> list[float]:
-        """Seconds between attempts to connect that all fail."""
+        """Seconds between failing attempts to connect."""
         found = []
         for _ in range(attempts):
             self.made[-1].fail()
@@ -254,7 +264,7 @@ class PoolTests(SynchronousTestCase):
             self.clock.advance(found[-1])
         return found
 
-    def test_failed_attempts_come_ever_slower(self) -> None:
+    def test_delays_between_failed_attempts_grow(self) -> None:
         self.pool.start()
         expected = [min(MAX_DELAY, MIN_DELAY * 2**i) for i in range(9)]
         for delay, wanted in zip(self.delays(9), expected, strict=True):
@@ -267,22 +277,22 @@ class PoolTests(SynchronousTestCase):
         self.jitter = 0.5
         self.assertAlmostEqual(self.delays(1)[0], 2 * MIN_DELAY * 0.75)
 
-    def test_work_done_ends_the_backing_off(self) -> None:
+    def test_successful_work_resets_the_backoff(self) -> None:
         self.pool.start()
         self.delays(5)
         self.made[-1].succeed()
         self.prove()
         self.assertAlmostEqual(self.delays(1)[0], MIN_DELAY)
 
-    def test_connections_that_open_but_do_nothing_are_no_reason_to_hurry(self) -> None:
-        # a standby where a primary was takes connections and refuses all work
+    def test_connections_that_open_but_fail_at_work_back_off(self) -> None:
+        # a server that has become a standby accepts connections and refuses all work
         self.pool.start()
         for i in range(4):
             self.made[-1].succeed()
             _, ends, answer = self.use()
             ends.errback(Dead("cannot execute UPDATE in a read-only transaction"))
             self.failureResultOf(answer, OutcomeUnknown)
-            # the one that was being opened meanwhile gets no further either
+            # the connection that is being opened meanwhile fails too
             self.made[-1].fail()
             [call] = self.clock.getDelayedCalls()
             self.assertAlmostEqual(call.getTime() - self.clock.seconds(), MIN_DELAY * 2**i)
@@ -299,7 +309,7 @@ class PoolTests(SynchronousTestCase):
         self.clock.advance(MIN_DELAY)
         self.assertEqual(len(self.made), 5)
 
-    # -- one line an incident
+    # -- one log line for an outage
 
     def test_an_outage_is_two_lines(self) -> None:
         self.open_all()
@@ -312,17 +322,17 @@ class PoolTests(SynchronousTestCase):
         for _ in range(3):
             self.made[-1].succeed()
         expected = [
-            (LogLevel.warn, "db: connection lost, connecting again: the other side hung up"),
+            (LogLevel.warn, "db: connection lost, reconnecting: the other side hung up"),
             (LogLevel.info, "db: all 3 connections are open again"),
         ]
         self.assertEqual(self.lines, expected)
         self.made[-1].die()
         self.assertEqual(len(self.lines), 3)
 
-    def test_a_first_attempt_that_fails_is_told_once(self) -> None:
+    def test_failing_first_attempts_are_logged_once(self) -> None:
         self.pool.start()
         self.delays(4)
-        self.assertEqual(self.lines, [(LogLevel.warn, "db: cannot connect, trying on: refused")])
+        self.assertEqual(self.lines, [(LogLevel.warn, "db: cannot connect, retrying: refused")])
 
     # -- start and stop
 
@@ -330,7 +340,7 @@ class PoolTests(SynchronousTestCase):
         failure = self.failureResultOf(self.run_work(lambda connection: succeed(None)), Unavailable)
         self.assertIn("db cannot be reached yet", failure.value.message)
 
-    def test_stop_closes_everything_and_lets_nobody_wait(self) -> None:
+    def test_stop_closes_all_connections_and_fails_waiting_callers(self) -> None:
         self.pool.start()
         self.made[0].succeed()
         connection, ends, busy = self.use()

@@ -1,4 +1,4 @@
-"""taskd.scheduling.routes: routes open and close with the workers that serve them, and the backlog follows."""
+"""taskd.scheduling.routes: a route is open while workers serve it, and its backlog is dispatched only then."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from taskd.model.errors import Unavailable
 from taskd.model.states import State
 from taskd.model.tasks import Route
 from taskd.ports.workers import KindInfo, WorkerInfo
+from taskd.scheduling.maintenance.follow_workers import FollowWorkers
+from taskd.scheduling.maintenance.relay_outbox import RELAY_AFTER
 from taskd.scheduling.maintenance.requeue_lost import LOST_AFTER
-from taskd.scheduling.outbox import RELAY_AFTER
 from taskd.scheduling.routes import Routes
 from taskd.scheduling.served import ServedKind, Serving
 from taskd.scheduling.window import Windows
@@ -21,8 +22,8 @@ TASKS, SLOW = Route("tasks", "simulate"), Route("slow", "simulate")
 RENDER = Route("tasks", "render")
 
 
-class Living:
-    """A store that knows workers only, and answers when it is told to."""
+class FakeStore:
+    """A store with list_workers() only. The test gives the answers."""
 
     def __init__(self) -> None:
         self.answers: list[Deferred[Sequence[WorkerInfo]]] = []
@@ -38,218 +39,224 @@ class RouteCase(StageCase):
     window = 10
 
     def open_routes(self) -> set[Route]:
-        """The routes that have a window; each has a dispatcher as well."""
+        """The routes that have a window. Asserts that each has a dispatcher as well."""
         self.assertEqual(self.stage.windows.by_route.keys(), self.stage.routes.dispatchers.keys())
         return set(self.stage.windows.by_route)
 
 
 class OpenAndClose(RouteCase):
-    def test_those_of_the_default_kind_are_always_open(self) -> None:
+    def test_routes_of_the_default_kind_are_always_open(self) -> None:
         self.assertEqual(self.open_routes(), {TASKS, SLOW})
-        self.stage.work()
-        self.stage.leave()
-        self.assertEqual(self.open_routes(), {TASKS, SLOW})
-
-    def test_one_is_open_while_a_worker_serves_it(self) -> None:
-        self.stage.work("simulate", "render")
-        self.stage.work("render", name="w2")
-        self.assertEqual(self.open_routes(), {TASKS, SLOW, RENDER})
-        self.stage.leave()
-        self.assertEqual(self.open_routes(), {TASKS, SLOW, RENDER})
-        self.stage.leave("w2")
+        self.stage.add_worker()
+        self.stage.remove_worker()
         self.assertEqual(self.open_routes(), {TASKS, SLOW})
 
-    def test_queues_of_other_servers_are_theirs(self) -> None:
-        self.stage.work("render", queues=("tasks", "elsewhere"))
+    def test_a_route_is_open_while_a_worker_serves_it(self) -> None:
+        self.stage.add_worker("simulate", "render")
+        self.stage.add_worker("render", name="w2")
+        self.assertEqual(self.open_routes(), {TASKS, SLOW, RENDER})
+        self.stage.remove_worker()
+        self.assertEqual(self.open_routes(), {TASKS, SLOW, RENDER})
+        self.stage.remove_worker("w2")
+        self.assertEqual(self.open_routes(), {TASKS, SLOW})
+
+    def test_queues_of_other_servers_open_no_routes(self) -> None:
+        self.stage.add_worker("render", queues=("tasks", "elsewhere"))
         self.assertEqual(self.open_routes(), {TASKS, SLOW, RENDER})
 
-    def test_a_worker_whose_news_were_lost_is_found_by_the_next_round(self) -> None:
+    def test_a_worker_that_was_not_announced_is_found_by_the_next_round(self) -> None:
         self.stage.broker.ready = False
-        self.stage.work("render")
+        self.stage.add_worker("render")
         self.assertEqual(self.open_routes(), {TASKS, SLOW})
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual(self.open_routes(), {TASKS, SLOW, RENDER})
 
-    def test_a_worker_that_is_silent_for_its_lease_is_dead(self) -> None:
-        self.stage.work("render")
+    def test_a_worker_that_is_not_seen_for_a_lease_is_dead(self) -> None:
+        self.stage.add_worker("render")
         self.stage.clock.advance(LEASE - 1)
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertIn(RENDER, self.open_routes())
         self.stage.clock.advance(1)
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertNotIn(RENDER, self.open_routes())
 
-    def test_one_that_serves_something_else_now(self) -> None:
-        self.stage.work("render")
-        self.stage.work("sculpt")
+    def test_a_worker_may_serve_other_kinds_after_a_restart(self) -> None:
+        self.stage.add_worker("render")
+        self.stage.add_worker("sculpt")
         self.assertEqual(self.open_routes(), {TASKS, SLOW, Route("tasks", "sculpt")})
 
-    def test_while_the_store_is_away_those_last_known_count(self) -> None:
-        self.stage.work("render")
+    def test_while_the_store_is_away_the_last_known_workers_count(self) -> None:
+        self.stage.add_worker("render")
         self.stage.runner.away = True
-        self.stage.tell_of_workers()
+        self.stage.announce_workers()
         self.stage.clock.advance(10 * LEASE)
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual(self.stage.routes.serving(RENDER), Serving(1, 4, 3))
         self.assertIn(RENDER, self.open_routes())
 
-    def test_a_defect_is_logged_and_the_routes_stay(self) -> None:
-        self.stage.work("render")
+    def test_a_defect_is_logged_and_the_next_refresh_works(self) -> None:
+        self.stage.add_worker("render")
         self.stage.runner.broken = True
-        self.stage.tell_of_workers()
+        self.stage.announce_workers()
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.stage.runner.broken = False
-        self.stage.leave()
+        self.stage.remove_worker()
         self.assertNotIn(RENDER, self.open_routes())
 
-    def test_many_news_at_once_are_one_look_and_another(self) -> None:
+    def test_many_announcements_at_once_cause_two_refreshes(self) -> None:
         self.stage.runner.slow = True
         for _ in range(50):
-            self.stage.tell_of_workers()
+            self.stage.announce_workers()
         self.assertEqual(self.stage.runner.waiting, 1)
-        self.stage.runner.go_on()
+        self.stage.runner.run_waiting()
         self.assertEqual(self.stage.runner.waiting, 1)
-        self.stage.runner.go_on()
+        self.stage.runner.run_waiting()
         self.assertEqual(self.stage.runner.waiting, 0)
 
-    def test_an_answer_that_was_overtaken_is_passed_over(self) -> None:
-        self.stage.work("render")
-        store, windows = Living(), Windows(10)
-        make_dispatcher = self.stage.routes._make_dispatcher
-        routes = Routes(store, windows, ("tasks",), LEASE, make_dispatcher)  # type: ignore[arg-type]
-        looks = [Deferred.fromCoroutine(routes.refresh()) for _ in range(2)]
+    def test_an_older_answer_that_arrives_later_is_ignored(self) -> None:
+        self.stage.add_worker("render")
+        store, windows = FakeStore(), Windows(10)
+        routes = Routes(windows, ("tasks",), self.stage.routes._make_dispatcher)
+        follow_workers = FollowWorkers(store, routes, LEASE)  # type: ignore[arg-type]
+        refreshes = [Deferred.fromCoroutine(follow_workers.run()) for _ in range(2)]
         store.answers[1].callback([])
         store.answers[0].callback(now(self.stage.store.list_workers(LEASE)))
-        for look in looks:
-            self.successResultOf(look)
+        for refresh in refreshes:
+            self.successResultOf(refresh)
         self.assertEqual(set(windows.by_route), {TASKS})
 
 
 class Backlogs(RouteCase):
     def create_waiting(self, count: int = 1, kind: str = "render") -> list[int]:
-        """Tasks through the protocol."""
+        """Create tasks through the protocol, which must wait. Returns their ids."""
         client = self.stage.client()
         specs = [{"task": "x", "kind": kind}] * count
         ids: list[int] = client.ask("new_tasks", tasks=specs)["task_ids"]
         self.assertEqual(self.stage.states(*ids), ["waiting"] * count)
         return ids
 
-    def test_what_waited_for_a_worker_is_handed_over_when_one_comes(self) -> None:
+    def test_waiting_tasks_are_dispatched_when_a_worker_starts(self) -> None:
         ids = self.create_waiting(3)
         taken = self.stage.consume("tasks#render")
-        self.stage.work("render")
+        self.stage.add_worker("render")
         self.assertEqual(self.stage.states(*ids), ["queued"] * 3)
         self.assertEqual([delivery.task_id for delivery in taken], ids)
 
-    def test_new_tasks_of_an_open_route_go_straight_to_the_broker(self) -> None:
-        self.stage.work("render")
+    def test_new_tasks_of_an_open_route_are_published_at_once(self) -> None:
+        self.stage.add_worker("render")
         taken = self.stage.consume("tasks#render")
         task_id = self.stage.client().ask("new_task", task="x", kind="render")["task_id"]
-        self.stage.settle()
+        self.stage.run_pending()
         self.assertEqual((self.stage.states(task_id), len(taken)), (["queued"], 1))
 
     def test_each_route_has_a_window_of_its_own(self) -> None:
-        self.stage.work("render")
+        self.stage.add_worker("render")
         client = self.stage.client()
         for kind in ("render", "simulate"):
             client.ask("new_tasks", tasks=[{"task": "x", "kind": kind}] * 12)
         states = self.stage.states()
         self.assertEqual((states.count("queued"), states.count("waiting")), (20, 4))
 
-    def test_with_the_last_worker_what_waits_stays_in_the_store(self) -> None:
-        self.stage.work("render")
-        self.stage.leave()
+    def test_tasks_wait_in_the_store_after_the_last_worker_stopped(self) -> None:
+        self.stage.add_worker("render")
+        self.stage.remove_worker()
         [task_id] = self.create_waiting()
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual(self.stage.states(task_id), ["waiting"])
 
-    def test_what_is_queued_stays_queued_and_is_looked_after(self) -> None:
-        """RabbitMQ keeps it; when that has lost it, it waits in the store."""
-        self.stage.work("render")
+    def test_queued_tasks_of_a_closed_route_stay_queued_until_their_messages_are_lost(self) -> None:
+        """The broker keeps their messages. If it loses them, the tasks wait in the store."""
+        self.stage.add_worker("render")
         client = self.stage.client()
         [task_id] = client.ask("new_tasks", tasks=[{"task": "x", "kind": "render"}])["task_ids"]
-        self.stage.leave()
+        self.stage.remove_worker()
         self.stage.clock.advance(LOST_AFTER)
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual(self.stage.states(task_id), ["queued"])
         self.stage.lose_messages("tasks#render")
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual(self.stage.states(task_id), ["waiting"])
-        self.stage.work("render")
+        self.stage.add_worker("render")
         self.assertEqual(self.stage.states(task_id), ["queued"])
 
     def test_an_orphaned_batch_of_a_closed_route_is_published(self) -> None:
-        self.stage.create(kind="render", settled=False)
+        self.stage.create(kind="render", published=False)
         self.stage.clock.advance(RELAY_AFTER)
-        self.stage.round()
-        self.assertIn("tasks#render", self.stage.broker.names)
+        self.stage.run_maintenance()
+        self.assertIn("tasks#render", self.stage.broker.queue_names)
 
-    def test_a_task_that_is_tried_again_is_handed_over(self) -> None:
-        self.stage.work("render")
+    def test_the_next_attempt_of_a_task_is_dispatched(self) -> None:
+        self.stage.add_worker("render")
         taken = self.stage.consume("tasks#render")
         task_id = self.stage.client().ask("new_task", task="x", kind="render")["task_id"]
         self.stage.claim(task_id)
         self.stage.finish(task_id, state=State.WAITING, error="no")
-        self.stage.round()
-        self.stage.settle()
+        self.stage.run_maintenance()
+        self.stage.run_pending()
         self.assertEqual([(d.task_id, d.dispatch) for d in taken], [(task_id, 1), (task_id, 2)])
 
-    def test_a_turn_under_way_when_its_route_is_closed_ends_well(self) -> None:
+    def test_a_dispatch_that_runs_when_its_route_is_closed_is_completed(self) -> None:
         ids = self.create_waiting(2)
-        self.stage.work("render")
+        self.stage.add_worker("render")
         self.stage.run(*ids)
         more = [task.id for task in self.stage.create(count=2, state=State.WAITING, kind="render")]
         self.stage.runner.slow = True
         self.stage.routes.dispatchers[RENDER].tick()
         self.stage.runner.slow = False
-        self.stage.leave()
+        self.stage.remove_worker()
         self.assertNotIn(RENDER, self.open_routes())
         stopped = Deferred.fromCoroutine(self.stage.routes.stop())
         self.assertNoResult(stopped)
-        self.stage.runner.go_on()
-        self.stage.settle()
+        self.stage.runner.run_waiting()
+        self.stage.run_pending()
         self.successResultOf(stopped)
         self.assertEqual(self.stage.states(*more), ["queued"] * 2)
 
-    def test_once_stopped_nothing_is_opened(self) -> None:
+    def test_no_route_is_opened_after_a_stop(self) -> None:
         now(self.stage.routes.stop())
-        self.stage.work("render")
-        now(self.stage.routes.refresh())
+        self.stage.add_worker("render")
+        now(self.stage.server.scheduler.follow_workers.run())
         self.assertEqual(self.open_routes(), {TASKS, SLOW})
 
-    def test_refresh_says_when_the_store_is_away(self) -> None:
+    def test_refresh_raises_unavailable_while_the_store_is_away(self) -> None:
         self.stage.runner.away = True
-        self.failureResultOf(Deferred.fromCoroutine(self.stage.routes.refresh()), Unavailable)
+        self.failureResultOf(Deferred.fromCoroutine(self.stage.server.scheduler.follow_workers.run()), Unavailable)
 
 
 class Kinds(RouteCase):
-    def test_nobody_serves_anything(self) -> None:
+    def test_without_workers_there_are_no_kinds(self) -> None:
         self.assertEqual(self.stage.client().ask("kinds")["kinds"], [])
 
-    def test_what_one_worker_serves(self) -> None:
-        self.stage.work(KindInfo("thumbnail", "process", 60.0, 5, "Make it small."), "simulate", slots=8)
+    def test_the_kinds_of_one_worker_are_listed(self) -> None:
+        self.stage.add_worker(KindInfo("thumbnail", "process", 60.0, 5, "Make it small."), "simulate", slots=8)
         reply = self.stage.client().ask("kinds")
         self.assertEqual([kind["kind"] for kind in reply["kinds"]], ["simulate", "thumbnail"])
         self.assertEqual(
             reply["kinds"][1],
             {
-                **{"kind": "thumbnail", "queues": ["tasks"], "isolation": "process", "timeout": 60, "max_attempts": 5},
-                **{"summary": "Make it small.", "workers": 1, "slots": 8},
+                "kind": "thumbnail",
+                "queues": ["tasks"],
+                "isolation": "process",
+                "timeout": 60,
+                "max_attempts": 5,
+                "summary": "Make it small.",
+                "workers": 1,
+                "slots": 8,
             },
         )
 
     def test_where_workers_differ_the_most_permissive_counts(self) -> None:
-        self.stage.work(KindInfo("render", "thread", 60.0, 5), name="a", queues=("slow", "tasks"), slots=2)
-        self.stage.work(KindInfo("render", "process", 90.0, 2, "Draw."), name="b", slots=3)
+        self.stage.add_worker(KindInfo("render", "thread", 60.0, 5), name="a", queues=("slow", "tasks"), slots=2)
+        self.stage.add_worker(KindInfo("render", "process", 90.0, 2, "Draw."), name="b", slots=3)
         [kind] = self.stage.routes.kinds()
         self.assertEqual(kind, ServedKind("render", ["tasks", "slow"], "thread", 90.0, 5, "Draw.", 2, 5))
-        self.stage.work(KindInfo("render", "process", None, 2), name="c", queues=("slow",), slots=1)
+        self.stage.add_worker(KindInfo("render", "process", None, 2), name="c", queues=("slow",), slots=1)
         [kind] = self.stage.routes.kinds()
         self.assertEqual((kind.timeout, kind.workers, kind.slots), (None, 3, 6))
         self.assertEqual(self.stage.routes.serving(RENDER), Serving(2, 5, 5))
         self.assertEqual(self.stage.routes.serving(Route("slow", "render")), Serving(2, 3, 5))
 
-    def test_only_of_this_servers_queues(self) -> None:
-        self.stage.work("render", queues=("elsewhere",))
-        self.stage.work("sculpt", queues=("elsewhere", "slow"), name="w2")
+    def test_only_kinds_of_this_servers_queues_are_listed(self) -> None:
+        self.stage.add_worker("render", queues=("elsewhere",))
+        self.stage.add_worker("sculpt", queues=("elsewhere", "slow"), name="w2")
         self.assertEqual([(k.kind, k.queues) for k in self.stage.routes.kinds()], [("sculpt", ["slow"])])

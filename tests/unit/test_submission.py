@@ -1,4 +1,4 @@
-"""taskd.scheduling.submission and outbox: from a request to a committed task, and from there to the broker."""
+"""taskd.scheduling.submission and outbox: how requests become committed tasks, and these become messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from taskd.events.records import decode_batch
 from taskd.model.errors import BadRequest, Unavailable
 from taskd.model.states import State
 from taskd.model.tasks import NewTask, Route, Task
-from taskd.scheduling.outbox import RELAY_AFTER
+from taskd.scheduling.maintenance.relay_outbox import RELAY_AFTER
 from taskd.scheduling.window import Windows
 from tests.unit.stage import NOON, StageCase
 
@@ -22,176 +22,180 @@ class Submitting(StageCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.ana, self.eva = self.stage.user("ana"), self.stage.user("eva")
-        self.place = self.stage.window()
+        self.ana, self.eva = self.stage.user_id("ana"), self.stage.user_id("eva")
+        self.route_window = self.stage.window()
 
     def submit(self, user_id: int = 0, count: int = 1, **fields: Any) -> Deferred[Any]:
-        """A request for tasks."""
+        """Submit tasks of one user in one request."""
         wanted = {"task": "t", "queue": "tasks", **fields}
         return self.stage.submitter.submit([NewTask(user_id or self.ana, **wanted) for _ in range(count)])
 
-    def answer(self, request: Deferred[Any]) -> list[Task]:
-        """Its tasks, as they are now."""
+    def created_tasks(self, request: Deferred[Any]) -> list[Task]:
+        """The present rows of the tasks that an answered request created."""
         return self.stage.tasks(*(created.task_id for created in self.successResultOf(request)))
 
-    def create_here(self, *args: Any, **options: Any) -> list[Task]:
-        """A request, answered."""
+    def submit_and_wait(self, *args: Any, **options: Any) -> list[Task]:
+        """Submit tasks, and return their rows after the request was answered."""
         done = self.submit(*args, **options)
-        self.stage.settle()
-        return self.answer(done)
+        self.stage.run_pending()
+        return self.created_tasks(done)
 
-    def test_with_room_and_no_backlog_a_task_goes_straight_to_the_broker(self) -> None:
-        [task] = self.create_here()
+    def test_with_room_and_no_backlog_a_task_is_queued_and_published_at_once(self) -> None:
+        [task] = self.submit_and_wait()
         self.assertEqual((task.state, task.dispatch, task.version), (State.QUEUED, 1, 1))
         self.assertEqual((task.created_at, task.run_at), (NOON, NOON))
         self.assertEqual([tuple(m) for m in self.stage.broker.published], [(task.id, 1)])
-        self.assertEqual(self.place.room, 4)
+        self.assertEqual(self.route_window.room, 4)
 
-    def test_requests_of_one_turn_share_a_transaction_and_get_their_own_tasks(self) -> None:
+    def test_simultaneous_requests_share_a_transaction_and_get_their_own_tasks(self) -> None:
         before = self.stage.runner.calls
         requests = [self.submit(count=n, task=f"t{n}") for n in (1, 2, 3)]
-        self.stage.settle()
+        self.stage.run_pending()
         self.assertEqual(self.stage.runner.calls, before + 1)
-        answers = [self.answer(request) for request in requests]
-        self.assertEqual([[t.task for t in answer] for answer in answers], [["t1"], ["t2"] * 2, ["t3"] * 3])
-        self.assertEqual([t.id for answer in answers for t in answer], [1, 2, 3, 4, 5, 6])
+        answers = [self.created_tasks(request) for request in requests]
+        self.assertEqual(
+            [[t.task for t in created_tasks] for created_tasks in answers], [["t1"], ["t2"] * 2, ["t3"] * 3]
+        )
+        self.assertEqual([t.id for created_tasks in answers for t in created_tasks], [1, 2, 3, 4, 5, 6])
 
-    def test_what_the_window_has_no_room_for_waits(self) -> None:
-        tasks = self.create_here(count=8)
+    def test_tasks_without_room_in_the_window_wait(self) -> None:
+        tasks = self.submit_and_wait(count=8)
         self.assertEqual([task.state.value for task in tasks], ["queued"] * 5 + ["waiting"] * 3)
         self.assertEqual(len(self.stage.broker.published), 5)
-        self.assertEqual(self.place.room, 0)
+        self.assertEqual(self.route_window.room, 0)
 
-    def test_what_waits_is_handed_over_when_there_is_room(self) -> None:
-        tasks = self.create_here(count=8)
+    def test_waiting_tasks_are_dispatched_when_there_is_room(self) -> None:
+        tasks = self.submit_and_wait(count=8)
         self.stage.run(*tasks[:5])
         self.assertEqual(self.stage.states(*tasks), ["completed"] * 5 + ["queued"] * 3)
 
-    def test_later_tasks_of_a_user_wait_behind_those_that_wait(self) -> None:
-        self.create_here(count=6)
-        self.place.take(-1)
+    def test_later_tasks_of_a_backlogged_user_wait(self) -> None:
+        self.submit_and_wait(count=6)
+        self.route_window.take(-1)
         mine, others = self.submit(), self.submit(self.eva)
-        self.stage.settle()
-        states = [self.answer(done)[0].state for done in (mine, others)]
+        self.stage.run_pending()
+        states = [self.created_tasks(done)[0].state for done in (mine, others)]
         self.assertEqual(states, [State.WAITING, State.QUEUED])
 
-    def test_what_is_scheduled_takes_no_place_and_is_no_backlog(self) -> None:
+    def test_scheduled_tasks_take_no_room_and_are_no_backlog(self) -> None:
         later = NOON + timedelta(hours=1)
-        tasks = self.create_here(count=20, run_at=later)
+        tasks = self.submit_and_wait(count=20, run_at=later)
         self.assertEqual({(task.state, task.run_at) for task in tasks}, {(State.WAITING, later)})
-        self.assertEqual((self.place.room, self.place.has_backlog, self.place.admit(self.ana)), (5, False, True))
+        self.assertEqual(
+            (self.route_window.room, self.route_window.has_backlog, self.route_window.admit(self.ana)), (5, False, True)
+        )
         before = self.stage.runner.calls
-        self.stage.settle()
+        self.stage.run_pending()
         self.assertEqual((self.stage.runner.calls, self.stage.broker.published), (before, []))
 
-    def test_it_is_no_backlog_to_other_servers_either(self) -> None:
+    def test_scheduled_tasks_are_no_backlog_for_other_servers(self) -> None:
         other = Windows(5)
         window = other.open(Route("tasks", "simulate"))
         window.clear_backlogged(window.backlogged_users())
-        self.create_here(run_at=NOON + timedelta(hours=1))
-        other.apply(decode_batch(self.stage.broker.news[-1]).changes)
+        self.submit_and_wait(run_at=NOON + timedelta(hours=1))
+        other.apply(decode_batch(self.stage.broker.event_batches[-1]).changes)
         self.assertTrue(window.admit(self.ana))
 
-    def test_a_route_that_nobody_serves_is_stored_and_that_is_all(self) -> None:
-        tasks = self.create_here(count=3, kind="sculpt")
+    def test_tasks_of_a_route_that_nobody_serves_are_only_stored(self) -> None:
+        tasks = self.submit_and_wait(count=3, kind="sculpt")
         self.assertEqual({task.state for task in tasks}, {State.WAITING})
-        self.assertEqual((self.place.room, self.place.has_backlog), (5, False))
+        self.assertEqual((self.route_window.room, self.route_window.has_backlog), (5, False))
 
-    def test_of_a_batch_of_several_routes_each_goes_its_way(self) -> None:
-        self.stage.work("render")
+    def test_each_task_of_a_batch_takes_its_own_route(self) -> None:
+        self.stage.add_worker("render")
         specs = [NewTask(self.ana, "t", queue="tasks", kind=kind) for kind in ("simulate", "render", "sculpt") * 2]
         done: Deferred[Any] = self.stage.submitter.submit(specs)
-        self.stage.settle()
-        states = [task.state.value for task in self.answer(done)]
+        self.stage.run_pending()
+        states = [task.state.value for task in self.created_tasks(done)]
         self.assertEqual(states, ["queued", "queued", "waiting"] * 2)
         for queue in ("tasks", "tasks#render"):
             self.assertEqual(len(self.stage.consume(queue)), 2)
 
-    def test_the_window_was_closed_before_the_store_refused(self) -> None:
-        self.stage.work("render")
+    def test_a_window_may_be_closed_before_the_store_refuses_a_request(self) -> None:
+        self.stage.add_worker("render")
         self.stage.runner.slow = True
         done = self.submit(kind="render")
-        self.stage.settle()
+        self.stage.run_pending()
         self.stage.windows.close(Route("tasks", "render"))
         self.stage.runner.away = True
-        self.stage.runner.go_on()
+        self.stage.runner.run_waiting()
         self.failureResultOf(done, Unavailable)
 
-    def test_the_queues_have_windows_of_their_own(self) -> None:
-        self.create_here(count=6)
-        [task] = self.create_here(queue="slow")
+    def test_each_queue_has_its_own_window(self) -> None:
+        self.submit_and_wait(count=6)
+        [task] = self.submit_and_wait(queue="slow")
         self.assertEqual(task.state, State.QUEUED)
 
-    def test_with_the_broker_away_tasks_wait_and_are_confirmed_all_the_same(self) -> None:
+    def test_with_the_broker_away_tasks_wait_and_are_confirmed(self) -> None:
         self.stage.broker.ready = False
-        tasks = self.create_here(count=2)
+        tasks = self.submit_and_wait(count=2)
         self.assertEqual([task.state for task in tasks], [State.WAITING] * 2)
-        self.assertEqual(self.place.room, 5)
+        self.assertEqual(self.route_window.room, 5)
         self.stage.broker.ready = True
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual(self.stage.states(*tasks), ["queued"] * 2)
         self.assertEqual(len(self.stage.broker.published), 2)
 
-    def test_the_answer_does_not_wait_for_the_broker(self) -> None:
-        self.stage.broker.mute = True
-        self.create_here()
+    def test_a_request_does_not_wait_for_the_broker(self) -> None:
+        self.stage.broker.withholds_confirms = True
+        self.submit_and_wait()
 
-    def test_the_answer_waits_for_the_commit(self) -> None:
+    def test_a_request_waits_for_the_commit(self) -> None:
         self.stage.runner.slow = True
         done = self.submit()
-        self.stage.settle()
+        self.stage.run_pending()
         self.assertNoResult(done)
-        self.assertEqual((self.stage.broker.published, self.stage.broker.news), ([], []))
-        self.stage.runner.go_on()
+        self.assertEqual((self.stage.broker.published, self.stage.broker.event_batches), ([], []))
+        self.stage.runner.run_waiting()
         self.successResultOf(done)
 
-    def test_others_hear_of_the_task_before_its_message_goes_out(self) -> None:
-        self.create_here()
-        self.assertEqual(self.stage.broker.log, ["news", "messages"])
+    def test_a_task_is_announced_before_its_message_is_published(self) -> None:
+        self.submit_and_wait()
+        self.assertEqual(self.stage.broker.sent, ["events", "messages"])
 
-    def test_the_store_is_away(self) -> None:
+    def test_a_request_fails_while_the_store_is_away_and_takes_no_room(self) -> None:
         self.stage.runner.away = True
         done = self.submit(count=3)
-        self.stage.settle()
+        self.stage.run_pending()
         self.failureResultOf(done, Unavailable)
-        self.assertEqual(self.place.room, 5)
-        self.assertEqual((self.stage.broker.published, self.stage.broker.news), ([], []))
+        self.assertEqual(self.route_window.room, 5)
+        self.assertEqual((self.stage.broker.published, self.stage.broker.event_batches), ([], []))
         self.stage.runner.away = False
-        self.create_here()
+        self.submit_and_wait()
 
-    def test_one_that_cannot_be_stored_fails_alone_and_the_window_stays_right(self) -> None:
+    def test_a_request_that_cannot_be_stored_fails_alone_and_takes_no_room(self) -> None:
         good, bad, fine = self.submit(), self.submit(task="a\0b"), self.submit()
-        self.stage.settle()
+        self.stage.run_pending()
         self.successResultOf(good)
         self.failureResultOf(bad, BadRequest)
         self.successResultOf(fine)
-        self.assertEqual(self.place.room, 3)
+        self.assertEqual(self.route_window.room, 3)
         self.assertEqual(len(self.stage.broker.published), 2)
 
-    def test_a_request_is_stored_whole_or_not_at_all(self) -> None:
+    def test_a_request_is_stored_completely_or_not_at_all(self) -> None:
         specs = [NewTask(self.ana, "t", queue="tasks"), NewTask(self.ana, "\0", queue="tasks")]
         done: Deferred[Any] = self.stage.submitter.submit(specs)
-        self.stage.settle()
+        self.stage.run_pending()
         self.failureResultOf(done, BadRequest)
         self.assertEqual(self.stage.tasks(), [])
 
-    def test_a_defect_leaves_the_window_right_too(self) -> None:
+    def test_a_request_that_fails_by_a_defect_takes_no_room(self) -> None:
         self.stage.runner.broken = True
         done = self.submit(count=3)
-        self.stage.settle()
+        self.stage.run_pending()
         self.failureResultOf(done, ZeroDivisionError)
-        self.assertEqual(self.place.room, 5)
+        self.assertEqual(self.route_window.room, 5)
 
-    def test_drained(self) -> None:
+    def test_drained_fires_after_the_last_request(self) -> None:
         self.stage.runner.slow = True
         self.submit()
         drained = self.stage.submitter.drained()
-        self.stage.settle()
+        self.stage.run_pending()
         self.assertNoResult(drained)
-        self.stage.runner.go_on()
+        self.stage.runner.run_waiting()
         self.successResultOf(drained)
 
-    def test_a_thousand_tasks_a_transaction(self) -> None:
+    def test_a_transaction_stores_at_most_a_thousand_tasks(self) -> None:
         before = self.stage.runner.calls
         requests = [self.submit(count=600) for _ in range(4)]
         for _ in range(5):
@@ -201,104 +205,104 @@ class Submitting(StageCase):
 
 
 class OutboxTests(StageCase):
-    def settle(self) -> int:
-        """Rows left after a round."""
-        self.stage.round()
+    def rows_after_round(self) -> int:
+        """Run a round of maintenance. Returns the number of outbox rows left."""
+        self.stage.run_maintenance()
         return self.stage.outbox_rows()
 
-    def create_here(self, count: int = 1) -> None:
-        """Tasks through this server."""
-        specs = [NewTask(self.stage.user(), "t", queue="tasks") for _ in range(count)]
+    def submit_and_wait(self, count: int = 1) -> None:
+        """Submit tasks to this server."""
+        specs = [NewTask(self.stage.user_id(), "t", queue="tasks") for _ in range(count)]
         done: Deferred[Any] = self.stage.submitter.submit(specs)
         done.addErrback(lambda failure: failure.trap(Unavailable))
-        self.stage.settle()
+        self.stage.run_pending()
 
-    def test_a_row_goes_only_once_the_broker_has_confirmed(self) -> None:
-        self.stage.broker.mute = True
-        self.create_here(3)
-        self.assertEqual(self.settle(), 1)
+    def test_a_row_is_deleted_only_after_the_broker_confirmed(self) -> None:
+        self.stage.broker.withholds_confirms = True
+        self.submit_and_wait(3)
+        self.assertEqual(self.rows_after_round(), 1)
         self.stage.broker.confirm()
-        self.assertEqual(self.settle(), 0)
+        self.assertEqual(self.rows_after_round(), 0)
 
-    def test_one_that_still_waits_for_the_confirm_is_no_orphan(self) -> None:
-        self.stage.broker.mute = True
-        self.create_here()
-        self.stage.broker.mute = False
+    def test_a_batch_that_waits_for_its_confirm_is_not_stale(self) -> None:
+        self.stage.broker.withholds_confirms = True
+        self.submit_and_wait()
+        self.stage.broker.withholds_confirms = False
         for _ in range(3):
             self.stage.clock.advance(RELAY_AFTER)
-            self.stage.round()
+            self.stage.run_maintenance()
         self.assertEqual(len(self.stage.broker.published), 1)
         self.stage.broker.confirm()
-        self.assertEqual(self.settle(), 0)
+        self.assertEqual(self.rows_after_round(), 0)
 
-    def test_settled_rows_go_with_the_next_batch(self) -> None:
-        self.create_here()
+    def test_published_rows_are_deleted_with_the_next_batch(self) -> None:
+        self.submit_and_wait()
         before = self.stage.runner.calls
-        self.create_here()
+        self.submit_and_wait()
         self.assertEqual((self.stage.outbox_rows(), self.stage.runner.calls), (1, before + 1))
 
-    def test_they_are_not_forgotten_when_that_batch_fails(self) -> None:
-        self.create_here()
+    def test_published_rows_are_deleted_later_if_that_batch_fails(self) -> None:
+        self.submit_and_wait()
         self.stage.runner.away = True
-        self.create_here()
+        self.submit_and_wait()
         self.stage.runner.away = False
-        self.assertEqual(self.settle(), 0)
+        self.assertEqual(self.rows_after_round(), 0)
 
-    def test_nor_when_settling_fails(self) -> None:
-        self.create_here()
+    def test_published_rows_are_deleted_later_if_their_deletion_fails(self) -> None:
+        self.submit_and_wait()
         for trouble in ("away", "broken"):
             setattr(self.stage.runner, trouble, True)
-            self.assertEqual(self.settle(), 1)
+            self.assertEqual(self.rows_after_round(), 1)
             setattr(self.stage.runner, trouble, False)
         self.flushLoggedErrors(ZeroDivisionError)
-        self.assertEqual(self.settle(), 0)
+        self.assertEqual(self.rows_after_round(), 0)
 
-    def test_a_batch_that_all_waits_needs_no_confirmation(self) -> None:
+    def test_a_batch_of_waiting_tasks_needs_no_confirm(self) -> None:
         self.stage.broker.ready = False
-        self.create_here()
-        self.stage.round()
+        self.submit_and_wait()
+        self.stage.run_maintenance()
         self.assertEqual(self.stage.outbox_rows(), 0)
 
-    def test_orphans_are_published_by_whoever_finds_them(self) -> None:
-        tasks = self.stage.create(count=2, settled=False)
-        self.stage.round()
+    def test_stale_batches_are_published_by_any_server(self) -> None:
+        tasks = self.stage.create(count=2, published=False)
+        self.stage.run_maintenance()
         self.assertEqual(self.stage.broker.published, [])
         self.stage.clock.advance(RELAY_AFTER)
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual([m.task_id for m in self.stage.broker.published], [task.id for task in tasks])
-        self.assertEqual(self.settle(), 0)
+        self.assertEqual(self.rows_after_round(), 0)
 
-    def test_only_what_still_waits_for_a_worker(self) -> None:
-        tasks = self.stage.create(count=3, settled=False)
+    def test_only_tasks_of_a_stale_batch_that_are_still_queued_are_published(self) -> None:
+        tasks = self.stage.create(count=3, published=False)
         self.stage.claim(tasks[1])
         self.stage.clock.advance(RELAY_AFTER)
-        self.stage.round()
+        self.stage.run_maintenance()
         self.assertEqual([m.task_id for m in self.stage.broker.published], [tasks[0].id, tasks[2].id])
 
-    def test_not_while_the_broker_is_away(self) -> None:
-        self.stage.create(settled=False)
+    def test_stale_batches_wait_while_the_broker_is_away(self) -> None:
+        self.stage.create(published=False)
         self.stage.broker.ready = False
         self.stage.clock.advance(RELAY_AFTER)
-        self.assertEqual(self.settle(), 1)
+        self.assertEqual(self.rows_after_round(), 1)
         self.stage.broker.ready = True
-        self.assertEqual(self.settle(), 1)
-        self.assertEqual((len(self.stage.broker.published), self.settle()), (1, 0))
+        self.assertEqual(self.rows_after_round(), 1)
+        self.assertEqual((len(self.stage.broker.published), self.rows_after_round()), (1, 0))
 
-    def test_a_broker_that_goes_away_while_publishing_leaves_the_row_to_the_relay(self) -> None:
+    def test_a_batch_that_met_an_absent_broker_is_left_to_the_relay(self) -> None:
         self.stage.runner.slow = True
-        self.create_here()
+        self.submit_and_wait()
         self.stage.broker.ready = False
         self.stage.runner.slow = False
-        self.stage.runner.go_on()
+        self.stage.runner.run_waiting()
         self.assertEqual((self.stage.states(), self.stage.broker.published), (["queued"], []))
         self.stage.broker.ready = True
         self.stage.clock.advance(RELAY_AFTER)
-        self.stage.round()
-        self.assertEqual((len(self.stage.broker.published), self.settle()), (1, 0))
+        self.stage.run_maintenance()
+        self.assertEqual((len(self.stage.broker.published), self.rows_after_round()), (1, 0))
 
-    def test_a_defect_while_publishing_is_logged_and_leaves_the_row(self) -> None:
-        self.stage.broker.mute = True
-        self.create_here()
+    def test_a_defect_during_publishing_is_logged_and_keeps_the_row(self) -> None:
+        self.stage.broker.withholds_confirms = True
+        self.submit_and_wait()
         self.stage.broker.confirm(ZeroDivisionError())
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
-        self.assertEqual(self.settle(), 1)
+        self.assertEqual(self.rows_after_round(), 1)

@@ -1,4 +1,4 @@
-"""taskd.testing: handlers and a whole server in memory, as docs/handlers.md shows them."""
+"""taskd.testing: handlers, and a whole server in memory, as docs/handlers.md shows them."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ async def ever(task: ITaskContext) -> None:
     await Deferred()
 
 
-def test_what_a_handler_returns() -> None:
+def test_the_result_of_a_handler_is_returned() -> None:
     ran = run_handler(greet, {"name": "Ada"})
     assert (ran.state, ran.result, ran.error) == ("completed", "Hello, Ada!", None)
     assert run_handler(greet, user="bob").result == "Hello, bob!"
     assert run_handler(child, {"n": 4}).result == 5
 
 
-def test_the_output_of_a_handler_and_its_failure() -> None:
+def test_output_and_failures_of_a_handler_are_recorded() -> None:
     ran = run_handler(slow, clock=clock)
     assert (ran.state, ran.error, ran.delay) == ("waiting", "ValueError: no such colour", 8.0)
     assert (ran.progress, ran.log) == ([(0.5, "half way")], ["that was it"])
@@ -67,19 +67,19 @@ def test_the_output_of_a_handler_and_its_failure() -> None:
     assert run_handler(slow, clock=clock, attempt=2).state == "failed"
 
 
-def test_named_outcomes() -> None:
+def test_retry_and_reject_are_recorded() -> None:
     ran = run_handler(paper)
     assert (ran.state, ran.error, ran.delay, ran.trace) == ("waiting", "out of paper", 300.0, None)
     ran = run_handler(paper, attempt=2)
     assert (ran.state, ran.error, ran.delay) == ("failed", "still out of paper", None)
 
 
-def test_a_handler_that_does_not_end() -> None:
+def test_a_handler_that_does_not_end_is_an_error() -> None:
     with pytest.raises(AssertionError, match="has not ended after 5 seconds"):
         run_handler(ever, seconds=5)
 
 
-def test_an_invalid_handler() -> None:
+def test_an_invalid_handler_is_refused() -> None:
     broken: Any = handler("x")(lambda task: None)
     broken.max_attempts = 0
     with pytest.raises(SettingsError, match="max_attempts"):
@@ -98,7 +98,7 @@ def test_a_client_sees_the_result() -> None:
         assert ana.ask("wait", task_ids=[other])["tasks"][0]["result"] == 2
 
 
-def test_the_test_controls_the_clock() -> None:
+def test_time_passes_only_by_advance() -> None:
     with Lab(lease=10) as lab:
         ana = lab.client()
         later = ana.ask("new_task", task="later", delay=100, payload={"seconds": 5})["task_id"]
@@ -110,7 +110,7 @@ def test_the_test_controls_the_clock() -> None:
         assert ana.ask("get_task", task_id=later)["task"]["state"] == "completed"
 
 
-def test_a_task_is_tried_again_and_its_attempts_can_be_seen() -> None:
+def test_a_failed_task_is_retried_and_its_attempts_are_shown() -> None:
     lab = Lab([slow], clock=clock)
     with lab:
         ana = lab.client()

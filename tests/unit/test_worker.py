@@ -1,4 +1,4 @@
-"""The worker over stores and brokers in memory, on a clock."""
+"""The worker, with a store and a broker in memory, on a clock that only the tests advance."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from taskd.ports.handler import ITaskContext, ITaskHandler
 from taskd.ports.scheduling import Dispatch
 from taskd.ports.store import IStore
 from taskd.protocol.messages import encode
-from taskd.store.sqlite.store import InlineRunner, SqliteStore
+from taskd.store.sqlite.database import InlineRunner
+from taskd.store.sqlite.store import SqliteStore
 from taskd.worker.leases import ACK_AFTER
 from taskd.worker.runner import Runner
 from taskd.worker.simulate import Simulate
@@ -38,7 +39,7 @@ LOG_BYTES = 2000
 
 @implementer(ITaskHandler)
 class Handler:
-    """A kind made from a function of the clock and the payload."""
+    """A handler made from a function of the clock and the task."""
 
     isolation = "async"
     timeout: float | None = None
@@ -87,12 +88,12 @@ KINDS: dict[str, Callable[[Clock, ITaskContext], Any]] = {
 
 
 class Flaky:
-    """A store whose named methods are away: before they do anything, or after they did it."""
+    """A store whose methods fail: those in ``away`` without an effect, those in ``answer_lost`` after they are done."""
 
     def __init__(self, store: IStore) -> None:
         self._store = store
         self.away: set[str] = set()
-        self.unheard: set[str] = set()
+        self.answer_lost: set[str] = set()
         self.calls: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -105,7 +106,7 @@ class Flaky:
             if name in self.away:
                 raise Unavailable("away")
             result = await method(*args)
-            if name in self.unheard:
+            if name in self.answer_lost:
                 raise Unavailable("the answer is lost")
             return result
 
@@ -125,19 +126,19 @@ class Stage:
         self.done(self.broker.start())
         self.store = Flaky(store)
         self.done(store.create_user("ana", "ana", "x"))
-        self.news: list[tuple[int, str]] = []
-        self.said: list[dict[str, Any]] = []
-        self.hellos = 0
-        self.broker.subscribe(self._heard, lambda: None)
+        self.changes: list[tuple[int, str]] = []
+        self.outputs: list[dict[str, Any]] = []
+        self.worker_changes = 0
+        self.broker.subscribe(self._received, lambda: None)
 
-    def _heard(self, body: bytes) -> None:
-        news = decode_batch(body)
-        self.news += [(change.task_id, change.state.value) for change in news.changes]
-        self.said += [json.loads(bytes(said.event)) for said in news.outputs]
-        self.hellos += news.workers
+    def _received(self, body: bytes) -> None:
+        batch = decode_batch(body)
+        self.changes += [(change.task_id, change.state.value) for change in batch.changes]
+        self.outputs += [json.loads(bytes(output.event)) for output in batch.outputs]
+        self.worker_changes += batch.workers
 
     def done(self, work: Any) -> Any:
-        """What a coroutine that needs no time comes to."""
+        """The result of a coroutine that must not need time. Raises what it failed with."""
         results: list[Any] = []
         Deferred.fromCoroutine(work).addBoth(results.append)
         assert results, "it needs time"
@@ -146,7 +147,7 @@ class Stage:
         return results[0]
 
     def worker(self, slots: int = 10, name: str = "w") -> Worker:
-        """One more worker, started."""
+        """Start another worker."""
         handlers = [Simulate(self.clock), *(Handler(kind, f, self.clock) for kind, f in KINDS.items())]
         worker = Worker(
             self.clock,
@@ -165,22 +166,22 @@ class Stage:
     def submit(self, *specs: NewTask) -> list[int]:
         """Create tasks and publish them, as a server does."""
         rows = [replace(spec, user_id=1, state=State.QUEUED) for spec in specs]
-        tasks = self.done(self.store._store.create_tasks(f"batch {len(self.news)} {self.clock.seconds()}", rows))
+        tasks = self.done(self.store._store.create_tasks(f"batch {len(self.changes)} {self.clock.seconds()}", rows))
         for route in {task.route for task in tasks}:
             messages = [Dispatch(t.id, t.dispatch) for t in tasks if t.route == route]
             self.done(self.broker.publish(route.name, messages))
         self.advance(0)
         return [t.id for t in tasks]
 
-    def again(self, *ids: int) -> None:
-        """Hand waiting tasks over once more, as a server's dispatcher does."""
+    def dispatch_again(self, *ids: int) -> None:
+        """Dispatch waiting tasks, as a server does."""
         tasks = self.done(self.store._store.dispatch(f"again {ids}", self.tasks(ids[:1])[0].route, 100, None)).tasks
         for task in tasks:
             self.done(self.broker.publish(task.route.name, [Dispatch(task.id, task.dispatch)]))
         self.advance(0)
 
     def simulate(self, seconds: float, count: int = 1) -> list[int]:
-        """Tasks that take this long."""
+        """Submit tasks that take this long. Returns their ids."""
         return self.submit(*[NewTask(1, "t", payload=f'{{"seconds":{seconds}}}', queue="tasks")] * count)
 
     def advance(self, seconds: float) -> None:
@@ -194,16 +195,16 @@ class Stage:
                 self.clock.advance(0.001)
 
     def tasks(self, ids: Sequence[int]) -> list[Task]:
-        """How they are now."""
+        """The present rows of these tasks, in this order."""
         found = {t.id: t for t in self.done(self.store._store.get_tasks(1, ids))}
         return [found[n] for n in ids]
 
     def states(self, ids: Sequence[int]) -> list[tuple[str, int]]:
-        """State and attempt of each."""
+        """State and attempt of each of these tasks."""
         return [(t.state.value, t.attempt) for t in self.tasks(ids)]
 
     def sql(self, text: str) -> None:
-        """Change the database behind everybody's back."""
+        """Execute a statement in the database."""
         self.runner.runInteraction(lambda cursor: cursor.execute(text))
 
     def depth(self) -> int:
@@ -211,7 +212,7 @@ class Stage:
         return int(self.done(self.broker.depth("tasks")))
 
     def drain(self, worker: Worker, grace: float) -> list[bool]:
-        """Begin to drain; the list is no longer empty once it has ended."""
+        """Start draining a worker. Returns a list that gets an element when the drain has ended."""
         ended: list[bool] = []
         Deferred.fromCoroutine(worker.drain(grace)).addCallback(lambda _: ended.append(True))
         self.advance(0)
@@ -220,7 +221,7 @@ class Stage:
 
 @pytest.fixture
 def stage() -> Iterator[Stage]:
-    """With a user and no worker."""
+    """A stage with a user and without a worker."""
     made = Stage()
     yield made
     made.runner.close()
@@ -238,7 +239,7 @@ def test_a_task_is_claimed_run_finished_announced_and_acked(stage: Stage) -> Non
     stage.advance(2)
     assert stage.states([task]) == [("completed", 1)]
     assert (stage.tasks([task])[0].result, worker.busy, stage.depth()) == ('{"seconds":2}', 0, 0)
-    assert stage.news == [(task, "running"), (task, "completed")]
+    assert stage.changes == [(task, "running"), (task, "completed")]
 
 
 def test_tasks_of_one_delivery_are_claimed_and_finished_together(stage: Stage) -> None:
@@ -248,7 +249,7 @@ def test_tasks_of_one_delivery_are_claimed_and_finished_together(stage: Stage) -
     assert (stage.store.calls.count("claim"), stage.store.calls.count("finish")) == (1, 1)
 
 
-def test_no_more_than_slots_run_at_a_time(stage: Stage) -> None:
+def test_no_more_tasks_than_slots_run_at_a_time(stage: Stage) -> None:
     worker = stage.worker(3)
     ids = stage.simulate(1, 8)
     assert [s for s, _ in stage.states(ids)].count("running") == worker.busy == 3
@@ -291,7 +292,7 @@ def test_a_result_is_stored_as_json(stage: Stage, kind: str, length: int) -> Non
     assert found.state is State.COMPLETED and found.result is not None and len(found.result) == length
 
 
-def test_what_is_doubled_late_or_cancelled_claims_nothing(stage: Stage) -> None:
+def test_repeated_late_and_cancelled_deliveries_claim_nothing(stage: Stage) -> None:
     [task] = stage.simulate(5)
     stage.done(stage.broker.publish("tasks", [Dispatch(task, 1), Dispatch(task, 7), Dispatch(10**9, 1)]))
     [cancelled] = stage.simulate(5)
@@ -302,10 +303,10 @@ def test_what_is_doubled_late_or_cancelled_claims_nothing(stage: Stage) -> None:
     assert stage.depth() == 0
 
 
-def test_a_worker_that_dies_leaves_everything_to_the_next(stage: Stage) -> None:
+def test_another_worker_takes_over_the_tasks_of_a_dead_one(stage: Stage) -> None:
     stage.worker(name="first")
     ids = stage.simulate(3, 4)
-    # The first is gone without a word: its channel closes, but nothing of it runs any more to notice.
+    # The first worker dies: its channel closes, and it does nothing more.
     first = stage.broker._queue("tasks").consumers.pop()
     first.ready = False
     stage.worker(name="second")
@@ -314,7 +315,7 @@ def test_a_worker_that_dies_leaves_everything_to_the_next(stage: Stage) -> None:
     assert stage.states(ids) == [("completed", 2)] * 4
 
 
-def test_the_end_of_a_task_is_told_again_when_its_worker_died_before_it_told(stage: Stage) -> None:
+def test_the_end_of_a_task_is_announced_by_another_worker_if_its_own_died_first(stage: Stage) -> None:
     [task] = stage.simulate(3)
     delivered: list[Any] = []
     dead = stage.broker.consume("tasks", 1, delivered.extend, lambda: None)
@@ -326,7 +327,7 @@ def test_the_end_of_a_task_is_told_again_when_its_worker_died_before_it_told(sta
     dead.close()
     stage.worker()
     stage.advance(0)
-    assert (stage.news, stage.depth(), stage.states([task])) == ([(task, "completed")], 0, [("completed", 1)])
+    assert (stage.changes, stage.depth(), stage.states([task])) == ([(task, "completed")], 0, [("completed", 1)])
 
 
 def test_the_first_holder_of_a_task_that_was_taken_over_is_fenced(stage: Stage) -> None:
@@ -339,7 +340,7 @@ def test_the_first_holder_of_a_task_that_was_taken_over_is_fenced(stage: Stage) 
     assert (worker.busy, stage.depth()) == (0, 0)
 
 
-def test_a_claim_that_a_crash_of_the_database_undid_is_made_again(stage: Stage) -> None:
+def test_a_claim_that_a_database_crash_undid_is_repeated(stage: Stage) -> None:
     worker = stage.worker()
     undo = "UPDATE tasks SET state = 'queued', attempt = 0, version = 1, worker = NULL, lease_until = NULL"
     [short, long] = [*stage.simulate(3), *stage.simulate(100)]
@@ -352,8 +353,8 @@ def test_a_claim_that_a_crash_of_the_database_undid_is_made_again(stage: Stage) 
     assert stage.states([short, long]) == [("completed", 1)] * 2
 
 
-def test_last_attempts_run_one_after_the_other(stage: Stage) -> None:
-    """One of them may be what killed the workers: the next death must take no other one along."""
+def test_last_attempts_run_one_at_a_time(stage: Stage) -> None:
+    """One of them may have killed its workers. If it does so again, it must not end another last attempt."""
     ids = stage.simulate(50, 4)
     for name in ("first", "second"):
         worker = stage.worker(name=name)
@@ -379,7 +380,7 @@ def test_last_attempts_run_one_after_the_other(stage: Stage) -> None:
     assert stage.states(ids) == [("completed", 3)] * 4
 
 
-def test_leases_are_renewed_while_tasks_run_and_lost_ones_are_stopped(stage: Stage) -> None:
+def test_leases_are_renewed_and_tasks_with_lost_leases_are_stopped(stage: Stage) -> None:
     worker = stage.worker()
     ids = stage.simulate(200, 2)
     stage.advance(100)
@@ -396,7 +397,7 @@ def test_a_long_task_is_acked_early(stage: Stage) -> None:
     stage.advance(ACK_AFTER - 60)
     assert [d.task_id for d in held] == [task]
     stage.advance(120)
-    # its place goes to the next delivery, which waits for the slot
+    # the broker delivers the next message in its place, which waits for a slot
     assert [d.task_id for d in held] == [second]
     assert stage.states([task, second]) == [("running", 1), ("queued", 0)]
     stage.advance(ACK_AFTER)
@@ -415,31 +416,31 @@ def test_claims_wait_for_a_store_that_is_away(stage: Stage) -> None:
     assert stage.states(ids) == [("completed", 1)] * 3
 
 
-def test_a_claim_that_was_committed_unheard_is_found_again(stage: Stage) -> None:
+def test_a_claim_whose_answer_was_lost_is_repeated(stage: Stage) -> None:
     stage.worker()
-    stage.store.unheard = {"claim"}
+    stage.store.answer_lost = {"claim"}
     ids = stage.simulate(1, 3)
     assert stage.states(ids) == [("running", 1)] * 3
-    stage.store.unheard = set()
+    stage.store.answer_lost = set()
     stage.advance(2.5)
     assert stage.states(ids) == [("completed", 1)] * 3
 
 
-@pytest.mark.parametrize("trouble", ["away", "unheard"])
+@pytest.mark.parametrize("trouble", ["away", "answer_lost"])
 def test_outcomes_wait_for_a_store_that_is_away(stage: Stage, trouble: str) -> None:
     worker = stage.worker()
     setattr(stage.store, trouble, {"finish"})
     ids = stage.simulate(0, 3)
     assert (worker.busy, stage.depth()) == (3, 0)
-    assert len(stage.broker._queue("tasks").consumers[0].unacked) == 3, "not acked before it is known to be stored"
+    assert len(stage.broker._queue("tasks").consumers[0].unacked) == 3, "nothing is acked before its outcome is stored"
     setattr(stage.store, trouble, set())
     stage.advance(1.5)
     assert stage.states(ids) == [("completed", 1)] * 3
     assert (worker.busy, len(stage.broker._queue("tasks").consumers[0].unacked)) == (0, 0)
-    assert sorted(n for n, state in stage.news if state == "completed") == ids
+    assert sorted(n for n, state in stage.changes if state == "completed") == ids
 
 
-def test_drain_waits_for_what_ends_within_the_grace(stage: Stage) -> None:
+def test_drain_waits_for_tasks_that_end_within_the_grace_time(stage: Stage) -> None:
     worker = stage.worker()
     ids = stage.simulate(3, 2)
     ended = stage.drain(worker, 10)
@@ -449,10 +450,10 @@ def test_drain_waits_for_what_ends_within_the_grace(stage: Stage) -> None:
     stage.advance(2)
     assert ended
     assert stage.states([*ids, *later]) == [("completed", 1), ("completed", 1), ("queued", 0)]
-    assert stage.depth() == 1, "nothing is taken any more"
+    assert stage.depth() == 1, "no more messages are taken"
 
 
-def test_drain_gives_the_rest_back_unspent(stage: Stage) -> None:
+def test_drain_releases_the_other_tasks_without_counting_the_attempt(stage: Stage) -> None:
     worker = stage.worker(2)
     running = stage.simulate(100, 2)
     ended = stage.drain(worker, 10)
@@ -460,21 +461,21 @@ def test_drain_gives_the_rest_back_unspent(stage: Stage) -> None:
     assert ended and worker.busy == 0
     assert stage.states(running) == [("waiting", 0)] * 2
     assert stage.depth() == 0 and not stage.broker._queue("tasks").consumers[0].unacked
-    assert stage.news[-2:] == [(n, "waiting") for n in running]
+    assert stage.changes[-2:] == [(n, "waiting") for n in running]
 
 
-def test_drain_does_not_wait_for_ever_for_a_task_that_will_not_stop(stage: Stage) -> None:
+def test_drain_waits_a_limited_time_for_a_task_that_does_not_stop(stage: Stage) -> None:
     worker = stage.worker()
     [task] = stage.submit(NewTask(1, "t", "stubborn", queue="tasks"))
     ended = stage.drain(worker, 1)
     stage.advance(2)
-    assert not ended, "it is still there"
+    assert not ended, "the task still runs"
     stage.advance(5)
     assert ended
     assert stage.states([task]) == [("waiting", 0)]
 
 
-def test_drain_with_the_store_away_ends_all_the_same(stage: Stage) -> None:
+def test_drain_ends_even_with_the_store_away(stage: Stage) -> None:
     worker = stage.worker()
     running = stage.simulate(100)
     stage.store.away = {"finish", "release", "claim", "renew"}
@@ -485,7 +486,7 @@ def test_drain_with_the_store_away_ends_all_the_same(stage: Stage) -> None:
     assert stage.states([*running, *finishing]) == [("running", 1), ("queued", 0)]
 
 
-def test_hurry_cuts_the_grace_short(stage: Stage) -> None:
+def test_hurry_ends_the_grace_time(stage: Stage) -> None:
     worker = stage.worker()
     [task] = stage.simulate(100)
     ended = stage.drain(worker, 600)
@@ -494,13 +495,13 @@ def test_hurry_cuts_the_grace_short(stage: Stage) -> None:
     assert ended and stage.states([task]) == [("waiting", 0)]
 
 
-def test_a_lost_channel_does_not_stop_what_runs(stage: Stage) -> None:
+def test_a_lost_channel_does_not_stop_running_tasks(stage: Stage) -> None:
     worker = stage.worker()
     [task] = stage.simulate(5)
     consumer = stage.broker._queue("tasks").consumers[0]
     consumer.close()
     consumer.on_lost()
-    # it comes again, to the same worker, which has it already
+    # the message comes again, to the worker that already runs the task
     stage.advance(1)
     assert stage.states([task]) == [("running", 1)]
     assert worker.busy == 1 and [d.redelivered for d in consumer.unacked] == [True]
@@ -509,19 +510,19 @@ def test_a_lost_channel_does_not_stop_what_runs(stage: Stage) -> None:
     assert not consumer.unacked and stage.depth() == 0
 
 
-# -- trying again
+# -- retries
 
 
-def test_an_attempt_that_fails_is_made_again_after_a_pause(stage: Stage) -> None:
+def test_a_failed_attempt_is_repeated_after_its_backoff(stage: Stage) -> None:
     stage.worker()
     [task] = stage.submit(NewTask(1, "t", "fail", queue="tasks", max_attempts=2))
     [found] = stage.tasks([task])
     assert (found.state, found.attempt, found.error) == (State.WAITING, 1, "ValueError: no such colour")
     assert (found.run_at - found.created_at).total_seconds() == pytest.approx(10, abs=1)
-    assert stage.news[-1] == (task, "waiting")
+    assert stage.changes[-1] == (task, "waiting")
     stage.advance(10)
     assert stage.done(stage.store._store.promote(10))
-    stage.again(task)
+    stage.dispatch_again(task)
     [found] = stage.tasks([task])
     assert (found.state, found.attempt) == (State.FAILED, 2)
     failed = stage.done(stage.store._store.failed_attempts(task))
@@ -529,28 +530,28 @@ def test_an_attempt_that_fails_is_made_again_after_a_pause(stage: Stage) -> None
     assert all("in fail" in (f.trace or "") for f in failed)
 
 
-def test_the_kind_says_how_often_when_the_task_does_not(stage: Stage) -> None:
+def test_without_max_attempts_of_the_task_those_of_the_kind_count(stage: Stage) -> None:
     stage.worker()
     [task] = stage.submit(NewTask(1, "t", "user", queue="tasks", max_attempts=0))
     assert stage.tasks([task])[0].result == '["ana","t",1,4]'
     assert stage.tasks([task])[0].max_attempts == 4
 
 
-def test_last_attempts_of_tasks_that_only_failed_need_not_be_alone(stage: Stage) -> None:
+def test_last_attempts_of_tasks_that_only_failed_run_together(stage: Stage) -> None:
     stage.worker()
     ids = stage.submit(*[NewTask(1, "t", "fail", queue="tasks", max_attempts=2)] * 3)
     stage.advance(10)
     stage.done(stage.store._store.promote(10))
     stage.store.calls.clear()
-    stage.again(*ids)
+    stage.dispatch_again(*ids)
     assert stage.states(ids) == [("failed", 2)] * 3
     assert stage.store.calls.count("claim") == 1
 
 
-# -- cancelling
+# -- cancellation
 
 
-def test_a_cancelled_task_is_stopped_by_an_order(stage: Stage) -> None:
+def test_a_cancel_order_stops_a_cancelled_task(stage: Stage) -> None:
     worker = stage.worker()
     [task, other] = stage.simulate(100, 2)
     stage.done(stage.store._store.cancel(1, task))
@@ -561,7 +562,7 @@ def test_a_cancelled_task_is_stopped_by_an_order(stage: Stage) -> None:
     assert {d.task_id for d in stage.broker._queue("tasks").consumers[0].unacked} == {other}
 
 
-def test_a_cancelled_task_is_stopped_at_the_next_renewal_when_the_order_is_lost(stage: Stage) -> None:
+def test_without_the_cancel_order_a_cancelled_task_is_stopped_at_the_next_renewal(stage: Stage) -> None:
     worker = stage.worker()
     [task] = stage.simulate(100)
     stage.done(stage.store._store.cancel(1, task))
@@ -569,7 +570,7 @@ def test_a_cancelled_task_is_stopped_at_the_next_renewal_when_the_order_is_lost(
     assert worker.busy == 0 and stage.states([task]) == [("cancelled", 1)]
 
 
-def test_an_order_that_cannot_be_read_changes_nothing(stage: Stage) -> None:
+def test_an_invalid_cancel_order_is_ignored(stage: Stage) -> None:
     worker = stage.worker()
     stage.simulate(100)
     for body in (b"{}", b"\xff", b"[[1.5]]"):
@@ -578,29 +579,29 @@ def test_an_order_that_cannot_be_read_changes_nothing(stage: Stage) -> None:
     assert worker.busy == 1
 
 
-# -- what tasks say
+# -- output of tasks
 
 
-def test_what_a_task_says_is_stored_and_told_at_most_four_times_a_second(stage: Stage) -> None:
+def test_output_is_stored_and_announced_at_most_four_times_a_second(stage: Stage) -> None:
     stage.worker()
     [task] = stage.submit(NewTask(1, "t", "talk", '{"seconds":1}', "tasks"))
     stage.advance(0.1)
     [found] = stage.tasks([task])
     assert (found.progress, found.note) == (0.2, "step 2")
-    assert [(e["event"], e.get("progress"), e.get("lines")) for e in stage.said] == [
+    assert [(e["event"], e.get("progress"), e.get("lines")) for e in stage.outputs] == [
         ("progress", 0.2, None),
         ("log", None, ["line 0", "line 1", "line 2"]),
     ]
     stage.advance(1)
     assert stage.states([task]) == [("completed", 1)]
-    assert [e["lines"] for e in stage.said[2:]] == [["the end"]]
+    assert [e["lines"] for e in stage.outputs[2:]] == [["the end"]]
     chunks = stage.done(stage.store._store.read_log(task, None, 10))
     assert [(c.place.line, list(c.lines)) for c in chunks] == [(1, ["line 0", "line 1", "line 2"]), (4, ["the end"])]
     assert stage.store.calls.count("report") == 2
 
 
-def test_a_log_is_cut_at_its_beginning(stage: Stage) -> None:
-    """Of 100 lines a report, which the worker keeps 2,000 bytes of in all, the last stay."""
+def test_a_log_that_is_too_long_is_cut_at_its_beginning(stage: Stage) -> None:
+    """The worker keeps 2,000 bytes of it: the last lines."""
     stage.worker()
     [task] = stage.submit(NewTask(1, "t", "talk", '{"lines":1000}', "tasks"))
     stage.advance(2)
@@ -611,7 +612,7 @@ def test_a_log_is_cut_at_its_beginning(stage: Stage) -> None:
     assert any("left out" in line for line in lines) or chunks[0].place.line > 1
 
 
-def test_reports_wait_for_a_store_that_is_away_and_the_outcome_behind_them(stage: Stage) -> None:
+def test_reports_wait_for_a_store_that_is_away_and_the_outcome_waits_for_them(stage: Stage) -> None:
     stage.worker()
     stage.store.away = {"report"}
     [task] = stage.submit(NewTask(1, "t", "talk", '{"seconds":1}', "tasks"))
@@ -624,10 +625,10 @@ def test_reports_wait_for_a_store_that_is_away_and_the_outcome_behind_them(stage
     assert [line for c in chunks for line in c.lines] == ["line 0", "line 1", "line 2", "the end"]
 
 
-# -- what the servers know of it
+# -- registration of workers
 
 
-def test_a_worker_says_what_it_serves_and_that_it_goes(stage: Stage) -> None:
+def test_a_worker_registers_its_kinds_and_unregisters_at_the_end(stage: Stage) -> None:
     worker = stage.worker(7)
     stage.advance(0)
     [info] = stage.done(stage.store._store.list_workers(LEASE))
@@ -635,14 +636,16 @@ def test_a_worker_says_what_it_serves_and_that_it_goes(stage: Stage) -> None:
     kinds = {kind.kind: kind for kind in info.kinds}
     assert kinds.keys() == {"simulate", *KINDS}
     assert (kinds["fail"].isolation, kinds["fail"].max_attempts) == ("async", 4)
-    assert stage.hellos == 1
+    assert stage.worker_changes == 1
     stage.advance(3 * LEASE)
-    assert [w.name for w in stage.done(stage.store._store.list_workers(LEASE / 2))] == ["w"], "it goes on saying so"
+    assert [w.name for w in stage.done(stage.store._store.list_workers(LEASE / 2))] == ["w"], (
+        "it renews its registration"
+    )
     stage.drain(worker, 1)
-    assert not stage.done(stage.store._store.list_workers(LEASE)) and stage.hellos == 2
+    assert not stage.done(stage.store._store.list_workers(LEASE)) and stage.worker_changes == 2
 
 
-def test_a_kind_that_is_not_served_here_is_left_alone(stage: Stage) -> None:
+def test_tasks_of_kinds_that_a_worker_does_not_serve_stay_in_their_queue(stage: Stage) -> None:
     worker = stage.worker()
     [task] = stage.submit(NewTask(1, "t", "nothing", queue="tasks"))
     stage.advance(2)

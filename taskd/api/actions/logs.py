@@ -13,7 +13,7 @@ from taskd.api.own_tasks import own_tasks
 from taskd.api.principal import Principal
 from taskd.api.reply import Reply
 from taskd.api.subscriptions import Subscriptions
-from taskd.events.hub import Hub
+from taskd.events.watch_hub import Hub
 from taskd.model.errors import RateLimited
 from taskd.ports.logs import LogPlace
 from taskd.ports.store import IStore

@@ -8,13 +8,13 @@ from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 
-from taskd.api.checks import check_choice, check_count
 from taskd.api.cursors import before_of, tasks_cursor
-from taskd.api.new_tasks import NewTasks
+from taskd.api.field_checks import check_choice, check_count
 from taskd.api.own_tasks import own_tasks, that_fit
 from taskd.api.principal import Principal
 from taskd.api.reply import Reply
 from taskd.api.subscriptions import Subscriptions
+from taskd.api.task_builder import TaskBuilder
 from taskd.events.publisher import Publisher
 from taskd.model.errors import BadRequest, TooLarge
 from taskd.model.states import SHOWN_STATES, STATUSES
@@ -41,10 +41,10 @@ class TaskActions:
         self._submitter = scheduler.submitter
         self._windows = scheduler.windows
         self._routes = scheduler.routes
-        self._new_tasks = NewTasks(clock, scheduler.routes)
+        self._task_builder = TaskBuilder(clock, scheduler.routes)
 
     async def new_task(self, principal: Principal, subscriptions: Subscriptions, request: m.TaskSpec) -> Reply:
-        (created,) = await self._submitter.submit((self._new_tasks.of(principal.user_id, request),))
+        (created,) = await self._submitter.submit((self._task_builder.build(principal.user_id, request),))
         if created.duplicate:
             return Reply({"status": "task_created", "task_id": created.task_id, "duplicate": True})
         return Reply({"status": "task_created", "task_id": created.task_id})
@@ -54,7 +54,7 @@ class TaskActions:
         user_id, tasks = principal.user_id, []
         for n, spec in enumerate(request.tasks):
             try:
-                tasks.append(self._new_tasks.of(user_id, spec))
+                tasks.append(self._task_builder.build(user_id, spec))
             except (BadRequest, TooLarge) as e:
                 where = f"tasks[{n}]"
                 raise type(e)(f"{where}: {e.message}", field=f"{where}.{e.field}") from None

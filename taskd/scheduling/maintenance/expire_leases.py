@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from taskd.ports.store import IStore
-from taskd.scheduling.maintenance.take_back import TakeBack
+from taskd.scheduling.take_back import TakeBack
 
 BATCH = 500
 """Tasks in one round at most."""

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from taskd.ports.broker import IBroker
+from taskd.ports.store import IStore
 from taskd.scheduling.outbox import Outbox
+
+RELAY_AFTER = 5.0
+"""Seconds after which a row counts as stale. Longer than publishing takes; publishing twice would be harmless."""
+
+BATCHES = 20
+"""Stale rows that one round adopts at most."""
 
 
 class RelayOutbox:
@@ -10,9 +18,17 @@ class RelayOutbox:
 
     name = "relay the outbox"
 
-    def __init__(self, outbox: Outbox) -> None:
+    def __init__(self, store: IStore, broker: IBroker, outbox: Outbox) -> None:
+        self._store = store
+        self._broker = broker
         self._outbox = outbox
 
     async def run(self, store_up: float) -> None:
         """Raises Unavailable."""
-        await self._outbox.relay()
+        await self._outbox.mark_published()
+        if not self._broker.ready:
+            return
+        for batch in await self._store.adopt_stale(RELAY_AFTER, BATCHES):
+            # a batch that this server is still publishing is not stale: its broker is slow
+            if batch.id not in self._outbox.publishing:
+                await self._outbox.send(batch.id, batch.messages)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from taskd.ports.broker import IBroker
 from taskd.ports.store import IStore
-from taskd.scheduling.maintenance.take_back import TakeBack
+from taskd.scheduling.take_back import TakeBack
 from taskd.scheduling.window import Windows
 
 BATCH = 500

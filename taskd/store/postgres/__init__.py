@@ -1,3 +1,3 @@
-"""The store of many servers, on PostgreSQL: connection, pool, and one module for each theme with its SQL. No other
-room imports psycopg2 or txpostgres.
+"""The store on PostgreSQL, for many servers and workers. One module a theme of :mod:`taskd.ports`, with its SQL beside
+it. No other part of taskd imports psycopg2 or txpostgres.
 """

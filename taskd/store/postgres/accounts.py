@@ -1,32 +1,52 @@
-"""Accounts and sessions in PostgreSQL."""
+"""Users and sessions in PostgreSQL."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from taskd.model.errors import UsernameInUse
 from taskd.model.users import User
 from taskd.ports.accounts import Account
-from taskd.store.paging import possible
+from taskd.store.limits import valid_ids
 from taskd.store.postgres.arrays import numbers
-from taskd.store.postgres.database import PostgresBase
-from taskd.store.texts import check_storable
+from taskd.store.postgres.database import PostgresDatabase
+from taskd.store.refusals import username_in_use
+from taskd.store.text import check_text
+
+PREPARED: dict[str, str] = {}
+
+# Returns no row when the key is taken, also by an earlier run of the same registration.
+PREPARED["create_user"] = """
+INSERT INTO users (username, username_key, password) VALUES ($1, $2, $3)
+ON CONFLICT (username_key) DO NOTHING RETURNING id
+"""
+PREPARED["find_user"] = "SELECT id, username, password FROM users WHERE username_key = $1"
+PREPARED["open_session"] = """
+WITH expired AS (DELETE FROM sessions WHERE user_id = $1 AND expires_at <= now())
+INSERT INTO sessions (token_hash, user_id, expires_at) VALUES ($2, $1, now() + make_interval(secs => $3))
+ON CONFLICT (token_hash) DO NOTHING
+"""
+PREPARED["find_session"] = """
+SELECT u.id, u.username FROM sessions s JOIN users u ON u.id = s.user_id
+WHERE s.token_hash = $1 AND s.expires_at > now()
+"""
+PREPARED["close_session"] = "DELETE FROM sessions WHERE token_hash = $1"
+PREPARED["usernames"] = "SELECT id, username FROM users WHERE id = ANY ($1::bigint[])"
 
 
-class PostgresAccounts(PostgresBase):
-    """The part of IStore that knows users."""
+class PostgresAccounts(PostgresDatabase):
+    """IAccountStore on PostgreSQL."""
 
     async def create_user(self, username: str, key: str, password: str) -> User:
-        args = check_storable(username), check_storable(key), password
+        args = check_text(username), check_text(key), password
         if rows := await self._call("create_user", *args):
             return User(rows[0][0], username)
         account = await self.find_user(key)
         if account is None or account.password != password:
-            raise UsernameInUse(f"the username {username} is taken; choose another", field="username")
+            raise username_in_use(username)
         return account.user
 
     async def find_user(self, key: str) -> Account | None:
-        rows = await self._call("find_user", check_storable(key))
+        rows = await self._call("find_user", check_text(key))
         return Account(User(*rows[0][:2]), rows[0][2]) if rows else None
 
     async def open_session(self, user_id: int, token_hash: bytes, seconds: int) -> None:
@@ -40,4 +60,4 @@ class PostgresAccounts(PostgresBase):
         await self._call("close_session", token_hash)
 
     async def usernames(self, user_ids: Sequence[int]) -> Mapping[int, str]:
-        return dict(await self._call("usernames", numbers(possible(user_ids))))
+        return dict(await self._call("usernames", numbers(valid_ids(user_ids))))

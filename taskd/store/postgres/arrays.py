@@ -1,11 +1,11 @@
-"""Array literals: a column of a batch as one parameter, one string for psycopg2 to quote."""
+"""Array literals: one column of a batch as one string, which psycopg2 quotes as a single parameter."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
 
-from taskd.model.errors import BadRequest
+from taskd.store.text import nul_refused
 
 
 def numbers(values: Sequence[float]) -> str:
@@ -36,18 +36,18 @@ def ids(values: Sequence[str]) -> str:
 def texts(values: Sequence[str]) -> str:
     """``text[]`` or ``json[]``. Raises BadRequest for a text with NUL.
 
-    Joined by NUL, which nothing storable contains, all texts are escaped in two passes.
+    The texts are joined by NUL, which none of them may contain, so that two passes escape all of them.
     """
     if not values:
         return "{}"
     joined = "\0".join(values)
     if joined.count("\0") != len(values) - 1:
-        raise BadRequest("text must not contain the NUL character")
+        raise nul_refused()
     return '{"' + _escaped(joined).replace("\0", '","') + '"}'
 
 
 def optional_texts(values: Sequence[str | None]) -> str:
-    """``text[]`` with NULL for None; the texts hold no NUL."""
+    """``text[]`` with NULL for None. The texts must not contain NUL."""
     return "{" + ",".join(["NULL" if v is None else f'"{_escaped(v)}"' for v in values]) + "}"
 
 

@@ -1,4 +1,4 @@
-"""One connection to PostgreSQL: opened in bounded time, quiet when it dies, its statements prepared."""
+"""One connection to PostgreSQL: it opens in bounded time, prepares its statements, and calls back when it dies."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from txpostgres import txpostgres
 CONNECT_SECONDS = 5.0
 STATEMENT_SECONDS = 10
 GRACE_SECONDS = 2.0
-"""How much later than by the server's timeout a statement is given up: a stopped backend keeps no time."""
+"""How long after the server's own timeout a statement is given up. A stopped backend does not enforce its timeout."""
 
 SESSION = {
     "timezone": "UTC",
     "synchronous_commit": "on",
-    # The statements lean on rows being looked at again after a wait for their lock
+    # The statements rely on this: after a wait for a lock, the row is read again
     "default_transaction_isolation": "read\\ committed",
-    # Every statement has its index, and the statistics of a table that is a queue are always out of date: a
-    # plan made once for any parameters, that never scans the table, is the one that does not surprise.
+    # Every statement has its index, and the statistics of a table that serves as a queue are always out of date. One
+    # plan for all parameters that never scans the table gives predictable times.
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
-    # A bitmap scan does not mark the index entries that it found dead, so the next one steps over them again
+    # A bitmap scan does not mark dead index entries, so every later scan would step over them again
     "enable_bitmapscan": "off",
     "max_parallel_workers_per_gather": "0",
     "jit": "off",
@@ -45,7 +45,7 @@ NETWORK = {
     "tcp_user_timeout": 8000,
 }
 
-# json comes back as it went in, not decoded
+# json columns return the text as it was stored, not decoded
 _JSON = extensions.new_type((114,), "JSON", extensions.UNICODE)
 
 
@@ -53,21 +53,21 @@ def _timestamp(value: Any, cursor: Any) -> datetime | None:
     return None if value is None else datetime.fromisoformat(value)
 
 
-# Twice as fast as psycopg2's own; before 3.11 fromisoformat did not read what PostgreSQL writes
+# Twice as fast as psycopg2's own parser; before Python 3.11 fromisoformat could not read PostgreSQL's format
 _TIMESTAMP = extensions.new_type((1184,), "TIMESTAMPTZ", _timestamp) if sys.version_info >= (3, 11) else None
 
 
-class _Watched:
-    """What the reactor watches a socket of libpq for.
+class _UnwatchedDuringSteps:
+    """A reader and writer of libpq's socket that the reactor does not watch during a step of libpq.
 
-    Any step of libpq may close its socket, and epoll can be told nothing of one that is closed: what still watched it
-    then would stay, and make the reactor deaf to the next socket of that number. So nothing is watched during a step.
+    Any step may close the socket, and a closed socket cannot be removed from epoll. The reactor would keep the entry
+    and then ignore the next socket that gets the same number.
     """
 
     reactor: Any
 
     def unwatch(self) -> None:
-        """Before a step."""
+        """Stop watching; to be called before a step."""
         self.reactor.removeReader(self)
         self.reactor.removeWriter(self)
 
@@ -77,19 +77,19 @@ class _Watched:
         super().doWrite()  # type: ignore[misc]
 
 
-class _Cursor(_Watched, txpostgres.Cursor):
-    """Tells a statement that ran into its timeout from one that its caller has cancelled: nobody here cancels."""
+class _Cursor(_UnwatchedDuringSteps, txpostgres.Cursor):
+    """Leaves a statement timeout as it is; txpostgres would report it as a cancellation by the caller."""
 
     def _handleCancellation(self, failure: Failure) -> Failure:
         return failure
 
     def doRead(self) -> None:
-        """The reactor has something to read, of a statement."""
+        """The reactor has data of a statement."""
         self.unwatch()
         super().doRead()
 
     def _doit(self, name: str, *args: Any, **kwargs: Any) -> Deferred[Any]:
-        # it sends, while it is still the connection that is watched
+        # this sends while the reactor still watches the connection, not the cursor
         self._connection.unwatch()
         answer: Deferred[Any] = super()._doit(name, *args, **kwargs)
         if self not in self._connection.cursors:
@@ -97,19 +97,19 @@ class _Cursor(_Watched, txpostgres.Cursor):
         return answer
 
 
-class _Connection(_Watched, txpostgres.Connection):
-    """Tells ``on_lost`` when it dies while idle, instead of raising into the reactor. It hears no notifications."""
+class _Connection(_UnwatchedDuringSteps, txpostgres.Connection):
+    """Calls ``on_lost`` when it dies while idle, instead of raising into the reactor. It ignores notifications."""
 
     cursorFactory = _Cursor
     on_lost: Callable[[BaseException], None] = staticmethod(lambda e: None)
 
     @property
     def cursors(self) -> set[_Cursor]:
-        """Those whose statement is under way."""
+        """The cursors whose statement is running."""
         return self._cursors
 
     def doRead(self) -> None:
-        """The reactor has something to read, of a handshake or while no statement is under way."""
+        """The reactor has data of a handshake, or while no statement runs."""
         self.unwatch()
         if not self.pollable().closed:
             try:
@@ -120,19 +120,19 @@ class _Connection(_Watched, txpostgres.Connection):
                 self.listen()
 
     def close(self) -> None:
-        """Close the socket, under a statement too."""
+        """Close the socket, even while a statement runs."""
         for each in (self, *self.cursors):
             each.unwatch()
         super().close()
 
     def cursorFinished(self, cursor: _Cursor) -> None:
-        """The reactor is the connection's again."""
+        """From now on the reactor watches the connection again."""
         self._cursors.remove(cursor)
         self.listen()
 
     def listen(self) -> None:
-        """No step is under way and no statement."""
-        # txpostgres would go on listening to a socket that libpq has closed without marking the connection closed
+        """Watch the socket while no step and no statement runs."""
+        # libpq can close the socket without marking the connection closed; txpostgres would still watch it
         if not self.pollable().closed:
             if self.fileno() >= 0:
                 self.reactor.addReader(self)
@@ -140,7 +140,7 @@ class _Connection(_Watched, txpostgres.Connection):
                 self.on_lost(ConnectionLost())
 
     def connectionLost(self, reason: Failure) -> None:
-        """The socket is gone."""
+        """The socket was closed."""
         super().connectionLost(reason)
         self.on_lost(reason.value or ConnectionLost())
 
@@ -148,8 +148,7 @@ class _Connection(_Watched, txpostgres.Connection):
 class PostgresConnection:
     """A connection for one statement at a time.
 
-    ``prepared`` maps names to statements with ``$n`` parameters; ``patience`` is how many seconds one may
-    take.
+    ``prepared`` maps names to statements with ``$n`` parameters; a statement may take ``statement_timeout`` seconds.
     """
 
     def __init__(
@@ -157,10 +156,10 @@ class PostgresConnection:
         dsn: Mapping[str, str | int],
         reactor: Any,
         prepared: Mapping[str, str],
-        patience: int = STATEMENT_SECONDS,
+        statement_timeout: int = STATEMENT_SECONDS,
     ) -> None:
         self._dsn = dict(dsn)
-        self._patience = patience
+        self._statement_timeout = statement_timeout
         self._reactor = reactor
         self._prepared = prepared
         self._connection = _Connection(reactor)
@@ -168,11 +167,11 @@ class PostgresConnection:
         self._closed = False
 
     async def open(self, on_lost: Callable[[BaseException], None]) -> None:
-        """Connect and prepare."""
+        """Connect and prepare. ``on_lost`` is called when the connection dies while idle."""
         timer = self._reactor.callLater(CONNECT_SECONDS, self.close)
         try:
-            dsn = await self._addressed()
-            session = {**SESSION, "statement_timeout": f"{self._patience}s"}
+            dsn = await self._resolved_dsn()
+            session = {**SESSION, "statement_timeout": f"{self._statement_timeout}s"}
             options = " ".join(f"-c {name}={value}" for name, value in session.items())
             await self._connection.connect(
                 **dsn,
@@ -186,9 +185,9 @@ class PostgresConnection:
             if _TIMESTAMP is not None:
                 extensions.register_type(_TIMESTAMP, raw)
             if self._prepared:
-                await self._execute(";".join(f"PREPARE {n} AS {text}" for n, text in self._prepared.items()))
+                await self.query(";".join(f"PREPARE {n} AS {text}" for n, text in self._prepared.items()))
         except ConnectionDone as e:
-            # by our own hand
+            # the timer above closed it
             raise psycopg2.OperationalError("took too long to connect") from e
         finally:
             if timer.active():
@@ -196,7 +195,7 @@ class PostgresConnection:
         self._connection.on_lost = on_lost
 
     def close(self) -> None:
-        """Disconnect; a statement under way fails with ConnectionDone."""
+        """Disconnect; a running statement fails with ConnectionDone."""
         self._closed = True
         self._connection.on_lost = lambda e: None
         if self._lookup is not None:
@@ -205,30 +204,18 @@ class PostgresConnection:
             self._connection.close()
 
     def call(self, name: str, *args: Any) -> Awaitable[list[tuple[Any, ...]]]:
-        """Execute a prepared statement."""
+        """The rows of a prepared statement."""
         values = f" ({', '.join(['%s'] * len(args))})" if args else ""
         return self.query(f"EXECUTE {name}{values}", args)
 
     async def query(self, text: str, args: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """The rows of a statement with ``%s`` parameters."""
-        cursor = await self._execute(text, args)
-        rows: list[tuple[Any, ...]] = cursor.fetchall() if cursor.description else []
-        cursor.close()
-        return rows
-
-    def _execute(self, text: str, args: Sequence[Any] = ()) -> Deferred[Any]:
-        # The caller may cancel what it gets; txpostgres must never see that.
-        answer: Deferred[Any] = Deferred()
+        """The rows of a statement with ``%s`` parameters. Raises psycopg2.Error."""
         if self._closed:
-            answer.errback(psycopg2.InterfaceError("the connection is closed"))
-            return answer
-        try:
-            cursor = self._connection.cursor()
-        except psycopg2.Error:
-            # it died a moment ago
-            answer.errback()
-            return answer
-        timer = self._reactor.callLater(self._patience + GRACE_SECONDS, self.close)
+            raise psycopg2.InterfaceError("the connection is closed")
+        cursor = self._connection.cursor()
+        timer = self._reactor.callLater(self._statement_timeout + GRACE_SECONDS, self.close)
+        # The caller may cancel this; txpostgres must not see a cancellation.
+        answer: Deferred[None] = Deferred()
 
         def done(result: Any) -> None:
             if timer.active():
@@ -237,14 +224,17 @@ class PostgresConnection:
                 answer.callback(result)
 
         cursor.execute(text, args or None).addBoth(done)
-        return answer
+        await answer
+        rows: list[tuple[Any, ...]] = cursor.fetchall() if cursor.description else []
+        cursor.close()
+        return rows
 
-    async def _addressed(self) -> dict[str, str | int]:
-        # libpq would look the name up itself, blocking the reactor
+    async def _resolved_dsn(self) -> dict[str, str | int]:
+        # libpq would resolve the name itself and block the reactor
         host = str(self._dsn.get("host") or "")
         if not host or host.startswith(("/", "@")) or isIPAddress(host) or isIPv6Address(host):
             return self._dsn
-        self._lookup = _lookup(self._reactor, host)
+        self._lookup = _resolve(self._reactor, host)
         try:
             addresses = await self._lookup
         except CancelledError:
@@ -258,44 +248,44 @@ class PostgresConnection:
         return {**self._dsn, "host": ",".join([host] * len(addresses)), "hostaddr": ",".join(addresses)}
 
 
-class _Addresses:
-    """Gathers what the resolver finds."""
+class _AddressReceiver:
+    """Collects the addresses that the resolver finds."""
 
     def __init__(self) -> None:
         self.found: list[str] = []
         self.done: Deferred[list[str]] = Deferred()
 
     def resolutionBegan(self, resolution: IHostResolution) -> None:
-        """The lookup is under way."""
+        """The lookup has begun."""
 
     def addressResolved(self, address: IAddress) -> None:
-        """One address."""
+        """Collect one address."""
         if address.host not in self.found:  # type: ignore[attr-defined]
             self.found.append(address.host)  # type: ignore[attr-defined]
 
     def resolutionComplete(self) -> None:
-        """No more to come; nobody may be waiting any more."""
+        """Return the addresses, unless the caller has cancelled the lookup."""
         if not self.done.called:
             self.done.callback(self.found)
 
 
-def _lookup(reactor: Any, host: str) -> Deferred[list[str]]:
-    addresses = _Addresses()
-    reactor.nameResolver.resolveHostName(addresses, host)
-    return addresses.done
+def _resolve(reactor: Any, host: str) -> Deferred[list[str]]:
+    receiver = _AddressReceiver()
+    reactor.nameResolver.resolveHostName(receiver, host)
+    return receiver.done
 
 
 def is_dead(e: BaseException) -> bool:
-    """Whether the connection that raised this can serve no more.
+    """Whether the connection that raised this is unusable from now on.
 
-    Deadlocks (40P01) and statement timeouts (57014) are answers of a living server.
+    Deadlocks (40P01) and statement timeouts (57014) are answers of a server that is alive.
     """
     if isinstance(e, ConnectionClosed | txpostgres.UnexpectedPollResult | txpostgres.AlreadyPolling):
         return True
     if not isinstance(e, psycopg2.Error):
         return False
     if e.pgcode is None:
-        # Raised without a server's answer: the connection is gone, but for an argument that cannot be sent
+        # No answer from the server: the connection is dead, unless psycopg2 refused an argument
         return not isinstance(e, psycopg2.ProgrammingError) or "underway" in str(e)
-    # connection exceptions, shutdowns, and a standby where a primary was
+    # connection exceptions, shutdowns, and a server that is a standby now
     return e.pgcode.startswith(("08", "57P")) or e.pgcode == "25006"

@@ -1,12 +1,18 @@
-"""What the PostgreSQL store stands on: connecting, migrating, and running statements until their outcome is known."""
+"""A PostgreSQL database: connecting, migrating, and running statements until their outcome is known.
+
+Every batch is one statement in a transaction of its own. When the connection is lost while it runs, nobody knows
+whether it was committed. It then runs again on another connection, for a limited time; every statement is harmless when
+it runs twice.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, ClassVar
 
 import psycopg2
+from psycopg2.errors import InsufficientPrivilege
+from psycopg2.extensions import TransactionRollbackError
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
@@ -14,29 +20,28 @@ from taskd.model.errors import BadRequest, SettingsError, Unavailable
 from taskd.store import migrations
 from taskd.store.postgres.connection import STATEMENT_SECONDS, PostgresConnection, is_dead
 from taskd.store.postgres.pool import OutcomeUnknown, Pool, reason
-from taskd.store.postgres.statements import PREPARED
-from taskd.store.retrying import MAX_DELAY, MIN_DELAY, Pauses, closed
+from taskd.store.reconnect import MAX_DELAY, MIN_DELAY, ReconnectDelay
+from taskd.store.refusals import closed
 
 MIGRATION_SECONDS = 600
-"""The longest that a server waits for its own migrations or for another server's."""
+"""How long a server waits for its own migrations or for those of another server."""
 
 _MIGRATION_LOCK = 7_461_735_642
 
-# By whether the statement may have been done
+# Key: whether the statement may have been committed
 _GAVE_UP = {True: "the database connection was lost: {}", False: "the database is too busy now: {}"}
 
-Rows = list[tuple[Any, ...]]
 
+class PostgresDatabase:
+    """Connections to PostgreSQL, and calls of the statements that are ``prepared`` on them.
 
-class PostgresBase:
-    """Connections to PostgreSQL, and calls of the prepared statements.
-
-    ``dsn`` has user, password, dbname, host and port as libpq knows them; ``size`` is the number of connections. In
-    seconds: ``wait`` is how long a call waits for one of them, ``patience`` how long one statement may take, and
-    ``retry`` how long a batch whose fate is unknown is tried again.
+    ``dsn`` has user, password, dbname, host and port as libpq names them; ``size`` is the number of connections. In
+    seconds: ``wait`` is how long a call waits for a connection, ``statement_timeout`` how long one statement may take,
+    and ``retry`` how long a batch with an unknown outcome is repeated.
     """
 
     log = Logger()
+    prepared: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
         self,
@@ -45,19 +50,19 @@ class PostgresBase:
         size: int = 6,
         *,
         wait: float = 5.0,
-        patience: int = STATEMENT_SECONDS,
+        statement_timeout: int = STATEMENT_SECONDS,
         retry: float = 10.0,
     ) -> None:
         self._dsn = dsn
         self._reactor = reactor
-        self._repeat_for = retry
+        self._repeat_seconds = retry
         self._name = f"PostgreSQL at {dsn.get('host', 'localhost')}:{dsn.get('port', 5432)}"
         self._migrated = False
-        self._pauses = Pauses(reactor)
-        self._starting: PostgresConnection | None = None
+        self._delay = ReconnectDelay(reactor)
+        self._migrating: PostgresConnection | None = None
         self._pool = Pool(
             reactor,
-            lambda: PostgresConnection(dsn, reactor, PREPARED, patience),
+            lambda: PostgresConnection(dsn, reactor, self.prepared, statement_timeout),
             is_dead,
             name=self._name,
             size=size,
@@ -69,12 +74,10 @@ class PostgresBase:
         """True while a connection is open."""
         return self._migrated and self._pool.live > 0
 
-    # -- start and stop ----------------------------------------------------------------------------
-
     async def start(self) -> None:
-        told = False
+        warned = False
         while True:
-            if self._pauses.stopped:
+            if self._delay.stopped:
                 raise closed()
             try:
                 if not self._migrated:
@@ -82,70 +85,74 @@ class PostgresBase:
                     self._pool.start()
                 await self._call("find_user", "")
                 return
-            except psycopg2.errors.InsufficientPrivilege as e:
+            except InsufficientPrivilege as e:
                 raise SettingsError(f"{self._name}: user {self._dsn.get('user')}: {reason(e)}") from None
             except Exception as e:
-                passes = is_dead(e) or (isinstance(e, psycopg2.Error) and isinstance(_translated(e), Unavailable))
-                if not passes and not isinstance(e, Unavailable):
+                if not is_dead(e) and not isinstance(e, Unavailable) and not isinstance(_refusal(e), Unavailable):
                     raise
-                if not told and not self._migrated:
-                    told = True
-                    text = "{name}: cannot connect, trying on: {reason}"
+                if not warned and not self._migrated:
+                    warned = True
+                    text = "{name}: cannot connect, retrying: {reason}"
                     self.log.warn(text, name=self._name, reason=reason(e))
-            await self._pauses.pause()
-
-    async def _migrate(self) -> None:
-        connection = self._starting = PostgresConnection(self._dsn, self._reactor, {}, patience=MIGRATION_SECONDS)
-        try:
-            await connection.open(lambda e: None)
-            await _migrate(connection)
-            self._migrated = True
-        finally:
-            connection.close()
-            self._starting = None
+            await self._delay.wait()
 
     async def stop(self) -> None:
-        self._pauses.stop()
+        self._delay.stop()
         self._pool.stop()
-        if self._starting is not None:
-            self._starting.close()
+        if self._migrating is not None:
+            self._migrating.close()
 
-    # -- running statements ------------------------------------------------------------------------
+    async def _call(self, work: str | Callable[..., Awaitable[Any]], *args: Any, repeat: bool = True) -> Any:
+        """The rows of the prepared statement ``work``, or the result of ``work(connection, again, *args)``; repeated
+        until the outcome is known. ``again`` is True when an earlier run may have been committed.
 
-    async def _run(self, work: Callable[[bool, PostgresConnection], Any], repeat: bool = True) -> Any:
-        """Do ``work(again, connection)`` until its outcome is known; ``again``: it may have been done.
-
-        Without ``repeat`` it is done once at most.
+        With ``repeat`` False a run that may have been committed is not repeated: that is for statements whose rows a
+        second run could not return. Raises Unavailable then, so that the caller knows that something may have changed;
+        its next call finds what is left. Raises BadRequest, and what ``work`` raises.
         """
         again = False
         deadline: float | None = None
         while True:
             try:
-                return await self._pool.run(partial(work, again))
-            except (OutcomeUnknown, Unavailable, psycopg2.extensions.TransactionRollbackError) as e:
+                connection = await self._pool.acquire()
+                try:
+                    if isinstance(work, str):
+                        result = await connection.call(work, *args)
+                    else:
+                        result = await work(connection, again, *args)
+                except BaseException as e:
+                    self._pool.release_failed(connection, e)
+                    raise
+                self._pool.release(connection)
+                return result
+            except (OutcomeUnknown, Unavailable, TransactionRollbackError) as e:
                 if isinstance(e, OutcomeUnknown):
                     again = True
                 elif isinstance(e, Unavailable) and not again:
                     raise
                 now = self._reactor.seconds()
                 if deadline is None:
-                    deadline = now + self._repeat_for
-                if self._pauses.stopped:
+                    deadline = now + self._repeat_seconds
+                if self._delay.stopped:
                     raise closed() from e
                 if now >= deadline or (again and not repeat):
                     raise Unavailable(_GAVE_UP[again].format(reason(e)), retry_after=MAX_DELAY) from e
-            except psycopg2.Error as e:
-                translated = _translated(e)
-                if translated is None:
+            except (psycopg2.Error, UnicodeEncodeError) as e:
+                refusal = _refusal(e)
+                if refusal is None:
                     raise
-                raise translated from e
-            except UnicodeEncodeError as e:
-                raise BadRequest("text must be valid Unicode") from e
+                raise refusal from e
             await deferLater(self._reactor, MIN_DELAY)
 
-    async def _call(self, name: str, *args: Any, repeat: bool = True) -> Rows:
-        rows: Rows = await self._run(lambda again, connection: connection.call(name, *args), repeat)
-        return rows
+    async def _migrate(self) -> None:
+        connection = self._migrating = PostgresConnection(self._dsn, self._reactor, {}, MIGRATION_SECONDS)
+        try:
+            await connection.open(lambda e: None)
+            await _migrate(connection)
+            self._migrated = True
+        finally:
+            connection.close()
+            self._migrating = None
 
 
 async def _migrate(connection: PostgresConnection) -> None:
@@ -160,8 +167,13 @@ async def _migrate(connection: PostgresConnection) -> None:
     await connection.query("COMMIT")
 
 
-def _translated(e: psycopg2.Error) -> BadRequest | Unavailable | None:
-    """A refused value is the caller's fault, a shortage passes, anything else is a defect of ours: None."""
+def _refusal(e: Exception) -> BadRequest | Unavailable | None:
+    """The caller's error for a value that PostgreSQL refuses, Unavailable for a shortage that passes, None for anything
+    else, which is a defect of taskd."""
+    if isinstance(e, UnicodeEncodeError):
+        return BadRequest("text must be valid Unicode")
+    if not isinstance(e, psycopg2.Error):
+        return None
     code = e.pgcode or ""
     if code.startswith(("22", "23", "54")):
         return BadRequest(f"cannot be stored: {reason(e)}")

@@ -1,7 +1,7 @@
-"""A pool of connections that come back by themselves.
+"""A pool of connections that replaces those that die.
 
-It knows nothing of PostgreSQL: a connection is anything that opens, closes and tells when it dies while idle.
-It is used for one piece of work at a time, and never again once it is suspect.
+It knows nothing about PostgreSQL: a connection is anything that opens, closes, and calls back when it dies while idle.
+Each connection has one borrower at a time, and is never lent again after an error that makes it suspect.
 """
 
 from __future__ import annotations
@@ -17,23 +17,22 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from taskd.model.errors import Unavailable
-from taskd.store.retrying import MAX_DELAY, closed, delay
-
-R = TypeVar("R")
+from taskd.store.reconnect import BACKOFF, MAX_DELAY
+from taskd.store.refusals import closed
 
 
 class OutcomeUnknown(Exception):
-    """The connection died under the work. Whether the work was done is unknown."""
+    """The connection died while a statement ran. Nobody knows whether the statement was committed."""
 
 
 class IPooled(Protocol):
-    """What the pool asks of a connection."""
+    """What the pool needs from a connection."""
 
     def open(self, on_lost: Callable[[BaseException], None]) -> Awaitable[None]:
-        """Connect, in bounded time. ``on_lost`` tells of a death at any later time but close()."""
+        """Connect, in bounded time. ``on_lost`` is called when the connection dies later, but not for close()."""
 
     def close(self) -> None:
-        """Let go at once; whatever is under way, open() included, fails."""
+        """Close at once; open() or a statement that runs fails."""
 
 
 C = TypeVar("C", bound=IPooled)
@@ -42,9 +41,8 @@ C = TypeVar("C", bound=IPooled)
 class Pool(Generic[C]):
     """Keeps ``size`` connections open and lends them out.
 
-    ``make`` makes an unopened connection; ``is_dead`` tells from an exception of the work whether the
-    connection can serve no more. A caller waits up to ``wait`` seconds for a connection. ``jitter`` gives numbers
-    from 0 to 1.
+    ``make`` makes an unopened connection; ``is_dead`` tells whether an exception means that its connection is dead. A
+    caller waits up to ``wait`` seconds for a connection. ``jitter`` gives numbers from 0 to 1.
     """
 
     log = Logger()
@@ -68,14 +66,14 @@ class Pool(Generic[C]):
         self._wait = wait
         self._jitter = jitter
         self._live: set[C] = set()
-        # opened, but nothing was done on them yet: one that dies so is no reason to hurry
+        # opened, but no statement has succeeded yet: when such a connection dies, the next one waits for the backoff
         self._unproven: set[C] = set()
         self._idle: list[C] = []
         self._waiting: deque[Deferred[C]] = deque()
         self._opening: C | None = None
         self._retry: IDelayedCall | None = None
         self._failures = 0
-        self._trouble = False
+        self._warned = False
         self._running = False
         self._stopped = False
 
@@ -90,7 +88,7 @@ class Pool(Generic[C]):
         self._fill()
 
     def stop(self) -> None:
-        """Close everything; work under way is lost and callers that wait get Unavailable."""
+        """Close all connections; running statements fail, and waiting callers get Unavailable."""
         self._running, self._stopped = False, True
         if self._retry is not None:
             self._retry.cancel()
@@ -104,29 +102,11 @@ class Pool(Generic[C]):
         while self._waiting:
             self._waiting.popleft().errback(closed())
 
-    async def run(self, work: Callable[[C], Awaitable[R]]) -> R:
-        """Do ``work`` on a connection. Raises Lost, Unavailable, or what the work raises."""
-        connection = await self._acquire()
-        try:
-            result = await work(connection)
-        except (CancelledError, GeneratorExit) as e:
-            # whoever stops waiting leaves a connection that still has an answer coming: no fault of the database
-            self._unproven.discard(connection)
-            self._discard(connection, e)
-            raise
-        except Exception as e:
-            if self._is_dead(e):
-                self._discard(connection, e)
-                raise OutcomeUnknown(reason(e)) from e
-            self._proved(connection)
-            raise
-        self._proved(connection)
-        return result
-
     # -- lending
 
-    def _acquire(self) -> Deferred[C]:
-        done: Deferred[C] = Deferred(self._forget)
+    def acquire(self) -> Deferred[C]:
+        """A connection to use alone, until release() or release_failed(). Raises Unavailable."""
+        done: Deferred[C] = Deferred(self._stop_waiting)
         if self._idle:
             # the one used last: its caches are warm
             done.callback(self._idle.pop())
@@ -140,23 +120,36 @@ class Pool(Generic[C]):
             done.addBoth(_cancel_timer, timer)
         return done
 
+    def release(self, connection: C) -> None:
+        """Take back a connection that has worked."""
+        self._unproven.discard(connection)
+        self._failures = 0
+        self._lend(connection)
+
+    def release_failed(self, connection: C, error: BaseException) -> None:
+        """Take back a connection whose use raised ``error``. Raises OutcomeUnknown when it is dead."""
+        if isinstance(error, CancelledError) or not isinstance(error, Exception):
+            # the borrower stopped waiting, and the answer is still to come: the database is not at fault
+            self._unproven.discard(connection)
+            self._discard(connection, error)
+        elif self._is_dead(error):
+            self._discard(connection, error)
+            raise OutcomeUnknown(reason(error)) from error
+        else:
+            self.release(connection)
+
     def _give_up(self, done: Deferred[C]) -> None:
-        self._forget(done)
+        self._stop_waiting(done)
         done.errback(self._unavailable("has no connection free" if self._live else "cannot be reached now"))
 
     def _unavailable(self, why: str) -> Unavailable:
         return Unavailable(f"{self._name} {why}; try again", retry_after=MAX_DELAY)
 
-    def _forget(self, done: Deferred[C]) -> None:
+    def _stop_waiting(self, done: Deferred[C]) -> None:
         if done in self._waiting:
             self._waiting.remove(done)
 
-    def _proved(self, connection: C) -> None:
-        self._unproven.discard(connection)
-        self._failures = 0
-        self._release(connection)
-
-    def _release(self, connection: C) -> None:
+    def _lend(self, connection: C) -> None:
         if connection not in self._live:
             return
         if self._waiting:
@@ -167,7 +160,7 @@ class Pool(Generic[C]):
     # -- connecting
 
     def _fill(self) -> None:
-        # One at a time: a database that is coming up is not helped by a crowd.
+        # One at a time, so that a database that starts up is not flooded with connections.
         wanted = self._running and len(self._live) < self._size
         if wanted and self._opening is None and self._retry is None:
             connection = self._opening = self._make()
@@ -181,7 +174,8 @@ class Pool(Generic[C]):
             connection.close()
             self._opening = None
             if self._running:
-                self._open_failed(e)
+                self._warn("{name}: cannot connect, retrying: {reason}", e)
+                self._back_off()
             return
         self._opening = None
         if not self._running:
@@ -189,15 +183,11 @@ class Pool(Generic[C]):
             return
         self._live.add(connection)
         self._unproven.add(connection)
-        if self._trouble and len(self._live) == self._size:
-            self._trouble = False
+        if self._warned and len(self._live) == self._size:
+            self._warned = False
             self.log.info("{name}: all {size} connections are open again", name=self._name, size=self._size)
-        self._release(connection)
+        self._lend(connection)
         self._fill()
-
-    def _open_failed(self, e: Exception) -> None:
-        self._tell("{name}: cannot connect, trying on: {reason}", e)
-        self._back_off()
 
     def _discard(self, connection: C, e: BaseException) -> None:
         if connection not in self._live:
@@ -206,7 +196,7 @@ class Pool(Generic[C]):
         if connection in self._idle:
             self._idle.remove(connection)
         if isinstance(e, Exception) and not isinstance(e, CancelledError):
-            self._tell("{name}: connection lost, connecting again: {reason}", e)
+            self._warn("{name}: connection lost, reconnecting: {reason}", e)
         connection.close()
         if connection in self._unproven:
             self._unproven.remove(connection)
@@ -216,17 +206,17 @@ class Pool(Generic[C]):
 
     def _back_off(self) -> None:
         if self._retry is None:
-            self._retry = self._clock.callLater(delay(self._failures, self._jitter), self._try_again)
             self._failures += 1
+            self._retry = self._clock.callLater(BACKOFF.delay(self._failures, self._jitter()), self._try_again)
 
     def _try_again(self) -> None:
         self._retry = None
         self._fill()
 
-    def _tell(self, text: str, e: BaseException) -> None:
-        # one line an incident, not one a connection
-        if not self._trouble:
-            self._trouble = True
+    def _warn(self, text: str, e: BaseException) -> None:
+        # one line for an outage, not one for each connection
+        if not self._warned:
+            self._warned = True
             self.log.warn(text, name=self._name, reason=reason(e))
 
 
@@ -237,5 +227,5 @@ def _cancel_timer(result: C | Failure, timer: IDelayedCall) -> C | Failure:
 
 
 def reason(e: BaseException) -> str:
-    """The first line of what an exception says, for the log."""
+    """The first line of an exception's message, for the log."""
     return (str(e).strip() or type(e).__name__).splitlines()[0]

@@ -1,3 +1,3 @@
-"""The store of the embedded server, on SQLite: one connection, and one module for each theme with its SQL. Only one
-process uses such a database.
+"""The store on SQLite, for the embedded server: only one process uses the database. One module a theme of
+:mod:`taskd.ports`, with its SQL beside it.
 """

@@ -1,53 +1,65 @@
-"""Accounts and sessions in SQLite."""
+"""Users and sessions in SQLite."""
 
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Mapping, Sequence
+from sqlite3 import Cursor
 
-from taskd.model.errors import UsernameInUse
 from taskd.model.users import User
 from taskd.ports.accounts import Account
-from taskd.store.paging import possible
-from taskd.store.sqlite import statements as sql
-from taskd.store.sqlite.database import SqliteBase
-from taskd.store.texts import check_storable
+from taskd.store.limits import valid_ids
+from taskd.store.refusals import username_in_use
+from taskd.store.sqlite.database import SqliteDatabase, transaction
+from taskd.store.text import check_text
+
+# Returns no row when the key is taken, also by an earlier run of the same registration.
+CREATE_USER = """
+INSERT INTO users (username, username_key, password, created_at) VALUES (?, ?, ?, ?)
+ON CONFLICT (username_key) DO NOTHING RETURNING id
+"""
+FIND_USER = "SELECT id, username, password FROM users WHERE username_key = ?"
+DROP_EXPIRED_SESSIONS = "DELETE FROM sessions WHERE user_id = ? AND expires_at <= ?"
+OPEN_SESSION = "INSERT INTO sessions VALUES (?, ?, ?, ?) ON CONFLICT (token_hash) DO NOTHING"
+FIND_SESSION = """
+SELECT u.id, u.username FROM sessions s JOIN users u ON u.id = s.user_id
+WHERE s.token_hash = ? AND s.expires_at > ?
+"""
+CLOSE_SESSION = "DELETE FROM sessions WHERE token_hash = ?"
+USERNAMES = "SELECT id, username FROM users WHERE id IN (SELECT value FROM json_each(?))"
 
 
-class SqliteAccounts(SqliteBase):
-    """The part of IStore that knows users."""
+class SqliteAccounts(SqliteDatabase):
+    """IAccountStore on SQLite."""
 
-    async def create_user(self, username: str, key: str, password: str) -> User:
-        return await self._run(self._create_user, check_storable(username), check_storable(key), password)
-
-    def _create_user(self, db: sqlite3.Cursor, username: str, key: str, password: str) -> User:
-        if row := db.execute(sql.CREATE_USER, (username, key, password, self._now())).fetchone():
+    @transaction
+    def create_user(self, db: Cursor, now: int, username: str, key: str, password: str) -> User:
+        if row := db.execute(CREATE_USER, (check_text(username), check_text(key), password, now)).fetchone():
             return User(row[0], username)
-        row = db.execute(sql.FIND_USER, (key,)).fetchone()
+        row = db.execute(FIND_USER, (key,)).fetchone()
         if row[2] != password:
-            raise UsernameInUse(f"the username {username} is taken; choose another", field="username")
+            raise username_in_use(username)
         return User(row[0], row[1])
 
-    async def find_user(self, key: str) -> Account | None:
-        row = await self._run(lambda db: db.execute(sql.FIND_USER, (check_storable(key),)).fetchone())
+    @transaction
+    def find_user(self, db: Cursor, now: int, key: str) -> Account | None:
+        row = db.execute(FIND_USER, (check_text(key),)).fetchone()
         return Account(User(row[0], row[1]), row[2]) if row else None
 
-    async def open_session(self, user_id: int, token_hash: bytes, seconds: int) -> None:
-        await self._run(self._open_session, user_id, token_hash, seconds)
+    @transaction
+    def open_session(self, db: Cursor, now: int, user_id: int, token_hash: bytes, seconds: int) -> None:
+        db.execute(DROP_EXPIRED_SESSIONS, (user_id, now))
+        db.execute(OPEN_SESSION, (token_hash, user_id, now, now + seconds * 1_000_000))
 
-    def _open_session(self, db: sqlite3.Cursor, user_id: int, token_hash: bytes, seconds: int) -> None:
-        now = self._now()
-        db.execute(sql.DROP_EXPIRED_SESSIONS, (user_id, now))
-        db.execute(sql.OPEN_SESSION, (token_hash, user_id, now, now + seconds * 1_000_000))
-
-    async def find_session(self, token_hash: bytes) -> User | None:
-        row = await self._run(lambda db: db.execute(sql.FIND_SESSION, (token_hash, self._now())).fetchone())
+    @transaction
+    def find_session(self, db: Cursor, now: int, token_hash: bytes) -> User | None:
+        row = db.execute(FIND_SESSION, (token_hash, now)).fetchone()
         return User(*row) if row else None
 
-    async def close_session(self, token_hash: bytes) -> None:
-        await self._run(lambda db: db.execute(sql.CLOSE_SESSION, (token_hash,)) and None)
+    @transaction
+    def close_session(self, db: Cursor, now: int, token_hash: bytes) -> None:
+        db.execute(CLOSE_SESSION, (token_hash,))
 
-    async def usernames(self, user_ids: Sequence[int]) -> Mapping[int, str]:
-        ids = json.dumps(possible(user_ids))
-        return await self._run(lambda db: dict(db.execute(sql.USERNAMES, (ids,)).fetchall()))
+    @transaction
+    def usernames(self, db: Cursor, now: int, user_ids: Sequence[int]) -> Mapping[int, str]:
+        return dict(db.execute(USERNAMES, (json.dumps(valid_ids(user_ids)),)).fetchall())

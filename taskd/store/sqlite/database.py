@@ -1,95 +1,209 @@
-"""What the SQLite store stands on: migrating, running interactions, telling the time."""
+"""One SQLite database: the connection, where its statements run, transactions, migrations."""
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sqlite3
-from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta, timezone
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Iterator
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+from twisted.enterprise import adbapi
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from taskd.model.errors import BadRequest, SettingsError, Unavailable
 from taskd.store import migrations
-from taskd.store.retrying import MAX_DELAY, Pauses, closed
-from taskd.store.sqlite.runner import IRunner
+from taskd.store.reconnect import MAX_DELAY, ReconnectDelay
+from taskd.store.refusals import closed
 
+D = TypeVar("D", bound="SqliteDatabase")
+P = ParamSpec("P")
 R = TypeVar("R")
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-_MICROSECOND = timedelta(0, 0, 1)
+
+MIN_VERSION = (3, 35, 0)
+"""The first SQLite that knows RETURNING."""
+
+PRAGMAS = """
+PRAGMA journal_mode = WAL;
+PRAGMA synchronous = FULL;
+PRAGMA foreign_keys = ON;
+PRAGMA busy_timeout = 5000;
+"""
 
 
-def from_micros(micros: int) -> datetime:
-    """The moment that a column says."""
-    # by position: three times as fast as by name, and there are four in a row
-    return _EPOCH + timedelta(0, 0, micros)
+class IRunner(Protocol):
+    """Runs a function in a transaction, as ``twisted.enterprise.adbapi.ConnectionPool`` does."""
+
+    def runInteraction(self, interaction: Callable[..., R], *args: Any) -> Deferred[R]:
+        """Call ``interaction(cursor, *args)`` and commit; roll back when it raises."""
+
+    def close(self) -> None:
+        """Close the connection."""
 
 
-def to_micros(moment: datetime) -> int:
-    """What a column says of a moment, which is aware."""
-    return (moment - _EPOCH) // _MICROSECOND
-
-
-class SqliteBase:
-    """A database behind ``runner``, which stop() closes. ``clock`` tells the time."""
+class SqliteDatabase:
+    """The database behind ``runner``; stop() closes it. All times come from ``clock``."""
 
     log = Logger()
 
     def __init__(self, runner: IRunner, clock: IReactorTime) -> None:
         self._runner = runner
         self._clock = clock
-        self._pauses = Pauses(clock)
+        self._delay = ReconnectDelay(clock)
         self.ready = False
 
-    def _now(self) -> int:
-        return round(self._clock.seconds() * 1_000_000)
-
-    async def _run(self, interaction: Callable[..., R], *args: Any) -> R:
-        if not self.ready:
-            raise self._not_ready()
-        return await self._interact(interaction, *args)
-
-    def _not_ready(self) -> Unavailable:
-        if self._pauses.stopped:
-            return closed()
-        return Unavailable("the database cannot be reached yet; try again", retry_after=MAX_DELAY)
-
-    async def _interact(self, interaction: Callable[..., R], *args: Any) -> R:
-        try:
-            return await self._runner.runInteraction(interaction, *args)
-        except sqlite3.OperationalError as e:
-            # locked by somebody else's shell, disk full, I/O error: the data is whole, this was not done
-            raise Unavailable(f"the database cannot be used now: {e}") from e
-        except (sqlite3.IntegrityError, OverflowError, UnicodeEncodeError) as e:
-            raise BadRequest(f"cannot be stored: {e}") from e
-
-    # -- start and stop ----------------------------------------------------------------------------
-
     async def start(self) -> None:
-        told = False
+        warned = False
         while not self.ready:
-            if self._pauses.stopped:
+            if self._delay.stopped:
                 raise closed()
             try:
-                await self._interact(_migrate)
-                self.ready = not self._pauses.stopped
-            except Unavailable as e:
-                # somebody else's shell lets go of it some day; nothing else passes by itself
-                if "locked" not in e.message:
-                    raise
-                if not told:
-                    told = True
-                    self.log.warn("SQLite: trying on: {reason}", reason=e.message)
-                await self._pauses.pause()
+                await self._runner.runInteraction(_migrate)
+                self.ready = not self._delay.stopped
+            except sqlite3.OperationalError as e:
+                # another process releases its lock sooner or later; any other error stays
+                error = _unavailable(e)
+                if "locked" not in error.message:
+                    raise error from e
+                if not warned:
+                    warned = True
+                    self.log.warn("SQLite: cannot start yet, retrying: {reason}", reason=error.message)
+                await self._delay.wait()
             except sqlite3.DatabaseError as e:
                 raise SettingsError(f"the database file cannot be used: {e}") from None
 
     async def stop(self) -> None:
         self.ready = False
-        if not self._pauses.stopped:
-            self._pauses.stop()
+        if not self._delay.stopped:
+            self._delay.stop()
             self._runner.close()
+
+
+def transaction(
+    method: Callable[Concatenate[D, sqlite3.Cursor, int, P], R],
+) -> Callable[Concatenate[D, P], Coroutine[Any, Any, R]]:
+    """Make a coroutine method from one that takes a cursor and the time in microseconds before its other arguments, and
+    that runs in the database's thread as one transaction.
+
+    The coroutine raises Unavailable (nothing was changed), BadRequest, and what ``method`` raises.
+    """
+
+    @wraps(method)
+    async def run(self: D, *args: P.args, **kwargs: P.kwargs) -> R:
+        if self._delay.stopped:
+            raise closed()
+        if not self.ready:
+            raise Unavailable("the database cannot be reached yet; try again", retry_after=MAX_DELAY)
+        now = round(self._clock.seconds() * 1_000_000)
+        try:
+            return await self._runner.runInteraction(partial(method, self, **kwargs), now, *args)
+        except sqlite3.OperationalError as e:
+            raise _unavailable(e) from e
+        except UnicodeEncodeError as e:
+            raise BadRequest("text must be valid Unicode") from e
+        except (sqlite3.IntegrityError, OverflowError) as e:
+            raise BadRequest(f"cannot be stored: {e}") from e
+
+    return run
+
+
+class InlineRunner:
+    """A database whose interactions run at once, in the calling thread: for tests, which stay deterministic."""
+
+    def __init__(self, path: str = ":memory:") -> None:
+        check_version()
+        self._connection = sqlite3.connect(path, check_same_thread=False)
+        self._connection.execute("PRAGMA foreign_keys = ON")
+
+    def runInteraction(self, interaction: Callable[..., R], *args: Any) -> Deferred[R]:
+        """Call ``interaction(cursor, *args)`` and commit; roll back when it raises."""
+        cursor = self._connection.cursor()
+        try:
+            result = interaction(cursor, *args)
+            self._connection.commit()
+        except Exception:
+            self._connection.rollback()
+            return fail()
+        finally:
+            # Do not leave this to the garbage collector: a statement with unread rows stays in use, and Python 3.10
+            # may then fail to bind its parameters.
+            cursor.close()
+        return succeed(result)
+
+    def close(self) -> None:
+        """Close the connection; a database in memory is lost."""
+        self._connection.close()
+
+
+class _LockedPool(adbapi.ConnectionPool):
+    """One connection in one thread, and the lock that keeps other servers away from the folder."""
+
+    def __init__(self, path: Path, lock: int, reactor: Any) -> None:
+        super().__init__(
+            "sqlite3",
+            os.fspath(path),
+            check_same_thread=False,
+            cp_min=1,
+            cp_max=1,
+            cp_openfun=_configure,
+            cp_reactor=reactor,
+        )
+        self._lock: int | None = lock
+
+    def close(self) -> None:
+        """Close the connection, which empties the write-ahead log, and unlock the folder."""
+        super().close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def open_sqlite(path: str | os.PathLike[str], reactor: Any) -> _LockedPool:
+    """A runner on the database file ``path``. Creates missing folders and the file, readable for their owner only.
+
+    Raises SettingsError when the folder cannot be used or another server uses it.
+    """
+    check_version()
+    file = Path(path).absolute()
+    lock = None
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(file.parent / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as e:
+        if lock is not None:
+            os.close(lock)
+        if isinstance(e, BlockingIOError):
+            message = f"another taskserver is using {file.parent}: stop it or choose another --data"
+            raise SettingsError(message) from None
+        raise SettingsError(f"cannot use the data folder {file.parent}: {e.strerror}") from None
+    return _LockedPool(file, lock, reactor)
+
+
+def check_version() -> None:
+    """Raises SettingsError when this Python's SQLite is too old."""
+    if sqlite3.sqlite_version_info < MIN_VERSION:
+        wanted = ".".join(map(str, MIN_VERSION))
+        raise SettingsError(f"SQLite {wanted} or newer is needed, this Python has {sqlite3.sqlite_version}")
+
+
+def _configure(connection: sqlite3.Connection) -> None:
+    try:
+        connection.executescript(PRAGMAS)
+    except sqlite3.Error:
+        # adbapi drops a connection that it could not open, without closing it
+        connection.close()
+        raise
+
+
+def _unavailable(e: sqlite3.OperationalError) -> Unavailable:
+    # another process holds the lock, the disk is full, an I/O error: the data is intact, this change was not made
+    return Unavailable(f"the database cannot be used now: {e}")
 
 
 def _migrate(db: sqlite3.Cursor) -> None:
@@ -103,7 +217,7 @@ def _migrate(db: sqlite3.Cursor) -> None:
 
 
 def _statements(script: str) -> Iterator[str]:
-    # executescript() would commit first
+    # executescript() would commit the open transaction first
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line

@@ -55,13 +55,13 @@ class LineConnection(LineReceiver):
 
     _log = Logger()
     transport: Any
+    _principal: Principal
     _pipeline: RequestPipeline
 
     def __init__(self, api: Api, clock: IReactorTime, factory: LineFactory) -> None:
         self._api = api
         self._clock = clock
         self._factory = factory
-        self._principal = Principal()
         self._limiter = ReplyLimiter(clock)
         self._subscriptions = Subscriptions(self._send_events, self._limiter)
         self._framer = Framer()
@@ -84,6 +84,7 @@ class LineConnection(LineReceiver):
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpKeepAlive(True)
             self.transport.setTcpNoDelay(True)
+        self._principal = Principal(address=getattr(self.transport.getPeer(), "host", None))
         self._pipeline = RequestPipeline(self._start, self.transport.write, self._congested)
         self.transport.registerProducer(_WriteFlow(self), True)
 

@@ -13,14 +13,14 @@ from taskd.protocol.messages import TaskSpec, fingerprint, payload_text
 from taskd.scheduling.routes import Routes
 
 
-class NewTasks:
+class TaskBuilder:
     """``routes`` knows the queues, and how many attempts the living workers give to a kind."""
 
     def __init__(self, clock: IReactorTime, routes: Routes) -> None:
         self._clock = clock
         self._routes = routes
 
-    def of(self, user_id: int, spec: TaskSpec) -> NewTask:
+    def build(self, user_id: int, spec: TaskSpec) -> NewTask:
         """The task that this user asks for. Raises BadRequest, TooLarge."""
         queue = spec.queue
         if queue is None:
@@ -31,7 +31,8 @@ class NewTasks:
         key = asked_for = None
         if spec.key is not None:
             key, asked_for = check_key(spec.key), fingerprint(spec, queue)
-        task, kind = check_task_text(spec.task), check_kind(spec.kind)
+        task = check_task_text(spec.task)
+        kind = spec.kind if spec.kind == DEFAULT_KIND else check_kind(spec.kind)
         return NewTask(
             user_id,
             task=task,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -19,26 +20,14 @@ from taskd.ports.store import IStore
 from taskd.worker.attempt import AttemptStopped
 from taskd.worker.held import HeldState, HeldTask, HeldTasks, ack, claim_number
 from taskd.worker.reclaim import Reclaim
-from taskd.worker.reports import Reports
+from taskd.worker.reports import ReportBuffer, Reports
 from taskd.worker.runner import Runner
 
 AGAIN_AFTER = 1.0
 """Seconds until an outcome is stored again if the store was away."""
 
 
-class _End:
-    """An outcome on its way to the store. ``again``: an earlier try may have been committed."""
-
-    __slots__ = ("again", "held", "on_end", "outcome")
-
-    def __init__(self, held: HeldTask, outcome: Outcome, on_end: Callable[[HeldTask], None]) -> None:
-        self.held = held
-        self.outcome = outcome
-        self.on_end = on_end
-        self.again = False
-
-
-class RunningTasks:
+class Outcomes:
     """From the claim of a task to its stored outcome and the ack of its delivery. ``name`` is the worker's."""
 
     _log = Logger()
@@ -62,7 +51,7 @@ class RunningTasks:
         self._held = held
         self._reclaim = reclaim
         self._name = name
-        self._ends: Batcher[_End, Finished | None] = Batcher(clock, self._finish)
+        self._ends: Batcher[HeldTask, Finished | None] = Batcher(clock, self._finish)
         self._returns: Batcher[HeldTask, None] = Batcher(clock, self._return)
 
     def begin(self, held: HeldTask, task: Task, username: str, on_end: Callable[[HeldTask], None]) -> None:
@@ -70,12 +59,11 @@ class RunningTasks:
         later if the handler hangs."""
         held.since = self._clock.seconds()
         held.state = HeldState.RUNNING
+        held.on_end = on_end
         self._held.running[task.id] = held
         held.buffer = self._reports.buffer(task)
         held.attempt = self._runner.run(task, username, held.buffer)
-        held.attempt.done.addCallbacks(
-            self._ended, self._stopped, callbackArgs=(held, on_end), errbackArgs=(held, on_end)
-        )
+        held.attempt.done.addCallbacks(self._ended, self._stopped, callbackArgs=(held,), errbackArgs=(held,))
         if held.attempt.free:
             # Most often, for a handler that waits for nothing. The next claim waits for the end of this batch.
             held.pool.release()
@@ -111,33 +99,37 @@ class RunningTasks:
 
     def _freed(self, _: object, held: HeldTask) -> None:
         held.pool.release()
-        if held.pool.backlog:
+        if held.pool.waiting:
             held.pool.fill()
 
-    def _ended(self, outcome: Outcome, held: HeldTask, on_end: Callable[[HeldTask], None]) -> None:
+    def _ended(self, outcome: Outcome, held: HeldTask) -> None:
         held.state = HeldState.FINISHING
-        assert held.buffer is not None
-        end = _End(held, outcome, on_end)
+        held.outcome = outcome
         # its reports are stored before its outcome, after which no report counts
-        reported = self._reports.close(held.buffer)
+        reported = self._close(held.buffer)
         if reported is None:
-            self._submit(end)
+            self._submit(held)
         else:
-            reported.addCallback(self._reported, end)
+            reported.addCallback(self._reported, held)
 
-    def _reported(self, _: None, end: _End) -> None:
-        self._submit(end)
+    def _close(self, buffer: ReportBuffer | None) -> Deferred[None] | None:
+        if buffer is None or buffer.silent or buffer.closed:
+            return None
+        return self._reports.close(buffer)
 
-    def _stopped(self, failure: Failure, held: HeldTask, on_end: Callable[[HeldTask], None]) -> None:
+    def _reported(self, _: None, held: HeldTask) -> None:
+        self._submit(held)
+
+    def _stopped(self, failure: Failure, held: HeldTask) -> None:
         if not failure.check(AttemptStopped):
             self._log.failure("an attempt ended without an outcome", failure)
         if held.state is HeldState.RETURNING:
-            self._returns.submit(held).addBoth(self._returned, held, on_end)
+            self._returns.submit(held).addBoth(self._returned, held)
         else:
-            self._forget(held, on_end)
+            self._forget(held)
 
-    def _returned(self, _: object, held: HeldTask, on_end: Callable[[HeldTask], None]) -> None:
-        self._forget(held, on_end)
+    def _returned(self, _: object, held: HeldTask) -> None:
+        self._forget(held)
 
     async def _return(self, batch: Sequence[HeldTask]) -> Sequence[None]:
         await self.release([(held, held.attempt.task) for held in batch if held.attempt is not None])
@@ -145,64 +137,65 @@ class RunningTasks:
 
     # -- the outcome
 
-    def _submit(self, end: _End) -> None:
-        self._ends.submit(end).addCallbacks(self._finished, self._not_finished, callbackArgs=(end,), errbackArgs=(end,))
+    def _submit(self, held: HeldTask) -> None:
+        self._ends.submit(held).addCallbacks(
+            self._finished, self._not_finished, callbackArgs=(held,), errbackArgs=(held,)
+        )
 
-    async def _finish(self, batch: list[_End]) -> Sequence[Finished | None]:
-        again = any(end.again for end in batch)
-        found = dict(await self._store.finish(self._name, [end.outcome for end in batch], again))
-        fenced = [end for end in batch if end.outcome.task_id not in found]
-        if fenced and (ours := await self._reclaim.reclaim([end.held for end in fenced])):
-            outcomes = [end.outcome for end in fenced if end.held in ours]
+    async def _finish(self, batch: list[HeldTask]) -> Sequence[Finished | None]:
+        ends = [(held, held.attempt.task, held.outcome) for held in batch if held.attempt and held.outcome]
+        again = any(held.stored_before for held in batch)
+        found = dict(await self._store.finish(self._name, [outcome for _, _, outcome in ends], again))
+        fenced = [held for held, task, _ in ends if task.id not in found]
+        if fenced and (ours := await self._reclaim.reclaim(fenced)):
+            outcomes = [outcome for held, _, outcome in ends if held in ours]
             found |= await self._store.finish(self._name, outcomes, again)
             if any(held.claim.task_id not in found for held in ours):
                 raise Unavailable("the database has crashed again and has lost outcomes: they are stored again")
         # of two attempts of a task the later one fences the earlier one: the answer is the later one's
         last: dict[int, tuple[int, int]] = {}
-        for end in batch:
-            o = end.outcome
-            last[o.task_id] = max(last.get(o.task_id, (0, 0)), (o.dispatch, o.attempt))
+        for _, task, _ in ends:
+            last[task.id] = max(last.get(task.id, (0, 0)), (task.dispatch, task.attempt))
         changed, answers = [], []
-        for end in batch:
-            o = end.outcome
-            finished = found.get(o.task_id) if last[o.task_id] == (o.dispatch, o.attempt) else None
+        for _, task, outcome in ends:
+            finished = found.get(task.id) if last[task.id] == (task.dispatch, task.attempt) else None
             answers.append(finished)
-            if finished is not None and finished.version and end.held.attempt is not None:
-                changed.append(_after(end.held.attempt.task, o, finished))
+            if finished is not None and finished.version:
+                changed.append(_after(task, outcome, finished))
         self._publisher.publish(changed)
-        ack([end.held for end in batch])
+        ack(batch)
         return answers
 
-    def _finished(self, finished: Finished | None, end: _End) -> None:
+    def _finished(self, finished: Finished | None, held: HeldTask) -> None:
         if finished is None:
             text = "task {id} attempt {attempt} was fenced: its outcome does not count"
-            self._log.info(text, id=end.outcome.task_id, attempt=end.outcome.attempt)
-        self._forget(end.held, end.on_end)
+            self._log.info(text, id=held.claim.task_id, attempt=held.outcome and held.outcome.attempt)
+        self._forget(held)
 
-    def _not_finished(self, failure: Failure, end: _End) -> None:
-        error, outcome = failure.value, end.outcome
+    def _not_finished(self, failure: Failure, held: HeldTask) -> None:
+        error, outcome = failure.value, held.outcome
+        assert outcome is not None
         if isinstance(error, Unavailable):
-            end.again = True
-            self._clock.callLater(AGAIN_AFTER, self._submit, end)
+            held.stored_before = True
+            self._clock.callLater(AGAIN_AFTER, self._submit, held)
         elif isinstance(error, TaskdError) and outcome.state is State.COMPLETED:
             why = f"the result cannot be stored: {error.message}"
-            end.outcome = Outcome(outcome.task_id, outcome.dispatch, outcome.attempt, State.FAILED, error=why)
-            self._submit(end)
+            held.outcome = Outcome(outcome.task_id, outcome.dispatch, outcome.attempt, State.FAILED, error=why)
+            self._submit(held)
         else:
             text = "the outcome of task {id} cannot be stored, its lease will expire"
             self._log.failure(text, failure, id=outcome.task_id)
-            self._forget(end.held, end.on_end)
+            self._forget(held)
 
-    def _forget(self, held: HeldTask, on_end: Callable[[HeldTask], None]) -> None:
+    def _forget(self, held: HeldTask) -> None:
         assert held.attempt is not None
         task = held.attempt.task
         if self._held.running.get(task.id) is held:
             del self._held.running[task.id]
-        if held.buffer is not None and not held.buffer.closed:
-            self._reports.close(held.buffer)
+        self._close(held.buffer)
         for other in self._held.claiming.get(task.id, ()):
             other.ended_claim = max(other.ended_claim, claim_number(task))
-        on_end(held)
+        held.on_end(held)
 
 
 def _after(task: Task, outcome: Outcome, finished: Finished) -> Task:

@@ -13,14 +13,14 @@ from taskd.api.actions.logs import LogActions
 from taskd.api.actions.server import ServerActions
 from taskd.api.actions.tasks import TaskActions
 from taskd.api.core import Api
-from taskd.events.hub import Hub
 from taskd.events.publisher import Publisher
 from taskd.events.subscriber import Subscriber
+from taskd.events.watch_hub import Hub
 from taskd.ports.broker import IBroker
 from taskd.ports.store import IStore
 from taskd.protocol.actions import Theme
 from taskd.scheduling.scheduler import Scheduler
-from taskd.server.lines import LineFactory
+from taskd.server.line_connection import LineFactory
 
 CLOSE_SECONDS = 10.0
 """How long connections may take to have their requests under way answered when the server stops."""
@@ -63,7 +63,7 @@ class TaskServer:
             new_id=new_id,
         )
         routes = scheduler.routes
-        self.subscriber = Subscriber(broker, hub, node, routes.changed, routes.workers_changed)
+        self.subscriber = Subscriber(broker, hub, node, routes.changed, scheduler.follow_workers.on_event)
         self.api = Api(
             {
                 Theme.SERVER: ServerActions(routes, node),

@@ -1,0 +1,81 @@
+"""The suite of IStore: every promise of the ports, against the store that a test case makes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+from zope.interface.verify import verifyClass, verifyObject
+
+from taskd.model.errors import Conflict
+from taskd.model.states import MOVES, TERMINAL, State
+from taskd.model.tasks import Task
+from taskd.ports.attempts import Claim
+from taskd.ports.logs import Report
+from taskd.ports.store import IStore
+from tests.conformance.store.accounts import AccountTests
+from tests.conformance.store.attempts import AttemptTests
+from tests.conformance.store.case import Q
+from tests.conformance.store.listing import ListingTests
+from tests.conformance.store.logs import LogTests
+from tests.conformance.store.retries import RetryTests
+from tests.conformance.store.scheduling import SchedulingTests
+from tests.conformance.store.tasks import TaskTests
+from tests.conformance.store.workers import WorkerTests
+
+
+class StoreTests(
+    AccountTests, TaskTests, ListingTests, SchedulingTests, AttemptTests, RetryTests, LogTests, WorkerTests
+):
+    """The tests of all themes, of the interface, and of the moves between states."""
+
+    async def test_provides_its_interface(self) -> None:
+        verifyClass(IStore, type(self.store))
+        verifyObject(IStore, self.store)
+        self.assertIs(self.store.ready, True)
+
+    async def test_is_not_ready_once_stopped(self) -> None:
+        await self.store.stop()
+        self.assertIs(self.store.ready, False)
+        await self.store.stop()
+
+    async def test_no_method_makes_an_illegal_move(self) -> None:
+        async def cancel(task: Task) -> None:
+            with suppress(Conflict):
+                await self.store.cancel(task.user_id, task.id)
+
+        async def retry(task: Task) -> None:
+            with suppress(Conflict):
+                await self.store.retry(task.user_id, task.id)
+
+        methods: dict[str, Callable[[Task], Awaitable[Any]]] = {
+            "dispatch": lambda t: self.dispatch(),
+            "promote": lambda t: self.store.promote(100),
+            "claim": lambda t: self.store.claim("w", 60, [Claim(t.id, t.dispatch, False)]),
+            "take over": lambda t: self.store.claim("v", 60, [Claim(t.id, t.dispatch, True)]),
+            "complete": lambda t: self.finish(t),
+            "fail": lambda t: self.finish(t, state=State.FAILED),
+            "retry at once": lambda t: self.finish(t, state=State.WAITING),
+            "retry later": lambda t: self.finish(t, state=State.WAITING, delay=60.0),
+            "report": lambda t: self.store.report("w", [Report(t.id, t.dispatch, t.attempt, None, None, 1, ["x"])]),
+            "release": lambda t: self.store.release("w", [Claim(t.id, t.dispatch, False)]),
+            "renew": lambda t: self.store.renew("w", 60, [t.id]),
+            "cancel": cancel,
+            "retry": retry,
+            "expire": lambda t: self.store.expire_leases(100),
+            "requeue": lambda t: self.store.requeue_lost(Q, 0, 100),
+            "reset": lambda t: self.store.reset_in_flight(),
+        }
+        for state in State:
+            for name, method in methods.items():
+                before = await self.in_state(state)
+                await method(before)
+                after = await self.get(before)
+                what = f"{name} on {state.value}"
+                if after.state is state and after.attempt == before.attempt:
+                    self.assertEqual(after, before, what)
+                    continue
+                self.assertIn(after.state, MOVES[state], what)
+                self.assertEqual(after.version, before.version + 1, what)
+                self.assertEqual(after.finished_at is not None, after.state in TERMINAL, what)

@@ -1,0 +1,267 @@
+"""PostgreSQL connections that die, hang or are cut at the worst moment, and a server that is stopped."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThread
+from twisted.trial.unittest import TestCase
+
+from taskd.model.errors import BadRequest, Unavailable, UsernameInUse
+from taskd.model.states import State
+from taskd.model.tasks import NewTask, Task
+from taskd.ports.attempts import Claim, Outcome
+from taskd.ports.logs import Report
+from taskd.store.postgres.store import PostgresStore
+from tests import services
+from tests.conformance.postgres import Hooks, together, until
+from tests.conformance.store.case import OTHER, Q, new_batch
+
+
+class Failing(Hooks):
+    """Connections that die, hang and are cut at the worst moment."""
+
+    async def test_not_yet_started(self) -> None:
+        store = self.build()
+        with self.assertRaisesRegex(Unavailable, "cannot be reached yet"):
+            await store.find_user("ana")
+        await store.stop()
+        with self.assertRaisesRegex(Unavailable, "the store is closed"):
+            await store.find_user("ana")
+        with self.assertRaisesRegex(Unavailable, "the store is closed"):
+            await store.start()
+
+    async def test_host_name_is_resolved(self) -> None:
+        store = self.build(dsn={"host": "localhost"})
+        await store.start()
+        self.assertIsNotNone(await store.find_user("ana"))
+
+    async def test_killed_backends_are_replaced(self) -> None:
+        for _ in range(3):
+            await self.create()
+            pids = self.backends()
+            self.assertGreater(self.kill(), 0)
+            tasks = await together(self.create() for _ in range(20))
+            self.assertEqual(len({t.id for [t] in tasks}), 20)
+            self.assertEqual(self.backends() & pids, set())
+
+    async def test_backends_killed_while_statements_run(self) -> None:
+        work = together(self.create(3) for _ in range(100))
+        for count in (20, 40, 60):
+            await until(lambda count=count: self.sql("SELECT count(*) FROM outbox")[0][0] >= count)  # type: ignore[misc]
+            # the earlier backends may be gone and no new one connected yet
+            await until(self.kill)
+        ids = [t.id for tasks in await work for t in tasks]
+        self.assertEqual(len(set(ids)), 300)
+        self.assertEqual(self.sql("SELECT count(*) FROM tasks"), [(300,)])
+        self.assertEqual(await self.count_outbox(), 100)
+
+    async def test_slow_statement_is_given_up_and_the_connection_lives_on(self) -> None:
+        store = self.build(size=1, statement_timeout=1)
+        await store.start()
+        before = self.backends()
+        [task] = await self.create()
+        holder = self.transaction("SELECT FROM tasks WHERE id = %s FOR UPDATE", task.id)
+        with self.assertRaisesRegex(Unavailable, "statement timeout"):
+            await store.claim("w", 60, [Claim(task.id, 1, False)])
+        holder.rollback()
+        self.assertEqual(len(await store.claim("w", 60, [Claim(task.id, 1, False)])), 1)
+        self.assertEqual(before - self.backends(), set())
+
+    async def test_connection_that_hangs_is_given_up(self) -> None:
+        store, proxy = await self.through_proxy(statement_timeout=1)
+        proxy.swallow_answer()
+        batch = new_batch()
+        [task] = await store.create_tasks(batch, [NewTask(self.ana.id, "once", state=State.QUEUED)])
+        self.assertEqual(self.sql("SELECT id FROM tasks"), [(task.id,)])
+
+    async def test_handshake_that_is_cut_is_retried(self) -> None:
+        store, proxy = await self.through_proxy()
+        for _ in range(3):
+            proxy.cut_after_commit()
+            self.kill()
+            await until(lambda: proxy.fate is None)
+            self.assertIsNotNone(await store.find_user("ana"))
+
+    async def test_values_that_the_server_refuses_are_bad_requests(self) -> None:
+        [task] = await self.running()
+        for result in ("no json", "[" * 300_000 + "]" * 300_000):
+            with self.assertRaisesRegex(BadRequest, "cannot be stored"):
+                await self.finish(task, result=result)
+        self.assertEqual(await self.get(task), task)
+
+    async def test_deadlock_is_retried(self) -> None:
+        first, second = await self.create(2)
+        ours = self.transaction("SELECT FROM tasks WHERE id = %s FOR UPDATE", second.id)
+        claiming = Deferred.fromCoroutine(self.claim([first, second]))
+        await until(lambda: self.blocked() == 1)
+        # the backend whose deadlock_timeout ends first is the victim: that must be the store's
+        ours.cursor().execute("SET deadlock_timeout = '10s'")
+        closing = deferToThread(ours.cursor().execute, "SELECT FROM tasks WHERE id = %s FOR UPDATE", (first.id,))
+        await closing
+        ours.rollback()
+        self.assertEqual(len(await claiming), 2)
+
+    # -- the ambiguous commit
+
+    async def ambiguous(self, call: Callable[[Any], Awaitable[Any]]) -> Any:
+        """The answer of ``call`` when the connection is cut after its commit."""
+        if not hasattr(self, "cut"):
+            self.cut, self.proxy = await self.through_proxy()
+        # this opens its one connection, so that the cut hits the call
+        await self.cut.find_user("ana")
+        self.proxy.cut_after_commit()
+        answer = await call(self.cut)
+        self.assertIsNone(self.proxy.fate, "nothing was cut")
+        return answer
+
+    async def test_created_once(self) -> None:
+        rows = [NewTask(self.ana.id, f"t{i}", queue="q", state=State.QUEUED) for i in range(3)]
+        tasks = await self.ambiguous(lambda store: store.create_tasks(new_batch(), rows))
+        self.assertEqual([t.task for t in tasks], ["t0", "t1", "t2"])
+        self.assertEqual(await self.pages(), [t.id for t in reversed(tasks)])
+        self.assertEqual(await self.count_outbox(), 1)
+
+    async def test_dispatched_once(self) -> None:
+        await self.create(5, State.WAITING)
+        for found in (3, 2):
+            turn = await self.ambiguous(lambda store: store.dispatch(new_batch(), Q, 3, None))
+            self.assertEqual([(t.state, t.dispatch) for t in turn.tasks], [(State.QUEUED, 1)] * found)
+            self.assertEqual(turn.more, found == 3)
+        self.assertEqual(await self.store.count_queued(), {Q: 5})
+        turn = await self.ambiguous(lambda store: store.dispatch(new_batch(), Q, 3, None))
+        self.assertEqual((len(turn.tasks), turn.last_user, turn.more), (0, None, False))
+
+    async def test_claimed_finished_and_released_once(self) -> None:
+        done, given = await self.create(2)
+        claims = [Claim(t.id, t.dispatch, False) for t in (done, given)]
+        claimed = await self.ambiguous(lambda store: store.claim("w", 60, claims))
+        self.assertEqual([(t.attempt, t.version) for t in claimed], [(1, 2)] * 2)
+        outcome = Outcome(done.id, 1, 1, State.COMPLETED, "1")
+        finished = await self.ambiguous(lambda store: store.finish("w", [outcome]))
+        self.assertEqual(finished[done.id].version, 3)
+        [back] = await self.ambiguous(lambda store: store.release("w", [Claim(given.id, 1, False)]))
+        self.assertEqual((back.state, back.attempt, back.version), (State.WAITING, 0, 3))
+        self.assertEqual([(await self.get(t)).version for t in (done, given)], [3, 3])
+
+    async def test_failed_and_retried_once(self) -> None:
+        failed, later = await self.running(2)
+        outcomes = [
+            Outcome(failed.id, 1, 1, State.FAILED, None, "broke"),
+            Outcome(later.id, 1, 1, State.WAITING, None, "broke", None, 60),
+        ]
+        finished = await self.ambiguous(lambda store: store.finish("w", outcomes))
+        self.assertEqual([finished[t.id].version for t in (failed, later)], [3, 3])
+        self.assertEqual(finished[later.id].run_at, (await self.get(later)).run_at)
+        self.assertEqual(await self.count_rows(), (2, 0, 2))
+        [task] = [await self.ambiguous(lambda store: store.retry(self.ana.id, failed.id))]
+        self.assertEqual((task.state, task.version), (State.WAITING, 4))
+
+    async def test_reported_once(self) -> None:
+        [task] = await self.running()
+        reports = [Report(task.id, 1, 1, 0.5, "half", 1, ["one", "two"])]
+        self.assertEqual(await self.ambiguous(lambda store: store.report("w", reports)), {task.id})
+        [chunk] = await self.store.read_log(task.id, None, 10)
+        self.assertEqual(list(chunk.lines), ["one", "two"])
+
+    async def test_deleted_once(self) -> None:
+        task = await self.in_state(State.FAILED)
+        await self.backdate(task.id, 100, 100)
+        await self.ambiguous(lambda store: store.delete_finished(50, 0, 10))
+        self.assertEqual(await self.count_rows(), (0, 0, 0))
+
+    async def test_registered_and_cancelled_once(self) -> None:
+        user = await self.ambiguous(lambda store: store.create_user("Zoe", "zoe", "$2b$hash"))
+        self.assertEqual((await self.store.find_user("zoe")).user, user)
+        with self.assertRaises(UsernameInUse):
+            await self.store.create_user("Zoe", "zoe", "$2b$other")
+        [task] = await self.create()
+        cancelled = await self.ambiguous(lambda store: store.cancel(self.ana.id, task.id))
+        self.assertEqual((cancelled.state, cancelled.version), (State.CANCELLED, 2))
+
+    async def test_statements_that_are_not_repeated_are_unavailable_and_run_once(self) -> None:
+        [delayed] = await self.create(1, State.WAITING)
+        [running] = await self.create()
+        await self.store.claim("w", 0, [Claim(running.id, 1, False)])
+        [lost] = await self.create(queue="other")
+        await self.postpone(delayed.id, -1)
+        calls: list[tuple[Callable[[Any], Awaitable[Any]], Task, int]] = [
+            (lambda store: store.promote(10), delayed, 1),
+            (lambda store: store.expire_leases(10), running, 3),
+            (lambda store: store.requeue_lost(OTHER, 0, 10), lost, 2),
+        ]
+        for call, task, version in calls:
+            with self.assertRaisesRegex(Unavailable, "connection was lost"):
+                await self.ambiguous(call)
+            self.assertEqual((await self.get(task)).version, version)
+        self.assertEqual(list(await self.store.promote(10)), [])
+        self.assertEqual({t.id for t in (await self.dispatch()).tasks}, {delayed.id, running.id})
+
+
+class Outage(TestCase):
+    """A separate server that is stopped."""
+
+    def setUp(self) -> None:
+        services.require("postgres")
+        self.server = services.Postgres(fsync=False)
+        self.addCleanup(self.server.stop, "immediate")
+        self.store = PostgresStore(self.server.dsn(), reactor, 2, wait=0.5, retry=1.0)
+        self.addCleanup(self.store.stop)
+
+    async def test_goes_away_and_comes_back(self) -> None:
+        starting = Deferred.fromCoroutine(self.store.start())
+        with self.assertRaisesRegex(Unavailable, "cannot be reached yet"):
+            await self.store.find_user("ana")
+        self.assertFalse(self.store.ready)
+        await deferToThread(self.server.start)
+        await starting
+        self.assertTrue(self.store.ready)
+        user = await self.store.create_user("Ana", "ana", "x")
+        confirmed: list[str] = []
+        unknown: list[str] = []
+
+        async def submit() -> None:
+            """Create tasks until the store is unavailable."""
+            while True:
+                text = uuid.uuid4().hex
+                try:
+                    [task] = await self.store.create_tasks(new_batch(), [NewTask(user.id, text)])
+                except Unavailable:
+                    unknown.append(text)
+                    return
+                self.assertEqual(task.task, text)
+                confirmed.append(text)
+
+        for mode in ("immediate", "fast"):
+            submitters = together(submit() for _ in range(4))
+            goal = len(confirmed) + 50
+            await until(lambda goal=goal: len(confirmed) >= goal)  # type: ignore[misc]
+            await deferToThread(self.server.stop, mode)
+            await submitters
+            await until(lambda: not self.store.ready)
+            asked = reactor.seconds()
+            with self.assertRaisesRegex(Unavailable, "cannot be reached now") as refusal:
+                await self.store.find_user("ana")
+            self.assertIsNotNone(refusal.exception.retry_after)
+            self.assertLess(reactor.seconds() - asked, 2)
+            await deferToThread(self.server.start)
+            await until(lambda: self.store.ready)
+            self.assertIsNotNone(await self.store.find_user("ana"))
+        stored = [text for (text,) in self.server.query("SELECT task FROM tasks")]
+        self.assertEqual(len(stored), len(set(stored)))
+        self.assertEqual(set(confirmed) - set(stored), set())
+        self.assertEqual(set(stored) - set(confirmed) - set(unknown), set())
+
+    async def test_stop_while_starting(self) -> None:
+        starting = Deferred.fromCoroutine(self.store.start())
+        await until(lambda: self.store._delay._waiting is not None)
+        await self.store.stop()
+        with self.assertRaisesRegex(Unavailable, "the store is closed"):
+            await starting
+
+
+del Hooks, TestCase
