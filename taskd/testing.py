@@ -5,15 +5,15 @@ Nothing here opens a socket, starts a thread or waits: time passes when a test l
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from types import TracebackType
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import ensureDeferred, maybeDeferred
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
@@ -21,12 +21,10 @@ from zope.interface import implementer
 
 from taskd.api.accounts import Accounts
 from taskd.broker.memory import MemoryBroker
-from taskd.model.backoff import Backoff
 from taskd.model.json_text import encode_json
 from taskd.model.states import State
 from taskd.model.tasks import Task
-from taskd.ports.attempts import Outcome
-from taskd.ports.handler import ITaskContext, ITaskHandler
+from taskd.ports.handler import ITaskHandler
 from taskd.server.task_server import TaskServer
 from taskd.store.sqlite.database import InlineRunner
 from taskd.store.sqlite.store import SqliteStore
@@ -84,16 +82,13 @@ def run_handler(
     body = encode_json(dict(payload or {}), MAX_PAYLOAD_BYTES, "payload")
     spec = Task(1, 1, task, handler.kind, queue, State.RUNNING, now, now, body, attempt, max_attempts or 0, 1)
     runner = Runner(clock, [_inline(handler)], threads=_InlineThreads())
-    ended: list[Outcome | Failure] = []
-    runner.run(spec, user, _Notes(ran)).done.addBoth(ended.append)
+    done = runner.run(spec, user, _Notes(ran)).done
     until = clock.seconds() + seconds
-    while not ended and clock.seconds() < until:
+    while not done.called and clock.seconds() < until:
         clock.advance(STEP)
-    if not ended:
+    if not done.called:
         raise AssertionError(f"{handler!r} has not ended after {seconds:g} seconds of its clock")
-    outcome = ended[0]
-    if isinstance(outcome, Failure):
-        outcome.raiseException()
+    outcome = _now(done)
     ran.state = outcome.state.value
     ran.result = None if outcome.result is None else json.loads(outcome.result)
     ran.error, ran.trace = outcome.error, outcome.trace
@@ -122,7 +117,7 @@ class Lab:
             store,
             broker,
             # the least that bcrypt takes: a test has nothing to hide
-            Accounts(store, _at_once, 4, 86_400),
+            Accounts(store, maybeDeferred, 4, 86_400),
             queues=queues,
             window=2000,
             lease=lease,
@@ -135,8 +130,9 @@ class Lab:
             self.clock, store, broker, runner, queues, {"async": slots, "thread": slots}, lease, "lab worker"
         )
         self._store, self._broker = store, broker
-        for start in (broker.start(), store.start(), self.worker.start()):
-            _now(start)
+        _now(broker.start())
+        _now(store.start())
+        _now(self.worker.start())
         self.server.start()
         self.advance(0)
 
@@ -160,15 +156,13 @@ class Lab:
 
     def close(self) -> None:
         """Forget everything."""
-        for stop in (self._broker.stop(), self._store.stop()):
-            _now(stop)
+        _now(self._broker.stop())
+        _now(self._store.stop())
 
     def __enter__(self) -> Lab:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -241,39 +235,21 @@ class _InlineThreads:
     def call(self, function: Callable[[], None]) -> None:
         function()
 
-    def wake(self, function: Callable[[], None]) -> None:
-        function()
-
-
-@implementer(ITaskHandler)
-class _Here:
-    """A handler for child processes, run in this one."""
-
-    isolation = "thread"
-
-    def __init__(self, handler: ITaskHandler) -> None:
-        # not called from here, so that a traceback is what it is outside of tests
-        self.run: Callable[[ITaskContext], Any] = handler.run
-        self.kind: str = handler.kind
-        self.timeout: float | None = handler.timeout
-        self.max_attempts: int = handler.max_attempts
-        self.backoff: Backoff = handler.backoff
-        self.summary: str = handler.summary
+    wake = call
 
 
 def _inline(handler: ITaskHandler) -> ITaskHandler:
-    found: ITaskHandler = _Here(handler) if handler.isolation == "process" else handler
-    return found
+    """The same handler, but one for child processes runs in this process."""
+    if handler.isolation == "process":
+        handler = copy.copy(handler)
+        handler.isolation = "thread"
+    return handler
 
 
-async def _at_once(function: Callable[..., Any], *args: Any) -> Any:
-    return function(*args)
-
-
-def _now(work: Awaitable[Any]) -> Any:
-    """The result of what needs no time in memory."""
+def _now(work: Any) -> Any:
+    """The result of a coroutine or a Deferred that needs no time in memory."""
     results: list[Any] = []
-    Deferred.fromCoroutine(work).addBoth(results.append)  # type: ignore[arg-type]
+    ensureDeferred(work).addBoth(results.append)
     assert results, "it needs time"
     if isinstance(results[0], Failure):
         results[0].raiseException()

@@ -87,7 +87,6 @@ class Attempt:
         self._listener: OutputListener | None = listener
         self._ended = ended
         self._late = False
-        self._settled = False
         self._hung = False
         limits = [task.timeout, kind.timeout if kind is not None else None]
         self._timeout = min((seconds for seconds in limits if seconds is not None), default=None)
@@ -105,7 +104,7 @@ class Attempt:
     def stop(self) -> None:
         """End the attempt without an outcome, whatever the handler does then. No effect once there is an outcome."""
         is_ending, self.stopped = self.stopped or self._late, True
-        if not self._settled and not is_ending:
+        if not self.done.called and not is_ending:
             self._cancel()
 
     # -- output of the handler
@@ -127,7 +126,7 @@ class Attempt:
         self._set_timer(None)
         if self._hung:
             self._log.info("task {id} ({kind}) attempt {attempt} that did not end has ended now", **self._ids)
-        if not self._settled:
+        if not self.done.called:
             self._settle(result)
         self.free = True
         # both refer to this attempt: no work for the garbage collector
@@ -154,7 +153,7 @@ class Attempt:
         except Exception:
             # the handler awaits a Deferred whose canceller fails
             self._log.failure("task {id} ({kind}) attempt {attempt} could not be cancelled", **self._ids)
-        if execution.patience == 0 and not self._settled:
+        if execution.patience == 0 and not self.done.called:
             if self._late:
                 self._hangs()
             else:
@@ -174,11 +173,10 @@ class Attempt:
         what = f"{place.line} {self.execution.stubborn}: its slot stays taken until it ends"
         self._log.warn("task {id} ({kind}) attempt {attempt}: {what}", what=what, **self._ids)
         self.lines([what[:MAX_LINE_CHARS]], 0)
-        if not self._settled:
+        if not self.done.called:
             self._settle(Fault("still running", place.trace))
 
     def _settle(self, result: HandlerResult) -> None:
-        self._settled = True
         self._listener = None
         if self.context is not None:
             self.context.close()

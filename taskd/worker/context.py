@@ -9,7 +9,6 @@ from typing import Any, Protocol
 from zope.interface import implementer
 
 from taskd.model.limits import MAX_LINE_CHARS, MAX_NOTE_CHARS
-from taskd.model.tasks import Task
 from taskd.model.text import clean_line
 from taskd.ports.handler import ITaskContext
 
@@ -40,11 +39,6 @@ class NoWait:
 NO_WAIT = NoWait()
 
 
-def clean_note(text: object) -> str:
-    """A note as one line of at most MAX_NOTE_CHARS that can be stored and shown."""
-    return clean_line(str(text)[:MAX_NOTE_CHARS].replace("\t", " "), MAX_NOTE_CHARS, " ")
-
-
 def clean_fraction(value: Any) -> float:
     """A progress, clamped to 0..1. Raises TypeError if it is not a number, ValueError for NaN."""
     if isinstance(value, str | bytes | bool) or not hasattr(value, "__float__"):
@@ -67,19 +61,20 @@ def clean_lines(text: object) -> tuple[list[str], int]:
 
 @implementer(ITaskContext)
 class TaskContext:
-    """One attempt, as its handler sees it. ``listener`` is called in the thread of the handler."""
+    """One attempt, as its handler sees it. ``attributes`` are those of ITaskContext, except ``cancelled``. ``listener``
+    is called in the thread of the handler."""
 
-    def __init__(
-        self, task: Task, user: str, payload: Mapping[str, Any], max_attempts: int, listener: OutputListener
-    ) -> None:
-        self.id = task.id
-        self.attempt = task.attempt
-        self.max_attempts = max_attempts
-        self.user = user
-        self.task = task.task
-        self.kind = task.kind
-        self.queue = task.queue
-        self.payload = payload
+    id: int
+    attempt: int
+    max_attempts: int
+    user: str
+    task: str
+    kind: str
+    queue: str
+    payload: Mapping[str, Any]
+
+    def __init__(self, attributes: Mapping[str, Any], listener: OutputListener) -> None:
+        self.__dict__.update(attributes)
         self._listener: OutputListener | None = listener
         self._cancelled = False
 
@@ -93,7 +88,8 @@ class TaskContext:
         TypeError if the fraction is not a number, ValueError for NaN."""
         fraction, listener = clean_fraction(fraction), self._listener
         if listener is not None:
-            listener.progress(fraction, clean_note(note))
+            line = str(note)[:MAX_NOTE_CHARS].replace("\t", " ")
+            listener.progress(fraction, clean_line(line, MAX_NOTE_CHARS, " "))
         return NO_WAIT
 
     def log(self, text: str) -> None:

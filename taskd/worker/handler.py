@@ -5,18 +5,26 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
+from msgspec import Meta
 from zope.interface import classImplements, implementer
 
 from taskd.model.backoff import Backoff
 from taskd.model.errors import BadRequest, SettingsError
-from taskd.model.limits import DEFAULT_ATTEMPTS, MAX_ATTEMPTS, MAX_DELAY_SECONDS, MAX_TIMEOUT_SECONDS
+from taskd.model.limits import DEFAULT_ATTEMPTS, MAX_ATTEMPTS, MAX_TIMEOUT_SECONDS
 from taskd.model.tasks import check_kind
 from taskd.ports.handler import ITaskContext, ITaskHandler
 
 MAX_SUMMARY_CHARS = 200
+
+Timeout = Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_SECONDS)]
+"""Seconds that an attempt may take."""
+
+MaxAttempts = Annotated[int, Meta(ge=1, le=MAX_ATTEMPTS)]
 
 HIDDEN_IN_TRACEBACKS = True
 
@@ -35,27 +43,21 @@ class Reject(Exception):
 
 
 @implementer(ITaskHandler)
+@dataclass(eq=False, repr=False)
 class Handler:
     """A kind of task and the function that runs it. Calling it calls the function, for example in a test."""
 
-    def __init__(
-        self,
-        function: Callable[[ITaskContext], Any],
-        kind: str,
-        isolation: str,
-        timeout: float | None,
-        max_attempts: int,
-        backoff: Backoff,
-    ) -> None:
-        self.function = function
-        self.kind = kind
-        self.isolation = isolation
-        self.timeout = timeout
-        self.max_attempts = max_attempts
-        self.backoff = backoff
-        self.summary = summary_of(function)
-        self.__doc__ = function.__doc__
-        self.__name__ = getattr(function, "__name__", kind)
+    function: Callable[[ITaskContext], Any]
+    kind: str
+    isolation: str
+    timeout: float | None
+    max_attempts: int
+    backoff: Backoff
+
+    def __post_init__(self) -> None:
+        self.summary = summary_of(self.function)
+        self.__doc__ = self.function.__doc__
+        self.__name__ = getattr(self.function, "__name__", self.kind)
 
     def run(self, task: ITaskContext) -> Any:
         """Do the work."""
@@ -105,52 +107,46 @@ def handler(
     return decorate
 
 
+class _Backoff(Backoff, frozen=True):
+    """msgspec does not look into an object of the right class, so the check needs another class."""
+
+
+class _Attributes(msgspec.Struct):
+    """What a handler must have, and in which ranges."""
+
+    kind: str
+    isolation: Annotated[str, Meta(pattern=r"^(async|thread|process)\Z")]
+    timeout: Timeout | None
+    max_attempts: MaxAttempts
+    backoff: _Backoff
+    summary: str
+    run: Callable[..., Any]
+
+
 def check_handler(found: Any, name: str) -> None:
     """Check the attributes of a handler, which may be of any class. Raises SettingsError, whose text begins with
     ``name``."""
-    for attribute in ITaskHandler.names():
-        if not hasattr(found, attribute):
-            raise SettingsError(f"{name}: there is no {attribute!r}, which taskd.ports.handler.ITaskHandler asks for")
-    if not isinstance(found.kind, str):
-        raise SettingsError(f"{name}: kind must be a text, not {found.kind!r}")
     try:
-        check_kind(found.kind)
+        check_kind(msgspec.convert(found, _Attributes, from_attributes=True).kind)
     except BadRequest as e:
         raise SettingsError(f"{name}: {e.message}") from None
-    if found.isolation not in ("async", "thread", "process"):
-        raise SettingsError(f"{name}: isolation must be 'async', 'thread' or 'process', not {found.isolation!r}")
-    if found.timeout is not None and not (_is_number(found.timeout) and 0 < found.timeout <= MAX_TIMEOUT_SECONDS):
-        most = f"at most {MAX_TIMEOUT_SECONDS:.0f}"
-        raise SettingsError(f"{name}: timeout must be seconds, more than 0 and {most}, not {found.timeout!r}")
-    if isinstance(found.max_attempts, bool) or not isinstance(found.max_attempts, int):
-        raise SettingsError(f"{name}: max_attempts must be a whole number, not {found.max_attempts!r}")
-    if not 1 <= found.max_attempts <= MAX_ATTEMPTS:
-        raise SettingsError(f"{name}: max_attempts must be from 1 to {MAX_ATTEMPTS}, not {found.max_attempts}")
-    if not isinstance(found.backoff, Backoff):
-        raise SettingsError(f"{name}: backoff must be a taskd.worker.Backoff, not {found.backoff!r}")
-    check_backoff(found.backoff, f"{name}: backoff")
-    if not isinstance(found.summary, str):
-        raise SettingsError(f"{name}: summary must be a text, not {found.summary!r}")
-    if not callable(found.run):
-        raise SettingsError(f"{name}: run must be a method, not {found.run!r}")
+    except msgspec.ValidationError as e:
+        raise SettingsError(f"{name}: {describe_invalid(e)}") from None
 
 
-def check_backoff(backoff: Backoff, name: str) -> None:
-    """Raises SettingsError, whose text begins with ``name``, if a field is not a number or out of its range."""
-    ranges = (("first", 0, MAX_DELAY_SECONDS), ("factor", 1, 100), ("longest", 0, MAX_DELAY_SECONDS), ("jitter", 0, 1))
-    for field, low, high in ranges:
-        value = getattr(backoff, field)
-        if not _is_number(value) or not low <= value <= high:
-            raise SettingsError(f"{name}: {field} must be a number from {low} to {high:.0f}, not {value!r}")
+def describe_invalid(error: msgspec.ValidationError) -> str:
+    """The wrong field and what is wrong with it, such as "timeout: Expected `float` > 0.0"."""
+    what, _, path = str(error).partition(" - at `$.")
+    return f"{path[:-1]}: {what}" if path else what
 
 
 def collect(module: ModuleType) -> list[ITaskHandler]:
     """The handlers among the names of a module in their order, each once."""
-    found: dict[int, Any] = {}
+    found: list[ITaskHandler] = []
     for value in vars(module).values():
-        if not isinstance(value, type) and ITaskHandler.providedBy(value):
-            found[id(value)] = value
-    return list(found.values())
+        if not isinstance(value, type) and ITaskHandler.providedBy(value) and value not in found:
+            found.append(value)
+    return found
 
 
 def by_kind(handlers: Iterable[ITaskHandler]) -> dict[str, ITaskHandler]:
@@ -167,7 +163,3 @@ def summary_of(function: Any) -> str:
     """The first line of a function's docstring."""
     lines = (inspect.getdoc(function) or "").strip().splitlines()
     return lines[0][:MAX_SUMMARY_CHARS] if lines and inspect.isroutine(function) else ""
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -7,7 +7,7 @@ import inspect
 import math
 import traceback
 from types import FrameType, TracebackType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -22,15 +22,16 @@ HIDDEN_IN_TRACEBACKS = True
 code. unittest uses ``__unittest`` in the same way."""
 
 
-class Success(NamedTuple):
+class Success(msgspec.Struct, tag=True):
     """The handler returned. ``result`` is JSON text."""
 
     result: str
 
 
-class Fault(NamedTuple):
+class Fault(msgspec.Struct, tag=True):
     """The handler failed. ``error`` is one line, ``trace`` several. ``after`` is the delay in seconds that the handler
-    asked for. ``final``: a retry would not help. ``cause`` is the exception, for the worker's own log."""
+    asked for. ``final``: a retry would not help. ``cause`` is the exception, for the worker's own log; a child process
+    does not send it."""
 
     error: str
     trace: str | None = None
@@ -43,9 +44,15 @@ HandlerResult: TypeAlias = Success | Fault
 
 
 def handler_returned(value: Any) -> HandlerResult:
-    """The handler returned this value: a fault if it cannot be stored."""
+    """The handler returned this value: a fault if it cannot be stored. It cannot if it is not a JSON value, larger than
+    MAX_RESULT_BYTES, nested too deeply, or has NaN, Infinity or a NUL in a text."""
     try:
-        return Success(encode_result(value))
+        text = encode_json(value, MAX_RESULT_BYTES, "result")
+        # Values that decode to something else (NaN to null, a set to a list) are rare, so are tuples and the escape
+        # for NUL, which may also be ordinary text. Only these need the slow check.
+        if "\\u0000" in text or msgspec.json.decode(text) != value:
+            _check(value)
+        return Success(text)
     except TaskdError as e:
         if inspect.iscoroutine(value):
             value.close()
@@ -59,34 +66,14 @@ def handler_returned(value: Any) -> HandlerResult:
 def handler_raised(error: BaseException) -> Fault:
     """The handler raised this. A TaskdError is a rejection: a wrong payload stays wrong."""
     if isinstance(error, Reject | TaskdError):
-        return rejected(type(error).__name__, _message_of(error))
+        return Fault(one_line(_message_of(error)) or type(error).__name__, final=True)
     if isinstance(error, Retry):
-        return to_retry(_message_of(error), error.after)
+        return Fault(one_line(_message_of(error)) or "to be tried again", after=retry_delay(error.after))
     return Fault(error_line(error), trace_of(error), cause=error)
 
 
-def rejected(name: str, why: str) -> Fault:
-    """The handler raised an exception of the class ``name`` that rejects the task."""
-    return Fault(one_line(why) or name, final=True)
-
-
-def to_retry(why: str, after: Any) -> Fault:
-    """The handler raised Retry."""
-    return Fault(one_line(why) or "to be tried again", after=retry_delay(after))
-
-
-def encode_result(value: Any) -> str:
-    """JSON text of the value that a handler returned. Raises TaskdError with a one-line reason if it cannot be stored:
-    not a JSON value, larger than MAX_RESULT_BYTES, nested too deeply, NaN or Infinity, a NUL in a text."""
-    text = encode_json(value, MAX_RESULT_BYTES, "result")
-    # Values that decode to something else (NaN to null, a set to a list) are rare, so are tuples and the escape for
-    # NUL, which may also be ordinary text. Only these need the slow check.
-    if "\\u0000" in text or msgspec.json.decode(text) != value:
-        _check(value)
-    return text
-
-
 def _check(value: Any) -> None:
+    """Raises BadRequest if JSON would change the value."""
     if isinstance(value, dict):
         for key, inner in value.items():
             _check(key)

@@ -33,10 +33,10 @@ def load(modules: Sequence[str], plugins: Iterable[ITaskHandler] | None = None) 
             _check(each, f"handlers {name!r}: {each!r}")
         found += handlers
     for each in getPlugins(ITaskHandler) if plugins is None else plugins:
-        if any(each is other for other in found):
+        if each in found:
             continue
         _check(each, f"plugin {each!r}")
-        if each.isolation == "process" and not any(each is other for other in collect(sys.modules[_module_of(each)])):
+        if each.isolation == "process" and each not in collect(sys.modules[_module_of(each)]):
             raise SettingsError(f"plugin {each!r}: child processes do not find it: create it in the module of its code")
         found.append(each)
     return list(by_kind(found).values())

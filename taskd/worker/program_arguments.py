@@ -9,6 +9,7 @@ list within the list of arguments is left out if none of its fields is given:
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +20,13 @@ from taskd.worker.handler import Reject
 
 TYPES = {"str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false"}
 
+# a whole number has only one spelling, so it is allowed as a text
+_CLASSES: dict[str, tuple[type, ...]] = {"str": (str, int), "int": (int,), "float": (int, float), "bool": (bool,)}
+
 _TOKEN = re.compile(
-    r"(?P<brace>\{\{|\}\})"
+    r"(?P<text>(?:[^{}]|\{\{|\}\})+)"
     r"|\{(?P<name>[A-Za-z_][A-Za-z0-9_-]*)(?::(?P<type>[a-z]+))?(?P<many>\.\.\.)?(?:=(?P<default>[^{}]*))?\}"
-    r"|(?P<text>[^{}]+)"
+    r"|[{}]"
 )
 
 
@@ -34,11 +38,37 @@ class Field(NamedTuple):
     many: bool
     default: str | None
 
+    @property
+    def expected(self) -> str:
+        """Its type in words."""
+        return f"a list, each element {TYPES[self.type]}" if self.many else TYPES[self.type]
+
+    def texts(self, value: Any) -> list[str]:
+        """The texts of a value of the payload. Raises Reject if its type is wrong."""
+        if not self.many:
+            return [self._text(value)]
+        if not isinstance(value, list):
+            raise Reject(f"{self.name} must be {self.expected}")
+        return [self._text(each) for each in value]
+
+    def _text(self, value: Any) -> str:
+        # a bool is an int, too
+        if not isinstance(value, _CLASSES[self.type]) or isinstance(value, bool) != (self.type == "bool"):
+            raise Reject(f"{self.name} must be {self.expected}, not {quote(_shown(value))}")
+        text = _shown(value)
+        if "\0" in text:
+            raise Reject(f"{self.name} must not contain the NUL character")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise Reject(f"{self.name} must be valid Unicode text") from None
+        return text
+
 
 class Argument(NamedTuple):
     """Literal texts and fields in their order. ``guarded``: it must not begin with a dash."""
 
-    pieces: tuple[str | Field, ...]
+    pieces: Sequence[str | Field]
     guarded: bool
 
     @property
@@ -46,26 +76,39 @@ class Argument(NamedTuple):
         """Its fields."""
         return [piece for piece in self.pieces if isinstance(piece, Field)]
 
-
-Group = tuple[Argument, ...]
+    def fill(self, texts: Mapping[str, Sequence[str]]) -> Sequence[str]:
+        """One argument, or one for each element of a list. Raises Reject if one begins with a dash and must not."""
+        parts = [[piece] if isinstance(piece, str) else texts[piece.name] for piece in self.pieces]
+        filled = parts[0] if len(parts) == 1 else ["".join(part[0] for part in parts)]
+        if self.guarded and any(text.startswith("-") for text in filled):
+            name = self.fields[0].name
+            raise Reject(f"{name} must not begin with '-', which the program would read as an option")
+        return filled
 
 
 class Template:
     """The arguments after a program's path. Raises SettingsError, without a location, if the template is invalid."""
 
     def __init__(self, args: Sequence[Any]) -> None:
-        self._parts: list[Argument | Group] = []
+        self._groups: list[tuple[list[Argument], bool]] = []
+        """Arguments that are used together, and whether they may be left out."""
         self._fields: dict[str, Field] = {}
         self._required: set[str] = set()
         ended = False
         for item in args:
-            if isinstance(item, list):
-                self._parts.append(self._group(item, ended))
-            else:
-                argument = self._argument(item, ended)
-                self._parts.append(argument)
-                self._required.update(field.name for field in argument.fields)
-                ended = ended or argument.pieces == ("--",)
+            optional = isinstance(item, list)
+            group = [self._argument(each, ended) for each in (item if optional else [item])]
+            fields = [field for argument in group for field in argument.fields]
+            if not optional:
+                self._required.update(field.name for field in fields)
+                ended = ended or item == "--"
+            elif not fields:
+                raise SettingsError(
+                    "a list within the arguments must contain a field: without one it is never left out"
+                )
+            elif any(self._fields[field.name].default is not None for field in fields):
+                raise SettingsError(f"{fields[0].name} must not have a default in a list that may be left out")
+            self._groups.append((group, optional))
         self._required -= {field.name for field in self._fields.values() if field.default is not None}
 
     @property
@@ -79,82 +122,44 @@ class Template:
             if name not in self._fields:
                 known = ", ".join(self._fields) or "none"
                 raise Reject(f"the payload must not have a field {quote(name)}; there are: {known}")
-        texts = {name: _texts(self._fields[name], value) for name, value in payload.items()}
-        for name in self._fields:
-            if name in self._required and name not in texts:
-                raise Reject(f"the payload must have a field {name!r}: {_expected(self._fields[name])}")
-        return [text for argument in self._chosen(texts) for text in self._filled(argument, texts)]
+        texts = {field.name: [field.default] for field in self._fields.values() if field.default is not None}
+        texts.update((name, self._fields[name].texts(value)) for name, value in payload.items())
+        for name, field in self._fields.items():
+            if name in self._required and name not in payload:
+                raise Reject(f"the payload must have a field {name!r}: {field.expected}")
+        return [text for argument in self._chosen(payload) for text in argument.fill(texts)]
 
-    def _chosen(self, texts: Mapping[str, Sequence[str]]) -> Iterator[Argument]:
-        for part in self._parts:
-            if isinstance(part, Argument):
-                yield part
-                continue
-            names = list(dict.fromkeys(field.name for argument in part for field in argument.fields))
-            missing = [name for name in names if name not in texts]
-            if not missing:
-                yield from part
-            elif any(name in texts and name not in self._required for name in names):
-                given = next(name for name in names if name in texts and name not in self._required)
-                raise Reject(f"the payload must have a field {missing[0]!r} when it has {given!r}")
-
-    def _filled(self, argument: Argument, texts: Mapping[str, Sequence[str]]) -> Iterator[str]:
-        first = argument.pieces[0] if argument.pieces else ""
-        if isinstance(first, Field) and first.many:
-            made = list(texts[first.name])
-        else:
-            made = ["".join(self._text(piece, texts) for piece in argument.pieces)]
-        for text in made:
-            if argument.guarded and text.startswith("-"):
-                name = argument.fields[0].name
-                raise Reject(f"{name} must not begin with '-', which the program would read as an option")
-            yield text
-
-    def _text(self, piece: str | Field, texts: Mapping[str, Sequence[str]]) -> str:
-        if isinstance(piece, str):
-            return piece
-        return texts[piece.name][0] if piece.name in texts else self._fields[piece.name].default or ""
-
-    def _group(self, items: Sequence[Any], ended: bool) -> Group:
-        group = tuple(self._argument(item, ended) for item in items)
-        fields = [field for argument in group for field in argument.fields]
-        if not fields:
-            raise SettingsError("a list within the arguments must contain a field: without one it is never left out")
-        if any(self._fields[field.name].default is not None for field in fields):
-            raise SettingsError(f"{fields[0].name} must not have a default in a list that may be left out")
-        return group
+    def _chosen(self, payload: Mapping[str, Any]) -> Iterator[Argument]:
+        for group, optional in self._groups:
+            names = [field.name for argument in group for field in argument.fields]
+            missing = [name for name in names if name not in payload]
+            given = [name for name in names if name in payload and name not in self._required]
+            if not optional or not missing:
+                yield from group
+            elif given:
+                raise Reject(f"the payload must have a field {missing[0]!r} when it has {given[0]!r}")
 
     def _argument(self, item: Any, ended: bool) -> Argument:
         if not isinstance(item, str):
             raise SettingsError(f"an argument must be a text, or a list of texts, not {item!r}")
-        pieces = tuple(self._pieces(item))
+        pieces = list(self._pieces(item))
         leading = pieces[0] if pieces else ""
         if len(pieces) > 1 and any(isinstance(piece, Field) and piece.many for piece in pieces):
             raise SettingsError(f"{quote(item)}: a list must be an argument of its own")
-        if isinstance(leading, str):
-            if len(pieces) > 1 and not leading.strip("-") and not ended:
-                raise SettingsError(f"{quote(item)} would let the payload name an option: write the option's name out")
-            return Argument(pieces, False)
-        return Argument(pieces, not ended)
+        if isinstance(leading, str) and len(pieces) > 1 and not leading.strip("-") and not ended:
+            raise SettingsError(f"{quote(item)} would let the payload name an option: write the option's name out")
+        return Argument(pieces, not ended and isinstance(leading, Field))
 
     def _pieces(self, item: str) -> Iterator[str | Field]:
         if "\0" in item:
             raise SettingsError("an argument must not contain the NUL character")
-        at, literal = 0, ""
-        while at < len(item):
-            found = _TOKEN.match(item, at)
-            if found is None:
-                raise SettingsError(f"{quote(item)} has a '{item[at]}' that is not part of a placeholder: double it")
-            at = found.end()
-            if found["name"] is None:
-                literal += found["text"] or found["brace"][0]
-                continue
-            if literal:
-                yield literal
-                literal = ""
-            yield self._field(found["name"], found["type"], bool(found["many"]), found["default"])
-        if literal:
-            yield literal
+        for found in _TOKEN.finditer(item):
+            if found["text"]:
+                yield found["text"].replace("{{", "{").replace("}}", "}")
+            elif found["name"]:
+                yield self._field(found["name"], found["type"], bool(found["many"]), found["default"])
+            else:
+                raise SettingsError(f"{quote(item)} has a '{found[0]}' that is not part of a placeholder: double it")
 
     def _field(self, name: str, kind: str | None, many: bool, default: str | None) -> Field:
         if kind is not None and kind not in TYPES:
@@ -174,65 +179,19 @@ class Template:
 
 
 def _check_default(field: Field, default: str) -> None:
-    fits = True
+    fits = field.type != "bool" or default in ("true", "false")
     try:
         if field.type == "int":
             int(default)
         elif field.type == "float":
             fits = math.isfinite(float(default))
-        elif field.type == "bool":
-            fits = default in ("true", "false")
-        if not fits:
-            raise ValueError
     except ValueError:
-        raise SettingsError(f"the default of {field.name} must be {TYPES[field.type]}, not {quote(default)}") from None
-
-
-def _texts(field: Field, value: Any) -> list[str]:
-    if not field.many:
-        return [_text_of(field, value)]
-    if not isinstance(value, list):
-        raise Reject(f"{field.name} must be {_expected(field)}")
-    return [_text_of(field, each) for each in value]
-
-
-def _text_of(field: Field, value: Any) -> str:
-    wrong = Reject(f"{field.name} must be {_expected(field)}, not {quote(_shown(value))}")
-    if field.type == "bool":
-        if not isinstance(value, bool):
-            raise wrong
-        return "true" if value else "false"
-    if isinstance(value, bool):
-        raise wrong
-    # a whole number has only one spelling, so it is allowed as a text
-    if isinstance(value, int) and field.type in ("str", "int", "float"):
-        return str(value)
-    if isinstance(value, float) and field.type == "float":
-        return repr(value)
-    if not isinstance(value, str) or field.type != "str":
-        raise wrong
-    if "\0" in value:
-        raise Reject(f"{field.name} must not contain the NUL character")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise Reject(f"{field.name} must be valid Unicode text") from None
-    return value
-
-
-def _expected(field: Field) -> str:
-    what = TYPES[field.type]
-    return f"a list, each element {what}" if field.many else what
+        fits = False
+    if not fits:
+        raise SettingsError(f"the default of {field.name} must be {TYPES[field.type]}, not {quote(default)}")
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if value is None:
-        return "null"
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list"
-    try:
-        return str(value)
-    except ValueError:
-        return "a number of that many digits"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -27,73 +27,66 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
 
 from taskd.model.backoff import Backoff
 from taskd.model.errors import BadRequest, SettingsError, quote
-from taskd.model.limits import DEFAULT_ATTEMPTS, MAX_ATTEMPTS, MAX_TIMEOUT_SECONDS
+from taskd.model.limits import DEFAULT_ATTEMPTS
 from taskd.model.tasks import PROGRAM_PREFIX, check_kind
+from taskd.model.text import one_line
 from taskd.worker.forkserver.messages import Program
-from taskd.worker.handler import MAX_SUMMARY_CHARS, check_backoff
+from taskd.worker.handler import MAX_SUMMARY_CHARS, MaxAttempts, Timeout, describe_invalid
 from taskd.worker.program_arguments import Template
 
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
-DEFAULT_MAX_OUTPUT = 10 * 1024 * 1024
 TEMPORARY = "temporary"
 
-_KEYS = (
-    "summary",
-    "path",
-    "args",
-    "env",
-    "cwd",
-    "timeout",
-    "memory",
-    "processes",
-    "max_output",
-    "max_attempts",
-    "backoff",
-)
 _SIZE = re.compile(r"(\d{1,15})([KMGT]?)(?:i?B)?")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
+class Section(msgspec.Struct, forbid_unknown_fields=True):
+    """A section of the file. msgspec checks types and bounds. Sizes, the template, and whether files exist are checked
+    later."""
+
+    path: str
+    summary: str = ""
+    args: list[str | list[str]] = []
+    env: dict[Annotated[str, Meta(pattern=r"^[^=\0]+\Z")], Annotated[str, Meta(pattern=r"^[^\0]*\Z")]] = {}
+    cwd: str = TEMPORARY
+    timeout: Timeout | None = None
+    memory: int | str | None = None
+    processes: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    max_output: int | str = "10M"
+    max_attempts: MaxAttempts = DEFAULT_ATTEMPTS
+    backoff: Backoff = Backoff()
+
+
 class Command:
-    """One program and how to run it. Sizes are in bytes, ``timeout`` in seconds. ``cwd`` None is a new folder."""
+    """One program and how to run it. ``timeout`` is in seconds. ``cwd`` None is a new folder. Raises SettingsError that
+    begins with the key if the template or a size is invalid."""
 
     isolation = "program"
 
-    def __init__(
-        self,
-        name: str,
-        path: str,
-        template: Template,
-        *,
-        summary: str = "",
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        timeout: float | None = None,
-        memory: int | None = None,
-        processes: int | None = None,
-        max_output: int = DEFAULT_MAX_OUTPUT,
-        max_attempts: int = DEFAULT_ATTEMPTS,
-        backoff: Backoff | None = None,
-    ) -> None:
+    def __init__(self, name: str, section: Section) -> None:
         self.kind = PROGRAM_PREFIX + name
-        self.path = path
-        self.cwd = cwd
-        self.timeout = timeout
-        self.max_attempts = max_attempts
-        self.backoff = backoff or Backoff()
-        takes = ", ".join(template.fields)
-        self.summary = (summary or f"Runs {os.path.basename(path)}" + (f" with {takes}" if takes else ""))[
-            :MAX_SUMMARY_CHARS
-        ]
-        self._template = template
-        self._env = {"PATH": DEFAULT_PATH, **(env or {})}
-        self._memory = memory
-        self._processes = processes
-        self._max_output = max_output
+        self.cwd = None if section.cwd == TEMPORARY else section.cwd
+        self.timeout = section.timeout
+        self.max_attempts = section.max_attempts
+        self.backoff = section.backoff
+        self._section = section
+        try:
+            self._template = Template(section.args)
+        except SettingsError as e:
+            raise SettingsError(f"args: {e}") from None
+        self._memory = None if section.memory is None else _bytes("memory", section.memory)
+        self._max_output = _bytes("max_output", section.max_output)
+        takes = ", ".join(self._template.fields)
+        default = f"Runs {os.path.basename(section.path)}" + (f" with {takes}" if takes else "")
+        self.summary = one_line(section.summary or default, MAX_SUMMARY_CHARS)
 
     def arguments(self, payload: Mapping[str, Any]) -> list[str]:
         """The arguments after the path. Raises Reject if the payload does not fit."""
@@ -101,10 +94,12 @@ class Command:
 
     def program(self, arguments: Sequence[str], cwd: str) -> Program:
         """The order for the fork server."""
-        return Program([self.path, *arguments], cwd, self._env, self._memory, self._processes, self._max_output)
+        section = self._section
+        env = {"PATH": DEFAULT_PATH, **section.env}
+        return Program([section.path, *arguments], cwd, env, self._memory, section.processes, self._max_output)
 
     def __repr__(self) -> str:
-        return f"<program of {self.kind!r}: {self.path}>"
+        return f"<program of {self.kind!r}: {self._section.path}>"
 
 
 def read_programs(file: str) -> list[Command]:
@@ -121,132 +116,39 @@ def read_programs(file: str) -> list[Command]:
         raise SettingsError(f"{file}: {' '.join(str(e).split())}") from None
     if not sections:
         raise SettingsError(f"{file}: there must be a section [NAME] for each program")
-    return [_Section(file, name, table).read() for name, table in sections.items()]
-
-
-class _Section:
-    """Reads one section."""
-
-    def __init__(self, file: str, name: str, table: Any) -> None:
-        if not isinstance(table, dict):
-            raise SettingsError(f"{file}: {name}: must be in the section of a program, [NAME]")
-        self._where = f"{file}: [{name}]"
-        self._name = name
-        self._table = table
-
-    def read(self) -> Command:
-        """The program. Raises SettingsError."""
+    commands = []
+    for name, table in sections.items():
         try:
-            check_kind(PROGRAM_PREFIX + self._name)
-        except BadRequest as e:
-            raise SettingsError(f"{self._where}: {e.message}") from None
-        for key in self._table:
-            if key not in _KEYS:
-                raise self._wrong(key, f"is not known; there are: {', '.join(_KEYS)}")
-        path = self._path()
-        args = self._list("args")
-        try:
-            template = Template(args)
+            commands.append(_command(name, table))
         except SettingsError as e:
-            raise self._wrong("args", str(e)) from None
-        return Command(
-            self._name,
-            path,
-            template,
-            summary=self._summary(),
-            env=self._env(),
-            cwd=self._cwd(),
-            timeout=self._number("timeout", MAX_TIMEOUT_SECONDS),
-            memory=self._size("memory"),
-            processes=self._whole("processes", 1_000_000),
-            max_output=self._size("max_output") or DEFAULT_MAX_OUTPUT,
-            max_attempts=self._whole("max_attempts", MAX_ATTEMPTS) or DEFAULT_ATTEMPTS,
-            backoff=self._backoff(),
-        )
+            raise SettingsError(f"{file}: [{name}] {e}") from None
+        except msgspec.ValidationError as e:
+            raise SettingsError(f"{file}: [{name}] {describe_invalid(e)}") from None
+        except BadRequest as e:
+            raise SettingsError(f"{file}: [{name}]: {e.message}") from None
+    return commands
 
-    def _wrong(self, key: str, what: str) -> SettingsError:
-        return SettingsError(f"{self._where} {key}: {what}")
 
-    def _text(self, key: str) -> str | None:
-        value = self._table.get(key)
-        if value is not None and (not isinstance(value, str) or "\0" in value):
-            raise self._wrong(key, f"must be a text, not {value!r}")
-        return value
+def _command(name: str, table: Any) -> Command:
+    check_kind(PROGRAM_PREFIX + name)
+    section = msgspec.convert(table, Section)
+    path, cwd = section.path, section.cwd
+    if not os.path.isabs(path):
+        raise SettingsError(f"path: must be absolute, not {quote(path)}")
+    if not os.path.isfile(path):
+        raise SettingsError(f"path: there is no file {quote(path)}")
+    if not os.access(path, os.X_OK):
+        raise SettingsError(f"path: {quote(path)} must be executable for the worker")
+    if cwd != TEMPORARY and not os.path.isabs(cwd):
+        raise SettingsError(f'cwd: must be absolute, or "{TEMPORARY}", not {quote(cwd)}')
+    if cwd != TEMPORARY and not os.path.isdir(cwd):
+        raise SettingsError(f"cwd: there is no folder {quote(cwd)}")
+    return Command(name, section)
 
-    def _summary(self) -> str:
-        return " ".join((self._text("summary") or "").split())
 
-    def _path(self) -> str:
-        path = self._text("path")
-        if path is None:
-            raise self._wrong("path", "is required: the absolute path of the program")
-        if not os.path.isabs(path):
-            raise self._wrong("path", f"must be absolute, not {quote(path)}")
-        if not os.path.isfile(path):
-            raise self._wrong("path", f"there is no file {quote(path)}")
-        if not os.access(path, os.X_OK):
-            raise self._wrong("path", f"{quote(path)} must be executable for the worker")
-        return path
-
-    def _cwd(self) -> str | None:
-        cwd = self._text("cwd")
-        if cwd is None or cwd == TEMPORARY:
-            return None
-        if not os.path.isabs(cwd):
-            raise self._wrong("cwd", f'must be absolute, or "{TEMPORARY}", not {quote(cwd)}')
-        if not os.path.isdir(cwd):
-            raise self._wrong("cwd", f"there is no folder {quote(cwd)}")
-        return cwd
-
-    def _list(self, key: str) -> list[Any]:
-        value = self._table.get(key, [])
-        if not isinstance(value, list):
-            raise self._wrong(key, f"must be a list of texts, not {value!r}: a line is not split into arguments")
-        return value
-
-    def _env(self) -> dict[str, str]:
-        table = self._table.get("env", {})
-        if not isinstance(table, dict):
-            raise self._wrong("env", f"must be a table of texts, not {table!r}")
-        for name, value in table.items():
-            if not name or "=" in name or "\0" in name:
-                raise self._wrong("env", f"{quote(name)} cannot be the name of a variable")
-            if not isinstance(value, str) or "\0" in value:
-                raise self._wrong("env", f"{name} must be a text, not {value!r}")
-        return table
-
-    def _number(self, key: str, most: float) -> float | None:
-        value = self._table.get(key)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
-            raise self._wrong(key, f"must be a number of seconds, more than 0 and at most {most:.0f}, not {value!r}")
-        return float(value)
-
-    def _whole(self, key: str, most: int) -> int | None:
-        value = self._table.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most):
-            raise self._wrong(key, f"must be a whole number from 1 to {most}, not {value!r}")
-        return value
-
-    def _size(self, key: str) -> int | None:
-        value = self._table.get(key)
-        if value is None:
-            return None
-        found = _SIZE.fullmatch(value) if isinstance(value, str) else None
-        size = int(found[1]) * _UNITS[found[2]] if found else value
-        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size < 2**63:
-            raise self._wrong(key, f'must be a size, as in "512M" (K, M, G or T) or in bytes, not {value!r}')
-        return size
-
-    def _backoff(self) -> Backoff:
-        table = self._table.get("backoff", {})
-        known = Backoff.__struct_fields__
-        if not isinstance(table, dict):
-            raise self._wrong("backoff", f"must be a table, not {table!r}")
-        for key in table:
-            if key not in known:
-                raise self._wrong("backoff", f"{key} is not known; there are: {', '.join(known)}")
-        backoff = Backoff(**table)
-        check_backoff(backoff, f"{self._where} backoff")
-        return backoff
+def _bytes(key: str, size: int | str) -> int:
+    found = _SIZE.fullmatch(size) if isinstance(size, str) else None
+    number = int(found[1]) * _UNITS[found[2]] if found else size
+    if isinstance(number, str) or not 1 <= number < 2**63:
+        raise SettingsError(f'{key}: must be a size, as in "512M" (K, M, G or T) or in bytes, not {size!r}')
+    return number

@@ -43,7 +43,7 @@ class Runner:
         *,
         threads: IThreads | None = None,
         forkserver: ForkServerClient | None = None,
-        programs: Iterable[Command] | None = None,
+        programs: Iterable[Command] = (),
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._clock = clock
@@ -52,7 +52,7 @@ class Runner:
         self._chance = chance
         self._running: set[Attempt] = set()
         self._handlers: dict[str, ITaskHandler | Command] = {handler.kind: handler for handler in handlers}
-        self._handlers.update((command.kind, command) for command in programs or ())
+        self._handlers.update((command.kind, command) for command in programs)
         self.kinds: Mapping[str, KindInfo] = {kind: info_of(handler) for kind, handler in self._handlers.items()}
         self._executors: dict[str, IExecutor] = {"async": ReactorExecutor(clock)}
         if threads is not None:
@@ -87,11 +87,20 @@ class Runner:
         attempt = Attempt(task, self._clock, handler, self._chance, listener, self._running.discard)
         self._running.add(attempt)
         try:
-            payload = _decode_payload(task.payload) if task.payload != "{}" else {}
+            attributes = {
+                "id": task.id,
+                "attempt": task.attempt,
+                "max_attempts": attempt.max_attempts,
+                "user": user,
+                "task": task.task,
+                "kind": task.kind,
+                "queue": task.queue,
+                "payload": _decode_payload(task.payload) if task.payload != "{}" else {},
+            }
             if handler is None:
                 attempt.end(Fault(f"this worker does not serve the kind {task.kind!r}"))
             else:
-                self._executors[handler.isolation].run(attempt, handler, user, payload)
+                self._executors[handler.isolation].run(attempt, handler, attributes)
         except msgspec.DecodeError as e:
             attempt.end(Fault(f"the payload cannot be read: {one_line(str(e))}", final=True))
         except Reject as e:

@@ -20,18 +20,13 @@ from taskd.worker.worker import Worker
 def open_worker(reactor: Any, store: IStore, broker: IBroker, settings: Settings, name: str) -> Worker:
     """A worker with its handlers, not started. Raises SettingsError when a handler cannot be loaded."""
     handlers = [Simulate(reactor), *load(settings.handlers)]
-    programs = read_programs(str(settings.programs)) if settings.programs else None
+    programs = read_programs(str(settings.programs)) if settings.programs else []
     processes = settings.processes or _cores()
-    children = programs is not None or any(handler.isolation == "process" for handler in handlers)
-    runner = Runner(
-        reactor,
-        handlers,
-        threads=Threads(reactor, settings.threads),
-        forkserver=ForkServerClient(reactor, modules_for_children(settings.handlers, handlers), processes)
-        if children
-        else None,
-        programs=programs,
-    )
+    forkserver = None
+    if programs or any(handler.isolation == "process" for handler in handlers):
+        forkserver = ForkServerClient(reactor, modules_for_children(settings.handlers, handlers), processes)
+    threads = Threads(reactor, settings.threads)
+    runner = Runner(reactor, handlers, threads=threads, forkserver=forkserver, programs=programs)
     slots = {"async": settings.slots, "thread": settings.threads, "process": processes, "program": processes}
     return Worker(
         reactor,

@@ -197,7 +197,7 @@ def test_an_attempt_is_stopped_at_its_timeout(deployment: Deployment, ana: LineC
     assert (task["status"], task["error"], task["timeout"]) == ("Fallida", "took longer than 0.7 s", 0.7)
     if kind == "thread.deaf":
         assert any("thread_deaf()" in line and "lab.py" in line for line in log_of(ana, task["id"]))
-        eventually(lambda: "has ended at last" in deployment.runner.output(), 10)
+        eventually(lambda: "has ended now" in deployment.runner.output(), 10)
     if kind == "process.hang":
         left = [p for p in deployment.tree() if p.pid not in before and p.name() != "python"]
         assert not [p for p in left if p.status() != psutil.STATUS_ZOMBIE and p.cmdline()[:1] == ["sleep"]]

@@ -18,7 +18,6 @@ from typing import Any
 import msgspec
 import psutil
 import pytest
-from msgspec import Raw
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.task import LoopingCall, deferLater
@@ -27,7 +26,8 @@ from twisted.trial.unittest import TestCase
 from taskd.model.errors import SettingsError
 from taskd.worker.forkserver import process_tree
 from taskd.worker.forkserver.client import ForkServerClient, Job
-from taskd.worker.forkserver.messages import Died, Exited, JobEnd, Program, Raised, Returned
+from taskd.worker.forkserver.messages import Died, Exited, JobEnd, Program
+from taskd.worker.handler_results import Fault, Success
 
 ROOT = Path(__file__).resolve().parents[2]
 HANDLERS = "tests.integration.process_handlers"
@@ -121,8 +121,8 @@ class Case(TestCase):
     async def value(self, kind: str, what: str = "") -> Any:
         """What it returns."""
         ending = await self.run_kind(kind, what)
-        assert isinstance(ending, Returned), ending
-        return msgspec.json.decode(ending.value)
+        assert isinstance(ending, Success), ending
+        return msgspec.json.decode(ending.result)
 
     def sh(self, script: str, output: OutputRecorder | None = None, **limits: Any) -> Job:
         """Begin a shell script."""
@@ -178,18 +178,18 @@ class Calls(Case):
 
     async def test_the_handler_sees_its_task(self) -> None:
         ending = await self.call("echo", {"a": [1, "ñ"]}).done
-        assert isinstance(ending, Returned)
-        self.assertEqual(msgspec.json.decode(ending.value), [7, 2, 3, "ana", "text", "echo", "q", {"a": [1, "ñ"]}])
+        assert isinstance(ending, Success)
+        self.assertEqual(msgspec.json.decode(ending.result), [7, 2, 3, "ana", "text", "echo", "q", {"a": [1, "ñ"]}])
 
     async def test_a_payload_larger_than_a_socket_buffer_arrives(self) -> None:
         ending = await self.call("echo", {"a": "x" * 3_000_000}).done
-        assert isinstance(ending, Raised)
-        self.assertIn("at most 262144 bytes", ending.message)
+        assert isinstance(ending, Fault)
+        self.assertIn("at most 262144 bytes", ending.error)
 
     async def test_output_arrives_in_order(self) -> None:
         output = OutputRecorder()
         ending = await self.call("talk", output=output).done
-        self.assertEqual(ending, Returned(Raw(b"false")))
+        self.assertEqual(ending, Success("false"))
         self.assertEqual(
             output.text,
             ["printed", "logged", "in two lines", "to stderr", "[31mbin\ufffdary\ttab", "100%", "no end"],
@@ -204,16 +204,16 @@ class Calls(Case):
 
     async def test_exceptions_are_reported(self) -> None:
         wrong = await self.run_kind("raise", "ValueError")
-        assert isinstance(wrong, Raised)
-        self.assertEqual(msgspec.structs.replace(wrong, trace=""), Raised("ValueError", "no such thing"))
-        self.assertIn("raise {\n", wrong.trace)
-        self.assertNotIn("forkserver", wrong.trace)
-        self.assertEqual(await self.run_kind("raise", "Retry"), Raised("Retry", "later", retry_after=7.0, retry=True))
-        self.assertEqual(await self.run_kind("raise", "Reject"), Raised("Reject", "never", rejected=True))
+        assert isinstance(wrong, Fault)
+        self.assertEqual(msgspec.structs.replace(wrong, trace=None), Fault("ValueError: no such thing"))
+        self.assertIn("raise {\n", wrong.trace or "")
+        self.assertNotIn("forkserver", wrong.trace or "")
+        self.assertEqual(await self.run_kind("raise", "Retry"), Fault("later", after=7.0))
+        self.assertEqual(await self.run_kind("raise", "Reject"), Fault("never", final=True))
         for what in ("KeyboardInterrupt", "MemoryError", "SystemExit"):
             ending = await self.run_kind("raise", what)
-            assert isinstance(ending, Raised)
-            self.assertEqual((ending.name, ending.retry, ending.rejected), (what, False, False))
+            assert isinstance(ending, Fault)
+            self.assertEqual((ending.error.partition(":")[0], ending.after, ending.final), (what, None, False))
         self.assertEqual(len(self.children()), 1)
 
     async def test_a_result_that_cannot_be_stored_is_an_error(self) -> None:
@@ -225,15 +225,15 @@ class Calls(Case):
             "deep": "not be nested more than",
         }.items():
             ending = await self.run_kind("return", what)
-            assert isinstance(ending, Raised), (what, ending)
-            self.assertIn(why, ending.message)
-            self.assertTrue(ending.message.startswith("the result cannot be stored: "), ending.message)
+            assert isinstance(ending, Fault), (what, ending)
+            self.assertIn(why, ending.error)
+            self.assertTrue(ending.error.startswith("the result cannot be stored: "), ending.error)
         self.assertEqual(len(await self.value("return", "largest")), 256 * 1024 - 2)
 
     async def test_an_unknown_kind_is_an_error(self) -> None:
         ending = await self.run_kind("nothing")
-        assert isinstance(ending, Raised)
-        self.assertIn("'nothing'", ending.message)
+        assert isinstance(ending, Fault)
+        self.assertIn("'nothing'", ending.error)
 
     async def test_a_child_that_dies_ends_no_other_task(self) -> None:
         hanging, output = self.call("hang", output=(hanging_output := OutputRecorder())), OutputRecorder()
@@ -282,8 +282,8 @@ class Calls(Case):
         spans = []
         for job in jobs[:4] + jobs[5:]:
             ending = await job.done
-            assert isinstance(ending, Returned)
-            spans.append(msgspec.json.decode(ending.value))
+            assert isinstance(ending, Success)
+            spans.append(msgspec.json.decode(ending.result))
         for at, _ in spans:
             self.assertLessEqual(sum(began <= at < ended for began, ended in spans), self.size)
         self.assertLessEqual(len(self.children()), self.size)
@@ -295,9 +295,9 @@ class Calls(Case):
         ticking.start(0.02)
         jobs = [self.call("spin", {"seconds": 1.0}) for _ in range(2)]
         spans = [
-            msgspec.json.decode(ending.value)
+            msgspec.json.decode(ending.result)
             for ending in [await job.done for job in jobs]
-            if isinstance(ending, Returned)
+            if isinstance(ending, Success)
         ]
         ticking.stop()
         (began_1, ended_1), (began_2, ended_2) = spans
@@ -316,7 +316,7 @@ class Calls(Case):
         seconds = time.monotonic() - begun
         grown = [(process.memory_info().rss - was) / 2**20 for process, was in zip(both, before, strict=True)]
         print(f"\n100 MiB printed: {seconds:.1f} s, worker +{grown[0]:.1f} MiB, fork server +{grown[1]:.1f} MiB")
-        self.assertEqual(ending, Returned(Raw(b"null")))
+        self.assertEqual(ending, Success("null"))
         self.assertEqual(output.text[-1], "the end")
         self.assertEqual(len(output.text) + output.dropped, 100 * 1024 + 1)
         self.assertLessEqual(max(output.batches), 256 * 1024 + 1024)
@@ -351,7 +351,7 @@ class Stopping(Case):
         job = self.call("cooperate", output=(output := OutputRecorder()))
         await output.line("listening")
         job.stop()
-        self.assertEqual(await job.done, Returned(Raw(b'"cleaned up"')))
+        self.assertEqual(await job.done, Success('"cleaned up"'))
 
     async def test_kill_ends_the_whole_tree_of_one_that_ignores_term(self) -> None:
         job = self.call("defy", output=(output := OutputRecorder()))
@@ -544,7 +544,7 @@ class Killed(Case):
         waiting = self.call("pid")
         assert self.forkserver.pid is not None
         os.kill(self.forkserver.pid, signal.SIGKILL)
-        self.assertIsInstance(await waiting.done, Returned)
+        self.assertIsInstance(await waiting.done, Success)
         for job in hanging:
             self.assertEqual(await job.done, Died("the fork server ended"))
 

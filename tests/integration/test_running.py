@@ -18,9 +18,9 @@ from taskd.ports.attempts import Outcome
 from taskd.ports.handler import ITaskContext
 from taskd.worker import handler
 from taskd.worker.attempt import Attempt
-from taskd.worker.executors.thread import MAX_RELAY_BYTES
 from taskd.worker.executors.thread_pool import Threads
 from taskd.worker.forkserver.client import ForkServerClient
+from taskd.worker.forkserver.output_buffer import QUEUE_BYTES
 from taskd.worker.loading import load
 from taskd.worker.programs import read_programs
 from taskd.worker.runner import Runner
@@ -95,7 +95,7 @@ class ThreadTests(Running):
         self.assertEqual(self.listener.received[-1], "line 999999")
         self.assertLess(max(ticks), 1.0)
         self.assertGreater(self.listener.times, 1)
-        self.assertLess(len(self.listener.received) * 8, self.listener.times * 2 * MAX_RELAY_BYTES)
+        self.assertLess(len(self.listener.received) * 8, self.listener.times * 2 * QUEUE_BYTES)
 
     async def test_a_thread_that_hangs_is_shown_and_keeps_its_slot(self) -> None:
         def deeper(task: ITaskContext) -> None:

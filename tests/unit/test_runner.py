@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from msgspec import Raw
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
@@ -35,11 +34,12 @@ from taskd.ports.workers import KindInfo
 from taskd.worker import Reject, Retry, handler
 from taskd.worker.attempt import Attempt, AttemptStopped
 from taskd.worker.context import MAX_LOG_CHARS, TaskContext
-from taskd.worker.executors.thread import MAX_RELAY_BYTES, OutputRelay
+from taskd.worker.executors.thread import OutputRelay
 from taskd.worker.executors.thread_pool import IThreads
-from taskd.worker.forkserver.messages import Died, Exited, Raised, Returned
-from taskd.worker.program_arguments import Template
-from taskd.worker.programs import Command
+from taskd.worker.forkserver.messages import Died, Exited
+from taskd.worker.forkserver.output_buffer import QUEUE_BYTES
+from taskd.worker.handler_results import Fault, Success
+from taskd.worker.programs import TEMPORARY, Command, Section
 from taskd.worker.runner import Runner
 from taskd.worker.simulate import Simulate
 from tests.unit.running import FakeForkServer, FakeJob, FakeThreads, RecordingListener, make_task
@@ -519,7 +519,7 @@ class OutputTests(Stage):
         self.assertEqual((self.listener.received, self.listener.progresses), ([], []))
 
     def test_a_very_long_text_is_cut(self) -> None:
-        context = TaskContext(make_task(), "ana", {}, 3, self.listener)
+        context = TaskContext({}, self.listener)
         context.log("line\n" * 1_000_000)
         self.assertLessEqual(len("\n".join(self.listener.received)), MAX_LOG_CHARS)
         self.assertAlmostEqual(len(self.listener.received) + self.listener.dropped, 1_000_000, delta=1)
@@ -527,7 +527,7 @@ class OutputTests(Stage):
     def test_a_flood_from_a_thread_is_bounded_and_wakes_once(self) -> None:
         threads = FakeThreads(held=True)
         relay = OutputRelay(self.listener, threads.wake)
-        context = TaskContext(make_task(), "ana", {}, 3, relay)
+        context = TaskContext({}, relay)
         for n in range(20_000):
             context.log(f"line {n}")
             context.progress(n / 20_000, str(n))
@@ -535,7 +535,7 @@ class OutputTests(Stage):
         threads.run_in_reactor()
         self.assertEqual(self.listener.times, 1)
         self.assertEqual(self.listener.progresses, [(19_999 / 20_000, "19999")])
-        self.assertLessEqual(sum(len(line) + 1 for line in self.listener.received), MAX_RELAY_BYTES)
+        self.assertLessEqual(sum(len(line) + 1 for line in self.listener.received), QUEUE_BYTES)
         self.assertEqual(self.listener.received[-1], "line 19999")
         self.assertEqual(len(self.listener.received) + self.listener.dropped, 20_000)
         context.log("more")
@@ -620,7 +620,7 @@ class ProcessTests(Stage):
         self.assertEqual(job.what, ("k", {**context, "queue": "q", "payload": {"a": 1}}))
         job.listener.lines(["hello"], 0)
         job.listener.progress(0.5, "half")
-        job.done.callback(Returned(Raw(b'{"b":2}')))
+        job.done.callback(Success('{"b":2}'))
         self.assertEqual(self.outcome(attempt).result, '{"b":2}')
         job.listener.lines(["too late"], 0)
         self.assertEqual((self.listener.received, self.listener.progresses), (["hello"], [(0.5, "half")]))
@@ -628,16 +628,16 @@ class ProcessTests(Stage):
     def test_how_it_may_end(self) -> None:
         cases: list[tuple[Any, Outcome]] = [
             (
-                Raised("ValueError", "no\nway", "Traceback"),
+                Fault("ValueError: no\nway", "Traceback"),
                 Outcome(7, 2, 1, State.WAITING, error="ValueError: no way", trace="Traceback", delay=2.0),
             ),
-            (Raised("Reject", "no", rejected=True), Outcome(7, 2, 1, State.FAILED, error="no")),
+            (Fault("no", final=True), Outcome(7, 2, 1, State.FAILED, error="no")),
             (
-                Raised("Retry", "later", retry_after=9.0, retry=True),
+                Fault("later", after=9.0),
                 Outcome(7, 2, 1, State.WAITING, error="later", delay=9.0),
             ),
             (
-                Raised("Retry", "later", retry_after=-9, retry=True),
+                Fault("later", after=-9),
                 Outcome(7, 2, 1, State.WAITING, error="later", delay=0.0),
             ),
             (
@@ -653,7 +653,7 @@ class ProcessTests(Stage):
     def test_a_result_that_is_not_json(self) -> None:
         for raw in (b"", b"{", b"\xff", b'"\\u0000"', b"NaN", b'"' + b"x" * MAX_RESULT_BYTES + b'"', b"[" * 9999):
             attempt, job = self.start()
-            job.done.callback(Returned(Raw(raw)))
+            job.done.callback(Success(raw.decode(errors="surrogateescape")))
             outcome = self.outcome(attempt)
             self.assertIs(outcome.state, State.WAITING)
             self.assertIn("the result cannot be stored: ", outcome.error or "")
@@ -672,7 +672,7 @@ class ProcessTests(Stage):
         attempt.stop()
         self.assertEqual(job.stopped, 1)
         self.assertNoResult(attempt.done)
-        job.done.callback(Returned(Raw(b"1")))
+        job.done.callback(Success("1"))
         self.assert_stopped(attempt)
         self.successResultOf(attempt.freed)
         self.assertEqual(self.clock.getDelayedCalls(), [])
@@ -681,8 +681,11 @@ class ProcessTests(Stage):
 class ProgramTests(Stage):
     """Programs of a file."""
 
-    def start(self, payload: str = "{}", cwd: str | None = "/", args: list[Any] | None = None) -> Attempt:
-        command = Command("echo", "/bin/echo", Template(args or []), cwd=cwd, memory=1, processes=2, max_output=3)
+    def start(self, payload: str = "{}", cwd: str = "/", args: list[Any] | None = None) -> Attempt:
+        command = Command(
+            "echo",
+            Section("/bin/echo", args=args or [], cwd=cwd, memory=1, processes=2, max_output=3),
+        )
         runner = self.runner(programs=[command])
         return runner.run(make_task("command:echo", payload), "ana", self.listener)
 
@@ -701,7 +704,7 @@ class ProgramTests(Stage):
         self.assertEqual(self.forkserver.jobs, [])
 
     def test_a_new_folder_for_each_run(self) -> None:
-        attempt = self.start(cwd=None)
+        attempt = self.start(cwd=TEMPORARY)
         [job] = self.forkserver.jobs
         folder = job.what.cwd
         self.assertTrue(os.path.isdir(folder))
@@ -712,7 +715,7 @@ class ProgramTests(Stage):
 
     def test_no_room_for_a_folder(self) -> None:
         self.patch(tempfile, "tempdir", os.path.join(self.mktemp(), "missing"))
-        outcome = self.outcome(self.start(cwd=None))
+        outcome = self.outcome(self.start(cwd=TEMPORARY))
         self.assertIn("FileNotFoundError", outcome.error or "")
 
     def test_its_last_output_is_the_result(self) -> None:
@@ -757,7 +760,7 @@ class RunnerTests(Stage):
             """Make it small."""
 
         runner = self.runner(
-            Simulate(self.clock), thumb, programs=[Command("x", "/bin/x", Template(["{a}"]), timeout=9)]
+            Simulate(self.clock), thumb, programs=[Command("x", Section("/bin/x", args=["{a}"], timeout=9))]
         )
         self.assertEqual(list(runner.kinds), ["simulate", "thumb", "command:x"])
         self.assertEqual(runner.kinds["thumb"], KindInfo("thumb", "thread", 60, 5, "Make it small."))

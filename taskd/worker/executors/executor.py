@@ -16,9 +16,9 @@ from taskd.worker.attempt import Attempt, Place
 class IExecutor(Protocol):
     """Runs the handlers of one isolation."""
 
-    def run(self, attempt: Attempt, handler: Any, user: str, payload: Mapping[str, Any]) -> None:
-        """Set ``attempt.execution``, then call the handler, an ITaskHandler or a Command. Raises Reject if the payload
-        does not fit."""
+    def run(self, attempt: Attempt, handler: Any, attributes: Mapping[str, Any]) -> None:
+        """Set ``attempt.execution``, then call the handler, an ITaskHandler or a Command. ``attributes`` are those of
+        its TaskContext. Raises Reject if the payload does not fit."""
 
 
 def name_of(handler: ITaskHandler) -> str:

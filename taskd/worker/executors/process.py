@@ -12,8 +12,8 @@ from taskd.ports.handler import ITaskHandler
 from taskd.worker.attempt import Attempt, Place
 from taskd.worker.executors.executor import name_of
 from taskd.worker.forkserver.client import ForkServerClient, Job
-from taskd.worker.forkserver.messages import Died, JobEnd, Raised, Returned
-from taskd.worker.handler_results import Fault, HandlerResult, error_line, handler_returned, rejected, to_retry
+from taskd.worker.forkserver.messages import JobEnd
+from taskd.worker.handler_results import Fault, HandlerResult, Success, error_line, handler_returned, retry_delay
 
 
 class ProcessExecutor:
@@ -22,20 +22,9 @@ class ProcessExecutor:
     def __init__(self, forkserver: ForkServerClient) -> None:
         self._forkserver = forkserver
 
-    def run(self, attempt: Attempt, handler: ITaskHandler, user: str, payload: Mapping[str, Any]) -> None:
+    def run(self, attempt: Attempt, handler: ITaskHandler, attributes: Mapping[str, Any]) -> None:
         """Have a child call it."""
-        task = attempt.task
-        context = {
-            "id": task.id,
-            "attempt": task.attempt,
-            "max_attempts": attempt.max_attempts,
-            "user": user,
-            "task": task.task,
-            "kind": task.kind,
-            "queue": task.queue,
-            "payload": payload,
-        }
-        job = self._forkserver.call(task.kind, context, attempt)
+        job = self._forkserver.call(handler.kind, attributes, attempt)
         attempt.execution = JobExecution(job, name_of(handler))
         job.done.addCallback(lambda end: attempt.end(result_of_child(end)))
 
@@ -60,23 +49,14 @@ class JobExecution:
 
 
 def result_of_child(end: JobEnd) -> HandlerResult:
-    """What a handler did whose job ended like this."""
-    if isinstance(end, Returned):
-        return _decoded(end.value)
-    if isinstance(end, Raised):
-        if end.rejected:
-            return rejected(end.name, end.message)
-        if end.retry:
-            return to_retry(end.message, end.retry_after)
-        words = ": ".join(each for each in (end.name, end.message) if each)
-        return Fault(one_line(words), cut_trace(end.trace) or None)
-    assert isinstance(end, Died)
+    """What a handler did whose job ended like this. The handler can write into the child's connection: check it
+    again."""
+    if isinstance(end, Success):
+        try:
+            return handler_returned(msgspec.json.decode(end.result))
+        except (ValueError, RecursionError) as e:
+            return Fault(f"the result cannot be stored: {error_line(e)}")
+    if isinstance(end, Fault):
+        trace = cut_trace(end.trace) if end.trace else None
+        return Fault(one_line(end.error), trace, retry_delay(end.after), end.final)
     return Fault(one_line(f"the child process ended: {end.reason}"))
-
-
-def _decoded(raw: msgspec.Raw) -> HandlerResult:
-    # The handler can write into the child's connection: check the result again.
-    try:
-        return handler_returned(msgspec.json.decode(raw))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-        return Fault(f"the result cannot be stored: {error_line(e)}")

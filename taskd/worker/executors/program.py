@@ -10,7 +10,6 @@ from typing import Any
 
 from taskd.model.text import cut_trace, one_line
 from taskd.worker.attempt import Attempt
-from taskd.worker.context import clean_lines
 from taskd.worker.executors.process import JobExecution, result_of_child
 from taskd.worker.executors.thread_pool import IThreads
 from taskd.worker.forkserver.client import ForkServerClient
@@ -30,10 +29,10 @@ class ProgramExecutor:
         self._forkserver = forkserver
         self._threads = threads
 
-    def run(self, attempt: Attempt, handler: Command, user: str, payload: Mapping[str, Any]) -> None:
+    def run(self, attempt: Attempt, handler: Command, attributes: Mapping[str, Any]) -> None:
         """Start the program, in a new folder unless its configuration names one. Raises Reject if the payload does not
         fit."""
-        arguments = handler.arguments(payload)
+        arguments = handler.arguments(attributes["payload"])
         try:
             folder = handler.cwd or tempfile.mkdtemp(prefix="taskd-")
         except OSError as e:
@@ -53,16 +52,13 @@ class ProgramExecutor:
 
 def result_of_program(exited: Exited) -> HandlerResult:
     """What a program did that ended like this: its last output is the result if its status is 0."""
-    tail = [line for each in exited.tail for line in clean_lines(each)[0]]
     if exited.status == 0 and exited.reason is None:
-        return handler_returned({"status": 0, "seconds": round(exited.seconds, 3), "output": last_output(tail)})
+        return handler_returned({"status": 0, "seconds": round(exited.seconds, 3), "output": last_output(exited.tail)})
     what = exited.reason
-    if what is None and exited.signal is not None:
-        what = killed_by(exited.signal)
-    elif what is None:
-        what = f"exited with status {exited.status}"
-    last = next((line.strip() for line in reversed(tail) if line.strip()), "")
-    return Fault(one_line(f"{what}: {last}" if last else what), cut_trace("\n".join(tail)) or None)
+    if what is None:
+        what = f"exited with status {exited.status}" if exited.signal is None else killed_by(exited.signal)
+    last = next((line.strip() for line in reversed(exited.tail) if line.strip()), "")
+    return Fault(one_line(f"{what}: {last}" if last else what), cut_trace("\n".join(exited.tail)) or None)
 
 
 def last_output(lines: Sequence[str]) -> str:

@@ -29,9 +29,9 @@ class ReactorExecutor:
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
 
-    def run(self, attempt: Attempt, handler: ITaskHandler, user: str, payload: Mapping[str, Any]) -> None:
+    def run(self, attempt: Attempt, handler: ITaskHandler, attributes: Mapping[str, Any]) -> None:
         """Run it to its first await, or to its end."""
-        context = TaskContext(attempt.task, user, payload, attempt.max_attempts, attempt)
+        context = TaskContext(attributes, attempt)
         execution = ReactorExecution(self._clock, handler, context)
         attempt.context, attempt.execution = context, execution
         execution.begin(attempt.end)

@@ -6,7 +6,6 @@ import functools
 import itertools
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
@@ -18,12 +17,10 @@ from taskd.worker.attempt import Attempt, Place
 from taskd.worker.context import OutputListener, TaskContext
 from taskd.worker.executors.executor import name_of, place_of
 from taskd.worker.executors.thread_pool import IThreads
+from taskd.worker.forkserver.output_buffer import OutputBuffer
 from taskd.worker.handler_results import Fault, HandlerResult, handler_raised, handler_returned, is_hidden
 
 HIDDEN_IN_TRACEBACKS = True
-
-MAX_RELAY_BYTES = 256 * 1024
-"""Of a thread's log lines that the reactor has not taken yet. The oldest are dropped."""
 
 
 class ThreadExecutor:
@@ -32,10 +29,10 @@ class ThreadExecutor:
     def __init__(self, threads: IThreads) -> None:
         self._threads = threads
 
-    def run(self, attempt: Attempt, handler: ITaskHandler, user: str, payload: Mapping[str, Any]) -> None:
+    def run(self, attempt: Attempt, handler: ITaskHandler, attributes: Mapping[str, Any]) -> None:
         """Have a thread call it."""
         relay = OutputRelay(attempt, self._threads.wake)
-        context = TaskContext(attempt.task, user, payload, attempt.max_attempts, relay)
+        context = TaskContext(attributes, relay)
         execution = ThreadExecution(handler, context)
         attempt.context, attempt.execution = context, execution
 
@@ -96,7 +93,7 @@ class OutputRelay:
     """Passes the output of a handler from its thread to ``listener`` in the reactor's thread. Its size is bounded.
 
     ``wake`` has a function called in the reactor's thread; at most one such call is pending. Only the last progress
-    and the newest MAX_RELAY_BYTES of lines are kept; dropped lines are counted.
+    and the newest lines are kept; dropped lines are counted.
     """
 
     def __init__(self, listener: OutputListener, wake: Callable[[Callable[[], None]], None]) -> None:
@@ -105,31 +102,24 @@ class OutputRelay:
         self._lock = threading.Lock()
         self._awake = False
         self._progress: tuple[float, str] | None = None
-        self._lines: deque[tuple[str, int]] = deque()
-        self._bytes = 0
+        self._output = OutputBuffer()
         self._dropped = 0
 
     def progress(self, fraction: float, note: str) -> None:
         """Called in the handler's thread."""
         with self._lock:
             self._progress = fraction, note
-            asleep, self._awake = not self._awake, True
-        if asleep:
-            self._wake(self.flush)
+        self._wake_reactor()
 
     def lines(self, lines: Sequence[str], dropped: int) -> None:
         """Called in the handler's thread."""
-        sized = [(line, len(line.encode()) + 1) for line in lines]
         with self._lock:
-            if dropped:
-                self._dropped += dropped + len(self._lines)
-                self._lines.clear()
-                self._bytes = 0
-            self._lines.extend(sized)
-            self._bytes += sum(size for _, size in sized)
-            while self._bytes > MAX_RELAY_BYTES:
-                self._bytes -= self._lines.popleft()[1]
-                self._dropped += 1
+            self._output.feed("".join(f"{line}\n" for line in lines).encode())
+            self._dropped += dropped
+        self._wake_reactor()
+
+    def _wake_reactor(self) -> None:
+        with self._lock:
             asleep, self._awake = not self._awake, True
         if asleep:
             self._wake(self.flush)
@@ -139,9 +129,9 @@ class OutputRelay:
         with self._lock:
             self._awake = False
             progress, self._progress = self._progress, None
-            lines, dropped = [line for line, _ in self._lines], self._dropped
-            self._lines.clear()
-            self._bytes = self._dropped = 0
+            lines, dropped = self._output.take()
+            dropped += self._dropped
+            self._dropped = 0
         if progress is not None:
             self._listener.progress(*progress)
         if lines or dropped:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from threading import Thread
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, TimeoutError
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 from zope.interface import Interface, implementer
@@ -56,22 +56,17 @@ class Threads:
         """Take no more work, and wait up to STOP_SECONDS for what runs."""
         if not self._pool.started:
             return
-        ended: Deferred[bool] = Deferred()
-
-        def end(all_returned: bool) -> None:
-            if not ended.called:
-                ended.callback(all_returned)
+        ended: Deferred[None] = Deferred()
 
         def join() -> None:
             self._pool.stop()
-            self._reactor.callFromThread(end, True)
+            self._reactor.callFromThread(ended.callback, None)
 
-        timer = self._reactor.callLater(STOP_SECONDS, end, False)
         # joining blocks: it needs a thread of its own
         Thread(target=join, name="taskd.worker.stop", daemon=True).start()
-        if await ended:
-            timer.cancel()
-        else:
+        try:
+            await ended.addTimeout(STOP_SECONDS, self._reactor)
+        except TimeoutError:
             self._log.warn("{count} threads do not return and are left behind", count=len(self._pool.working))
 
     def call(self, function: Callable[[], None]) -> None:

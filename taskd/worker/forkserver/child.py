@@ -4,56 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import functools
 import io
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
-from types import FrameType
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import msgspec
-from zope.interface import implementer
 
-from taskd.model.errors import TaskdError
-from taskd.model.text import one_line
-from taskd.ports.handler import ITaskContext, ITaskHandler
-from taskd.worker.context import NO_WAIT, NoWait, clean_fraction, clean_lines, clean_note
-from taskd.worker.forkserver import process_tree
-from taskd.worker.forkserver.messages import Call, JobEnded, Raised, Returned, decode_order, encode
+from taskd.ports.handler import ITaskHandler
+from taskd.worker.context import TaskContext
+from taskd.worker.forkserver.messages import Call, JobEnded, decode_order, encode
 from taskd.worker.forkserver.progress_page import ProgressPage
-from taskd.worker.handler import Reject, Retry
-from taskd.worker.handler_results import encode_result, error_line, retry_delay, trace_of
+from taskd.worker.forkserver.spawning import default_signals
+from taskd.worker.handler_results import Fault, HandlerResult, handler_raised, handler_returned
 
 HIDDEN_IN_TRACEBACKS = True
 
-_RESET = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ}
 
-
-@implementer(ITaskContext)
-class ChildContext:
+class ChildContext(TaskContext):
     """One attempt, as its handler in a child process sees it."""
 
-    id: int
-    attempt: int
-    max_attempts: int
-    user: str
-    task: str
-    kind: str
-    queue: str
-    payload: Mapping[str, Any]
-
-    def __init__(
-        self, attributes: Mapping[str, Any], progress: Callable[[float, str], None], output: Callable[[bytes], None]
-    ) -> None:
-        self.__dict__.update(attributes)
-        self._progress = progress
-        self._output = output
-        self._cancelled = False
-        self._listens = False
+    _listens = False
 
     @property
     def cancelled(self) -> bool:
@@ -63,24 +37,28 @@ class ChildContext:
             self._listens = True
             # keep a signal handler that the task has installed
             if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-                signal.signal(signal.SIGTERM, self._cancel)
+                signal.signal(signal.SIGTERM, lambda number, frame: self.cancel())
         return self._cancelled
 
-    def _cancel(self, number: int, frame: FrameType | None) -> None:
-        self._cancelled = True
 
-    def progress(self, fraction: float, note: str = "") -> NoWait:
-        """Report how far the task is, from 0 to 1, and what it is doing. Raises TypeError if the fraction is not a
-        number, ValueError for NaN."""
-        self._progress(clean_fraction(fraction), clean_note(note))
-        return NO_WAIT
+class ChildOutput:
+    """Passes on what the handler of ``job`` reports: its progress by a page of memory, its log lines by a pipe."""
 
-    def log(self, text: str) -> None:
-        """Add one or more lines to the task's log, after everything that was printed before."""
-        lines, _ = clean_lines(text)
+    def __init__(self, job: int, page: ProgressPage, pipe: int) -> None:
+        self._job = job
+        self._page = page
+        self._pipe = pipe
+
+    def progress(self, fraction: float, note: str) -> None:
+        """Report a progress."""
+        self._page.write(self._job, fraction, note)
+
+    def lines(self, lines: Sequence[str], dropped: int) -> None:
+        """Add lines to the log, after everything that was printed before."""
         with contextlib.suppress(Exception):
             sys.stdout.flush()
-        self._output("".join(f"{line}\n" for line in lines).encode())
+        with contextlib.suppress(OSError), open(self._pipe, "wb", closefd=False) as pipe:
+            pipe.write("".join(f"{line}\n" for line in lines).encode())
 
 
 class Child:
@@ -88,7 +66,6 @@ class Child:
 
     def __init__(
         self,
-        forkserver: int,
         channel: socket.socket,
         output: int,
         page: ProgressPage,
@@ -98,13 +75,7 @@ class Child:
         self._page = page
         self._handlers = handlers
         self._pid = os.getpid()
-        os.setsid()
-        process_tree.become_subreaper()
-        process_tree.die_with_parent(forkserver, signal.SIGKILL)
-        process_tree.yield_to_the_worker()
-        default_signals()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        wire_standard_streams(output)
         self._output = os.dup(output)
         os.close(output)
         self._streams = _open_streams()
@@ -129,31 +100,19 @@ class Child:
             if not fit:
                 return
 
-    def _run_task(self, call: Call) -> Returned | Raised:
-        context = ChildContext(
-            msgspec.json.decode(call.context), functools.partial(self._page.write, call.job), self._print
-        )
+    def _run_task(self, call: Call) -> HandlerResult:
         handler = self._handlers.get(call.kind)
         if handler is None:
-            return Raised("LookupError", f"no handler of the kind {call.kind!r} runs in a child process")
+            return Fault(f"no handler of the kind {call.kind!r} runs in a child process")
+        output = ChildOutput(call.job, self._page, self._output)
         try:
-            value = handler.run(context)
+            result = handler_returned(handler.run(ChildContext(msgspec.json.decode(call.context), output)))
         # SystemExit and the like too: the handler fails, not the child
         except BaseException as e:
-            return raised(e)
-        try:
-            return Returned(msgspec.Raw(encode_result(value).encode()))
-        except TaskdError as e:
-            return _unstorable(e.message)
-        except BaseException as e:
-            # the handler's own objects may fail while they are encoded
-            return _unstorable(error_line(e))
-
-    def _print(self, data: bytes) -> None:
-        view = memoryview(data)
-        with contextlib.suppress(OSError):
-            while view:
-                view = view[os.write(self._output, view) :]
+            result = handler_raised(e)
+        if isinstance(result, Fault):
+            result.cause = None
+        return result
 
     def _restore(self) -> bool:
         """Undo what a task may have changed. Returns whether this process is fit for the next task."""
@@ -177,43 +136,6 @@ class Child:
     def _identify_files(self) -> list[tuple[int, int]]:
         stats = [os.fstat(fd) for fd in (0, 1, 2, self._output, self._channel.fileno())]
         return [(each.st_dev, each.st_ino) for each in stats]
-
-
-def raised(error: BaseException) -> Raised:
-    """What the fork server is told about an exception of a handler."""
-    name = type(error).__name__
-    if isinstance(error, Reject | TaskdError):
-        return Raised(name, _message_of(error), rejected=True)
-    if isinstance(error, Retry):
-        return Raised(name, _message_of(error), retry=True, retry_after=retry_delay(error.after))
-    if isinstance(error, SystemExit):
-        return Raised(name, f"the handler called sys.exit({error.code!r})"[:200], trace_of(error) or "")
-    return Raised(name, _message_of(error), trace_of(error) or "")
-
-
-def _unstorable(why: str) -> Raised:
-    return Raised("", one_line(f"the result cannot be stored: {why}"))
-
-
-def _message_of(error: BaseException) -> str:
-    return one_line(error_line(error).removeprefix(type(error).__name__).removeprefix(": "))
-
-
-def default_signals() -> None:
-    """Reset all signals to their defaults except SIGPIPE and SIGXFSZ: Python ignores them and raises exceptions."""
-    for number in _RESET:
-        if signal.getsignal(number) not in (signal.SIG_DFL, None):
-            with contextlib.suppress(OSError, ValueError):
-                signal.signal(number, signal.SIG_DFL)
-
-
-def wire_standard_streams(output: int) -> None:
-    """Make stdin empty, and stdout and stderr the task's output."""
-    empty = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(empty, 0)
-    os.close(empty)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
 
 
 def _open_streams() -> tuple[io.TextIOWrapper, io.TextIOWrapper]:

@@ -5,9 +5,9 @@ docs/processes.md describes the processes."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 import sys
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +19,7 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from taskd.model.backoff import Backoff
 from taskd.model.errors import SettingsError
 from taskd.worker.context import OutputListener
 from taskd.worker.forkserver.messages import (
@@ -42,10 +43,10 @@ from taskd.worker.forkserver.messages import (
 from taskd.worker.forkserver.output_buffer import OutputBuffer
 
 MAX_EVENT_BYTES = 8 * 1024 * 1024
-FIRST_BACKOFF = 0.1
-LONGEST_BACKOFF = 10.0
+
+RESTART = Backoff(first=0.1, factor=2, longest=10, jitter=0)
 HEALTHY_SECONDS = 30.0
-"""A fork server that lived so long had not failed to start: the next one starts after FIRST_BACKOFF."""
+"""A fork server that lived so long had not failed to start: the next one starts after the first backoff."""
 
 PATIENCE = 15.0
 """Seconds beyond the grace that a fork server may take to stop a job. Then it hangs, and is replaced. The reaper needs
@@ -61,9 +62,8 @@ WORKER_STOPS = "the worker stops"
 class Job:
     """One task in a process. ``done`` fires when nothing of it runs any more, after :meth:`stop` as well."""
 
-    def __init__(self, forkserver: ForkServerClient, id: int, order: Call | Execute, listener: OutputListener) -> None:
+    def __init__(self, forkserver: ForkServerClient, order: Call | Execute, listener: OutputListener) -> None:
         self.done: Deferred[JobEnd] = Deferred()
-        self.id = id
         self.order = order
         self.listener = listener
         self.stopping: IDelayedCall | None = None
@@ -94,31 +94,25 @@ class ForkServerClient:
         self, reactor: Any, modules: Sequence[str], size: int, *, grace: float = 5.0, max_tasks: int = 1000
     ) -> None:
         self._reactor = reactor
-        self._modules = list(modules)
+        self._setup = Setup(modules, [str(path) for path in sys.path], grace, max_tasks)
         self._size = size
-        self._grace = grace
-        self._max_tasks = max_tasks
         self._process: _ForkServerProcess | None = None
-        self._ready = False
+        self._started: Deferred[None] = Deferred()
         self._stopped = False
-        self._starting: Deferred[None] | None = None
-        self._ended: Deferred[None] | None = None
         self._restart: IDelayedCall | None = None
-        self._backoff = 0.0
+        self._failures = 0
         self._ready_at = 0.0
-        self._last_id = 0
+        self._ids = itertools.count(1)
         self._jobs: dict[int, Job] = {}
-        self._calls = 0
-        self._queue: deque[Job] = deque()
+        self._queue: list[Job] = []
         self.pid: int | None = None
         """Of the fork server while it is ready."""
 
     async def start(self) -> None:
         """Start the fork server and wait until it has imported the handlers. Raises SettingsError with one line if it
         cannot."""
-        self._starting = Deferred()
         self._launch()
-        await self._starting
+        await self._started
 
     async def stop(self) -> None:
         """Kill all jobs at once, and the fork server. Takes milliseconds, or at most PATIENCE and PIPE_CLOSE_SECONDS if
@@ -127,37 +121,33 @@ class ForkServerClient:
         if self._restart is not None and self._restart.active():
             self._restart.cancel()
         while self._queue:
-            self._queue.popleft().finish(Died(WORKER_STOPS))
+            self._queue.pop().finish(Died(WORKER_STOPS))
         if self._process is not None:
-            self._ended = Deferred()
             self._process.hang_up()
-            await self._ended
+            await self._process.ended
 
     def call(self, kind: str, context: Mapping[str, Any], listener: OutputListener) -> Job:
         """Run the handler of a kind when one of the children is free. ``context`` has the attributes of ITaskContext
         as JSON values, except ``cancelled``."""
-        self._last_id += 1
-        return self._add(Call(self._last_id, kind, msgspec.Raw(msgspec.json.encode(context))), listener)
+        return self._add(Call(next(self._ids), kind, msgspec.Raw(msgspec.json.encode(context))), listener)
 
     def execute(self, program: Program, listener: OutputListener) -> Job:
         """Run a program at once, however many jobs run."""
-        self._last_id += 1
-        return self._add(Execute(self._last_id, program), listener)
+        return self._add(Execute(next(self._ids), program), listener)
 
     def stop_job(self, job: Job) -> None:
         """See :meth:`Job.stop`."""
-        if job.id in self._jobs and self._process is not None:
-            if job.stopping is None:
-                job.stopping = self._reactor.callLater(self._grace + PATIENCE, self._replace, job.id)
-                self._process.send(Stop(job.id))
-        elif job in self._queue:
+        if job in self._queue:
             self._queue.remove(job)
             job.finish(Died("stopped before it began"))
+        elif self._process is not None and job.stopping is None and not job.done.called:
+            job.stopping = self._reactor.callLater(self._setup.grace + PATIENCE, self._replace, job, self._process)
+            self._process.send(Stop(job.order.job))
 
     # -- jobs
 
     def _add(self, order: Call | Execute, listener: OutputListener) -> Job:
-        job = Job(self, order.job, order, listener)
+        job = Job(self, order, listener)
         if self._stopped:
             job.finish(Died(WORKER_STOPS))
         else:
@@ -167,107 +157,85 @@ class ForkServerClient:
 
     def _pump(self) -> None:
         """Begin the queued jobs for which there is room."""
-        if not self._ready or self._process is None:
+        if self._process is None or self.pid is None:
             return
-        waiting: deque[Job] = deque()
-        while self._queue:
-            job = self._queue.popleft()
-            is_call = isinstance(job.order, Call)
-            if is_call and self._calls >= self._size:
-                waiting.append(job)
-            else:
-                self._calls += is_call
-                self._jobs[job.id] = job
-                self._process.send(job.order)
-        self._queue = waiting
+        free = self._size - sum(isinstance(job.order, Call) for job in self._jobs.values())
+        for job in self._queue.copy():
+            if isinstance(job.order, Call):
+                free -= 1
+                if free < 0:
+                    continue
+            self._queue.remove(job)
+            self._jobs[job.order.job] = job
+            self._process.send(job.order)
 
-    def _replace(self, id: int) -> None:
-        self._log.error("job {id} does not stop: the fork server hangs and is replaced", id=id)
-        if self._process is not None:
-            self._process.hang_up()
+    def _replace(self, job: Job, process: _ForkServerProcess) -> None:
+        self._log.error("job {id} does not stop: the fork server hangs and is replaced", id=job.order.job)
+        process.hang_up()
 
-    def _finish(self, id: int, end: JobEnd) -> None:
-        job = self._jobs.pop(id, None)
-        if job is None:
-            return
-        self._calls -= isinstance(job.order, Call)
+    def _finish(self, job: Job, end: JobEnd) -> None:
+        del self._jobs[job.order.job]
         self._pump()
         job.finish(end)
 
     # -- the fork server's process
 
     def _launch(self) -> None:
-        self._restart = None
-        setup = Setup([str(path) for path in sys.path], self._grace, self._max_tasks)
-        process = self._process = _ForkServerProcess(self._reactor, self._received, self._process_ended)
-        command = [sys.executable, "-m", "taskd.worker.forkserver", *self._modules]
+        process = self._process = _ForkServerProcess(self._reactor, self._received)
+        process.ended.addCallback(self._process_ended)
+        argument = msgspec.json.encode(self._setup).decode()
+        command = [sys.executable, "-m", "taskd.worker.forkserver.reaper", argument]
         try:
             self._reactor.spawnProcess(process, sys.executable, command, env=None)
         except OSError as e:
-            self._process_ended(f"cannot be started: {e.strerror}")
-        else:
-            process.send(setup)
+            process.ended.callback(f"cannot be started: {e.strerror}")
 
     def _received(self, event: Event) -> None:
-        if isinstance(event, Lines):
-            if (job := self._jobs.get(event.job)) is not None:
-                self._notify(job.listener.lines, event.lines, event.dropped)
-        elif isinstance(event, Progress):
-            if (job := self._jobs.get(event.job)) is not None:
-                self._notify(job.listener.progress, event.fraction, event.note)
-        elif isinstance(event, Ready):
+        if isinstance(event, Ready):
             self.pid = event.pid
-            self._ready = True
             self._ready_at = self._reactor.seconds()
             self._log.info("the fork server is ready, pid {pid}", pid=event.pid)
-            self._started(None)
+            if not self._started.called:
+                self._started.callback(None)
             self._pump()
         elif isinstance(event, ImportFailed):
-            self._started(event.why)
+            self._cannot_start(event.why)
+        elif (job := self._jobs.get(event.job)) is None:
+            return
+        elif isinstance(event, Lines):
+            job.listener.lines(event.lines, event.dropped)
+        elif isinstance(event, Progress):
+            job.listener.progress(event.fraction, event.note)
         else:
-            self._finish(event.job, event.end)
+            self._finish(job, event.end)
 
-    def _notify(self, method: Callable[..., None], *arguments: Any) -> None:
-        try:
-            method(*arguments)
-        except Exception:
-            self._log.failure("the listener of a task's output failed")
-
-    def _started(self, trouble: str | None) -> None:
-        starting, self._starting = self._starting, None
-        if starting is None:
-            if trouble is not None:
-                self._log.error("the fork server cannot start: {trouble}", trouble=trouble)
-        elif trouble is None:
-            starting.callback(None)
+    def _cannot_start(self, trouble: str) -> None:
+        if self._started.called:
+            self._log.error("the fork server cannot start: {trouble}", trouble=trouble)
         else:
             # the caller of start() decides what to do: there is no retry
             self._stopped = True
-            starting.errback(Failure(SettingsError(trouble)))
+            self._started.errback(SettingsError(trouble))
 
     def _process_ended(self, how: str) -> None:
         """The reaper has ended, and everything below it."""
-        was_ready, self._ready = self._ready, False
+        if self.pid is not None and self._reactor.seconds() - self._ready_at >= HEALTHY_SECONDS:
+            self._failures = 0
         self._process = self.pid = None
-        if self._starting is not None:
-            self._started(f"the fork server {how} before it was ready; the log has its last lines")
-        if self._stopped:
-            while self._queue:
-                self._queue.popleft().finish(Died(WORKER_STOPS))
-        else:
-            healthy = was_ready and self._reactor.seconds() - self._ready_at >= HEALTHY_SECONDS
-            self._backoff = FIRST_BACKOFF if healthy else min(max(FIRST_BACKOFF, 2 * self._backoff), LONGEST_BACKOFF)
-            self._restart = self._reactor.callLater(self._backoff, self._launch)
+        if not self._started.called:
+            self._cannot_start(f"the fork server {how} before it was ready; the log has its last lines")
+        if not self._stopped:
+            self._failures += 1
+            seconds = RESTART.delay(self._failures, 0)
+            self._restart = self._reactor.callLater(seconds, self._launch)
             self._log.error(
                 "the fork server {how}; its {jobs} jobs are lost, a new one starts in {seconds} s",
                 how=how,
                 jobs=len(self._jobs),
-                seconds=round(self._backoff, 1),
+                seconds=round(seconds, 1),
             )
-        for id in list(self._jobs):
-            self._finish(id, Died(FORK_SERVER_ENDED))
-        if self._ended is not None:
-            self._ended.callback(None)
+        for job in list(self._jobs.values()):
+            self._finish(job, Died(FORK_SERVER_ENDED))
 
 
 class _ForkServerProcess(ProcessProtocol):
@@ -276,14 +244,14 @@ class _ForkServerProcess(ProcessProtocol):
     _log = Logger()
     transport: IProcessTransport
 
-    def __init__(self, reactor: Any, received: Callable[[Event], None], ended: Callable[[str], None]) -> None:
+    def __init__(self, reactor: Any, received: Callable[[Event], None]) -> None:
+        self.ended: Deferred[str] = Deferred()
+        """Fires with words that say how."""
         self._reactor = reactor
         self._received = received
-        self._ended = ended
         self._lines = LineBuffer(MAX_EVENT_BYTES)
         self._stderr = OutputBuffer()
-        self._kill_timer: IDelayedCall | None = None
-        self._pipe_timer: IDelayedCall | None = None
+        self._timers: list[IDelayedCall] = []
 
     def send(self, order: Order) -> None:
         """Send an order. It is lost if the fork server has just ended."""
@@ -292,8 +260,8 @@ class _ForkServerProcess(ProcessProtocol):
     def hang_up(self) -> None:
         """Have it kill everything below it and end. Kill the reaper if that takes longer than PATIENCE."""
         self.transport.closeStdin()
-        if self._kill_timer is None:
-            self._kill_timer = self._reactor.callLater(PATIENCE, self._signal, signal.SIGKILL)
+        if not self._timers:
+            self._timers.append(self._reactor.callLater(PATIENCE, self._signal, signal.SIGKILL))
             # if the fork server hangs, the end of the pipe waits behind unread orders: signal the reaper as well
             self._signal(signal.SIGUSR1)
 
@@ -319,11 +287,11 @@ class _ForkServerProcess(ProcessProtocol):
 
     def processExited(self, reason: Failure) -> None:
         # the pipes close now, unless some process that is left holds them open
-        self._pipe_timer = self._reactor.callLater(PIPE_CLOSE_SECONDS, self.transport.loseConnection)
+        self._timers.append(self._reactor.callLater(PIPE_CLOSE_SECONDS, self.transport.loseConnection))
 
     def processEnded(self, reason: Failure) -> None:
-        for call in (self._kill_timer, self._pipe_timer):
-            if call is not None and call.active():
-                call.cancel()
+        for timer in self._timers:
+            if timer.active():
+                timer.cancel()
         self._log_stderr(last=True)
-        self._ended("ended" if reason.check(ProcessDone) else f"was ended: {reason.getErrorMessage()}")
+        self.ended.callback("ended" if reason.check(ProcessDone) else f"was ended: {reason.getErrorMessage()}")

@@ -18,10 +18,10 @@ _CHUNK = 64 * 1024
 
 
 class JobState:
-    """A job while the fork server has it. ``stop_by`` is the end of its grace, ``members`` are the processes that got
-    TERM. ``reason`` is the limit that ended it."""
+    """A job while the fork server has it: it runs in ``process``. ``stop_by`` is the end of its grace, ``members`` are
+    the processes that got TERM. ``reason`` is the limit that ended it."""
 
-    __slots__ = ("begun", "end", "id", "members", "output", "program", "progress", "reason", "stop_by")
+    process: Process
 
     def __init__(self, id: int, program: Program | None) -> None:
         self.id = id
@@ -34,6 +34,12 @@ class JobState:
         self.stop_by: float | None = None
         self.members: set[int] = set()
 
+    def drain_output(self) -> None:
+        """Read what is left in the pipe. No process of the job is left that could fill it."""
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self.process.output, _CHUNK):
+                self.output.feed(data)
+
     def exceeded_output(self) -> str | None:
         """The reason if its program wrote too much."""
         if self.program is None or self.output.total <= self.program.max_output:
@@ -44,8 +50,6 @@ class JobState:
 class Process:
     """A child or a supervisor: the root of a tree. ``ending_since`` is the time from which the fork server ends its
     tree, ``status`` its wait status once it is reaped. ``page`` is None for a supervisor."""
-
-    __slots__ = ("channel", "ending_since", "job", "lines", "output", "page", "pid", "status", "tasks", "unsent")
 
     def __init__(self, pid: int, channel: socket.socket, output: int, page: ProgressPage | None) -> None:
         self.pid = pid
@@ -88,12 +92,6 @@ class Process:
         if self.job is not None:
             self.job.output.feed(data)
         return bool(data)
-
-    def drain_output(self, job: JobState) -> None:
-        """Read what is left in the pipe. No process of the job is left that could fill it."""
-        with contextlib.suppress(BlockingIOError):
-            while data := os.read(self.output, _CHUNK):
-                job.output.feed(data)
 
     def close(self) -> None:
         """Close its files here."""

@@ -7,6 +7,8 @@ from typing import TypeAlias
 
 import msgspec
 
+from taskd.worker.handler_results import HandlerResult
+
 
 class Program(msgspec.Struct, frozen=True):
     """A program to run: ``argv`` with its absolute path first, never a shell; ``env`` is its whole environment; ``cwd``
@@ -28,16 +30,18 @@ class _Message(msgspec.Struct, tag=True):
     """The field ``type`` of its JSON object is the name of its class."""
 
 
-# -- orders: from the worker to the fork server
+class Setup(msgspec.Struct):
+    """The argument of the reaper and of the fork server. The fork server imports ``modules``. ``path`` is the worker's
+    ``sys.path``, so that both find the same ones. ``grace`` is in seconds. A child is replaced after ``max_tasks``
+    tasks."""
 
-
-class Setup(_Message):
-    """The first order. ``path`` is the worker's ``sys.path``, so that both find the same modules. ``grace`` is in
-    seconds. A child is replaced after ``max_tasks`` tasks."""
-
+    modules: Sequence[str]
     path: Sequence[str]
     grace: float
     max_tasks: int
+
+
+# -- orders: from the worker to the fork server
 
 
 class Call(_Message):
@@ -62,27 +66,9 @@ class Stop(_Message):
     job: int
 
 
-Order: TypeAlias = Setup | Call | Execute | Stop
+Order: TypeAlias = Call | Execute | Stop
 
 # -- how a job ended
-
-
-class Returned(_Message):
-    """The handler returned. ``value`` is the JSON text of its result."""
-
-    value: msgspec.Raw
-
-
-class Raised(_Message):
-    """The handler raised an exception of the class ``name``, or its result cannot be stored: then ``name`` is empty.
-    ``retry`` is true for Retry, ``rejected`` for Reject and TaskdError."""
-
-    name: str
-    message: str
-    trace: str = ""
-    retry_after: float | None = None
-    rejected: bool = False
-    retry: bool = False
 
 
 class Exited(_Message):
@@ -102,7 +88,8 @@ class Died(_Message):
     reason: str
 
 
-JobEnd: TypeAlias = Returned | Raised | Exited | Died
+JobEnd: TypeAlias = HandlerResult | Exited | Died
+"""A child reports what its handler did, a supervisor how its program exited."""
 
 # -- events: from the fork server to the worker
 

@@ -27,8 +27,6 @@ class OutputBuffer:
     """Collects raw bytes and gives out complete lines. It decodes and cleans only what it gives out: a task that prints
     a gigabyte costs little more than reading it."""
 
-    __slots__ = ("_dropped", "_overlong", "_pending", "_tail", "total")
-
     def __init__(self) -> None:
         self.total = 0
         self._pending = bytearray()

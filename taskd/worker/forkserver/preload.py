@@ -11,26 +11,27 @@ import sys
 import threading
 from collections.abc import Sequence
 
+import msgspec
+
 from taskd.model.errors import SettingsError
 from taskd.ports.handler import ITaskHandler
 from taskd.worker.forkserver import process_tree
-from taskd.worker.forkserver.messages import ImportFailed, Setup, decode_order, encode
+from taskd.worker.forkserver.messages import ImportFailed, Setup, encode
 from taskd.worker.forkserver.process_tree import report
 from taskd.worker.forkserver.server import ForkServer
 from taskd.worker.handler import by_kind, collect
 from taskd.worker.importing import import_module
 
 
-def run(reaper: int, orders: int, events: int, modules: Sequence[str]) -> None:
-    """Run the fork server until the worker hangs up, or return if the modules cannot be imported."""
+def run(reaper: int, orders: int, events: int, argument: str) -> None:
+    """Run the fork server until the worker hangs up, or return if the modules cannot be imported. ``argument`` is the
+    JSON text of Setup."""
     process_tree.become_subreaper()
     process_tree.die_with_parent(reaper, signal.SIGUSR1)
-    setup = _read_setup(orders)
-    if setup is None:
-        return
+    setup = msgspec.json.decode(argument, type=Setup)
     sys.path[:] = setup.path
     try:
-        handlers = load(modules)
+        handlers = load(setup.modules)
     except SettingsError as e:
         with contextlib.suppress(OSError):
             os.write(events, encode(ImportFailed(str(e))))
@@ -42,18 +43,6 @@ def run(reaper: int, orders: int, events: int, modules: Sequence[str]) -> None:
     gc.collect()
     gc.freeze()
     ForkServer(orders, events, handlers, setup).run()
-
-
-def _read_setup(orders: int) -> Setup | None:
-    """Read the first line byte by byte: ForkServer reads the next one."""
-    line = bytearray()
-    while not line.endswith(b"\n"):
-        data = os.read(orders, 1)
-        if not data:
-            return None
-        line += data
-    setup = decode_order(bytes(line))
-    return setup if isinstance(setup, Setup) else None
 
 
 def load(modules: Sequence[str]) -> dict[str, ITaskHandler]:

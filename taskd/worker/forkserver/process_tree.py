@@ -51,6 +51,17 @@ def yield_to_the_worker() -> None:
         file.write("500")
 
 
+def pipe_of_signals() -> tuple[int, int]:
+    """A pipe into which Python writes the number of each SIGCHLD and SIGUSR1: the end to read and the end to write."""
+    ends = os.pipe()
+    for fd in ends:
+        os.set_blocking(fd, False)
+    for number in (signal.SIGCHLD, signal.SIGUSR1):
+        signal.signal(number, lambda number, frame: None)
+    signal.set_wakeup_fd(ends[1], warn_on_full_buffer=False)
+    return ends
+
+
 def children(pid: int) -> list[int]:
     """The pids of its children, zombies included. Empty if the process does not exist.
 
@@ -86,19 +97,30 @@ def _children_by_parent() -> dict[int, list[int]]:
 def descendants(pid: int) -> set[int]:
     """All processes below it."""
     found: set[int] = set()
-    todo = [pid]
-    while todo:
-        for child in children(todo.pop()):
-            if child not in found:
-                found.add(child)
-                todo.append(child)
+    _find_below(pid, found)
     return found
 
 
-def send(pid: int, number: signal.Signals) -> None:
-    """Send a signal to one process. No effect if it does not exist or belongs to another user."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
+def _find_below(root: int, found: set[int], number: signal.Signals | None = None) -> None:
+    """Add all processes below ``root`` to ``found``. Each new one gets the signal before its children are listed."""
+    todo = [root]
+    while todo:
+        for child in children(todo.pop()):
+            if child not in found:
+                if number is not None:
+                    send(child, number)
+                found.add(child)
+                todo.append(child)
+
+
+def send(pid: int, number: signal.Signals) -> bool:
+    """Send a signal to a process, or to a group if ``pid`` is negative. Returns False, without effect, if it does not
+    exist or belongs to another user."""
+    try:
         os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
 
 
 def terminate(root: int) -> set[int]:
@@ -107,9 +129,7 @@ def terminate(root: int) -> set[int]:
     if len(found) == 1:
         # It has no descendants, or the system does not list them: then its group reaches more. A process that was just
         # forked has no group yet.
-        try:
-            os.killpg(root, signal.SIGTERM)
-        except (ProcessLookupError, PermissionError):
+        if not send(-root, signal.SIGTERM):
             send(root, signal.SIGTERM)
     else:
         for pid in found:
@@ -121,8 +141,7 @@ def kill(root: int) -> None:
     """KILL a process and all below it. Call it again until they have ended."""
     send(root, signal.SIGSTOP)
     kill_below(root)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(root, signal.SIGKILL)
+    send(-root, signal.SIGKILL)
     send(root, signal.SIGKILL)
 
 
@@ -134,13 +153,8 @@ def kill_below(root: int) -> None:
     """
     frozen: set[int] = set()
     for _ in range(_FREEZE_ROUNDS):
-        todo, before = [root], len(frozen)
-        while todo:
-            for child in children(todo.pop()):
-                if child not in frozen:
-                    send(child, signal.SIGSTOP)
-                    frozen.add(child)
-                    todo.append(child)
+        before = len(frozen)
+        _find_below(root, frozen, signal.SIGSTOP)
         if len(frozen) == before:
             break
     for pid in frozen:
@@ -163,9 +177,8 @@ def end_all_below_me() -> None:
 
 def how_it_ended(status: int) -> str:
     """A wait status in words: "killed by SIGSEGV", "exited with status 3"."""
-    if os.WIFSIGNALED(status):
-        return killed_by(os.WTERMSIG(status))
-    return f"exited with status {os.waitstatus_to_exitcode(status)}"
+    code = os.waitstatus_to_exitcode(status)
+    return killed_by(-code) if code < 0 else f"exited with status {code}"
 
 
 def killed_by(number: int) -> str:

@@ -10,9 +10,9 @@ import contextlib
 import os
 import select
 import signal
+import sys
 import time
 import traceback
-from collections.abc import Sequence
 
 from taskd.worker.forkserver import process_tree
 
@@ -20,7 +20,7 @@ PATIENCE = 8.0
 """Seconds that the fork server may take to end everything after the worker has ended."""
 
 
-def main(modules: Sequence[str]) -> None:
+def main(setup: str) -> None:
     """Become the reaper, and fork the fork server before anything of the handlers is imported."""
     with contextlib.suppress(PermissionError):
         os.setsid()
@@ -43,7 +43,7 @@ def main(modules: Sequence[str]) -> None:
         try:
             from taskd.worker.forkserver.preload import run
 
-            run(reaper, orders, events, modules)
+            run(reaper, orders, events, setup)
             status = 0
         except BaseException:
             traceback.print_exc()
@@ -58,12 +58,7 @@ def main(modules: Sequence[str]) -> None:
 
 def _wait_for(forkserver: int, orders: int) -> None:
     """Return when the fork server has ended. Kill it if it outlives the worker by PATIENCE."""
-    wake, waker = os.pipe()
-    for fd in (wake, waker):
-        os.set_blocking(fd, False)
-    for number in (signal.SIGCHLD, signal.SIGUSR1):
-        signal.signal(number, lambda number, frame: None)
-    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    wake, _ = process_tree.pipe_of_signals()
     poll = select.poll()
     poll.register(wake, select.POLLIN)
     # no events: poll then reports only that the worker has hung up
@@ -81,3 +76,7 @@ def _wait_for(forkserver: int, orders: int) -> None:
         if kill_at is not None and time.monotonic() >= kill_at:
             process_tree.send(forkserver, signal.SIGKILL)
             kill_at += PATIENCE
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

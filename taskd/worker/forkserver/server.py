@@ -31,9 +31,7 @@ from taskd.worker.forkserver.messages import (
     JobEnded,
     Lines,
     Progress,
-    Raised,
     Ready,
-    Returned,
     Setup,
     Stop,
     decode_job_ended,
@@ -42,6 +40,7 @@ from taskd.worker.forkserver.progress_page import ProgressPage
 from taskd.worker.forkserver.spawning import fork
 from taskd.worker.forkserver.supervisor import supervise
 from taskd.worker.forkserver.worker_pipe import WorkerPipe
+from taskd.worker.handler_results import Fault, Success
 
 TICK = 0.1
 """Seconds between two collections of output and checks of limits."""
@@ -61,30 +60,22 @@ class ForkServer:
     def __init__(self, orders: int, events: int, handlers: Mapping[str, ITaskHandler], setup: Setup) -> None:
         self._handlers = handlers
         self._setup = setup
-        self._pid = os.getpid()
         self._over = False
         self._to_reap = False
         self._processes: dict[int, Process] = {}
         self._idle: list[Process] = []
-        self._jobs: dict[int, Process] = {}
+        self._jobs: dict[int, JobState] = {}
         self._selector = selectors.DefaultSelector()
         self._killer = TreeKiller(self._processes)
         self._worker = WorkerPipe(orders, events, self._selector, self._take_orders)
-        # Python writes the number of each signal to the second one, which wakes the selector
-        self._wake, self._waker = os.pipe()
-        for fd in (self._wake, self._waker):
-            os.set_blocking(fd, False)
-        self._selector.register(self._wake, selectors.EVENT_READ, self._signalled)
+        self._signals = process_tree.pipe_of_signals()
+        self._selector.register(self._signals[0], selectors.EVENT_READ, self._signalled)
 
     # -- the loop
 
     def run(self) -> None:
         """Run until the worker hangs up. Then kill everything below this process."""
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        # the kernel sends it when the reaper ends
-        signal.signal(signal.SIGUSR1, self._reaper_ended)
-        signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
-        self._worker.send(Ready(self._pid))
+        self._worker.send(Ready(os.getpid()))
         next_tick = 0.0
         while not self._over and not self._worker.closed:
             for key, _ in self._selector.select(self._timeout()):
@@ -106,12 +97,9 @@ class ForkServer:
             return KILL_INTERVAL
         return TICK if self._jobs else None
 
-    def _reaper_ended(self, number: int, frame: object) -> None:
-        self._over = True
-
     def _signalled(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._wake, 4096)
+        # the kernel sends SIGUSR1 when the reaper ends
+        self._over = signal.SIGUSR1 in os.read(self._signals[0], 4096)
         self._to_reap = True
 
     # -- orders of the worker
@@ -138,23 +126,21 @@ class ForkServer:
         job = JobState(order.job, order.program)
 
         def main(channel: socket.socket, output: int) -> None:
-            supervise(self._pid, channel, output, job.id, order.program)
+            supervise(channel, output, job.id, order.program)
 
         process = self._fork(job, None, main)
         if process is not None:
             self._assign(process, job)
 
     def _assign(self, process: Process, job: JobState) -> None:
-        process.job = job
-        self._jobs[job.id] = process
+        process.job, job.process = job, process
+        self._jobs[job.id] = job
 
     def _stop(self, id: int) -> None:
-        process = self._jobs.get(id)
-        job = process.job if process is not None else None
-        if process is None or job is None or job.stop_by is not None or process.ending_since is not None:
-            return
-        job.stop_by = time.monotonic() + self._setup.grace
-        job.members = process_tree.terminate(process.pid)
+        job = self._jobs.get(id)
+        if job is not None and job.stop_by is None and job.process.ending_since is None:
+            job.stop_by = time.monotonic() + self._setup.grace
+            job.members = process_tree.terminate(job.process.pid)
 
     # -- children and supervisors
 
@@ -169,7 +155,7 @@ class ForkServer:
         page = ProgressPage()
 
         def main(channel: socket.socket, output: int) -> None:
-            Child(self._pid, channel, output, page, self._handlers).run()
+            Child(channel, output, page, self._handlers).run()
 
         return self._fork(job, page, main)
 
@@ -190,7 +176,7 @@ class ForkServer:
     def _close_files(self) -> None:
         """Close everything that a new process must not keep open."""
         self._selector.close()
-        fds = [*self._worker.fds, self._wake, self._waker]
+        fds = [*self._worker.fds, *self._signals]
         for process in self._processes.values():
             # a socket object must not close a file that gets its number later
             fds += [process.channel.detach(), process.output]
@@ -228,7 +214,7 @@ class ForkServer:
                 message = decode_job_ended(line)
                 if job is None or job.end is not None or message.job != job.id:
                     raise ValueError("no such job")
-                self._job_ended(process, job, message)
+                self._job_ended(job, message)
         except (ValueError, msgspec.DecodeError):
             # the task wrote into our channel
             if job is not None and job.end is None:
@@ -236,21 +222,21 @@ class ForkServer:
             self._begin_kill(process)
         return True
 
-    def _job_ended(self, process: Process, job: JobState, message: JobEnded) -> None:
-        job.end = message.end
+    def _job_ended(self, job: JobState, message: JobEnded) -> None:
+        process, job.end = job.process, message.end
         if job.program is not None:
             # kill what it left running, which keeps its time if it is in its grace
             if job.stop_by is None:
                 self._begin_kill(process)
         elif (
-            isinstance(message.end, Returned | Raised)
+            isinstance(message.end, Success | Fault)
             and message.fit
             and job.stop_by is None
             and process.ending_since is None
             and process.tasks < self._setup.max_tasks
             and process_tree.childless(process.pid)
         ):
-            self._finish(process, job)
+            self._finish(job)
             self._idle.append(process)
         elif job.stop_by is None or process_tree.childless(process.pid):
             self._begin_kill(process)
@@ -259,14 +245,14 @@ class ForkServer:
         if not process.read_output():
             self._selector.unregister(process.output)
         elif (job := process.job) is not None and (reason := job.exceeded_output()) is not None:
-            self._limit(process, job, reason)
+            self._limit(job, reason)
 
     # -- the end of processes
 
-    def _limit(self, process: Process, job: JobState, reason: str) -> None:
+    def _limit(self, job: JobState, reason: str) -> None:
         if job.reason is None and job.end is None:
             job.reason = reason
-            self._begin_kill(process)
+            self._begin_kill(job.process)
 
     def _begin_kill(self, process: Process) -> None:
         if process in self._idle:
@@ -293,61 +279,60 @@ class ForkServer:
         job = process.job
         if job is not None:
             if job.end is None:
-                job.end = self._end_without_message(process, job)
-            self._finish(process, job)
+                job.end = self._end_without_message(job)
+            self._finish(job)
         for file in (process.channel, process.output):
             with contextlib.suppress(KeyError):
                 self._selector.unregister(file)
         process.close()
         del self._processes[process.pid]
 
-    def _end_without_message(self, process: Process, job: JobState) -> JobEnd:
-        assert process.status is not None
+    def _end_without_message(self, job: JobState) -> JobEnd:
+        assert job.process.status is not None
         if job.program is not None and (job.reason is not None or job.members):
             # killed by this process, together with its supervisor
             return Exited(None, signal.SIGKILL, time.monotonic() - job.begun)
-        return Died(process_tree.how_it_ended(process.status))
+        return Died(process_tree.how_it_ended(job.process.status))
 
-    def _finish(self, process: Process, job: JobState) -> None:
+    def _finish(self, job: JobState) -> None:
         """Report the last output and the end of a job of which nothing runs any more."""
-        process.drain_output(job)
+        job.drain_output()
         if job.reason is None:
             job.reason = job.exceeded_output()
-        self._report_output(process, job, last=True)
+        self._report_output(job, last=True)
         end = job.end
         assert end is not None
         if isinstance(end, Exited):
             end = msgspec.structs.replace(end, tail=job.output.tail(), reason=job.reason)
         self._worker.send(JobEnded(job.id, end))
-        process.job = None
+        job.process.job = None
         del self._jobs[job.id]
 
     # -- every tick
 
     def _tick(self, now: float) -> None:
-        for process in list(self._jobs.values()):
-            job = process.job
-            if job is None:
-                continue
-            if self._worker.unsent < MAX_UNSENT_BYTES:
-                self._report_output(process, job)
+        for job in list(self._jobs.values()):
+            process, program = job.process, job.program
+            if len(self._worker.unsent) < MAX_UNSENT_BYTES:
+                self._report_output(job)
             if job.stop_by is not None and (
                 now >= job.stop_by or (job.end is not None and process_tree.childless(process.pid))
             ):
                 self._begin_kill(process)
-            elif job.program is not None and process.ending_since is None:
-                self._count_processes(process, job, job.program.processes)
+            elif (
+                program is not None
+                and program.processes is not None
+                and process.ending_since is None
+                and len(process_tree.descendants(process.pid)) > program.processes
+            ):
+                self._limit(job, f"had more than {program.processes} processes")
 
-    def _count_processes(self, process: Process, job: JobState, allowed: int | None) -> None:
-        if allowed is not None and len(process_tree.descendants(process.pid)) > allowed:
-            self._limit(process, job, f"had more than {allowed} processes")
-
-    def _report_output(self, process: Process, job: JobState, *, last: bool = False) -> None:
+    def _report_output(self, job: JobState, *, last: bool = False) -> None:
         lines, dropped = job.output.take(last=last)
         if lines or dropped:
             self._worker.send(Lines(job.id, lines, dropped))
-        if process.page is not None:
-            progress = process.page.read(job.id)
+        if job.process.page is not None:
+            progress = job.process.page.read(job.id)
             if progress is not None and progress != job.progress:
                 job.progress = progress
                 self._worker.send(Progress(job.id, *progress))

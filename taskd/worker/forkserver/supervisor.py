@@ -2,89 +2,67 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
 import signal
 import socket
+import subprocess
 import time
 
 from taskd.worker.forkserver import process_tree
-from taskd.worker.forkserver.child import default_signals, wire_standard_streams
 from taskd.worker.forkserver.messages import Died, Exited, JobEnded, Program, encode
 
 
-def supervise(forkserver: int, channel: socket.socket, output: int, job: int, program: Program) -> None:
+def supervise(channel: socket.socket, output: int, job: int, program: Program) -> None:
     """Run the program and report its end. Then wait until nothing of it is left, or until the fork server kills the
     rest.
 
     The program stays in the session and process group of its supervisor: the group has both.
     """
-    os.setsid()
-    process_tree.become_subreaper()
-    process_tree.die_with_parent(forkserver, signal.SIGKILL)
-    process_tree.yield_to_the_worker()
-    wire_standard_streams(output)
     begun = time.monotonic()
-    why, trouble = os.pipe()
     # TERM stays blocked here: it is for the program. One that came before the program started is passed on below.
-    default_signals()
-    me = os.getpid()
-    pid = os.fork()
-    if not pid:
-        try:
-            _become(me, program, trouble)
-        finally:
-            os._exit(127)
-    os.close(trouble)
+    try:
+        started = _start(program)
+    except (OSError, ValueError, subprocess.SubprocessError) as e:
+        channel.sendall(encode(JobEnded(job, Died(_why(program, e)))))
+        return
     # only the program's own tree keeps the output open
     for fd in (1, 2, output):
         os.close(fd)
-    with open(why, "rb") as pipe:
-        not_started = pipe.read().decode(errors="replace")
     if signal.SIGTERM in signal.sigpending():
-        process_tree.send(pid, signal.SIGTERM)
+        process_tree.send(started.pid, signal.SIGTERM)
     while True:
         try:
             ended, status = os.waitpid(-1, 0)
         except ChildProcessError:
             return
-        if ended == pid:
-            end = Died(not_started) if not_started else _exited(status, time.monotonic() - begun)
+        if ended == started.pid:
+            code, seconds = os.waitstatus_to_exitcode(status), time.monotonic() - begun
+            end = Exited(code, None, seconds) if code >= 0 else Exited(None, -code, seconds)
             channel.sendall(encode(JobEnded(job, end)))
 
 
-def _exited(status: int, seconds: float) -> Exited:
-    if os.WIFSIGNALED(status):
-        return Exited(None, os.WTERMSIG(status), seconds)
-    return Exited(os.waitstatus_to_exitcode(status), None, seconds)
+def _start(program: Program) -> subprocess.Popen[bytes]:
+    supervisor = os.getpid()
 
-
-def _become(supervisor: int, program: Program, trouble: int) -> None:
-    """Turn this process into the program, or write into ``trouble`` why that is impossible."""
-    what = repr(program.argv[0])
-    try:
+    def prepare() -> None:
         process_tree.die_with_parent(supervisor, signal.SIGKILL)
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if program.memory is not None:
             resource.setrlimit(resource.RLIMIT_AS, (program.memory, program.memory))
-        _close_all_but(trouble)
-        what += f" in the folder {program.cwd!r}"
-        os.chdir(program.cwd)
-        what = repr(program.argv[0])
-        os.execve(program.argv[0], list(program.argv), program.env)
-    except (OSError, ValueError) as e:
-        reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
-        os.write(trouble, f"cannot start {what}: {reason}".encode(errors="replace")[:2000])
+
+    return subprocess.Popen(program.argv, cwd=program.cwd, env=program.env, preexec_fn=prepare)
 
 
-def _close_all_but(keep: int) -> None:
-    """Close all files but the standard streams and ``keep``, which exec closes."""
-    highest = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    with contextlib.suppress(OSError):
-        highest = max(map(int, os.listdir("/proc/self/fd"))) + 1
-    os.closerange(3, keep)
-    os.closerange(keep + 1, highest)
+def _why(program: Program, error: Exception) -> str:
+    """Why it cannot start."""
+    what, reason = repr(program.argv[0]), str(error)
+    if isinstance(error, OSError):
+        reason = error.strerror or reason
+        if error.filename == program.cwd:
+            what += f" in the folder {program.cwd!r}"
+    elif isinstance(error, subprocess.SubprocessError):
+        # raised for all errors of prepare()
+        reason = f"its memory cannot be limited to {program.memory} bytes"
+    return f"cannot start {what}: {reason}"

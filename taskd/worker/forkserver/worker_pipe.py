@@ -25,15 +25,11 @@ class WorkerPipe:
         self._events = events
         self._selector = selector
         self._lines = LineBuffer(MAX_ORDER_BYTES)
-        self._unsent = bytearray()
+        self.unsent = bytearray()
+        """What waits because the worker does not read."""
         for fd in self.fds:
             os.set_blocking(fd, False)
         selector.register(orders, selectors.EVENT_READ, read)
-
-    @property
-    def unsent(self) -> int:
-        """How many bytes wait because the worker does not read."""
-        return len(self._unsent)
 
     def read(self) -> Iterator[tuple[Order, bytes]]:
         """The orders that are there, each with its line."""
@@ -48,22 +44,22 @@ class WorkerPipe:
 
     def send(self, event: Event) -> None:
         """Send an event, now or when the worker reads again."""
-        was_empty = not self._unsent
-        self._unsent += encode(event)
+        was_empty = not self.unsent
+        self.unsent += encode(event)
         if was_empty:
             self._write()
-            if self._unsent:
+            if self.unsent:
                 self._selector.register(self._events, selectors.EVENT_WRITE, self._write)
 
     def _write(self) -> None:
         try:
-            while self._unsent:
-                del self._unsent[: os.write(self._events, self._unsent[:_CHUNK])]
+            while self.unsent:
+                del self.unsent[: os.write(self._events, self.unsent[:_CHUNK])]
         except BlockingIOError:
             return
         except OSError:
             # the worker has ended
-            self._unsent.clear()
+            self.unsent.clear()
             self.closed = True
         with contextlib.suppress(KeyError):
             self._selector.unregister(self._events)
