@@ -5,18 +5,16 @@ If an object has a name twice, all values are checked and the last one counts. U
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import msgspec
 from msgspec import UNSET, Raw, Struct
 
-from taskd.model.errors import BadJson, BadRequest, TaskdError, UnknownAction, quote
+from taskd.model.errors import BadJson, TaskdError, UnknownAction, quote
+from taskd.model.invalid import invalid
 from taskd.protocol.actions import ACTIONS, Action
-from taskd.protocol.messages import IN_PAYLOAD, Envelope, Reply, RequestId, Scalar, encode
+from taskd.protocol.messages import Envelope, Reply, RequestId, Scalar, encode
 
-_TIME = 'time in RFC 3339 form, such as "2026-03-01T12:00:00Z"'
-_WORDS = {"str": "string", "int": "integer", "float": "number", "bool": "boolean", "datetime": _TIME}
 _EXPECTED = 'one JSON object a line is expected, such as {"action":"ping"}'
 
 _envelope = msgspec.json.Decoder(Envelope).decode
@@ -56,7 +54,7 @@ def decode_request(line: bytes) -> tuple[Action, Struct, RequestId]:
             raise InvalidRequest(not_json) from None
         if request_id is UNSET:
             request_id = _find_id(line)
-        raise InvalidRequest(_invalid(e), request_id) from None
+        raise InvalidRequest(invalid(e), request_id) from None
     except UnicodeDecodeError as e:
         why = f"byte {e.start} is {line[e.start]:#04x}"
         raise InvalidRequest(BadJson(f"the line is not UTF-8: {why}; {_EXPECTED}, in UTF-8")) from None
@@ -86,29 +84,6 @@ def _checked(raw: Raw) -> Raw:
 
 def _unknown(name: str) -> UnknownAction:
     return UnknownAction(f"unknown action {quote(name)}; known are: {', '.join(ACTIONS)}", field="action")
-
-
-def _invalid(e: msgspec.ValidationError) -> TaskdError:
-    what, _, path = str(e).partition(" - at `")
-    field = path.rstrip("`").removeprefix("$").removeprefix(".") or None
-    if what.endswith(IN_PAYLOAD):
-        what = what.removesuffix(IN_PAYLOAD)
-        field = f"{field}.payload" if field else "payload"
-    if what.startswith("Object missing required field"):
-        missing = what.split("`")[1]
-        field = f"{field}.{missing}" if field else missing
-        return BadRequest(f"{field} is missing", field=field)
-    what = what.replace("Invalid RFC3339 encoded datetime", "Expected `datetime`")
-    what = re.sub("`(.*?)`", lambda found: _words(found[1]), what).replace("Expected", "expected")
-    return BadRequest(f"{field}: {what}" if field else what, field=field)
-
-
-def _words(types: str) -> str:
-    """The JSON names of Python types."""
-    names = types.split(" | ")
-    if "float" in names and "int" in names:
-        names.remove("int")
-    return " or ".join(_WORDS.get(name, name) for name in names)
 
 
 def _why(e: Exception, line: bytes) -> str:

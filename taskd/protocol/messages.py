@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeAlias, Union
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, structs
 
+from taskd.model.invalid import IN_PAYLOAD
 from taskd.model.json_text import check_depth
 from taskd.model.limits import MAX_ATTEMPTS, MAX_DELAY_SECONDS, MAX_JSON_DEPTH, MAX_TIMEOUT_SECONDS
 from taskd.model.tasks import DEFAULT_KIND
@@ -52,9 +53,6 @@ class Login(Struct):
 
 _NO_PAYLOAD = Raw(b"{}")
 _payload = msgspec.json.Decoder(dict[str, Any]).decode
-
-IN_PAYLOAD = " - in payload"
-"""How the message of a ValidationError ends whose reason lies in a payload. msgspec adds the path of the task."""
 
 
 class TaskSpec(Struct):

@@ -15,6 +15,7 @@ from zope.interface import classImplements, implementer
 
 from taskd.model.backoff import Backoff
 from taskd.model.errors import BadRequest, SettingsError
+from taskd.model.invalid import invalid
 from taskd.model.limits import DEFAULT_ATTEMPTS, MAX_ATTEMPTS, MAX_TIMEOUT_SECONDS
 from taskd.model.tasks import check_kind
 from taskd.ports.handler import ITaskContext, ITaskHandler
@@ -115,7 +116,7 @@ class _Attributes(msgspec.Struct):
     """What a handler must have, and in which ranges."""
 
     kind: str
-    isolation: Annotated[str, Meta(pattern=r"^(async|thread|process)\Z")]
+    isolation: str
     timeout: Timeout | None
     max_attempts: MaxAttempts
     backoff: _Backoff
@@ -131,13 +132,9 @@ def check_handler(found: Any, name: str) -> None:
     except BadRequest as e:
         raise SettingsError(f"{name}: {e.message}") from None
     except msgspec.ValidationError as e:
-        raise SettingsError(f"{name}: {describe_invalid(e)}") from None
-
-
-def describe_invalid(error: msgspec.ValidationError) -> str:
-    """The wrong field and what is wrong with it, such as "timeout: Expected `float` > 0.0"."""
-    what, _, path = str(error).partition(" - at `$.")
-    return f"{path[:-1]}: {what}" if path else what
+        raise SettingsError(f"{name}: {invalid(e).message}") from None
+    if found.isolation not in ("async", "thread", "process"):
+        raise SettingsError(f"{name}: isolation must be 'async', 'thread' or 'process', not {found.isolation!r}")
 
 
 def collect(module: ModuleType) -> list[ITaskHandler]:

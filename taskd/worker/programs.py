@@ -34,11 +34,12 @@ from msgspec import Meta
 
 from taskd.model.backoff import Backoff
 from taskd.model.errors import BadRequest, SettingsError, quote
+from taskd.model.invalid import invalid
 from taskd.model.limits import DEFAULT_ATTEMPTS
 from taskd.model.tasks import PROGRAM_PREFIX, check_kind
 from taskd.model.text import one_line
 from taskd.worker.forkserver.messages import Program
-from taskd.worker.handler import MAX_SUMMARY_CHARS, MaxAttempts, Timeout, describe_invalid
+from taskd.worker.handler import MAX_SUMMARY_CHARS, MaxAttempts, Timeout
 from taskd.worker.program_arguments import Template
 
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -55,7 +56,7 @@ class Section(msgspec.Struct, forbid_unknown_fields=True):
     path: str
     summary: str = ""
     args: list[str | list[str]] = []
-    env: dict[Annotated[str, Meta(pattern=r"^[^=\0]+\Z")], Annotated[str, Meta(pattern=r"^[^\0]*\Z")]] = {}
+    env: dict[str, str] = {}
     cwd: str = TEMPORARY
     timeout: Timeout | None = None
     memory: int | str | None = None
@@ -123,7 +124,7 @@ def read_programs(file: str) -> list[Command]:
         except SettingsError as e:
             raise SettingsError(f"{file}: [{name}] {e}") from None
         except msgspec.ValidationError as e:
-            raise SettingsError(f"{file}: [{name}] {describe_invalid(e)}") from None
+            raise SettingsError(f"{file}: [{name}] {invalid(e).message}") from None
         except BadRequest as e:
             raise SettingsError(f"{file}: [{name}]: {e.message}") from None
     return commands
@@ -143,6 +144,11 @@ def _command(name: str, table: Any) -> Command:
         raise SettingsError(f'cwd: must be absolute, or "{TEMPORARY}", not {quote(cwd)}')
     if cwd != TEMPORARY and not os.path.isdir(cwd):
         raise SettingsError(f"cwd: there is no folder {quote(cwd)}")
+    for variable, value in section.env.items():
+        if not variable or "=" in variable:
+            raise SettingsError(f"env: {quote(variable)} cannot be the name of a variable")
+        if "\0" in variable + value:
+            raise SettingsError(f"env: {quote(variable)} must not contain the NUL character")
     return Command(name, section)
 
 
