@@ -23,7 +23,7 @@ EVENT_BYTES = 350
 """About the size of the event of one changed task, in bytes."""
 
 CONNECTIONS = 4
-FANOUT = "floor-news"
+FANOUT = "floor-events"
 
 _PLAIN = extensions.new_type((114, 1184), "PLAIN", extensions.UNICODE)
 

@@ -146,13 +146,13 @@ class MemoryBroker:
     async def depth(self, queue: str) -> int:
         return len(self._ready_queue(queue).messages)
 
-    def announce(self, news: bytes, topic: str = CHANGES) -> None:
+    def announce(self, batch: bytes, topic: str = CHANGES) -> None:
         if self.ready and topic in self._subscribers:
-            self._events.append((topic, news))
+            self._events.append((topic, batch))
             self._wake()
 
-    def subscribe(self, on_news: Callable[[bytes], None], on_gap: Callable[[], None], topic: str = CHANGES) -> None:
-        self._subscribers.setdefault(topic, []).append(on_news)
+    def subscribe(self, on_batch: Callable[[bytes], None], on_gap: Callable[[], None], topic: str = CHANGES) -> None:
+        self._subscribers.setdefault(topic, []).append(on_batch)
 
     def _ready_queue(self, name: str) -> _Queue:
         if not self.ready:

@@ -75,14 +75,14 @@ class IBroker(Interface):
     def depth(queue: str) -> Awaitable[int]:
         """The number of ready messages in the queue. Raises BrokerUnavailable."""
 
-    def announce(news: bytes, topic: str = CHANGES) -> None:
+    def announce(batch: bytes, topic: str = CHANGES) -> None:
         """Send an event batch, which must not be empty, to every subscriber of a topic, also to those of this process.
 
         It is dropped while the broker cannot be reached. All subscribers then get a gap as soon as it can be.
         """
 
-    def subscribe(on_news: Callable[[bytes], None], on_gap: Callable[[], None], topic: str = CHANGES) -> None:
-        """Call ``on_news`` with every event batch of a topic from now on.
+    def subscribe(on_batch: Callable[[bytes], None], on_gap: Callable[[], None], topic: str = CHANGES) -> None:
+        """Call ``on_batch`` with every event batch of a topic from now on.
 
         ``on_gap`` is called each time that event batches may have been lost.
         """

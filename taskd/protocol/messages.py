@@ -15,8 +15,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, structs
 
 from taskd.model.invalid import IN_PAYLOAD
-from taskd.model.json_text import check_depth
-from taskd.model.limits import MAX_ATTEMPTS, MAX_DELAY_SECONDS, MAX_JSON_DEPTH, MAX_TIMEOUT_SECONDS
+from taskd.model.limits import MAX_ATTEMPTS, MAX_DELAY_SECONDS, MAX_TIMEOUT_SECONDS
 from taskd.model.tasks import DEFAULT_KIND
 from taskd.protocol import limits
 
@@ -92,15 +91,6 @@ class TaskSpec(Struct):
                 _payload(self.payload)
             except msgspec.ValidationError as e:
                 raise ValueError(f"{str(e).partition(' - at `')[0]}{IN_PAYLOAD}") from None
-
-
-def payload_text(spec: TaskSpec) -> str:
-    """The payload byte for byte as it came, except that a carriage return between two tokens becomes a space: no line
-    of the protocol contains one. Raises BadRequest for a payload that is nested too deeply."""
-    raw = bytes(spec.payload)
-    if len(raw) > 2 * MAX_JSON_DEPTH:
-        check_depth(raw, "payload")
-    return raw.replace(b"\r", b" ").decode()
 
 
 def fingerprint(spec: TaskSpec, queue: str) -> str:

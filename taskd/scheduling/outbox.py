@@ -27,7 +27,9 @@ class Outbox:
     def __init__(self, store: IStore, broker: IBroker) -> None:
         self._store = store
         self._broker = broker
-        self._published: list[str] = []
+        self.published: list[str] = []
+        """Batches whose rows the next transaction deletes, which saves one of their own. Who takes them out puts them
+        back if the transaction fails."""
         self.publishing: set[str] = set()
         """Batches that this server is publishing now."""
 
@@ -50,25 +52,16 @@ class Outbox:
         except Exception:
             self._log.failure("batch {batch} stays in the outbox", batch=batch)
         else:
-            self._published.append(batch)
+            self.published.append(batch)
         finally:
             self.publishing.discard(batch)
 
-    def take_published(self) -> list[str]:
-        """Rows to delete with the next transaction, which saves one of their own. Give them back if it fails."""
-        published, self._published = self._published, []
-        return published
-
-    def give_back(self, published: Sequence[str]) -> None:
-        """The transaction failed that was to delete these rows."""
-        self._published.extend(published)
-
     async def mark_published(self) -> None:
         """Delete the rows of published batches now. Raises Unavailable."""
-        published = self.take_published()
+        published, self.published = self.published, []
         if published:
             try:
                 await self._store.mark_published(published)
             except BaseException:
-                self.give_back(published)
+                self.published += published
                 raise

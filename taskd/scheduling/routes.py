@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from taskd.events.records import TaskChange
 from taskd.model.tasks import DEFAULT_KIND, Route
 from taskd.ports.workers import WorkerInfo
 from taskd.scheduling.dispatcher import Dispatcher
@@ -56,12 +55,6 @@ class Routes:
     def kinds(self) -> list[ServedKind]:
         """The kinds that living workers serve in the queues of this server, by name."""
         return list(served_kinds(self._workers, self.queues))
-
-    def changed(self, changes: Sequence[TaskChange]) -> None:
-        """Other processes have changed these tasks: there may be room in a window, or more in a backlog."""
-        if self._windows.apply(changes):
-            for dispatcher in self.dispatchers.values():
-                dispatcher.wake()
 
     def add_backlog(self, waiting: Sequence[tuple[Route, int]]) -> None:
         """Tasks of these (route, user id) pairs have joined the backlog."""

@@ -97,14 +97,15 @@ class Submitter:
         return [{key: found[key] for key in keys if key in found} for keys in requests]
 
     async def _create(self, requests: list[Sequence[NewTask]]) -> Sequence[Sequence[Created]]:
-        batch, published = self._new_id(), self._outbox.take_published()
+        batch = self._new_id()
+        published, self._outbox.published = self._outbox.published, []
         tasks = [task for request in requests for task in request]
         for task in tasks:
             task.state = self._first_state(task)
         try:
             stored = await self._store.create_tasks(batch, tasks, published)
         except BaseException:
-            self._outbox.give_back(published)
+            self._outbox.published += published
             for task in tasks:
                 if task.state is State.QUEUED:
                     self._windows.release(task.route, 1)

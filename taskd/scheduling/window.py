@@ -6,7 +6,7 @@ a window a little larger or smaller for a moment; it never loses a task.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from taskd.events.records import TaskChange
 from taskd.model.states import State
@@ -18,6 +18,8 @@ class Window:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self.wake: Callable[[], None] = lambda: None
+        """Called when there may be something to dispatch. The dispatcher of the route sets it."""
         self._queued = 0
         self._backlogged: set[int] = set()
         self._backlogged_since: set[int] = set()
@@ -111,14 +113,16 @@ class Windows:
         if window is not None:
             window.take(-places)
 
-    def apply(self, changes: Iterable[TaskChange]) -> bool:
-        """Follow the changes that other processes made. True if any open route may have a backlog now."""
+    def apply(self, changes: Iterable[TaskChange]) -> None:
+        """Follow the changes that other processes made: there may be room, or more in a backlog."""
         by_route = self.by_route
         for change in changes:
             window = by_route.get(Route(change.queue, change.kind))
             if window is not None:
                 window.apply(change)
-        return any(window.has_backlog for window in by_route.values())
+        for window in by_route.values():
+            if window.has_backlog:
+                window.wake()
 
     def correct(self, counts: Mapping[Route, int]) -> None:
         """Take over the store's counts of queued tasks."""

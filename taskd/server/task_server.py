@@ -63,7 +63,7 @@ class TaskServer:
             new_id=new_id,
         )
         routes = scheduler.routes
-        self.subscriber = Subscriber(broker, hub, node, routes.changed, scheduler.follow_workers.on_event)
+        self.subscriber = Subscriber(broker, hub, node, scheduler.windows.apply, scheduler.follow_workers.on_event)
         self.api = Api(
             {
                 Theme.SERVER: ServerActions(routes, node),

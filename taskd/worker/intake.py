@@ -69,8 +69,10 @@ class Intake:
                 return
             now, most = self._clock.seconds(), kind.max_attempts
             pool.add(
-                HeldTask(Claim(d.task_id, d.dispatch, d.redelivered, max_attempts=most), d, consumer, pool, now)
-                for d in deliveries
+                [
+                    HeldTask(Claim(d.task_id, d.dispatch, d.redelivered, max_attempts=most), d, consumer, pool, now)
+                    for d in deliveries
+                ]
             )
 
         def lost() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -20,7 +20,7 @@ class SlotPool(Generic[T]):
         self._start = start
         self._closed = False
 
-    def add(self, items: Iterable[T]) -> None:
+    def add(self, items: Sequence[T]) -> None:
         """Let these wait for a slot."""
         self.waiting.extend(items)
         self.fill()

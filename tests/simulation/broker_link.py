@@ -172,7 +172,7 @@ class BrokerLink:
         self._sent = 0.0
         self._connecting = self.stream("connecting")
         self._publishing = self.stream("publishing")
-        self._event_stream = self.stream("news")
+        self._event_stream = self.stream("events")
         self._depth = self.stream("depth")
         self._broker.links.append(self)
 

@@ -68,7 +68,7 @@ _create_tasks: Callable[..., Any] = StoreLink.create_tasks
 async def _marks_published_before_the_confirm(
     self: Outbox, batch: str, messages: Mapping[Route, Sequence[Dispatch]]
 ) -> None:
-    self._published.append(batch)
+    self.published.append(batch)
     await _publish(self, batch, messages)
 
 

@@ -25,7 +25,7 @@ from taskd.model.errors import (
 from taskd.model.states import State
 from taskd.model.tasks import FailedAttempt, Task
 from taskd.protocol.limits import MAX_LINE_BYTES, MAX_REPLY_BYTES
-from taskd.protocol.messages import encode, payload_text
+from taskd.protocol.messages import encode
 from taskd.protocol.views import view
 from taskd.server.pipeline import Call, RequestPipeline
 
@@ -270,7 +270,7 @@ class FakeConnection(LineReceiver):
                 raise Conflict(f"the key '{spec.key}' stands for another task already; use a new one", field="key")
             return known[0], True
         run_at = spec.run_at or NOON + timedelta(seconds=spec.delay or 0)
-        task = self._taskd.task(spec.task, kind=spec.kind, payload=payload_text(spec), run_at=run_at)
+        task = self._taskd.task(spec.task, kind=spec.kind, payload=bytes(spec.payload).decode(), run_at=run_at)
         self._taskd.keys[spec.key] = task.id, spec
         self.tell(task)
         return task.id, False

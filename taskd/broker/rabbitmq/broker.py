@@ -119,17 +119,17 @@ class RabbitBroker:
         """The number of ready messages; a queue that was deleted is declared again. Raises BrokerUnavailable."""
         return int((await self._declare(queue)).message_count)
 
-    def announce(self, news: bytes, topic: str = CHANGES) -> None:
+    def announce(self, batch: bytes, topic: str = CHANGES) -> None:
         """Send an event batch to every subscriber of a topic."""
-        self._events.publish(news, topic)
+        self._events.publish(batch, topic)
 
-    def subscribe(self, on_news: Callable[[bytes], None], on_gap: Callable[[], None], topic: str = CHANGES) -> None:
-        """Call ``on_news`` for all events of a topic, and ``on_gap`` each time that the subscription starts again."""
+    def subscribe(self, on_batch: Callable[[bytes], None], on_gap: Callable[[], None], topic: str = CHANGES) -> None:
+        """Call ``on_batch`` for all events of a topic, and ``on_gap`` each time that the subscription starts again."""
         subscription = self._subscriptions.get(topic)
         if subscription is None:
             subscription = self._subscriptions[topic] = EventSubscription(self._reactor, topic)
             self._add(subscription)
-        subscription.listeners.append((on_news, on_gap))
+        subscription.listeners.append((on_batch, on_gap))
 
     def _add(self, consumer: ChannelSupervisor) -> None:
         self._consumers = [c for c in self._consumers if not c.stopped]
