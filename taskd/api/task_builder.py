@@ -9,7 +9,8 @@ from twisted.internet.interfaces import IReactorTime
 from taskd.model.errors import BadRequest, quote
 from taskd.model.json_text import check_depth
 from taskd.model.limits import DEFAULT_ATTEMPTS, MAX_DELAY_SECONDS, MAX_JSON_DEPTH
-from taskd.model.tasks import DEFAULT_KIND, NewTask, Route, check_key, check_kind, check_task_text
+from taskd.model.task_checks import check_key, check_kind, check_task_text
+from taskd.model.tasks import DEFAULT_KIND, NewTask, Route
 from taskd.protocol.messages import TaskSpec, fingerprint
 from taskd.scheduling.routes import Routes
 

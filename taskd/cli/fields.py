@@ -12,7 +12,7 @@ from taskd.cli.errors import UsageError
 from taskd.client.errors import ClientError
 from taskd.model.errors import BadRequest, TooLarge
 from taskd.model.limits import MAX_KEY_CHARS
-from taskd.model.tasks import check_key, check_kind, check_task_text
+from taskd.model.task_checks import check_key, check_kind, check_task_text
 
 MAX_KEY_PREFIX_CHARS = MAX_KEY_CHARS - 20
 """The most characters of ``--key`` with lines from the input, each of which appends its number."""

@@ -22,7 +22,8 @@ from taskd.cli.texts.words import WORDS
 from taskd.client.connection import Connection
 from taskd.client.errors import ClientError, Unconfirmed
 from taskd.client.retry import Resender
-from taskd.model.tasks import DEFAULT_KIND, PROGRAM_PREFIX, check_kind
+from taskd.model.task_checks import check_kind
+from taskd.model.tasks import DEFAULT_KIND, PROGRAM_PREFIX
 from taskd.model.users import normalize_username
 
 Action = Callable[[], Awaitable[None]]

@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from taskd.model.tasks import DEFAULT_KIND, Route
 from taskd.ports.workers import WorkerInfo
 from taskd.scheduling.dispatcher import Dispatcher
-from taskd.scheduling.served import ServedKind, Serving, served_kinds, serving_by_route
+from taskd.scheduling.served_kinds import ServedKind, Serving, served_kinds, serving_by_route
 from taskd.scheduling.window import Window, Windows
 
 

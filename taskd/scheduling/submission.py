@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
-from typing import NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from taskd.batching import Batcher
 from taskd.events.publisher import Publisher
-from taskd.model.errors import Conflict, KeyTaken, quote
+from taskd.model.errors import KeyTaken
 from taskd.model.states import State
 from taskd.model.tasks import NewTask, Route
 from taskd.ports.broker import IBroker
 from taskd.ports.store import IStore
 from taskd.ports.tasks import Keyed
 from taskd.protocol.limits import MAX_BATCH
+from taskd.scheduling.idempotency import Created, answers, check_fingerprints, to_be_stored
 from taskd.scheduling.outbox import Outbox
 from taskd.scheduling.window import Windows
 
 Key = tuple[int, str]
 """A user's id and an idempotency key."""
-
-
-class Created(NamedTuple):
-    """A stored task. ``duplicate``: an earlier request with the same key has stored it."""
-
-    task_id: int
-    duplicate: bool = False
 
 
 class Submitter:
@@ -79,14 +72,14 @@ class Submitter:
         keys = list(dict.fromkeys((task.user_id, task.key) for task in tasks if task.key is not None))
         while True:
             known = {key: found for (_, key), found in (await self._look_ups.submit(keys)).items()}
-            _check_fingerprints(tasks, known)
-            fresh = _to_be_stored(tasks, known)
+            check_fingerprints(tasks, known)
+            fresh = to_be_stored(tasks, known)
             try:
                 stored = await self._batcher.submit(fresh) if fresh else ()
             except KeyTaken:
                 # another request has taken the key between the lookup and the commit
                 continue
-            return _answers(tasks, known, stored)
+            return answers(tasks, known, stored)
 
     def drained(self) -> Deferred[None]:
         """Fires when nothing is under way."""
@@ -127,36 +120,3 @@ class Submitter:
             return State.QUEUED
         window.mark_backlogged(task.user_id)
         return State.WAITING
-
-
-def _check_fingerprints(tasks: Sequence[NewTask], known: Mapping[str, Keyed]) -> None:
-    fingerprints = {key: found.fingerprint for key, found in known.items()}
-    for task in tasks:
-        if task.key is not None and fingerprints.setdefault(task.key, task.fingerprint or "") != task.fingerprint:
-            raise Conflict(f"the key {quote(task.key)} stands for another task already; use a new one", field="key")
-
-
-def _to_be_stored(tasks: Sequence[NewTask], known: Mapping[str, Keyed]) -> list[NewTask]:
-    seen = set(known)
-    fresh = []
-    for task in tasks:
-        if task.key is None or task.key not in seen:
-            fresh.append(task)
-        if task.key is not None:
-            seen.add(task.key)
-    return fresh
-
-
-def _answers(tasks: Sequence[NewTask], known: Mapping[str, Keyed], stored: Iterable[Created]) -> list[Created]:
-    fresh = iter(stored)
-    duplicates = {key: Created(found.task_id, True) for key, found in known.items()}
-    created = []
-    for task in tasks:
-        if task.key is None:
-            created.append(next(fresh))
-        elif task.key in duplicates:
-            created.append(duplicates[task.key])
-        else:
-            created.append(next(fresh))
-            duplicates[task.key] = Created(created[-1].task_id, True)
-    return created

@@ -17,7 +17,7 @@ from taskd.model.backoff import Backoff
 from taskd.model.errors import BadRequest, SettingsError
 from taskd.model.invalid import invalid
 from taskd.model.limits import DEFAULT_ATTEMPTS, MAX_ATTEMPTS, MAX_TIMEOUT_SECONDS
-from taskd.model.tasks import check_kind
+from taskd.model.task_checks import check_kind
 from taskd.ports.handler import ITaskContext, ITaskHandler
 
 MAX_SUMMARY_CHARS = 200

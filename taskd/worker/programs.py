@@ -36,7 +36,8 @@ from taskd.model.backoff import Backoff
 from taskd.model.errors import BadRequest, SettingsError, quote
 from taskd.model.invalid import invalid
 from taskd.model.limits import DEFAULT_ATTEMPTS
-from taskd.model.tasks import PROGRAM_PREFIX, check_kind
+from taskd.model.task_checks import check_kind
+from taskd.model.tasks import PROGRAM_PREFIX
 from taskd.model.text import one_line
 from taskd.worker.forkserver.messages import Program
 from taskd.worker.handler import MAX_SUMMARY_CHARS, MaxAttempts, Timeout

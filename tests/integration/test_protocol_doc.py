@@ -21,7 +21,7 @@ from taskd.protocol import docs
 from taskd.protocol.actions import ACTIONS
 from taskd.protocol.views import AttemptView, TaskView
 from taskd.scheduling import explain
-from taskd.scheduling.served import ServedKind
+from taskd.scheduling.served_kinds import ServedKind
 from tests.daemons import Daemon, LineClient, free_port
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)

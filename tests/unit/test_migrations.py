@@ -16,9 +16,9 @@ from twisted.trial.unittest import TestCase
 from taskd.model.errors import SchemaTooNew, SettingsError, Unavailable
 from taskd.store import migrations
 from taskd.store.migrations import Migration
+from taskd.store.opening import MAX_DELAY
 from taskd.store.sqlite.database import InlineRunner
 from taskd.store.sqlite.store import SqliteStore
-from taskd.store.starting import MAX_DELAY
 
 THREE = [Migration(1, "one", "1"), Migration(2, "two", "2"), Migration(3, "three", "3")]
 

@@ -14,7 +14,8 @@ from taskd.model.errors import BadRequest, TooLarge
 from taskd.model.json_text import encode_json
 from taskd.model.limits import LISTED_RESULT_BYTES, MAX_JSON_DEPTH, MAX_KIND_CHARS, MAX_TASK_CHARS
 from taskd.model.states import MOVES, SHOWN_STATES, STATUS_OF, STATUSES, TERMINAL, State
-from taskd.model.tasks import Task, check_kind, check_task_text, shown_state
+from taskd.model.task_checks import check_kind, check_task_text
+from taskd.model.tasks import Task, shown_state
 from taskd.model.users import check_new_password, normalize_username, password_bytes
 from taskd.protocol.views import view
 

@@ -13,9 +13,9 @@ from twisted.logger import ILogObserver, LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from taskd.model.errors import Unavailable
+from taskd.store.opening import MAX_DELAY, MIN_DELAY
 from taskd.store.postgres.connection import PostgresConnection
 from taskd.store.postgres.pool import OutcomeUnknown, Pool
-from taskd.store.starting import MAX_DELAY, MIN_DELAY
 
 WAIT = 5.0
 

@@ -14,7 +14,7 @@ from taskd.scheduling.maintenance.follow_workers import FollowWorkers
 from taskd.scheduling.maintenance.relay_outbox import RELAY_AFTER
 from taskd.scheduling.maintenance.requeue_lost import LOST_AFTER
 from taskd.scheduling.routes import Routes
-from taskd.scheduling.served import ServedKind, Serving
+from taskd.scheduling.served_kinds import ServedKind, Serving
 from taskd.scheduling.window import Windows
 from tests.unit.stage import LEASE, StageCase, now
 

@@ -8,10 +8,10 @@ from functools import partial
 
 from twisted.internet.interfaces import IReactorTime
 
-from taskd.api.field_checks import check_count
 from taskd.api.own_tasks import in_pieces, own_tasks, that_fit
 from taskd.api.principal import Principal
 from taskd.api.reply import SUCCESS, Reply
+from taskd.api.shared_checks import check_count
 from taskd.api.subscriptions import Subscriptions
 from taskd.events.watch_hub import Hub, Wait, Watch
 from taskd.model.errors import RateLimited

@@ -9,16 +9,17 @@ from typing import Any
 from twisted.internet.interfaces import IReactorTime
 
 from taskd.api.cursors import before_of, tasks_cursor
-from taskd.api.field_checks import check_choice, check_count
 from taskd.api.own_tasks import own_tasks, that_fit
 from taskd.api.principal import Principal
 from taskd.api.reply import Reply
+from taskd.api.shared_checks import check_choice, check_count
 from taskd.api.subscriptions import Subscriptions
 from taskd.api.task_builder import TaskBuilder
 from taskd.events.publisher import Publisher
 from taskd.model.errors import BadRequest, TooLarge
 from taskd.model.states import SHOWN_STATES, STATUSES
-from taskd.model.tasks import Task, check_kind, shown_state
+from taskd.model.task_checks import check_kind
+from taskd.model.tasks import Task, shown_state
 from taskd.ports.broker import IBroker
 from taskd.ports.store import IStore
 from taskd.ports.tasks import TaskQuery

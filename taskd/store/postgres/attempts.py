@@ -9,13 +9,13 @@ from twisted.internet.task import deferLater
 from taskd.model.states import State
 from taskd.model.tasks import FailedAttempt, Task
 from taskd.ports.attempts import Claim, Finished, Outcome
+from taskd.store.opening import MIN_DELAY
 from taskd.store.postgres.arrays import array, texts
 from taskd.store.postgres.connection import PostgresConnection, Rows
 from taskd.store.postgres.database import PostgresDatabase
 from taskd.store.postgres.rows import IN_FLIGHT, RELAXED_COMMIT, T, to_tasks
 from taskd.store.refusals import sanitize
 from taskd.store.rows import FAILED_ATTEMPTS_LISTED, TO_WAITING
-from taskd.store.starting import MIN_DELAY
 
 # A task that this worker holds already is returned unchanged. A redelivered message takes a task over from a worker
 # that lost its channel. The last attempt is not taken over: its lease decides. A failed attempt leaves an error, an

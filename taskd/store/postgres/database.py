@@ -17,10 +17,10 @@ from twisted.internet.task import deferLater
 
 from taskd.model.errors import BadRequest, SettingsError, Unavailable
 from taskd.store import migrations
+from taskd.store.opening import MAX_DELAY, MIN_DELAY, Startable
 from taskd.store.postgres.connection import STATEMENT_SECONDS, PostgresConnection, is_dead
 from taskd.store.postgres.pool import OutcomeUnknown, Pool, reason
 from taskd.store.refusals import closed
-from taskd.store.starting import MAX_DELAY, MIN_DELAY, Startable
 
 MIGRATION_SECONDS = 600
 """How long a server waits for its own migrations or for those of another server."""

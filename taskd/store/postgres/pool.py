@@ -15,9 +15,9 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from taskd.model.errors import Unavailable
+from taskd.store.opening import BACKOFF, MAX_DELAY
 from taskd.store.postgres.connection import PostgresConnection, is_dead
 from taskd.store.refusals import closed
-from taskd.store.starting import BACKOFF, MAX_DELAY
 
 
 class OutcomeUnknown(Exception):

@@ -16,8 +16,8 @@ from twisted.internet.interfaces import IReactorTime
 
 from taskd.model.errors import BadRequest, SettingsError, Unavailable
 from taskd.store import migrations
+from taskd.store.opening import MAX_DELAY, Startable
 from taskd.store.refusals import closed
-from taskd.store.starting import MAX_DELAY, Startable
 
 D = TypeVar("D", bound="SqliteDatabase")
 P = ParamSpec("P")

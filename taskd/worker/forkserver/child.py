@@ -17,7 +17,7 @@ import msgspec
 from taskd.ports.handler import ITaskHandler
 from taskd.worker.context import TaskContext
 from taskd.worker.forkserver.messages import Call, JobEnded, decode_order, encode
-from taskd.worker.forkserver.progress_page import ProgressPage
+from taskd.worker.forkserver.progress_memory import ProgressMemory
 from taskd.worker.forkserver.spawning import default_signals
 from taskd.worker.handler_results import Fault, HandlerResult, handler_raised, handler_returned
 
@@ -44,7 +44,7 @@ class ChildContext(TaskContext):
 class ChildOutput:
     """Passes on what the handler of ``job`` reports: its progress by a page of memory, its log lines by a pipe."""
 
-    def __init__(self, job: int, page: ProgressPage, pipe: int) -> None:
+    def __init__(self, job: int, page: ProgressMemory, pipe: int) -> None:
         self._job = job
         self._page = page
         self._pipe = pipe
@@ -68,7 +68,7 @@ class Child:
         self,
         channel: socket.socket,
         output: int,
-        page: ProgressPage,
+        page: ProgressMemory,
         handlers: Mapping[str, ITaskHandler],
     ) -> None:
         self._channel = channel

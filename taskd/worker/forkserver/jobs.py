@@ -9,7 +9,7 @@ import time
 
 from taskd.worker.forkserver.messages import JobEnd, LineBuffer, Program
 from taskd.worker.forkserver.output_buffer import OutputBuffer
-from taskd.worker.forkserver.progress_page import ProgressPage
+from taskd.worker.forkserver.progress_memory import ProgressMemory
 
 MAX_END_BYTES = 2 * 1024 * 1024
 """Of the message that a job ended. A result is far smaller: the task itself sends a longer one."""
@@ -51,7 +51,7 @@ class Process:
     """A child or a supervisor: the root of a tree. ``ending_since`` is the time from which the fork server ends its
     tree, ``status`` its wait status once it is reaped. ``page`` is None for a supervisor."""
 
-    def __init__(self, pid: int, channel: socket.socket, output: int, page: ProgressPage | None) -> None:
+    def __init__(self, pid: int, channel: socket.socket, output: int, page: ProgressMemory | None) -> None:
         self.pid = pid
         self.channel = channel
         self.output = output

@@ -36,9 +36,9 @@ from taskd.worker.forkserver.messages import (
     Stop,
     decode_job_ended,
 )
-from taskd.worker.forkserver.progress_page import ProgressPage
+from taskd.worker.forkserver.program_supervisor import supervise
+from taskd.worker.forkserver.progress_memory import ProgressMemory
 from taskd.worker.forkserver.spawning import fork
-from taskd.worker.forkserver.supervisor import supervise
 from taskd.worker.forkserver.worker_pipe import WorkerPipe
 from taskd.worker.handler_results import Fault, Success
 
@@ -152,7 +152,7 @@ class ForkServer:
         return None
 
     def _fork_child(self, job: JobState) -> Process | None:
-        page = ProgressPage()
+        page = ProgressMemory()
 
         def main(channel: socket.socket, output: int) -> None:
             Child(channel, output, page, self._handlers).run()
@@ -160,7 +160,7 @@ class ForkServer:
         return self._fork(job, page, main)
 
     def _fork(
-        self, job: JobState, page: ProgressPage | None, main: Callable[[socket.socket, int], None]
+        self, job: JobState, page: ProgressMemory | None, main: Callable[[socket.socket, int], None]
     ) -> Process | None:
         """A new process. None if the system has no room for it: then the job has ended."""
         try:

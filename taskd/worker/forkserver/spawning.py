@@ -11,13 +11,13 @@ from collections.abc import Callable
 
 from taskd.worker.forkserver import process_tree
 from taskd.worker.forkserver.jobs import Process
-from taskd.worker.forkserver.progress_page import ProgressPage
+from taskd.worker.forkserver.progress_memory import ProgressMemory
 
 _RESET = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ}
 
 
 def fork(
-    page: ProgressPage | None, main: Callable[[socket.socket, int], None], close_files: Callable[[], None]
+    page: ProgressMemory | None, main: Callable[[socket.socket, int], None], close_files: Callable[[], None]
 ) -> Process:
     """A new process in a session of its own, with SIGTERM blocked. It calls ``close_files``, to close the files of the
     fork server, and ``main`` with its channel and its output pipe, which is also its stdout and stderr; then it exits.

@@ -15,7 +15,7 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(tuple[int, float, str]).decode
 
 
-class ProgressPage:
+class ProgressMemory:
     """The child writes, the fork server reads when it has time: a handler may report as often as it likes."""
 
     def __init__(self) -> None:
