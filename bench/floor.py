@@ -97,10 +97,8 @@ class _Pair:
             self.books = ledger.in_postgres(self._services.postgres, database)
             self._stack.callback(self.books.close)
             self._worker = self._start(place, "work", database)
-            # RabbitMQ sometimes closes a connection that declares a quorum queue while another one does
-            wait_ready([self._worker])
             self._creator = self._start(place, "create", database)
-            wait_ready([self._creator])
+            wait_ready([self._worker, self._creator])
             self._stack = self._stack.pop_all()
         return self
 

@@ -12,9 +12,10 @@ from pika.adapters.twisted_connection import TwistedProtocolConnection
 from psycopg2 import extensions
 from twisted.internet.defer import Deferred, DeferredQueue
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
+from twisted.python.failure import Failure
 from txpostgres import txpostgres
 
-from bench.bare.job import Job, reactor
+from bench.bare.job import Job, fail, reactor
 from taskd.broker.rabbitmq.frames import MAX_FRAME, FrameReader, Handler, PublishFrames
 from taskd.store.postgres.connection import SESSION
 from taskd.store.postgres.store import PREPARED
@@ -77,6 +78,8 @@ class Amqp(TwistedProtocolConnection):
         """Connect."""
         await connectProtocol(TCP4ClientEndpoint(reactor, job.amqp["host"], job.amqp["port"]), self)
         await self.ready
+        # A call on a lost connection or channel gets no reply: without this the process would wait for ever.
+        self._impl.add_on_close_callback(_fail)
 
     def dataReceived(self, data: bytes) -> None:
         """Pass deliveries to their handler, and all else to pika."""
@@ -87,7 +90,9 @@ class Amqp(TwistedProtocolConnection):
         """Open a channel of pika."""
         opened: Deferred[Any] = Deferred()
         self._impl.channel(on_open_callback=opened.callback)
-        return await opened
+        channel = await opened
+        channel.add_on_close_callback(_fail)
+        return channel
 
     async def consume(self, channel: Any, queue: str, handler: Handler, auto_ack: bool = False) -> None:
         """Consume a queue: ``handler`` gets every delivery."""
@@ -97,6 +102,10 @@ class Amqp(TwistedProtocolConnection):
 
         self._reader.handlers[channel.channel_number] = handler
         await called(channel.basic_consume, queue=queue, on_message_callback=deliver, auto_ack=auto_ack)
+
+
+def _fail(lost: object, reason: BaseException) -> None:
+    fail(Failure(reason))
 
 
 def called(method: Callable[..., Any], **arguments: Any) -> Deferred[Any]:
