@@ -49,7 +49,6 @@ class Dispatcher:
         self._new_id = new_id
         self._route = route
         self._window = window
-        window.wake = self.wake
         self._last_user: int | None = None
         self._backlogged: frozenset[int] = frozenset()
         self._left_nothing = True

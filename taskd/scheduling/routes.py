@@ -19,19 +19,20 @@ from taskd.scheduling.window import Window, Windows
 
 
 class Routes:
-    """Opens and closes the routes of ``queues``. ``make_dispatcher`` makes the dispatcher of a route."""
+    """Opens and closes the routes of ``queues``, each with a window of ``limit`` tasks. ``make_dispatcher`` makes the
+    dispatcher of a route."""
 
     _log = Logger()
 
     def __init__(
         self,
-        windows: Windows,
+        limit: int,
         queues: Sequence[str],
         make_dispatcher: Callable[[Route, Window], Dispatcher],
     ) -> None:
         self.dispatchers: dict[Route, Dispatcher] = {}
         self.queues = tuple(queues)
-        self._windows = windows
+        self.windows = Windows(limit, self.wake)
         self._make_dispatcher = make_dispatcher
         self._always_open = tuple(Route(queue, DEFAULT_KIND) for queue in queues)
         self._workers: Sequence[WorkerInfo] = ()
@@ -59,7 +60,7 @@ class Routes:
     def add_backlog(self, waiting: Sequence[tuple[Route, int]]) -> None:
         """Tasks of these (route, user id) pairs have joined the backlog."""
         for route, user_id in waiting:
-            self._windows.mark_backlogged(route, user_id)
+            self.windows.mark_backlogged(route, user_id)
         for route in dict.fromkeys(route for route, _ in waiting):
             self.wake(route)
 
@@ -92,13 +93,13 @@ class Routes:
                 self._open(route).tick()
 
     def _open(self, route: Route) -> Dispatcher:
-        dispatcher = self.dispatchers[route] = self._make_dispatcher(route, self._windows.open(route))
+        dispatcher = self.dispatchers[route] = self._make_dispatcher(route, self.windows.open(route))
         return dispatcher
 
     def _close(self, route: Route) -> None:
         """Its messages stay in the broker and its waiting tasks in the store, until a worker serves it again."""
         self._log.info("route {route} is closed: no living worker serves it", route=route.name)
-        self._windows.close(route)
+        self.windows.close(route)
         stopping = self.dispatchers.pop(route).stop()
         if not stopping.called:
             self._stopping.add(stopping)

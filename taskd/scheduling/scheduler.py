@@ -25,7 +25,6 @@ from taskd.scheduling.outbox import Outbox
 from taskd.scheduling.routes import Routes
 from taskd.scheduling.submission import Submitter
 from taskd.scheduling.take_back import TakeBack
-from taskd.scheduling.window import Windows
 
 
 class Scheduler:
@@ -47,10 +46,10 @@ class Scheduler:
         keep: float,
         new_id: Callable[[], str],
     ) -> None:
-        self.windows = windows = Windows(window)
         self.outbox = outbox = Outbox(store, broker)
         make_dispatcher = partial(Dispatcher, clock, store, broker, outbox, publisher, new_id)
-        self.routes = routes = Routes(windows, queues, make_dispatcher)
+        self.routes = routes = Routes(window, queues, make_dispatcher)
+        self.windows = windows = routes.windows
         self.submitter = Submitter(clock, store, broker, outbox, windows, publisher, new_id, routes.wake)
         self.follow_workers = FollowWorkers(store, routes, lease)
         take_back = TakeBack(publisher, routes)

@@ -18,8 +18,6 @@ class Window:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.wake: Callable[[], None] = lambda: None
-        """Called when there may be something to dispatch. The dispatcher of the route sets it."""
         self._queued = 0
         self._backlogged: set[int] = set()
         self._backlogged_since: set[int] = set()
@@ -83,14 +81,16 @@ class Window:
 
 
 class Windows:
-    """The windows of the open routes. It ignores all other routes: users may name any kind they like, and a route that
-    no worker serves must not cost memory."""
+    """The windows of the open routes, ``limit`` tasks large. It ignores all other routes: users may name any kind they
+    like, and a route that no worker serves must not cost memory. ``wake`` is called with each route that may have
+    something to dispatch after the changes of other processes."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, wake: Callable[[Route], None]) -> None:
         self.by_route: dict[Route, Window] = {}
         self.counted: Mapping[Route, int] = {}
         """How many queued tasks the store has counted last, for all routes."""
         self._limit = limit
+        self._wake = wake
 
     def open(self, route: Route) -> Window:
         """A new window, which does not know its backlog yet."""
@@ -120,9 +120,9 @@ class Windows:
             window = by_route.get(Route(change.queue, change.kind))
             if window is not None:
                 window.apply(change)
-        for window in by_route.values():
+        for route, window in by_route.items():
             if window.has_backlog:
-                window.wake()
+                self._wake(route)
 
     def correct(self, counts: Mapping[Route, int]) -> None:
         """Take over the store's counts of queued tasks."""

@@ -15,7 +15,6 @@ from taskd.scheduling.maintenance.relay_outbox import RELAY_AFTER
 from taskd.scheduling.maintenance.requeue_lost import LOST_AFTER
 from taskd.scheduling.routes import Routes
 from taskd.scheduling.served_kinds import ServedKind, Serving
-from taskd.scheduling.window import Windows
 from tests.unit.stage import LEASE, StageCase, now
 
 TASKS, SLOW = Route("tasks", "simulate"), Route("slow", "simulate")
@@ -115,15 +114,15 @@ class OpenAndClose(RouteCase):
 
     def test_an_older_answer_that_arrives_later_is_ignored(self) -> None:
         self.stage.add_worker("render")
-        store, windows = FakeStore(), Windows(10)
-        routes = Routes(windows, ("tasks",), self.stage.routes._make_dispatcher)
+        store = FakeStore()
+        routes = Routes(10, ("tasks",), self.stage.routes._make_dispatcher)
         follow_workers = FollowWorkers(store, routes, LEASE)  # type: ignore[arg-type]
         refreshes = [Deferred.fromCoroutine(follow_workers.run()) for _ in range(2)]
         store.answers[1].callback([])
         store.answers[0].callback(now(self.stage.store.list_workers(LEASE)))
         for refresh in refreshes:
             self.successResultOf(refresh)
-        self.assertEqual(set(windows.by_route), {TASKS})
+        self.assertEqual(set(routes.windows.by_route), {TASKS})
 
 
 class Backlogs(RouteCase):

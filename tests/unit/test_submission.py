@@ -89,7 +89,7 @@ class Submitting(StageCase):
         self.assertEqual((self.stage.runner.calls, self.stage.broker.published), (before, []))
 
     def test_scheduled_tasks_are_no_backlog_for_other_servers(self) -> None:
-        other = Windows(5)
+        other = Windows(5, lambda route: None)
         window = other.open(Route("tasks", "simulate"))
         window.clear_backlogged(window.backlogged_users())
         self.submit_and_wait(run_at=NOON + timedelta(hours=1))

@@ -105,7 +105,7 @@ RENDER = Route("tasks", "render")
 
 def open_windows(*routes: Route) -> Windows:
     """Windows of these routes, after their first complete rounds."""
-    windows = Windows(10)
+    windows = Windows(10, lambda route: None)
     for route in routes:
         window = windows.open(route)
         window.clear_backlogged(window.backlogged_users())
