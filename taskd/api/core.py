@@ -39,8 +39,13 @@ class Api:
             raise
         except Exception:
             self._log.failure("{action} failed", action=action.name)
-            raise Internal(f"{action.name} failed because of an error in the server; its log has the details") from None
+            raise internal_error(action) from None
 
     def drain(self) -> None:
         """Refuse every new request from now on; requests under way go on."""
         self._draining = True
+
+
+def internal_error(action: Action) -> Internal:
+    """What a client learns of a defect."""
+    return Internal(f"{action.name} failed because of an error in the server; its log has the details")

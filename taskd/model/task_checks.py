@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 from taskd.model.errors import BadRequest, TooLarge
 from taskd.model.limits import MAX_KEY_CHARS, MAX_KIND_CHARS, MAX_TASK_CHARS
+from taskd.model.text import SURROGATE
 from taskd.model.visible import has_visible
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 _KIND_EXTRA = str.maketrans(dict.fromkeys("_.:-", "x"))
 
@@ -21,7 +18,7 @@ def check_task_text(text: str) -> str:
         raise TooLarge(f"task must have at most {MAX_TASK_CHARS} characters", field="task")
     if "\0" in text:
         raise BadRequest("task must not contain the NUL character", field="task")
-    if not text.isascii() and _SURROGATE.search(text):
+    if not text.isascii() and SURROGATE.search(text):
         raise BadRequest("task must be valid Unicode text", field="task")
     return text
 

@@ -8,7 +8,9 @@ from taskd.model.limits import MAX_ERROR_CHARS, MAX_TRACE_CHARS
 
 # C0 except tab, DEL, C1, and the two line separators of Unicode, which break lines where they are shown
 _CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a character, which no database can store."""
+
 _UNSTORABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _CUT = "\n  ...\n"
 
@@ -17,7 +19,7 @@ def clean_line(text: str, limit: int, gap: str = "") -> str:
     """One line of at most ``limit`` characters: ``gap`` replaces each control character except tab, and U+FFFD each
     lone surrogate."""
     line = _CONTROL.sub(gap, text[: 2 * limit])[:limit]
-    return line if line.isascii() else _SURROGATE.sub("\ufffd", line)
+    return line if line.isascii() else SURROGATE.sub("\ufffd", line)
 
 
 def one_line(text: str, limit: int = MAX_ERROR_CHARS) -> str:

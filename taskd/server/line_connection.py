@@ -21,12 +21,12 @@ from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from taskd.api.core import Api
+from taskd.api.core import Api, internal_error
 from taskd.api.principal import Principal
 from taskd.api.reply import Reply
 from taskd.api.reply_limiter import ReplyLimiter
 from taskd.api.subscriptions import Subscriptions
-from taskd.model.errors import BadJson, Internal, TaskdError, TooLarge
+from taskd.model.errors import BadJson, TaskdError, TooLarge
 from taskd.protocol.framing import Framer
 from taskd.protocol.limits import MAX_LINE_BYTES
 from taskd.server.pipeline import Call, RequestPipeline
@@ -231,7 +231,7 @@ class LineConnection(LineReceiver):
         """A reply that cannot be encoded, or another defect behind the api."""
         self._log.failure("{action} failed", failure, action=call.action.name)
         if not call.answered:
-            call.fail(Internal(f"{call.action.name} failed because of an error in the server; its log has the details"))
+            call.fail(internal_error(call.action))
 
 
 @implementer(IPushProducer)
