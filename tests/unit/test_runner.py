@@ -524,6 +524,14 @@ class OutputTests(Stage):
         self.assertLessEqual(len("\n".join(self.listener.received)), MAX_LOG_CHARS)
         self.assertAlmostEqual(len(self.listener.received) + self.listener.dropped, 1_000_000, delta=1)
 
+    def test_what_a_long_text_drops_is_counted_before_all_lines_that_stay(self) -> None:
+        threads = FakeThreads(held=True)
+        relay = OutputRelay(self.listener, threads.wake)
+        relay.lines(["old"], 0)
+        relay.lines(["new"], 5)
+        threads.run_in_reactor()
+        self.assertEqual((self.listener.received, self.listener.dropped), (["new"], 6))
+
     def test_a_flood_from_a_thread_is_bounded_and_wakes_once(self) -> None:
         threads = FakeThreads(held=True)
         relay = OutputRelay(self.listener, threads.wake)

@@ -114,8 +114,11 @@ class OutputRelay:
     def lines(self, lines: Sequence[str], dropped: int) -> None:
         """Called in the handler's thread."""
         with self._lock:
+            if dropped:
+                # these were dropped after the lines that wait here: drop those too, so that the count comes first
+                before, lost = self._output.take()
+                self._dropped += dropped + len(before) + lost
             self._output.feed("".join(f"{line}\n" for line in lines).encode())
-            self._dropped += dropped
         self._wake_reactor()
 
     def _wake_reactor(self) -> None:
