@@ -50,9 +50,9 @@ _SIZE = re.compile(r"(\d{1,15})([KMGT]?)(?:i?B)?")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-class Section(msgspec.Struct, forbid_unknown_fields=True):
-    """A section of the file. msgspec checks types and bounds. Sizes, the template, and whether files exist are checked
-    later."""
+class Section(msgspec.Struct):
+    """A section of the file. msgspec checks types and bounds. Names, sizes, the template, and whether files exist are
+    checked by :func:`read_programs`."""
 
     path: str
     summary: str = ""
@@ -133,6 +133,9 @@ def read_programs(file: str) -> list[Command]:
 
 def _command(name: str, table: Any) -> Command:
     check_kind(PROGRAM_PREFIX + name)
+    for key in table if isinstance(table, dict) else ():
+        if key not in Section.__struct_fields__:
+            raise SettingsError(f"{key}: is not known; there are: {', '.join(Section.__struct_fields__)}")
     section = msgspec.convert(table, Section)
     path, cwd = section.path, section.cwd
     if not os.path.isabs(path):

@@ -231,7 +231,7 @@ def test_a_section_may_set_the_path_variable(write: Any) -> None:
         ("[a]\npath = '/no/such'", "[a] path: there is no file '/no/such'"),
         ("[a]\npath = 'HERE'", "[a] path: there is no file"),
         ("[a]\npath = 'HERE/plain'", "must be executable for the worker"),
-        ("[a]\npath = TOOL\nargz = []", "[a] argz is not known"),
+        ("[a]\npath = TOOL\nargz = []", "[a] argz: is not known; there are: path, summary, args"),
         ("[a]\npath = TOOL\nargs = '-v x'", "[a] args: expected array, got string"),
         ("[a]\npath = TOOL\nargs = ['{x']", "[a] args: '{x' has a '{'"),
         ("[a]\npath = TOOL\nenv = 'A=1'", "[a] env: expected object, got string"),
