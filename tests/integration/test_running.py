@@ -164,6 +164,36 @@ reactor.run()
         subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=20, check=True)
         self.assertLess(time.monotonic() - before, 10)
 
+    def test_showing_where_a_thread_hangs_does_not_block_the_process(self) -> None:
+        """CPython before 3.11.9 can deadlock when it lists the frames of threads and collects garbage meanwhile."""
+        script = """
+import gc, os, threading, time
+from taskd.worker import handler
+from taskd.worker.executors.thread import ThreadExecution
+
+@handler("k")
+def hanging(task):
+    time.sleep(60)
+
+def start_threads():
+    while True:
+        thread = threading.Thread(target=int)
+        thread.start()
+        thread.join()
+
+execution = ThreadExecution(hanging, None)
+for target in execution.work, start_threads:
+    threading.Thread(target=target, daemon=True).start()
+gc.callbacks.append(lambda phase, info: time.sleep(0.001))
+gc.set_threshold(1)
+for _ in range(20):
+    execution.place()
+print(execution.place().line, gc.isenabled(), flush=True)
+os._exit(0)
+"""
+        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=60, check=True, stdout=subprocess.PIPE)
+        self.assertRegex(done.stdout.decode(), r"hanging\(\) at .* in hanging True")
+
 
 class ChildTests(Running):
     """Handlers and programs in child processes."""

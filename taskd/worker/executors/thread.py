@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import sys
 import threading
@@ -81,7 +82,7 @@ class ThreadExecution:
     def place(self) -> Place:
         """Where its thread is at this moment."""
         thread = self._thread
-        top = sys._current_frames().get(thread) if thread is not None else None
+        top = _frame_of(thread) if thread is not None else None
         if top is None or self._thread != thread:
             return Place(name_of(self._handler))
         # the frames below :meth:`work` are the thread pool's
@@ -139,6 +140,17 @@ class OutputRelay:
             self._listener.progress(*progress)
         if lines or dropped:
             self._listener.lines(lines, dropped)
+
+
+def _frame_of(thread: int) -> FrameType | None:
+    # CPython before 3.11.9 deadlocks if the garbage collector runs inside this call (python/cpython issue 106883)
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames().get(thread)
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _outward(frame: FrameType | None) -> Iterator[FrameType]:
