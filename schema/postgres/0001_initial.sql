@@ -34,6 +34,9 @@ CREATE TABLE tasks (
     created_at    timestamptz NOT NULL DEFAULT now(),
     attempt       integer NOT NULL DEFAULT 0,
     max_attempts  integer NOT NULL DEFAULT 3,
+    losses        integer NOT NULL DEFAULT 0,
+    returns       integer NOT NULL DEFAULT 0,
+    begun         boolean NOT NULL DEFAULT true,
     dispatch      integer NOT NULL DEFAULT 0,
     version       integer NOT NULL DEFAULT 1,
     due           boolean NOT NULL DEFAULT true,
@@ -47,7 +50,6 @@ CREATE TABLE tasks (
         CASE state WHEN 'completed' THEN 'Completada' WHEN 'failed' THEN 'Fallida' WHEN 'cancelled' THEN 'Cancelada'
         ELSE 'Procesando' END) STORED,
     worker        text,
-    lease_until   timestamptz,
     dispatched_at timestamptz,
     started_at    timestamptz,
     finished_at   timestamptz,
@@ -84,8 +86,10 @@ COMMENT ON COLUMN tasks.queue IS 'The queue of the broker for its messages.';
 COMMENT ON COLUMN tasks.payload IS 'The arguments of the handler: a JSON object, stored as it was received.';
 COMMENT ON COLUMN tasks.state IS 'waiting, queued (handed to the broker), running (claimed), completed, failed or cancelled.';
 COMMENT ON COLUMN tasks.status IS 'The state in the original vocabulary; generated.';
-COMMENT ON COLUMN tasks.worker IS 'The worker that holds it or held it last.';
-COMMENT ON COLUMN tasks.lease_until IS 'While running: after this time the worker is considered dead.';
+COMMENT ON COLUMN tasks.worker IS 'The worker that holds it or held it last. NULL once it was taken back from a dead worker.';
+COMMENT ON COLUMN tasks.losses IS 'How often an attempt was lost with its worker since one has ended by itself.';
+COMMENT ON COLUMN tasks.begun IS 'While running: false for a task with losses until its worker has a place for it.';
+COMMENT ON COLUMN tasks.returns IS 'How often a worker that was stopping has given it back.';
 COMMENT ON COLUMN tasks.dispatched_at IS 'When it was last handed to the broker; NULL while waiting.';
 COMMENT ON COLUMN tasks.started_at IS 'When the current or last attempt began; NULL while waiting or queued.';
 COMMENT ON COLUMN tasks.finished_at IS 'When it became completed, failed or cancelled; NULL again when the owner retries it.';
@@ -171,16 +175,32 @@ COMMENT ON COLUMN task_log.text IS 'The lines, separated by line feeds.';
 
 CREATE TABLE workers (
     name       text PRIMARY KEY,
+    beat       bigint NOT NULL DEFAULT 1,
+    pid        integer,
+    state      text NOT NULL DEFAULT 'serving' CHECK (state IN ('serving', 'draining', 'gone', 'fenced')),
     queues     json NOT NULL,
     kinds      json NOT NULL,
-    slots      integer NOT NULL,
+    slots      json NOT NULL,
+    hung       json NOT NULL DEFAULT '{}',
+    stalled    text,
+    -- jsonb, unlike json, refuses texts that could be stored but not read.
+    culprit    jsonb,
     started_at timestamptz NOT NULL DEFAULT now(),
     seen_at    timestamptz NOT NULL DEFAULT now()
+) WITH (
+    -- Every row changes once a second and no index does: space on the page for its next versions.
+    fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500
 );
-COMMENT ON TABLE workers IS 'The workers that are running, and the kinds that each serves.';
-COMMENT ON COLUMN workers.name IS 'Host, process id and a random part: a new name each time the process starts.';
+COMMENT ON TABLE workers IS 'The workers, what each serves, and whether it is alive.';
+COMMENT ON COLUMN workers.name IS 'Host, process id and a random part: a new name each time the process starts or was fenced.';
+COMMENT ON COLUMN workers.beat IS 'Grows every second or two while the worker or its watchdog lives. No time is compared.';
+COMMENT ON COLUMN workers.pid IS 'The backend of the connection that sent the last beat.';
+COMMENT ON COLUMN workers.state IS 'serving; draining: it takes nothing more; gone: its watchdog saw it die; fenced: a server took its tasks back.';
 COMMENT ON COLUMN workers.queues IS 'A list of the queues that it takes tasks from.';
 COMMENT ON COLUMN workers.kinds IS 'A list of the kinds that it serves in all these queues, each with its description.';
-COMMENT ON COLUMN workers.slots IS 'How many tasks it runs at the same time.';
-COMMENT ON COLUMN workers.started_at IS 'When it was first seen.';
-COMMENT ON COLUMN workers.seen_at IS 'When it last reported that it is alive.';
+COMMENT ON COLUMN workers.slots IS 'How many tasks of each isolation it runs at the same time.';
+COMMENT ON COLUMN workers.hung IS 'How many of these slots are taken by handlers that should have ended.';
+COMMENT ON COLUMN workers.stalled IS 'What blocks its reactor, for people; NULL if nothing does.';
+COMMENT ON COLUMN workers.culprit IS 'The task that has killed or stopped it: task_id, dispatch and reason. Or among: the tasks whose handlers were entered when it died, each with task_id and dispatch.';
+COMMENT ON COLUMN workers.started_at IS 'When it was registered.';
+COMMENT ON COLUMN workers.seen_at IS 'When it last beat, for people and for deleting old rows.';

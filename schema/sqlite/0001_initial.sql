@@ -34,11 +34,13 @@ CREATE TABLE tasks (
         ELSE 'Procesando' END) STORED,
     attempt       INTEGER NOT NULL DEFAULT 0,       -- the current or last attempt, 0 until first claimed; a fence
     max_attempts  INTEGER NOT NULL DEFAULT 3,       -- then the task has failed; 0 until the first claim if the kind decides
+    losses        INTEGER NOT NULL DEFAULT 0,       -- how often an attempt was lost with its worker since one has ended by itself
+    returns       INTEGER NOT NULL DEFAULT 0,       -- how often a worker that was stopping has given it back
+    begun         INTEGER NOT NULL DEFAULT 1,       -- while running: 0 for a task with losses until its worker has a place for it
     dispatch      INTEGER NOT NULL DEFAULT 0,       -- how often it was handed to the broker; a fence for messages
     version       INTEGER NOT NULL DEFAULT 1,       -- grows by one with every change of state
     due           INTEGER NOT NULL DEFAULT 1 CHECK (due IN (0, 1)), -- its run_at has passed: it is in the backlog
-    worker        TEXT,                             -- the worker that holds it or held it last
-    lease_until   INTEGER,                          -- while running: after this time the worker is considered dead
+    worker        TEXT,                             -- the worker that holds it or held it last; NULL once it was taken back
     created_at    INTEGER NOT NULL,                 -- when the owner submitted it
     run_at        INTEGER NOT NULL,                 -- not handed to the broker before this time
     dispatched_at INTEGER,                          -- when it was last handed to the broker; NULL while waiting
@@ -106,12 +108,18 @@ CREATE TABLE task_log (
     PRIMARY KEY (task_id, dispatch, attempt, line)
 );
 
--- The workers that are running, and the kinds that each serves.
+-- The workers, what each serves, and whether it is alive.
 CREATE TABLE workers (
-    name       TEXT PRIMARY KEY, -- host, process id and a random part: a new name each time the process starts
-    queues     TEXT NOT NULL,    -- a JSON list of the queues that it takes tasks from
-    kinds      TEXT NOT NULL,    -- a JSON list of the kinds that it serves in all these queues, each with its description
-    slots      INTEGER NOT NULL, -- how many tasks it runs at the same time
-    started_at INTEGER NOT NULL, -- when it was first seen
-    seen_at    INTEGER NOT NULL  -- when it last reported that it is alive
+    name       TEXT PRIMARY KEY,           -- host, process id and a random part: a new name each time the process starts or was fenced
+    beat       INTEGER NOT NULL DEFAULT 1, -- grows every second or two while the worker lives; no time is compared
+    state      TEXT NOT NULL DEFAULT 'serving' -- gone: it died; fenced: a server took its tasks back
+        CHECK (state IN ('serving', 'draining', 'gone', 'fenced')),
+    queues     TEXT NOT NULL,              -- a JSON list of the queues that it takes tasks from
+    kinds      TEXT NOT NULL,              -- a JSON list of the kinds that it serves in all these queues, each with its description
+    slots      TEXT NOT NULL,              -- a JSON object: how many tasks of each isolation it runs at the same time
+    hung       TEXT NOT NULL DEFAULT '{}', -- a JSON object: how many of these slots are taken by handlers that should have ended
+    stalled    TEXT,                       -- what blocks its reactor, for people; NULL if nothing does
+    culprit    TEXT,                       -- a JSON object, the task that has killed or stopped it: task_id, dispatch and reason
+    started_at INTEGER NOT NULL,           -- when it was registered
+    seen_at    INTEGER NOT NULL            -- when it last beat, for people and for deleting old rows
 ) WITHOUT ROWID;

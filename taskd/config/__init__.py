@@ -57,6 +57,9 @@ class Settings(msgspec.Struct, frozen=True):
     window: int
     lease: float
     """Seconds."""
+    stall: float
+    """Seconds."""
+    health: Path | None
     bcrypt_rounds: int
     session_days: int
 

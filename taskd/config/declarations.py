@@ -183,6 +183,20 @@ TASKD_LEASE = Setting(
     "30",
     "How long a worker may be silent before its tasks are given to other workers.",
 )
+TASKD_STALL = Setting(
+    "TASKD_STALL",
+    decimal("seconds", 5.0, 86_400.0),
+    "300",
+    "How long a handler may block a worker's reactor before the worker is ended. The log names the handler after a"
+    " second.",
+)
+TASKD_HEALTH = Setting(
+    "TASKD_HEALTH",
+    optional(PATH),
+    "",
+    "UNIX socket on which a taskworker answers health checks (deploy/healthcheck.py). Without it there is none.",
+    Option("health", optional(PATH), (WORKER,)),
+)
 TASKD_KEEP_DAYS = Setting(
     "TASKD_KEEP_DAYS",
     decimal("days", 0.0, 36_500.0),
@@ -273,6 +287,8 @@ GROUPS: dict[str, tuple[Setting[Any], ...]] = {
         TASKD_HANDLERS,
         TASKD_PROGRAMS,
         TASKD_LOG_KIB,
+        TASKD_STALL,
+        TASKD_HEALTH,
     ),
     "Docker Compose": (TASKD_PUBLISH,),
 }

@@ -105,6 +105,8 @@ def read_settings(
         keep_days=value(d.TASKD_KEEP_DAYS),
         window=value(d.TASKD_WINDOW),
         lease=value(d.TASKD_LEASE),
+        stall=value(d.TASKD_STALL),
+        health=value(d.TASKD_HEALTH),
         bcrypt_rounds=value(d.TASKD_BCRYPT_ROUNDS),
         session_days=value(d.TASKD_SESSION_DAYS),
     )

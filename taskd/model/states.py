@@ -34,8 +34,8 @@ MOVES: dict[State, frozenset[State]] = {
     State.WAITING: frozenset({State.QUEUED, State.CANCELLED}),
     # to waiting: the broker has lost the message
     State.QUEUED: frozenset({State.RUNNING, State.WAITING, State.CANCELLED}),
-    # to running: a redelivery takes the task over from a worker that lost its channel; to waiting: for another attempt
-    State.RUNNING: frozenset({State.RUNNING, State.WAITING, State.COMPLETED, State.FAILED, State.CANCELLED}),
+    # to waiting: for another attempt, given back, or taken back
+    State.RUNNING: frozenset({State.WAITING, State.COMPLETED, State.FAILED, State.CANCELLED}),
     State.COMPLETED: frozenset(),
     # the owner asks for another try
     State.FAILED: frozenset({State.WAITING}),

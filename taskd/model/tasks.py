@@ -32,9 +32,10 @@ class NewTask(msgspec.Struct):
     """A user's valid request for one task. ``payload`` is the text of a JSON object.
 
     ``max_attempts`` 0 means as many as its kind has, which the first worker that claims it knows. ``timeout`` is in
-    seconds. A ``run_at`` in the future keeps the task waiting until then. A user has at most one task with the same
-    ``key``; ``fingerprint`` tells whether a second request with this key asks for the same task. ``state`` is QUEUED
-    for a task that goes straight to the broker, else WAITING.
+    seconds. A ``run_at`` in the future keeps the task waiting until then, a ``delay`` for so many seconds after it was
+    stored; the database's clock decides both. A user has at most one task with the same ``key``; ``fingerprint`` tells
+    whether a second request with this key asks for the same task. ``state`` is QUEUED for a task that goes straight to
+    the broker, else WAITING.
     """
 
     user_id: int
@@ -45,6 +46,7 @@ class NewTask(msgspec.Struct):
     max_attempts: int = DEFAULT_ATTEMPTS
     timeout: float | None = None
     run_at: datetime | None = None
+    delay: float | None = None
     key: str | None = None
     fingerprint: str | None = None
     state: State = State.WAITING
@@ -61,6 +63,9 @@ class Task(msgspec.Struct):
     ``version`` grows by one with every change of state, so that a reader can tell an old view from a new one.
     ``payload`` and ``result`` are JSON text; ``error`` is one line for people about the last attempt that failed.
     ``max_attempts`` is 0 until it is known. The handler sets ``progress``, from 0 to 1, and a ``note``.
+
+    ``losses`` is how often an attempt was lost with its worker since an attempt of the task has ended by itself; a task
+    with losses is a suspect. ``returns`` is how often a worker that was stopping has given the task back.
     """
 
     id: int
@@ -83,6 +88,8 @@ class Task(msgspec.Struct):
     timeout: float | None = None
     progress: float | None = None
     note: str | None = None
+    losses: int = 0
+    returns: int = 0
 
     @property
     def route(self) -> Route:

@@ -9,9 +9,9 @@ module             what it declares
 ``accounts``       users, password hashes, sessions
 ``tasks``          tasks as their owners see them
 ``scheduling``     backlog, dispatch, outbox
-``attempts``       claim, lease, outcome, release
+``attempts``       claim, outcome, release, taking back
 ``logs``           progress and log lines
-``workers``        the registry of workers
+``workers``        the registry of workers, and who is alive
 ``broker``         ``IBroker``: messages to workers, events to all processes
 ``handler``        ``ITaskHandler`` and ``ITaskContext``: what users write
 =================  ============================================================

@@ -15,14 +15,19 @@ from taskd.model.tasks import FailedAttempt, Task
 
 
 class Claim(NamedTuple):
-    """A message that a worker wants to run. ``redelivered`` is the broker's flag. ``alone`` is True when the worker
-    runs no other last attempt at the same time. ``max_attempts`` is the number of the kind, for a task without one."""
+    """A message that a worker wants to run. ``max_attempts`` is the number of the kind, for a task without one."""
 
     task_id: int
     dispatch: int
-    redelivered: bool
-    alone: bool = False
     max_attempts: int = DEFAULT_ATTEMPTS
+
+
+class Held(NamedTuple):
+    """An attempt that stands in the store as running under a worker's name."""
+
+    task_id: int
+    dispatch: int
+    attempt: int
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -51,39 +56,50 @@ class Finished(NamedTuple):
 
 
 class IAttemptStore(Interface):
-    """Workers claim, renew, finish and release tasks; servers take tasks back from lost workers."""
+    """Workers claim, finish and release tasks; servers take tasks back from dead workers."""
 
-    def claim(worker: str, lease: float, claims: Sequence[Claim]) -> Awaitable[Sequence[Task]]:
-        """queued -> running under the next attempt, for ``lease`` seconds. Returns the tasks that this worker now
-        holds.
+    def claim(worker: str, claims: Sequence[Claim]) -> Awaitable[Sequence[Task]]:
+        """queued -> running under the next attempt. Returns the tasks that this worker now holds.
 
-        A redelivered message also takes over a running task, but not on its last attempt. A task that this worker holds
-        already is returned unchanged. If the attempt before was lost with its worker, only a claim that is ``alone``
-        gets the last attempt: a task that kills its worker must not kill the tasks beside it every time. Clears the
-        error of the attempt before."""
+        A task that this worker holds already under the same dispatch is returned unchanged. Nobody takes a running task
+        over. A task with losses has not begun before :meth:`begin`. Claims nothing unless the worker is registered as
+        serving or draining. Clears the error of the attempt before."""
+
+    def begin(worker: str, held: Sequence[Held]) -> Awaitable[Sequence[Held]]:
+        """These claimed tasks with losses are about to begin: from now on their worker's death is a loss of theirs.
+        Returns those that the worker holds. Running it again changes nothing."""
 
     def finish(worker: str, outcomes: Sequence[Outcome], again: bool = False) -> Awaitable[Mapping[int, Finished]]:
         """running -> completed, failed, or waiting and not due before the delay is over.
 
-        Only if dispatch, attempt and worker still match; a task id that is missing from the answer was fenced. Failed
-        attempts are recorded for :meth:`failed_attempts`. With ``again`` (an earlier run of this batch may have been
-        committed), tasks that already have this outcome count as finished by this call."""
+        Only if dispatch, attempt and worker still match; a task id that is missing from the answer was fenced. The
+        attempt has ended by itself: ``losses`` is 0 again. Failed attempts are recorded for :meth:`failed_attempts`.
+        With ``again`` (an earlier run of this batch may have been committed), tasks that already have this outcome
+        count as finished by this call."""
 
-    def release(worker: str, held: Sequence[Claim]) -> Awaitable[Sequence[Task]]:
-        """running -> waiting; the attempt does not count. Returns the released tasks, those of an earlier run
-        included."""
+    def release(worker: str, held: Sequence[Held], stopping: bool = False) -> Awaitable[Sequence[Task]]:
+        """running -> waiting; the attempt does not count. Only if dispatch, attempt and worker still match. Returns the
+        released tasks, those of an earlier run included. ``stopping``: the worker stops, so ``returns`` grows."""
 
-    def renew(worker: str, lease: float, task_ids: Sequence[int]) -> Awaitable[frozenset[int]]:
-        """Renew the leases of these tasks; returns the ids that the worker still holds. The worker names only tasks
-        that it knows: a task that it claimed without receiving the answer is left to expire."""
+    def held_by(worker: str) -> Awaitable[Sequence[Held]]:
+        """What stands as running under this worker's name."""
 
-    def expire_leases(limit: int) -> Awaitable[Sequence[Task]]:
-        """Move up to ``limit`` running tasks whose lease has expired to waiting, or to failed when no attempt is left.
-        Their attempts are recorded as failed."""
+    def take_back(dead: Mapping[str, int]) -> Awaitable[Sequence[Task]]:
+        """Fence the workers of ``dead`` whose beat is still the given number, then take back every running task whose
+        worker is neither serving nor draining. Returns those tasks.
+
+        A task is a candidate if it has begun, its worker ran its kind in the worker's own process (isolation async or
+        thread, or not known), and its handler was entered at the death, if the watchdog has seen any that was. The
+        attempt is spent, with a record for :meth:`failed_attempts`, if the worker's culprit is this very dispatch of
+        the task; if there is no culprit and the task is the only candidate of this worker with losses; if this would
+        be its fourth unspent loss (``losses`` is 3 or more); or if it has begun and ``max_attempts`` is 1. It fails if
+        that was its last attempt. ``error`` says so, also while another attempt waits. Otherwise the attempt does not
+        count. ``losses`` grows by one for every candidate. What is not failed is waiting and due."""
 
     def reset_in_flight() -> Awaitable[int]:
-        """Treat every lease as expired, move queued tasks to waiting, and empty the outbox: for the start of a server
-        that no other process shares the store with. Returns the number of tasks."""
+        """Take back everything that is running by the rules of :meth:`take_back`, all as one worker without a culprit;
+        move queued tasks to waiting, forget all workers, and empty the outbox: for the start of a server that no other
+        process shares the store with. Returns the number of tasks."""
 
     def failed_attempts(task_id: int) -> Awaitable[Sequence[FailedAttempt]]:
         """The last 100 attempts of a task that failed or were lost, in the order in which they ended."""

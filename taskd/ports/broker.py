@@ -48,6 +48,7 @@ class IBroker(Interface):
     """
 
     ready: bool = Attribute("True while messages can be published")
+    consuming: bool = Attribute("True while every consumer and every subscription can receive something")
 
     def start() -> Awaitable[None]:
         """Start connecting. Returns at once; the broker retries until ``ready`` is True."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from datetime import datetime
 
 from zope.interface import Attribute
 
@@ -16,12 +17,19 @@ from taskd.ports.workers import IWorkerStore
 
 class IStore(IAccountStore, ITaskStore, ISchedulingStore, IAttemptStore, ILogStore, IWorkerStore):
     """The source of truth: users, sessions, tasks and every change of state. A method returns after its transaction was
-    committed. It was also flushed to disk, except for :meth:`claim` and :meth:`dispatch`, which can be repeated."""
+    committed. It was also flushed to disk, except for :meth:`claim`, :meth:`dispatch` and :meth:`beat`."""
 
     ready: bool = Attribute("True while the store can be reached and its schema is current")
 
     def start() -> Awaitable[None]:
         """Connect and migrate; retry until the database can be reached. Raises SchemaTooNew, SettingsError."""
+
+    def check_writable() -> Awaitable[int]:
+        """The version of the schema, if the database takes changes now. Raises Unavailable, with the reason, if not."""
+
+    def now() -> datetime:
+        """The database's present time, in UTC: as far as this process knows it, from the last answer that told it and
+        a monotonic clock since."""
 
     def stop() -> Awaitable[None]:
         """Close every connection; running calls fail with Unavailable."""

@@ -47,9 +47,9 @@ class ITaskStore(Interface):
         """Insert all tasks or none, in order, and one outbox row ``batch`` (a UUID) that names them; delete the
         ``settled`` outbox rows. Running the same batch again creates nothing and returns the same tasks.
 
-        A QUEUED task has dispatch number 1, a WAITING task 0. A WAITING task with a ``run_at`` in the future joins the
-        backlog only by :meth:`promote`. Raises KeyTaken, and stores nothing, when the key of a task is taken:
-        :meth:`find_keys` then finds its task. Raises BadRequest for a text that cannot be stored.
+        A QUEUED task has dispatch number 1, a WAITING task 0. A WAITING task with a ``delay`` or a ``run_at`` in the
+        future joins the backlog only by :meth:`promote`. Raises KeyTaken, and stores nothing, when the key of a task is
+        taken: :meth:`find_keys` then finds its task. Raises BadRequest for a text that cannot be stored.
         """
 
     def find_keys(keys: Sequence[tuple[int, str]]) -> Awaitable[Mapping[tuple[int, str], Keyed]]:
