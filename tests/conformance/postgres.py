@@ -12,6 +12,8 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
+from taskd.ports.workers import Culprit
+from taskd.store.postgres.beats import BeatConnection
 from taskd.store.postgres.store import PostgresStore
 from tests import services
 from tests.conformance.store.case import StoreCase
@@ -197,6 +199,23 @@ class Hooks(StoreCase):
 
     async def age_workers(self, seconds: int) -> None:
         self.sql("UPDATE workers SET seen_at = seen_at - make_interval(secs => %s)", seconds)
+
+    async def die(self, worker: str, culprit: Culprit | None = None) -> None:
+        watchdog = BeatConnection(self.server.dsn(self.database))
+        try:
+            watchdog.gone(worker, (culprit.task_id, culprit.dispatch, culprit.reason) if culprit else None)
+        finally:
+            watchdog.close()
+
+    async def stall(self, worker: str, text: str) -> None:
+        watchdog = BeatConnection(self.server.dsn(self.database))
+        try:
+            watchdog.vouch(worker, text)
+        finally:
+            watchdog.close()
+
+    async def set_losses(self, task_id: int, losses: int) -> None:
+        self.sql("UPDATE tasks SET losses = %s WHERE id = %s", losses, task_id)
 
     async def count_rows(self) -> tuple[int, int, int]:
         [counts] = self.sql("""

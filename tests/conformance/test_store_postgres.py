@@ -92,7 +92,8 @@ class Shared(Hooks):
         first, second = await self.create(2)
         mine = sorted(await self.running(2), key=lambda t: t.id)
         other, third = await self.make(), await self.make()
-        backwards = [Claim(t.id, t.dispatch, False) for t in (second, first)]
+        await self.serve("v")
+        backwards = [Claim(t.id, t.dispatch) for t in (second, first)]
         done, put_off = [
             [Outcome(t.id, t.dispatch, t.attempt, state) for t in reversed(mine)]
             for state in (State.COMPLETED, State.WAITING)
@@ -101,10 +102,10 @@ class Shared(Hooks):
         holder = self.transaction("SELECT FROM tasks WHERE id IN (%s, %s) FOR UPDATE", first.id, mine[0].id)
         waiting = together(
             [
-                self.store.claim("v", 60, backwards),
+                self.store.claim("v", backwards),
                 other.finish("w", done),
                 other.finish("w", put_off),
-                self.store.release("w", [Claim(t.id, t.dispatch, False) for t in reversed(mine)]),
+                self.release(list(reversed(mine))),
                 third.report("w", reports),
             ]
         )
@@ -171,13 +172,6 @@ class Shared(Hooks):
             self.assertEqual(list(await self.store.create_tasks(batch, rows)), first)
             await self.store.mark_published([batch])
 
-    async def test_expiry_and_renewal_skip_a_task_that_is_being_finished(self) -> None:
-        [task] = await self.create()
-        await self.store.claim("w", 0, [Claim(task.id, 1, False)])
-        self.transaction("SELECT FROM tasks WHERE id = %s FOR UPDATE", task.id)
-        self.assertEqual(list(await self.store.expire_leases(10)), [])
-        self.assertEqual(await self.store.renew("w", 60, [task.id]), {task.id})
-
     async def test_cancel_of_a_task_that_is_retried_in_between(self) -> None:
         task = await self.in_state(State.FAILED)
         store, proxy = await self.through_proxy()
@@ -220,24 +214,6 @@ class Shared(Hooks):
         self.assertEqual(await saying, frozenset())
         self.assertEqual(await self.count_rows(), (1, 0, 0))
         self.assertIsNone((await self.get(task)).progress)
-
-    async def test_a_lease_is_renewed_while_its_task_is_being_reported_on(self) -> None:
-        [task] = await self.create()
-        await self.store.claim("w", 1, [Claim(task.id, 1, False)])
-        reporting = self.transaction("SELECT FROM tasks WHERE id = %s FOR UPDATE", task.id)
-        store, proxy = await self.through_proxy()
-        requests = 0
-
-        def commit() -> None:
-            nonlocal requests
-            requests += 1
-            if requests == 2:
-                reporting.rollback()
-
-        proxy.before = commit
-        self.assertEqual(await store.renew("w", 3600, [task.id]), {task.id})
-        [(left,)] = self.sql("SELECT extract(epoch FROM lease_until - now()) FROM tasks WHERE id = %s", task.id)
-        self.assertGreater(left, 1800)
 
     async def test_a_page_and_its_end_come_from_one_snapshot(self) -> None:
         [needle] = await self.create(1, State.WAITING, kind="needle")

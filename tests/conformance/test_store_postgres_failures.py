@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from msgspec.structs import replace
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
@@ -14,7 +15,7 @@ from twisted.trial.unittest import TestCase
 from taskd.model.errors import BadRequest, Unavailable, UsernameInUse
 from taskd.model.states import State
 from taskd.model.tasks import NewTask, Task
-from taskd.ports.attempts import Claim, Outcome
+from taskd.ports.attempts import Claim, Held, Outcome
 from taskd.ports.logs import Report
 from taskd.store.postgres.store import PostgresStore
 from tests import services
@@ -65,11 +66,12 @@ class Failing(Hooks):
         await store.start()
         before = self.backends()
         [task] = await self.create()
+        await self.serve()
         holder = self.transaction("SELECT FROM tasks WHERE id = %s FOR UPDATE", task.id)
         with self.assertRaisesRegex(Unavailable, "statement timeout"):
-            await store.claim("w", 60, [Claim(task.id, 1, False)])
+            await store.claim("w", [Claim(task.id, 1)])
         holder.rollback()
-        self.assertEqual(len(await store.claim("w", 60, [Claim(task.id, 1, False)])), 1)
+        self.assertEqual(len(await store.claim("w", [Claim(task.id, 1)])), 1)
         self.assertEqual(before - self.backends(), set())
 
     async def test_connection_that_hangs_is_given_up(self) -> None:
@@ -94,8 +96,15 @@ class Failing(Hooks):
                 await self.finish(task, result=result)
         self.assertEqual(await self.get(task), task)
 
+    async def test_a_text_with_nul_is_a_bad_request(self) -> None:
+        for call in (lambda: self.store.beat("w\0", {}), lambda: self.store.held_by("w\0")):
+            with self.assertRaisesRegex(BadRequest, "NUL"):
+                await call()
+        self.assertIsNotNone(await self.store.find_user("ana"))
+
     async def test_deadlock_is_retried(self) -> None:
         first, second = await self.create(2)
+        await self.serve()
         ours = self.transaction("SELECT FROM tasks WHERE id = %s FOR UPDATE", second.id)
         claiming = Deferred.fromCoroutine(self.claim([first, second]))
         await until(lambda: self.blocked() == 1)
@@ -138,14 +147,16 @@ class Failing(Hooks):
 
     async def test_claimed_finished_and_released_once(self) -> None:
         done, given = await self.create(2)
-        claims = [Claim(t.id, t.dispatch, False) for t in (done, given)]
-        claimed = await self.ambiguous(lambda store: store.claim("w", 60, claims))
+        claims = [Claim(t.id, t.dispatch) for t in (done, given)]
+        await self.serve()
+        claimed = await self.ambiguous(lambda store: store.claim("w", claims))
         self.assertEqual([(t.attempt, t.version) for t in claimed], [(1, 2)] * 2)
         outcome = Outcome(done.id, 1, 1, State.COMPLETED, "1")
         finished = await self.ambiguous(lambda store: store.finish("w", [outcome]))
         self.assertEqual(finished[done.id].version, 3)
-        [back] = await self.ambiguous(lambda store: store.release("w", [Claim(given.id, 1, False)]))
-        self.assertEqual((back.state, back.attempt, back.version), (State.WAITING, 0, 3))
+        held = [Held(given.id, 1, 1)]
+        [back] = await self.ambiguous(lambda store: store.release("w", held, stopping=True))
+        self.assertEqual((back.state, back.attempt, back.version, back.returns), (State.WAITING, 0, 3, 1))
         self.assertEqual([(await self.get(t)).version for t in (done, given)], [3, 3])
 
     async def test_failed_and_retried_once(self) -> None:
@@ -185,13 +196,13 @@ class Failing(Hooks):
 
     async def test_statements_that_are_not_repeated_are_unavailable_and_run_once(self) -> None:
         [delayed] = await self.create(1, State.WAITING)
-        [running] = await self.create()
-        await self.store.claim("w", 0, [Claim(running.id, 1, False)])
+        [running] = await self.running()
+        await self.die("w")
         [lost] = await self.create(queue="other")
         await self.postpone(delayed.id, -1)
         calls: list[tuple[Callable[[Any], Awaitable[Any]], Task, int]] = [
             (lambda store: store.promote(10), delayed, 1),
-            (lambda store: store.expire_leases(10), running, 3),
+            (lambda store: store.take_back({}), running, 3),
             (lambda store: store.requeue_lost(OTHER, 0, 10), lost, 2),
         ]
         for call, task, version in calls:
@@ -200,6 +211,19 @@ class Failing(Hooks):
             self.assertEqual((await self.get(task)).version, version)
         self.assertEqual(list(await self.store.promote(10)), [])
         self.assertEqual({t.id for t in (await self.dispatch()).tasks}, {delayed.id, running.id})
+
+    async def test_registered_once_and_a_beat_is_not_repeated(self) -> None:
+        worker = await self.serve("model")
+        await self.ambiguous(lambda store: store.register(replace(worker, name="w")))
+        before = await self.status()
+        calls: list[Callable[[Any], Awaitable[Any]]] = [
+            lambda store: store.beat("w", {}),
+            lambda store: store.poll_workers(),
+        ]
+        for call in calls:
+            with self.assertRaisesRegex(Unavailable, "connection was lost"):
+                await self.ambiguous(call)
+        self.assertEqual((await self.status()).beat, before.beat + 1)
 
 
 class Outage(TestCase):
@@ -221,6 +245,7 @@ class Outage(TestCase):
         await starting
         self.assertTrue(self.store.ready)
         user = await self.store.create_user("Ana", "ana", "x")
+        epochs = {(await self.store.poll_workers()).epoch}
         confirmed: list[str] = []
         unknown: list[str] = []
 
@@ -251,6 +276,8 @@ class Outage(TestCase):
             await deferToThread(self.server.start)
             await until(lambda: self.store.ready)
             self.assertIsNotNone(await self.store.find_user("ana"))
+            epochs.add((await self.store.poll_workers()).epoch)
+        self.assertEqual(len(epochs), 3)
         stored = [text for (text,) in self.server.query("SELECT task FROM tasks")]
         self.assertEqual(len(stored), len(set(stored)))
         self.assertEqual(set(confirmed) - set(stored), set())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from twisted.internet.task import Clock
 
 from taskd.model.errors import SettingsError, Unavailable
 from taskd.model.tasks import NewTask
+from taskd.ports.workers import Culprit
+from taskd.store.rows import encode
 from taskd.store.sqlite.database import InlineRunner, open_sqlite
 from taskd.store.sqlite.store import SqliteStore
 from tests.conformance.store.case import StoreCase, new_batch
@@ -48,6 +51,16 @@ class Hooks(StoreCase):
     async def age_workers(self, seconds: int) -> None:
         await self._sql("UPDATE workers SET seen_at = seen_at - ?", seconds * 1_000_000)
 
+    async def die(self, worker: str, culprit: Culprit | None = None) -> None:
+        text = "UPDATE workers SET state = 'gone', culprit = ? WHERE name = ?"
+        await self._sql(text, culprit and encode(culprit), worker)
+
+    async def stall(self, worker: str, text: str) -> None:
+        await self._sql("UPDATE workers SET beat = beat + 1, stalled = ? WHERE name = ?", text, worker)
+
+    async def set_losses(self, task_id: int, losses: int) -> None:
+        await self._sql("UPDATE tasks SET losses = ? WHERE id = ?", losses, task_id)
+
     async def count_rows(self) -> tuple[int, int, int]:
         [(tasks,)] = await self._sql("SELECT count(*) FROM tasks")
         [(chunks,)] = await self._sql("SELECT count(*) FROM task_log")
@@ -65,6 +78,20 @@ class SqliteInMemory(Hooks, StoreTests):
         await store.start()
         self.addCleanup(store.stop)
         return store
+
+    async def test_all_times_are_those_of_the_wall_clock(self) -> None:
+        wall = 1_800_000_000.5
+        store = SqliteStore(InlineRunner(), Clock(), lambda: wall)
+        await store.start()
+        self.addCleanup(store.stop)
+        at = datetime.fromtimestamp(wall, timezone.utc)
+        self.assertEqual(store.now(), at)
+        user = await store.create_user("Ana", "ana", "x")
+        [task] = await store.create_tasks(new_batch(), [NewTask(user.id, "t", delay=1.5)])
+        self.assertEqual((task.created_at, task.run_at), (at, at + timedelta(seconds=1.5)))
+        wall += 2
+        self.assertEqual(store.now(), at + timedelta(seconds=2))
+        self.assertEqual(len(await store.promote(1)), 1)
 
 
 class SqliteInAFile(Hooks, StoreTests):

@@ -1,91 +1,48 @@
-"""Attempts in PostgreSQL: how a worker claims, keeps, ends and releases a task."""
+"""Attempts in PostgreSQL: how a worker claims, ends and releases a task."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from twisted.internet.task import deferLater
-
 from taskd.model.states import State
-from taskd.model.tasks import FailedAttempt, Task
-from taskd.ports.attempts import Claim, Finished, Outcome
-from taskd.store.opening import MIN_DELAY
+from taskd.model.tasks import Task
+from taskd.ports.attempts import Claim, Finished, Held, Outcome
 from taskd.store.postgres.arrays import array, texts
 from taskd.store.postgres.connection import PostgresConnection, Rows
 from taskd.store.postgres.database import PostgresDatabase
 from taskd.store.postgres.rows import IN_FLIGHT, RELAXED_COMMIT, T, to_tasks
 from taskd.store.refusals import sanitize
-from taskd.store.rows import FAILED_ATTEMPTS_LISTED, TO_WAITING
 
-# A task that this worker holds already is returned unchanged. A redelivered message takes a task over from a worker
-# that lost its channel. The last attempt is not taken over: its lease decides. A failed attempt leaves an error, an
-# attempt that was lost with its worker does not: only after a lost attempt must the last attempt run alone.
+# A task that this worker holds already is returned unchanged.
 _HELD = "t.state = 'running' AND t.worker = $1"
-_CLAIM = f"""
+
+PREPARED = {
+    # PostgreSQL evaluates the condition on the worker once. A fence that is committed at the same moment may come too
+    # late for it: the next take_back finds these tasks.
+    "claim": f"""
 UPDATE tasks t SET state = 'running', worker = $1,
     attempt = CASE WHEN {_HELD} THEN t.attempt ELSE t.attempt + 1 END,
     max_attempts = CASE t.max_attempts WHEN 0 THEN c.max_attempts ELSE t.max_attempts END,
     version = CASE WHEN {_HELD} THEN t.version ELSE t.version + 1 END,
-    lease_until = CASE WHEN {_HELD} THEN t.lease_until ELSE now() + make_interval(secs => $2) END,
     started_at = CASE WHEN {_HELD} THEN t.started_at ELSE now() END,
+    begun = CASE WHEN {_HELD} THEN t.begun ELSE t.losses = 0 END,
     progress = CASE WHEN {_HELD} THEN t.progress END, note = CASE WHEN {_HELD} THEN t.note END,
     error = NULL
-"""
-_CLAIMS = """
-unnest($3::bigint[], $4::int[], $5::bool[], $6::bool[], $7::int[])
-    AS c (id, dispatch, redelivered, alone, max_attempts)
-"""
-_CLAIMABLE = f"""
-t.id = c.id AND t.dispatch = c.dispatch AND ({_HELD}
-    OR (t.state = 'queued' OR t.state = 'running' AND c.redelivered AND t.attempt < t.max_attempts)
-        AND (c.alone OR t.attempt = 0 OR t.error IS NOT NULL OR t.attempt + 1 <> t.max_attempts))
-"""
-
-
-def _expire(which: str) -> str:
-    """CTEs; the last, ``expired``, returns the running tasks that were moved back to waiting or failed."""
-    return f"""
-dead AS MATERIALIZED (
-    SELECT id, dispatch, attempt, worker, started_at, format(
-        'lease expired on attempt %s of %s: the worker stopped answering', attempt, max_attempts) AS error
-    FROM tasks WHERE {IN_FLIGHT} AND state = 'running' {which}
-), lost AS (
-    INSERT INTO task_attempts (task_id, dispatch, attempt, worker, started_at, error) SELECT * FROM dead
-    ON CONFLICT DO NOTHING
-), expired AS (
-    UPDATE tasks t SET state = CASE WHEN t.attempt < max_attempts THEN 'waiting' ELSE 'failed' END,
-        dispatched_at = CASE WHEN t.attempt >= max_attempts THEN dispatched_at END,
-        started_at = CASE WHEN t.attempt >= max_attempts THEN t.started_at END,
-        finished_at = CASE WHEN t.attempt >= max_attempts THEN now() END,
-        progress = CASE WHEN t.attempt >= max_attempts THEN progress END,
-        note = CASE WHEN t.attempt >= max_attempts THEN note END,
-        error = CASE WHEN t.attempt >= max_attempts THEN dead.error END, lease_until = NULL, version = version + 1
-    FROM dead WHERE t.id = dead.id RETURNING {T}
-)
-"""
-
-
-PREPARED = {
-    "claim": f"{_CLAIM} FROM {_CLAIMS} WHERE {RELAXED_COMMIT} AND {_CLAIMABLE} RETURNING {T}",
-    # The same where attempts may be taken over: those are recorded as lost. The rows are locked before they change,
-    # because the record describes the attempt as it was.
-    "claim_redelivered": f"""
-WITH had AS MATERIALIZED (
-    SELECT c.id, c.max_attempts, t.state = 'running' AND NOT ({_HELD}) AS lost, t.dispatch, t.attempt, t.worker,
-        t.started_at, t.max_attempts AS most
-    FROM {_CLAIMS} JOIN tasks t ON {_CLAIMABLE}
-    FOR UPDATE OF t
-), kept AS (
-    INSERT INTO task_attempts (task_id, dispatch, attempt, worker, started_at, error)
-    SELECT id, dispatch, attempt, worker, started_at, format(
-        'attempt %s of %s was lost: its worker ended or was cut off', attempt, most)
-    FROM had WHERE lost ON CONFLICT DO NOTHING
-)
-{_CLAIM} FROM had AS c WHERE {RELAXED_COMMIT} AND t.id = c.id RETURNING {T}
+FROM unnest($2::bigint[], $3::int[], $4::int[]) AS c (id, dispatch, max_attempts)
+WHERE {RELAXED_COMMIT}
+    AND EXISTS (SELECT FROM workers WHERE name = $1 AND workers.state IN ('serving', 'draining'))
+    AND t.id = c.id AND t.dispatch = c.dispatch AND (t.state = 'queued' OR {_HELD})
+RETURNING {T}
+""",
+    "begin": """
+UPDATE tasks t SET begun = true
+FROM unnest($2::bigint[], $3::int[], $4::int[]) AS c (id, dispatch, attempt)
+WHERE t.id = c.id AND t.dispatch = c.dispatch AND t.attempt = c.attempt AND t.worker = $1 AND t.state = 'running'
+RETURNING t.id, t.dispatch, t.attempt
 """,
     # Most attempts end this way, so it has a separate, cheaper statement.
     "complete": """
-UPDATE tasks t SET state = 'completed', version = t.version + 1, finished_at = now(), lease_until = NULL,
+UPDATE tasks t SET state = 'completed', version = t.version + 1, finished_at = now(), losses = 0,
     result = nullif(o.result, '')::json, error = NULL
 FROM unnest($2::bigint[], $3::int[], $4::int[], $5::text[]) AS o (id, dispatch, attempt, result)
 WHERE t.id = o.id AND t.dispatch = o.dispatch AND t.attempt = o.attempt AND t.worker = $1
@@ -107,7 +64,7 @@ WITH ended AS MATERIALIZED (
     SELECT id, dispatch, attempt, $1, started_at, error, nullif(trace, '') FROM ended ON CONFLICT DO NOTHING
 )
 UPDATE tasks t SET state = CASE WHEN o.for_good THEN 'failed' ELSE 'waiting' END, version = t.version + 1,
-    finished_at = CASE WHEN o.for_good THEN now() END, lease_until = NULL, error = nullif(o.error, ''),
+    finished_at = CASE WHEN o.for_good THEN now() END, losses = 0, error = nullif(o.error, ''),
     result = CASE WHEN o.for_good THEN nullif(o.result, '')::json END,
     run_at = CASE WHEN o.for_good THEN t.run_at ELSE now() + make_interval(secs => greatest(o.delay, 0)) END,
     due = o.for_good OR o.delay <= 0,
@@ -135,107 +92,67 @@ FROM unnest($2::bigint[], $3::int[], $4::int[], $5::text[]) AS o (id, dispatch, 
     JOIN tasks t ON t.id = o.id
 """,
     "release": f"""
-UPDATE tasks t SET state = 'waiting', dispatched_at = NULL, started_at = NULL, lease_until = NULL,
-    progress = NULL, note = NULL,
-    attempt = CASE t.state WHEN 'running' THEN t.attempt - 1 ELSE t.attempt END,
-    version = CASE t.state WHEN 'running' THEN t.version + 1 ELSE t.version END
-FROM unnest($2::bigint[], $3::int[]) AS c (id, dispatch)
-WHERE t.id = c.id AND t.dispatch = c.dispatch AND t.worker = $1 AND t.state IN ('running', 'waiting')
+UPDATE tasks t SET state = 'waiting', dispatched_at = NULL, started_at = NULL, progress = NULL, note = NULL,
+    attempt = c.attempt - 1,
+    version = CASE t.state WHEN 'running' THEN t.version + 1 ELSE t.version END,
+    returns = CASE t.state WHEN 'running' THEN t.returns + $5::bool::int ELSE t.returns END
+FROM unnest($2::bigint[], $3::int[], $4::int[]) AS c (id, dispatch, attempt)
+WHERE t.id = c.id AND t.dispatch = c.dispatch AND t.worker = $1
+    AND (t.state = 'running' AND t.attempt = c.attempt OR t.state = 'waiting' AND t.attempt = c.attempt - 1)
 RETURNING {T}
 """,
-    # Writes only leases that have less than three quarters left, so that short tasks cost nothing here. It skips rows
-    # that another statement is finishing or reporting on: waiting for them could deadlock. Each id comes with a flag:
-    # the lease was due and its row was skipped.
-    "renew": """
-WITH held AS MATERIALIZED (
-    SELECT id, lease_until FROM tasks WHERE id = ANY ($3::bigint[]) AND state = 'running' AND worker = $1
-), due AS (
-    SELECT t.id FROM held JOIN tasks t USING (id)
-    WHERE held.lease_until < now() + make_interval(secs => $2 * 0.75) AND t.state = 'running'
-        AND t.worker = $1
-    FOR UPDATE OF t SKIP LOCKED
-), renewed AS (
-    UPDATE tasks t SET lease_until = now() + make_interval(secs => $2) FROM due WHERE t.id = due.id
-)
-SELECT held.id, held.lease_until < now() + make_interval(secs => $2 * 0.75) AND due.id IS NULL
-FROM held LEFT JOIN due USING (id)
-""",
-    "expire_leases": f"""
-WITH {_expire("AND lease_until <= now() LIMIT $1 FOR UPDATE SKIP LOCKED")} SELECT * FROM expired
-""",
-    "reset_in_flight": f"""
-WITH {_expire("FOR UPDATE")}, queued AS (
-    UPDATE tasks SET state = 'waiting', {TO_WAITING} WHERE {IN_FLIGHT} AND state = 'queued' RETURNING id
-), emptied AS (
-    DELETE FROM outbox
-)
-SELECT (SELECT count(*) FROM expired) + (SELECT count(*) FROM queued)
-""",
-    "failed_attempts": """
-SELECT dispatch, attempt, worker, started_at, ended_at, error, trace FROM task_attempts
-WHERE task_id = $1 ORDER BY dispatch DESC, attempt DESC LIMIT $2
+    "held_by": f"""
+SELECT id, dispatch, attempt FROM tasks WHERE {IN_FLIGHT} AND state = 'running' AND worker = $1
 """,
 }
 
 
 class PostgresAttempts(PostgresDatabase):
-    """IAttemptStore on PostgreSQL. Every batch is sorted by task id, so that two batches lock rows in the same order
-    and cannot deadlock."""
+    """What workers do of IAttemptStore, on PostgreSQL. Every batch is sorted by task id, so that two batches lock rows
+    in the same order and cannot deadlock."""
 
-    async def claim(self, worker: str, lease: float, claims: Sequence[Claim]) -> Sequence[Task]:
+    async def claim(self, worker: str, claims: Sequence[Claim]) -> Sequence[Task]:
         if not claims:
             return []
-        statement = "claim_redelivered" if any(c.redelivered for c in claims) else "claim"
         # one array for each field of Claim
         columns = [array(column) for column in zip(*sorted(claims), strict=True)]
-        return to_tasks(await self._call(statement, worker, lease, *columns))
+        return to_tasks(await self._call("claim", worker, *columns))
+
+    async def begin(self, worker: str, held: Sequence[Held]) -> Sequence[Held]:
+        if not held:
+            return []
+        columns = [array(column) for column in zip(*sorted(held), strict=True)]
+        return [Held(*row) for row in await self._call("begin", worker, *columns)]
 
     async def finish(self, worker: str, outcomes: Sequence[Outcome], again: bool = False) -> Mapping[int, Finished]:
         outcomes = sorted(outcomes, key=lambda o: o.task_id)
         completed = [o for o in outcomes if o.state is State.COMPLETED]
         failed = [o for o in outcomes if o.state is not State.COMPLETED]
+        # all arrays first: a text that cannot be stored leaves every outcome of the batch for another try
+        results = texts([o.result or "" for o in completed])
+        columns = (
+            array([o.state is State.FAILED for o in failed]),
+            texts([o.result or "" for o in failed]),
+            texts([sanitize(o.error) for o in failed]),
+            texts([sanitize(o.trace) for o in failed]),
+            array([o.delay for o in failed]),
+        )
         rows: Rows = []
         if completed:
-            results = texts([o.result or "" for o in completed])
             rows += await self._call(_end, again, "complete", worker, completed, results)
         if failed:
-            rows += await self._call(
-                _end,
-                again,
-                "fail",
-                worker,
-                failed,
-                array([o.state is State.FAILED for o in failed]),
-                texts([o.result or "" for o in failed]),
-                texts([sanitize(o.error) for o in failed]),
-                texts([sanitize(o.trace) for o in failed]),
-                array([o.delay for o in failed]),
-            )
+            rows += await self._call(_end, again, "fail", worker, failed, *columns)
         return {task_id: Finished(*row) for task_id, *row in rows}
 
-    async def release(self, worker: str, held: Sequence[Claim]) -> Sequence[Task]:
-        held = sorted(held)
-        args = array([c.task_id for c in held]), array([c.dispatch for c in held])
-        return to_tasks(await self._call("release", worker, *args))
+    async def release(self, worker: str, held: Sequence[Held], stopping: bool = False) -> Sequence[Task]:
+        if not held:
+            return []
+        # one array for each field of Held
+        columns = [array(column) for column in zip(*sorted(held), strict=True)]
+        return to_tasks(await self._call("release", worker, *columns, stopping))
 
-    async def renew(self, worker: str, lease: float, task_ids: Sequence[int]) -> frozenset[int]:
-        args = worker, lease, array(task_ids)
-        rows = await self._call("renew", *args)
-        if any(skipped for _, skipped in rows):
-            # the statement that holds the lock ends soon; the lease must be renewed all the same
-            await deferLater(self._clock, MIN_DELAY)
-            rows = await self._call("renew", *args)
-        return frozenset(task_id for task_id, _ in rows)
-
-    async def expire_leases(self, limit: int) -> Sequence[Task]:
-        return to_tasks(await self._call("expire_leases", limit, repeat=False))
-
-    async def reset_in_flight(self) -> int:
-        return int((await self._call("reset_in_flight"))[0][0])
-
-    async def failed_attempts(self, task_id: int) -> Sequence[FailedAttempt]:
-        rows = await self._call("failed_attempts", task_id, FAILED_ATTEMPTS_LISTED)
-        return [FailedAttempt(*row) for row in reversed(rows)]
+    async def held_by(self, worker: str) -> Sequence[Held]:
+        return [Held(*row) for row in await self._call("held_by", worker)]
 
 
 async def _end(

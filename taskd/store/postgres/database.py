@@ -8,6 +8,7 @@ it runs twice.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime, timedelta, timezone
 from typing import Any, ClassVar
 
 import psycopg2
@@ -20,12 +21,17 @@ from taskd.store import migrations
 from taskd.store.opening import MAX_DELAY, MIN_DELAY, Startable
 from taskd.store.postgres.connection import STATEMENT_SECONDS, PostgresConnection, is_dead
 from taskd.store.postgres.pool import OutcomeUnknown, Pool, reason
-from taskd.store.refusals import closed
+from taskd.store.refusals import closed, nul_refused
+
+CLOCK_WAS_SET = timedelta(seconds=5)
+"""No answer is so late that its time would lag so far behind: somebody has set the database's clock back."""
 
 MIGRATION_SECONDS = 600
 """How long a server waits for its own migrations or for those of another server."""
 
 _MIGRATION_LOCK = 7_461_735_642
+
+PREPARED = {"clock": "SELECT clock_timestamp()"}
 
 # Key: whether the statement may have been committed
 _GAVE_UP = {True: "the database connection was lost: {}", False: "the database is too busy now: {}"}
@@ -55,6 +61,8 @@ class PostgresDatabase(Startable):
         self._dsn = dsn
         self._repeat_seconds = retry
         self._migrating: PostgresConnection | None = None
+        # the database's time less the seconds of the clock
+        self._zero: datetime | None = None
         self._pool = Pool(
             reactor,
             lambda: PostgresConnection(dsn, reactor, self.prepared, statement_timeout),
@@ -68,6 +76,18 @@ class PostgresDatabase(Startable):
         """True while a connection is open."""
         return self._pool.live > 0
 
+    def now(self) -> datetime:
+        if self._zero is None:
+            return datetime.now(timezone.utc)
+        return self._zero + timedelta(seconds=self._clock.seconds())
+
+    def _told(self, now: datetime) -> None:
+        """The database has just said what time it is. A slow answer is late, so the latest of all counts, until the
+        database's clock is set."""
+        zero = now - timedelta(seconds=self._clock.seconds())
+        if self._zero is None or zero > self._zero or self._zero - zero > CLOCK_WAS_SET:
+            self._zero = zero
+
     async def stop(self) -> None:
         await super().stop()
         self._pool.stop()
@@ -80,6 +100,8 @@ class PostgresDatabase(Startable):
                 await self._migrate()
                 self._pool.start()
             await self._call("find_user", "")
+            [(now,)] = await self._call("clock")
+            self._told(now)
         except InsufficientPrivilege as e:
             raise SettingsError(f"{self._name}: user {self._dsn.get('user')}: {reason(e)}") from None
         except Exception as e:
@@ -122,7 +144,7 @@ class PostgresDatabase(Startable):
                     raise closed() from e
                 if now >= deadline or (again and not repeat):
                     raise Unavailable(_GAVE_UP[again].format(reason(e)), retry_after=MAX_DELAY) from e
-            except (psycopg2.Error, UnicodeEncodeError) as e:
+            except (psycopg2.Error, ValueError) as e:
                 if refusal := _refusal(e):
                     raise refusal from e
                 raise
@@ -149,6 +171,8 @@ def _refusal(e: Exception) -> BadRequest | Unavailable | None:
     else, which is a defect of taskd."""
     if isinstance(e, UnicodeEncodeError):
         return BadRequest("text must be valid Unicode")
+    if isinstance(e, ValueError) and "NUL" in str(e):
+        return nul_refused()
     if not isinstance(e, psycopg2.Error):
         return None
     code = e.pgcode or ""

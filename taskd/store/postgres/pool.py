@@ -55,6 +55,8 @@ class Pool:
         self._retry: IDelayedCall | None = None
         self._failures = 0
         self._warned = False
+        self.outages = 0
+        """How often the last open connection was lost."""
         self.running = False
         self._stopped = False
 
@@ -163,6 +165,7 @@ class Pool:
         if connection not in self._live:
             return
         self._live.remove(connection)
+        self.outages += not self._live
         if connection in self._idle:
             self._idle.remove(connection)
         if isinstance(e, Exception) and not isinstance(e, CancelledError):

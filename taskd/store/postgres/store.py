@@ -5,16 +5,19 @@ from __future__ import annotations
 from zope.interface import implementer
 
 from taskd.ports.store import IStore
-from taskd.store.postgres import accounts, attempts, logs, rows, scheduling, tasks, workers
+from taskd.store.postgres import accounts, attempts, database, health, logs, losses, rows, scheduling, tasks, workers
 
 PREPARED = {
+    **database.PREPARED,
     **accounts.PREPARED,
     **rows.PREPARED,
     **tasks.PREPARED,
     **scheduling.PREPARED,
     **attempts.PREPARED,
+    **losses.PREPARED,
     **logs.PREPARED,
     **workers.PREPARED,
+    **health.PREPARED,
 }
 """The statements that are prepared on every connection, by name: parsing and planning cost a third of a small batch.
 
@@ -29,8 +32,10 @@ class PostgresStore(
     tasks.PostgresTasks,
     scheduling.PostgresScheduling,
     attempts.PostgresAttempts,
+    losses.PostgresLosses,
     logs.PostgresLogs,
     workers.PostgresWorkers,
+    health.PostgresHealth,
 ):
     """IStore on PostgreSQL. Its parameters are those of PostgresDatabase. All times are the database's."""
 

@@ -12,7 +12,7 @@ from taskd.store.postgres.arrays import array, texts
 from taskd.store.postgres.listing import PostgresListing
 from taskd.store.postgres.rows import DELETE_SETTLED, KEEP_SETTLED, run_batch, to_task, to_tasks
 from taskd.store.refusals import check_cancelled, check_retryable, found_task, valid_ids
-from taskd.store.rows import ALL, created_task
+from taskd.store.rows import ALL, created_task, whole_micros
 
 _CANCEL_TRIES = 5
 
@@ -28,15 +28,16 @@ WITH new AS (
         timeout, key, fingerprint)
     SELECT user_id, task, kind, queue, payload, max_attempts,
         CASE WHEN queued THEN 'queued' ELSE 'waiting' END, queued::int, CASE WHEN queued THEN now() END,
-        greatest(run_at, now()), queued OR run_at IS NULL OR run_at <= now(), timeout, nullif(key, ''),
-        nullif(fingerprint, '')
+        greatest(run_at, now() + make_interval(secs => delay), now()),
+        queued OR coalesce(greatest(run_at, now() + make_interval(secs => delay)) <= now(), true), timeout,
+        nullif(key, ''), nullif(fingerprint, '')
     FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::json[], $6::int[], $7::bool[],
-        $8::timestamptz[], $9::float8[], $10::text[], $11::text[])
-        AS n (user_id, task, kind, queue, payload, max_attempts, queued, run_at, timeout, key, fingerprint)
+        $8::timestamptz[], $9::float8[], $10::float8[], $11::text[], $12::text[])
+        AS n (user_id, task, kind, queue, payload, max_attempts, queued, run_at, delay, timeout, key, fingerprint)
     RETURNING id
-), settled AS ({DELETE_SETTLED.format(ids="$12::uuid[]")}), kept AS ({KEEP_SETTLED.format(ids="$12::uuid[]")})
+), settled AS ({DELETE_SETTLED.format(ids="$13::uuid[]")}), kept AS ({KEEP_SETTLED.format(ids="$13::uuid[]")})
 INSERT INTO outbox (id, task_ids, published_at)
-SELECT $13::uuid, coalesce(array_agg(id ORDER BY id), '{{}}'), CASE WHEN $14::bool THEN now() END FROM new
+SELECT $14::uuid, coalesce(array_agg(id ORDER BY id), '{{}}'), CASE WHEN $15::bool THEN now() END FROM new
 RETURNING task_ids, created_at
 """,
     "find_keys": """
@@ -44,14 +45,15 @@ SELECT t.user_id, t.key, t.id, t.fingerprint
 FROM unnest($1::bigint[], $2::text[]) AS k (user_id, key) JOIN tasks t ON t.user_id = k.user_id AND t.key = k.key
 """,
     "cancel": f"""
-UPDATE tasks SET state = 'cancelled', version = version + 1, finished_at = now(), lease_until = NULL
+UPDATE tasks SET state = 'cancelled', version = version + 1, finished_at = now()
 WHERE id = $2 AND user_id = $1 AND state IN ('waiting', 'queued', 'running') RETURNING {ALL}
 """,
     # $2 is the version under which the caller saw the task as failed or cancelled. If the version is another one now,
     # an earlier run or somebody else has retried the task already.
     "retry": f"""
 UPDATE tasks SET state = 'waiting', version = version + 1, attempt = 0, run_at = now(), due = true, finished_at = NULL,
-    dispatched_at = NULL, started_at = NULL, worker = NULL, result = NULL, error = NULL, progress = NULL, note = NULL
+    dispatched_at = NULL, started_at = NULL, worker = NULL, result = NULL, error = NULL, progress = NULL, note = NULL,
+    losses = 0, returns = 0
 WHERE id = $1 AND version = $2 AND state IN ('failed', 'cancelled') RETURNING {ALL}
 """,
     # `+ 0` keeps the planner from walking all tasks of the user: it finds the tasks by their ids.
@@ -91,6 +93,7 @@ class PostgresTasks(PostgresListing):
             array([task.max_attempts for task in tasks]),
             array([task.state is State.QUEUED for task in tasks]),
             _sparse(array, [task.run_at for task in tasks]),
+            _sparse(array, [task.delay and whole_micros(task.delay) for task in tasks]),
             _sparse(array, [task.timeout for task in tasks]),
             _sparse(texts, [task.key or "" for task in tasks]),
             _sparse(texts, [task.fingerprint or "" for task in tasks]),

@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-from taskd.ports.workers import WorkerInfo
+from taskd.ports.workers import WorkerInfo, WorkerPoll, WorkerState, WorkerStatus
 from taskd.store.postgres.database import PostgresDatabase
-from taskd.store.rows import decode_workers, encode_worker
+from taskd.store.postgres.rows import IN_FLIGHT, RELAXED_COMMIT
+from taskd.store.rows import WORKER_KEEP_SECONDS, decode_counts, decode_worker, encode, encode_worker
 
 PREPARED = {
-    "worker_seen": """
-INSERT INTO workers (name, queues, kinds, slots) VALUES ($1, $2, $3, $4)
-ON CONFLICT (name) DO UPDATE
-    SET queues = excluded.queues, kinds = excluded.kinds, slots = excluded.slots, seen_at = now()
+    "register": """
+INSERT INTO workers (name, queues, kinds, slots, pid) VALUES ($1, $2, $3, $4, pg_backend_pid())
+ON CONFLICT (name) DO NOTHING
 """,
+    "beat": f"""
+UPDATE workers SET beat = beat + 1, pid = pg_backend_pid(), seen_at = now(), stalled = NULL, hung = $2
+WHERE {RELAXED_COMMIT} AND name = $1 AND state IN ('serving', 'draining')
+RETURNING clock_timestamp()
+""",
+    "worker_draining": "UPDATE workers SET state = 'draining' WHERE name = $1 AND state = 'serving'",
     "worker_gone": "DELETE FROM workers WHERE name = $1",
-    "list_workers": """
-WITH forgotten AS (DELETE FROM workers WHERE seen_at < now() - interval '1 day')
-SELECT name, queues, kinds, slots FROM workers WHERE seen_at > now() - make_interval(secs => $1)
+    # Names no other table, so that no lock on tasks can delay it. Deletes nothing, but fails or waits where a beat
+    # would: in a database that takes no changes, and behind a lock that stops them, nobody can beat, and silence proves
+    # nothing.
+    # Returns a row even if there are no workers. A backend that another process has got the number of counts as
+    # connected: then only the beats tell.
+    "poll_workers": f"""
+WITH writable AS (DELETE FROM workers WHERE false)
+SELECT concat_ws(' ', pg_postmaster_start_time(), pg_is_in_recovery()), clock_timestamp(),
+    w.state IN ('gone', 'fenced') AND w.seen_at < now() - interval '{WORKER_KEEP_SECONDS} s',
+    w.name, w.queues, w.kinds, w.slots, w.state, w.beat,
+    w.pid IS NOT NULL AND EXISTS (SELECT FROM pg_stat_get_activity(w.pid)), w.hung, w.stalled
+FROM (SELECT) AS always LEFT JOIN workers w ON true
+""",
+    "forget_workers": f"""
+DELETE FROM workers w
+WHERE w.state IN ('gone', 'fenced') AND w.seen_at < now() - interval '{WORKER_KEEP_SECONDS} s'
+    AND NOT EXISTS (SELECT FROM tasks WHERE {IN_FLIGHT} AND state = 'running' AND worker = w.name)
+RETURNING name
 """,
 }
 
@@ -25,11 +46,33 @@ SELECT name, queues, kinds, slots FROM workers WHERE seen_at > now() - make_inte
 class PostgresWorkers(PostgresDatabase):
     """IWorkerStore on PostgreSQL."""
 
-    async def worker_seen(self, worker: WorkerInfo) -> None:
-        await self._call("worker_seen", *encode_worker(worker).values())
+    async def register(self, worker: WorkerInfo) -> None:
+        await self._call("register", *encode_worker(worker).values())
+
+    async def beat(self, name: str, hung: Mapping[str, int]) -> bool:
+        rows = await self._call("beat", name, encode(hung), repeat=False)
+        for (now,) in rows:
+            self._told(now)
+        return bool(rows)
+
+    async def worker_draining(self, name: str) -> None:
+        await self._call("worker_draining", name)
 
     async def worker_gone(self, name: str) -> None:
         await self._call("worker_gone", name)
 
-    async def list_workers(self, seconds: float) -> Sequence[WorkerInfo]:
-        return decode_workers(await self._call("list_workers", seconds))
+    async def poll_workers(self) -> WorkerPoll:
+        rows = await self._call("poll_workers", repeat=False)
+        epoch, now = rows[0][:2]
+        self._told(now)
+        # after a crash PostgreSQL goes on with the same start time, but without its connections
+        epoch = f"{epoch} {self._pool.outages}"
+        forgotten: set[str] = set()
+        if any(old for _, _, old, *_ in rows):
+            forgotten = {name for (name,) in await self._call("forget_workers")}
+        found = []
+        for _, _, _, name, queues, kinds, slots, state, beat, connected, hung, stalled in rows:
+            if name is not None and name not in forgotten:
+                worker = decode_worker(name, queues, kinds, slots)
+                found.append(WorkerStatus(worker, WorkerState(state), beat, connected, decode_counts(hung), stalled))
+        return WorkerPoll(epoch, sorted(found, key=lambda status: status.info.name))

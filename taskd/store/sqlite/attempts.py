@@ -1,43 +1,32 @@
-"""Attempts in SQLite: how a worker claims, keeps, ends and releases a task."""
+"""Attempts in SQLite: how a worker claims, ends and releases a task."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from sqlite3 import Cursor
 
 from taskd.model.states import State
-from taskd.model.tasks import FailedAttempt, Task
-from taskd.ports.attempts import Claim, Finished, Outcome
-from taskd.store.refusals import sanitize
-from taskd.store.rows import ALL, FAILED_ATTEMPTS_LISTED, TO_WAITING
+from taskd.model.tasks import Task
+from taskd.ports.attempts import Claim, Finished, Held, Outcome
+from taskd.store.refusals import nul_refused, sanitize
+from taskd.store.rows import ALL, TO_WAITING
 from taskd.store.sqlite.database import SqliteDatabase, transaction
-from taskd.store.sqlite.rows import FOREVER, from_micros, to_task, to_tasks
+from taskd.store.sqlite.rows import from_micros, to_task
 
-# A redelivered message takes a task over from a worker that lost its channel. The last attempt is not taken over: its
-# lease decides. A failed attempt leaves an error, an attempt that was lost with its worker does not: only after a lost
-# attempt must the last attempt run alone.
+ALIVE = "SELECT 1 FROM workers WHERE name = ? AND state IN ('serving', 'draining')"
 CLAIM = f"""
-UPDATE tasks SET state = 'running', attempt = attempt + 1, version = version + 1, worker = ?, lease_until = ?,
-    started_at = ?, progress = NULL, note = NULL, error = NULL,
+UPDATE tasks SET state = 'running', attempt = attempt + 1, version = version + 1, worker = ?, started_at = ?,
+    progress = NULL, note = NULL, error = NULL, begun = losses = 0,
     max_attempts = CASE max_attempts WHEN 0 THEN ? ELSE max_attempts END
-WHERE id = ? AND dispatch = ?
-    AND (state = 'queued' OR ? AND state = 'running' AND worker <> ? AND attempt < max_attempts)
-    AND (? OR attempt = 0 OR error IS NOT NULL OR attempt + 1 <> max_attempts)
-RETURNING {ALL}
+WHERE id = ? AND dispatch = ? AND state = 'queued' RETURNING {ALL}
 """
-# Runs before the attempt is taken over.
-RECORD_TAKEN_OVER = """
-INSERT INTO task_attempts (task_id, dispatch, attempt, worker, started_at, ended_at, error)
-SELECT id, dispatch, attempt, worker, started_at, ?,
-    'attempt ' || attempt || ' of ' || max_attempts || ' was lost: its worker ended or was cut off'
-FROM tasks WHERE id = ? AND dispatch = ? AND state = 'running' AND worker <> ? AND attempt < max_attempts
-    AND (? OR attempt + 1 <> max_attempts)
-ON CONFLICT DO NOTHING
+BEGIN = """
+UPDATE tasks SET begun = 1
+WHERE id = ? AND dispatch = ? AND attempt = ? AND worker = ? AND state = 'running' RETURNING id
 """
 HELD = f"SELECT {ALL} FROM tasks WHERE id = ? AND dispatch = ? AND worker = ? AND state = 'running'"
 FINISH = """
-UPDATE tasks SET state = ?, version = version + 1, finished_at = ?, result = ?, error = ?, lease_until = NULL
+UPDATE tasks SET state = ?, version = version + 1, finished_at = ?, result = ?, error = ?, losses = 0
 WHERE id = ? AND dispatch = ? AND attempt = ? AND worker = ? AND state = 'running'
 RETURNING version
 """
@@ -53,7 +42,7 @@ WHERE id = ? AND dispatch = ? AND attempt = ? AND worker = ? AND state = 'runnin
 ON CONFLICT DO NOTHING
 """
 RETRY_LATER = f"""
-UPDATE tasks SET state = 'waiting', run_at = ?, due = ?, error = ?, {TO_WAITING}
+UPDATE tasks SET state = 'waiting', run_at = ?, due = ?, error = ?, losses = 0, {TO_WAITING}
 WHERE id = ? AND dispatch = ? AND attempt = ? AND worker = ? AND state = 'running'
 RETURNING version, run_at
 """
@@ -66,64 +55,35 @@ WHERE a.task_id = ? AND a.dispatch = ? AND a.attempt = ? AND a.worker = ? AND a.
 """
 
 RELEASE = f"""
-UPDATE tasks SET state = 'waiting', attempt = attempt - 1, {TO_WAITING}
-WHERE id = ? AND dispatch = ? AND worker = ? AND state = 'running' RETURNING {ALL}
+UPDATE tasks SET state = 'waiting', attempt = attempt - 1, returns = returns + ?, {TO_WAITING}
+WHERE id = ? AND dispatch = ? AND attempt = ? AND worker = ? AND state = 'running' RETURNING {ALL}
 """
-RELEASED = f"SELECT {ALL} FROM tasks WHERE id = ? AND dispatch = ? AND worker = ? AND state = 'waiting'"
-RENEW = """
-UPDATE tasks SET lease_until = ?
-WHERE worker = ? AND state = 'running' AND id IN (SELECT value FROM json_each(?)) RETURNING id
+RELEASED = f"""
+SELECT {ALL} FROM tasks WHERE id = ? AND dispatch = ? AND attempt + 1 = ? AND worker = ? AND state = 'waiting'
 """
-
-EXPIRED_LEASES = """
-SELECT id FROM tasks INDEXED BY tasks_in_flight
-WHERE dispatched_at IS NOT NULL AND finished_at IS NULL AND state = 'running' AND lease_until <= ? LIMIT ?
-"""
-_EXPIRED = "'lease expired on attempt ' || attempt || ' of ' || max_attempts || ': the worker stopped answering'"
-RECORD_LOST = f"""
-INSERT INTO task_attempts (task_id, dispatch, attempt, worker, started_at, ended_at, error)
-SELECT id, dispatch, attempt, worker, started_at, :now, {_EXPIRED} FROM tasks
-WHERE id IN (SELECT value FROM json_each(:ids))
-ON CONFLICT DO NOTHING
-"""
-EXPIRE = f"""
-UPDATE tasks SET
-    state = CASE WHEN attempt < max_attempts THEN 'waiting' ELSE 'failed' END,
-    dispatched_at = CASE WHEN attempt >= max_attempts THEN dispatched_at END,
-    started_at = CASE WHEN attempt >= max_attempts THEN started_at END,
-    finished_at = CASE WHEN attempt >= max_attempts THEN :now END,
-    progress = CASE WHEN attempt >= max_attempts THEN progress END,
-    note = CASE WHEN attempt >= max_attempts THEN note END,
-    error = CASE WHEN attempt >= max_attempts THEN {_EXPIRED} END, lease_until = NULL, version = version + 1
-WHERE id IN (SELECT value FROM json_each(:ids))
-RETURNING {ALL}
-"""
-RESET_QUEUED = f"""
-UPDATE tasks INDEXED BY tasks_in_flight SET state = 'waiting', {TO_WAITING}
-WHERE dispatched_at IS NOT NULL AND finished_at IS NULL AND state = 'queued' RETURNING id
-"""
-
-FAILED_ATTEMPTS = """
-SELECT dispatch, attempt, worker, started_at, ended_at, error, trace FROM task_attempts
-WHERE task_id = ? ORDER BY dispatch DESC, attempt DESC LIMIT ?
+HELD_BY = """
+SELECT id, dispatch, attempt FROM tasks INDEXED BY tasks_in_flight
+WHERE dispatched_at IS NOT NULL AND finished_at IS NULL AND state = 'running' AND worker = ?
 """
 
 
 class SqliteAttempts(SqliteDatabase):
-    """IAttemptStore on SQLite."""
+    """What workers do of IAttemptStore, on SQLite."""
 
     @transaction
-    def claim(self, db: Cursor, now: int, worker: str, lease: float, claims: Sequence[Claim]) -> Sequence[Task]:
-        until = now + round(lease * 1_000_000)
+    def claim(self, db: Cursor, now: int, worker: str, claims: Sequence[Claim]) -> Sequence[Task]:
+        if db.execute(ALIVE, (worker,)).fetchone() is None:
+            return []
         held: dict[int, Task] = {}
         for c in claims:
-            if c.redelivered:
-                db.execute(RECORD_TAKEN_OVER, (now, c.task_id, c.dispatch, worker, c.alone))
-            values = worker, until, now, c.max_attempts, c.task_id, c.dispatch, c.redelivered, worker, c.alone
-            row = db.execute(CLAIM, values).fetchone() or db.execute(HELD, (c.task_id, c.dispatch, worker)).fetchone()
-            if row:
+            row = db.execute(CLAIM, (worker, now, c.max_attempts, c.task_id, c.dispatch)).fetchone()
+            if row := row or db.execute(HELD, (c.task_id, c.dispatch, worker)).fetchone():
                 held[row[0]] = to_task(row)
         return list(held.values())
+
+    @transaction
+    def begin(self, db: Cursor, now: int, worker: str, held: Sequence[Held]) -> Sequence[Held]:
+        return [each for each in held if db.execute(BEGIN, (*each, worker)).fetchone()]
 
     @transaction
     def finish(
@@ -133,7 +93,9 @@ class SqliteAttempts(SqliteDatabase):
         done: dict[int, Finished] = {}
         for o in outcomes:
             key = o.task_id, o.dispatch, o.attempt, worker
-            error = ""
+            error, result = "", o.result or None
+            if result is not None and "\0" in result:
+                raise nul_refused()
             if o.state is not State.COMPLETED:
                 error = sanitize(o.error)
                 db.execute(RECORD_FAILED, (now, error, sanitize(o.trace) or None, *key))
@@ -144,48 +106,24 @@ class SqliteAttempts(SqliteDatabase):
                     row = db.execute(FIND_RECORDED_RETRY, (*key, error)).fetchone()
                 if row:
                     done[o.task_id] = Finished(row[0], None, from_micros(row[1]))
-            elif row := db.execute(FINISH, (o.state.value, now, o.result or None, error or None, *key)).fetchone():
+            elif row := db.execute(FINISH, (o.state.value, now, result, error or None, *key)).fetchone():
                 done[o.task_id] = Finished(row[0], finished_at)
             elif again and (row := db.execute(FIND_RECORDED_END, (*key, o.state.value)).fetchone()):
                 done[o.task_id] = Finished(row[0], from_micros(row[1]))
         return done
 
     @transaction
-    def release(self, db: Cursor, now: int, worker: str, held: Sequence[Claim]) -> Sequence[Task]:
+    def release(
+        self, db: Cursor, now: int, worker: str, held: Sequence[Held], stopping: bool = False
+    ) -> Sequence[Task]:
         released: dict[int, Task] = {}
-        for c in held:
-            key = (c.task_id, c.dispatch, worker)
-            row = db.execute(RELEASE, key).fetchone() or db.execute(RELEASED, key).fetchone()
+        for each in held:
+            key = (*each, worker)
+            row = db.execute(RELEASE, (stopping, *key)).fetchone() or db.execute(RELEASED, key).fetchone()
             if row:
                 released[row[0]] = to_task(row)
         return list(released.values())
 
     @transaction
-    def renew(self, db: Cursor, now: int, worker: str, lease: float, task_ids: Sequence[int]) -> frozenset[int]:
-        args = now + round(lease * 1_000_000), worker, json.dumps(task_ids)
-        return frozenset(task_id for (task_id,) in db.execute(RENEW, args))
-
-    @transaction
-    def expire_leases(self, db: Cursor, now: int, limit: int) -> Sequence[Task]:
-        return _expire(db, now, now, limit)
-
-    @transaction
-    def reset_in_flight(self, db: Cursor, now: int) -> int:
-        expired = _expire(db, now, FOREVER, -1)
-        queued = db.execute(RESET_QUEUED).fetchall()
-        db.execute("DELETE FROM outbox")
-        return len(expired) + len(queued)
-
-    @transaction
-    def failed_attempts(self, db: Cursor, now: int, task_id: int) -> Sequence[FailedAttempt]:
-        rows = db.execute(FAILED_ATTEMPTS, (task_id, FAILED_ATTEMPTS_LISTED)).fetchall()
-        return [
-            FailedAttempt(dispatch, attempt, worker, start and from_micros(start), from_micros(end), error, trace)
-            for dispatch, attempt, worker, start, end, error, trace in reversed(rows)
-        ]
-
-
-def _expire(db: Cursor, now: int, until: int, limit: int) -> list[Task]:
-    expired = json.dumps([task_id for (task_id,) in db.execute(EXPIRED_LEASES, (until, limit))])
-    db.execute(RECORD_LOST, {"now": now, "ids": expired})
-    return to_tasks(db.execute(EXPIRE, {"now": now, "ids": expired}))
+    def held_by(self, db: Cursor, now: int, worker: str) -> Sequence[Held]:
+        return [Held(*row) for row in db.execute(HELD_BY, (worker,))]

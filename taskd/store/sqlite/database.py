@@ -6,6 +6,7 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Callable, Coroutine, Iterator
+from datetime import datetime
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -18,6 +19,7 @@ from taskd.model.errors import BadRequest, SettingsError, Unavailable
 from taskd.store import migrations
 from taskd.store.opening import MAX_DELAY, Startable
 from taskd.store.refusals import closed
+from taskd.store.sqlite.rows import from_micros
 
 D = TypeVar("D", bound="SqliteDatabase")
 P = ParamSpec("P")
@@ -35,17 +37,26 @@ PRAGMA busy_timeout = 5000;
 
 
 class SqliteDatabase(Startable):
-    """The database behind ``runner``; stop() closes it. All times come from ``clock``. Raises SettingsError when this
-    Python's SQLite is too old."""
+    """The database behind ``runner``; stop() closes it. All times come from ``wall``, seconds since 1970, or else from
+    ``clock``. Raises SettingsError when this Python's SQLite is too old."""
 
     ready = False
 
-    def __init__(self, runner: InlineRunner | _LockedPool, clock: IReactorTime) -> None:
+    def __init__(
+        self, runner: InlineRunner | _LockedPool, clock: IReactorTime, wall: Callable[[], float] | None = None
+    ) -> None:
         super().__init__("SQLite", clock)
         if sqlite3.sqlite_version_info < MIN_VERSION:
             wanted = ".".join(map(str, MIN_VERSION))
             raise SettingsError(f"SQLite {wanted} or newer is needed, this Python has {sqlite3.sqlite_version}")
         self._runner = runner
+        self._wall = wall or clock.seconds
+
+    def now(self) -> datetime:
+        return from_micros(self._micros())
+
+    def _micros(self) -> int:
+        return round(self._wall() * 1_000_000)
 
     async def stop(self) -> None:
         self.ready = False
@@ -82,7 +93,7 @@ def transaction(
             raise closed()
         if not self.ready:
             raise Unavailable("the database cannot be reached yet; try again", retry_after=MAX_DELAY)
-        now = round(self._clock.seconds() * 1_000_000)
+        now = self._micros()
         try:
             return await self._runner.runInteraction(partial(method, self, **kwargs), now, *args)
         except sqlite3.OperationalError as e:

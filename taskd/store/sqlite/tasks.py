@@ -36,12 +36,12 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 FIND_KEY = "SELECT id, fingerprint FROM tasks WHERE user_id = ? AND key = ?"
 CANCEL = f"""
-UPDATE tasks SET state = 'cancelled', version = version + 1, finished_at = ?, lease_until = NULL
+UPDATE tasks SET state = 'cancelled', version = version + 1, finished_at = ?
 WHERE id = ? AND state IN ('waiting', 'queued', 'running') RETURNING {ALL}
 """
 RETRY = f"""
 UPDATE tasks SET state = 'waiting', attempt = 0, run_at = ?, due = 1, finished_at = NULL, worker = NULL, result = NULL,
-    error = NULL, {TO_WAITING}
+    error = NULL, losses = 0, returns = 0, {TO_WAITING}
 WHERE id = ? AND state IN ('failed', 'cancelled') RETURNING {ALL}
 """
 TASKS_OF_USER = f"SELECT {ALL} FROM tasks WHERE +user_id = ? AND id IN (SELECT value FROM json_each(?))"

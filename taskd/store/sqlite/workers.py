@@ -2,38 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from sqlite3 import Cursor
 
-from taskd.ports.workers import WorkerInfo
-from taskd.store.rows import decode_workers, encode_worker
+from taskd.ports.workers import WorkerInfo, WorkerPoll, WorkerState, WorkerStatus
+from taskd.store.rows import WORKER_KEEP_SECONDS, decode_counts, decode_worker, encode, encode_worker
 from taskd.store.sqlite.database import SqliteDatabase, transaction
 
-WORKER_SEEN = """
+REGISTER = """
 INSERT INTO workers (name, queues, kinds, slots, started_at, seen_at)
-VALUES (:name, :queues, :kinds, :slots, :now, :now)
-ON CONFLICT (name) DO UPDATE
-    SET queues = excluded.queues, kinds = excluded.kinds, slots = excluded.slots, seen_at = excluded.seen_at
+VALUES (:name, :queues, :kinds, :slots, :now, :now) ON CONFLICT (name) DO NOTHING
 """
+BEAT = """
+UPDATE workers SET beat = beat + 1, seen_at = ?, stalled = NULL, hung = ?
+WHERE name = ? AND state IN ('serving', 'draining')
+"""
+WORKER_DRAINING = "UPDATE workers SET state = 'draining' WHERE name = ? AND state = 'serving'"
 WORKER_GONE = "DELETE FROM workers WHERE name = ?"
-FORGET_WORKERS = "DELETE FROM workers WHERE seen_at < ?"
-LIST_WORKERS = "SELECT name, queues, kinds, slots FROM workers WHERE seen_at > ?"
+POLL_WORKERS = "SELECT name, queues, kinds, slots, state, beat, hung, stalled, seen_at FROM workers ORDER BY name"
+HOLDS = """
+SELECT 1 FROM tasks INDEXED BY tasks_in_flight
+WHERE dispatched_at IS NOT NULL AND finished_at IS NULL AND state = 'running' AND worker = ? LIMIT 1
+"""
 
-_DAY = 86_400_000_000
+_EPOCH = "embedded"
+"""There is no other process whose connection could be lost."""
 
 
 class SqliteWorkers(SqliteDatabase):
     """IWorkerStore on SQLite."""
 
     @transaction
-    def worker_seen(self, db: Cursor, now: int, worker: WorkerInfo) -> None:
-        db.execute(WORKER_SEEN, {**encode_worker(worker), "now": now})
+    def register(self, db: Cursor, now: int, worker: WorkerInfo) -> None:
+        db.execute(REGISTER, {**encode_worker(worker), "now": now})
+
+    @transaction
+    def beat(self, db: Cursor, now: int, name: str, hung: Mapping[str, int]) -> bool:
+        return db.execute(BEAT, (now, encode(hung), name)).rowcount > 0
+
+    @transaction
+    def worker_draining(self, db: Cursor, now: int, name: str) -> None:
+        db.execute(WORKER_DRAINING, (name,))
 
     @transaction
     def worker_gone(self, db: Cursor, now: int, name: str) -> None:
         db.execute(WORKER_GONE, (name,))
 
     @transaction
-    def list_workers(self, db: Cursor, now: int, seconds: float) -> Sequence[WorkerInfo]:
-        db.execute(FORGET_WORKERS, (now - _DAY,))
-        return decode_workers(db.execute(LIST_WORKERS, (now - round(seconds * 1_000_000),)))
+    def poll_workers(self, db: Cursor, now: int) -> WorkerPoll:
+        found = []
+        before = now - WORKER_KEEP_SECONDS * 1_000_000
+        for name, queues, kinds, slots, stored, beat, hung, stalled, seen_at in db.execute(POLL_WORKERS).fetchall():
+            state = WorkerState(stored)
+            dead = state in (WorkerState.GONE, WorkerState.FENCED)
+            if dead and seen_at < before and db.execute(HOLDS, (name,)).fetchone() is None:
+                db.execute(WORKER_GONE, (name,))
+            else:
+                worker = decode_worker(name, queues, kinds, slots)
+                found.append(WorkerStatus(worker, state, beat, True, decode_counts(hung), stalled))
+        return WorkerPoll(_EPOCH, found)

@@ -1,16 +1,18 @@
-"""The suite of IAttemptStore: claim, finish, release, renew, and leases that expire."""
+"""The suite of IAttemptStore: claim, finish, release, and what a worker holds."""
 
 from __future__ import annotations
 
-from datetime import timedelta, timezone
+from datetime import timezone
 
+from taskd.model.errors import BadRequest
 from taskd.model.states import State
-from taskd.ports.attempts import Claim, Outcome
+from taskd.ports.attempts import Claim, Held, Outcome
+from taskd.ports.logs import Report
 from tests.conformance.store.case import PAYLOADS, TEXTS, StoreCase
 
 
 class AttemptTests(StoreCase):
-    """The suite of IAttemptStore: claim, finish, release, renew, and leases that expire."""
+    """The suite of IAttemptStore: claim, finish, release, and what a worker holds."""
 
     async def test_claim(self) -> None:
         created = await self.create(3)
@@ -21,75 +23,58 @@ class AttemptTests(StoreCase):
             self.assertIsNotNone(task.started_at)
             self.assertEqual(await self.get(task), task)
 
-    async def test_the_last_of_several_attempts_is_for_a_claim_that_is_alone(self) -> None:
-        [task] = await self.running(worker="w1", max_attempts=3)
-        for worker, alone, attempt in (("w2", False, 2), ("w3", False, None), ("w3", True, 3)):
-            claimed = await self.store.claim(worker, 60, [Claim(task.id, task.dispatch, True, alone)])
-            self.assertEqual([t.attempt for t in claimed], [attempt] if attempt else [])
-        # a worker that holds it already keeps it
-        held = await self.store.claim("w3", 60, [Claim(task.id, task.dispatch, False)])
-        self.assertEqual([t.attempt for t in held], [3])
-
-    async def test_the_same_holds_when_it_was_queued_again(self) -> None:
-        [task] = await self.create(max_attempts=2)
-        await self.store.claim("w1", 0, [Claim(task.id, task.dispatch, False)])
-        await self.store.expire_leases(10)
-        [again] = (await self.dispatch()).tasks
-        for alone, found in ((False, 0), (True, 1)):
-            claimed = await self.store.claim("w2", 60, [Claim(again.id, again.dispatch, False, alone)])
-            self.assertEqual(len(claimed), found)
-
-    async def test_the_only_attempt_need_not_be_alone(self) -> None:
-        self.assertEqual(len(await self.running(3, max_attempts=1)), 3)
-
     async def test_the_first_claim_sets_the_number_of_attempts(self) -> None:
         [open_one, fixed] = await self.create(1, max_attempts=0) + await self.create(1, max_attempts=2)
         self.assertEqual((await self.get(open_one)).max_attempts, 0)
-        claims = [Claim(t.id, 1, False, max_attempts=5) for t in (open_one, fixed)]
-        claimed = await self.store.claim("w", 0, claims)
+        await self.serve()
+        claimed = await self.store.claim("w", [Claim(t.id, 1, max_attempts=5) for t in (open_one, fixed)])
         self.assertEqual({t.id: t.max_attempts for t in claimed}, {open_one.id: 5, fixed.id: 2})
         # a later claim does not change it
-        again = await self.store.claim("v", 60, [Claim(open_one.id, 1, True, max_attempts=9)])
-        self.assertEqual([(t.attempt, t.max_attempts) for t in again], [(2, 5)])
+        await self.release(claimed)
+        [queued, _] = (await self.dispatch()).tasks
+        again = await self.store.claim("w", [Claim(queued.id, 2, max_attempts=9)])
+        self.assertEqual([(t.attempt, t.max_attempts) for t in again], [(1, 5)])
         self.assertEqual((await self.get(open_one)).max_attempts, 5)
 
     async def test_claim_needs_the_dispatch_number(self) -> None:
         [task] = await self.create()
+        await self.serve()
         for number in (0, 2):
-            self.assertEqual(list(await self.store.claim("w", 60, [Claim(task.id, number, False)])), [])
-        self.assertEqual(list(await self.store.claim("w", 60, [Claim(10**15, 1, True)])), [])
+            self.assertEqual(list(await self.store.claim("w", [Claim(task.id, number)])), [])
+        self.assertEqual(list(await self.store.claim("w", [Claim(10**15, 1)])), [])
+        self.assertEqual(list(await self.store.claim("w", [])), [])
         self.assertEqual(await self.get(task), task)
+
+    async def test_only_a_living_worker_claims(self) -> None:
+        [task] = await self.create()
+        claims = [Claim(task.id, 1)]
+        self.assertEqual(list(await self.store.claim("w", claims)), [], "not registered")
+        for name in ("w", "gone", "v"):
+            await self.serve(name)
+        await self.fence()
+        await self.die("gone")
+        for dead in ("w", "gone"):
+            self.assertEqual(list(await self.store.claim(dead, claims)), [])
+        self.assertEqual(await self.get(task), task)
+        await self.store.worker_draining("v")
+        self.assertEqual([t.id for t in await self.store.claim("v", claims)], [task.id])
 
     async def test_claim_repeated_changes_nothing(self) -> None:
         tasks = await self.create(3)
         first = await self.claim(tasks)
-        for redelivered in (False, True):
-            again = await self.claim(tasks, redelivered=redelivered)
-            self.assertEqual(sorted(again, key=lambda t: t.id), sorted(first, key=lambda t: t.id))
+        await self.store.report("w", [Report(first[0].id, 1, 1, 0.5, "half")])
+        first[0] = await self.get(first[0])
+        again = await self.claim(tasks)
+        self.assertEqual(sorted(again, key=lambda t: t.id), sorted(first, key=lambda t: t.id))
 
     async def test_a_message_twice_in_one_batch_is_claimed_once(self) -> None:
         [task] = await self.create()
         claimed = await self.claim([task, task])
         self.assertEqual([(t.id, t.attempt) for t in claimed], [(task.id, 1)])
 
-    async def test_a_duplicate_message_claims_nothing_from_another_worker(self) -> None:
+    async def test_a_running_task_is_not_taken_over(self) -> None:
         [task] = await self.running(worker="one")
         self.assertEqual(await self.claim([task], "two"), [])
-        self.assertEqual(await self.get(task), task)
-
-    async def test_redelivery_takes_over_and_fences(self) -> None:
-        [task] = await self.running(worker="one")
-        [taken] = await self.claim([task], "two", redelivered=True)
-        self.assertEqual((taken.attempt, taken.version, taken.state), (2, 3, State.RUNNING))
-        self.assertIsNone(await self.finish(task, "one"))
-        self.assertIsNone(await self.finish(task, "two"))
-        self.assertEqual(await self.store.renew("one", 60, [1, 2, 3]), frozenset())
-        self.assertEqual(await self.get(task), taken)
-        self.assertIsNotNone(await self.finish(taken, "two"))
-
-    async def test_redelivery_does_not_take_over_the_last_attempt(self) -> None:
-        [task] = await self.running(worker="one", max_attempts=1)
-        self.assertEqual(await self.claim([task], "two", redelivered=True), [])
         self.assertEqual(await self.get(task), task)
 
     async def test_finish(self) -> None:
@@ -144,11 +129,28 @@ class AttemptTests(StoreCase):
         stored = [(await self.get(t)).error for t in tasks]
         self.assertEqual(stored, [*TEXTS, "nulinside", "lone ? surrogate"])
 
+    async def test_an_outcome_that_cannot_be_stored_is_refused(self) -> None:
+        good, failing, bad = await self.running(3)
+        for result in ('"nul\0"', '"lone \ud800"'):
+            for state in (State.COMPLETED, State.FAILED):
+                outcomes = [
+                    Outcome(good.id, 1, 1, State.COMPLETED, "1"),
+                    Outcome(failing.id, 1, 1, State.FAILED, None, "nul\0", "trace\0"),
+                    Outcome(bad.id, 1, 1, state, result, "broke"),
+                ]
+                with self.assertRaises(BadRequest):
+                    await self.store.finish("w", outcomes)
+        self.assertEqual(await self.get(bad), bad)
+        # and fails at once with a reason that can be stored
+        await self.finish(bad, state=State.FAILED, error="its result contains \0")
+        self.assertEqual((await self.get(bad)).error, "its result contains ")
+
     async def test_release_spends_no_attempt(self) -> None:
         [task] = await self.running()
-        [given] = await self.store.release("w", [Claim(task.id, task.dispatch, False)])
+        [given] = await self.release([task])
         self.assertEqual((given.state, given.attempt, given.version), (State.WAITING, 0, 3))
         self.assertEqual((given.dispatch, given.started_at, given.run_at), (1, None, task.run_at))
+        self.assertEqual((given.losses, given.returns), (0, 0))
         self.assertEqual(await self.get(task), given)
         self.assertIsNone(await self.finish(task))
         self.assertEqual(await self.claim([task]), [])
@@ -158,90 +160,58 @@ class AttemptTests(StoreCase):
         self.assertEqual(claimed.attempt, 1)
 
     async def test_release_repeated_changes_nothing(self) -> None:
-        [task] = await self.running()
-        held = [Claim(task.id, task.dispatch, False)]
-        first = await self.store.release("w", held)
-        self.assertEqual(await self.store.release("w", held), first)
-        await self.dispatch()
-        self.assertEqual(list(await self.store.release("w", held)), [])
+        for stopping in (False, True):
+            [task] = await self.running()
+            first = await self.release([task], stopping=stopping)
+            self.assertEqual(await self.release([task], stopping=stopping), first)
+            await self.dispatch()
+            self.assertEqual(await self.release([task], stopping=stopping), [])
+
+    async def test_a_worker_that_stops_returns_its_tasks(self) -> None:
+        [task] = await self.create()
+        for returns in (1, 2, 3):
+            [task] = await self.claim([task])
+            self.assertEqual(task.returns, returns - 1)
+            [back] = await self.release([task], stopping=True)
+            self.assertEqual((back.returns, back.attempt, back.losses), (returns, 0, 0))
+            [task] = (await self.dispatch()).tasks
+        [task] = await self.claim([task])
+        [back] = await self.release([task])
+        self.assertEqual(back.returns, 3, "another release does not count")
+        # nor does the end of an attempt, and only the owner's retry begins again
+        [task] = await self.claim((await self.dispatch()).tasks)
+        await self.finish(task, state=State.FAILED)
+        self.assertEqual((await self.get(task)).returns, 3)
+        self.assertEqual((await self.store.retry(self.ana.id, task.id)).returns, 0)
 
     async def test_release_of_tasks_that_are_not_held(self) -> None:
         [mine] = await self.running()
         [queued] = await self.create()
-        claims = [Claim(mine.id, 2, False), Claim(queued.id, 1, False), Claim(10**15, 1, False)]
-        self.assertEqual(list(await self.store.release("w", claims)), [])
-        self.assertEqual(list(await self.store.release("v", [Claim(mine.id, 1, False)])), [])
+        wrong = [
+            Held(mine.id, 2, 1),
+            Held(mine.id, 1, 2),
+            Held(mine.id, 1, 0),
+            Held(queued.id, 1, 1),
+            Held(10**15, 1, 1),
+        ]
+        for held in ([], wrong):
+            self.assertEqual(list(await self.store.release("w", held)), [])
+        self.assertEqual(list(await self.store.release("v", [Held(mine.id, 1, 1)])), [])
         self.assertEqual(await self.get(mine), mine)
+        self.assertEqual(await self.get(queued), queued)
 
-    async def test_renew_returns_the_tasks_that_are_held(self) -> None:
-        mine = await self.running(3)
+    async def test_held_by_lists_what_is_running_under_a_name(self) -> None:
+        mine = await self.running(4)
         await self.running(2, "v")
-        await self.create(2)
-        await self.finish(mine[0])
-        ids = [task.id for task in mine]
-        self.assertEqual(await self.store.renew("w", 60, ids), {mine[1].id, mine[2].id})
-        self.assertEqual(await self.store.renew("w", 60, ids[:2]), {mine[1].id})
-        self.assertEqual(await self.store.renew("nobody", 60, ids), frozenset())
-        self.assertEqual(await self.store.renew("w", 60, []), frozenset())
-
-    async def test_tasks_that_are_not_named_are_not_renewed(self) -> None:
-        named, other = await self.create(2)
-        await self.store.claim("w", 0, [Claim(named.id, 1, False), Claim(other.id, 1, False)])
-        await self.store.renew("w", 60, [named.id])
-        self.assertEqual([t.id for t in await self.store.expire_leases(10)], [other.id])
-
-    async def test_renewed_lease_does_not_expire(self) -> None:
-        [task] = await self.create()
-        await self.store.claim("w", 0, [Claim(task.id, 1, False)])
-        self.assertEqual(await self.store.renew("w", 60, [task.id]), {task.id})
-        self.assertEqual(list(await self.store.expire_leases(10)), [])
-
-    async def test_expired_lease_goes_back_to_waiting(self) -> None:
-        [task] = await self.create()
-        [task] = await self.store.claim("w", 0, [Claim(task.id, 1, False)])
-        [other] = await self.running()
-        [back] = await self.store.expire_leases(10)
-        self.assertEqual((back.id, back.state, back.attempt), (task.id, State.WAITING, 1))
-        self.assertEqual((back.version, back.run_at, back.started_at), (3, task.run_at, None))
-        self.assertIsNone(back.error, "the error belongs to the failed attempt")
-        self.assertEqual(await self.get(task), back)
-        self.assertEqual(await self.get(other), other)
-        self.assertIsNone(await self.finish(task))
-        self.assertEqual(list(await self.store.expire_leases(10)), [])
-        [queued] = (await self.dispatch()).tasks
-        [claimed] = await self.claim([queued], "v")
-        self.assertEqual((claimed.attempt, claimed.dispatch), (2, 2))
-
-    async def test_expired_lease_of_the_last_attempt_fails(self) -> None:
-        [task] = await self.create(max_attempts=1)
-        [task] = await self.store.claim("w", 0, [Claim(task.id, 1, False)])
-        [failed] = await self.store.expire_leases(10)
-        self.assertEqual((failed.state, failed.attempt, failed.version), (State.FAILED, 1, 3))
-        self.assertEqual(failed.error, "lease expired on attempt 1 of 1: the worker stopped answering")
-        self.assertIsNotNone(failed.finished_at)
-        self.assertEqual(await self.get(task), failed)
-
-    async def test_expiry_is_bounded(self) -> None:
-        tasks = await self.create(5)
-        await self.store.claim("w", 0, [Claim(t.id, 1, False) for t in tasks])
-        self.assertEqual(len(await self.store.expire_leases(3)), 3)
-        self.assertEqual(len(await self.store.expire_leases(3)), 2)
-
-    async def test_reset_takes_everything_in_flight_back(self) -> None:
-        waiting = await self.create(2, State.WAITING)
         queued = await self.create(2)
-        running = await self.running(2)
-        [last] = await self.running(1, max_attempts=1)
-        done = await self.in_state(State.COMPLETED)
-        self.assertEqual(await self.store.reset_in_flight(), 5)
-        states = [(await self.get(t)).state for t in (*waiting, *queued, *running, last)]
-        self.assertEqual(states, [State.WAITING] * 6 + [State.FAILED])
-        last = await self.get(last)
-        self.assertIn("lease expired", last.error or "")
-        assert last.finished_at is not None
-        self.assertLess(abs(last.finished_at - last.created_at), timedelta(minutes=10))
-        self.assertEqual(await self.get(done), done)
-        self.assertEqual(await self.count_outbox(), 0)
-        self.assertEqual(await self.store.count_queued(), {})
-        self.assertEqual(len((await self.dispatch()).tasks), 6)
-        self.assertEqual(await self.store.reset_in_flight(), 6)
+        await self.finish(mine[0])
+        await self.release([mine[1]])
+        held = sorted(await self.store.held_by("w"))
+        self.assertEqual(held, [(t.id, 1, 1) for t in mine[2:]])
+        self.assertIsInstance(held[0], Held)
+        self.assertEqual(list(await self.store.held_by("nobody")), [])
+        # a claim whose answer was lost
+        await self.store.claim("w", [Claim(queued[0].id, 1)])
+        self.assertIn((queued[0].id, 1, 1), await self.store.held_by("w"))
+        await self.fence()
+        self.assertEqual(list(await self.store.held_by("w")), [])

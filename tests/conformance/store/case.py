@@ -1,7 +1,7 @@
 """The base case of the store's suite, and its data.
 
 A test case mixes the suite into a StoreCase that makes stores over one fresh database. Where a test needs time to pass,
-it uses leases and ages of 0 seconds. What the port cannot do is done by hooks.
+it uses ages of 0 seconds. What the port cannot do is done by hooks.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from twisted.trial.unittest import TestCase
 from taskd.model.states import MOVES, State
 from taskd.model.tasks import DEFAULT_KIND, NewTask, Route, Task
 from taskd.model.users import User
-from taskd.ports.attempts import Claim, Outcome
+from taskd.ports.attempts import Claim, Held, Outcome
 from taskd.ports.logs import LogPlace, Report
 from taskd.ports.scheduling import Dispatched
 from taskd.ports.store import IStore
 from taskd.ports.tasks import TaskQuery
+from taskd.ports.workers import Culprit, KindInfo, WorkerInfo, WorkerStatus
 
 Q, OTHER = Route("q", DEFAULT_KIND), Route("other", DEFAULT_KIND)
 
@@ -86,7 +87,19 @@ class StoreCase(TestCase):
         raise NotImplementedError
 
     def age_workers(self, seconds: int) -> Awaitable[None]:
-        """Make the last report of every worker ``seconds`` older."""
+        """Make the last beat of every worker ``seconds`` older."""
+        raise NotImplementedError
+
+    def die(self, worker: str, culprit: Culprit | None = None) -> Awaitable[None]:
+        """What a watchdog does when its worker has died."""
+        raise NotImplementedError
+
+    def stall(self, worker: str, text: str) -> Awaitable[None]:
+        """What a watchdog does while something blocks its worker."""
+        raise NotImplementedError
+
+    def set_losses(self, task_id: int, losses: int) -> Awaitable[None]:
+        """Set how often a task was lost."""
         raise NotImplementedError
 
     def count_rows(self) -> Awaitable[tuple[int, int, int]]:
@@ -108,9 +121,33 @@ class StoreCase(TestCase):
         rows = [NewTask(owner, f"task {i}", **spec, state=state) for i in range(count)]
         return list(await self.store.create_tasks(new_batch(), rows))
 
-    async def claim(self, tasks: Sequence[Task], worker: str = "w", redelivered: bool = False) -> list[Task]:
-        claims = [Claim(t.id, t.dispatch, redelivered) for t in tasks]
-        return list(await self.store.claim(worker, 60, claims))
+    async def serve(self, worker: str = "w", *, queues: Sequence[str] = ("q",), **kinds: str) -> WorkerInfo:
+        """Register a worker; ``kinds`` has the isolation of each."""
+        served = [KindInfo(kind, isolation) for kind, isolation in (kinds or {DEFAULT_KIND: "async"}).items()]
+        info = WorkerInfo(worker, list(queues), served, {"async": 10})
+        await self.store.register(info)
+        return info
+
+    async def status(self, worker: str = "w") -> WorkerStatus:
+        """A worker as a poll sees it."""
+        [status] = [s for s in (await self.store.poll_workers()).workers if s.info.name == worker]
+        return status
+
+    async def fence(self, worker: str = "w") -> list[Task]:
+        """Take back what a worker holds that does not beat any more."""
+        return list(await self.store.take_back({worker: (await self.status(worker)).beat}))
+
+    async def claim(self, tasks: Sequence[Task], worker: str = "w", begin: bool = True) -> list[Task]:
+        """Claim, and begin what has losses, as a worker that is registered now if it was not."""
+        await self.serve(worker)
+        claimed = list(await self.store.claim(worker, [Claim(t.id, t.dispatch) for t in tasks]))
+        if begin:
+            await self.store.begin(worker, [Held(t.id, t.dispatch, t.attempt) for t in claimed if t.losses])
+        return claimed
+
+    async def release(self, tasks: Sequence[Task], worker: str = "w", **kw: Any) -> list[Task]:
+        held = [Held(t.id, t.dispatch, t.attempt) for t in tasks]
+        return list(await self.store.release(worker, held, **kw))
 
     async def running(self, count: int = 1, worker: str = "w", **spec: Any) -> list[Task]:
         tasks = await self.claim(await self.create(count, **spec), worker)

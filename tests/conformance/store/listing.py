@@ -9,7 +9,6 @@ from taskd.model.limits import LISTED_RESULT_BYTES
 from taskd.model.states import TERMINAL, State
 from taskd.model.tasks import Task
 from taskd.model.users import User
-from taskd.ports.attempts import Claim
 from taskd.ports.tasks import TaskQuery
 from tests.conformance.store.case import TEXTS, StoreCase
 
@@ -49,8 +48,8 @@ class ListingTests(StoreCase):
         tasks = [await self.in_state(state) for _ in range(4) for state in State]
         other = await self.create(2, kind="other")
         [retrying] = await self.create()
-        await self.store.claim("w", 0, [Claim(retrying.id, 1, False)])
-        await self.store.expire_leases(1)
+        [retrying] = await self.claim([retrying])
+        await self.retry_later(retrying, delay=0)
         [scheduled] = await self.create(state=State.WAITING)
         await self.postpone(scheduled.id)
         everything = [*tasks, *other, await self.get(retrying), await self.get(scheduled)]

@@ -1,4 +1,4 @@
-"""The suite of IAttemptStore: attempts that failed or were lost, and their retries."""
+"""The suite of IAttemptStore: attempts that failed, and their retries."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ from datetime import timedelta
 
 from taskd.model.states import State
 from taskd.model.tasks import FailedAttempt
-from taskd.ports.attempts import Claim, Outcome
+from taskd.ports.attempts import Outcome
 from taskd.ports.logs import Report
 from tests.conformance.store.case import TEXTS, Q, StoreCase
 
-LOST = "lease expired on attempt {} of {}: the worker stopped answering"
-
 
 class RetryTests(StoreCase):
-    """The suite of IAttemptStore: attempts that failed or were lost, and their retries."""
+    """The suite of IAttemptStore: attempts that failed, and their retries."""
 
     async def test_a_retry_waits_for_its_time(self) -> None:
         [task] = await self.running()
@@ -38,14 +36,6 @@ class RetryTests(StoreCase):
         await self.finish(again, "v")
         done = await self.get(task)
         self.assertEqual((done.state, done.error), (State.COMPLETED, None))
-
-    async def test_the_last_attempt_need_not_be_alone_after_a_failed_one(self) -> None:
-        [task] = await self.running(max_attempts=2)
-        await self.retry_later(task, delay=0)
-        [queued] = (await self.dispatch()).tasks
-        self.assertEqual(queued.error, "it broke")
-        [again] = await self.store.claim("v", 60, [Claim(queued.id, queued.dispatch, False)])
-        self.assertEqual((again.attempt, again.error), (2, None))
 
     async def test_a_retry_without_delay_is_due_at_once(self) -> None:
         for delay in (0.0, -5.0):
@@ -106,10 +96,11 @@ class RetryTests(StoreCase):
         self.assertEqual(len(await self.store.failed_attempts(task.id)), 1)
 
     async def test_an_attempt_that_was_lost_was_not_finished(self) -> None:
-        [task] = await self.create()
-        [task] = await self.store.claim("w", 0, [Claim(task.id, 1, False)])
-        await self.store.expire_leases(10)
-        self.assertIsNone(await self.retry_later(task, again=True))
+        for most in (1, 3):
+            [task] = await self.running(worker=f"w{most}", max_attempts=most)
+            await self.fence(f"w{most}")
+            for state in (State.WAITING, State.FAILED, State.COMPLETED):
+                self.assertIsNone(await self.finish(task, f"w{most}", again=True, state=state, error="it broke"))
 
     async def test_failed_attempts_are_recorded(self) -> None:
         [task] = await self.running(max_attempts=9)
@@ -137,53 +128,9 @@ class RetryTests(StoreCase):
         errors = [f.error for f in await self.store.failed_attempts(task.id)]
         self.assertEqual(errors, [f"no. {n}" for n in range(4, 104)])
 
-    async def test_lost_attempts_are_recorded_as_failed(self) -> None:
-        tasks = await self.create(1, max_attempts=2) + await self.create(1, max_attempts=1)
-        claimed = {t.id: t for t in await self.store.claim("w", 0, [Claim(t.id, 1, False) for t in tasks])}
-        await self.store.report("w", [Report(t.id, 1, 1, 0.5, "half") for t in tasks])
-        self.assertEqual(len(await self.store.expire_leases(10)), 2)
-        for task, most in zip(tasks, (2, 1), strict=True):
-            [lost] = await self.store.failed_attempts(task.id)
-            expected = FailedAttempt(1, 1, "w", claimed[task.id].started_at, lost.ended_at, LOST.format(1, most), None)
-            self.assertEqual(lost, expected)
-            after = await self.get(task)
-            # a waiting task has an error only when its attempt failed, not when it was lost
-            self.assertEqual(after.error, None if after.state is State.WAITING else lost.error)
-            # a retry starts without progress
-            self.assertEqual(after.progress, None if after.state is State.WAITING else 0.5)
-            self.assertEqual(after.note, None if after.state is State.WAITING else "half")
-
-    async def test_an_attempt_that_is_taken_over_is_recorded_as_lost(self) -> None:
-        taken, last, held = await self.create(3, max_attempts=3)
-        before = {t.id: t for t in await self.claim([taken, last, held], "one")}
-        await self.store.report("one", [Report(t.id, 1, 1, 0.5, "half") for t in (taken, last, held)])
-        again = [*await self.claim([taken, last, last], "two", True), *await self.claim([held], "one", True)]
-        for task in again:
-            lost = await self.store.failed_attempts(task.id)
-            if task.id == held.id:
-                self.assertEqual((task.attempt, task.progress, task.note, lost), (1, 0.5, "half", []))
-                continue
-            self.assertEqual((task.attempt, task.progress, task.note), (2, None, None))
-            at, error = before[task.id].started_at, "attempt 1 of 3 was lost: its worker ended or was cut off"
-            self.assertEqual(lost, [FailedAttempt(1, 1, "one", at, lost[0].ended_at, error, None)])
-        # an attempt that is not taken over is not recorded as lost: the last one waits for its lease or an alone claim
-        self.assertEqual(await self.claim([last], "three", True), [])
-        self.assertEqual(len(await self.store.failed_attempts(last.id)), 1)
-        await self.store.claim("three", 60, [Claim(last.id, 1, True, alone=True)])
-        self.assertEqual(await self.claim([last], "four", True), [])
-        self.assertEqual([f.attempt for f in await self.store.failed_attempts(last.id)], [1, 2])
-
-    async def test_reset_records_failed_attempts(self) -> None:
-        [task] = await self.running()
-        [queued] = await self.create()
-        await self.store.reset_in_flight()
-        [lost] = await self.store.failed_attempts(task.id)
-        self.assertEqual((lost.worker, lost.started_at, lost.error), ("w", task.started_at, LOST.format(1, 3)))
-        self.assertEqual(list(await self.store.failed_attempts(queued.id)), [])
-
     async def test_a_released_attempt_is_not_recorded(self) -> None:
         [task] = await self.running()
         await self.store.report("w", [Report(task.id, 1, 1, 0.5, "half")])
-        [given] = await self.store.release("w", [Claim(task.id, 1, False)])
+        [given] = await self.release([task])
         self.assertIsNone(given.progress or given.note)
         self.assertEqual(list(await self.store.failed_attempts(task.id)), [])

@@ -8,17 +8,18 @@ from typing import Any
 
 from zope.interface.verify import verifyClass, verifyObject
 
-from taskd.model.errors import Conflict
+from taskd.model.errors import Conflict, Unavailable
 from taskd.model.states import MOVES, TERMINAL, State
 from taskd.model.tasks import Task
-from taskd.ports.attempts import Claim
 from taskd.ports.logs import Report
 from taskd.ports.store import IStore
+from taskd.store.migrations import load
 from tests.conformance.store.accounts import AccountTests
 from tests.conformance.store.attempts import AttemptTests
 from tests.conformance.store.case import Q
 from tests.conformance.store.listing import ListingTests
 from tests.conformance.store.logs import LogTests
+from tests.conformance.store.losses import LossTests
 from tests.conformance.store.retries import RetryTests
 from tests.conformance.store.scheduling import SchedulingTests
 from tests.conformance.store.tasks import TaskTests
@@ -26,7 +27,15 @@ from tests.conformance.store.workers import WorkerTests
 
 
 class StoreTests(
-    AccountTests, TaskTests, ListingTests, SchedulingTests, AttemptTests, RetryTests, LogTests, WorkerTests
+    AccountTests,
+    TaskTests,
+    ListingTests,
+    SchedulingTests,
+    AttemptTests,
+    RetryTests,
+    LossTests,
+    LogTests,
+    WorkerTests,
 ):
     """The tests of all themes, of the interface, and of the moves between states."""
 
@@ -40,6 +49,12 @@ class StoreTests(
         self.assertIs(self.store.ready, False)
         await self.store.stop()
 
+    async def test_a_store_that_takes_changes_tells_the_version_of_its_schema(self) -> None:
+        self.assertEqual(await self.store.check_writable(), len(load("postgres")))
+        await self.store.stop()
+        with self.assertRaises(Unavailable):
+            await self.store.check_writable()
+
     async def test_no_method_makes_an_illegal_move(self) -> None:
         async def cancel(task: Task) -> None:
             with suppress(Conflict):
@@ -49,21 +64,28 @@ class StoreTests(
             with suppress(Conflict):
                 await self.store.retry(task.user_id, task.id)
 
+        async def take_back(task: Task) -> None:
+            await self.serve()
+            await self.fence()
+            # so that the next one can have this name
+            await self.store.worker_gone("w")
+
         methods: dict[str, Callable[[Task], Awaitable[Any]]] = {
             "dispatch": lambda t: self.dispatch(),
             "promote": lambda t: self.store.promote(100),
-            "claim": lambda t: self.store.claim("w", 60, [Claim(t.id, t.dispatch, False)]),
-            "take over": lambda t: self.store.claim("v", 60, [Claim(t.id, t.dispatch, True)]),
+            "claim": lambda t: self.claim([t]),
+            "claim by another": lambda t: self.claim([t], "v"),
             "complete": lambda t: self.finish(t),
             "fail": lambda t: self.finish(t, state=State.FAILED),
             "retry at once": lambda t: self.finish(t, state=State.WAITING),
             "retry later": lambda t: self.finish(t, state=State.WAITING, delay=60.0),
             "report": lambda t: self.store.report("w", [Report(t.id, t.dispatch, t.attempt, None, None, 1, ["x"])]),
-            "release": lambda t: self.store.release("w", [Claim(t.id, t.dispatch, False)]),
-            "renew": lambda t: self.store.renew("w", 60, [t.id]),
+            "release": lambda t: self.release([t]),
+            "stop": lambda t: self.release([t], stopping=True),
             "cancel": cancel,
             "retry": retry,
-            "expire": lambda t: self.store.expire_leases(100),
+            "take back": take_back,
+            "take orphans back": lambda t: self.store.take_back({}),
             "requeue": lambda t: self.store.requeue_lost(Q, 0, 100),
             "reset": lambda t: self.store.reset_in_flight(),
         }

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta, timezone
+from typing import Any
 
 from msgspec.structs import replace
 
 from taskd.model.errors import BadRequest, Conflict, KeyTaken, NotFound
 from taskd.model.states import State
 from taskd.model.tasks import DEFAULT_KIND, NewTask, Route
-from taskd.ports.attempts import Claim
 from taskd.ports.logs import Report
 from taskd.ports.tasks import Keyed, TaskQuery
 from tests.conformance.store.case import PAYLOADS, TEXTS, Q, StoreCase, new_batch
@@ -69,6 +69,32 @@ class TaskTests(StoreCase):
         self.assertEqual(list(await self.store.promote(10)), [])
         self.assertEqual([t.id for t in (await self.dispatch()).tasks], [now.id, tasks[1].id, tasks[2].id])
         self.assertEqual(await self.pages(state="scheduled"), [tasks[0].id])
+
+    async def test_a_task_with_a_delay_waits(self) -> None:
+        hour, long = timedelta(hours=1), 123456.789012
+        batch, later = new_batch(), (await self.create(state=State.WAITING))[0].created_at + hour
+        specs: list[dict[str, Any]] = [{"delay": 3600}, {"delay": long}, {"delay": 0}, {"delay": -5.0}, {}]
+        # of a time and a delay the later one decides
+        specs += [{"run_at": later, "delay": 60}, {"run_at": later - hour, "delay": 60}, {"run_at": later, "delay": 0}]
+        rows = [NewTask(self.ana.id, "t", queue="delayed", **spec) for spec in specs]
+        tasks = await self.store.create_tasks(batch, rows)
+        waits = [t.run_at - t.created_at for t in tasks]
+        minute = timedelta(minutes=1)
+        self.assertEqual(waits[:5], [hour, timedelta(seconds=long), *[timedelta(0)] * 3])
+        self.assertEqual((tasks[5].run_at, waits[6], tasks[7].run_at), (later, minute, later))
+        self.assertEqual([await self.get(t) for t in tasks], tasks)
+        self.assertEqual(await self.store.create_tasks(batch, rows), tasks)
+        self.assertEqual(list(await self.store.promote(10)), [])
+        due = [t.id for t in (await self.dispatch(queue="delayed")).tasks]
+        self.assertEqual(due, [t.id for t in tasks[2:5]])
+        await self.postpone(tasks[0].id, -1)
+        self.assertEqual(list(await self.store.promote(10)), [(Route("delayed", DEFAULT_KIND), self.ana.id)])
+
+    async def test_a_delay_is_exact_to_the_microsecond(self) -> None:
+        delays = [0.0000004, 0.0000005, 0.0000015, 0.1, 0.3, 1.0000005, 2.675, 86399.9999995, 1e9 / 3]
+        rows = [NewTask(self.ana.id, "t", delay=delay) for delay in delays]
+        tasks = await self.store.create_tasks(new_batch(), rows)
+        self.assertEqual([await self.get(t) for t in tasks], tasks)
 
     async def test_a_queued_task_is_due_whatever_the_clocks_say(self) -> None:
         [now] = await self.create()
@@ -158,8 +184,7 @@ class TaskTests(StoreCase):
             self.assertIsNotNone(cancelled.finished_at)
             self.assertEqual(await self.get(task), cancelled)
             self.assertEqual(await self.store.cancel(self.ana.id, task.id), cancelled)
-            for redelivered in (False, True):
-                self.assertEqual(await self.claim([task], redelivered=redelivered), [])
+            self.assertEqual(await self.claim([task]), [])
         self.assertEqual(len((await self.dispatch()).tasks), 0)
         self.assertEqual(await self.store.count_queued(), {})
 
@@ -169,12 +194,12 @@ class TaskTests(StoreCase):
         cancelled = await self.store.cancel(self.ana.id, task.id)
         # the progress stays
         self.assertEqual((cancelled.progress, cancelled.note, cancelled.attempt), (0.5, "half", 1))
-        self.assertEqual(await self.store.renew("w", 60, [task.id]), frozenset())
+        self.assertEqual(list(await self.store.held_by("w")), [])
         for state in (State.COMPLETED, State.FAILED, State.WAITING):
             for again in (False, True):
                 self.assertIsNone(await self.finish(task, state=state, again=again))
-        self.assertEqual(list(await self.store.release("w", [Claim(task.id, 1, False)])), [])
-        self.assertEqual(list(await self.store.expire_leases(10)), [])
+        self.assertEqual(await self.release([task]), [])
+        self.assertEqual(await self.fence(), [])
         self.assertEqual(await self.store.reset_in_flight(), 0)
         self.assertEqual(await self.get(task), cancelled)
 
@@ -208,6 +233,7 @@ class TaskTests(StoreCase):
     async def test_retry(self) -> None:
         for state in (State.FAILED, State.CANCELLED):
             [task] = await self.running(max_attempts=0)
+            await self.set_losses(task.id, 2)
             await self.report(task, "line", progress=0.5, note="half")
             if state is State.FAILED:
                 await self.finish(task, state=state, error="broke", result="1")
@@ -216,7 +242,7 @@ class TaskTests(StoreCase):
             before = await self.get(task)
             back = await self.store.retry(self.ana.id, task.id)
             self.assertEqual((back.state, back.attempt, back.version), (State.WAITING, 0, before.version + 1))
-            self.assertEqual((back.dispatch, back.max_attempts), (1, 3))
+            self.assertEqual((back.dispatch, back.max_attempts, back.losses), (1, 3, 0))
             for cleared in (back.error, back.result, back.progress, back.note, back.started_at, back.finished_at):
                 self.assertIsNone(cleared)
             self.assertGreaterEqual(back.run_at, before.run_at)
@@ -224,7 +250,7 @@ class TaskTests(StoreCase):
             # its old attempt is fenced, and its log and failed attempts are still there
             self.assertIsNone(await self.finish(task))
             self.assertFalse(await self.report(task, "late", first_line=2))
-            self.assertEqual(await self.claim([task], redelivered=True), [])
+            self.assertEqual(await self.claim([task]), [])
             self.assertEqual(await self.log(task), [((1, 1, 1), ["line"])])
             self.assertEqual(len(await self.store.failed_attempts(task.id)), state is State.FAILED)
             again = await self.next_attempt("v")

@@ -1,42 +1,118 @@
-"""The suite of IWorkerStore."""
+"""The suite of IWorkerStore, and of the store's clock."""
 
 from __future__ import annotations
 
-from taskd.ports.workers import KindInfo, WorkerInfo
+from datetime import timedelta, timezone
+
+from taskd.ports.workers import KindInfo, WorkerInfo, WorkerState
 from tests.conformance.store.case import StoreCase
 
 
 class WorkerTests(StoreCase):
-    """The suite of IWorkerStore."""
+    """The suite of IWorkerStore, and of the store's clock."""
 
-    async def test_workers_are_listed_while_they_are_seen(self) -> None:
+    async def names(self) -> list[str]:
+        return [s.info.name for s in (await self.store.poll_workers()).workers]
+
+    async def test_workers_are_registered_once(self) -> None:
         simulate = KindInfo("simulate", "async", None, 3, "Sleeps.")
         picture = KindInfo("picture:\N{SNOWMAN}", "process", 60.5, 5, 'two\nlines "quoted" \\ \'')
-        one = WorkerInfo("b-1", ["tasks", "mail"], [simulate, picture], 10)
-        two = WorkerInfo("a-2", [], [], 1)
-        self.assertEqual(list(await self.store.list_workers(60)), [])
-        await self.store.worker_seen(one)
-        await self.store.worker_seen(two)
-        self.assertEqual(list(await self.store.list_workers(60)), [two, one])
-        self.assertEqual(list(await self.store.list_workers(0)), [])
-        # a new record replaces the old one
-        changed = WorkerInfo("b-1", ["tasks"], [picture], 20)
-        await self.store.worker_seen(changed)
-        self.assertEqual(list(await self.store.list_workers(60)), [two, changed])
-        await self.age_workers(100)
-        await self.store.worker_seen(two)
-        self.assertEqual(list(await self.store.list_workers(60)), [two])
-        self.assertEqual(list(await self.store.list_workers(200)), [two, changed])
+        one = WorkerInfo("b-1", ["tasks", "mail"], [simulate, picture], {"async": 10, "process": 2})
+        two = WorkerInfo("a-2", [], [], {})
+        self.assertEqual(await self.names(), [])
+        await self.store.register(one)
+        await self.store.register(two)
+        for _ in range(2):
+            statuses = (await self.store.poll_workers()).workers
+            self.assertEqual([s.info for s in statuses], [two, one])
+            for status in statuses:
+                self.assertEqual((status.state, status.connected), (WorkerState.SERVING, True))
+                self.assertEqual((status.hung, status.stalled), ({}, None))
+        # again, after it has said more
+        await self.store.beat("b-1", {"async": 1})
+        await self.store.worker_draining("b-1")
+        before = await self.status("b-1")
+        await self.store.register(one)
+        self.assertEqual(await self.status("b-1"), before)
         for _ in range(2):
             await self.store.worker_gone("a-2")
-        self.assertEqual(list(await self.store.list_workers(200)), [changed])
+        self.assertEqual(await self.names(), ["b-1"])
 
-    async def test_workers_not_seen_for_a_day_are_forgotten(self) -> None:
-        worker = WorkerInfo("w", ["q"], [], 1)
-        await self.store.worker_seen(worker)
-        await self.age_workers(86_000)
-        await self.store.list_workers(60)
-        self.assertEqual(list(await self.store.list_workers(10**6)), [worker])
-        await self.age_workers(1000)
-        await self.store.list_workers(60)
-        self.assertEqual(list(await self.store.list_workers(10**6)), [])
+    async def test_beats_grow_while_it_lives(self) -> None:
+        self.assertFalse(await self.store.beat("w", {}), "not registered")
+        await self.serve()
+        await self.serve("v")
+        first, other = (await self.status()).beat, await self.status("v")
+        for n, hung in enumerate(({}, {"thread": 2, "async": 1}, {}), 1):
+            self.assertTrue(await self.store.beat("w", hung))
+            status = await self.status()
+            self.assertEqual((status.beat, status.hung, status.connected), (first + n, hung, True))
+        self.assertEqual(await self.status("v"), other)
+        await self.store.worker_draining("w")
+        self.assertTrue(await self.store.beat("w", {}))
+        status = await self.status()
+        self.assertEqual((status.beat, status.state), (first + 4, WorkerState.DRAINING))
+
+    async def test_a_beat_of_the_reactor_ends_a_stall(self) -> None:
+        await self.serve()
+        before = (await self.status()).beat
+        await self.stall("w", "task 1 (sum) at work.py:3")
+        status = await self.status()
+        self.assertEqual((status.stalled, status.beat), ("task 1 (sum) at work.py:3", before + 1))
+        await self.store.beat("w", {})
+        self.assertIsNone((await self.status()).stalled)
+
+    async def test_the_dead_do_not_come_back(self) -> None:
+        await self.serve("gone")
+        await self.serve("fenced")
+        await self.die("gone")
+        await self.fence("fenced")
+        for name in ("gone", "fenced"):
+            before = await self.status(name)
+            self.assertEqual(before.state.value, name)
+            self.assertFalse(await self.store.beat(name, {"async": 1}))
+            await self.store.worker_draining(name)
+            await self.serve(name)
+            self.assertEqual(await self.status(name), before)
+            await self.store.worker_gone(name)
+        self.assertEqual(await self.names(), [])
+
+    async def test_the_dead_are_forgotten_an_hour_after_their_last_beat(self) -> None:
+        for name in ("alive", "draining", "gone", "fenced", "holds"):
+            await self.serve(name)
+        await self.running(1, "holds")
+        await self.store.worker_draining("draining")
+        await self.die("gone")
+        await self.fence("fenced")
+        await self.die("holds")
+        everybody = ["alive", "draining", "fenced", "gone", "holds"]
+        await self.age_workers(3500)
+        self.assertEqual(await self.names(), everybody)
+        await self.age_workers(200)
+        self.assertEqual(await self.names(), ["alive", "draining", "holds"])
+        await self.store.take_back({})
+        self.assertEqual(await self.names(), ["alive", "draining"])
+
+    async def test_the_epoch_stays_while_the_database_runs(self) -> None:
+        epochs = {(await self.store.poll_workers()).epoch for _ in range(3)}
+        other = await self.make()
+        if other.ready:
+            epochs.add((await self.store.poll_workers()).epoch)
+        self.assertEqual(len(epochs), 1)
+
+    async def test_nul_in_a_text_for_people_does_no_harm(self) -> None:
+        kind = KindInfo("simulate", "async", summary="nul\0 lone \ud800")
+        await self.store.register(WorkerInfo("w", ["q"], [kind], {"async": 1}))
+        [info] = [s.info for s in (await self.store.poll_workers()).workers]
+        self.assertEqual(info.kinds[0].summary, "nul lone ?")
+        [task] = await self.running()
+        self.assertEqual([t.id for t in await self.fence()], [task.id])
+
+    async def test_now_is_the_time_of_the_database(self) -> None:
+        await self.serve()
+        for learn in (self.store.poll_workers, lambda: self.store.beat("w", {})):
+            await learn()
+            before = self.store.now()
+            [task] = await self.create()
+            self.assertEqual(before.tzinfo, timezone.utc)
+            self.assertLess(abs(task.created_at - before), timedelta(seconds=5))
