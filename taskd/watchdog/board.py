@@ -1,0 +1,235 @@
+"""The board: memory that a worker shares with its watchdog. The worker writes, the watchdog reads.
+
+It has a header of counters, the worker's name, and one note for each thread that runs a handler. No side ever waits for
+the other. A sequence number, odd while a text is being written, tells the reader to read again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import struct
+import threading
+import weakref
+from typing import NamedTuple
+
+# The header, in words of eight bytes. The name follows in bytes.
+_TICKS, _BEATS, _STOPPING, _IDENT, _NATIVE, _NAME_VERSION, _NAME_LENGTH = range(7)
+_NAME = 64
+MAX_NAME_BYTES = 255
+_HEADER = _NAME + MAX_NAME_BYTES + 1
+
+# A note: its version, then the thread's ident (0: no handler is entered), native id, task, dispatch and kind.
+_NOTE = struct.Struct("@QQQQ88s")
+_NOTE_BYTES = 8 + _NOTE.size
+
+
+class Note(NamedTuple):
+    """A handler that a thread has entered. ``thread`` is the ident by which Python names the thread, ``native`` that
+    of the kernel. A kind of more than 88 bytes is cut."""
+
+    thread: int
+    native: int
+    task_id: int
+    dispatch: int
+    kind: str
+
+
+class _Thread(threading.local):
+    """What a thread knows of itself, and the index of its note while it has one."""
+
+    note = -1
+
+    def __init__(self) -> None:
+        self.ident = threading.get_ident()
+        self.native = threading.get_native_id()
+
+
+class Board:
+    """Room for the notes of ``threads`` threads and of the reactor's thread. It is an
+    :class:`taskd.worker.executors.entries.IEntries`.
+
+    Until :meth:`share` is called, and in a forked child, the memory is private: writing to it has no effect.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._fd = -1
+        self._map: mmap.mmap | None = None
+        self._me = _Thread()
+        self._use(memoryview(bytearray(_HEADER + (threads + 1) * _NOTE_BYTES)))
+        self._free = list(range(_HEADER // 8, len(self._bytes) // 8, _NOTE_BYTES // 8))
+        self._reactor, self._reactor_note = 0, self._free.pop()
+
+    @classmethod
+    def open(cls, fd: int) -> Board:
+        """The board of another process, to read."""
+        board = cls((os.fstat(fd).st_size - _HEADER) // _NOTE_BYTES - 1)
+        board._map_shared(fd)
+        return board
+
+    def share(self) -> int:
+        """Move to shared memory; its descriptor. To be called in the reactor's thread, after the process has become a
+        daemon. Raises OSError."""
+        fd = memory_file("taskd-board", len(self._bytes))
+        before = bytes(self._bytes)
+        self._map_shared(fd)
+        self._bytes[:] = before
+        self._me = _Thread()
+        self._reactor = self._words[_IDENT] = self._me.ident
+        self._words[_NATIVE] = self._me.native
+        _shared.add(self)
+        return fd
+
+    def close(self) -> None:
+        """Use private memory from now on."""
+        _shared.discard(self)
+        self._words.release()
+        self._bytes.release()
+        if self._map is not None:
+            self._map.close()
+            os.close(self._fd)
+            self._map = None
+        self._use(memoryview(bytearray(self._size)))
+
+    # -- the worker's side
+
+    def tick(self) -> None:
+        """The reactor runs."""
+        self._words[_TICKS] += 1
+
+    def beaten(self) -> None:
+        """The store has accepted a beat of the reactor."""
+        self._words[_BEATS] += 1
+
+    def rename(self, name: str) -> None:
+        """The worker's name in the store, from now on. To be called when it is registered. Raises ValueError if it is
+        longer than MAX_NAME_BYTES."""
+        raw = name.encode()
+        if len(raw) > MAX_NAME_BYTES:
+            raise ValueError(f"a worker's name of {len(raw)} bytes")
+        self._words[_NAME_VERSION] += 1
+        self._bytes[_NAME : _NAME + len(raw)] = raw
+        self._words[_NAME_LENGTH] = len(raw)
+        self._words[_NAME_VERSION] += 1
+
+    def stopping(self) -> None:
+        """The worker ends in order: the watchdog is to end without telling anything."""
+        self._words[_STOPPING] = 1
+
+    def enter(self, task_id: int, dispatch: int, kind: str) -> None:
+        """The calling thread enters a handler."""
+        if threading.get_ident() == self._reactor:
+            # on the path of each task; it is read while the reactor stands still, so it needs no version
+            at, raw = self._reactor_note, kind.encode(errors="replace")
+            _NOTE.pack_into(self._bytes, at * 8 + 8, self._reactor, self._words[_NATIVE], task_id, dispatch, raw)
+            return
+        me = self._me
+        at = me.note
+        if at < 0:
+            try:
+                at = me.note = self._free.pop()
+            except IndexError:
+                return
+        words = self._words
+        words[at] += 1
+        _NOTE.pack_into(self._bytes, at * 8 + 8, me.ident, me.native, task_id, dispatch, kind.encode(errors="replace"))
+        words[at] += 1
+
+    def leave(self) -> None:
+        """The calling thread has left it."""
+        if threading.get_ident() == self._reactor:
+            self._words[self._reactor_note + 1] = 0
+            return
+        me = self._me
+        at = me.note
+        if at >= 0:
+            self._words[at + 1] = 0
+            me.note = -1
+            self._free.append(at)
+
+    # -- the watchdog's side
+
+    @property
+    def ticks(self) -> int:
+        """How often :meth:`tick` was called."""
+        return self._words[_TICKS]
+
+    @property
+    def beats(self) -> int:
+        """How often :meth:`beaten` was called."""
+        return self._words[_BEATS]
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether :meth:`stopping` was called."""
+        return bool(self._words[_STOPPING])
+
+    @property
+    def name(self) -> str:
+        """The worker's name; empty before it is registered."""
+        for _ in range(100):
+            version = self._words[_NAME_VERSION]
+            raw = bytes(self._bytes[_NAME : _NAME + self._words[_NAME_LENGTH]])
+            if version % 2 == 0 and version == self._words[_NAME_VERSION]:
+                return raw.decode(errors="replace")
+        return ""
+
+    @property
+    def reactor_thread(self) -> int:
+        """The kernel's id of the reactor's thread."""
+        return self._words[_NATIVE]
+
+    def notes(self) -> list[Note]:
+        """The handlers that are entered now. One that is being entered at this moment may be missing."""
+        found = []
+        for at in range(_HEADER // 8, len(self._bytes) // 8, _NOTE_BYTES // 8):
+            for _ in range(3):
+                version = self._words[at]
+                thread, native, task_id, dispatch, kind = _NOTE.unpack_from(self._bytes, at * 8 + 8)
+                if version % 2 == 0 and version == self._words[at]:
+                    if thread:
+                        text = kind.rstrip(b"\0").decode(errors="ignore")
+                        found.append(Note(thread, native, task_id, dispatch, text))
+                    break
+        return found
+
+    # -- memory
+
+    def _map_shared(self, fd: int) -> None:
+        self._map = mmap.mmap(fd, self._size)
+        self._fd = fd
+        self._use(memoryview(self._map))
+
+    def _use(self, memory: memoryview) -> None:
+        self._size = len(memory)
+        self._bytes = memory
+        self._words = memory.cast("Q")
+
+
+def memory_file(name: str, size: int = 0) -> int:
+    """The descriptor of a new file that lives in memory and has no name in the file system. It closes when the process
+    executes another program."""
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    else:
+        import tempfile
+
+        fd, path = tempfile.mkstemp(prefix=name)
+        os.unlink(path)
+    os.truncate(fd, size)
+    return fd
+
+
+_shared: weakref.WeakSet[Board] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    """A child that a handler has forked must not tick for its parent."""
+    for board in list(_shared):
+        with contextlib.suppress(OSError):
+            board.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
