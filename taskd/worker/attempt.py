@@ -17,6 +17,7 @@ from taskd.model.tasks import Task
 from taskd.ports.attempts import Outcome
 from taskd.ports.handler import ITaskHandler
 from taskd.worker.context import OutputListener, TaskContext
+from taskd.worker.executors import forks
 from taskd.worker.handler_results import Fault, HandlerResult, Success
 from taskd.worker.programs import Command
 
@@ -77,6 +78,8 @@ class Attempt:
         self.done: Deferred[Outcome] = Deferred()
         self.free = False
         self.stopped = False
+        self.hung = False
+        """Its handler should have ended and has not: it keeps its slot."""
         self.execution: IExecution | None = None
         """Set by the executor before it calls the handler, as is ``context``."""
         self.context: TaskContext | None = None
@@ -87,7 +90,6 @@ class Attempt:
         self._listener: OutputListener | None = listener
         self._ended = ended
         self._late = False
-        self._hung = False
         limits = [task.timeout, kind.timeout if kind is not None else None]
         self._timeout = min((seconds for seconds in limits if seconds is not None), default=None)
         self._timer: IDelayedCall | None = None
@@ -111,12 +113,12 @@ class Attempt:
 
     def progress(self, fraction: float, note: str) -> None:
         """Pass on a progress."""
-        if self._listener is not None:
+        if self._listener is not None and not forks.in_copy:
             self._listener.progress(fraction, note)
 
     def lines(self, lines: Sequence[str], dropped: int) -> None:
         """Pass on log lines."""
-        if self._listener is not None:
+        if self._listener is not None and not forks.in_copy:
             self._listener.lines(lines, dropped)
 
     # -- end of the handler
@@ -124,7 +126,7 @@ class Attempt:
     def end(self, result: HandlerResult) -> None:
         """Nothing of the handler runs any more."""
         self._set_timer(None)
-        if self._hung:
+        if self.hung:
             self._log.info("task {id} ({kind}) attempt {attempt} that did not end has ended now", **self._ids)
         if not self.done.called:
             self._settle(result)
@@ -167,9 +169,14 @@ class Attempt:
     def _hangs(self) -> None:
         """The handler should have ended: log where it is, and do not wait for its result any longer."""
         assert self.execution is not None
-        self._hung = True
+        self.hung = True
         self._set_timer(None)
-        place = self.execution.place()
+        try:
+            place = self.execution.place()
+        except Exception:
+            # the handler's own objects are asked for its code
+            self._log.failure("task {id} ({kind}) attempt {attempt} cannot be located", **self._ids)
+            place = Place(self.task.kind)
         what = f"{place.line} {self.execution.stubborn}: its slot stays taken until it ends"
         self._log.warn("task {id} ({kind}) attempt {attempt}: {what}", what=what, **self._ids)
         self.lines([what[:MAX_LINE_CHARS]], 0)

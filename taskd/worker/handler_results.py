@@ -60,7 +60,7 @@ def handler_returned(value: Any) -> HandlerResult:
         return Fault(one_line(f"the result cannot be stored: {e.message}"))
     except Exception as e:
         # the handler's own objects may fail while they are encoded
-        return Fault(f"the result cannot be stored: {error_line(e)}", trace_of(e), cause=e)
+        return Fault(one_line(f"the result cannot be stored: {error_line(e)}"), trace_of(e), cause=e)
 
 
 def handler_raised(error: BaseException) -> Fault:
@@ -121,7 +121,7 @@ def trace_of(error: BaseException) -> str | None:
 def _format_trace(error: BaseException, begin: TracebackType) -> str:
     try:
         return "".join(traceback.TracebackException(type(error), error, begin, compact=True).format())
-    except Exception:
+    except BaseException:
         # the __str__ of a foreign exception may fail
         return "".join(traceback.format_tb(begin)) + error_line(error)
 
@@ -134,5 +134,5 @@ def is_hidden(frame: FrameType) -> bool:
 def _message_of(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:
+    except BaseException:
         return "(its message cannot be shown)"

@@ -169,6 +169,8 @@ reactor.run()
         script = """
 import gc, os, threading, time
 from taskd.worker import handler
+from taskd.worker.context import TaskContext
+from taskd.worker.executors.entries import NO_ENTRIES
 from taskd.worker.executors.thread import ThreadExecution
 
 @handler("k")
@@ -181,7 +183,7 @@ def start_threads():
         thread.start()
         thread.join()
 
-execution = ThreadExecution(hanging, None)
+execution = ThreadExecution(hanging, TaskContext({"id": 1, "kind": "k"}, None), 1, NO_ENTRIES)
 for target in execution.work, start_threads:
     threading.Thread(target=target, daemon=True).start()
 gc.callbacks.append(lambda phase, info: time.sleep(0.001))

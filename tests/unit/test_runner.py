@@ -56,12 +56,14 @@ class Stage(SynchronousTestCase):
 
     def runner(self, *handlers: ITaskHandler, programs: Sequence[Command] = (), chance: float = 0.0) -> Runner:
         forkserver: Any = self.forkserver
+        self.entries = RecordingEntries()
         return Runner(
             self.clock,
             handlers,
             threads=self.threads,
             forkserver=forkserver,
             programs=programs,
+            entries=self.entries,
             chance=lambda: chance,
         )
 
@@ -448,6 +450,44 @@ class FailureTests(Stage):
         for good in ([None, 1.5], "null", "\\u0000", {"1": None}, 2**70, {"a": (1, (None,))}, {1: True, 2.5: -0.0}):
             self.assertIs(self.result(returns(good)).state, State.COMPLETED)
 
+    def test_whatever_an_exception_says_can_be_stored(self) -> None:
+        class Odd(Exception):
+            def __str__(self) -> str:
+                raise SystemExit("\0")
+
+        odd = "\0 \ud800 \x1b"
+        noted = ValueError("x")
+        noted.__notes__ = [odd]  # type: ignore[attr-defined]
+        errors = [ValueError(odd), KeyError(odd), Reject(odd), Reject("\0"), Retry(odd), BadRequest(odd), Odd(), noted]
+        for error in [*errors, OSError(1, odd, odd), SystemExit(odd)]:
+
+            def work(task: ITaskContext, error: BaseException = error) -> None:
+                raise error from ValueError(odd)
+
+            async def later(task: ITaskContext, error: BaseException = error) -> None:
+                raise error from ValueError(odd)
+
+            for function in (work, later):
+                outcome = self.result(function)
+                self.assertIsNone(outcome.result)
+                self.assertTrue(outcome.error)
+                for text in (outcome.error or "", outcome.trace or ""):
+                    self.assertNotIn("\0", text)
+                    self.assertEqual(text.encode().decode(), text)
+
+    def test_a_handler_hides_nul_in_no_result(self) -> None:
+        for value in ("\0", ["a\0"], {"\0": 1}, {1: {"a": ("\0",)}}, {"a": {"b\0c": [None]}}):
+
+            async def later(task: ITaskContext, value: Any = value) -> Any:
+                return value
+
+            for function in (returns(value), later):
+                outcome = self.result(function, make_task(max_attempts=1))
+                self.assertIs(outcome.state, State.FAILED)
+                self.assertEqual(
+                    outcome.error, "the result cannot be stored: result must not contain the NUL character"
+                )
+
     def test_every_failure_is_a_line_in_the_log(self) -> None:
         events: list[LogEvent] = []
 
@@ -792,6 +832,82 @@ class RunnerTests(Stage):
         attempt = self.runner(Simulate(self.clock), mine).run(make_task("simulate"), "ana", self.listener)
         self.assertEqual(self.outcome(attempt).result, '"mine"')
 
+    def test_slots_of_handlers_that_should_have_ended(self) -> None:
+        last: Deferred[None] = Deferred()
+
+        @handler("stubborn", timeout=1)
+        async def stubborn(task: ITaskContext) -> None:
+            try:
+                await Deferred()
+            except CancelledError:
+                await last
+
+        @handler("busy")
+        async def busy(task: ITaskContext) -> None:
+            await Deferred()
+
+        @handler("blocked", timeout=1)
+        def blocked(task: ITaskContext) -> None: ...
+
+        self.threads.held = True
+        runner = self.runner(stubborn, busy, blocked)
+        attempts = [runner.run(make_task(k), "ana", self.listener) for k in ("stubborn", "busy", "blocked", "blocked")]
+        self.assertEqual(runner.hung, {})
+        self.clock.advance(1)
+        self.assertEqual(runner.hung, {"thread": 2})
+        self.clock.advance(5)
+        self.assertEqual(runner.hung, {"thread": 2, "async": 1})
+        last.callback(None)
+        self.assertEqual(runner.hung, {"thread": 2})
+        self.threads.run()
+        self.threads.run_in_reactor()
+        self.assertEqual(runner.hung, {})
+        attempts[1].stop()
+        self.assert_stopped(attempts[1])
+        self.assertEqual(runner.hung, {})
+
+    def test_a_stopped_thread_takes_its_slot_for_a_while_before_it_counts_as_hung(self) -> None:
+        self.threads.held = True
+        runner = self.runner(handler("k")(lambda task: None))
+        attempt = runner.run(make_task(), "ana", self.listener)
+        attempt.stop()
+        self.assert_stopped(attempt)
+        self.assertEqual(runner.hung, {})
+        self.clock.advance(5)
+        self.assertEqual(runner.hung, {"thread": 1})
+
+    def test_no_thread_can_be_started(self) -> None:
+        def fails(function: Callable[[], None]) -> None:
+            raise RuntimeError("can't start new thread")
+
+        self.threads.call = fails  # type: ignore[method-assign]
+        outcome = self.result(lambda task: None)
+        self.assertEqual((outcome.state, outcome.error), (State.WAITING, "RuntimeError: can't start new thread"))
+
+    def test_stop_finishes_whatever_fails(self) -> None:
+        async def fails() -> None:
+            raise OSError
+
+        class Odd:
+            def __call__(self, task: ITaskContext) -> None: ...
+
+            def __getattr__(self, name: str) -> None:
+                raise ValueError(name)
+
+        self.threads.held = True
+        self.forkserver.stop = fails  # type: ignore[method-assign]
+        odd = handler("k")(lambda task: None)
+        odd.function = Odd()
+        runner = self.runner(odd)
+        self.threads.start()
+        attempt = runner.run(make_task(timeout=1.0), "ana", self.listener)
+        self.clock.advance(1)
+        self.assertEqual(self.successResultOf(attempt.done).error, "took longer than 1 s")
+        self.successResultOf(Deferred.fromCoroutine(runner.stop()))
+        self.assertFalse(self.threads.running)
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+        self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
+
     def test_start_and_stop(self) -> None:
         runner = self.runner(Simulate(self.clock))
         self.successResultOf(Deferred.fromCoroutine(runner.start()))
@@ -813,6 +929,83 @@ class RunnerTests(Stage):
         outcome = self.outcome(attempt)
         self.assertIs(outcome.state, State.FAILED)
         self.assertEqual(outcome.error, "seconds must be a number from 0 to 604800")
+
+
+class EntriesTests(Stage):
+    """What the watchdog learns about the handlers that run."""
+
+    def seen(self) -> list[str]:
+        """What was noted since the last call."""
+        noted, self.entries.noted = self.entries.noted, []
+        return noted
+
+    def test_a_thread_enters_once(self) -> None:
+        def work(task: ITaskContext) -> None:
+            self.assertEqual(self.seen(), ["enter 7 2 k"])
+            raise ValueError
+
+        self.result(work)
+        self.assertEqual(self.seen(), ["leave"])
+
+    def test_an_async_handler_enters_with_each_step(self) -> None:
+        first: Deferred[None] = Deferred()
+
+        async def work(task: ITaskContext) -> None:
+            await first
+            self.assertEqual(self.seen(), ["enter 7 2 k"])
+            try:
+                await Deferred()
+            finally:
+                self.assertEqual(self.seen(), ["leave", "enter 7 2 k"])
+
+        attempt = self.begin(work)
+        self.assertEqual(self.seen(), ["enter 7 2 k", "leave"])
+        first.callback(None)
+        attempt.stop()
+        self.assert_stopped(attempt)
+        self.assertEqual(self.seen(), ["leave"])
+
+    def test_one_that_awaits_nothing(self) -> None:
+        async def work(task: ITaskContext) -> None: ...
+
+        self.result(work)
+        self.assertEqual(self.seen(), ["enter 7 2 k", "leave"])
+
+    def test_entries_do_not_nest_when_a_handler_calls_back_another_one(self) -> None:
+        signal: Deferred[None] = Deferred()
+
+        @handler("waits")
+        async def waits(task: ITaskContext) -> None:
+            await signal
+
+        @handler("calls")
+        async def calls(task: ITaskContext) -> None:
+            signal.callback(None)
+
+        runner = self.runner(waits, calls)
+        for kind in ("waits", "calls"):
+            runner.run(make_task(kind), "ana", self.listener)
+        entered = [f"enter 7 2 {kind}" for kind in ("waits", "calls", "waits", "calls")]
+        self.assertEqual(self.seen(), [each for enter in entered for each in (enter, "leave")])
+
+    def test_children_and_programs_enter_nothing(self) -> None:
+        self.begin(lambda task: None, isolation="process")
+        self.assertEqual(self.seen(), [])
+
+
+class RecordingEntries:
+    """Writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.noted: list[str] = []
+
+    def enter(self, task_id: int, dispatch: int, kind: str) -> None:
+        """Write it down."""
+        self.noted.append(f"enter {task_id} {dispatch} {kind}")
+
+    def leave(self) -> None:
+        """Write it down."""
+        self.noted.append("leave")
 
 
 def returns(value: Any) -> Callable[[Any], Any]:

@@ -16,6 +16,8 @@ from twisted.internet.defer import Deferred
 from taskd.ports.handler import ITaskHandler
 from taskd.worker.attempt import Attempt, Place
 from taskd.worker.context import OutputListener, TaskContext
+from taskd.worker.executors import forks
+from taskd.worker.executors.entries import IEntries
 from taskd.worker.executors.executor import name_of, place_of
 from taskd.worker.executors.thread_pool import IThreads
 from taskd.worker.forkserver.output_buffer import OutputBuffer
@@ -27,19 +29,22 @@ HIDDEN_IN_TRACEBACKS = True
 class ThreadExecutor:
     """Runs handlers that block in ``threads``."""
 
-    def __init__(self, threads: IThreads) -> None:
+    def __init__(self, threads: IThreads, entries: IEntries) -> None:
         self._threads = threads
+        self._entries = entries
 
     def run(self, attempt: Attempt, handler: ITaskHandler, attributes: Mapping[str, Any]) -> None:
         """Have a thread call it."""
         relay = OutputRelay(attempt, self._threads.wake)
         context = TaskContext(attributes, relay)
-        execution = ThreadExecution(handler, context)
+        execution = ThreadExecution(handler, context, attempt.task.dispatch, self._entries)
         attempt.context, attempt.execution = context, execution
 
         def end(result: HandlerResult) -> None:
-            relay.flush()
-            attempt.end(result)
+            try:
+                relay.flush()
+            finally:
+                attempt.end(result)
 
         def work() -> None:
             self._threads.wake(functools.partial(end, execution.work()))
@@ -53,9 +58,11 @@ class ThreadExecution:
     patience: float | None = 0.0
     stubborn = "does not return, and its thread cannot be ended"
 
-    def __init__(self, handler: ITaskHandler, context: TaskContext) -> None:
+    def __init__(self, handler: ITaskHandler, context: TaskContext, dispatch: int, entries: IEntries) -> None:
         self._handler = handler
         self._context = context
+        self._dispatch = dispatch
+        self._entries = entries
         self._thread: int | None = None
         self._cancelled = False
 
@@ -65,7 +72,7 @@ class ThreadExecution:
             return Fault("cancelled before it began")
         self._thread = threading.get_ident()
         try:
-            value = self._handler.run(self._context)
+            value = self._call()
             if isinstance(value, Deferred):
                 value.addErrback(lambda _: None)
                 return Fault("returned a Deferred from a thread: make the handler an async def that awaits it")
@@ -74,6 +81,21 @@ class ThreadExecution:
             return handler_raised(e)
         finally:
             self._thread = None
+
+    def _call(self) -> Any:
+        context = self._context
+        self._entries.enter(context.id, self._dispatch, context.kind)
+        try:
+            value = self._handler.run(context)
+        except BaseException as e:
+            if forks.in_copy:
+                forks.leave(e)
+            self._entries.leave()
+            raise
+        if forks.in_copy:
+            forks.leave()
+        self._entries.leave()
+        return value
 
     def cancel(self) -> None:
         """A handler that has no thread yet never runs."""
@@ -108,12 +130,16 @@ class OutputRelay:
 
     def progress(self, fraction: float, note: str) -> None:
         """Called in the handler's thread."""
+        if forks.in_copy:
+            return
         with self._lock:
             self._progress = fraction, note
         self._wake_reactor()
 
     def lines(self, lines: Sequence[str], dropped: int) -> None:
         """Called in the handler's thread."""
+        if forks.in_copy:
+            return
         with self._lock:
             if dropped:
                 # these were dropped after the lines that wait here: drop those too, so that the count comes first

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import signal
 import sys
 import time
@@ -171,7 +172,7 @@ def end_all_below_me() -> None:
                 pass
         except ChildProcessError:
             return
-        time.sleep(0.002)
+        select.select((), (), (), 0.002)
     report("some processes of tasks cannot be killed")
 
 
