@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Mapping, Sequence
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -16,11 +14,14 @@ from taskd.events.publisher import Publisher
 from taskd.model.errors import Unavailable
 from taskd.model.states import State
 from taskd.model.tasks import Task
-from taskd.ports.attempts import Claim
+from taskd.ports.attempts import Held
 from taskd.ports.store import IStore
-from taskd.worker.held import NO_CLAIM, HeldTask, HeldTasks, ack, claim_number, requeue
+from taskd.worker.held import NO_CLAIM, HeldState, HeldTask, HeldTasks, ack, claim_number, keep_one_delivery, requeue
+from taskd.worker.identity import Identity
 from taskd.worker.outcomes import Outcomes
+from taskd.worker.registration import Registration
 from taskd.worker.slots import SlotPool
+from taskd.worker.suspects import Suspects
 
 AGAIN_AFTER = 1.0
 """Seconds until a claim is sent again if the store was away."""
@@ -31,11 +32,8 @@ MAX_USERNAMES = 10_000
 
 class Claims:
     """``slots`` says for each of :data:`taskd.ports.handler.ISOLATIONS` how many tasks run at a time; ``pools`` has
-    their slots. ``name`` is the worker's, ``lease`` is in seconds.
-
-    ``last_attempts`` has what would be the last attempt of a task whose attempt before was lost with its worker. Such a
-    task may kill its worker, so no two of them run here at the same time.
-    """
+    their slots. ``on_refused`` is called when the store has claimed nothing although the task was free: then this
+    worker is fenced."""
 
     _log = Logger()
 
@@ -47,22 +45,26 @@ class Claims:
         held: HeldTasks,
         outcomes: Outcomes,
         slots: Mapping[str, int],
-        name: str,
-        lease: float,
+        identity: Identity,
+        registration: Registration,
+        on_refused: Callable[[], None],
     ) -> None:
         self._clock = clock
         self._store = store
         self._publisher = publisher
         self._held = held
         self._outcomes = outcomes
-        self._name = name
-        self._lease = lease
+        self._identity = identity
+        self._registration = registration
+        self._on_refused = on_refused
+        self._suspects = Suspects(clock, self._begin)
         self.pools: dict[str, SlotPool[HeldTask]] = {
-            isolation: SlotPool(count, self.claim) for isolation, count in slots.items()
+            isolation: SlotPool(count, self.claim, self._suspects.start_waiting, self._suspects.waiting)
+            for isolation, count in slots.items()
         }
-        self.last_attempts: deque[HeldTask] = deque()
         self._usernames: dict[int, str] = {}
         self._batcher: Batcher[HeldTask, Task | None] = Batcher(clock, self._claim)
+        self._begins: Batcher[HeldTask, bool] = Batcher(clock, self._store_begins)
 
     def claim(self, held: HeldTask) -> None:
         """It has a slot: claim its task with the next batch."""
@@ -72,8 +74,22 @@ class Claims:
             self._claimed, self._not_claimed, callbackArgs=(held,), errbackArgs=(held,)
         )
 
+    async def give_back_waiting(self) -> None:
+        """Give back, unspent, what is claimed and waits for a place. Nothing waits any more. Never fails."""
+        waiting = self._suspects.close()
+        for held in waiting:
+            held.state = HeldState.RETURNING
+        await self._outcomes.release(waiting)
+        for held in waiting:
+            self._outcomes.forget(held)
+
     async def _claim(self, batch: list[HeldTask]) -> Sequence[Task | None]:
-        claimed = await self._store.claim(self._name, self._lease, [held.claim for held in batch])
+        if not self._registration.registered or self._registration.doubted:
+            raise Unavailable("the worker is not registered")
+        name = self._identity.name
+        for held in batch:
+            held.worker = name
+        claimed = await self._store.claim(name, [held.claim for held in batch])
         found = {(task.id, task.dispatch): task for task in claimed}
         self._publisher.publish(claimed)
         await self._learn_usernames({task.user_id for task in claimed})
@@ -91,28 +107,103 @@ class Claims:
             self._usernames |= await self._store.usernames(list(unknown))
 
     async def _sort_out(self, without: Sequence[HeldTask]) -> None:
-        """Ack messages that claimed nothing, except those of a last attempt."""
+        """Ack messages that claimed nothing. If their task is free all the same, this worker is fenced: others get
+        them."""
         tasks = await self._store.find_tasks([held.claim.task_id for held in without])
         found = {task.id: task for task in tasks}
         # the former holder may have died after it stored the outcome and before it published it
-        again = [held.claim.task_id for held in without if held.claim.redelivered]
+        again = [held.claim.task_id for held in without if held.delivery is not None and held.delivery.redelivered]
         self._publisher.publish([found[n] for n in dict.fromkeys(again) if n in found])
-        for held in without:
-            held.last_attempt = _is_last_attempt(found.get(held.claim.task_id), held.claim)
-        ack(held for held in without if not held.last_attempt)
+        free = {held for held in without if _is_free(found.get(held.claim.task_id), held)}
+        ack(held for held in without if held not in free)
+        if free:
+            requeue(free)
+            self._registration.doubted = True
+            self._on_refused()
 
     def _claimed(self, task: Task | None, held: HeldTask) -> None:
-        if task is not None and self._held.stopped:
-            released = Deferred.fromCoroutine(self._outcomes.release([(held, task)]))
+        if task is None or self._is_late(task, held) or self._is_duplicate_claim(task, held):
+            held.pool.release()
+            self._claim_ended(None, held)
+            return
+        held.task, held.user = task, self._usernames.get(task.user_id, "")
+        held.on_end = self._slot_free
+        if task.losses:
+            held.on_free = self._suspects.ended
+        if not self._held.stopped and (not task.losses or self._suspects.admit(held)):
+            self._begin(held)
+        elif not self._held.draining:
+            held.pool.release()
+            self._held.running[task.id] = held
+            self._suspects.wait(held)
+        else:
+            released = Deferred.fromCoroutine(self._outcomes.release([held]))
             released.addBoth(self._claim_ended, held)
             return
-        if task is not None and not self._is_duplicate_claim(task, held):
-            self._outcomes.begin(held, task, self._usernames.get(task.user_id, ""), self._slot_free)
-        else:
-            held.pool.release()
-            if task is None and held.last_attempt and held.delivery is not None:
-                self.last_attempts.append(held)
         self._claim_ended(None, held)
+
+    # -- the begin of suspects
+
+    def _begin(self, held: HeldTask) -> None:
+        """It has a slot, and a place if it is a suspect. The store must know of a suspect's begin before its handler
+        runs: what has only waited here is no suspect of the worker's death."""
+        task = held.task
+        assert task is not None
+        if not task.losses:
+            self._outcomes.begin(held)
+            return
+        held.state = HeldState.BEGINNING
+        self._held.running[task.id] = held
+        self._begins.submit(held).addCallbacks(self._begun, self._not_begun, callbackArgs=(held,), errbackArgs=(held,))
+
+    async def _store_begins(self, batch: list[HeldTask]) -> Sequence[bool]:
+        name = self._identity.name
+        ours = [held.in_store for held in batch if held.worker == name and held.state is HeldState.BEGINNING]
+        begun = set(await self._store.begin(name, ours))
+        return [held.in_store in begun for held in batch]
+
+    def _begun(self, ours: bool, held: HeldTask) -> None:
+        if held.state is not HeldState.DROPPED and ours and not self._held.stopped:
+            self._outcomes.begin(held)
+        elif held.state is HeldState.DROPPED or self._held.draining:
+            self._give_up(held)
+        else:
+            # a crash of the database may have undone the claim: the next look claims it again, or drops it
+            self._clock.callLater(AGAIN_AFTER, self._begin_again, held)
+
+    def _not_begun(self, failure: Failure, held: HeldTask) -> None:
+        if not failure.check(Unavailable):
+            self._log.failure("the begin of a task could not be stored", failure)
+        self._clock.callLater(AGAIN_AFTER, self._begin_again, held)
+
+    def _begin_again(self, held: HeldTask) -> None:
+        if held.state is HeldState.DROPPED or self._held.draining:
+            self._give_up(held)
+        else:
+            self._begin(held)
+
+    def _give_up(self, held: HeldTask) -> None:
+        """It does not begin: give it back if it is still this worker's."""
+        released = Deferred.fromCoroutine(self._outcomes.release([held]))
+        released.addBoth(self._given_up, held)
+
+    def _given_up(self, _: object, held: HeldTask) -> None:
+        held.pool.release()
+        self._suspects.ended(held)
+        self._outcomes.forget(held)
+
+    # -- the answer to a claim
+
+    def _is_late(self, task: Task, held: HeldTask) -> bool:
+        """Whether the name under which it was claimed is fenced: servers have taken it back. Or whether the worker just
+        gives it back."""
+        releasing = self._held.releasing
+        if held.worker == self._identity.name and not (
+            releasing and Held(task.id, task.dispatch, task.attempt) in releasing
+        ):
+            return False
+        ack([held])
+        return True
 
     def _is_duplicate_claim(self, task: Task, held: HeldTask) -> bool:
         """Whether the attempt is not a new one: the message came twice, or the answer comes after a later one's."""
@@ -120,13 +211,13 @@ class Claims:
         if before is None and held.ended_claim is NO_CLAIM:
             return False
         claimed = claim_number(task)
-        if before is not None and before.attempt is not None:
+        if before is not None and before.task is not None:
             # same numbers: what runs here stands for both
-            if claim_number(before.attempt.task)[:2] < claimed[:2]:
-                _keep_one_delivery(held, before)
-                before.attempt.stop()
+            if claim_number(before.task)[:2] < claimed[:2]:
+                keep_one_delivery(held, before)
+                self._outcomes.drop(before)
                 return False
-            _keep_one_delivery(before, held)
+            keep_one_delivery(before, held)
             return True
         if held.ended_claim < claimed:
             return False
@@ -171,35 +262,9 @@ class Claims:
         """A task is done: start what waits."""
         if self._held.draining:
             self._held.check_idle()
-            return
-        if self.last_attempts:
-            self._start_last_attempt()
-        if held.pool.waiting:
+        elif held.pool.waiting or held.pool.ahead:
             held.pool.fill()
 
-    def _start_last_attempt(self) -> None:
-        """Claim the next last attempt if none runs here. If it kills this worker, it takes no other one with it."""
-        backlogs = (pool.waiting for pool in self.pools.values())
-        held_here = chain(self._held.running.values(), *backlogs, *self._held.claiming.values())
-        if any(held.claim.alone for held in held_here):
-            return
-        held = self.last_attempts.popleft()
-        held.claim = held.claim._replace(alone=True)
-        held.pool.add_first(held)
 
-
-def _is_last_attempt(task: Task | None, claim: Claim) -> bool:
-    """Whether this would be the last attempt of a task whose attempt before was lost with its worker: an attempt that
-    failed leaves an error."""
-    if task is None or claim.alone or task.dispatch != claim.dispatch or task.error is not None:
-        return False
-    claimable = task.state is State.QUEUED or (task.state is State.RUNNING and claim.redelivered)
-    return claimable and 0 < task.attempt == task.max_attempts - 1
-
-
-def _keep_one_delivery(stays: HeldTask, goes: HeldTask) -> None:
-    """Of two deliveries of a task, ack one now. The attempt that stays acks the other in the end, also if its own
-    delivery was lost and this one is the redelivery."""
-    if stays.delivery is None and stays.claim.dispatch == goes.claim.dispatch:
-        stays.delivery, stays.consumer, goes.delivery = goes.delivery, goes.consumer, None
-    ack([goes])
+def _is_free(task: Task | None, held: HeldTask) -> bool:
+    return task is not None and task.state is State.QUEUED and task.dispatch == held.claim.dispatch

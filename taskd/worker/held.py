@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from taskd.model.tasks import Task
-from taskd.ports.attempts import Claim, Outcome
+from taskd.ports.attempts import Claim, Held, Outcome
 from taskd.ports.broker import Delivery, IConsumer
 from taskd.worker.attempt import Attempt
 from taskd.worker.reports import ReportBuffer
@@ -37,9 +37,12 @@ class HeldState(enum.Enum):
     """Where a held task is on its way."""
 
     CLAIMING = "waits for a slot, or its claim is with the store"
+    WAITING = "claimed, and waits for a place among the suspects"
+    BEGINNING = "has a place among the suspects, and the store is told that it begins"
     RUNNING = "its handler runs"
     FINISHING = "its outcome is on the way to the store"
     RETURNING = "its attempt is stopped, and goes back to the store unspent"
+    DROPPED = "it is not this worker's any more: nothing that comes of it counts"
 
 
 @dataclass(eq=False, slots=True)
@@ -47,27 +50,42 @@ class HeldTask:
     """A delivery, and what has become of it in this worker.
 
     ``delivery`` is None once it is acked, given back, or lost with its channel. ``since`` is when it arrived, later
-    when it began to run, in seconds of the clock. ``stored_before``: an earlier try to store the outcome may have been
-    committed. ``on_end`` is called when the worker holds the task no longer. ``ended_claim`` is the latest claim of
-    this task that ended here while this one was with the store: an answer about that claim comes too late."""
+    when it began to wait among the suspects or to run, in seconds of the clock. ``worker`` is the name under which it
+    was claimed, ``task`` what was claimed, ``user`` its owner's name. ``stored_before``: an earlier try to store the
+    outcome may have been committed. ``plain``: the outcome says only that the real one cannot be stored. ``on_free``,
+    if any, is called when its slot is free, ``on_end`` when the worker holds the task no longer. ``ended_claim`` is the
+    latest claim of this task that ended here while this one was with the store: an answer about that claim comes too
+    late."""
 
     claim: Claim
     delivery: Delivery | None
     consumer: IConsumer
     pool: SlotPool[HeldTask]
+    isolation: str
     since: float
     state: HeldState = HeldState.CLAIMING
+    worker: str = ""
+    task: Task | None = None
+    user: str = ""
     attempt: Attempt | None = None
     buffer: ReportBuffer | None = None
     outcome: Outcome | None = None
     stored_before: bool = False
+    plain: bool = False
     ended_claim: ClaimNumber = NO_CLAIM
-    last_attempt: bool = False
+    on_free: Callable[[HeldTask], None] | None = None
     on_end: Callable[[HeldTask], None] = _nothing
+
+    @property
+    def in_store(self) -> Held:
+        """As it should stand in the store. Only for a claimed task."""
+        assert self.task is not None
+        return Held(self.task.id, self.task.dispatch, self.task.attempt)
 
 
 class HeldTasks:
-    """The tasks that are being claimed or run, and whether the worker is stopping.
+    """The tasks that are being claimed or run, and whether the worker is stopping. ``running`` has every claimed task
+    by its id until its outcome is stored, ``claiming`` the claims that are with the store or wait to be sent again.
 
     ``draining`` is True from the beginning of the stop on, ``stopped`` once no attempt may begin any more.
     """
@@ -77,7 +95,9 @@ class HeldTasks:
         self.running: dict[int, HeldTask] = {}
         self.claiming: dict[int, list[HeldTask]] = {}
         self.claims = 0
-        """Claims that are with the store. ``claiming`` also has those that wait to be sent again."""
+        """Claims that are with the store."""
+        self.releasing: set[Held] = set()
+        """What is on its way back to the store although nothing of it runs here: it must not begin meanwhile."""
         self.draining = False
         self.stopped = False
         self._idle: Deferred[None] | None = None
@@ -111,6 +131,14 @@ class HeldTasks:
             self._hurried = True
         else:
             idle.callback(None)
+
+
+def keep_one_delivery(stays: HeldTask, goes: HeldTask) -> None:
+    """Of two deliveries of a task, ack one now. The attempt that stays acks the other in the end, also if its own
+    delivery was lost and this one is the redelivery."""
+    if stays.delivery is None and stays.claim.dispatch == goes.claim.dispatch:
+        stays.delivery, stays.consumer, goes.delivery = goes.delivery, goes.consumer, None
+    ack([goes])
 
 
 def ack(helds: Iterable[HeldTask]) -> None:

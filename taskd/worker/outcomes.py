@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -11,14 +11,15 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from taskd.batching import Batcher
-from taskd.events.publisher import Publisher
+from taskd.events.publisher import RETURNS_TOLD, Publisher
 from taskd.model.errors import TaskdError, Unavailable
 from taskd.model.states import State
 from taskd.model.tasks import Task
-from taskd.ports.attempts import Claim, Finished, Outcome
+from taskd.ports.attempts import Finished, Held, Outcome
 from taskd.ports.store import IStore
-from taskd.worker.attempt import AttemptStopped
+from taskd.worker.attempt import Attempt, AttemptStopped
 from taskd.worker.held import HeldState, HeldTask, HeldTasks, ack, claim_number
+from taskd.worker.identity import Identity
 from taskd.worker.reclaim import Reclaim
 from taskd.worker.reports import ReportBuffer, Reports
 from taskd.worker.runner import Runner
@@ -28,7 +29,7 @@ AGAIN_AFTER = 1.0
 
 
 class Outcomes:
-    """From the claim of a task to its stored outcome and the ack of its delivery. ``name`` is the worker's."""
+    """From the claim of a task to its stored outcome and the ack of its delivery."""
 
     _log = Logger()
 
@@ -41,7 +42,7 @@ class Outcomes:
         reports: Reports,
         held: HeldTasks,
         reclaim: Reclaim,
-        name: str,
+        identity: Identity,
     ) -> None:
         self._clock = clock
         self._store = store
@@ -50,59 +51,96 @@ class Outcomes:
         self._reports = reports
         self._held = held
         self._reclaim = reclaim
-        self._name = name
+        self._identity = identity
         self._ends: Batcher[HeldTask, Finished | None] = Batcher(clock, self._finish)
         self._returns: Batcher[HeldTask, None] = Batcher(clock, self._return)
 
-    def begin(self, held: HeldTask, task: Task, username: str, on_end: Callable[[HeldTask], None]) -> None:
-        """Run a claimed task. ``on_end`` is called when the worker holds it no longer; its slot may be free earlier, or
-        later if the handler hangs."""
+    def begin(self, held: HeldTask) -> None:
+        """Run a claimed task. Its slot may be free before the worker holds it no longer, or later if the handler
+        hangs."""
+        task = held.task
+        assert task is not None
         held.since = self._clock.seconds()
         held.state = HeldState.RUNNING
-        held.on_end = on_end
         self._held.running[task.id] = held
         held.buffer = self._reports.buffer(task)
-        held.attempt = self._runner.run(task, username, held.buffer)
+        held.attempt = self._runner.run(task, held.user, held.buffer)
         held.attempt.done.addCallbacks(self._ended, self._stopped, callbackArgs=(held,), errbackArgs=(held,))
         if held.attempt.free:
             # Most often, for a handler that waits for nothing. The next claim waits for the end of this batch.
-            held.pool.release()
+            self._release(held)
         else:
             held.attempt.freed.addBoth(self._freed, held)
 
-    async def release(self, claimed: Sequence[tuple[HeldTask, Task]]) -> None:
-        """Give tasks back to the store, their attempts unspent. Never fails."""
-        if not claimed:
-            return
-        try:
-            released = await self._store.release(self._name, [Claim(t.id, t.dispatch, False) for _, t in claimed])
-        except TaskdError as e:
-            text = "{count} tasks could not be given back, their leases will expire: {why}"
-            self._log.warn(text, count=len(claimed), why=e.message)
-            return
-        self._log.info("{count} tasks given back", count=len(released))
-        self._publisher.publish(released)
-        ack(held for held, _ in claimed)
+    def drop(self, held: HeldTask) -> None:
+        """It is not this worker's any more: stop it. Nothing that comes of it counts."""
+        ack([held])
+        before, held.state = held.state, HeldState.DROPPED
+        self._close(held.buffer)
+        if before is HeldState.WAITING:
+            self.forget(held)
+        elif held.attempt is not None:
+            self._stop(held.attempt)
 
-    def stop_all(self) -> None:
+    async def release(self, claimed: Sequence[HeldTask]) -> None:
+        """Give tasks back to the store, their attempts unspent. Never fails."""
+        ours = [held for held in claimed if held.worker == self._identity.name and held.state is not HeldState.DROPPED]
+        if not ours or await self.give_back([held.in_store for held in ours]):
+            ack(claimed)
+
+    async def give_back(self, held: Sequence[Held]) -> bool:
+        """Release what stands in the store under this worker's name. False if the store failed. Never fails."""
+        stopping = self._held.draining
+        try:
+            released = await self._store.release(self._identity.name, held, stopping)
+        except Exception as e:
+            text = "{count} tasks could not be given back, servers take them back when this worker has ended: {why}"
+            self._log.warn(text, count=len(held), why=str(e) or type(e).__name__)
+            return False
+        self._log.info("{count} tasks given back", count=len(released))
+        for task in released:
+            if stopping and task.returns >= RETURNS_TOLD:
+                text = "task {id} ({kind}) has been given back {returns} times by workers that were stopping"
+                self._log.warn(text, id=task.id, kind=task.kind, returns=task.returns)
+        if stopping:
+            self._publisher.publish_returned(released)
+        else:
+            self._publisher.publish(released)
+        return True
+
+    async def stop_all(self) -> None:
         """Stop every attempt that has no outcome yet. Each goes back to the store when nothing of it runs any more."""
         for held in tuple(self._held.running.values()):
             if held.attempt is not None and held.state is HeldState.RUNNING:
                 held.state = HeldState.RETURNING
-                held.attempt.stop()
+                self._stop(held.attempt)
 
     async def release_stopped(self) -> None:
         """Give back the stopped attempts that have not ended in time."""
         await self._return([held for held in self._held.running.values() if held.state is HeldState.RETURNING])
 
+    def _stop(self, attempt: Attempt) -> None:
+        try:
+            attempt.stop()
+        except Exception:
+            self._log.failure("task {id} ({kind}) could not be stopped", id=attempt.task.id, kind=attempt.task.kind)
+
     # -- the end of an attempt
 
-    def _freed(self, _: object, held: HeldTask) -> None:
+    def _release(self, held: HeldTask) -> None:
         held.pool.release()
-        if held.pool.waiting:
+        if held.on_free is not None:
+            held.on_free(held)
+
+    def _freed(self, _: object, held: HeldTask) -> None:
+        self._release(held)
+        if held.pool.waiting or held.pool.ahead:
             held.pool.fill()
 
     def _ended(self, outcome: Outcome, held: HeldTask) -> None:
+        if held.state is HeldState.DROPPED:
+            self.forget(held)
+            return
         held.state = HeldState.FINISHING
         held.outcome = outcome
         # its reports are stored before its outcome, after which no report counts
@@ -126,13 +164,13 @@ class Outcomes:
         if held.state is HeldState.RETURNING:
             self._returns.submit(held).addBoth(self._returned, held)
         else:
-            self._forget(held)
+            self.forget(held)
 
     def _returned(self, _: object, held: HeldTask) -> None:
-        self._forget(held)
+        self.forget(held)
 
     async def _return(self, batch: Sequence[HeldTask]) -> Sequence[None]:
-        await self.release([(held, held.attempt.task) for held in batch if held.attempt is not None])
+        await self.release(batch)
         return [None] * len(batch)
 
     # -- the outcome
@@ -143,13 +181,14 @@ class Outcomes:
         )
 
     async def _finish(self, batch: list[HeldTask]) -> Sequence[Finished | None]:
-        ends = [(held, held.attempt.task, held.outcome) for held in batch if held.attempt and held.outcome]
+        ends = [(held, held.task, held.outcome) for held in batch if held.task and held.outcome]
+        counting = [outcome for held, _, outcome in ends if held.state is not HeldState.DROPPED]
         again = any(held.stored_before for held in batch)
-        found = dict(await self._store.finish(self._name, [outcome for _, _, outcome in ends], again))
+        found = dict(await self._store.finish(self._identity.name, counting, again)) if counting else {}
         fenced = [held for held, task, _ in ends if task.id not in found]
         if fenced and (ours := await self._reclaim.reclaim(fenced)):
             outcomes = [outcome for held, _, outcome in ends if held in ours]
-            found |= await self._store.finish(self._name, outcomes, again)
+            found |= await self._store.finish(self._identity.name, outcomes, again)
             if any(held.claim.task_id not in found for held in ours):
                 raise Unavailable("the database has crashed again and has lost outcomes: they are stored again")
         # of two attempts of a task the later one fences the earlier one: the answer is the later one's
@@ -170,7 +209,7 @@ class Outcomes:
         if finished is None:
             text = "task {id} attempt {attempt} was fenced: its outcome does not count"
             self._log.info(text, id=held.claim.task_id, attempt=held.outcome and held.outcome.attempt)
-        self._forget(held)
+        self.forget(held)
 
     def _not_finished(self, failure: Failure, held: HeldTask) -> None:
         error, outcome = failure.value, held.outcome
@@ -178,24 +217,34 @@ class Outcomes:
         if isinstance(error, Unavailable):
             held.stored_before = True
             self._clock.callLater(AGAIN_AFTER, self._submit, held)
-        elif isinstance(error, TaskdError) and outcome.state is State.COMPLETED:
-            why = f"the result cannot be stored: {error.message}"
-            held.outcome = Outcome(outcome.task_id, outcome.dispatch, outcome.attempt, State.FAILED, error=why)
+        elif not held.plain:
+            held.plain = True
+            held.outcome = _unstorable(outcome, error)
+            self._log.failure("the outcome of task {id} cannot be stored: it fails", failure, id=outcome.task_id)
             self._submit(held)
         else:
-            text = "the outcome of task {id} cannot be stored, its lease will expire"
+            text = "task {id} cannot fail either, it goes back to the store"
             self._log.failure(text, failure, id=outcome.task_id)
-            self._forget(held)
+            self.forget(held)
 
-    def _forget(self, held: HeldTask) -> None:
-        assert held.attempt is not None
-        task = held.attempt.task
+    def forget(self, held: HeldTask) -> None:
+        """The worker holds this task no longer."""
+        assert held.task is not None
+        task = held.task
         if self._held.running.get(task.id) is held:
             del self._held.running[task.id]
         self._close(held.buffer)
         for other in self._held.claiming.get(task.id, ()):
             other.ended_claim = max(other.ended_claim, claim_number(task))
         held.on_end(held)
+
+
+def _unstorable(outcome: Outcome, error: BaseException | None) -> Outcome:
+    """A failure in plain text in place of an outcome that cannot be stored."""
+    what = "result" if outcome.state is State.COMPLETED else "error"
+    why = error.message if isinstance(error, TaskdError) else type(error).__name__
+    text = f"the {what} cannot be stored: {why}"
+    return Outcome(outcome.task_id, outcome.dispatch, outcome.attempt, State.FAILED, error=text)
 
 
 def _after(task: Task, outcome: Outcome, finished: Finished) -> Task:

@@ -5,38 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from taskd.events.publisher import Publisher
-from taskd.ports.attempts import Claim
+from taskd.ports.attempts import Held
 from taskd.ports.store import IStore
-from taskd.worker.held import HeldTask, HeldTasks
+from taskd.worker.held import HeldState, HeldTask, HeldTasks
+from taskd.worker.identity import Identity
 
 
 class Reclaim:
     """Claims do not wait for the disk, so a crash of the database may undo them. Then the task is queued as before."""
 
-    def __init__(self, store: IStore, publisher: Publisher, held: HeldTasks, name: str, lease: float) -> None:
+    def __init__(self, store: IStore, publisher: Publisher, held: HeldTasks, identity: Identity) -> None:
         self._store = store
         self._publisher = publisher
         self._held = held
-        self._name = name
-        self._lease = lease
+        self._identity = identity
 
-    async def reclaim(self, fenced: Sequence[HeldTask]) -> set[HeldTask]:
-        """Those of the fenced tasks that belong to this worker after all. Raises Unavailable."""
-        if not fenced:
+    async def reclaim(self, missing: Sequence[HeldTask]) -> set[HeldTask]:
+        """Those of these tasks that belong to this worker after all. Raises Unavailable."""
+        name = self._identity.name
+        missing = [held for held in missing if held.worker == name and held.state is not HeldState.DROPPED]
+        if not missing:
             return set()
-        claims = [held.claim._replace(redelivered=False, alone=True) for held in fenced]
-        claimed = await self._store.claim(self._name, self._lease, claims)
-        ours = {(task.id, task.dispatch, task.attempt) for task in claimed}
-        here = [held.attempt.task for held in self._held.running.values() if held.attempt is not None]
-        known = {(task.id, task.dispatch, task.attempt) for task in here}
+        claimed = await self._store.claim(name, [held.claim for held in missing])
+        ours = {Held(task.id, task.dispatch, task.attempt) for task in claimed}
+        known = {held.in_store for held in self._held.running.values()}
         # The crash undid an earlier attempt as well, so this claim got another number: any worker may begin it anew.
-        anew = [
-            task
-            for task in claimed
-            if (task.id, task.dispatch, task.attempt) not in known and task.id not in self._held.claiming
-        ]
-        if anew:
-            released = await self._store.release(self._name, [Claim(t.id, t.dispatch, False) for t in anew])
-            self._publisher.publish(released)
-        tasks = ((held, held.attempt.task) for held in fenced if held.attempt is not None)
-        return {held for held, task in tasks if (task.id, task.dispatch, task.attempt) in ours}
+        if anew := [held for held in ours - known if held.task_id not in self._held.claiming]:
+            self._publisher.publish(await self._store.release(name, anew))
+        return {held for held in missing if held.in_store in ours}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime, timezone
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -15,6 +14,7 @@ from taskd.model.errors import Unavailable
 from taskd.model.tasks import Task
 from taskd.ports.logs import Report
 from taskd.ports.store import IStore
+from taskd.worker.identity import Identity
 
 INTERVAL = 0.25
 """Seconds between two reports of a task."""
@@ -147,14 +147,14 @@ class Reports:
         self,
         clock: IReactorTime,
         store: IStore,
-        worker: str,
+        identity: Identity,
         limit: int,
         on_stored: Callable[[Sequence[TaskOutput]], None],
         on_fenced: Callable[[Task], None],
     ) -> None:
         self._clock = clock
         self._store = store
-        self._worker = worker
+        self._identity = identity
         self._limit = limit
         self._on_stored = on_stored
         self._on_fenced = on_fenced
@@ -217,7 +217,7 @@ class Reports:
                         buffer.add_earlier(await self._store.log_bytes(buffer.task.id))
                 # output that comes while a report is being stored is for the next time
                 reports = reports or [buffer.take() for buffer in buffers]
-                held = await self._store.report(self._worker, reports)
+                held = await self._store.report(self._identity.name, reports)
                 break
             except Unavailable as e:
                 self._log.debug("reports wait: {why}", why=e.message)
@@ -228,10 +228,17 @@ class Reports:
                 break
             await self._pause()
         self._storing = {}
-        self._stored(buffers, reports, held)
+        try:
+            self._stored(buffers, reports, held)
+        except Exception:
+            self._log.failure("{count} reports could not be published", count=len(buffers))
+        for buffer in buffers:
+            # output that came meanwhile, before the end, is still to be stored
+            if buffer not in self._dirty and (done := self._closing.pop(buffer, None)) is not None:
+                done.callback(None)
 
     def _stored(self, buffers: Iterable[ReportBuffer], reports: Sequence[Report], held: frozenset[int]) -> None:
-        now = datetime.fromtimestamp(self._clock.seconds(), timezone.utc)
+        now = self._store.now()
         by_attempt = {(r.task_id, r.dispatch, r.attempt): r for r in reports}
         outputs: list[TaskOutput] = []
         for buffer in buffers:
@@ -245,9 +252,6 @@ class Reports:
                     outputs.append(log_event(task, report.first_line, report.lines, now))
             elif task.id not in held and not buffer.closed:
                 self._on_fenced(task)
-            # output that came meanwhile, before the end, is still to be stored
-            if buffer not in self._dirty and (done := self._closing.pop(buffer, None)) is not None:
-                done.callback(None)
         if outputs:
             self._on_stored(outputs)
 

@@ -11,13 +11,18 @@ T = TypeVar("T")
 
 class SlotPool(Generic[T]):
     """``slots`` tasks at a time. It calls ``start`` with each item that gets a slot, which :meth:`release` gives back;
-    the others wait in ``waiting``, in their order."""
+    the others wait in ``waiting``, in their order. ``ahead`` has what goes before them: while it is not empty,
+    ``first`` is called, which may :meth:`take` slots for it."""
 
-    def __init__(self, slots: int, start: Callable[[T], None]) -> None:
+    def __init__(
+        self, slots: int, start: Callable[[T], None], first: Callable[[], None], ahead: Sequence[object]
+    ) -> None:
         self.slots = slots
         self.taken = 0
         self.waiting: deque[T] = deque()
         self._start = start
+        self._first = first
+        self.ahead = ahead
         self._closed = False
 
     def add(self, items: Sequence[T]) -> None:
@@ -25,10 +30,12 @@ class SlotPool(Generic[T]):
         self.waiting.extend(items)
         self.fill()
 
-    def add_first(self, item: T) -> None:
-        """Let this one wait before all others."""
-        self.waiting.appendleft(item)
-        self.fill()
+    def take(self) -> bool:
+        """Take a slot if one is free."""
+        if self._closed or self.taken >= self.slots:
+            return False
+        self.taken += 1
+        return True
 
     def release(self) -> None:
         """A slot is free again. Call :meth:`fill` when it may be taken."""
@@ -36,8 +43,9 @@ class SlotPool(Generic[T]):
 
     def fill(self) -> None:
         """Start what waits, as far as slots are free."""
-        while self.waiting and self.taken < self.slots and not self._closed:
-            self.taken += 1
+        if self.ahead:
+            self._first()
+        while self.waiting and self.take():
             self._start(self.waiting.popleft())
 
     def close(self) -> list[T]:

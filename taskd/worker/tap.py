@@ -11,7 +11,10 @@ from taskd.config import Settings
 from taskd.config.declarations import WORKER
 from taskd.config.reading import DaemonOptions
 from taskd.daemon import Daemon, process_name
+from taskd.health import HealthCheck
 from taskd.model.errors import SettingsError
+from taskd.worker.executors.ending import leave_threads_behind
+from taskd.worker.health import HealthSocket
 from taskd.worker.wiring import open_worker
 
 
@@ -37,19 +40,36 @@ class WorkerService(Daemon):
                 " RABBITMQ_HOST to run separate workers"
             )
         super().__init__(reactor, settings, grace)
-        self._worker = open_worker(reactor, self.store, self.broker, settings, process_name())
+        self._worker = open_worker(reactor, self.store, self.broker, settings, process_name)
         self._what = f"{self._worker.serves} from {', '.join(settings.queues)}"
+        self._health: HealthSocket | None = None
+        if settings.health is not None:
+            self._health = HealthSocket(reactor, HealthCheck(reactor, self.store, self.broker), settings.health)
+
+    def startService(self) -> None:
+        super().startService()
+        # while the daemon connects
+        self.reactor.callWhenRunning(self._worker.watch)
 
     async def begin(self) -> None:
+        if self._health is not None:
+            self._health.start()
         await self._worker.start()
         self._log.info("taskd {version} worker takes tasks: {what}", version=__version__, what=self._what)
 
     async def drain(self) -> None:
         if self.began:
             await self._worker.drain(self.grace)
+        else:
+            self._worker.end_watch()
+        if self._health is not None:
+            await self._health.stop()
 
     def hurry(self) -> None:
         self._worker.hurry()
+
+    def leave(self) -> None:
+        leave_threads_behind(self.reactor)
 
 
 makeService = WorkerService.from_options

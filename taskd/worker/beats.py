@@ -1,0 +1,90 @@
+"""Tells the store and the watchdog that the worker lives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from taskd.model.errors import Unavailable
+from taskd.ports.store import IStore
+from taskd.worker.board import IBoard
+from taskd.worker.identity import Identity
+from taskd.worker.periodic import Periodic
+from taskd.worker.registration import Registration
+from taskd.worker.runner import Runner
+
+INTERVAL = 1.0
+"""Seconds between two beats. Nothing is decided by them alone: a server counts only how often it has seen none."""
+
+
+class Beats:
+    """Beats once a second. While the worker is not registered it tries to register instead.
+
+    ``on_fenced`` is called when the store counts the worker as dead, ``on_recovered`` when a beat is accepted after one
+    that failed: the database may have crashed meanwhile.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        store: IStore,
+        runner: Runner,
+        identity: Identity,
+        registration: Registration,
+        board: IBoard,
+        on_fenced: Callable[[], None],
+        on_recovered: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._runner = runner
+        self._identity = identity
+        self._registration = registration
+        self._board = board
+        self._on_fenced = on_fenced
+        self._on_recovered = on_recovered
+        self._failing = False
+        self._beats = Periodic(clock, INTERVAL, self._beat)
+
+    def start(self) -> None:
+        """Register, and begin to beat."""
+        self._beats.start()
+
+    def soon(self) -> None:
+        """Beat at once: something looks as if the worker were fenced, or it has begun to drain."""
+        self._beats.soon()
+
+    def stop(self) -> None:
+        """Beat no more."""
+        self._beats.stop()
+
+    async def _beat(self) -> None:
+        try:
+            if not await self._registration.renew():
+                return
+            name = self._identity.name
+            accepted = await self._store.beat(name, self._runner.hung)
+        except Unavailable as e:
+            if not self._failing:
+                self._log.warn("the worker cannot tell the store that it lives: {why}", why=e.message)
+            self._failing = True
+            return
+        except Exception:
+            if not self._failing:
+                self._log.failure("the worker cannot tell the store that it lives")
+            self._failing = True
+            return
+        if accepted:
+            self._board.beaten()
+            self._registration.doubted = False
+            if self._failing:
+                self._failing = False
+                self._log.info("the store knows again that the worker lives")
+                self._on_recovered()
+        elif self._beats.running:
+            self._on_fenced()
+            # registers under the new name
+            self._beats.soon()
