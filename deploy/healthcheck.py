@@ -1,41 +1,66 @@
 """Health check of a daemon: exit status 0 if it is healthy, otherwise 1 and one line. Standard library only.
 
-``healthcheck.py server [HOST:PORT]`` sends a ping over the line protocol.
+``healthcheck.py server [HOST:PORT]`` sends the action ``health`` over the line protocol, from the server's own machine.
 
-``healthcheck.py worker`` looks for an open connection to RABBITMQ_PORT; it needs Linux. In a container only the worker
-has such a connection, and a worker without one runs no tasks.
+``healthcheck.py worker [PATH]`` asks on the worker's UNIX socket, the one of --health or TASKD_HEALTH.
+
+A daemon that has not answered after 4 seconds is not healthy: it is frozen, or something blocks its reactor.
 """
 
 import json
 import os
 import socket
 import sys
-from pathlib import Path
+import time
 
-ESTABLISHED = "01"
+SECONDS = 4.0
 
 
 def check_server(address: str = "127.0.0.1:5000") -> None:
-    """Raises OSError or ValueError unless the server answers a ping."""
+    """Raises OSError or ValueError unless the server is healthy."""
+    until = time.monotonic() + SECONDS
     host, _, port = address.rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=4) as connection:
-        connection.sendall(b'{"action":"ping"}\n')
-        with connection.makefile("rb") as replies:
-            reply = json.loads(replies.readline())
-    if reply.get("ok") is not True:
-        raise ValueError(f"the server answered {reply}")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS) as connection:
+        connection.sendall(b'{"action":"health"}\n')
+        check_answer(read_line(connection, until))
 
 
-def check_worker(proc: Path = Path("/proc/net")) -> None:
-    """Raises OSError unless this network namespace has an open connection to RABBITMQ_PORT."""
-    port = int(os.environ.get("RABBITMQ_PORT") or 5672)
-    for table in ("tcp", "tcp6"):
-        lines = (proc / table).read_text().splitlines()[1:] if (proc / table).exists() else []
-        for line in lines:
-            _, _, remote, state, *_ = line.split()
-            if state == ESTABLISHED and int(remote.rpartition(":")[2], 16) == port:
-                return
-    raise OSError(f"no open connection to RabbitMQ's port {port}")
+def check_worker(path: str = "") -> None:
+    """Raises OSError or ValueError unless the worker is healthy."""
+    until = time.monotonic() + SECONDS
+    path = path or os.environ.get("TASKD_HEALTH", "")
+    if not path:
+        raise ValueError("name the socket of the worker, as --health or TASKD_HEALTH does")
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(SECONDS)
+        connection.connect(path)
+        check_answer(read_line(connection, until))
+
+
+def read_line(connection: socket.socket, until: float) -> bytes:
+    """The first line that arrives. Raises OSError if there is none by then."""
+    received = b""
+    while b"\n" not in received:
+        left = until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"no answer within {SECONDS:g} s")
+        connection.settimeout(left)
+        try:
+            data = connection.recv(65536)
+        except TimeoutError:
+            continue
+        if not data:
+            raise OSError("the connection was closed without an answer")
+        received += data
+    return received.partition(b"\n")[0]
+
+
+def check_answer(line: bytes) -> None:
+    """Raises ValueError unless the daemon says that it is healthy."""
+    answer = json.loads(line)
+    if not isinstance(answer, dict) or answer.get("healthy") is not True:
+        reasons = answer.get("reasons") if isinstance(answer, dict) else None
+        raise ValueError("; ".join(map(str, reasons)) if reasons else f"it answered {answer}")
 
 
 def main() -> str | None:
@@ -45,11 +70,11 @@ def main() -> str | None:
         if what == "server":
             check_server(*address)
         elif what == "worker":
-            check_worker()
+            check_worker(*address)
         else:
             return __doc__
     except (OSError, ValueError) as e:
-        return f"{what}: {e}"
+        return " ".join(f"{what}: {e}".split())
     return None
 
 

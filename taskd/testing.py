@@ -110,7 +110,7 @@ class Lab:
         clock: Clock | None = None,
     ) -> None:
         self.clock = clock or Clock()
-        self._ids = itertools.count(1)
+        self._ids, self._names = itertools.count(1), itertools.count(1)
         store, broker = SqliteStore(InlineRunner(), self.clock), MemoryBroker(self.clock)
         self.server = TaskServer(
             self.clock,
@@ -126,8 +126,9 @@ class Lab:
         )
         kinds = [Simulate(self.clock), *(_inline(handler) for handler in handlers)]
         runner = Runner(self.clock, kinds, threads=_InlineThreads())
+        slots_by_isolation = {"async": slots, "thread": slots}
         self.worker = Worker(
-            self.clock, store, broker, runner, queues, {"async": slots, "thread": slots}, lease, "lab worker"
+            self.clock, store, broker, runner, queues, slots_by_isolation, lambda: f"lab worker {next(self._names)}"
         )
         self._store, self._broker = store, broker
         _now(broker.start())

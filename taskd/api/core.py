@@ -10,7 +10,7 @@ from twisted.logger import Logger
 from taskd.api.principal import Principal
 from taskd.api.reply import Reply
 from taskd.api.subscriptions import Subscriptions
-from taskd.model.errors import AuthRequired, Draining, Internal, TaskdError
+from taskd.model.errors import AuthRequired, Draining, Forbidden, Internal, TaskdError
 from taskd.protocol.actions import ACTIONS, Access, Action, Theme
 
 ActionMethod = Callable[[Principal, Subscriptions, Any], Awaitable[Reply]]
@@ -33,6 +33,8 @@ class Api:
             raise Draining("this server is stopping; connect again", retry_after=1)
         if action.access is Access.USER and not principal.user_id:
             raise AuthRequired(f"log in first: {action.name} is for a logged-in user")
+        if action.access is Access.LOCAL and not principal.local:
+            raise Forbidden(f"{action.name} is only for clients on the server's own machine")
         try:
             return await self._methods[action.name](principal, subscriptions, request)
         except TaskdError:

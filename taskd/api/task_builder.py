@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
 
-from twisted.internet.interfaces import IReactorTime
-
 from taskd.model.errors import BadRequest, quote
 from taskd.model.json_text import check_depth
 from taskd.model.limits import DEFAULT_ATTEMPTS, MAX_DELAY_SECONDS, MAX_JSON_DEPTH
 from taskd.model.task_checks import check_key, check_kind, check_task_text
 from taskd.model.tasks import DEFAULT_KIND, NewTask, Route
+from taskd.ports.store import IStore
 from taskd.protocol.messages import TaskSpec, fingerprint
 from taskd.scheduling.routes import Routes
 
@@ -18,8 +17,8 @@ from taskd.scheduling.routes import Routes
 class TaskBuilder:
     """``routes`` knows the queues, and how many attempts the living workers give to a kind."""
 
-    def __init__(self, clock: IReactorTime, routes: Routes) -> None:
-        self._clock = clock
+    def __init__(self, store: IStore, routes: Routes) -> None:
+        self._store = store
         self._routes = routes
 
     def build(self, user_id: int, spec: TaskSpec) -> NewTask:
@@ -30,6 +29,8 @@ class TaskBuilder:
         elif queue not in self._routes.queues:
             known = ", ".join(self._routes.queues)
             raise BadRequest(f"there is no queue {quote(queue)} here; known are: {known}", field="queue")
+        if spec.delay is not None and spec.run_at is not None:
+            raise BadRequest("delay and run_at exclude each other: give one of them", field="delay")
         key = asked_for = None
         if spec.key is not None:
             key, asked_for = check_key(spec.key), fingerprint(spec, queue)
@@ -43,7 +44,8 @@ class TaskBuilder:
             queue=queue,
             max_attempts=spec.max_attempts or self._attempts(queue, kind),
             timeout=spec.timeout,
-            run_at=None if spec.delay is None and spec.run_at is None else self._run_at(spec),
+            run_at=None if spec.run_at is None else self._run_at(spec.run_at),
+            delay=spec.delay or None,
             key=key,
             fingerprint=asked_for,
         )
@@ -54,18 +56,13 @@ class TaskBuilder:
         serving = self._routes.serving(Route(queue, kind))
         return 0 if serving is None else serving.max_attempts
 
-    def _run_at(self, spec: TaskSpec) -> datetime | None:
-        """The earliest moment to run the task, None for now."""
-        now = datetime.fromtimestamp(self._clock.seconds(), timezone.utc)
-        if spec.delay is not None:
-            if spec.run_at is not None:
-                raise BadRequest("delay and run_at exclude each other: give one of them", field="delay")
-            return now + timedelta(seconds=spec.delay) if spec.delay else None
-        if spec.run_at is None or spec.run_at <= now:
-            return None
-        if spec.run_at > now + timedelta(seconds=MAX_DELAY_SECONDS):
+    def _run_at(self, run_at: datetime) -> datetime:
+        if run_at > self._store.now() + timedelta(seconds=MAX_DELAY_SECONDS):
             raise BadRequest("run_at must be within the next ten years", field="run_at")
-        return spec.run_at.astimezone(timezone.utc)
+        try:
+            return run_at.astimezone(timezone.utc)
+        except OverflowError:  # in the year 1, east of Greenwich
+            return datetime.min.replace(tzinfo=timezone.utc)
 
 
 def payload_text(raw: bytes) -> str:

@@ -112,6 +112,11 @@ class MemoryBroker:
         self._events: list[tuple[str, bytes]] = []
         self._turn: IDelayedCall | None = None
 
+    @property
+    def consuming(self) -> bool:
+        """True while messages can arrive."""
+        return self.ready
+
     async def start(self) -> None:
         self.ready = True
         self._wake()

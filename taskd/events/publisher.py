@@ -8,23 +8,34 @@ from datetime import datetime, timezone
 from msgspec import Raw
 from twisted.internet.interfaces import IReactorTime
 
-from taskd.events.records import CancelOrder, EventBatch, TaskChange, TaskOutput
+from taskd.events.records import CancelOrder, EventBatch, TaskChange, TaskOutput, returned_event
 from taskd.events.watch_hub import Hub
+from taskd.model.states import State
 from taskd.model.tasks import Task
 from taskd.ports.broker import ORDERS, IBroker
+from taskd.ports.store import IStore
 from taskd.protocol.messages import encode
 from taskd.protocol.views import view
 
 MAX_BATCH_BYTES = 256 * 1024
 """About the most that goes into one message: brokers refuse messages of several megabytes."""
 
+RETURNS_TOLD = 3
+"""From so many give-backs on, the owner gets an event of each: workers stop more often than the task can end."""
+
+
+LONG_AGO = datetime.min.replace(tzinfo=timezone.utc)
+
 
 class Publisher:
     """``origin`` is the name of this process, which no other process has. ``hub`` is the hub of this server; a worker
     has none."""
 
-    def __init__(self, clock: IReactorTime, broker: IBroker, origin: str, hub: Hub | None = None) -> None:
+    def __init__(
+        self, clock: IReactorTime, store: IStore, broker: IBroker, origin: str, hub: Hub | None = None
+    ) -> None:
         self._clock = clock
+        self._store = store
         self._broker = broker
         self._origin = origin
         self._hub = hub
@@ -39,13 +50,26 @@ class Publisher:
         """
         if not tasks:
             return
-        changes = changes_of(tasks, datetime.fromtimestamp(self._clock.seconds(), timezone.utc))
+        # the time matters for waiting tasks only, and every other change is on the path of each task
+        now = LONG_AGO
+        for task in tasks:
+            if task.state is State.WAITING:
+                now = self._store.now()
+                break
+        changes = changes_of(tasks, now)
         if self._hub is not None:
             if not self._for_hub:
                 self._clock.callLater(0, self._deliver, self._hub)
             self._for_hub += changes
         for piece in _pieces(changes):
             self._broker.announce(encode(EventBatch(self._origin, piece)))
+
+    def publish_returned(self, tasks: Sequence[Task]) -> None:
+        """Publish the present states of tasks that this worker has given back because it stops, and tell the owners of
+        those that have been given back several times."""
+        self.publish(tasks)
+        if outputs := [returned_event(task) for task in tasks if task.returns >= RETURNS_TOLD]:
+            self.publish_outputs(outputs)
 
     def publish_outputs(self, outputs: Sequence[TaskOutput]) -> None:
         """Publish progress and log lines of running tasks."""
@@ -65,11 +89,12 @@ class Publisher:
 
 
 def changes_of(tasks: Iterable[Task], now: datetime) -> list[TaskChange]:
-    """The changes that led to the present states of these tasks."""
-    return [
-        TaskChange(t.user_id, t.id, t.version, t.state, t.queue, t.kind, Raw(encode(view(t, now))), t.run_at <= now)
-        for t in tasks
-    ]
+    """The changes that led to the present states of these tasks. ``now`` decides which waiting tasks are due."""
+    changes = []
+    for t in tasks:
+        due = t.state is not State.WAITING or t.run_at <= now
+        changes.append(TaskChange(t.user_id, t.id, t.version, t.state, t.queue, t.kind, Raw(encode(view(t, now))), due))
+    return changes
 
 
 def _pieces(changes: Sequence[TaskChange]) -> Iterator[Sequence[TaskChange]]:

@@ -29,7 +29,8 @@ class TaskChange(Struct, array_like=True):
 
 
 class TaskOutput(Struct, array_like=True):
-    """Progress or log lines of a running task. ``event`` is the encoded event for those who watch."""
+    """Progress or log lines of a running task, or that it was given back. ``event`` is the encoded event for those who
+    watch."""
 
     user_id: int
     task_id: int
@@ -78,6 +79,12 @@ def log_event(task: Task, first_line: int, lines: Sequence[str], at: datetime) -
         "first_line": first_line + start,
         "lines": lines[start:],
     }
+    return TaskOutput(task.user_id, task.id, Raw(encode(event)))
+
+
+def returned_event(task: Task) -> TaskOutput:
+    """A worker that is stopping has given the task back, not for the first time."""
+    event = {"event": "returned", "task_id": task.id, "returns": task.returns}
     return TaskOutput(task.user_id, task.id, Raw(encode(event)))
 
 

@@ -18,6 +18,7 @@ class Access(enum.Enum):
     """Who may use an action."""
 
     ANYONE = "anyone"
+    LOCAL = "anyone on the server's own machine"
     USER = "a logged-in user"
 
 
@@ -60,6 +61,14 @@ _ALL = (
         Access.ANYONE,
         "Check that the server answers.",
         "Comprobar que el servidor responde.",
+    ),
+    Action(
+        "health",
+        Theme.SERVER,
+        m.Nothing,
+        Access.LOCAL,
+        "Say whether the server can do its work.",
+        "Decir si el servidor puede trabajar.",
     ),
     Action(
         "register",

@@ -28,6 +28,7 @@ _TYPES = {
     list: "array",
     datetime: "time",
 }
+_WHO = {Access.ANYONE: "anyone", Access.LOCAL: "local", Access.USER: "logged in"}
 _PART = re.compile(r"(<!-- begin ([\w ]+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 
 
@@ -50,7 +51,7 @@ def overview() -> str:
     rows = [
         (
             f"[`{a.name}`](#{a.name})",
-            "anyone" if a.access is Access.ANYONE else "logged in",
+            _WHO[a.access],
             "yes" if a.exclusive else "",
             a.summary,
         )

@@ -28,7 +28,8 @@ class AttemptView(Struct):
 
 class TaskView(Struct):
     """A task as its owner sees it. Only the reply to ``get_task`` has ``payload``, ``timeout`` and ``attempts``.
-    ``max_attempts`` is null until a worker of its kind has claimed the task."""
+    ``max_attempts`` is null until a worker of its kind has claimed the task. A client decodes the
+    task of an older server with 0 as ``losses`` and ``returns``."""
 
     id: int
     task: str
@@ -47,6 +48,8 @@ class TaskView(Struct):
     error: str | None = None
     progress: float | None = None
     note: str | None = None
+    losses: int = 0
+    returns: int = 0
     payload: Raw | UnsetType = UNSET
     timeout: float | UnsetType | None = UNSET
     attempts: list[AttemptView] | UnsetType = UNSET
@@ -78,6 +81,8 @@ def view(task: Task, now: datetime, failed: Iterable[FailedAttempt] | None = Non
         task.error,
         task.progress,
         task.note,
+        task.losses,
+        task.returns,
         Raw(task.payload.encode()) if full else UNSET,
         task.timeout if full else UNSET,
         UNSET if failed is None else [AttemptView(f.attempt, *f[2:]) for f in failed],

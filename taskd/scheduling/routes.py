@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from taskd.model.tasks import DEFAULT_KIND, Route
-from taskd.ports.workers import WorkerInfo
+from taskd.ports.workers import WorkerStatus
 from taskd.scheduling.dispatcher import Dispatcher
 from taskd.scheduling.served_kinds import ServedKind, Serving, served_kinds, serving_by_route
 from taskd.scheduling.window import Window, Windows
@@ -35,17 +35,19 @@ class Routes:
         self.windows = Windows(limit, self.wake)
         self._make_dispatcher = make_dispatcher
         self._always_open = tuple(Route(queue, DEFAULT_KIND) for queue in queues)
-        self._workers: Sequence[WorkerInfo] = ()
+        self._workers: Sequence[WorkerStatus] = ()
+        self._seen: object = None
         self._serving: Mapping[Route, Serving] = {}
         self._stopping: set[Deferred[None]] = set()
         self._stopped = False
         for route in self._always_open:
             self._open(route)
 
-    def serve(self, workers: Sequence[WorkerInfo]) -> None:
-        """These are the living workers: open and close routes."""
-        if workers != self._workers and not self._stopped:
-            self._workers = workers
+    def serve(self, workers: Sequence[WorkerStatus]) -> None:
+        """These are the living workers that take tasks: open and close routes."""
+        seen = [(worker.info, worker.hung, worker.stalled) for worker in workers]
+        if seen != self._seen and not self._stopped:
+            self._seen, self._workers = seen, workers
             self._serving = serving_by_route(workers)
             self._open_and_close()
 

@@ -13,10 +13,9 @@ from taskd.model.errors import Unavailable
 from taskd.ports.broker import IBroker
 from taskd.ports.store import IStore
 from taskd.scheduling.dispatcher import Dispatcher
+from taskd.scheduling.liveness import Liveness
 from taskd.scheduling.maintenance.delete_finished import DeleteFinished
 from taskd.scheduling.maintenance.dispatch_backlog import DispatchBacklog
-from taskd.scheduling.maintenance.expire_leases import ExpireLeases
-from taskd.scheduling.maintenance.follow_workers import FollowWorkers
 from taskd.scheduling.maintenance.promote_due import PromoteDue
 from taskd.scheduling.maintenance.relay_outbox import RelayOutbox
 from taskd.scheduling.maintenance.requeue_lost import RequeueLost
@@ -28,8 +27,9 @@ from taskd.scheduling.take_back import TakeBack
 
 
 class Scheduler:
-    """``window`` is how many tasks of a route may be in the broker, ``lease`` the workers' lease in seconds, ``keep``
-    after how many seconds finished tasks are deleted (0: never). ``new_id`` makes the ids of batches, UUIDs."""
+    """``window`` is how many tasks of a route may be in the broker, ``lease`` after how many seconds
+    of silence a worker is dead (None: never, for an embedded server), ``keep`` after how many seconds finished tasks
+    are deleted (0: never). ``new_id`` makes the ids of batches, UUIDs."""
 
     _log = Logger()
 
@@ -42,7 +42,7 @@ class Scheduler:
         *,
         queues: Sequence[str],
         window: int,
-        lease: float,
+        lease: float | None,
         keep: float,
         new_id: Callable[[], str],
     ) -> None:
@@ -51,24 +51,28 @@ class Scheduler:
         self.routes = routes = Routes(window, queues, make_dispatcher)
         self.windows = windows = routes.windows
         self.submitter = Submitter(clock, store, broker, outbox, windows, publisher, new_id, routes.wake)
-        self.follow_workers = FollowWorkers(store, routes, lease)
         take_back = TakeBack(publisher, routes)
+        self.liveness = liveness = Liveness(clock, store, routes, take_back, lease)
         self.maintenance = MaintenanceRounds(
             clock,
             store,
             [
                 RelayOutbox(store, broker, outbox),
-                self.follow_workers,
                 PromoteDue(store, routes),
                 DispatchBacklog(store, windows, routes),
-                ExpireLeases(store, take_back, lease),
-                RequeueLost(store, broker, windows, take_back),
+                RequeueLost(store, broker, windows, take_back, liveness, (lease or 0.0) / 2),
                 DeleteFinished(clock, store, keep),
             ],
         )
 
+    def start(self) -> None:
+        """Begin to follow the workers, and the rounds of maintenance."""
+        self.liveness.start()
+        self.maintenance.start()
+
     async def drain(self) -> None:
         """Finish what is under way and start nothing more. Never fails."""
+        self.liveness.stop()
         self.maintenance.stop()
         await self.submitter.drained()
         await self.routes.stop()

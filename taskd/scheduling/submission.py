@@ -29,7 +29,7 @@ class Submitter:
     """Callers get their answer after the commit; messages are published after that.
 
     A task that gets a place in the window of its route goes straight to the broker. Any other task waits in the store:
-    behind older tasks, until its ``run_at``, or for a worker that serves its route. ``backlogged`` is called with the
+    behind older tasks, until it is due, or for a worker that serves its route. ``backlogged`` is called with the
     routes that have something new to dispatch."""
 
     def __init__(
@@ -103,6 +103,10 @@ class Submitter:
                 if task.state is State.QUEUED:
                     self._windows.release(task.route, 1)
             raise
+        for task, row in zip(tasks, stored, strict=True):
+            # only the database knows whether a run_at has passed: at its time of this transaction
+            if task.run_at is not None and row.run_at <= row.created_at:
+                self._windows.mark_backlogged(task.route, task.user_id)
         self._publisher.publish(stored)
         self._outbox.publish(batch, stored)
         for route in dict.fromkeys(task.route for task in tasks if task.state is State.WAITING):
@@ -111,9 +115,9 @@ class Submitter:
         return [list(islice(created, len(request))) for request in requests]
 
     def _first_state(self, task: NewTask) -> State:
-        """QUEUED if it goes straight to the broker, else WAITING."""
+        """QUEUED if it goes straight to the broker, else WAITING: then the store knows when it is due."""
         window = self._windows.by_route.get(Route(task.queue, task.kind))
-        if window is None or task.run_at is not None:
+        if window is None or task.delay or task.run_at is not None:
             return State.WAITING
         # While the broker is away, tasks wait in the store; the dispatcher sends them when it is back.
         if self._broker.ready and window.admit(task.user_id):

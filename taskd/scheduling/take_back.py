@@ -25,12 +25,13 @@ class TakeBack:
         self._routes = routes
 
     def taken(self, tasks: Sequence[Task], why: str) -> None:
-        """These tasks are waiting again, or have failed for good."""
+        """These tasks are waiting again, or have failed for good. One with an error has lost an attempt."""
         if not tasks:
             return
         self._log.info(
-            "{count} tasks taken back, {why}: {ids}",
+            "{count} tasks taken back, {spent} attempts spent, {why}: {ids}",
             count=len(tasks),
+            spent=sum(task.error is not None for task in tasks),
             why=why,
             ids=[task.id for task in tasks[:LOGGED_IDS]],
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
@@ -16,8 +16,10 @@ from taskd.api.accounts import Accounts, HashPool
 from taskd.config import Settings
 from taskd.config.declarations import SERVER
 from taskd.config.reading import DaemonOptions
-from taskd.daemon import Daemon, process_name
+from taskd.daemon import DATABASE, LOCK_FILE, Daemon, process_name
 from taskd.server.task_server import TaskServer
+from taskd.worker.executors.ending import leave_threads_behind
+from taskd.worker.executors.forks import own_files
 from taskd.worker.wiring import open_worker
 from taskd.worker.worker import Worker
 
@@ -49,14 +51,16 @@ class ServerService(Daemon):
             Accounts(store, self._hashes, settings.bcrypt_rounds, settings.session_days * 86_400),
             queues=settings.queues,
             window=settings.window,
-            lease=settings.lease,
+            lease=None if settings.embedded else settings.lease,
             node=process_name(),
             new_id=lambda: str(uuid.uuid4()),
             keep=settings.keep_days * 86_400,
         )
         self._worker: Worker | None = None
         if settings.postgres is None or settings.rabbitmq is None:
-            self._worker = open_worker(reactor, store, broker, settings, process_name())
+            self._worker = open_worker(reactor, store, broker, settings, process_name)
+            # a daemon that a handler forks must not keep the data folder locked
+            own_files(settings.data / DATABASE, settings.data / LOCK_FILE)
             self._what = f"embedded: everything in this process, data in {settings.data}"
         else:
             self._what = f"PostgreSQL at {settings.postgres.host}, RabbitMQ at {settings.rabbitmq.host}"
@@ -100,20 +104,26 @@ class ServerService(Daemon):
 
     async def drain(self) -> None:
         for port in self._ports:
-            port.stopListening()
+            maybeDeferred(port.stopListening).addErrback(self._cannot_finish)
         draining = [Deferred.fromCoroutine(self._server.drain())]
         if self._worker is not None and self.began:
             draining.append(Deferred.fromCoroutine(self._worker.drain(self.grace)))
-        try:
-            await gatherResults(draining)
-        finally:
-            # its threads would keep the process alive
-            self._hashes.stop()
+        for each in draining:
+            each.addErrback(self._cannot_finish)
+        await DeferredList(draining)
+        # its threads would keep the process alive
+        self._hashes.stop()
+
+    def _cannot_finish(self, failure: Failure) -> None:
+        self._log.failure("stopping the server", failure)
 
     def hurry(self) -> None:
         self._server.hurry()
         if self._worker is not None:
             self._worker.hurry()
+
+    def leave(self) -> None:
+        leave_threads_behind(self.reactor)
 
 
 makeService = ServerService.from_options

@@ -16,6 +16,7 @@ from taskd.api.core import Api
 from taskd.events.publisher import Publisher
 from taskd.events.subscriber import Subscriber
 from taskd.events.watch_hub import Hub
+from taskd.health import HealthCheck
 from taskd.ports.broker import IBroker
 from taskd.ports.store import IStore
 from taskd.protocol.actions import Theme
@@ -30,7 +31,8 @@ class TaskServer:
     """One task server above a store and a broker that the caller starts and stops.
 
     ``lines`` is the factory for connections. ``window`` is how many tasks of a route may be in the broker, ``lease``
-    the workers' lease in seconds, ``node`` a name that no other process has. ``new_id`` makes the ids of batches.
+    after how many seconds of silence a worker is dead (None for an embedded server: its worker never is), ``node`` a
+    name that no other process has. ``new_id`` makes the ids of batches.
     Finished tasks are deleted after ``keep`` seconds; 0 keeps them for ever.
     """
 
@@ -43,14 +45,14 @@ class TaskServer:
         *,
         queues: Sequence[str],
         window: int,
-        lease: float,
+        lease: float | None,
         node: str,
         new_id: Callable[[], str],
         keep: float = 0.0,
     ) -> None:
         self._clock = clock
         self.hub = hub = Hub()
-        self.publisher = publisher = Publisher(clock, broker, node, hub)
+        self.publisher = publisher = Publisher(clock, store, broker, node, hub)
         self.scheduler = scheduler = Scheduler(
             clock,
             store,
@@ -62,13 +64,14 @@ class TaskServer:
             keep=keep,
             new_id=new_id,
         )
-        routes = scheduler.routes
-        self.subscriber = Subscriber(broker, hub, node, scheduler.windows.apply, scheduler.follow_workers.on_event)
+        self.subscriber = Subscriber(broker, hub, node, scheduler.windows.apply, scheduler.liveness.on_event)
         self.api = Api(
             {
-                Theme.SERVER: ServerActions(routes, node),
+                Theme.SERVER: ServerActions(
+                    scheduler.routes, scheduler.liveness, HealthCheck(clock, store, broker), node
+                ),
                 Theme.ACCOUNTS: AccountActions(accounts),
-                Theme.TASKS: TaskActions(clock, store, broker, publisher, scheduler),
+                Theme.TASKS: TaskActions(store, broker, publisher, scheduler),
                 Theme.LOGS: LogActions(clock, store, hub),
                 Theme.LIVE: LiveActions(clock, store, hub),
             }
@@ -76,9 +79,9 @@ class TaskServer:
         self.lines = LineFactory(self.api, clock)
 
     def start(self) -> None:
-        """Receive events and begin the rounds of maintenance. Connections may be accepted before."""
+        """Receive events and begin the periodic work. Connections may be accepted before."""
         self.subscriber.start()
-        self.scheduler.maintenance.start()
+        self.scheduler.start()
 
     async def drain(self) -> None:
         """Answer the requests under way, close the connections, finish what is scheduled. Never fails.

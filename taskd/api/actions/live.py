@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from functools import partial
 
 from twisted.internet.interfaces import IReactorTime
@@ -43,7 +42,7 @@ class LiveActions:
             async with subscriptions.large_reply:
                 page = await self._store.list_tasks(user_id, TaskQuery(request.limit))
                 tasks = that_fit(page.tasks)
-                now = self._now()
+                now = self._store.now()
                 fields = {"status": "success", "tasks": [view(task, now) for task in tasks]}
                 return Reply(fields, after_sent=partial(_open, subscriptions, watch, tasks))
         except BaseException:
@@ -75,7 +74,7 @@ class LiveActions:
                 wait.rearm()
                 await self._note_ended(user_id, wait, tuple(wait.remaining))
             async with subscriptions.large_reply:
-                views, done, now = [], True, self._now()
+                views, done, now = [], True, self._store.now()
                 for piece in in_pieces(ids):
                     tasks = await own_tasks(self._store, user_id, piece, "task_ids")
                     views += [view(task, now) for task in tasks]
@@ -90,9 +89,6 @@ class LiveActions:
         for piece in in_pieces(ids):
             tasks = await own_tasks(self._store, user_id, piece, "task_ids")
             wait.ended([task.id for task in tasks if task.state in TERMINAL])
-
-    def _now(self) -> datetime:
-        return datetime.fromtimestamp(self._clock.seconds(), timezone.utc)
 
 
 def _open(subscriptions: Subscriptions, watch: Watch, snapshot: Sequence[Task]) -> None:

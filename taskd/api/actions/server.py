@@ -1,22 +1,28 @@
-"""Actions about the server: hello, ping, kinds."""
+"""Actions about the server: hello, ping, health, kinds."""
 
 from __future__ import annotations
+
+from msgspec import structs
 
 from taskd import __version__
 from taskd.api.principal import Principal
 from taskd.api.reply import SUCCESS, Reply
 from taskd.api.subscriptions import Subscriptions
+from taskd.health import HealthCheck
 from taskd.protocol import limits
 from taskd.protocol import messages as m
 from taskd.protocol.actions import ACTIONS
+from taskd.scheduling.liveness import Liveness
 from taskd.scheduling.routes import Routes
 
 
 class ServerActions:
     """``node`` is the name of this server's process."""
 
-    def __init__(self, routes: Routes, node: str) -> None:
+    def __init__(self, routes: Routes, liveness: Liveness, health: HealthCheck, node: str) -> None:
         self._routes = routes
+        self._liveness = liveness
+        self._health = health
         self._node = node
 
     async def hello(self, principal: Principal, subscriptions: Subscriptions, request: m.Nothing) -> Reply:
@@ -43,6 +49,12 @@ class ServerActions:
 
     async def ping(self, principal: Principal, subscriptions: Subscriptions, request: m.Nothing) -> Reply:
         return SUCCESS
+
+    async def health(self, principal: Principal, subscriptions: Subscriptions, request: m.Nothing) -> Reply:
+        health = structs.asdict(await self._health.check())
+        alive = self._liveness.alive
+        stalled = {worker.info.name: worker.stalled for worker in alive if worker.stalled}
+        return Reply({"status": "success", **health, "workers": len(alive), "stalled": stalled})
 
     async def kinds(self, principal: Principal, subscriptions: Subscriptions, request: m.Nothing) -> Reply:
         return Reply({"status": "success", "kinds": [kind._asdict() for kind in self._routes.kinds()]})

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime, timezone
 from typing import Any
-
-from twisted.internet.interfaces import IReactorTime
 
 from taskd.api.cursors import before_of, tasks_cursor
 from taskd.api.own_tasks import own_tasks, that_fit
@@ -25,24 +22,22 @@ from taskd.ports.store import IStore
 from taskd.ports.tasks import TaskQuery
 from taskd.protocol import messages as m
 from taskd.protocol.views import TaskView, view
-from taskd.scheduling.explain import explain
+from taskd.scheduling.explain import explain, what_blocks
 from taskd.scheduling.scheduler import Scheduler
 
 
 class TaskActions:
     """A user sees and changes only the user's own tasks: somebody else's task is not found."""
 
-    def __init__(
-        self, clock: IReactorTime, store: IStore, broker: IBroker, publisher: Publisher, scheduler: Scheduler
-    ) -> None:
-        self._clock = clock
+    def __init__(self, store: IStore, broker: IBroker, publisher: Publisher, scheduler: Scheduler) -> None:
         self._store = store
         self._broker = broker
         self._publisher = publisher
         self._submitter = scheduler.submitter
         self._windows = scheduler.windows
         self._routes = scheduler.routes
-        self._task_builder = TaskBuilder(clock, scheduler.routes)
+        self._liveness = scheduler.liveness
+        self._task_builder = TaskBuilder(store, scheduler.routes)
 
     async def new_task(self, principal: Principal, subscriptions: Subscriptions, request: m.TaskSpec) -> Reply:
         (created,) = await self._submitter.submit((self._task_builder.build(principal.user_id, request),))
@@ -84,30 +79,28 @@ class TaskActions:
         async with subscriptions.large_reply:
             (task,) = await own_tasks(self._store, principal.user_id, [request.task_id], "task_id")
             failed = await self._store.failed_attempts(task.id)
-            return Reply({"status": "success", "task": view(task, self._now(), failed)})
+            return Reply({"status": "success", "task": view(task, self._store.now(), failed)})
 
     async def cancel_task(self, principal: Principal, subscriptions: Subscriptions, request: m.OneTask) -> Reply:
         task = await self._store.cancel(principal.user_id, request.task_id)
         self._publisher.publish([task])
         if task.started_at is not None:
             self._publisher.publish_cancel_order([task.id])
-        return Reply({"status": "success", "task": view(task, self._now())})
+        return Reply({"status": "success", "task": view(task, self._store.now())})
 
     async def retry_task(self, principal: Principal, subscriptions: Subscriptions, request: m.OneTask) -> Reply:
         task = await self._store.retry(principal.user_id, request.task_id)
         self._publisher.publish([task])
         self._routes.add_backlog([(task.route, task.user_id)])
-        return Reply({"status": "success", "task": view(task, self._now())})
+        return Reply({"status": "success", "task": view(task, self._store.now())})
 
     async def explain(self, principal: Principal, subscriptions: Subscriptions, request: m.OneTask) -> Reply:
         (task,) = await own_tasks(self._store, principal.user_id, [request.task_id], "task_id")
-        now = self._now()
-        why = explain(task, now, self._routes, self._windows, self._broker.ready)
+        blocked_by = await what_blocks(task, self._liveness.alive, self._store)
+        now = self._store.now()
+        why = explain(task, now, self._routes, self._windows, self._broker.ready, blocked_by)
         return Reply({"status": "success", "task_id": task.id, "state": shown_state(task, now), **why})
 
     def _views(self, tasks: Iterable[Task]) -> list[TaskView]:
-        now = self._now()
+        now = self._store.now()
         return [view(task, now) for task in tasks]
-
-    def _now(self) -> datetime:
-        return datetime.fromtimestamp(self._clock.seconds(), timezone.utc)

@@ -19,6 +19,9 @@ from taskd.client.retry import Resender
 _LEAST_SUMMARY = 16
 """The fewest cells for the summary; a narrow terminal drops other columns."""
 
+_TROUBLES = ("stalled", "hung")
+"""The columns that are there only if a kind has something to show in them."""
+
 
 class ShownKind(Struct):
     """A kind as the server describes it. ``timeout`` is in seconds."""
@@ -31,6 +34,8 @@ class ShownKind(Struct):
     summary: str | None = None
     workers: int = 0
     slots: int = 0
+    hung: int = 0
+    stalled: int = 0
 
 
 async def kinds(ctx: Context, options: Namespace) -> int:
@@ -63,11 +68,16 @@ def _decoded(ctx: Context, reply: Received) -> list[ShownKind]:
 
 def _table(ctx: Context, served: Sequence[ShownKind]) -> list[str]:
     rows = [{name: Cell(visible(text)) for name, text in _cells(kind).items()} for kind in served]
+    for trouble in _TROUBLES:
+        if all(row[trouble].text == "0" for row in rows):
+            for row in rows:
+                del row[trouble]
+    expendable = ("slots", "attempts", "isolation", "queues", "timeout", "workers", *_TROUBLES)
     table = Table(
         {name: ctx.texts(f"col.{name}") for name in rows[0]},
         ctx.renderer.columns,
-        right=("attempts", "workers", "slots"),
-        expendable=("slots", "attempts", "isolation", "queues", "timeout", "workers"),
+        right=("attempts", "workers", "slots", *_TROUBLES),
+        expendable=[name for name in expendable if name in rows[0]],
         least=_LEAST_SUMMARY,
     )
     return table.lines(rows)
@@ -81,6 +91,8 @@ def _cells(kind: ShownKind) -> dict[str, str]:
         "timeout": "-" if kind.timeout is None else duration(kind.timeout),
         "attempts": str(kind.max_attempts or "-"),
         "workers": str(kind.workers),
+        "stalled": str(kind.stalled),
         "slots": str(kind.slots),
+        "hung": str(kind.hung),
         "summary": kind.summary or "",
     }

@@ -13,6 +13,7 @@ from msgspec import Struct
 from taskd.cli.context import Context
 from taskd.cli.errors import OK, exit_status
 from taskd.cli.ui.rendering import moment
+from taskd.cli.ui.text import visible
 from taskd.client.errors import Refused
 from taskd.client.messages import Received
 from taskd.protocol.limits import DEFAULT_PAGE, MAX_PAGE
@@ -69,6 +70,9 @@ class Explanation(Struct):
     run_at: Moment | None = None
     since: Moment | None = None
     error: str | None = None
+    blocked_by: str | None = None
+    losses: int = 0
+    returns: int = 0
 
 
 async def explain(ctx: Context, options: Namespace) -> int:
@@ -88,10 +92,15 @@ def reason(ctx: Context, task_id: int, reply: Received) -> str:
         "run_at": why.run_at and moment(why.run_at),
         "since": why.since and moment(why.since),
         "error": why.error and why.error.rstrip("."),
+        "blocked_by": why.blocked_by and why.blocked_by.rstrip("."),
+        "losses": why.losses and ctx.renderer.times(why.losses),
         "show": ctx.command("show", str(task_id)),
         "retry": ctx.command("retry", str(task_id)),
     }
-    return ctx.texts.reason(why.code, why.message, **fields)
+    text = ctx.texts.reason(why.code, why.message, **fields)
+    if why.returns and why.code not in ("completed", "failed", "cancelled") and text != visible(why.message):
+        text += " " + ctx.texts("given_back", times=ctx.renderer.times(why.returns))
+    return text
 
 
 async def cancel(ctx: Context, options: Namespace) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from argparse import Namespace
 from contextlib import closing
 
+from msgspec import Struct
+
 from taskd.cli.context import Context
 from taskd.cli.errors import OK
 from taskd.cli.ui.changes import ChangePrinter
@@ -19,6 +21,13 @@ WATCH_COLUMNS = ("id", "status", "state", "age", "text")
 async def watch(ctx: Context, options: Namespace) -> int:
     """Show changes until Ctrl-C."""
     return await Watcher(ctx, options.limit).run()
+
+
+class ReturnedEvent(Struct):
+    """Workers that were stopping have given a task back so often."""
+
+    task_id: int
+    returns: int
 
 
 class Watcher:
@@ -54,9 +63,16 @@ class Watcher:
             self._changes.show([self._ctx.view(received.body.task)])
         elif received.body.event == "progress":
             self._changes.show_progress(received)
+        elif received.body.event == "returned":
+            self._returned(received)
         elif received.body.event == "gap":
             answer = connection.request("watch", limit=MAX_PAGE)
             answer.addCallback(self._snapshot).addErrback(connection.abort_on)
+
+    def _returned(self, received: Received) -> None:
+        if not self._ctx.json:
+            event = self._ctx.read(received.line, ReturnedEvent)
+            self._ctx.note("returned", id=event.task_id, times=self._ctx.renderer.times(event.returns))
 
     def _snapshot(self, reply: Received) -> None:
         ctx, tasks = self._ctx, [self._ctx.view(raw) for raw in reply.body.tasks]

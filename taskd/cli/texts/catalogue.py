@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from taskd.cli.texts.words import REASONS, STATES, WORDS
+from taskd.cli.texts.reasons import REASONS, STATES
+from taskd.cli.texts.words import WORDS
 from taskd.cli.ui.text import visible
 
 LANGUAGES = ("en", "es")

@@ -2,41 +2,6 @@
 
 from __future__ import annotations
 
-STATES = {
-    "waiting": "en espera",
-    "scheduled": "programada",
-    "retrying": "reintentando",
-    "queued": "en cola",
-    "running": "en curso",
-    "completed": "completada",
-    "failed": "fallida",
-    "cancelled": "cancelada",
-}
-
-REASONS: dict[str, tuple[str, str]] = {
-    "completed": ("It is completed. To see its result: {show}", "Está completada. Para ver su resultado: {show}"),
-    "failed": (
-        "It has failed: {error}. To see all its attempts: {show}. To run it again: {retry}",
-        "Falló: {error}. Para ver todos sus intentos: {show}. Para volver a intentarla: {retry}",
-    ),
-    "cancelled": (
-        "It was cancelled. To run it again: {retry}",
-        "Se canceló. Para volver a intentarla: {retry}",
-    ),
-    "running": ("", "Un worker la ejecuta desde {since} ({attempt})."),
-    "queued": ("", "Ya está asignada en la cola {queue}; la tomará el primer worker libre que atienda {kind}."),
-    "retrying": ("", "Falló el {attempt}: {error}. Se volverá a intentar, no antes de {run_at}."),
-    "scheduled": ("", "Está programada: no empezará antes de {run_at}."),
-    "no_worker": (
-        "",
-        "Ningún worker atiende el tipo {kind} en la cola {queue}; espera hasta que haya uno (con --handlers, o con"
-        " --programs si es un programa).",
-    ),
-    "broker_down": ("", "RabbitMQ no está disponible; la tarea continuará por sí sola en cuanto vuelva."),
-    "waiting": ("", "Espera su turno en la cola {queue}: hay otras antes, o se está asignando ahora mismo."),
-}
-"""Why a task is in its state, by the code of ``explain``. Where English is empty, the server's message is used."""
-
 WORDS: dict[str, tuple[str, str]] = {
     # connections
     "bad_server": (
@@ -336,6 +301,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "more_bars": ("... and {n} more running", "... y {n} más en curso"),
     "attempt": ("attempt {n} of {max}", "intento {n} de {max}"),
     "attempt_only": ("attempt {n}", "intento {n}"),
+    "given_back": (
+        "Workers that were stopping have given it back: {times}.",
+        "Workers que se detenían la han devuelto: {times}.",
+    ),
     "no_kinds": (
         "No worker is connected, so no kind of task is served now.",
         "No hay ningún worker conectado: ahora no se atiende ningún tipo de tarea.",
@@ -364,8 +333,14 @@ WORDS: dict[str, tuple[str, str]] = {
     "col.timeout": ("TIMEOUT", "LÍMITE"),
     "col.attempts": ("ATTEMPTS", "INTENTOS"),
     "col.workers": ("WORKERS", "WORKERS"),
+    "col.stalled": ("BLOCKED", "BLOQUEADOS"),
     "col.slots": ("SLOTS", "PUESTOS"),
+    "col.hung": ("HUNG", "COLGADOS"),
     "col.summary": ("WHAT IT DOES", "QUÉ HACE"),
+    "returned": (
+        "task {id} was given back {times}: its workers stop before it ends",
+        "la tarea {id} se devolvió {times}: sus workers se detienen antes de que termine",
+    ),
     "show.id": ("Task", "Tarea"),
     "show.text": ("Text", "Texto"),
     "show.status": ("Status", "Estado"),
@@ -374,6 +349,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "show.queue": ("Queue", "Cola"),
     "show.attempt": ("Attempts", "Intentos"),
     "show.of": ("{n} of {max}", "{n} de {max}"),
+    "show.losses": ("Lost with workers", "Perdida con workers"),
+    "show.returns": ("Given back", "Devuelta"),
+    "show.times": ("{n} times", "{n} veces"),
+    "show.once": ("once", "una vez"),
     "show.created": ("Created", "Creada"),
     "show.run_at": ("Not before", "No antes de"),
     "show.started": ("Started", "Iniciada"),

@@ -98,6 +98,10 @@ class Renderer:
         """The number of an attempt, and the maximum if it is known."""
         return self._texts("attempt" if most else "attempt_only", n=attempt, max=most)
 
+    def times(self, count: int) -> str:
+        """How often something has happened."""
+        return self._texts("show.once") if count == 1 else self._texts("show.times", n=count)
+
     def _line(self, at: datetime, task_id: int, state: str, progress: float | None, extra: str) -> str:
         shown = self.state(state, progress)
         words = [at.astimezone().strftime("%H:%M:%S"), str(task_id), pad(shown, self._state_cells)]
@@ -123,6 +127,8 @@ class Renderer:
             ("kind", visible(task.kind)),
             ("queue", visible(task.queue)),
             ("attempt", attempts),
+            ("losses", self.times(task.losses) if task.losses else ""),
+            ("returns", self.times(task.returns) if task.returns else ""),
             ("created", moment(task.created_at)),
             ("run_at", moment(task.run_at) if due else ""),
             ("started", moment(task.started_at) if task.started_at else ""),

@@ -27,7 +27,7 @@ class DeleteFinished:
         self._last_id = 0
         self._not_before = clock.seconds()
 
-    async def run(self, store_up: float) -> None:
+    async def run(self) -> None:
         """Raises Unavailable."""
         if not self._keep or self._clock.seconds() < self._not_before:
             return

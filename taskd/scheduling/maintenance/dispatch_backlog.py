@@ -17,7 +17,7 @@ class DispatchBacklog:
         self._windows = windows
         self._routes = routes
 
-    async def run(self, store_up: float) -> None:
+    async def run(self) -> None:
         """Raises Unavailable."""
         self._windows.correct(await self._store.count_queued())
         self._routes.tick()

@@ -11,6 +11,5 @@ class Duty(Protocol):
     name: str
     """For the log."""
 
-    async def run(self, store_up: float) -> None:
-        """Do what there is to do now, bounded in rows. ``store_up`` is for how many seconds the rounds have found the
-        store ready without a break. Raises Unavailable, BrokerUnavailable."""
+    async def run(self) -> None:
+        """Do what there is to do now, bounded in rows. Raises Unavailable, BrokerUnavailable."""

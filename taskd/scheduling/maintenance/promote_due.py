@@ -21,7 +21,7 @@ class PromoteDue:
         self._store = store
         self._routes = routes
 
-    async def run(self, store_up: float) -> None:
+    async def run(self) -> None:
         """Raises Unavailable."""
         for _ in range(BATCHES):
             due = await self._store.promote(BATCH)

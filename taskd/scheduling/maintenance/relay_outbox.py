@@ -23,7 +23,7 @@ class RelayOutbox:
         self._broker = broker
         self._outbox = outbox
 
-    async def run(self, store_up: float) -> None:
+    async def run(self) -> None:
         """Raises Unavailable."""
         await self._outbox.mark_published()
         if not self._broker.ready:

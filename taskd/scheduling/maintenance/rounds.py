@@ -24,10 +24,8 @@ class MaintenanceRounds:
     _log = Logger()
 
     def __init__(self, clock: IReactorTime, store: IStore, duties: Sequence[Duty]) -> None:
-        self._clock = clock
         self._store = store
         self._duties = duties
-        self._store_up_since: float | None = None
         self._loop = LoopingCall(self._start_round)
         self._loop.clock = clock
 
@@ -45,16 +43,11 @@ class MaintenanceRounds:
 
     async def round(self) -> None:
         """One round. Never fails."""
-        now = self._clock.seconds()
         if not self._store.ready:
-            self._store_up_since = None
             return
-        if self._store_up_since is None:
-            self._store_up_since = now
-        store_up = now - self._store_up_since
         for duty in self._duties:
             try:
-                await duty.run(store_up)
+                await duty.run()
             except (Unavailable, BrokerUnavailable) as e:
                 self._log.debug("maintenance ended its round early: {why}", why=str(e))
                 return

@@ -1,0 +1,244 @@
+"""Who is alive: reads the workers' beats twice a second, and takes the tasks of dead workers back.
+
+No time is compared, and nothing that any other machine's clock says decides. A server counts its own looks at the
+workers that saw no new beat. Its own trouble, and the database's, sets all counts to 0, so it ages nobody.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from taskd.model.errors import Unavailable
+from taskd.ports.store import IStore
+from taskd.ports.workers import WorkerPoll, WorkerState, WorkerStatus
+from taskd.scheduling.routes import Routes
+from taskd.scheduling.take_back import TakeBack
+
+INTERVAL = 0.5
+"""Seconds between polls."""
+
+APART = 1.0
+"""Seconds between the polls that count for one worker, on average at least."""
+
+EARLY = 0.1
+"""So much earlier than that a poll may come: a loop is not called at exact times, and must not miss every turn."""
+
+ANSWERED_WITHIN = 1.0
+"""A poll whose answer took longer does not count: what it saw may be old."""
+
+POLLS_AFTER_LOSS = 3
+"""So many counted polls without a beat after the worker's connection to the database was seen closed."""
+
+ORPHANS_EVERY = 0.9
+"""Seconds between searches for running tasks whose workers are dead already: about one."""
+
+_LIVING = (WorkerState.SERVING, WorkerState.DRAINING)
+
+ORPHANED = "their worker is gone"
+
+
+@dataclass
+class _Watched:
+    """What a series of polls has seen of one worker. ``silent`` counts polls since its last beat, and ``lost`` those of
+    them since its connection was seen closed; the next poll that begins at ``due`` counts."""
+
+    status: WorkerStatus
+    due: float
+    silent: int = 0
+    lost: int = 0
+    seen_connected: bool = False
+
+
+class Liveness:
+    """Has routes served by the living workers, and tasks taken back from the dead.
+
+    Dead is who is gone; who had no beat in 3 counted polls after its database connection was seen open and then
+    closed; and who had none in ``lease`` counted polls. ``lease`` is None for an embedded server: it takes nothing
+    back, since its only worker lives and dies with it. While the store is away, the last known workers count.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self, clock: IReactorTime, store: IStore, routes: Routes, take_back: TakeBack, lease: float | None
+    ) -> None:
+        self._clock = clock
+        self._store = store
+        self._routes = routes
+        self._take_back = take_back
+        self._lease = None if lease is None else math.ceil(lease)
+        self.alive: Sequence[WorkerStatus] = ()
+        """The living workers of the last poll, those that are draining included."""
+        self._watched: dict[str, _Watched] = {}
+        self._epoch: str | None = None
+        self._steady_since: float | None = None
+        self._blocked: dict[str, str] = {}
+        self._told: set[str] = set()
+        self._news: dict[str, str] = {}
+        self._poll_again = self._polling = self._taking = self._stopped = False
+        self._orphans_at = clock.seconds()
+        self._loop = LoopingCall(self._tick)
+        self._loop.clock = clock
+
+    @property
+    def steady(self) -> float:
+        """For how many seconds this server has seen the database up without a break."""
+        return 0.0 if self._steady_since is None else self._clock.seconds() - self._steady_since
+
+    async def is_steady(self, seconds: float) -> bool:
+        """Whether this server has seen the database up for so long, until this very moment: between two polls it may
+        have crashed and come back. Raises Unavailable."""
+        epoch = self._epoch
+        if epoch is None or self.steady < seconds:
+            return False
+        poll = await self._store.poll_workers()
+        return poll.epoch == epoch == self._epoch
+
+    def start(self) -> None:
+        """Begin to poll."""
+        self._loop.start(INTERVAL)
+
+    def stop(self) -> None:
+        """Poll no more, and take nothing back any more."""
+        self._stopped = True
+        if self._loop.running:
+            self._loop.stop()
+
+    def on_event(self) -> None:
+        """A worker has started, stopped, or says something new: poll now, or again after the poll under way."""
+        self._poll_again = True
+        if not self._polling:
+            self._polling = True
+            Deferred.fromCoroutine(self._poll_while_wanted())
+
+    def _tick(self) -> None:
+        if not self._polling:
+            self.on_event()
+
+    async def _poll_while_wanted(self) -> None:
+        try:
+            while self._poll_again and not self._stopped:
+                self._poll_again = False
+                await self._poll()
+        finally:
+            self._polling = False
+
+    async def _poll(self) -> None:
+        """One poll. Never fails."""
+        try:
+            if not self._store.ready:
+                self._break("the store is away")
+                return
+            began = self._clock.seconds()
+            poll = await self._store.poll_workers()
+            if not self._stopped:
+                self._look(poll, began, self._clock.seconds() - began <= ANSWERED_WITHIN)
+        except Unavailable as e:
+            self._break(e.message)
+        except Exception:
+            self._log.failure("the workers cannot be polled")
+            self._break("a defect")
+
+    def _break(self, why: str) -> None:
+        """What was counted so far may be the fault of the database, or of this server."""
+        if self._steady_since is not None:
+            self._log.debug("all workers are counted from 0 again: {why}", why=why)
+        self._steady_since = self._epoch = None
+        self._watched.clear()
+
+    def _look(self, poll: WorkerPoll, began: float, prompt: bool) -> None:
+        if poll.epoch != self._epoch:
+            self._break("the database was restarted")
+            # not since the poll began: it may have waited for the database to come back
+            self._epoch, self._steady_since = poll.epoch, self._clock.seconds()
+        before, self._watched = self._watched, {}
+        for status in poll.workers:
+            name = status.info.name
+            self._watched[name] = self._follow(before.get(name), status, began, prompt)
+        deaths = {name: why for name, watched in self._watched.items() if (why := self._death(watched))}
+        stopped = dict.fromkeys(before.keys() - self._watched.keys(), "stopped")
+        self.alive = [w.status for name, w in self._watched.items() if w.status.state in _LIVING and name not in deaths]
+        self._tell(deaths, stopped)
+        self._take_back_from({name: self._watched[name].status.beat for name in deaths})
+        self._routes.serve([status for status in self.alive if status.state is WorkerState.SERVING])
+
+    def _follow(self, watched: _Watched | None, status: WorkerStatus, began: float, prompt: bool) -> _Watched:
+        """Count one poll of a worker."""
+        if watched is None or watched.status.beat != status.beat:
+            seen = watched is not None and watched.seen_connected
+            return _Watched(status, began + APART, seen_connected=seen or status.connected)
+        watched.status = status
+        counted = prompt and began >= watched.due - EARLY
+        if counted:
+            watched.silent += 1
+            watched.due = max(watched.due, began) + APART
+        if status.connected:
+            watched.seen_connected, watched.lost = True, 0
+        elif watched.seen_connected and counted:
+            watched.lost += 1
+        return watched
+
+    def _death(self, watched: _Watched) -> str:
+        """Why this worker is dead; empty if it is not."""
+        status = watched.status
+        if self._lease is None or status.state is WorkerState.FENCED:
+            return ""
+        if status.state is WorkerState.GONE:
+            return f"killed while it was blocked: {status.stalled}" if status.stalled else "killed"
+        if watched.lost >= POLLS_AFTER_LOSS:
+            return "its database connection is gone"
+        return f"silent for {self._lease} s" if watched.silent >= self._lease else ""
+
+    def _tell(self, deaths: dict[str, str], stopped: dict[str, str]) -> None:
+        """Log who has died, whose reactor is blocked now, and whose is no longer."""
+        for name in deaths.keys() - self._told:
+            self._log.warn("worker {name} is dead: {why}", name=name, why=deaths[name])
+            self._news[name] = deaths[name]
+        self._told = set(deaths)
+        if self._lease is not None:
+            self._news |= stopped
+        blocked = {status.info.name: status.stalled for status in self.alive if status.stalled}
+        for name, text in blocked.items():
+            if self._blocked.get(name) != text:
+                self._log.warn("worker {name} is blocked: {what}", name=name, what=text)
+        for name in self._blocked:
+            if name not in blocked and any(status.info.name == name for status in self.alive):
+                self._log.info("worker {name} is not blocked any more", name=name)
+        self._blocked = blocked
+
+    def _take_back_from(self, dead: dict[str, int]) -> None:
+        """Take back what the dead hold: at once, and once a second what is left of those that died earlier. Polls go on
+        meanwhile, since a lock on the tasks may take long."""
+        now = self._clock.seconds()
+        if self._lease is None or self._taking or not (self._news or now >= self._orphans_at):
+            return
+        self._taking = True
+        self._orphans_at = now + ORPHANS_EVERY
+        why = "; ".join(f"worker {name}: {why}" for name, why in self._news.items()) or ORPHANED
+        self._news.clear()
+        Deferred.fromCoroutine(self._take_back_now(dead, why))
+
+    async def _take_back_now(self, dead: dict[str, int], why: str) -> None:
+        """Never fails."""
+        try:
+            self._take_back.taken(await self._store.take_back(dead), why)
+        except Unavailable as e:
+            self._log.debug("tasks are taken back later: {why}", why=e.message)
+            self._give_time()
+        except Exception:
+            self._log.failure("tasks cannot be taken back")
+            self._give_time()
+        finally:
+            self._taking = False
+
+    def _give_time(self) -> None:
+        """The database takes no changes, so perhaps it takes no beats either: everybody gets half a lease to beat."""
+        for watched in self._watched.values():
+            watched.silent, watched.lost = min(watched.silent, (self._lease or 0) // 2), 0
