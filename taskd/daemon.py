@@ -8,6 +8,8 @@ import secrets
 import signal
 import socket
 import sys
+import time
+from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, NoReturn
 
 from twisted.application.service import Service
@@ -28,6 +30,9 @@ _EXPECTED = (SettingsError, SchemaTooNew, TaskdError, OSError, CannotListenError
 DATABASE = "taskd.sqlite3"
 """The file of the embedded database in the data folder."""
 
+LOCK_FILE = "lock"
+"""The file in the data folder that a server holds locked while it runs."""
+
 
 class Daemon(Service):
     """A daemon with its store and its broker. A subclass adds what the daemon does.
@@ -46,29 +51,37 @@ class Daemon(Service):
         self.began = False
         """Whether :meth:`begin` was called."""
         self._signalled = False
+        self._is_process = False
 
     @classmethod
     def from_options(cls, options: DaemonOptions) -> Daemon:
         """The daemon as twistd starts it. Ends the process with one line when a setting is wrong."""
         from twisted.internet import reactor
 
+        use_monotonic_clock(reactor)
         try:
             settings = read_settings(options["env-file"], options=options)
-            return cls(reactor, settings, read_option(options, GRACE))
+            daemon = cls(reactor, settings, read_option(options, GRACE))
         except SettingsError as e:
             cls.refuse(e)
+        daemon._is_process = True
+        return daemon
 
     async def begin(self) -> None:
         """Start the work. The store and the broker have been started."""
         raise NotImplementedError
 
     async def drain(self) -> None:
-        """Finish the work; the store and the broker are stopped afterwards. Never fails."""
+        """Finish the work; the store and the broker are stopped afterwards, even if this fails."""
         raise NotImplementedError
 
     def hurry(self) -> None:
         """Wait no longer for what :meth:`drain` is waiting for."""
         raise NotImplementedError
+
+    def leave(self) -> None:
+        """Everything has stopped, and the process is about to end: let nothing keep it. Only called when the process is
+        this daemon's own, as :meth:`from_options` makes it."""
 
     @classmethod
     def refuse(cls, error: object) -> NoReturn:
@@ -76,7 +89,11 @@ class Daemon(Service):
         raise SystemExit(f"{cls.command}: {error}")
 
     def fail(self, failure: Failure) -> None:
-        """End the process while the reactor runs: one line on standard error, exit status 1."""
+        """End the process while the reactor runs: one line on standard error, exit status 1. Only a log line if it ends
+        already: then a start that did not come to its end is no failure."""
+        if not self.running:
+            self._log.failure("the start was not finished", failure)
+            return
         expected = failure.check(*_EXPECTED)
         text = " ".join(str(failure.value).split())
         line = text if expected and text else f"{type(failure.value).__name__}: {text}"
@@ -109,10 +126,19 @@ class Daemon(Service):
         await self.begin()
 
     async def _stop(self) -> None:
-        await self.drain()
-        await self.broker.stop()
-        await self.store.stop()
+        await self._finish("the work", self.drain)
+        await self._finish("the broker", self.broker.stop)
+        await self._finish("the store", self.store.stop)
         self._log.info("{command} has stopped", command=self.command)
+        if self._is_process:
+            self.leave()
+
+    async def _finish(self, what: str, stop: Callable[[], Awaitable[None]]) -> None:
+        """Whatever fails here, the rest is stopped too."""
+        try:
+            await stop()
+        except Exception:
+            self._log.failure("stopping {what}", what=what)
 
     def _on_signal(self, number: int, frame: Any) -> None:
         name = signal.Signals(number).name
@@ -126,6 +152,19 @@ class Daemon(Service):
             self.reactor.callFromThread(self.reactor.stop)
 
 
+def use_monotonic_clock(reactor: Any) -> None:
+    """Let the reactor's timers follow a clock that nobody can set.
+
+    Twisted's reactors read ``time.time`` (Twisted #2424): after the system's clock is set back an hour, nothing that
+    was scheduled happens for an hour, and after it is set forward, all of it at once. A timer is an absolute time of
+    this clock, so it is replaced before anything is scheduled. Timers of Twisted and of pika follow it as well: all of
+    them ask the reactor. Its ``seconds()`` are no time of day from now on.
+    """
+    if reactor.getDelayedCalls():
+        raise RuntimeError("something is scheduled already, by the reactor's old clock")
+    reactor.seconds = time.monotonic
+
+
 def open_adapters(settings: Settings, reactor: Any) -> tuple[IStore, IBroker]:
     """The store and the broker that the settings name, not started yet. Raises SettingsError."""
     if settings.postgres is not None and settings.rabbitmq is not None:
@@ -137,8 +176,10 @@ def open_adapters(settings: Settings, reactor: Any) -> tuple[IStore, IBroker]:
     from taskd.broker.memory import MemoryBroker
     from taskd.store.sqlite.database import open_sqlite
     from taskd.store.sqlite.store import SqliteStore
+    from taskd.store.wall_clock import WallClock
 
-    return SqliteStore(open_sqlite(settings.data / DATABASE, reactor), reactor), MemoryBroker(reactor)
+    sqlite = open_sqlite(settings.data / DATABASE, reactor)
+    return SqliteStore(sqlite, reactor, wall=WallClock()), MemoryBroker(reactor)
 
 
 def process_name() -> str:

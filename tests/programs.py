@@ -1,4 +1,4 @@
-"""Where the programs of PostgreSQL, RabbitMQ and nginx are, and which user runs PostgreSQL.
+"""Where PostgreSQL, RabbitMQ, nginx and libfaketime are, and which user runs PostgreSQL.
 
 TASKD_TEST_SERVICES=FOLDER takes PostgreSQL and RabbitMQ from the Debian system in FOLDER, not from this machine.
 They run in a chroot, so this needs root, and /tmp, /proc and /dev must be bound into FOLDER.
@@ -17,6 +17,7 @@ PACKAGES = {
     "postgres": "postgresql",
     "rabbitmq": "rabbitmq-server",
     "nginx": "nginx libnginx-mod-stream",
+    "faketime": "faketime",
 }
 SYSTEM = Path(os.environ.get("TASKD_TEST_SERVICES") or "/")
 """The root folder of the Debian system that has PostgreSQL and RabbitMQ. Their paths below are paths inside it."""
@@ -26,15 +27,16 @@ CHROOT: list[str | Path] = [] if Path("/") == SYSTEM else ["chroot", SYSTEM]
 
 
 def missing() -> list[str]:
-    """Those of ``postgres``, ``rabbitmq`` and ``nginx`` that are not installed.
+    """Those of ``postgres``, ``rabbitmq``, ``nginx`` and ``faketime`` that are not installed.
 
     Raises RuntimeError when TASKD_TEST_SERVICES names a folder without PostgreSQL or RabbitMQ.
     """
-    found = {"postgres": _postgres_folder(), "rabbitmq": _rabbitmq_folder(), "nginx": _nginx()}
+    found = {"postgres": _postgres_folder(), "rabbitmq": _rabbitmq_folder()}
     absent = [name for name, where in found.items() if where is None]
-    if CHROOT and absent not in ([], ["nginx"]):
+    if CHROOT and absent:
         raise RuntimeError(f"TASKD_TEST_SERVICES: {' and '.join(absent)} not found in {SYSTEM}")
-    return absent
+    found = {"nginx": _nginx(), "faketime": _faketime()}
+    return absent + [name for name, where in found.items() if where is None]
 
 
 def how_to_get(names: Sequence[str]) -> str:
@@ -60,6 +62,11 @@ def epmd() -> Path:
 def nginx() -> Path:
     """nginx with its stream module, always this machine's. Raises RuntimeError when it is not installed."""
     return _installed(_nginx())
+
+
+def faketime() -> Path:
+    """The library of libfaketime, always this machine's. Raises RuntimeError when it is not installed."""
+    return _installed(_faketime())
 
 
 def service_user() -> tuple[int, int] | None:
@@ -96,6 +103,10 @@ def _nginx() -> Path | None:
     built = subprocess.run([program, "-V"], capture_output=True, text=True).stderr
     has_stream = any(nginx_modules()) or re.search(r"--with-stream(\s|$)", built)
     return Path(program) if has_stream else None
+
+
+def _faketime() -> Path | None:
+    return next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 
 
 def nginx_modules() -> list[Path]:

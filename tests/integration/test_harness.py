@@ -46,7 +46,7 @@ ECHO = """
     class Handler(socketserver.StreamRequestHandler):
         def handle(self):
             for _ in self.rfile:
-                self.wfile.write(b'{"ok":true,"port":%d}\\n' % self.server.server_address[1])
+                self.wfile.write(b'{"ok":true,"healthy":true,"port":%d}\\n' % self.server.server_address[1])
 
     class Server(socketserver.ThreadingTCPServer):
         allow_reuse_address = daemon_threads = True
@@ -142,7 +142,7 @@ def which_server(client: LineClient) -> int:
     return int(json.loads(client.read_line())["port"])
 
 
-def test_the_health_check_of_a_server_is_a_ping(tmp_path: Path) -> None:
+def test_the_health_check_of_a_server(tmp_path: Path) -> None:
     """deploy/healthcheck.py server: healthy, then down."""
     port = free_port()
     command = [sys.executable, str(ROOT / "deploy" / "healthcheck.py"), "server", f"127.0.0.1:{port}"]

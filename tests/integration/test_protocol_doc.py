@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from taskd.events import watch_hub
-from taskd.events.records import log_event, progress_event
+from taskd.events.records import log_event, progress_event, returned_event
 from taskd.model import errors
 from taskd.model.states import SHOWN_STATES, STATUSES, State
 from taskd.model.tasks import Task
@@ -249,7 +249,10 @@ def test_states_fields_and_events_match_the_code() -> None:
     assert all(f"`{status}`" in PAGE for status in STATUSES)
     assert list(rows("### The task object")) == list(TaskView.__struct_fields__)
     task = Task(42, 1, "t", "simulate", "tasks", State.RUNNING, NOON, NOON)
-    outputs = [bytes(each.event) for each in (progress_event(task, 0.5, None), log_event(task, 1, ["x"], NOON))]
+    outputs = [
+        bytes(each.event)
+        for each in (progress_event(task, 0.5, None), log_event(task, 1, ["x"], NOON), returned_event(task))
+    ]
     of_code = {x["event"]: list(x) for x in map(json.loads, (watch_hub.GAP, watch_hub.DRAINING, *outputs))}
     shown = [json.loads(text) for text in rows("## Watching") if text.count("{") == 1]
     assert {x["event"]: list(x) for x in shown} == of_code

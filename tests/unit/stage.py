@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import Any, TypeVar
 
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
@@ -27,6 +28,7 @@ from taskd.model.states import State
 from taskd.model.tasks import NewTask, Route, Task
 from taskd.ports.attempts import Claim, Outcome
 from taskd.ports.broker import CHANGES, Delivery
+from taskd.ports.handler import ISOLATIONS
 from taskd.ports.logs import Report
 from taskd.ports.scheduling import Dispatch
 from taskd.ports.workers import KindInfo, WorkerInfo
@@ -179,11 +181,11 @@ class Transport(StringTransport):
 class Client:
     """The client's end of a connection."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, host: str = "192.0.2.1") -> None:
         self._stage = stage
         self._ids = itertools.count(1)
         self._kept: list[dict[str, Any]] = []
-        self.transport = Transport()
+        self.transport = Transport(peerAddress=IPv4Address("TCP", host, 54321))
         connection = stage.lines.buildProtocol(None)
         assert connection is not None
         self.connection = connection
@@ -277,18 +279,31 @@ class Client:
         self._stage.run_pending()
 
 
+class _WallClock:
+    """The store's time: noon at first."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._noon = clock.seconds()
+
+    def __call__(self) -> float:
+        return NOON.timestamp() + self._clock.seconds() - self._noon
+
+
 class Stage:
     """A server in memory, without its periodic work: only clients and tests make something happen."""
 
     def __init__(
         self, queues: Sequence[str] = ("tasks",), window: int = 2000, run_hash: Any = run_inline, keep: float = 0.0
     ) -> None:
+        # timers run by another clock than the store: whoever takes the one for the other is an age off
         self.clock = clock = Clock()
-        clock.advance(NOON.timestamp())
+        clock.advance(1000.0)
+        wall = _WallClock(clock)
         self.runner = StageRunner()
-        self.store = store = SqliteStore(self.runner, clock)
+        self.store = store = SqliteStore(self.runner, clock, wall)
         self.broker = broker = StageBroker(clock)
-        self.other_store = SqliteStore(AlwaysAvailable(self.runner), clock)
+        self.other_store = SqliteStore(AlwaysAvailable(self.runner), clock, wall)
         for start in (self.other_store.start(), store.start(), broker.start()):
             now(start)
         self.accounts = Accounts(store, run_hash, 4, SESSION)
@@ -309,6 +324,7 @@ class Stage:
         scheduler = self.server.scheduler
         self.windows, self.outbox, self.routes = scheduler.windows, scheduler.outbox, scheduler.routes
         self.submitter, self.maintenance = scheduler.submitter, scheduler.maintenance
+        self.liveness = scheduler.liveness
         self.server.subscriber.start()
         self._ids = itertools.count(1)
 
@@ -326,8 +342,8 @@ class Stage:
         return f"00000000-0000-0000-0000-{next(self._ids):012}"
 
     def now(self) -> datetime:
-        """The clock's time."""
-        return datetime.fromtimestamp(self.clock.seconds(), timezone.utc)
+        """The store's time."""
+        return self.store.now()
 
     def run_pending(self) -> None:
         """Run everything that is due now."""
@@ -340,7 +356,8 @@ class Stage:
         return self
 
     def run_maintenance(self) -> None:
-        """Run one round of maintenance."""
+        """Poll the workers, then run one round of maintenance."""
+        self.liveness.on_event()
         now(self.maintenance.round())
         self.run_pending()
 
@@ -351,11 +368,24 @@ class Stage:
     # workers
 
     def add_worker(
-        self, *kinds: str | KindInfo, name: str = "w", queues: Sequence[str] = ("tasks",), slots: int = 4
+        self,
+        *kinds: str | KindInfo,
+        name: str = "w",
+        queues: Sequence[str] = ("tasks",),
+        slots: int = 4,
+        announced: bool = True,
     ) -> None:
-        """Register a worker that serves these kinds, or the default kind if none is given."""
+        """Register a worker that serves these kinds, or the default kind if none is given. It has so many slots for
+        each isolation."""
         infos = [KindInfo(kind, "async") if isinstance(kind, str) else kind for kind in kinds or ("simulate",)]
-        now(self.other_store.worker_seen(WorkerInfo(name, list(queues), infos, slots)))
+        now(self.other_store.register(WorkerInfo(name, list(queues), infos, dict.fromkeys(ISOLATIONS, slots))))
+        if announced:
+            self.announce_workers()
+
+    def change_worker(self, name: str = "w", **columns: Any) -> None:
+        """Write into the record of a worker, as its watchdog does, and have this server see it."""
+        for column, value in columns.items():
+            self.sql(f"UPDATE workers SET {column} = ? WHERE name = ?", value, name)
         self.announce_workers()
 
     def remove_worker(self, name: str = "w") -> None:
@@ -400,9 +430,10 @@ class Stage:
         return list(tasks)
 
     def claim(self, *tasks: Task | int, worker: str = "w") -> list[Task]:
-        """Claim tasks, as a worker does, and announce it."""
-        claims = [Claim(task.id, task.dispatch, False) for task in self.tasks(*tasks)]
-        return self.announce(now(self.other_store.claim(worker, LEASE, claims)))
+        """Claim tasks, as a worker does, and announce it. A worker that is not known is registered, serving nothing."""
+        now(self.other_store.register(WorkerInfo(worker, [], [], {})))
+        claims = [Claim(task.id, task.dispatch) for task in self.tasks(*tasks)]
+        return self.announce(now(self.other_store.claim(worker, claims)))
 
     def finish(
         self,
@@ -470,9 +501,9 @@ class Stage:
 
     # connections
 
-    def connect(self) -> Client:
-        """A new connection."""
-        return Client(self)
+    def connect(self, host: str = "192.0.2.1") -> Client:
+        """A new connection from this address."""
+        return Client(self, host)
 
     def client(self, name: str = "ana") -> Client:
         """A connection logged in as this user, who is registered if needed."""

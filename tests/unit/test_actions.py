@@ -370,6 +370,8 @@ class GetTasks(ActionCase):
                 "error": None,
                 "progress": None,
                 "note": None,
+                "losses": 0,
+                "returns": 0,
             },
         )
 

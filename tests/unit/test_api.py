@@ -39,6 +39,7 @@ THEMES: dict[Theme, type] = {
 COMMANDS = {
     "hello": None,
     "ping": None,
+    "health": None,
     "register": "register",
     "login": "login",
     "logout": "logout",
@@ -111,6 +112,7 @@ class EveryAction(StageCase):
         ask = self.ask
         self.assertEqual(ask("hello")["server"], "taskd")
         self.assertEqual(ask("ping"), {"status": "success"})
+        self.assertEqual(ask("health")["code"], "forbidden")
         self.assertEqual(ask("new_task", task="x")["code"], "auth_required")
         self.assertEqual(ask("register", username="ana", password=PASSWORD)["username"], "ana")
         self.assertEqual(ask("login", username="ana", password=PASSWORD)["status"], "logged_in")
@@ -143,6 +145,22 @@ class EveryAction(StageCase):
         self.assertEqual(self.transport.principal, Principal(address="memory"))
         self.assertEqual(self.transport.events, [])
         self.assertEqual(self.used | {"wait"}, set(ACTIONS))
+
+    def test_health_is_for_clients_on_the_same_machine(self) -> None:
+        for address, local in (
+            ("127.0.0.1", True),
+            ("127.8.0.1", True),
+            ("::1", True),
+            ("::ffff:127.0.0.1", True),
+            (None, True),
+            ("10.0.0.1", False),
+            ("::ffff:10.0.0.1", False),
+            ("fe80::1%eth0", False),
+            ("memory", False),
+        ):
+            self.transport.principal = Principal(address=address)
+            reply = self.ask("health")
+            self.assertEqual(reply.get("code"), None if local else "forbidden", address)
 
     def test_a_draining_server_refuses_new_requests(self) -> None:
         self.stage.api.drain()

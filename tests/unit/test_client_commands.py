@@ -233,6 +233,14 @@ class TestShowAndCancel:
         assert lines["Result"].strip() == '{"ok":true}'
         assert lines["Error"].strip() == "bad\\x07luck"
 
+    def test_show_has_losses_and_give_backs_if_there_are_any(self, stage: Stage) -> None:
+        stage.logged_in().taskd.task("render", losses=1, returns=3)
+        lines = dict(line.split(":", 1) for line in stage.run("show", "1").out.splitlines())
+        assert (lines["Lost with workers"].strip(), lines["Given back"].strip()) == ("once", "3 times")
+        stage.taskd.task("plain")
+        out = stage.run("show", "2").out
+        assert "Lost" not in out and "Given" not in out
+
     def test_show_a_task_that_does_not_exist(self, stage: Stage) -> None:
         run = stage.logged_in().run("show", "7")
         assert (run.status, run.err) == (1, "taskclient: you have no task 7\n")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from taskd.cli.texts.words import REASONS
+from taskd.cli.texts.reasons import REASONS
 from taskd.cli.ui.text import width
 from taskd.model.errors import Unavailable
 from taskd.model.states import State
@@ -171,6 +171,8 @@ class TestExplain:
         "run_at": NOON,
         "since": NOON,
         "error": "no disk.\x07",
+        "blocked_by": "render of task 12 at lab.py:7.",
+        "losses": 2,
     }
 
     def explain(self, stage: Stage, code: str, lang: str = "en", **fields: Any) -> str:
@@ -201,9 +203,20 @@ class TestExplain:
         if code == "retrying":
             assert says == f"Falló el intento 2 de 5: no disk.\\x07. Se volverá a intentar, no antes de {AT_NOON}."
 
-    @pytest.mark.parametrize("code", ["paused", "running", "retrying", "failed"])
+    def test_a_blocked_worker_and_a_suspect_in_spanish(self, stage: Stage) -> None:
+        assert self.explain(stage, "stalled", "es", **self.FIELDS).endswith("bloqueado: render of task 12 at lab.py:7.")
+        assert "(2 veces)" in self.explain(stage, "suspect", "es", **self.FIELDS)
+
+    def test_a_task_that_was_given_back(self, stage: Stage) -> None:
+        """The server's message says it already."""
+        fields = {**self.FIELDS, "returns": 3}
+        assert self.explain(stage, "queued", **fields) == "It waits\\x07."
+        assert self.explain(stage, "queued", "es", **fields).endswith(" la han devuelto: 3 veces.")
+        assert "devuelto" not in self.explain(stage, "completed", "es", **fields)
+
+    @pytest.mark.parametrize("code", ["paused", "running", "retrying", "failed", "stalled", "suspect"])
     def test_unknown_codes_and_fields(self, stage: Stage, code: str) -> None:
-        assert self.explain(stage, code, "es", error=None, since=None) == "It waits\\x07."
+        assert self.explain(stage, code, "es", error=None, since=None, losses=0) == "It waits\\x07."
 
     def test_json(self, stage: Stage) -> None:
         stage.taskd.task()
@@ -229,10 +242,20 @@ class TestKinds:
             "thumbnail  tasks, slow  process  1m30s           5       12    100  Makes\\x07 pictures small.",
         ]
 
+    def test_blocked_workers_and_hung_slots_are_shown(self, stage: Stage) -> None:
+        stage.taskd.served[1] |= {"hung": 2, "stalled": 1}
+        stage.taskd.served.pop(0)
+        head, row = stage.run("kinds").out.splitlines()
+        assert head.split()[-6:] == ["BLOCKED", "SLOTS", "HUNG", "WHAT", "IT", "DOES"]
+        assert row.split()[-7:-3] == ["12", "1", "100", "2"]
+
+    @pytest.mark.parametrize("troubled", [False, True])
     @pytest.mark.parametrize("lang", ["en", "es"])
     @pytest.mark.parametrize("columns", [200, 100, 80, 60, 50, 40])
-    def test_no_line_is_wider_than_the_terminal(self, stage: Stage, columns: int, lang: str) -> None:
+    def test_no_line_is_wider_than_the_terminal(self, stage: Stage, columns: int, lang: str, troubled: bool) -> None:
         stage.lang = lang
+        if troubled:
+            stage.taskd.served[1] |= {"hung": 2, "stalled": 1}
         lines = stage.run("kinds", tty=True, columns=columns).out.splitlines()
         assert len(lines) == 3
         assert max(map(width, lines)) <= columns

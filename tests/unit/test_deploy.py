@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -200,27 +202,74 @@ def test_nginx_gets_other_ports_and_keeps_the_rest() -> None:
     assert rest.sub("", rendered) == rest.sub("", template)
 
 
-class TestWorkerHealth:
-    """deploy/healthcheck.py worker, with tables in the format of Linux."""
+class FakeDaemon:
+    """Answers everybody who connects to it with one line, or with nothing."""
 
-    HEADER = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
-    LINE = "   0: 0300007F:9C40 0400007F:{port:04X} {state} 00000000:00000000 00:00000000 00000000  1000\n"
+    def __init__(self, family: int, address: Any, answer: bytes | None) -> None:
+        self._socket = socket.socket(family)
+        self._socket.bind(address)
+        self._socket.listen()
+        self.name = self._socket.getsockname()
+        self.requests: list[bytes] = []
+        self._answer = answer
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        kept = []
+        while True:
+            connection, _ = self._socket.accept()
+            kept.append(connection)
+            if isinstance(self.name, tuple):
+                self.requests.append(connection.recv(1000))
+            if self._answer is not None:
+                connection.sendall(self._answer)
+                connection.close()
+
+
+HEALTHY = b'{"healthy":true,"reasons":[]}\n'
+SICK = b'{"healthy":false,"reasons":["store: read-only","broker: away"]}\n'
+NO_HEALTH = b'{"ok":false,"status":"error","code":"forbidden"}\n'
+
+
+class TestHealthCheck:
+    """deploy/healthcheck.py, with daemons that answer as they should, or do not."""
 
     @pytest.fixture
     def check(self) -> Any:
-        return runpy.run_path(str(DEPLOY / "healthcheck.py"))["check_worker"]
+        return runpy.run_path(str(DEPLOY / "healthcheck.py"))
 
-    def test_healthy_with_an_open_connection(self, check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("RABBITMQ_PORT", "5673")
-        (tmp_path / "tcp").write_text(self.HEADER)
-        (tmp_path / "tcp6").write_text(self.HEADER + self.LINE.format(port=5673, state="01"))
-        check(tmp_path)
+    def test_a_healthy_server(self, check: Any) -> None:
+        daemon = FakeDaemon(socket.AF_INET, ("127.0.0.1", 0), HEALTHY)
+        check["check_server"](f"127.0.0.1:{daemon.name[1]}")
+        assert daemon.requests == [b'{"action":"health"}\n']
 
-    @pytest.mark.parametrize(("port", "state"), [(5432, "01"), (5673, "06"), (5673, "02")])
-    def test_unhealthy_with_another_port_or_state(
-        self, check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: int, state: str
-    ) -> None:
-        monkeypatch.setenv("RABBITMQ_PORT", "5673")
-        (tmp_path / "tcp").write_text(self.HEADER + self.LINE.format(port=port, state=state))
-        with pytest.raises(OSError, match="5673"):
-            check(tmp_path)
+    def test_a_healthy_worker(self, check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        daemon = FakeDaemon(socket.AF_UNIX, str(tmp_path / "health"), HEALTHY)
+        check["check_worker"](daemon.name)
+        monkeypatch.setenv("TASKD_HEALTH", daemon.name)
+        check["check_worker"]()
+
+    @pytest.mark.parametrize(
+        ("answer", "words"), [(SICK, "read-only; broker"), (NO_HEALTH, "forbidden"), (b"", "without"), (b"x\n", "")]
+    )
+    def test_an_unhealthy_daemon(self, check: Any, tmp_path: Path, answer: bytes, words: str) -> None:
+        server = FakeDaemon(socket.AF_INET, ("127.0.0.1", 0), answer)
+        with pytest.raises((OSError, ValueError), match=words):
+            check["check_server"](f"127.0.0.1:{server.name[1]}")
+        worker = FakeDaemon(socket.AF_UNIX, str(tmp_path / "health"), answer)
+        with pytest.raises((OSError, ValueError), match=words):
+            check["check_worker"](worker.name)
+
+    def test_a_frozen_daemon(self, check: Any, tmp_path: Path) -> None:
+        """It accepts, for the kernel does that, and never answers."""
+        check["check_worker"].__globals__["SECONDS"] = 0.1
+        daemon = FakeDaemon(socket.AF_UNIX, str(tmp_path / "health"), None)
+        with pytest.raises(TimeoutError, match=r"no answer within 0.1 s"):
+            check["check_worker"](daemon.name)
+
+    def test_a_daemon_that_is_not_there(self, check: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(OSError):
+            check["check_worker"](str(tmp_path / "nothing"))
+        monkeypatch.delenv("TASKD_HEALTH", raising=False)
+        with pytest.raises(ValueError, match="TASKD_HEALTH"):
+            check["check_worker"]()

@@ -7,6 +7,8 @@ from typing import Any
 from taskd.model.states import State
 from tests.unit.test_actions import ActionCase
 
+NOON_TEXT = "2025-03-01T12:00:00Z"
+
 
 class Explaining(ActionCase):
     window = 3
@@ -34,6 +36,8 @@ class Explaining(ActionCase):
                 "queue": "tasks",
                 "attempt": 1,
                 "max_attempts": 3,
+                "losses": 0,
+                "returns": 0,
                 "finished_at": "2025-03-01T12:00:00Z",
             },
         )
@@ -61,6 +65,64 @@ class Explaining(ActionCase):
         self.stage.add_worker(slots=7)
         reply = self.explain(self.add())
         self.assertEqual((reply["code"], reply["workers"], reply["slots"]), ("queued", 1, 7))
+
+    BLOCK = "render of task 12 at lab.py:7"
+
+    def test_a_running_task_whose_worker_is_blocked(self) -> None:
+        self.stage.add_worker()
+        task_id, other = self.add(), self.add()
+        self.stage.claim(task_id)
+        self.stage.claim(other, worker="w2")
+        self.stage.change_worker(stalled=self.BLOCK)
+        reply = self.explain(task_id)
+        self.assertEqual((reply["code"], reply["blocked_by"], reply["since"]), ("stalled", self.BLOCK, NOON_TEXT))
+        self.assertIn(f"this worker is blocked: {self.BLOCK}.", reply["message"])
+        self.assertEqual(self.explain(other)["code"], "running")
+
+    def test_a_task_whose_workers_are_all_blocked(self) -> None:
+        self.stage.add_worker()
+        self.stage.add_worker(name="w2")
+        queued = self.add()
+        [waiting] = self.stage.create(state=State.WAITING)
+        self.stage.change_worker(stalled=self.BLOCK)
+        reply = self.explain(queued)
+        self.assertEqual((reply["code"], reply["workers"], reply["stalled"]), ("queued", 2, 1))
+        self.stage.change_worker("w2", stalled="another")
+        for task_id in (queued, waiting.id):
+            reply = self.explain(task_id)
+            self.assertEqual((reply["code"], reply["blocked_by"], reply["stalled"]), ("stalled", self.BLOCK, 2))
+            self.assertIn(f"is blocked: {self.BLOCK}. It waits", reply["message"])
+
+    def test_a_task_whose_slots_are_all_hung(self) -> None:
+        self.stage.add_worker(slots=2)
+        task_id = self.add()
+        self.stage.change_worker(hung='{"async":1,"thread":2}')
+        reply = self.explain(task_id)
+        self.assertEqual((reply["code"], reply["slots"], reply["hung"]), ("queued", 1, 1))
+        self.stage.change_worker(hung='{"async":2}')
+        reply = self.explain(task_id)
+        self.assertEqual((reply["code"], reply["slots"], reply["hung"]), ("hung", 0, 2))
+        self.assertIn("All 2 slots", reply["message"])
+
+    def test_a_suspect_that_waits(self) -> None:
+        self.stage.add_worker()
+        queued = self.add()
+        [waiting] = self.stage.create(state=State.WAITING)
+        self.stage.sql("UPDATE tasks SET losses = 2")
+        for task_id in (queued, waiting.id):
+            reply = self.explain(task_id)
+            self.assertEqual((reply["code"], reply["losses"]), ("suspect", 2))
+            self.assertIn("Its worker died 2 times while it ran", reply["message"])
+
+    def test_a_task_that_was_given_back(self) -> None:
+        self.stage.add_worker()
+        task_id = self.add()
+        self.stage.sql("UPDATE tasks SET returns = 1")
+        reply = self.explain(task_id)
+        self.assertEqual((reply["code"], reply["returns"]), ("queued", 1))
+        self.assertIn("have given it back once.", reply["message"])
+        self.stage.run(task_id)
+        self.assertNotIn("given", self.explain(task_id)["message"])
 
     def test_a_queued_task_without_a_worker(self) -> None:
         reply = self.explain(self.add())

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from msgspec import structs
 from twisted.trial.unittest import SynchronousTestCase
 
 from taskd.events.publisher import MAX_BATCH_BYTES, changes_of
@@ -261,6 +262,22 @@ class PublisherTests(StageCase):
     def test_publishing_no_tasks_announces_nothing(self) -> None:
         self.stage.publisher.publish([])
         self.assertEqual(self.stage.broker.event_batches, [])
+
+    def test_the_owner_learns_of_give_backs_from_the_third_on(self) -> None:
+        """After the change itself. Another server's watch gets it, as a worker's give-back reaches all."""
+        hub = Hub()
+        reader = WatchReader(hub)
+        reader.watch.open([])
+        Subscriber(self.stage.broker, hub, "other", lambda changes: None, lambda: None).start()
+        tasks = [structs.replace(task(n, state=State.WAITING), returns=n) for n in (1, 2, 3, 4)]
+        self.stage.publisher.publish_returned(tasks)
+        self.stage.run_pending()
+        last = [json.loads(line) for line in reader.pieces[-1].splitlines()]
+        self.assertEqual(last, [{"event": "returned", "task_id": n, "returns": n} for n in (3, 4)])
+        self.assertEqual(reader.seen()[:4], [(1, 1), (2, 1), (3, 1), (4, 1)])
+        self.stage.publisher.publish_returned(tasks[:2])
+        self.stage.run_pending()
+        self.assertEqual(reader.seen(), [])
 
     def test_own_event_batches_are_ignored_when_they_come_back(self) -> None:
         window = self.stage.window()

@@ -18,9 +18,9 @@ PORTS = MODEL | {"taskd.ports"}
 PROTOCOL = MODEL | {"taskd.protocol"}
 EVENTS = PORTS | PROTOCOL | {"taskd.events"}
 SCHEDULING = EVENTS | {"taskd.batching", "taskd.scheduling"}
-API = SCHEDULING | {"taskd.api"}
+API = SCHEDULING | {"taskd.api", "taskd.health"}
 SERVER = API | {"taskd.server"}
-WORKER = EVENTS | {"taskd.batching", "taskd.config", "taskd.worker"}
+WORKER = EVENTS | {"taskd.batching", "taskd.config", "taskd.health", "taskd.watchdog", "taskd.worker"}
 ADAPTERS = {"taskd.store", "taskd.broker"}
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -30,12 +30,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "taskd.protocol": PROTOCOL,
     "taskd.config": MODEL,
     "taskd.batching": MODEL,
+    "taskd.health": PORTS,
     "taskd.events": EVENTS,
     "taskd.store": PORTS,
     "taskd.broker": PORTS | {"taskd.config"},
     "taskd.scheduling": SCHEDULING,
     "taskd.api": API,
     "taskd.server": SERVER,
+    "taskd.watchdog": PORTS | {"taskd.store"},
     "taskd.worker": WORKER,
     "taskd.daemon": PORTS | ADAPTERS | {"taskd.config"},
     "tap": SERVER | WORKER | {"taskd.daemon"},

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from twisted.internet.defer import Deferred
 
-from taskd.model.errors import Unavailable
 from taskd.model.states import State
 from taskd.model.tasks import Route
 from taskd.ports.workers import KindInfo, WorkerInfo
-from taskd.scheduling.maintenance.follow_workers import FollowWorkers
 from taskd.scheduling.maintenance.relay_outbox import RELAY_AFTER
 from taskd.scheduling.maintenance.requeue_lost import LOST_AFTER
-from taskd.scheduling.routes import Routes
 from taskd.scheduling.served_kinds import ServedKind, Serving
 from tests.unit.stage import LEASE, StageCase, now
 
 TASKS, SLOW = Route("tasks", "simulate"), Route("slow", "simulate")
 RENDER = Route("tasks", "render")
-
-
-class FakeStore:
-    """A store with list_workers() only. The test gives the answers."""
-
-    def __init__(self) -> None:
-        self.answers: list[Deferred[Sequence[WorkerInfo]]] = []
-
-    def list_workers(self, seconds: float) -> Deferred[Sequence[WorkerInfo]]:
-        answer: Deferred[Sequence[WorkerInfo]] = Deferred()
-        self.answers.append(answer)
-        return answer
 
 
 class RouteCase(StageCase):
@@ -70,19 +53,21 @@ class OpenAndClose(RouteCase):
         self.stage.run_maintenance()
         self.assertEqual(self.open_routes(), {TASKS, SLOW, RENDER})
 
-    def test_a_worker_that_is_not_seen_for_a_lease_is_dead(self) -> None:
+    def test_a_silent_worker_is_dead_after_a_lease(self) -> None:
         self.stage.add_worker("render")
-        self.stage.clock.advance(LEASE - 1)
-        self.stage.run_maintenance()
+        for _ in range(int(LEASE) - 1):
+            self.stage.clock.advance(1)
+            self.stage.liveness.on_event()
         self.assertIn(RENDER, self.open_routes())
         self.stage.clock.advance(1)
-        self.stage.run_maintenance()
+        self.stage.liveness.on_event()
         self.assertNotIn(RENDER, self.open_routes())
 
-    def test_a_worker_may_serve_other_kinds_after_a_restart(self) -> None:
+    def test_a_draining_worker_serves_nothing_new(self) -> None:
         self.stage.add_worker("render")
-        self.stage.add_worker("sculpt")
-        self.assertEqual(self.open_routes(), {TASKS, SLOW, Route("tasks", "sculpt")})
+        now(self.stage.other_store.worker_draining("w"))
+        self.stage.announce_workers()
+        self.assertNotIn(RENDER, self.open_routes())
 
     def test_while_the_store_is_away_the_last_known_workers_count(self) -> None:
         self.stage.add_worker("render")
@@ -90,7 +75,7 @@ class OpenAndClose(RouteCase):
         self.stage.announce_workers()
         self.stage.clock.advance(10 * LEASE)
         self.stage.run_maintenance()
-        self.assertEqual(self.stage.routes.serving(RENDER), Serving(1, 4, 3))
+        self.assertEqual(self.stage.routes.serving(RENDER), Serving(1, 4, 0, 0, "", 3))
         self.assertIn(RENDER, self.open_routes())
 
     def test_a_defect_is_logged_and_the_next_refresh_works(self) -> None:
@@ -108,21 +93,9 @@ class OpenAndClose(RouteCase):
             self.stage.announce_workers()
         self.assertEqual(self.stage.runner.waiting, 1)
         self.stage.runner.run_waiting()
-        self.assertEqual(self.stage.runner.waiting, 1)
+        self.assertEqual(self.stage.runner.waiting, 2)  # one refresh more, and a search for orphans
         self.stage.runner.run_waiting()
         self.assertEqual(self.stage.runner.waiting, 0)
-
-    def test_an_older_answer_that_arrives_later_is_ignored(self) -> None:
-        self.stage.add_worker("render")
-        store = FakeStore()
-        routes = Routes(10, ("tasks",), self.stage.routes._make_dispatcher)
-        follow_workers = FollowWorkers(store, routes, LEASE)  # type: ignore[arg-type]
-        refreshes = [Deferred.fromCoroutine(follow_workers.run()) for _ in range(2)]
-        store.answers[1].callback([])
-        store.answers[0].callback(now(self.stage.store.list_workers(LEASE)))
-        for refresh in refreshes:
-            self.successResultOf(refresh)
-        self.assertEqual(set(routes.windows.by_route), {TASKS})
 
 
 class Backlogs(RouteCase):
@@ -169,7 +142,7 @@ class Backlogs(RouteCase):
         client = self.stage.client()
         [task_id] = client.ask("new_tasks", tasks=[{"task": "x", "kind": "render"}])["task_ids"]
         self.stage.remove_worker()
-        self.stage.clock.advance(LOST_AFTER)
+        self.stage.clock.advance(max(LOST_AFTER, LEASE / 2))
         self.stage.run_maintenance()
         self.assertEqual(self.stage.states(task_id), ["queued"])
         self.stage.lose_messages("tasks#render")
@@ -214,12 +187,8 @@ class Backlogs(RouteCase):
     def test_no_route_is_opened_after_a_stop(self) -> None:
         now(self.stage.routes.stop())
         self.stage.add_worker("render")
-        now(self.stage.server.scheduler.follow_workers.run())
+        self.stage.liveness.on_event()
         self.assertEqual(self.open_routes(), {TASKS, SLOW})
-
-    def test_refresh_raises_unavailable_while_the_store_is_away(self) -> None:
-        self.stage.runner.away = True
-        self.failureResultOf(Deferred.fromCoroutine(self.stage.server.scheduler.follow_workers.run()), Unavailable)
 
 
 class Kinds(RouteCase):
@@ -241,19 +210,32 @@ class Kinds(RouteCase):
                 "summary": "Make it small.",
                 "workers": 1,
                 "slots": 8,
+                "hung": 0,
+                "stalled": 0,
             },
         )
+
+    def test_slots_are_those_of_the_executor_less_the_hung_ones(self) -> None:
+        """100 async slots, 4 threads and 3 child processes cannot run 107 tasks of one kind."""
+        slots = {"async": 100, "thread": 4, "process": 3}
+        kinds = [KindInfo("a", "async"), KindInfo("t", "thread"), KindInfo("p", "process"), KindInfo("x", "program")]
+        now(self.stage.other_store.register(WorkerInfo("w", ["tasks"], kinds, slots)))
+        self.stage.change_worker(hung='{"thread":1}', stalled="a of task 3")
+        shown = {kind.kind: (kind.slots, kind.hung, kind.stalled) for kind in self.stage.routes.kinds()}
+        self.assertEqual(shown, {"a": (100, 0, 1), "t": (3, 1, 1), "p": (3, 0, 1), "x": (0, 0, 1)})
+        serving = self.stage.routes.serving(Route("tasks", "t"))
+        self.assertEqual(serving, Serving(1, 3, 1, 1, "a of task 3", 3))
 
     def test_where_workers_differ_the_most_permissive_counts(self) -> None:
         self.stage.add_worker(KindInfo("render", "thread", 60.0, 5), name="a", queues=("slow", "tasks"), slots=2)
         self.stage.add_worker(KindInfo("render", "process", 90.0, 2, "Draw."), name="b", slots=3)
         [kind] = self.stage.routes.kinds()
-        self.assertEqual(kind, ServedKind("render", ["tasks", "slow"], "thread", 90.0, 5, "Draw.", 2, 5))
+        self.assertEqual(kind, ServedKind("render", ["tasks", "slow"], "thread", 90.0, 5, "Draw.", 2, 5, 0, 0))
         self.stage.add_worker(KindInfo("render", "process", None, 2), name="c", queues=("slow",), slots=1)
         [kind] = self.stage.routes.kinds()
         self.assertEqual((kind.timeout, kind.workers, kind.slots), (None, 3, 6))
-        self.assertEqual(self.stage.routes.serving(RENDER), Serving(2, 5, 5))
-        self.assertEqual(self.stage.routes.serving(Route("slow", "render")), Serving(2, 3, 5))
+        self.assertEqual(self.stage.routes.serving(RENDER), Serving(2, 5, 0, 0, "", 5))
+        self.assertEqual(self.stage.routes.serving(Route("slow", "render")), Serving(2, 3, 0, 0, "", 5))
 
     def test_only_kinds_of_this_servers_queues_are_listed(self) -> None:
         self.stage.add_worker("render", queues=("elsewhere",))

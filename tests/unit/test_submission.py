@@ -88,6 +88,30 @@ class Submitting(StageCase):
         self.stage.run_pending()
         self.assertEqual((self.stage.runner.calls, self.stage.broker.published), (before, []))
 
+    def test_a_delay_is_counted_from_when_the_store_has_stored_it(self) -> None:
+        self.stage.runner.slow = True
+        done = self.submit(count=2, delay=60.0)
+        self.stage.run_pending()
+        self.stage.clock.advance(7)
+        self.stage.runner.slow = False
+        self.stage.runner.run_waiting()
+        self.stage.run_pending()
+        for task in self.created_tasks(done):
+            self.assertEqual((task.state, task.run_at - task.created_at), (State.WAITING, timedelta(minutes=1)))
+        self.assertEqual((self.route_window.room, self.route_window.has_backlog), (5, False))
+
+    def test_a_run_at_that_the_store_finds_passed_is_dispatched_at_once(self) -> None:
+        tasks = self.submit_and_wait(count=2, run_at=NOON - timedelta(hours=1))
+        self.assertEqual([(task.state, task.run_at) for task in tasks], [(State.QUEUED, NOON)] * 2)
+        self.assertEqual(len(self.stage.broker.published), 2)
+
+    def test_without_room_such_a_task_is_in_the_backlog(self) -> None:
+        tasks = self.submit_and_wait(count=5)
+        [late] = self.submit_and_wait(run_at=NOON)
+        self.assertEqual((late.state, self.route_window.has_backlog), (State.WAITING, True))
+        self.stage.run(*tasks)
+        self.assertEqual(self.stage.states(late), ["queued"])
+
     def test_scheduled_tasks_are_no_backlog_for_other_servers(self) -> None:
         other = Windows(5, lambda route: None)
         window = other.open(Route("tasks", "simulate"))
