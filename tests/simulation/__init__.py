@@ -16,7 +16,9 @@ socket: a seed always plays the same game, so a failed game can be repeated.
     network.py       connections between clients and servers
     clients.py       clients that submit, cancel, list, watch and wait, and check every reply and event
     faults.py        the injected faults
+    watchdog.py      the watchdogs of the workers
     referee.py       the invariants
+    holders.py       the invariants of who holds tasks, who loses them, and whose attempts are spent
     planted.py       deliberate defects, which the simulation must find
 
 Random numbers come from named streams (World.stream). A stream's name is part of its seed: renaming one changes the

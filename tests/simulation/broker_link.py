@@ -203,6 +203,11 @@ class BrokerLink:
         """A delivery of a consumer was acked."""
         self._world.referee.acked(self._process.name, delivery, others)
 
+    @property
+    def consuming(self) -> bool:
+        """Whether it receives what others send."""
+        return self.ready and all(consumer.ready for consumer in self.consumers)
+
     # -- faults
 
     def lose(self) -> None:

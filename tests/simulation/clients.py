@@ -120,7 +120,7 @@ class CheckedConnection:
 
     def _event(self, message: dict[str, Any]) -> None:
         kind, client = message["event"], self._client
-        if kind in ("progress", "log"):
+        if kind in ("progress", "log", "returned"):
             client.note("receives", f"{kind} of task {message['task_id']}")
             if not self._watching:
                 self._referee.fail(WATCH_STATE, f"{client.name} does not watch, and gets {message}")
@@ -271,7 +271,7 @@ class Client:
             if stream.random() < self.world.plan.rates.slow_reader * 0.1:
                 connection.transport.read(False)
                 self.world.clock.callLater(stream.uniform(0.5, 5.0), connection.transport.read, True)
-            await self._sleep(stream.expovariate(8))
+            await self._sleep(stream.expovariate(self.world.plan.pace))
         if stream.random() < 0.3:
             connection.transport.half_close()
             await self._sleep(stream.uniform(0, 3.0))
@@ -280,7 +280,7 @@ class Client:
         stream = self._stream
         if self._unconfirmed and stream.random() < 0.4:
             return self._submit(connection, *self._unconfirmed.pop(stream.randrange(len(self._unconfirmed))))
-        if self._left > 0 and stream.random() < 0.55:
+        if self._left > 0 and stream.random() < self.world.plan.eager:
             keyed = stream.random() < 0.5
             action, fields = "new_task", self._spec(keyed)
             if stream.random() < 0.4:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -13,6 +13,7 @@ from taskd.model.tasks import NewTask, Route, Task
 from taskd.store.sqlite.database import InlineRunner
 from taskd.store.sqlite.rows import FOREVER
 from taskd.store.sqlite.store import SqliteStore
+from tests.simulation.holders import WorkerChange
 from tests.simulation.referee import Change
 
 if TYPE_CHECKING:
@@ -21,20 +22,35 @@ if TYPE_CHECKING:
 
 _AUDIT = f"""
 CREATE TEMP TABLE audit (task_id, task, old_state, state, old_attempt, attempt, max_attempts, old_version, version,
-    old_dispatch, dispatch, worker, old_worker, old_lease_until, old_started_at, old_dispatched_at);
+    old_dispatch, dispatch, old_worker, worker, old_losses, losses, old_returns, returns, old_started_at,
+    old_dispatched_at, old_max_attempts, old_error, old_progress, old_note, begun);
+CREATE TEMP TABLE audit_workers (name, old_beat, beat, old_state, state, culprit);
+CREATE TEMP TABLE audit_lost (task_id, dispatch, attempt);
 CREATE TEMP TABLE removed (id, task_ids);
 CREATE TEMP TRIGGER new_task AFTER INSERT ON main.tasks BEGIN
     INSERT INTO audit VALUES (NEW.id, NEW.task, NULL, NEW.state, 0, NEW.attempt, NEW.max_attempts, 0, NEW.version,
-        0, NEW.dispatch, NEW.worker, NULL, NULL, NULL, NULL);
+        0, NEW.dispatch, NULL, NEW.worker, 0, NEW.losses, 0, NEW.returns, NULL, NULL, 0, NULL, NULL, NULL, NEW.begun);
 END;
 CREATE TEMP TRIGGER changed_task AFTER UPDATE ON main.tasks
 WHEN OLD.state <> NEW.state OR OLD.version <> NEW.version OR OLD.attempt <> NEW.attempt
     OR OLD.dispatch <> NEW.dispatch OR OLD.worker IS NOT NEW.worker OR OLD.finished_at IS NOT NEW.finished_at
-    OR OLD.result IS NOT NEW.result OR OLD.error IS NOT NEW.error
+    OR OLD.result IS NOT NEW.result OR OLD.error IS NOT NEW.error OR OLD.losses <> NEW.losses
+    OR OLD.returns <> NEW.returns
 BEGIN
     INSERT INTO audit VALUES (NEW.id, NEW.task, OLD.state, NEW.state, OLD.attempt, NEW.attempt, NEW.max_attempts,
-        OLD.version, NEW.version, OLD.dispatch, NEW.dispatch, NEW.worker, OLD.worker, OLD.lease_until,
-        OLD.started_at, OLD.dispatched_at);
+        OLD.version, NEW.version, OLD.dispatch, NEW.dispatch, OLD.worker, NEW.worker, OLD.losses, NEW.losses,
+        OLD.returns, NEW.returns, OLD.started_at, OLD.dispatched_at, OLD.max_attempts, OLD.error, OLD.progress,
+        OLD.note, OLD.begun);
+END;
+CREATE TEMP TRIGGER changed_worker AFTER UPDATE ON main.workers
+WHEN OLD.beat <> NEW.beat OR OLD.state <> NEW.state BEGIN
+    INSERT INTO audit_workers VALUES (NEW.name, OLD.beat, NEW.beat, OLD.state, NEW.state, NEW.culprit);
+END;
+CREATE TEMP TRIGGER deleted_worker AFTER DELETE ON main.workers BEGIN
+    INSERT INTO audit_workers VALUES (OLD.name, OLD.beat, OLD.beat, OLD.state, 'deleted', OLD.culprit);
+END;
+CREATE TEMP TRIGGER recorded_attempt AFTER INSERT ON main.task_attempts BEGIN
+    INSERT INTO audit_lost VALUES (NEW.task_id, NEW.dispatch, NEW.attempt);
 END;
 CREATE TEMP TRIGGER deleted_row AFTER DELETE ON main.outbox WHEN coalesce(OLD.published_at, 0) <> {FOREVER} BEGIN
     INSERT INTO removed VALUES (OLD.id, OLD.task_ids);
@@ -45,16 +61,43 @@ END;
 """
 
 _UNDO = """
-UPDATE tasks SET state = ?, attempt = ?, version = ?, dispatch = ?, worker = ?, lease_until = ?, started_at = ?,
-    dispatched_at = ? WHERE id = ?
+UPDATE tasks SET state = ?, attempt = ?, version = ?, dispatch = ?, worker = ?, started_at = ?, dispatched_at = ?,
+    max_attempts = ?, error = ?, progress = ?, note = ? WHERE id = ?
 """
 
-_ASYNC_COMMITS = frozenset({"claim", "dispatch"})
+_ASYNC_COMMITS = frozenset({"claim", "dispatch", "beat", "vouch"})
 """Calls whose commit does not wait for the disk. A crash may undo those since the last commit that did."""
+
+# The watchdog has its own connection, not a store. These are the statements of taskd/store/postgres/beats.py.
+_VOUCH = """
+UPDATE workers SET beat = beat + 1, seen_at = ?, stalled = ? WHERE name = ? AND state IN ('serving', 'draining')
+"""
+_GONE = "UPDATE workers SET state = 'gone', culprit = ? WHERE name = ? AND state IN ('serving', 'draining')"
 
 _IN_OUTBOX = f"""
 SELECT EXISTS (SELECT 1 FROM outbox, json_each(task_ids) WHERE value = ? AND coalesce(published_at, 0) <> {FOREVER})
 """
+
+
+ALL_NOTICE = 2.0
+"""Seconds of a database that takes no changes after which a poll of every server has failed, so that none goes on
+counting."""
+
+
+class Connection:
+    """A connection to the database, as the database sees it. ``epoch`` is the database's when it was opened."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.closed = False
+
+
+class _Unflushed(NamedTuple):
+    """A commit that a crash may undo: its changes of tasks and beats, and the batch of a dispatch."""
+
+    changes: list[Change]
+    beats: list[tuple[str, int]]
+    batch: str
 
 
 class _Runner(InlineRunner):
@@ -71,16 +114,26 @@ class Database:
 
     def __init__(self, world: World) -> None:
         self._referee = world.referee
+        self._holders = world.holders
         self._runner = _Runner()
         self._clock = world.clock
         self._changes = 0
-        self._unflushed: list[tuple[list[Change], str]] = []
-        """The commits that a crash may undo: their changes, and the batch of a dispatch."""
+        self._unflushed: list[_Unflushed] = []
         self.on_unflushed: Callable[[], object] = lambda: None
         """Called after a commit that a crash may undo."""
         self.store = SqliteStore(self._runner, world.clock)
         self.up = True
+        self.epoch = 1
+        """Grows with each restart."""
+        self.started = 0.0
+        """The time of the last restart."""
+        self.locked_until = 0.0
+        """Until then somebody locks the table of the tasks."""
+        self.read_only_until = 0.0
+        """Until then nothing can be written."""
+        self._read_only_since = 0.0
         self.links: list[StoreLink] = []
+        self._beat_by: dict[str, Connection] = {}
         at_once(self.store.start())
         self._runner.connection.executescript(_AUDIT)
 
@@ -100,7 +153,7 @@ class Database:
             self._runner.connection.commit()
         self._audit(who, name, args)
         if name == "claim":
-            self._referee.claimed(args[0], args[2], result)
+            self._referee.claimed(args[0], args[1], result)
         return result
 
     def rehearse(self, batch: str, rows: Sequence[NewTask], settled: Sequence[str]) -> Sequence[Task]:
@@ -124,22 +177,73 @@ class Database:
         if connection.total_changes == self._changes:
             return
         changes = [Change(*row) for row in self.query("SELECT * FROM audit ORDER BY rowid")]
+        workers = [WorkerChange(*row) for row in self.query("SELECT * FROM audit_workers ORDER BY rowid")]
+        recorded = {tuple(row) for row in self.query("SELECT * FROM audit_lost")}
         removed = self.query("SELECT * FROM removed ORDER BY rowid")
-        connection.execute("DELETE FROM audit")
-        connection.execute("DELETE FROM removed")
-        connection.commit()
-        self._changes = connection.total_changes
+        self._forget_audit()
         if how not in _ASYNC_COMMITS:
             self._unflushed.clear()
-        elif changes:
-            self._unflushed.append((changes, args[0] if how == "dispatch" else ""))
-            self.on_unflushed()
+        elif changes or workers:
+            beats = [(w.name, w.old_beat) for w in workers]
+            self._unflushed.append(_Unflushed(changes, beats, args[0] if how == "dispatch" else ""))
+            if changes:
+                self.on_unflushed()
+        self._holders.workers_changed(who, how, workers)
         self._referee.changed(who, how, changes)
+        if how == "take_back":
+            self._holders.taken_back(changes, recorded)
+        elif how == "release":
+            self._holders.released(who, changes)
+        elif how == "requeue_lost":
+            self._holders.requeued(who, changes)
         for batch, task_ids in removed:
             self._referee.row_deleted(batch, json.loads(task_ids), self._in_outbox)
 
+    def _forget_audit(self) -> None:
+        connection = self._runner.connection
+        for table in ("audit", "audit_workers", "audit_lost", "removed"):
+            connection.execute(f"DELETE FROM {table}")
+        connection.commit()
+        self._changes = connection.total_changes
+
     def _in_outbox(self, task_id: int) -> bool:
         return bool(self.query(_IN_OUTBOX, task_id)[0][0])
+
+    # -- connections, and the watchdogs
+
+    def is_open(self, connection: Connection) -> bool:
+        """Whether the database still has this connection."""
+        return self.up and not connection.closed and connection.epoch == self.epoch
+
+    def beaten(self, name: str, connection: Connection) -> None:
+        """This connection has sent the last beat of a worker."""
+        self._beat_by[name] = connection
+
+    def connected(self, name: str) -> bool:
+        """Whether the connection that sent the worker's last beat is open."""
+        connection = self._beat_by.get(name)
+        return connection is not None and self.is_open(connection)
+
+    def vouch(self, name: str, stalled: str | None, connection: Connection) -> bool:
+        """A watchdog beats for its worker."""
+        now = round(self._clock.seconds() * 1_000_000)
+        accepted = self._execute("vouch", name, _VOUCH, now, stalled, name)
+        if accepted:
+            self.beaten(name, connection)
+        return accepted
+
+    def gone(self, name: str, culprit: tuple[int, int, str] | None) -> bool:
+        """A watchdog tells that its worker is dead."""
+        keys = ("task_id", "dispatch", "reason")
+        text = json.dumps(dict(zip(keys, culprit, strict=True))) if culprit else None
+        return self._execute("gone", name, _GONE, text, name)
+
+    def _execute(self, how: str, name: str, statement: str, *values: Any) -> bool:
+        connection = self._runner.connection
+        found = bool(connection.execute(statement, values).rowcount)
+        connection.commit()
+        self._audit(f"watchdog of {name}", how, (name,))
+        return found
 
     # -- faults, and questions of the world
 
@@ -149,23 +253,43 @@ class Database:
         self._notify_links()
         connection = self._runner.connection
         for _ in range(round(lost * len(self._unflushed))):
-            changes, batch = self._unflushed.pop()
-            for c in reversed(changes):
-                old = (c.old_state, c.old_attempt, c.old_version, c.old_dispatch)
-                old_times = (c.old_lease_until, c.old_started_at, c.old_dispatched_at)
-                connection.execute(_UNDO, (*old, c.old_worker, *old_times, c.task_id))
-            connection.execute("DELETE FROM outbox WHERE id = ?", (batch,))
-            connection.execute("DELETE FROM audit")
-            connection.execute("DELETE FROM removed")
-            self._referee.undo(changes)
-        connection.commit()
+            undone = self._unflushed.pop()
+            for c in reversed(undone.changes):
+                old = (c.old_state, c.old_attempt, c.old_version, c.old_dispatch, c.old_worker)
+                rest = (c.old_started_at, c.old_dispatched_at, c.old_max_attempts)
+                output = (c.old_error, c.old_progress, c.old_note)
+                connection.execute(_UNDO, (*old, *rest, *output, c.task_id))
+            for name, beat in reversed(undone.beats):
+                connection.execute("UPDATE workers SET beat = ? WHERE name = ?", (beat, name))
+            connection.execute("DELETE FROM outbox WHERE id = ?", (undone.batch,))
+            self._referee.undo(undone.changes)
+        self._forget_audit()
         self._unflushed.clear()
-        self._changes = connection.total_changes
 
     def start(self) -> None:
         """Start the database again."""
-        self.up = True
+        if not self.up:
+            self.up = True
+            self.epoch += 1
+            self.started = self._clock.seconds()
+            self._holders.database_started()
         self._notify_links()
+
+    def refuse_changes(self, seconds: float) -> None:
+        """Take no changes for some seconds."""
+        now = self._clock.seconds()
+        if self.read_only_until <= now:
+            self._read_only_since = now
+        self.read_only_until = max(self.read_only_until, now + seconds)
+
+    def take_changes(self, at_once: bool) -> None:
+        """Take changes again, if that is due."""
+        now = self._clock.seconds()
+        if not self.read_only_until or (self.read_only_until > now and not at_once):
+            return
+        if now - self._read_only_since >= ALL_NOTICE:
+            self._holders.database_writable()
+        self.read_only_until, self._read_only_since = 0.0, now
 
     def unpublished_rows(self) -> int:
         """The number of outbox rows that are not marked as published."""

@@ -23,6 +23,8 @@ class Rates:
     """A call is reported as lost, and executed some seconds later."""
     slow_store: float
     """A call takes up to some seconds."""
+    stale: float
+    """A poll, or another picture of the store, arrives up to ten seconds late."""
     # the broker
     dropped: float
     """A message is confirmed and lost."""
@@ -59,10 +61,18 @@ class Plan:
     queues: tuple[str, ...]
     window: int
     lease: float
+    stall: float
+    """Seconds for which a handler may block its worker."""
+    pooler: bool
+    """Whether a pooler hides the workers' connections from the database: then all seem to be connected."""
     longest_task: float
     """Most seconds that a task takes."""
     chaos: float
     """Seconds during which faults occur."""
+    eager: float
+    """Which share of the clients' requests submit tasks, until all are submitted."""
+    pace: float
+    """Mean requests in a second of a client."""
     store_seconds: float
     """Mean seconds of a call of the store."""
     broker_seconds: float
@@ -91,6 +101,11 @@ FAULTS = (
     "drain_worker",
     "freeze_server",
     "freeze_worker",
+    "stall_worker",
+    "kill_watchdog",
+    "close_connections",
+    "lock_tasks",
+    "refuse_changes",
     "stop_database",
     "crash_database",
     "cut_from_database",
@@ -108,17 +123,27 @@ def draw(random: random.Random) -> Plan:
     def maybe(most: float) -> float:
         return random.choice((0.0, 0.0, most / 10, most / 3, most))
 
+    # a store that answers every call, as long as it is up, lets the bounds of the servers show
+    calm = random.random() < 0.3
+
+    def rarely(most: float) -> float:
+        return 0.0 if calm else maybe(most)
+
     users = random.randint(1, 3)
     return Plan(
         servers=random.choice((1, 2, 2, 3)),
         slots=tuple(random.randint(3, 20) for _ in range(random.choice((1, 2, 3)))),
         clients=tuple(n % users for n in range(random.randint(users, users + 2))),
-        tasks=random.choice((15, 30, 50, 80)),
+        tasks=random.choice((15, 30, 60, 120)),
         queues=random.choice((("tasks",), ("tasks",), ("tasks", "urgent"))),
         window=random.choice((1, 3, 10, 50)),
-        lease=random.choice((3.0, 5.0, 8.0)),
-        longest_task=random.choice((0.5, 3.0, 6.0)),
-        chaos=random.uniform(3.0, 15.0),
+        lease=random.choice((6.0, 8.0, 12.0)),
+        stall=random.choice((5.0, 12.0, 20.0)),
+        pooler=random.random() < 0.15,
+        longest_task=random.choice((0.5, 3.0, 6.0, 20.0, 40.0)),
+        chaos=random.choice((random.uniform(3.0, 15.0), random.uniform(15.0, 40.0), random.uniform(20.0, 60.0))),
+        eager=random.choice((0.55, 0.2, 0.08)),
+        pace=random.choice((8.0, 8.0, 2.0)),
         store_seconds=random.choice((0.001, 0.005, 0.05)),
         broker_seconds=random.choice((0.001, 0.005, 0.05)),
         network_seconds=random.choice((0.001, 0.02)),
@@ -126,10 +151,11 @@ def draw(random: random.Random) -> Plan:
         relay_after=random.choice((0.5, 2.0, 5.0)),
         retry_seconds=random.choice((0.0, 2.0, 10.0)),
         rates=Rates(
-            refused=maybe(0.1),
-            ambiguous=maybe(0.15),
-            straggling=maybe(0.05),
-            slow_store=maybe(0.1),
+            refused=rarely(0.1),
+            ambiguous=rarely(0.15),
+            straggling=rarely(0.05),
+            slow_store=rarely(0.1),
+            stale=rarely(0.3),
             dropped=maybe(0.2),
             duplicated=maybe(0.3),
             reordered=maybe(0.3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -21,8 +22,10 @@ from taskd.worker.runner import Runner
 from taskd.worker.worker import Worker
 from tests.simulation.broker_link import BrokerLink
 from tests.simulation.clock import OwnClock, Owner
+from tests.simulation.holders import Series
 from tests.simulation.referee import NO_ERROR
 from tests.simulation.store import StoreLink
+from tests.simulation.watchdog import Board, Watchdog
 
 if TYPE_CHECKING:
     from tests.simulation.network import Connection
@@ -42,10 +45,12 @@ class Process(Owner):
         self.name = name
         self.world = world
         self.stream = world.stream(name)
-        self.clock: Any = OwnClock(world.clock, self, self.stream.uniform(-2.0, 2.0))
+        self.clock: Any = OwnClock(world.clock, self, self.stream.uniform(-1e6, 1e6))
         self.store = StoreLink(world, self)
         self.broker = BrokerLink(world, self)
         self.draining = False
+        self.ended = False
+        self.died = 0.0
 
     def start(self) -> None:
         """Start the process, as ``twistd`` does."""
@@ -76,6 +81,7 @@ class Process(Owner):
         await self.broker.stop()
         await self.store.stop()
         self.world.note(self.name, "ends")
+        self.ended = True
         self.end()
 
     async def drain(self) -> None:
@@ -91,7 +97,17 @@ class Process(Owner):
     def end(self) -> None:
         """Run nothing more. Other processes notice it later."""
         self.dead = True
+        self.died = self.world.clock.seconds()
+        self.store.connection.closed = True
         self.world.process_ended(self)
+
+    def cut(self, cut: bool) -> None:
+        """Cut the network between the process and the database, or mend it."""
+        self.store.cut(cut)
+
+    def disconnect(self) -> None:
+        """The database closes the connections of the process."""
+        self.store.disconnect()
 
     def freeze(self) -> None:
         """SIGSTOP."""
@@ -125,6 +141,7 @@ class ServerProcess(Process):
         super().__init__(world, name)
         plan, self._ids = world.plan, 0
         self.connections: list[Connection] = []
+        world.holders.series[name] = self.series = Series(self)
         self.server = TaskServer(
             self.clock,
             self.store,
@@ -164,54 +181,133 @@ class ServerProcess(Process):
 
 
 class WorkerProcess(Process):
-    """A worker."""
+    """A worker with its watchdog."""
 
     def __init__(self, world: World, name: str, slots: int) -> None:
         super().__init__(world, name)
         self.slots = slots
+        self.board = Board()
+        self.stalled = False
+        """Whether it is blocked by a handler, and not stopped."""
+        self.stalled_since = 0.0
+        self.crashed = False
+        """Whether a handler has crashed it, and left a dump."""
+        self._names = 0
         self._serving = False
         handlers = [Handler(self, kind) for kind in KINDS]
-        runner = self.runner = RecordingRunner(self.clock, handlers, chance=self.stream.random)
-        plan = world.plan
+        runner = self.runner = RecordingRunner(self, handlers)
         self.worker = Worker(
             self.clock,
             self.store,
             self.broker,
             runner,
-            plan.queues,
+            world.plan.queues,
             {"async": slots},
-            plan.lease,
-            name,
+            self._new_name,
             log_bytes=2000,
+            board=self.board,
         )
+        self.watchdog = Watchdog(world, self)
+
+    def _new_name(self) -> str:
+        self._names += 1
+        return f"{self.name}.{self._names}"
 
     def tasks(self) -> set[int]:
         worker = self.worker
         backlog = [held for pool in worker.claims.pools.values() for held in pool.waiting]
         return {*worker.held.running, *worker.held.claiming, *(held.claim.task_id for held in backlog)}
 
+    @property
+    def frozen(self) -> bool:
+        """Whether it is stopped, so that nobody may beat for it. It thaws some time later, also after the faults."""
+        return self.paused and not self.stalled
+
+    @property
+    def can_beat(self) -> bool:
+        """Whether its beats or its watchdog's can reach the database."""
+        return (not self.paused and self.store.reached) or self.watchdog.can_vouch
+
     def serve(self) -> None:
         if not self.draining:
             self._serving = True
             Deferred.fromCoroutine(self.worker.start()).addErrback(self._broken)
+            self.watchdog.start()
 
     async def drain(self) -> None:
         if self._serving:
             # a claim whose answer was lost may still be executed
             before = self.world.clock.seconds() - 2 * PATIENCE
             await self.worker.drain(self.stream.choice((0.0, 1.0, 5.0)))
-            self.world.referee.drained(self.name, self.store.disturbed < before)
+            self.world.referee.drained(self.worker.name, self.store.disturbed < before)
+
+    def end(self) -> None:
+        super().end()
+        self.watchdog.worker_ended()
+
+    def crash(self, task: Task) -> None:
+        """A handler crashes the process, and the fault handler dumps where it was."""
+        self.board.entered = task.id, task.dispatch
+        self.crashed = True
+        self.kill()
+
+    def cut(self, cut: bool) -> None:
+        super().cut(cut)
+        self.watchdog.cut(cut)
+
+    def stall(self) -> None:
+        """A handler blocks the reactor."""
+        if not self.paused and (running := sorted(self.world.referee.running.get(self.name, ()))):
+            self.board.entered = self.stream.choice(running)[:2]
+            self.world.note(self.name, "is blocked by task", self.board.entered[0])
+            self.paused = self.stalled = True
+            self.stalled_since = self.world.clock.seconds()
+
+    def end_stall(self, since: float) -> None:
+        """The handler that blocks the reactor since then blocks it no more."""
+        if self.stalled and self.stalled_since == since:
+            self.thaw()
+
+    def thaw(self) -> None:
+        super().thaw()
+        self.stalled = False
+        self.board.entered = None
+
+    def disconnect(self) -> None:
+        super().disconnect()
+        self.watchdog.disconnect()
+
+    def revive_watchdog(self) -> None:
+        """Another watchdog takes the place of one that was killed."""
+        if not self.dead and self.watchdog.dead:
+            self.watchdog = Watchdog(self.world, self)
+            self.watchdog.start()
 
 
 class RecordingRunner(Runner):
-    """A runner that keeps the task that it begins, as a handler sees only a part of it."""
+    """A runner that keeps the task that it begins, as a handler sees only a part of it, and tells who is stopped."""
 
     beginning: Task
+
+    def __init__(self, process: WorkerProcess, handlers: Sequence[ITaskHandler]) -> None:
+        super().__init__(process.clock, handlers, chance=process.stream.random)
+        self._process = process
 
     def run(self, task: Task, user: str, listener: Any) -> Attempt:
         """Keep the task and run it."""
         self.beginning = task
-        return super().run(task, user, listener)
+        attempt = super().run(task, user, listener)
+        stop = attempt.stop
+
+        def tell_and_stop() -> None:
+            process = self._process
+            if not (process.draining or attempt.done.called):
+                known = process.world.referee.tasks[task.id]
+                process.world.holders.stops(process, process.worker.name, known, (task.dispatch, task.attempt))
+            stop()
+
+        attempt.stop = tell_and_stop  # type: ignore[method-assign]
+        return attempt
 
 
 @implementer(ITaskHandler)
@@ -219,19 +315,21 @@ class Handler:
     """A handler that takes time, reports, fails, kills its worker or ignores its cancellation, as the payload says."""
 
     isolation = "async"
-    timeout: float | None = 5.0
     max_attempts = DEFAULT_ATTEMPTS
     backoff = Backoff(first=0.5, longest=4.0)
     summary = ""
 
     def __init__(self, process: WorkerProcess, kind: str) -> None:
         self.kind = kind
+        self.timeout: float | None = 5.0 if kind == "rare" else 60.0
         self._process = process
 
     async def run(self, task: ITaskContext) -> Any:
         process, payload = self._process, task.payload
         referee = process.world.referee
-        referee.began(process.name, process.runner.beginning, process.slots)
+        mine = process.runner.beginning
+        referee.began(process.name, mine, process.slots)
+        process.world.holders.began(process.name, mine, process.slots)
         if payload.get("talks"):
             task.log("it begins")
             task.progress(0.5, "under way")
@@ -246,9 +344,13 @@ class Handler:
             stubborn = False
         finally:
             # the slot is free, even if the handler ignores its cancellation
-            referee.ended(process.name)
+            referee.ended(process.name, mine)
         if payload.get("kills"):
-            process.world.clock.call(None, 0, process.kill)
+            # a crash leaves a dump, which names the task; the end of a process that takes all the memory leaves none
+            if process.stream.random() < 0.5:
+                process.world.clock.call(None, 0, process.crash, mine)
+            else:
+                process.world.clock.call(None, 0, process.kill)
             await Deferred()
         if stubborn:
             await deferLater(process.clock, 1.0)

@@ -23,7 +23,9 @@ FENCED = "the outcome of a fenced attempt is refused"
 CLAIMS_MATCH = "a message claims only its own dispatch"
 ATTEMPT_ONCE = "an attempt begins once"
 SLOTS = "a worker runs no more tasks than it has slots"
-RENEWED = "a worker renews only the leases of tasks that it holds"
+TAKEN_OVER = "nobody claims a task that another worker holds"
+LOSSES = "losses grow with each loss and are 0 after an attempt that ended by itself"
+RETURNS = "every give-back of a stopping worker is counted"
 INTERRUPTED = "an interrupted attempt does not count"
 OUTBOX_KEPT = "an outbox row stays until its messages are confirmed"
 ACK_AFTER_OUTCOME = "a message is acked after its outcome is stored"
@@ -68,15 +70,24 @@ class Change(NamedTuple):
     version: int
     old_dispatch: int
     dispatch: int
+    old_worker: str | None
     worker: str | None
-    old_worker: str | None = None
-    old_lease_until: int | None = None
-    old_started_at: int | None = None
-    old_dispatched_at: int | None = None
+    old_losses: int
+    losses: int
+    old_returns: int
+    returns: int
+    old_started_at: int | None
+    old_dispatched_at: int | None
+    old_max_attempts: int
+    old_error: str | None
+    old_progress: float | None
+    old_note: str | None
+    begun: int
 
     def __str__(self) -> str:
         before, after = (self.old_state, self.old_attempt, self.old_dispatch), (self.state, self.attempt, self.dispatch)
-        return f"task {self.task_id} from {before} to {after} of {self.max_attempts} attempts by {self.worker}"
+        who = f"{self.old_worker} -> {self.worker}"
+        return f"task {self.task_id} from {before} to {after} of {self.max_attempts} attempts by {who}"
 
 
 @dataclass
@@ -116,10 +127,14 @@ class Referee:
         self._claimed_attempts: Counter[tuple[int, int, int]] = Counter()
         """Task, dispatch and attempt of claims whose handlers have not begun. If a database crash undoes a claim, there
         will be another with the same numbers."""
+        self.claimed_at: dict[tuple[int, int, int], float] = {}
+        """Task, dispatch and attempt, and when it was first claimed."""
+        self._undone_dispatches: set[tuple[int, int]] = set()
+        """Task and dispatch: two messages have these numbers, for the next dispatch has them again."""
         self._retries: set[tuple[int, int, int, str]] = set()
         """Task, dispatch, attempt and worker of failed attempts that a further attempt follows."""
-        self._busy: dict[str, int] = {}
-        self._strays: dict[tuple[str, int], int] = {}
+        self.running: dict[str, set[tuple[int, int, int]]] = {}
+        """By process: task, dispatch and attempt of the handlers that run."""
 
     def fail(self, invariant: str, detail: str) -> None:
         """Report a violation of an invariant."""
@@ -152,14 +167,20 @@ class Referee:
         known, what = self.tasks[c.task_id], f"{how}: {c}"
         if old in TERMINAL and how != "retry":
             self.fail(ONE_END, what)
+        if how == "claim" and old is not State.QUEUED:
+            self.fail(TAKEN_OVER, what)
         if new not in MOVES[old]:
             self.fail(LEGAL_MOVES, what)
         if c.version != c.old_version + 1:
             self.fail(VERSIONS, what)
         spent = c.attempt - c.old_attempt
-        allowed = {"claim": 1, "release": -1, "retry": -c.old_attempt}.get(how, 0)
-        if spent != allowed or not 0 <= c.attempt <= c.max_attempts:
+        allowed = {"claim": (1,), "release": (-1,), "retry": (-c.old_attempt,), "take_back": (-1, 0)}.get(how, (0,))
+        if spent not in allowed or not 0 <= c.attempt <= c.max_attempts:
             self.fail(BOUNDED_ATTEMPTS, what)
+        if how in ("finish", "take_back") and c.losses != (0 if how == "finish" else c.old_losses + c.begun):
+            self.fail(LOSSES, f"{what}, losses from {c.old_losses} to {c.losses}")
+        if c.returns - c.old_returns not in ((0, 1) if how == "release" else (0, -c.old_returns)):
+            self.fail(RETURNS, f"{what}, returns from {c.old_returns} to {c.returns}")
         if how == "release" and (new is not State.WAITING or spent != -1):
             self.fail(INTERRUPTED, what)
         if c.dispatch - c.old_dispatch != (new is State.QUEUED):
@@ -168,6 +189,7 @@ class Referee:
         known.version, known.changed = c.version, self._now()
         if how == "claim":
             self._claimed_attempts[c.task_id, c.dispatch, c.attempt] += 1
+            self.claimed_at.setdefault((c.task_id, c.dispatch, c.attempt), self._now())
         known.history.setdefault(c.version, set()).add(new)
         self.open += (new not in TERMINAL) - (old not in TERMINAL)
 
@@ -175,13 +197,12 @@ class Referee:
         """Take back changes that a database crash has undone. No user had a confirmation of them."""
         for c in reversed(changes):
             assert c.old_state is not None
+            if c.dispatch != c.old_dispatch:
+                self._undone_dispatches.add((c.task_id, c.dispatch))
             self._note("world", "undoes", f"task {c.task_id}: {c.old_state} -> {c.state}")
             known = self.tasks[c.task_id]
             known.state, known.attempt, known.dispatch = _STATES[c.old_state], c.old_attempt, c.old_dispatch
-            known.version, known.worker = c.old_version, c.old_worker
-            if c.old_state == "running":
-                # the undone takeover had fenced this attempt, and its worker may have dropped it: it may begin again
-                self._claimed_attempts[c.task_id, c.old_dispatch, c.old_attempt] += 1
+            known.version, known.worker, known.changed = c.old_version, c.old_worker, self._now()
 
     def claimed(self, worker: str, claims: Sequence[Claim], tasks: Sequence[Task]) -> None:
         """A claim has committed and returns these tasks."""
@@ -226,11 +247,13 @@ class Referee:
                 self.fail(OUTBOX_KEPT, f"task {task_id} dispatch {known.dispatch} was never confirmed")
 
     def acked(self, worker: str, delivery: Delivery, others: bool) -> None:
-        """A delivery of an open channel was acked. ``others``: the worker holds another delivery of this message."""
+        """A delivery of an open channel was acked. ``others``: the worker holds another delivery of this message. Its
+        name in the store begins with that of its process."""
         known = self.tasks.get(delivery.task_id)
-        if known is None or others:
+        if known is None or others or (delivery.task_id, delivery.dispatch) in self._undone_dispatches:
             return
-        if (known.state, known.worker, known.dispatch) == (State.RUNNING, worker, delivery.dispatch):
+        mine = known.worker is not None and known.worker.startswith(f"{worker}.")
+        if mine and (known.state, known.dispatch) == (State.RUNNING, delivery.dispatch):
             self.fail(ACK_AFTER_OUTCOME, f"{worker} has acked task {known.task_id}, which it runs")
 
     # -- workers
@@ -242,20 +265,14 @@ class Referee:
         self._claimed_attempts[attempt] -= 1
         if self._claimed_attempts[attempt] < 0:
             self.fail(ATTEMPT_ONCE, f"task {task.id} dispatch {task.dispatch} attempt {task.attempt} by {worker}")
-        busy = self._busy[worker] = self._busy.get(worker, 0) + 1
-        if busy > slots:
-            self.fail(SLOTS, f"{worker} has {slots} slots and runs {busy} tasks")
+        running = self.running.setdefault(worker, set())
+        running.add(attempt)
+        if len(running) > slots:
+            self.fail(SLOTS, f"{worker} has {slots} slots and runs {len(running)} tasks")
 
-    def ended(self, worker: str) -> None:
+    def ended(self, worker: str, task: Task) -> None:
         """A handler has ended, or was stopped."""
-        self._busy[worker] -= 1
-
-    def renewed(self, worker: str, task_ids: Iterable[int], has: set[int]) -> None:
-        """A worker has renewed these leases, and holds the tasks ``has``. Answers to its claims may be under way."""
-        for task_id in task_ids:
-            times = self._strays[worker, task_id] = 0 if task_id in has else self._strays.get((worker, task_id), 0) + 1
-            if times > 2:
-                self.fail(RENEWED, f"{worker} has renewed task {task_id} {times} times, and does not run it")
+        self.running[worker].discard((task.id, task.dispatch, task.attempt))
 
     def drained(self, worker: str, undisturbed: bool) -> None:
         """A worker has drained. ``undisturbed`` says that the store answered all its calls in time."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
+from datetime import datetime, timezone
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from zope.interface import implementer
@@ -14,25 +16,48 @@ from taskd.model.errors import Unavailable
 from taskd.model.tasks import FailedAttempt, NewTask, Route, Task
 from taskd.model.users import User
 from taskd.ports.accounts import Account
-from taskd.ports.attempts import Claim, Finished, Outcome
+from taskd.ports.attempts import Claim, Finished, Held, Outcome
 from taskd.ports.logs import LogChunk, LogPlace, Report
 from taskd.ports.scheduling import Dispatched, OutboxBatch
 from taskd.ports.store import IStore
 from taskd.ports.tasks import Keyed, Page, TaskQuery
-from taskd.ports.workers import WorkerInfo
+from taskd.ports.workers import WorkerInfo, WorkerPoll
+from tests.simulation.database import Connection
 
 if TYPE_CHECKING:
-    from tests.simulation.processes import Process
+    from tests.simulation.processes import Process, ServerProcess, WorkerProcess
     from tests.simulation.world import World
 
 REPEAT_AFTER = 0.1
 """Seconds before a link repeats a call that may have been executed."""
 
+STATEMENT_TIMEOUT = 10.0
+"""Seconds that a call waits for a lock at most."""
+
+_SERIES = frozenset({"poll_workers", "take_back"})
+"""Calls that a server must have answered to find the dead in time."""
+
+_PICTURES = frozenset({"poll_workers", "held_by", "count_queued"})
+"""Calls whose answers tell what was, and may be old when they arrive."""
+
+READS = frozenset(
+    {"find_user", "find_session", "find_keys", "find_tasks", "get_tasks", "list_tasks", "count_queued", "usernames"}
+    | {"failed_attempts", "read_log", "log_bytes", "held_by"}
+)
+"""Calls that a database which takes no changes answers. A poll is not one of them: beats fail then, and nobody may
+count their absence."""
+
+_WITHOUT_TASKS = frozenset(
+    {"beat", "poll_workers", "register", "worker_draining", "worker_gone", "find_session", "usernames"}
+)
+"""Calls that a lock on the table of the tasks does not keep waiting."""
+
 
 class _Call:
-    """A call under way. ``maybe_executed`` means that it may have been executed. ``sent`` counts its tries."""
+    """A call under way. ``maybe_executed`` means that it may have been executed. ``sent`` counts its tries,
+    ``connection`` is that of the last."""
 
-    __slots__ = ("args", "deadline", "done", "maybe_executed", "name", "repeat", "sent", "stream")
+    __slots__ = ("args", "connection", "deadline", "done", "maybe_executed", "name", "repeat", "sent", "stream")
 
     def __init__(self, name: str, args: Sequence[Any], repeat: bool, stream: Any) -> None:
         self.name = name
@@ -42,12 +67,13 @@ class _Call:
         self.done: Deferred[Any] = Deferred()
         self.maybe_executed = False
         self.sent = 0
+        self.connection: Connection | None = None
         self.deadline: float | None = None
 
 
 @implementer(IStore)
 class StoreLink:
-    """The IStore of one process: the shared store with delays, refusals, lost answers and outages.
+    """The IStore of one process: the shared store with delays, refusals, lost and late answers, locks and outages.
 
     Like the PostgreSQL store, it repeats for a while a call that may have been executed, if the call can be repeated. A
     call of a killed process may still be executed.
@@ -61,30 +87,45 @@ class StoreLink:
         self._database = world.database
         self._process = process
         self._plan = world.plan
+        self.connection = Connection(world.database.epoch)
         self._cut = False
         self._started = False
         self._stopped = False
         self._open: dict[_Call, None] = {}
+        self._notices = world.stream(process.name, "store notices")
         self._database.links.append(self)
 
     # -- faults
 
     @property
-    def _reached(self) -> bool:
-        return self._database.up and not self._cut
+    def reached(self) -> bool:
+        """Whether calls reach the database."""
+        return not self._cut and self._database.is_open(self.connection)
 
     def cut(self, cut: bool) -> None:
-        """Cut the network between this process and the database, or mend it."""
+        """Cut the network between this process and the database, or mend it.
+
+        The database notices nothing of a cut. After it, the old connection goes on or is replaced."""
+        if self._cut and not cut and self._notices.random() < 0.5:
+            self.connection.closed = True
         self._cut = cut
         self.changed()
 
-    def changed(self) -> None:
-        """The database may have become reachable or unreachable. The process notices it a little later."""
-        stream = self._world.stream(self._process.name, "store notices")
-        self._process.clock.callLater(stream.uniform(0, 1.0), self._notice)
+    def disconnect(self) -> None:
+        """The database closes the connection of this process."""
+        self.connection.closed = True
+        self.changed(0.3)
+
+    def changed(self, within: float = 0.0) -> None:
+        """The database may have become reachable or unreachable. The process notices it some seconds later: it tries
+        again after pauses."""
+        within = within or self._notices.choice((1.0, 1.0, 5.0))
+        self._process.clock.callLater(self._notices.uniform(0, within), self._notice)
 
     def _notice(self) -> None:
-        self.ready = self._started and not self._stopped and self._reached
+        if self._database.up and not (self._cut or self._process.dead or self._database.is_open(self.connection)):
+            self.connection = Connection(self._database.epoch)
+        self.ready = self._started and not self._stopped and self.reached
 
     # -- calls
 
@@ -94,22 +135,42 @@ class StoreLink:
             call.done.errback(Unavailable("the store is closed"))
         else:
             self._open[call] = None
+            if name in _SERIES:
+                cast("ServerProcess", self._process).series.asked(call, self._world.clock.seconds())
             self._send(call)
         return call.done
+
+    def _closed(self, call: _Call, result: Any) -> None:
+        """The process has an answer, or gets none."""
+        del self._open[call]
+        process, good = self._process, not isinstance(result, Exception)
+        if call.name in _SERIES:
+            cast("ServerProcess", process).series.answered(call, self._world.clock.seconds(), good)
+        elif call.name == "beat":
+            name = call.args[0]
+            if not good:
+                self._world.holders.disturbed(name)
+            elif not result:
+                self._world.holders.fenced(cast("WorkerProcess", process), name)
 
     def _send(self, call: _Call) -> None:
         if call not in self._open:
             return
         stream, later = call.stream, self._process.clock.callLater
         call.sent += 1
+        call.connection = self.connection
         if not self.ready:
             self._note_disturbance()
             later(stream.choice((0.0, 0.2, 1.0)), self._refuse, call)
             return
         rates, kind = self._world.rates, stream.random()
         there, back = self._delay(stream), self._delay(stream)
+        if rates and call.name in _PICTURES and stream.random() < rates.stale:
+            back = stream.uniform(0, 10.0)
         if max(there, back) > 1:
             self._note_disturbance()
+            if call.name == "beat":
+                self._world.holders.disturbed(call.args[0])
         if rates and kind < rates.refused:
             self._note_disturbance()
             later(there, self._refuse, call)
@@ -119,7 +180,7 @@ class StoreLink:
             )
         elif rates and kind < rates.refused + rates.ambiguous + rates.straggling:
             late = stream.uniform(0, 4.0)
-            self._world.clock.call(None, late, self._arrive, call, lambda _: None)
+            self._world.clock.call(None, late, self._arrive_late, call, self.connection)
             later(there, self._answer_lost, call, call.sent)
         else:
             answer = partial(self._answer, call, call.sent, back)
@@ -134,22 +195,57 @@ class StoreLink:
             return float(stream.uniform(0, 3.0))
         return float(stream.expovariate(1 / self._plan.store_seconds))
 
+    def _arrive_late(self, call: _Call, connection: Connection) -> None:
+        """A call that is counted as lost arrives, unless the database was restarted since."""
+        if connection.epoch == self._database.epoch:
+            self._arrive(call, lambda _: None)
+
     def _arrive(self, call: _Call, answer: Any) -> None:
         """The call arrives at the database, unless that cannot be reached."""
-        if self._process.dead and call.stream.random() < 0.5:
-            return
-        if not self._reached:
+        if self._process.dead:
+            # it was under way when the process died
+            if call.stream.random() < 0.5 or not self._database.up:
+                return
+        elif not self.reached or call.connection is not self.connection:
             self._process.clock.callLater(call.stream.uniform(0, 1.0), self._answer_lost, call, call.sent)
             return
-        result: Any
+        if self._world.clock.seconds() < self._database.read_only_until and call.name not in READS:
+            self._note_disturbance()
+            if call.name == "beat":
+                self._world.holders.disturbed(call.args[0])
+            answer(Unavailable("cannot execute UPDATE in a read-only transaction"))
+            return
+        locked = self._database.locked_until - self._world.clock.seconds()
+        if locked > 0 and call.name not in _WITHOUT_TASKS:
+            self._note_disturbance()
+            if locked > STATEMENT_TIMEOUT:
+                timed_out = Unavailable("canceling statement due to statement timeout")
+                self._world.clock.call(None, STATEMENT_TIMEOUT, answer, timed_out)
+            else:
+                self._world.clock.call(None, locked, self._arrive, call, answer)
+            return
+        answer(self._perform(call))
+
+    def _perform(self, call: _Call) -> Any:
+        process, database, holders = self._process, self._database, self._world.holders
+        if call.name == "register":
+            holders.registered(cast("WorkerProcess", process), call.args[0].name)
         try:
-            result = self._database.perform(self._process.name, call.name, *call.args, again=call.maybe_executed)
+            result = database.perform(process.name, call.name, *call.args, again=call.maybe_executed)
         except Exception as e:
-            result = e
-        else:
-            if call.name == "renew":
-                self._world.referee.renewed(self._process.name, result, self._process.tasks())
-        answer(result)
+            return e
+        if call.name == "beat" and result:
+            database.beaten(call.args[0], self.connection)
+        elif call.name == "register":
+            database.beaten(call.args[0].name, self.connection)
+        elif call.name == "poll_workers":
+            pooled = self._plan.pooler
+            statuses = [
+                msgspec.structs.replace(status, connected=pooled or database.connected(status.info.name))
+                for status in result.workers
+            ]
+            return WorkerPoll(str(database.epoch), statuses)
+        return result
 
     def _answer(self, call: _Call, sent: int, back: float, result: Any) -> None:
         self._process.clock.callLater(back, self._answered, call, sent, result)
@@ -157,7 +253,7 @@ class StoreLink:
     def _answered(self, call: _Call, sent: int, result: Any) -> None:
         if call not in self._open or call.sent != sent:
             return
-        del self._open[call]
+        self._closed(call, result)
         if isinstance(result, Exception):
             call.done.errback(result)
         else:
@@ -184,15 +280,23 @@ class StoreLink:
 
     def _fail(self, call: _Call, why: str) -> None:
         if call in self._open:
-            del self._open[call]
+            error = Unavailable(why)
+            self._closed(call, error)
             self._world.note(self._process.name, "store", f"{call.name}: {why}")
-            call.done.errback(Unavailable(why))
+            call.done.errback(error)
 
     # -- IStore
 
+    def check_writable(self) -> Awaitable[int]:
+        return self._call("check_writable")
+
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self._world.clock.seconds(), timezone.utc)
+
     async def start(self) -> None:
-        while not self._reached and not self._stopped:
+        while not self.reached and not self._stopped:
             await deferLater(self._process.clock, 0.5)
+            self._notice()
         if self._stopped:
             raise Unavailable("the store is closed")
         self._started = self.ready = True
@@ -200,6 +304,7 @@ class StoreLink:
     async def stop(self) -> None:
         self._stopped = True
         self.ready = False
+        self.connection.closed = True
         for call in tuple(self._open):
             self._fail(call, "the store is closed")
 
@@ -238,19 +343,22 @@ class StoreLink:
     def adopt_stale(self, older_than: float, limit: int) -> Awaitable[Sequence[OutboxBatch]]:
         return self._call("adopt_stale", older_than, limit, repeat=False)
 
-    def claim(self, worker: str, lease: float, claims: Sequence[Claim]) -> Awaitable[Sequence[Task]]:
-        return self._call("claim", worker, lease, claims)
+    def claim(self, worker: str, claims: Sequence[Claim]) -> Awaitable[Sequence[Task]]:
+        return self._call("claim", worker, claims)
+
+    def begin(self, worker: str, held: Sequence[Held]) -> Awaitable[Sequence[Held]]:
+        return self._call("begin", worker, held)
 
     def finish(
         self, worker: str, outcomes: Sequence[Outcome], again: bool = False
     ) -> Awaitable[Mapping[int, Finished]]:
         return self._call("finish", worker, outcomes, again)
 
-    def release(self, worker: str, held: Sequence[Claim]) -> Awaitable[Sequence[Task]]:
-        return self._call("release", worker, held)
+    def release(self, worker: str, held: Sequence[Held], stopping: bool = False) -> Awaitable[Sequence[Task]]:
+        return self._call("release", worker, held, stopping)
 
-    def renew(self, worker: str, lease: float, task_ids: Sequence[int]) -> Awaitable[frozenset[int]]:
-        return self._call("renew", worker, lease, task_ids)
+    def held_by(self, worker: str) -> Awaitable[Sequence[Held]]:
+        return self._call("held_by", worker)
 
     def cancel(self, user_id: int, task_id: int) -> Awaitable[Task]:
         return self._call("cancel", user_id, task_id)
@@ -261,8 +369,8 @@ class StoreLink:
     def report(self, worker: str, reports: Sequence[Report]) -> Awaitable[frozenset[int]]:
         return self._call("report", worker, reports)
 
-    def expire_leases(self, limit: int) -> Awaitable[Sequence[Task]]:
-        return self._call("expire_leases", limit, repeat=False)
+    def take_back(self, dead: Mapping[str, int]) -> Awaitable[Sequence[Task]]:
+        return self._call("take_back", dict(dead), repeat=False)
 
     def requeue_lost(self, route: Route, older_than: float, limit: int) -> Awaitable[Sequence[Task]]:
         return self._call("requeue_lost", route, older_than, limit, repeat=False)
@@ -276,14 +384,20 @@ class StoreLink:
     def delete_finished(self, seconds: float, after_id: int, limit: int) -> Awaitable[tuple[int, int | None]]:
         return self._call("delete_finished", seconds, after_id, limit)
 
-    def worker_seen(self, worker: WorkerInfo) -> Awaitable[None]:
-        return self._call("worker_seen", worker)
+    def register(self, worker: WorkerInfo) -> Awaitable[None]:
+        return self._call("register", worker)
+
+    def beat(self, name: str, hung: Mapping[str, int]) -> Awaitable[bool]:
+        return self._call("beat", name, hung, repeat=False)
+
+    def worker_draining(self, name: str) -> Awaitable[None]:
+        return self._call("worker_draining", name)
 
     def worker_gone(self, name: str) -> Awaitable[None]:
         return self._call("worker_gone", name)
 
-    def list_workers(self, seconds: float) -> Awaitable[Sequence[WorkerInfo]]:
-        return self._call("list_workers", seconds)
+    def poll_workers(self) -> Awaitable[WorkerPoll]:
+        return self._call("poll_workers")
 
     def usernames(self, user_ids: Sequence[int]) -> Awaitable[Mapping[int, str]]:
         return self._call("usernames", user_ids)

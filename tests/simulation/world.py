@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import random
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -21,6 +22,7 @@ from tests.simulation.broker import SimBroker
 from tests.simulation.clients import Client, User
 from tests.simulation.clock import START, SimClock
 from tests.simulation.database import Database, at_once
+from tests.simulation.holders import Holders
 from tests.simulation.plan import Plan, Rates, draw
 from tests.simulation.processes import SESSION_SECONDS, Process, ServerProcess, WorkerProcess
 from tests.simulation.referee import (
@@ -37,8 +39,12 @@ from tests.simulation.referee import (
     Violation,
 )
 
-END_SECONDS = 150.0
-"""Seconds after the last fault within which everything must end."""
+END_SECONDS = 600.0
+"""Seconds after the last fault within which everything must end, beside the tasks' own time. Tasks that kill their
+worker do so one after the other, some seconds apart, until their attempts are spent."""
+
+ATTEMPTS = 8
+"""How often the longest task may run after the last fault, at most: five attempts that fail, and some that are lost."""
 
 EFFECT_SECONDS = 5.0
 """Seconds after the last fault within which earlier calls may still take effect without an event."""
@@ -48,6 +54,9 @@ LEAVE_SECONDS = 15.0
 
 DRAIN_SECONDS = 40.0
 """Seconds within which all processes must drain at the end."""
+
+LONG = 40.0
+"""Seconds of a long game, and of a long task."""
 
 SHOWN_EVENTS = 50
 """The number of log events that a failure shows."""
@@ -74,7 +83,9 @@ class Failed(AssertionError):
 class World:
     """The parts of one game, which ``seed`` alone determines."""
 
-    def __init__(self, seed: int, log_line: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, seed: int, log_line: Callable[[str], None] | None = None, kinds: tuple[str, ...] | None = None
+    ) -> None:
         self.seed = seed
         self.steps = 0
         self.log: list[Event] = []
@@ -89,7 +100,14 @@ class World:
         self._faults_ended = 0.0
         self._ended_processes: list[Process] = []
         self.plan: Plan = draw(self.stream("plan"))
+        if kinds is not None:
+            rates = self.plan.rates
+            if seed % 2:
+                # the store does what it is told, beside these faults
+                rates = dataclasses.replace(rates, refused=0, ambiguous=0, straggling=0, slow_store=0, stale=0)
+            self.plan = dataclasses.replace(self.plan, faults=kinds, longest_task=LONG, chaos=LONG, rates=rates)
         self.referee = Referee(self._violated, self.note, self.clock.seconds)
+        self.holders = Holders(self, self.referee, self.clock.seconds)
         self.database = Database(self)
         self.broker = SimBroker(self)
         self.servers: list[ServerProcess] = []
@@ -186,6 +204,7 @@ class World:
             self._start_worker(slots)
         for client in self.clients:
             client.start()
+        self.holders.start()
         faults.begin(self)
         self.clock.call(None, self.plan.chaos, self._end_faults)
         while not self.over and self.violation is None:
@@ -213,10 +232,14 @@ class World:
         self._chaos = False
         self._faults_ended = self.clock.seconds()
         self.database.start()
+        self.database.locked_until = 0.0
+        if self.database.read_only_until:
+            self.database.take_changes(True)
         self.broker.start(lost_messages=False)
         for process in [*self.servers, *self.workers]:
-            process.thaw()
-            process.store.cut(False)
+            if not (isinstance(process, WorkerProcess) and process.frozen):
+                process.thaw()
+            process.cut(False)
             process.broker.cut(False)
         self._wait_for_ends()
 
@@ -224,7 +247,7 @@ class World:
         left = self._unfinished()
         if left is None:
             self._close_clients()
-        elif self.clock.seconds() - self._faults_ended > END_SECONDS:
+        elif self.clock.seconds() - self._faults_ended > END_SECONDS + ATTEMPTS * self.plan.longest_task:
             self.referee.fail(*left)
         else:
             self.clock.call(None, 0.5, self._wait_for_ends)
@@ -355,9 +378,10 @@ def _isolated(world: World) -> Iterator[None]:
         requeue_lost.LOST_AFTER, relay_outbox.RELAY_AFTER = lost_after, relay_after
 
 
-def play(seed: int, log_line: Callable[[str], None] | None = None) -> World:
-    """Play one game. Raises Failed. ``log_line`` is called with every line of the log at once."""
-    world = World(seed, log_line)
+def play(seed: int, log_line: Callable[[str], None] | None = None, kinds: tuple[str, ...] | None = None) -> World:
+    """Play one game. Raises Failed. ``log_line`` is called with every line of the log at once. With ``kinds`` the game
+    is long, has long tasks, and has these kinds of faults instead of those that its seed draws."""
+    world = World(seed, log_line, kinds)
     try:
         with _isolated(world):
             world.play()

@@ -1,0 +1,358 @@
+"""The referee of who holds tasks: the healthy keep theirs, the dead lose theirs soon, and losses have a culprit.
+
+Time counts here as it passes, whatever the clocks of the processes show. A worker's silence is the time since its last
+beat that the database has stored, or since the database was started.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from taskd.model.states import State
+from taskd.model.tasks import Task
+from tests.simulation.referee import Change, Known, Referee
+
+if TYPE_CHECKING:
+    from tests.simulation.processes import ServerProcess, WorkerProcess
+    from tests.simulation.world import World
+
+HEALTHY_KEEPS = "a healthy holder keeps its task"
+DEAD_LOSES = "a dead holder's task runs again within its bound"
+SPENT_BY_CULPRIT = "every spent attempt has a culprit"
+FEW_SUSPECTS = "a worker runs few tasks with losses at a time"
+FENCED_STOPS = "a fenced worker stops what it runs"
+UNKNOWN_RETURNS = "a task that its holder does not know goes back"
+
+TICK = 0.25
+"""Seconds between looks."""
+
+PROMPT = 0.5
+"""A series of polls is unbroken while every poll and every taking back is answered within these seconds."""
+
+GONE_BOUND = 2.0
+"""Seconds within which the tasks of a worker that is gone or fenced are taken back."""
+
+TOLD_BOUND = 3.0
+"""Likewise after the death of a worker whose watchdog lives and reaches the store."""
+
+RETRY_MARGIN = 2.5
+"""What this takes longer while calls are refused or slow: the watchdog tries again."""
+
+LOST_BOUND = 5.0 + 3 * PROMPT
+"""Likewise after the death of a worker that no watchdog tells: the database has seen its connection close."""
+
+LEASE_MARGIN = 2.0 + 3 * PROMPT
+"""Likewise for a worker that is silent: the lease and these seconds more."""
+
+LOST_SILENCE = 1.5
+"""Three counted polls after a lost connection take so long, or longer. The first may begin before it sees the loss."""
+
+LATEST_LOOK = 60.0
+"""Seconds after which a task that its living holder does not know is released: two looks, ten seconds apart, and a
+margin for answers that are lost."""
+
+STOP_WITHIN = 0.5
+"""Seconds that a fenced worker has to stop its attempts."""
+
+SUSPECT_WAITS = 5.0
+"""Seconds after which a task with losses runs although others do."""
+
+LAST_UNSPENT = 3
+"""The fourth loss spends the attempt."""
+
+
+class WorkerChange(NamedTuple):
+    """A row of the audit table: a worker before and after a change. A deleted one has the state ``deleted``."""
+
+    name: str
+    old_beat: int
+    beat: int
+    old_state: str
+    state: str
+    culprit: str | None
+
+
+@dataclass
+class Holder:
+    """A worker's name: a process has another one each time that it was fenced.
+
+    ``hindered`` is for how many seconds of its silence it could not beat, and ``disturbed`` how many of its beats were
+    late or lost meanwhile. ``lost`` is the time at which the connection that sent the last beat was closed, if it was
+    seen open since the database was started. ``untold``: its watchdog could not tell of its death at once.
+    """
+
+    name: str
+    process: WorkerProcess
+    beat: float
+    state: str = "serving"
+    changed: float = 0.0
+    culprit: str | None = None
+    hindered: float = 0.0
+    disturbed: int = 0
+    connected: bool = False
+    untold: bool = False
+    lost: float | None = None
+    unknown: dict[tuple[int, int, int], float] = field(default_factory=dict)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the store counts it as alive."""
+        return self.state in ("serving", "draining")
+
+
+class Series:
+    """One server's series of polls: since when every poll was answered in time. None: it is broken now."""
+
+    def __init__(self, server: ServerProcess) -> None:
+        self.server = server
+        self.since: float | None = None
+        self.pending: dict[object, float] = {}
+
+    def asked(self, call: object, now: float) -> None:
+        """A poll, or a taking back, was sent."""
+        self.pending[call] = now
+
+    def answered(self, call: object, now: float, good: bool) -> None:
+        """It was answered, or has failed."""
+        prompt = good and now - self.pending.pop(call, now) <= PROMPT
+        if not prompt:
+            self.since = None
+        elif self.since is None:
+            self.since = now
+
+    def look(self, now: float) -> None:
+        """Break the series if the server cannot poll."""
+        server = self.server
+        waiting = any(now - sent > PROMPT for sent in self.pending.values())
+        if waiting or server.dead or server.paused or server.draining or not server.store.ready:
+            self.since = None
+
+
+class Holders:
+    """Checks who holds tasks, and who loses them."""
+
+    def __init__(self, world: World, referee: Referee, now: Callable[[], float]) -> None:
+        self._world = world
+        self._referee = referee
+        self._now = now
+        self.by_name: dict[str, Holder] = {}
+        self.series: dict[str, Series] = {}
+        self._suspects: dict[str, dict[tuple[int, int, int], int]] = {}
+        """By process: the running attempts whose tasks have losses, and how many these are."""
+
+    def start(self) -> None:
+        """Look at all workers from now on."""
+        self._world.clock.call(None, TICK, self._look)
+
+    # -- what processes and the database tell
+
+    def registered(self, process: WorkerProcess, name: str) -> None:
+        """A worker has registered under this name."""
+        if name not in self.by_name:
+            self.by_name[name] = Holder(name, process, self._now())
+
+    def beaten(self, name: str) -> None:
+        """The database has stored a beat."""
+        holder = self.by_name.get(name)
+        if holder is not None:
+            holder.beat, holder.hindered, holder.disturbed, holder.lost = self._now(), 0.0, 0, None
+
+    def disturbed(self, name: str) -> None:
+        """A beat was late, or did not arrive."""
+        if name in self.by_name:
+            self.by_name[name].disturbed += 1
+
+    def database_started(self) -> None:
+        """The database was down: nobody could beat, and all connections are new."""
+        self.database_writable()
+        for holder in self.by_name.values():
+            holder.connected = False
+
+    def database_writable(self) -> None:
+        """Nobody could beat until now, by the fault of the database."""
+        for name in self.by_name:
+            self.beaten(name)
+
+    def workers_changed(self, who: str, how: str, changes: Iterable[WorkerChange]) -> None:
+        """A call has changed these rows."""
+        for c in changes:
+            holder = self.by_name.get(c.name)
+            if holder is None:
+                continue
+            if c.state == c.old_state:
+                self.beaten(c.name)
+                continue
+            # a worker that has not beaten yet does not know that it is registered, and holds nothing
+            if c.state == "fenced" and holder.alive and c.beat > 1 and (why := self._healthy(holder)):
+                self._referee.fail(HEALTHY_KEEPS, f"{who} has fenced {c.name} at beat {c.beat}, {why}")
+            holder.state, holder.changed, holder.culprit = c.state, self._now(), c.culprit
+            self._world.note(who, how, f"{c.name} is {c.state}")
+
+    def fenced(self, process: WorkerProcess, name: str) -> None:
+        """A worker has got the answer that it is fenced."""
+        began = set(self._referee.running.get(process.name, ()))
+
+        def look() -> None:
+            left = began & self._referee.running.get(process.name, set())
+            if left and not process.dead and not process.paused:
+                self._referee.fail(FENCED_STOPS, f"{process.name} was fenced as {name} and still runs {sorted(left)}")
+
+        self._world.clock.call(None, STOP_WITHIN, look)
+
+    def stops(self, process: WorkerProcess, name: str, known: Known, attempt: tuple[int, int]) -> None:
+        """A worker stops an attempt, although nothing asks it to drain."""
+        holder = self.by_name.get(name)
+        same = (known.state, known.dispatch, known.attempt, known.worker) == (State.RUNNING, *attempt, name)
+        # a crash of the database has undone the claim, and nothing keeps the worker from claiming it again
+        undone = (known.state, known.dispatch, known.attempt + 1) == (State.QUEUED, *attempt)
+        if holder is not None and holder.alive and (same or undone):
+            what = f"task {known.task_id} dispatch {attempt[0]} attempt {attempt[1]}"
+            self._referee.fail(
+                HEALTHY_KEEPS, f"{process.name} stops {what}, which {'may be' if undone else 'is'} its own"
+            )
+
+    def began(self, process: str, task: Task, slots: int) -> None:
+        """A handler has begun."""
+        there = self._suspects.setdefault(process, {})
+        running = self._referee.running[process]
+        for gone in there.keys() - running:
+            del there[gone]
+        attempt = task.id, task.dispatch, task.attempt
+        waited = self._now() - self._referee.claimed_at.get(attempt, 0.0)
+        for n in range(1, task.losses + 1):
+            others = sum(1 for losses in there.values() if losses >= n)
+            if others >= max(1, slots // 4**n) and waited < SUSPECT_WAITS:
+                what = f"{process} begins task {task.id} with {task.losses} losses after {waited:.3f} s"
+                self._referee.fail(FEW_SUSPECTS, f"{what} beside {others} with {n} losses or more, in {slots} slots")
+        if task.losses:
+            there[attempt] = task.losses
+
+    # -- what the store did
+
+    def released(self, who: str, changes: Sequence[Change]) -> None:
+        """A worker has given tasks back."""
+        running = self._referee.running.get(who, set())
+        stays = any(worker.name == who and not worker.draining for worker in self._world.workers)
+        for c in changes:
+            if stays and (c.task_id, c.old_dispatch, c.old_attempt) in running:
+                self._referee.fail(HEALTHY_KEEPS, f"{who} runs what it has released: {c}")
+
+    def requeued(self, who: str, changes: Sequence[Change]) -> None:
+        """A server counts these messages as lost."""
+        passed = self._now() - self._world.database.started
+        for c in changes:
+            # A crash of the database may have undone the claim. The worker claims it again soon after.
+            runs = any(
+                (c.task_id, c.old_dispatch, c.old_attempt + 1) in there for there in self._referee.running.values()
+            )
+            if runs and passed < self._world.plan.lease / 2:
+                self._referee.fail(HEALTHY_KEEPS, f"{who} requeues what runs {passed:.3f} s after a crash: {c}")
+
+    def taken_back(self, changes: Sequence[Change], recorded: set[tuple[int, int, int]]) -> None:
+        """A server has taken tasks back. ``recorded`` are the attempts that were recorded as lost."""
+        by_worker: dict[str | None, list[Change]] = {}
+        for c in changes:
+            by_worker.setdefault(c.old_worker, []).append(c)
+        for name, those in by_worker.items():
+            holder = self.by_name.get(name or "")
+            culprit = json.loads(holder.culprit) if holder is not None and holder.culprit else None
+            suspects = [c.task_id for c in those if c.old_losses and c.begun]
+            for c in those:
+                if culprit is not None:
+                    guilty = (culprit["task_id"], culprit["dispatch"]) == (c.task_id, c.old_dispatch)
+                else:
+                    guilty = suspects == [c.task_id]
+                # what has not begun cannot have done it
+                guilty = bool(c.begun) and (guilty or c.old_losses >= LAST_UNSPENT or c.max_attempts == 1)
+                spent = c.attempt == c.old_attempt
+                noted = (c.task_id, c.old_dispatch, c.old_attempt) in recorded
+                if not spent == noted == guilty:
+                    told = f"spent: {spent}, recorded: {noted}, {c.old_losses} losses before, {len(those)} tasks"
+                    self._referee.fail(SPENT_BY_CULPRIT, f"{c}; {told}, suspects {suspects}, culprit {culprit}")
+
+    def _healthy(self, holder: Holder) -> str:
+        """Why this worker is not dead for any server; empty if it is, or may seem to be."""
+        now, process = self._now(), holder.process
+        if process.dead or process.ended:
+            return ""
+        silence = now - holder.beat
+        hindered = holder.hindered + (TICK if holder.hindered else 0.0)
+        if (
+            holder.lost is not None
+            and now - max(holder.lost, holder.beat) >= LOST_SILENCE
+            and (holder.disturbed or hindered >= 1.0)
+        ):
+            return ""
+        lease = self._world.plan.lease
+        if silence >= lease - 1.1 and (hindered >= lease - 4.0 or holder.disturbed >= 2):
+            return ""
+        lost = None if holder.lost is None else round(now - holder.lost, 3)
+        return (
+            f"which was silent for {silence:.3f} s, hindered for {hindered:.3f} s, disturbed {holder.disturbed} times,"
+            f" its connection lost since {lost} s"
+        )
+
+    # -- looks
+
+    def _look(self) -> None:
+        now, database = self._now(), self._world.database
+        for series in self.series.values():
+            series.look(now)
+        holding: dict[str, float] = {}
+        tasks: dict[str, list[Known]] = {}
+        for known in self._referee.tasks.values():
+            if known.state is State.RUNNING and known.worker is not None:
+                holding[known.worker] = min(known.changed, holding.get(known.worker, now))
+                tasks.setdefault(known.worker, []).append(known)
+        for holder in self.by_name.values():
+            if holder.process.dead and not holder.process.watchdog.tells:
+                holder.untold = True
+            if holder.alive and database.up:
+                if not holder.process.can_beat:
+                    holder.hindered += TICK
+                if self._world.plan.pooler or database.connected(holder.name):
+                    holder.connected, holder.lost = True, None
+                elif holder.connected and holder.lost is None:
+                    holder.lost = now
+            if holder.name in holding and database.up:
+                self._check_bound(holder, now, holding[holder.name])
+                self._check_known(holder, now, tasks[holder.name])
+        if not self._world.over:
+            self._world.clock.call(None, TICK, self._look)
+
+    def _check_bound(self, holder: Holder, now: float, held_since: float) -> None:
+        series = [s.since for s in self.series.values() if s.since is not None]
+        if not series:
+            return
+        steady = min(series)
+        silent = now - max(holder.beat, steady)
+        lease = self._world.plan.lease
+        process = holder.process
+        told = process.dead and not holder.untold
+        if not holder.alive:
+            bound, passed = GONE_BOUND, now - max(holder.changed, held_since, steady)
+        elif told:
+            bound = TOLD_BOUND + (RETRY_MARGIN if self._world.rates else 0.0)
+            passed = now - max(process.died, held_since, steady)
+        elif process.dead and holder.lost is not None and steady < min(holder.lost, process.died) - 1.5:
+            bound, passed = min(LOST_BOUND, lease + LEASE_MARGIN), min(silent, now - holder.lost)
+        else:
+            bound, passed = lease + LEASE_MARGIN, silent
+        if passed > bound:
+            what = f"{holder.name} is {holder.state}, {'dead' if holder.process.dead else 'not dead'}"
+            self._referee.fail(DEAD_LOSES, f"{what}, and holds tasks after {passed:.3f} s; the bound is {bound:.3f} s")
+
+    def _check_known(self, holder: Holder, now: float, tasks: Sequence[Known]) -> None:
+        process = holder.process
+        if self._world.rates or process.dead or process.draining or not holder.alive:
+            holder.unknown.clear()
+            return
+        known_there = process.tasks()
+        those = {(k.task_id, k.dispatch, k.attempt) for k in tasks if k.task_id not in known_there}
+        holder.unknown = {key: holder.unknown.get(key, now) for key in sorted(those)}
+        for key, since in holder.unknown.items():
+            if now - since > LATEST_LOOK:
+                self._referee.fail(UNKNOWN_RETURNS, f"{holder.name} does not know task {key} for {now - since:.0f} s")
