@@ -148,6 +148,16 @@ def eventually(predicate: Callable[[], object], timeout: float = 10.0, what: str
         time.sleep(0.02)
 
 
+def pids_with(variable: str) -> set[int]:
+    """The processes that were started with this variable, ``NAME=VALUE``, and their forks. Zombies do not count."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if variable.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.add(int(folder.name))
+    return found
+
+
 def clean_environment(**extra: str) -> dict[str, str]:
     """The environment of this process without the variables that configure taskd or a service, plus ``extra``."""
     configuring = ("TASKD_", "POSTGRES_", "RABBITMQ_", "PG")

@@ -8,6 +8,7 @@ whole run shares these two, so use a new database and a new queue name.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import itertools
 import os
@@ -18,7 +19,7 @@ import socket
 import subprocess
 import tempfile
 import unittest
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +301,19 @@ class RabbitMQ:
         if done.returncode != 0:
             raise RuntimeError(f"rabbitmqctl {' '.join(arguments)}: {done.stdout}{done.stderr}")
         return done.stdout
+
+    @contextlib.contextmanager
+    def setting(self, **values: int) -> Iterator[None]:
+        """Other values for parameters of the node during the block. They hold for channels that are opened then."""
+        get, put = "element(2, application:get_env(rabbit, {})).", "application:set_env(rabbit, {}, {})."
+        before = {name: self.ctl("eval", get.format(name)).strip() for name in values}
+        try:
+            for name, value in values.items():
+                self.ctl("eval", put.format(name, value))
+            yield
+        finally:
+            for name, was in before.items():
+                self.ctl("eval", put.format(name, was))
 
     def env(self, queue: str | None = None) -> dict[str, str]:
         """The environment variables that make taskd use it."""

@@ -28,13 +28,23 @@ def _postgres_away(stage: Stage) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _rabbitmq_away(stage: Stage) -> Iterator[None]:
+def rabbitmq_away(stage: Stage) -> Iterator[None]:
     """Kill RabbitMQ, and start it again at the end of the block."""
     stage.rabbitmq.kill()
     try:
         yield
     finally:
         stage.rabbitmq.start()
+
+
+@contextlib.contextmanager
+def rabbitmq_refuses(stage: Stage) -> Iterator[None]:
+    """RabbitMQ refuses messages during the block, because of a memory alarm."""
+    stage.rabbitmq.ctl("set_vm_memory_high_watermark", "0")
+    try:
+        yield
+    finally:
+        stage.rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
 
 
 SETTLED = 2.0
@@ -66,7 +76,7 @@ def rabbitmq_crashes(stage: Stage, *, times: int, rate: float) -> Line:
     time.sleep(SETTLED)
     for _ in range(times):
         load.await_confirmed(load.confirmed + int(rate))
-        with _rabbitmq_away(stage):
+        with rabbitmq_away(stage):
             pass
         backs.append(stage.await_back(load, time.time()))
     stage.extra |= {"crashes": len(backs), "slowest_back_s": round(max(backs), 2)}
@@ -81,7 +91,7 @@ def rabbitmq_down(stage: Stage, *, seconds: float, tasks: int) -> Line:
     load.allow(before)
     load.await_confirmed(before)
     time.sleep(SETTLED)
-    with _rabbitmq_away(stage):
+    with rabbitmq_away(stage):
         began = time.monotonic()
         load.allow(tasks + before)
         try:
@@ -106,14 +116,11 @@ def memory_alarm(stage: Stage, *, seconds: float, rate: float) -> Line:
     stage.start()
     load = stage.load(lasting(0.0, 0.2, max_attempts=ATTEMPTS), rate=rate)
     load.await_confirmed(int(rate))
-    stage.rabbitmq.ctl("set_vm_memory_high_watermark", "0")
-    try:
+    with rabbitmq_refuses(stage):
         before, began = load.confirmed, time.monotonic()
         time.sleep(seconds)
         meanwhile = load.confirmed - before
         expected = rate * (time.monotonic() - began)
-    finally:
-        stage.rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
     since = time.time()
     stage.must(
         meanwhile > expected / 2, f"only {meanwhile} of some {expected:.0f} tasks were confirmed during the alarm"
@@ -136,7 +143,13 @@ def queue_lost(stage: Stage, *, messages: int) -> Line:
     with _channel(stage) as channel:
         # the last messages may still be in the outbox
         eventually(lambda: not stage.count("state = 'waiting'"), 20, "all messages are in the queues")
-        first, second = (Route(queue, KIND).name for queue in queues)
+        first, second = names = [Route(queue, KIND).name for queue in queues]
+
+        def fewest() -> int:
+            return min(channel.queue_declare(name, passive=True).method.message_count for name in names)
+
+        # a message is published after its task was stored
+        eventually(lambda: fewest() > messages / 2, 20, "all messages are in the queues")
         purged = channel.queue_purge(first).method.message_count
         deleted = channel.queue_delete(second).method.message_count
     lost = time.monotonic()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-import signal
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tests.daemons import Daemon
 from tests.faults.load import Load, Spec
-from tests.faults.stage import AGAIN_WITHIN, ATTEMPTS, END_SECONDS, Stage
+from tests.faults.stage import ATTEMPTS, END_SECONDS, SEEN_WITHIN, Stage
 from tests.faults.worker import KIND
 from tests.processes import eventually
 
@@ -85,15 +84,14 @@ def frozen(stage: Stage, *, seconds: Sequence[float], rate: float) -> Line:
     slowest = 0.0
     for pause in seconds:
         await_busy(stage, victim, load, 2)
-        victim.send(signal.SIGSTOP)
-        began = time.time()
+        began = stage.freeze(victim)
         eventually(lambda: not running(stage, victim), LEASE + 10, "its tasks have been taken back")
         slowest = max(slowest, time.time() - began)
         time.sleep(max(0.0, began + pause - time.time()))
-        victim.send(signal.SIGCONT)
+        stage.thaw(victim)
         await_new_run(stage, victim, time.time())
     stage.extra |= {"taken_back_s": round(slowest, 2)}
-    stage.must(slowest <= LEASE + AGAIN_WITHIN, f"tasks of a silent worker were taken back only after {slowest:.1f} s")
+    stage.must(slowest <= LEASE + SEEN_WITHIN, f"tasks of a silent worker were taken back only after {slowest:.1f} s")
     return stage.finish(load)
 
 
@@ -134,11 +132,7 @@ def poison(stage: Stage, *, good: int) -> Line:
     deadline = time.monotonic() + END_SECONDS
     # restart workers as systemd does
     while (not load.done or stage.count("finished_at IS NULL")) and time.monotonic() < deadline:
-        for worker in [w for w in stage.workers if w.returncode is not None]:
-            stage.must(worker.returncode == 1, f"a worker ended with {worker.returncode}: {worker.output()[-1000:]}")
-            stage.expect_end(worker)
-            stage.workers.remove(worker)
-            stage.launch_worker()
+        stage.replace_dead_workers([1])
         time.sleep(0.1)
     stage.await_ready()
     [(task_id, status, attempt, error)] = stage.rows(
@@ -147,7 +141,8 @@ def poison(stage: Stage, *, good: int) -> Line:
     deaths = sum(run.task_id == task_id for run in stage.runs())
     stage.extra |= {"poison": {"status": status, "attempt": attempt, "error": error, "deaths": deaths}}
     stage.must(status == "Fallida", f"the poison is {status}")
-    stage.must(attempt == deaths == 3, f"the poison was run {deaths} times and is in attempt {attempt}")
+    # the first three losses of a task that is not known to be the culprit are not spent
+    stage.must(attempt == 3 and deaths <= 6, f"the poison was run {deaths} times and is in attempt {attempt}")
     stage.must(error and "worker" in error, f"the error of the poison does not name the worker: {error!r}")
     others = stage.count("kind <> 'poison' AND status <> 'Completada'")
     stage.must(others == 0, f"{others} other tasks did not succeed")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.faults import commits, outages, processes
+from tests.faults import clocks, commits, culprits, liveness, outages, processes
 from tests.faults.proxy import Moment
 from tests.faults.stage import Services, Stage
 
@@ -60,6 +60,60 @@ SCENARIOS: dict[str, Scenario] = {
         # PostgresConnection gives a statement up after twelve seconds, which is too long for the quick run
         None,
         {"times": 1, "moments": (Moment.SILENT,), "rate": 40},
+    ),
+    "broker_restart": Scenario(
+        liveness.broker_restart,
+        {"tasks": 30, "seconds": 18, "lease": 5},
+        {"tasks": 60, "seconds": 45, "lease": 10},
+    ),
+    "connections_closed": Scenario(
+        liveness.connections_closed,
+        {"times": 4, "tasks": 20, "seconds": 16},
+        {"times": 12, "tasks": 60, "seconds": 60},
+    ),
+    "server_killed_after_batch": Scenario(
+        liveness.server_killed_after_batch,
+        {"times": 1, "batch": 10, "seconds": 4, "alarm": 3},
+        {"times": 10, "batch": 20, "seconds": 6, "alarm": 3},
+    ),
+    "consumer_timeout": Scenario(
+        liveness.consumer_timeout,
+        {"timeout": 3, "tasks": 20, "seconds": 12},
+        {"timeout": 20, "tasks": 40, "seconds": 70},
+    ),
+    "tables_locked": Scenario(
+        liveness.tables_locked,
+        {"locks": ["tasks"], "lease": 3, "tasks": 50, "seconds": 14},
+        {"locks": ["tasks", "workers", "tasks", "workers, tasks"], "lease": 12, "tasks": 100, "seconds": 100},
+    ),
+    "worker_clock": Scenario(
+        clocks.worker_clock,
+        {"shifts": [-3600, 3600], "tasks": 20, "seconds": 6},
+        {"shifts": [-3600, 3600, -86_400, 0], "tasks": 60, "seconds": 20},
+    ),
+    "server_clock": Scenario(
+        clocks.server_clock,
+        {"shifts": [-3600, 3600], "tasks": 15, "delay": 4},
+        {"shifts": [-3600, 3600, -86_400, 0], "tasks": 60, "delay": 15},
+    ),
+    "reactor_blocked": Scenario(
+        culprits.reactor_blocked, {"seconds": 5, "neighbours": 20}, {"seconds": 25, "neighbours": 40}
+    ),
+    "stalled_too_long": Scenario(
+        culprits.stalled_too_long, {"stall": 5, "neighbours": 20}, {"stall": 15, "neighbours": 40}
+    ),
+    "kill_with_last_attempts": Scenario(
+        culprits.kill_with_last_attempts, {"tasks": 8, "seconds": 5}, {"tasks": 20, "seconds": 15}
+    ),
+    "poison_beside_innocents": Scenario(
+        culprits.poison_beside_innocents, {"good": 30, "rate": 10}, {"good": 1000, "rate": 30}
+    ),
+    "forks": Scenario(culprits.forks, {"times": 1, "neighbours": 10}, {"times": 10, "neighbours": 50}),
+    "forks_embedded": Scenario(culprits.forks_embedded, {"times": 1}, {"times": 5}),
+    "restarts_under_a_long_task": Scenario(
+        culprits.restarts_under_a_long_task,
+        {"times": 4, "every": 0.5, "seconds": 12},
+        {"times": 8, "every": 5, "seconds": 20},
     ),
 }
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -21,7 +23,7 @@ from tests.daemons import Daemon
 from tests.faults import audit
 from tests.faults.load import Load, Spec
 from tests.faults.worker import KIND, RUNS, Run, read_runs
-from tests.processes import eventually
+from tests.processes import eventually, pids_with
 
 BACK_WITHIN = 10.0
 """Seconds within which taskd must work again after PostgreSQL or RabbitMQ have started again."""
@@ -31,11 +33,17 @@ WAIT_BACK = 3 * BACK_WITHIN
 AGAIN_WITHIN = 5.0
 """Seconds within which the tasks of a killed worker must be running again."""
 
+SEEN_WITHIN = 2.0
+"""Seconds after its lease within which the tasks of a silent worker must be taken back."""
+
 MAX_GROWTH = 50.0
 """The largest allowed growth of a server's memory in MiB."""
 
 END_SECONDS = 90.0
 """The time limit in seconds for all tasks to end after the last fault. Daemons get half of it to drain."""
+
+BEAT = 2.5
+"""Seconds within which a worker that runs again has made a beat."""
 
 ATTEMPTS = 50
 """The max_attempts of tasks whose workers are killed, so that they do not fail for being killed too often."""
@@ -73,13 +81,17 @@ def own_services() -> Services:
     return found
 
 
+HANDLERS = {"PYTHONPATH": str(services.ROOT), "TASKD_HANDLERS": "tests.faults.handlers"}
+"""The variables of a worker that serves the handlers of the scenarios."""
+
+
 class _Cluster(Cluster):
     """A cluster whose workers have the handlers of these scenarios."""
 
     def _run(self, command: str, options: Sequence[str], env: dict[str, str], folder: Path) -> Daemon:
         if command != "taskworker":
             return super()._run(command, options, env, folder)
-        env["PYTHONPATH"] = str(services.ROOT)
+        env |= HANDLERS
         return Daemon.run([sys.executable, "-m", "tests.faults.worker", *options], env, cwd=folder)
 
 
@@ -97,32 +109,54 @@ class Stage:
         self.servers: list[Daemon] = []
         self.workers: list[Daemon] = []
         self.violations: list[str] = []
+        self.unfit: list[audit.Unfit] = []
         self.extra: dict[str, Any] = {}
         self._began = time.monotonic()
-        self._database = self.postgres.create_database()
+        self.database = self.postgres.create_database()
+        self.folder = folder
         self._runs = folder / "runs"
         self._ended: set[Daemon] = set()
         self._loads: list[Load] = []
+        self._embedded: list[Daemon] = []
         self._rss: dict[Daemon, float] = {}
-        self.cluster = _Cluster(folder, self.postgres, self._database, self.rabbitmq, **{RUNS: str(self._runs)})
+        self._bad_words: Sequence[str] = BAD_WORDS
+        self.cluster = _Cluster(folder, self.postgres, self.database, self.rabbitmq, **{RUNS: str(self._runs)})
 
     # -- daemons
 
-    def start(self, servers: int = 1, workers: int = 1, options: Sequence[str] = ("--slots", "50")) -> None:
+    def start(
+        self,
+        servers: int = 1,
+        workers: int = 1,
+        options: Sequence[str] = ("--slots", "50"),
+        server_env: Mapping[str, str] | None = None,
+    ) -> None:
         """Start daemons, wait until they are ready, and start the audit."""
         for _ in range(servers):
-            self.servers.append(self.cluster.launch_server())
+            self.servers.append(self.cluster.launch_server(None, **(server_env or {})))
         for _ in range(workers):
             self.launch_worker(*options)
         self.await_ready()
-        self.postgres.query(audit.TRIGGER, database=self._database)
+        self.postgres.query(audit.TRIGGER, database=self.database)
         self._rss = {server: _mebibytes(server) for server in self.servers}
 
-    def launch_worker(self, *options: str) -> Daemon:
+    def launch_worker(self, *options: str, **env: str) -> Daemon:
         """Start one more worker."""
-        worker = self.cluster.launch_worker(*(options or ("--slots", "50")))
+        worker = self.cluster.launch_worker(*(options or ("--slots", "50")), **env)
         self.workers.append(worker)
         return worker
+
+    def launch_embedded(self, port: int) -> Daemon:
+        """Start an embedded server with the handlers of the scenarios, always on the same data. Waits until it serves.
+        Its database has no audit."""
+        data = self.folder / "embedded"
+        data.mkdir(exist_ok=True)
+        options = ["--listen", f"tcp:{port}:interface=127.0.0.1", "--data", str(data)]
+        env = {RUNS: str(self._runs), "TASKD_BCRYPT_ROUNDS": "4", **HANDLERS}
+        server = Daemon.twistd("taskserver", options, env, cwd=data)
+        self._embedded.append(server)
+        server.wait_for(READY, 20)
+        return server
 
     def await_ready(self) -> None:
         """Wait until every daemon is ready."""
@@ -137,17 +171,59 @@ class Stage:
         server.kill()
         self.servers[place] = self.cluster.launch_server(self.cluster.ports[place])
 
-    def kill_worker(self, worker: Daemon) -> audit.Killed:
-        """``kill -9`` of a worker."""
+    def kill_worker(self, worker: Daemon, with_watchdog: bool = False) -> audit.Killed:
+        """``kill -9`` of a worker, and at the same moment of its watchdog."""
+        watchdogs = self.watchdogs(worker) if with_watchdog else []
         self.expect_end(worker)
         self.workers.remove(worker)
         killed = audit.Killed(worker.pid, time.time())
+        for pid in watchdogs:
+            os.kill(pid, signal.SIGKILL)
         worker.kill()
         return killed
 
+    def freeze(self, worker: Daemon) -> float:
+        """SIGSTOP of a worker. Returns the time."""
+        now = time.time()
+        self.unfit.append(audit.Unfit(worker.pid, now))
+        worker.send(signal.SIGSTOP)
+        return now
+
+    def thaw(self, worker: Daemon) -> float:
+        """SIGCONT of a worker: from its first beat on it is healthy again. Returns the time."""
+        now = time.time()
+        worker.send(signal.SIGCONT)
+        self.unfit = [u._replace(until=min(u.until, now + BEAT)) if u.pid == worker.pid else u for u in self.unfit]
+        return now
+
+    def watchdogs(self, worker: Daemon) -> list[int]:
+        """The process ids of a worker's watchdog: one, if it works."""
+        found = []
+        for child in psutil.Process(worker.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if "taskd.watchdog" in child.cmdline():
+                    found.append(child.pid)
+        return found
+
+    def processes(self) -> set[int]:
+        """All processes of this scenario's daemons: those that they have started or forked too."""
+        return pids_with(f"{RUNS}={self._runs}")
+
+    def replace_dead_workers(self, statuses: Collection[int], options: Sequence[str] = ()) -> int:
+        """Start a worker for each that has ended with one of these statuses, as systemd does. Returns their number."""
+        dead = [worker for worker in self.workers if worker.returncode is not None]
+        for worker in dead:
+            text = f"a worker ended with {worker.returncode}: {worker.output()[-1000:]}"
+            self.must(worker.returncode in statuses, text)
+            self.expect_end(worker)
+            self.workers.remove(worker)
+            self.launch_worker(*options)
+        return len(dead)
+
     def expect_end(self, daemon: Daemon) -> None:
-        """The scenario ends this daemon, so its end is not a violation."""
+        """The scenario ends this daemon, so its end is not a violation. It may have ended a moment ago."""
         self._ended.add(daemon)
+        self.unfit.append(audit.Unfit(daemon.pid, time.time() - (0.0 if daemon.returncode is None else 1.0)))
 
     # -- tasks
 
@@ -168,6 +244,13 @@ class Stage:
     def runs(self) -> list[Run]:
         """The runs that the handlers recorded."""
         return read_runs(self._runs)
+
+    def runs_again(self) -> list[Run]:
+        """The runs of tasks that had run before."""
+        by_task: dict[int, list[Run]] = {}
+        for run in self.runs():
+            by_task.setdefault(run.task_id, []).append(run)
+        return [run for runs in by_task.values() for run in runs[1:]]
 
     # -- checks
 
@@ -199,15 +282,22 @@ class Stage:
         self.must(found[0] <= BACK_WITHIN, f"taskd did not work again in time: {found[0]:.1f} s or never")
         return found[0]
 
-    def must_run_again(self, killed: Sequence[audit.Killed]) -> None:
-        """Check that the tasks of killed workers ran again in time."""
-        changes, _ = audit.read(self.rows)
-        seconds = audit.run_again(changes, killed)
+    def must_run_again(self, killed: Sequence[audit.Killed], within: float = AGAIN_WITHIN, name: str = "again") -> None:
+        """Check that the tasks of killed workers ran again in time. ``name`` stands in the line of the scenario."""
+        seconds = sorted(audit.run_again(self.records().changes, killed) + audit.begun_again(self.runs(), killed))
         again = [each for each in seconds if each != float("inf")]
         slowest = again[-1] if again else 0.0
-        self.extra |= {"ran_again": len(again), "slowest_again_s": round(slowest, 2)}
-        self.must(slowest <= AGAIN_WITHIN, f"a task of a killed worker ran again only after {slowest:.1f} s")
-        self.must(again == seconds, f"{len(seconds) - len(again)} tasks of killed workers never ran again")
+        self.extra |= {f"ran_{name}": len(again), f"slowest_{name}_s": round(slowest, 2)}
+        self.must(slowest <= within, f"a task of a killed worker ran again only after {slowest:.2f} s ({name})")
+        self.must(again == seconds, f"{len(seconds) - len(again)} tasks of killed workers never ran again ({name})")
+
+    def records(self) -> audit.Records:
+        """What the triggers have recorded so far."""
+        return audit.read(self.rows)
+
+    def allow_tracebacks(self) -> None:
+        """The scenario makes handlers raise exceptions, which the log of a worker shows."""
+        self._bad_words = BAD_WORDS[1:]
 
     # -- the end
 
@@ -223,7 +313,8 @@ class Stage:
     def finish(self, load: Load, expected: Mapping[str, int] | None = None) -> dict[str, Any]:
         """Wait until everything has ended, check the promises, and return the line of the scenario.
 
-        ``expected`` has the figures that need not be 0. Raises Broken with the line if a promise was broken.
+        ``expected`` has figures that are not 0, and further ones that must have a value.
+        Raises Broken with the line if a promise was broken.
         """
         self.await_end(load)
         self._check_memory()
@@ -231,23 +322,31 @@ class Stage:
             self._check_left_overs()
         self._end_daemons()
         found = self._figures(load)
-        for name in audit.MUST_BE_ZERO:
-            wanted = (expected or {}).get(name, 0)
+        expected = expected or {}
+        for name in (*audit.MUST_BE_ZERO, *(name for name in expected if name not in audit.MUST_BE_ZERO)):
+            wanted = expected.get(name, 0)
             self.must(found[name] == wanted, f"{name}: {found[name]}" + (f", not {wanted}" if wanted else ""))
         self.must(found["confirmed"] == found["attempted"], "clients did not get all confirmations")
         self.violations += load.problems
-        line = self._line(load, found)
+        return self._judged(self._line(load, found))
+
+    def finish_embedded(self) -> dict[str, Any]:
+        """The line of a scenario that has had embedded servers only. Raises Broken with it if a promise was broken."""
+        for server in self._embedded:
+            self._must_be_quiet(server)
+        return self._judged({"scenario": self.scenario, **self.extra})
+
+    def _figures(self, load: Load) -> dict[str, int]:
+        return audit.figures(load, self.records(), self.runs(), self.unfit)
+
+    def _line(self, load: Load, found: dict[str, int]) -> dict[str, Any]:
+        return {"scenario": self.scenario, **found, "refusals": dict(load.refusals), **self.extra}
+
+    def _judged(self, line: dict[str, Any]) -> dict[str, Any]:
+        line |= {"seconds": round(time.monotonic() - self._began, 1), "violations": self.violations}
         if self.violations:
             raise Broken(line)
         return line
-
-    def _figures(self, load: Load) -> dict[str, int]:
-        changes, rows = audit.read(self.rows)
-        return audit.figures(load, changes, rows, self.runs())
-
-    def _line(self, load: Load, found: dict[str, int]) -> dict[str, Any]:
-        line = {"scenario": self.scenario, **found, "refusals": dict(load.refusals), **self.extra}
-        return line | {"seconds": round(time.monotonic() - self._began, 1), "violations": self.violations}
 
     def _check_memory(self) -> None:
         # only servers that were not replaced
@@ -283,9 +382,12 @@ class Stage:
             else:
                 self.must(status == 0, f"a daemon ended with {status}: {daemon.output()[-1000:]}")
         for daemon in self.cluster.daemons:
-            output = daemon.output()
-            at = min((output.find(word) for word in BAD_WORDS if word in output), default=-1)
-            self.must(at < 0, f"a daemon printed: {output[max(0, at - 300) : at + 1500]}")
+            self._must_be_quiet(daemon)
+
+    def _must_be_quiet(self, daemon: Daemon) -> None:
+        output = daemon.output()
+        at = min((output.find(word) for word in self._bad_words if word in output), default=-1)
+        self.must(at < 0, f"a daemon printed: {output[max(0, at - 300) : at + 1500]}")
 
     def __enter__(self) -> Stage:
         return self
@@ -300,10 +402,12 @@ class Stage:
             if isinstance(error, AssertionError) and not isinstance(error, Broken) and self._loads:
                 # a wait timed out: report the figures all the same
                 self.violations.append(str(error))
-                raise Broken(self._line(self._loads[0], self._figures(self._loads[0]))) from error
+                self._judged(self._line(self._loads[0], self._figures(self._loads[0])))
         finally:
             self.cluster.close()
-            self.postgres.drop_database(self._database)
+            for server in self._embedded:
+                server.dispose()
+            self.postgres.drop_database(self.database)
 
 
 def _mebibytes(daemon: Daemon) -> float:

@@ -1,12 +1,15 @@
 """The real worker with two more handlers: ``python -m tests.faults.worker OPTIONS`` is ``twistd taskworker OPTIONS``.
 
-``record`` writes a line to the file that FAULTS_RUNS names, then takes ``{"seconds": n}`` as ``simulate`` does.
-``poison`` writes a line too, and ends the process at once.
+Every attempt writes a line when it begins and one when it ends to the file that FAULTS_RUNS names. ``record`` takes
+``{"seconds": n}`` as ``simulate`` does, after ``{"fails": n}`` attempts that fail at once. ``poison`` ends the process:
+``{"how": "exit"}``, ``"kill"`` or ``"crash"``. The kinds of tests.faults.handlers are served too.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterable
@@ -22,6 +25,7 @@ from taskd.model.tasks import Task
 from taskd.ports.handler import ITaskContext, ITaskHandler
 from taskd.worker import wiring
 from taskd.worker.attempt import Attempt
+from taskd.worker.handler import Retry
 from taskd.worker.runner import Runner
 from tests.daemons import TWISTD
 
@@ -33,22 +37,37 @@ RUNS = "FAULTS_RUNS"
 
 
 class Run(NamedTuple):
-    """The start of an attempt. ``worker`` is the process id, ``at`` the time in seconds since 1970."""
+    """An attempt. ``worker`` is the process id, ``at`` and ``until`` are its begin and end in seconds since 1970.
+
+    ``until`` is None for an attempt that has not ended, or whose worker has died.
+    """
 
     task_id: int
     dispatch: int
     attempt: int
     worker: int
     at: float
+    until: float | None = None
 
 
 def read_runs(file: Path) -> list[Run]:
-    """The runs that all workers have recorded, in order."""
-    found = []
+    """The runs that all workers have recorded, in the order in which they began.
+
+    An end without a begin is a run of its own: a copy of a worker has run the worker's code.
+    """
+    found: dict[tuple[int, int, int, int], list[Run]] = {}
+    # the workers write monotonic times, because a scenario may set their clocks
+    offset = time.time() - time.monotonic()
     for line in file.read_text().splitlines() if file.exists() else []:
-        task_id, dispatch, attempt, worker, at = line.split()
-        found.append(Run(int(task_id), int(dispatch), int(attempt), int(worker), float(at)))
-    return found
+        what, *numbers, at = line.split()
+        task_id, dispatch, attempt, worker = (int(number) for number in numbers)
+        when = float(at) + offset
+        runs = found.setdefault((task_id, dispatch, attempt, worker), [])
+        if what == "begin" or not runs or runs[-1].until is not None:
+            runs.append(Run(task_id, dispatch, attempt, worker, when))
+        if what == "end":
+            runs[-1] = runs[-1]._replace(until=when)
+    return sorted((run for runs in found.values() for run in runs), key=lambda run: run.at)
 
 
 class RunLog:
@@ -57,9 +76,9 @@ class RunLog:
     def __init__(self, file: str) -> None:
         self._file = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
-    def begun(self, task: Task) -> None:
-        """Record that an attempt of this task starts."""
-        line = f"{task.id} {task.dispatch} {task.attempt} {os.getpid()} {time.time():.6f}\n"
+    def write(self, what: str, task: Task) -> None:
+        """Record the begin or the end of an attempt of this task."""
+        line = f"{what} {task.id} {task.dispatch} {task.attempt} {os.getpid()} {time.monotonic():.6f}\n"
         os.write(self._file, line.encode())
 
 
@@ -82,9 +101,11 @@ class Record(_Kind):
     def __init__(self, then: ITaskHandler) -> None:
         self._then = then
 
-    def run(self, task: ITaskContext) -> Any:
-        """Run the other handler."""
-        return self._then.run(task)
+    async def run(self, task: ITaskContext) -> Any:
+        """Run the other handler, unless this attempt must fail."""
+        if task.attempt <= task.payload.get("fails", 0):
+            raise Retry("it was told to fail", after=0)
+        return await self._then.run(task)
 
 
 @implementer(ITaskHandler)
@@ -95,6 +116,11 @@ class Poison(_Kind):
 
     async def run(self, task: ITaskContext) -> Any:
         """End the process."""
+        how = task.payload.get("how", "exit")
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif how == "crash":
+            ctypes.string_at(0)
         os._exit(1)
 
 
@@ -105,9 +131,10 @@ class RecordingRunner(Runner):
 
     def run(self, task: Task, user: str, said: Any) -> Attempt:
         """Record the run, then start it."""
-        if task.kind in (Record.kind, Poison.kind):
-            self.run_log.begun(task)
-        return super().run(task, user, said)
+        self.run_log.write("begin", task)
+        attempt = super().run(task, user, said)
+        attempt.freed.addCallback(lambda _: self.run_log.write("end", task))
+        return attempt
 
 
 def main() -> None:
@@ -115,8 +142,8 @@ def main() -> None:
     RecordingRunner.run_log = RunLog(os.environ[RUNS])
 
     def runner(clock: IReactorTime, handlers: Iterable[ITaskHandler], **others: Any) -> Runner:
-        (simulate,) = handlers
-        return RecordingRunner(clock, [simulate, Record(simulate), Poison()], **others)
+        simulate, *more = handlers
+        return RecordingRunner(clock, [simulate, *more, Record(simulate), Poison()], **others)
 
     vars(wiring)["Runner"] = runner
     # imported late, because its imports may install a reactor
