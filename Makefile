@@ -24,7 +24,7 @@ test: $(VENV)/.test
 simulate: $(VENV)/.test
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST)
 
-# The tests of tests/faults with their full counts: a line of JSON each, some ten minutes in all.
+# The tests of tests/faults with their full counts: a line of JSON each, about half an hour in all.
 faults: $(VENV)/.test
 	$(BIN)/python -m tests.faults --full
 

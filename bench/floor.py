@@ -141,6 +141,7 @@ class _Pair:
         return self.books.all_done()
 
     def _create_tables(self, database: str) -> None:
+        self._services.postgres.query(migrations.CREATE_TABLE, database=database)
         for migration in migrations.load("postgres"):
             self._services.postgres.query(migration.sql, database=database)
 

@@ -50,7 +50,8 @@ class Database:
         connection = await self._idle.get()
         values = ", ".join(["%s"] * len(args))
         cursor = await connection.cursor().execute(f"EXECUTE {name} ({values})", args)
-        rows = Rows([column.name for column in cursor.description], cursor.fetchall())
+        columns = [column.name for column in cursor.description or ()]
+        rows = Rows(columns, cursor.fetchall() if columns else [])
         self._idle.put(connection)
         return rows
 

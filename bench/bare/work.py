@@ -52,6 +52,8 @@ class Worker:
         """Connect and start to consume."""
         job = self._job
         await self._database.open(job)
+        # only a registered worker may claim
+        await self._database.call("register", "floor", "[]", "[]", "{}")
         consuming, publishing = Amqp(job), Amqp(job)
         await consuming.open(job)
         await publishing.open(job)
@@ -72,9 +74,8 @@ class Worker:
         batch.sort()
         ids = "{" + ",".join([str(m.task_id) for m in batch]) + "}"
         dispatches = "{" + ",".join([str(m.dispatch) for m in batch]) + "}"
-        flags = "{" + ",".join("f" * len(batch)) + "}"
         limits = "{" + ",".join(["3"] * len(batch)) + "}"
-        rows = await self._database.call("claim", "floor", 30.0, ids, dispatches, flags, flags, limits)
+        rows = await self._database.call("claim", "floor", ids, dispatches, limits)
         self._events.publish("claimed", len(rows.rows))
         tags = {m.task_id: m.tag for m in batch}
         for task_id, dispatch, attempt in rows.columns("id", "dispatch", "attempt"):
