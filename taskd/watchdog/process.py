@@ -163,7 +163,7 @@ def _beats(dsn: Mapping[str, str | int] | None) -> IBeats | None:
     from taskd.store.postgres.beats import BeatConnection
 
     beats = BeatConnection(dsn)
-    # a worker that dies at once is told of at once; if it fails, the first call tries again
+    # connected now, so that the death of a worker is reported at once; if it fails, the first call tries again
     with contextlib.suppress(psycopg2.Error):
         beats.connect()
     return beats

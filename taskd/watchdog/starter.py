@@ -42,7 +42,7 @@ class Watchdog:
         self._reactor = reactor
         self._board = board
         self.config = Config(-1, -1, -1, -1, dsn, stall if dsn is not None else None, lease)
-        """What the next watchdog is told; :meth:`start` completes it."""
+        """What the next watchdog reads from its standard input; :meth:`start` completes it."""
         self._process: subprocess.Popen[bytes] | None = None
         self._failures = 0
         self._began = 0.0

@@ -66,8 +66,8 @@ class _Named(NamedTuple):
 
 class Watch:
     """Watches one worker from its start to its death. ``clock`` is monotonic. ``say`` writes a line of the log, with
-    its level. After ``stall`` seconds of standstill the worker is ended; None: never. It is told to be gone, in case
-    that the store is away, for ``lease`` seconds. ``beats`` is None without a store."""
+    its level. After ``stall`` seconds of standstill the worker is ended; None: never. Its death is reported for
+    ``lease`` seconds while the store is away. ``beats`` is None without a store."""
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class Watch:
             reason = f"blocked the worker for {_seconds(still)}{place}"
             self._culprit = note.task_id, note.dispatch, _line(reason)
         self._killed = True
-        # A service manager may end the watchdog as soon as the worker is dead, so the store hears of it before. Nothing
+        # A service manager may end the watchdog as soon as the worker is dead, so the report goes first. Nothing
         # of the worker runs meanwhile.
         self._process.stop()
         self._deadline = self._clock() + self._lease

@@ -38,7 +38,7 @@ class HeldState(enum.Enum):
 
     CLAIMING = "waits for a slot, or its claim is with the store"
     WAITING = "claimed, and waits for a place among the suspects"
-    BEGINNING = "has a place among the suspects, and the store is told that it begins"
+    BEGINNING = "has a place among the suspects, and its begin is being stored"
     RUNNING = "its handler runs"
     FINISHING = "its outcome is on the way to the store"
     RETURNING = "its attempt is stopped, and goes back to the store unspent"

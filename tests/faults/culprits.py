@@ -218,7 +218,7 @@ def forks_embedded(stage: Stage, *, times: int) -> Line:
 
 def restarts_under_a_long_task(stage: Stage, *, times: int, every: float, seconds: float) -> Line:
     """The worker is restarted under a task that takes longer. ``returns`` grows, and from the third one on the owner
-    hears of it."""
+    gets events."""
     options = "--grace", "0"
     stage.start(options=options)
     load = stage.load(lasting(seconds, seconds), total=1, clients=1)

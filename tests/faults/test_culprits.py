@@ -37,5 +37,5 @@ def test_handlers_of_an_embedded_server_that_fork(own: Services) -> None:
 
 
 def test_restarts_of_the_worker_under_a_long_task(own: Services) -> None:
-    """The task is given back unspent, and its owner hears of it."""
+    """The task is given back unspent, and its owner gets an event."""
     play("restarts_under_a_long_task", own)

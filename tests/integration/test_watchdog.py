@@ -1,4 +1,4 @@
-"""The watchdog with real processes: a worker that is blocked, stopped, killed or crashes, and what is told of it.
+"""The watchdog with real processes: a worker that is blocked, stopped, killed or crashes, and what is reported.
 
 Each test starts this module as a program. It plays a worker: a reactor, a board, and a thread for handlers.
 """

@@ -103,7 +103,7 @@ class World:
         if kinds is not None:
             rates = self.plan.rates
             if seed % 2:
-                # the store does what it is told, beside these faults
+                # the store is calm, beside these faults
                 rates = dataclasses.replace(rates, refused=0, ambiguous=0, straggling=0, slow_store=0, stale=0)
             self.plan = dataclasses.replace(self.plan, faults=kinds, longest_task=LONG, chaos=LONG, rates=rates)
         self.referee = Referee(self._violated, self.note, self.clock.seconds)

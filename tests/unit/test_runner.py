@@ -994,7 +994,7 @@ class EntriesTests(Stage):
 
 
 class RecordingEntries:
-    """Writes down what it is told."""
+    """Records its calls."""
 
     def __init__(self) -> None:
         self.noted: list[str] = []

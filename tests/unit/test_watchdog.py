@@ -219,7 +219,7 @@ class Naming(Case):
         what = f"task 7 (lab.work) blocks it at {PLACE}"
         assert self.said == [f"warn: the reactor has stood still for 1 s: {what}"]
         assert self.process.stacks == [REACTOR]
-        # the store hears of it at once, and is told again with each beat
+        # stored at once, and again with each beat
         assert self.store.vouched[0][0] < 6.7
         self.run_for(10)
         assert {stalled for _, _, stalled in self.store.vouched} == {what}
@@ -345,7 +345,7 @@ class NeverEnding(Case):
 
 
 class Dying(Case):
-    """What is told of a worker that has died."""
+    """What is reported about a worker that has died."""
 
     crash = (
         "Fatal Python error: Segmentation fault\n\nThread 0x1 (most recent call first):\n"

@@ -147,7 +147,7 @@ class Flaky:
 
 
 class RecordingBoard(NoBoard):
-    """Counts what the watchdog is told."""
+    """Counts the calls of the worker."""
 
     def __init__(self) -> None:
         self.beats = 0
@@ -942,7 +942,7 @@ def test_give_backs_of_a_stopping_worker_are_counted_and_noted_from_the_third_on
         stage.drain(worker, 0)
         assert stage.states([task]) == [("waiting", 0)] and stage.tasks([task])[0].returns == n
         assert any(f"task {task} (simulate) has been given back 3 times" in note for note in notes(events)) is (n == 3)
-        assert bool(stage.outputs) is (n == 3), "the owner is told as well"
+        assert bool(stage.outputs) is (n == 3), "the owner gets an event as well"
         stage.advance(1)
         stage.dispatch_again(task)
 
