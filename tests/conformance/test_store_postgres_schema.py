@@ -94,6 +94,7 @@ class Schema(Hooks):
             "promote": {"tasks_delayed", "tasks_pkey"},
             "adopt_stale": by_key,
             "claim": by_key,
+            "begin": by_key,
             "complete": by_key,
             "fail": by_key,
             "find_recorded_end": by_key,

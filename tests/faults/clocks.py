@@ -37,7 +37,10 @@ def worker_clock(stage: Stage, *, shifts: Sequence[float], tasks: int, seconds: 
     limits = dict(stage.rows(f"SELECT id, coalesce(timeout, {seconds}) FROM tasks"))
     off = [(run.until or 0.0) - run.at - limits[run.task_id] for run in stage.runs()]
     stage.extra |= {"shifts": list(shifts), "shortest_off_s": round(min(off), 2), "longest_off_s": round(max(off), 2)}
-    stage.must(min(off) >= -0.1 and max(off) <= LATE, f"tasks took {min(off):.1f} to {max(off):.1f} s more than asked")
+    stage.must(
+        min(off) >= -0.1 and max(off) <= LATE + stage.slack,
+        f"tasks took {min(off):.1f} to {max(off):.1f} s more than asked",
+    )
     errors = {error for (error,) in stage.rows("SELECT error FROM tasks WHERE state = 'failed'")}
     stage.must(errors == {f"took longer than {TIMEOUT:g} s"}, f"errors: {errors}")
     return stage.finish(load, {"failed": half * len(shifts), "run_twice": 0, "losses": 0, "spent": 0})
@@ -66,6 +69,8 @@ def server_clock(stage: Stage, *, shifts: Sequence[float], tasks: int, delay: fl
     stored = {change.task_id: change.at for change in stage.records().changes if change.old is None}
     late = [run.at - stored[run.task_id] - delay * delayed[run.task_id] for run in stage.runs()]
     stage.extra |= {"shifts": list(shifts), "earliest_s": round(min(late), 2), "latest_s": round(max(late), 2)}
-    stage.must(min(late) >= -0.1 and max(late) <= LATE, f"tasks began {min(late):.1f} to {max(late):.1f} s late")
+    stage.must(
+        min(late) >= -0.1 and max(late) <= LATE + stage.slack, f"tasks began {min(late):.1f} to {max(late):.1f} s late"
+    )
     stage.must(sum(delayed.values()) > len(delayed) / 3, "hardly any task has a delay")
     return stage.finish(load, {"run_twice": 0, "losses": 0, "spent": 0})

@@ -61,7 +61,7 @@ def _must_be_named(stage: Stage, worker: Daemon, kind: str) -> None:
         text = stalls[-1].stalled or ""
         # the handler that holds the lock first finds out how long it has to
         slack = 1.0 if kind == "hold" else 0.0
-        stage.must(after <= NAMED_WITHIN + slack, f"{kind} was named only after {after:.1f} s")
+        stage.must(after <= NAMED_WITHIN + slack + stage.slack, f"{kind} was named only after {after:.1f} s")
         stage.must(kind in text and str(task_id) in text, f"{kind} {task_id} is not named: {text!r}")
         still = "SELECT FROM workers WHERE stalled IS NOT NULL"
         eventually(lambda: not stage.rows(still), 5, "the worker is not stalled")
@@ -88,7 +88,7 @@ def stalled_too_long(stage: Stage, *, stall: float, neighbours: int) -> Line:
     slowest = max(gone.get(run.worker, float("inf")) - run.at for run in blocked)
     stage.extra |= {"deaths": deaths, "slowest_kill_s": round(slowest, 2), "error": error}
     stage.must(len(blocked) == 2 and state == "failed", f"the block ran {len(blocked)} times and is {state}")
-    stage.must(slowest <= stall + STALL_KILL, f"a blocked worker was ended only after {slowest:.1f} s")
+    stage.must(slowest <= stall + STALL_KILL + stage.slack, f"a blocked worker was ended only after {slowest:.1f} s")
     return stage.finish(load, {"failed": 1, "spent": 2})
 
 
@@ -110,7 +110,10 @@ def kill_with_last_attempts(stage: Stage, *, tasks: int, seconds: float) -> Line
     stage.await_end(load)
     ended = max(change.at for change in stage.records().changes) - killed.at
     stage.extra["all_ended_s"] = round(ended, 2)
-    stage.must(ended <= seconds + KILLED_WITHIN + 2, f"{tasks} tasks of {seconds} s ended only after {ended:.1f} s")
+    stage.must(
+        ended <= seconds + KILLED_WITHIN + 2 + stage.slack,
+        f"{tasks} tasks of {seconds} s ended only after {ended:.1f} s",
+    )
     stage.must_run_again([killed], KILLED_WITHIN)
     return stage.finish(load, {"losses": tasks, "spent": 0})
 

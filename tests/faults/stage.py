@@ -106,6 +106,8 @@ class Stage:
         self.postgres = own.postgres
         self.rabbitmq = own.rabbitmq
         self.thorough = thorough
+        self.slack = 0.0 if thorough else 10.0
+        """Seconds beyond a bound: the quick counts run in the suite, beside whatever else the machine does."""
         self.servers: list[Daemon] = []
         self.workers: list[Daemon] = []
         self.violations: list[str] = []
@@ -288,7 +290,9 @@ class Stage:
         again = [each for each in seconds if each != float("inf")]
         slowest = again[-1] if again else 0.0
         self.extra |= {f"ran_{name}": len(again), f"slowest_{name}_s": round(slowest, 2)}
-        self.must(slowest <= within, f"a task of a killed worker ran again only after {slowest:.2f} s ({name})")
+        self.must(
+            slowest <= within + self.slack, f"a task of a killed worker ran again only after {slowest:.2f} s ({name})"
+        )
         self.must(again == seconds, f"{len(seconds) - len(again)} tasks of killed workers never ran again ({name})")
 
     def records(self) -> audit.Records:
