@@ -12,6 +12,9 @@ from taskd.model.backoff import Backoff
 ISOLATIONS = ("async", "thread", "process", "program")
 """Where a task runs: on the reactor, in a thread, in a child process that is reused, or as a program."""
 
+IN_PROCESS = ("async", "thread")
+"""Those that run in the worker's own process, so that a handler can kill the worker. A child process dies alone."""
+
 
 class ITaskContext(Interface):
     """The argument of a handler: its task, and methods to report progress and log lines. They are the same on the

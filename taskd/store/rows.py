@@ -27,9 +27,6 @@ WORKER_KEEP_SECONDS = 3600
 UNSPENT_LOSSES = 3
 """A task may be lost so often without spending an attempt."""
 
-IN_PROCESS = ("async", "thread")
-"""The isolations whose handlers can kill or block their worker."""
-
 STATES = {state.value: state for state in State}
 
 TO_WAITING = """

@@ -109,7 +109,7 @@ class Watch:
         if (accepted := (self._board.name, self._board.beats)) != self._accepted:
             self._accepted, self._beat_at = accepted, now
         if now - self._moved_at >= STEP_SECONDS * 3 and self._process.stopped():
-            # somebody has stopped it: that is no standstill, and nobody may believe that it works
+            # a signal or a debugger has stopped it: no handler blocks it, and the watchdog must not beat for it
             self._moved_at, self._sample = now, None
             return STEP_SECONDS
         told = self._stalled

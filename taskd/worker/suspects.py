@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from twisted.internet.interfaces import IReactorTime
 
+from taskd.ports.handler import IN_PROCESS
 from taskd.worker.held import HeldState, HeldTask
 
 MAX_WAIT = 5.0
@@ -14,9 +15,6 @@ MAX_WAIT = 5.0
 FEWER = 4
 """With each loss of a task, so many times fewer like it run at a time. With 100 slots these are 25, 6 and 1, so a task
 that kills its workers is the only suspect there when it does so for the fourth time."""
-
-IN_PROCESS = frozenset({"async", "thread"})
-"""Isolations that can kill the worker. A child process dies alone."""
 
 
 class Suspects:

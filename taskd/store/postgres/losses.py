@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from taskd.model.tasks import FailedAttempt, Task
+from taskd.ports.handler import IN_PROCESS
 from taskd.store.postgres.arrays import array, texts
 from taskd.store.postgres.database import PostgresDatabase
 from taskd.store.postgres.rows import IN_FLIGHT, T, to_tasks
-from taskd.store.rows import FAILED_ATTEMPTS_LISTED, IN_PROCESS, TO_WAITING, UNSPENT_LOSSES
+from taskd.store.rows import FAILED_ATTEMPTS_LISTED, TO_WAITING, UNSPENT_LOSSES
 
 
 def _take_back(which: str, culprit: str, together: str) -> str:

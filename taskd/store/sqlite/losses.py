@@ -10,8 +10,9 @@ from typing import NamedTuple
 import msgspec
 
 from taskd.model.tasks import FailedAttempt, Task
+from taskd.ports.handler import IN_PROCESS
 from taskd.ports.workers import Culprit, WorkerState
-from taskd.store.rows import ALL, FAILED_ATTEMPTS_LISTED, IN_PROCESS, TO_WAITING, UNSPENT_LOSSES, decode_worker
+from taskd.store.rows import ALL, FAILED_ATTEMPTS_LISTED, TO_WAITING, UNSPENT_LOSSES, decode_worker
 from taskd.store.sqlite.database import SqliteDatabase, transaction
 from taskd.store.sqlite.rows import from_micros, to_task
 
