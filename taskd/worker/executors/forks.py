@@ -24,7 +24,6 @@ in_copy = False
 _reactor: Any = None
 _hooked = False
 _masks = threading.local()
-_owned_fds: set[int] = set()
 _owned_paths: list[str] = []
 _halted: list[object] = []
 """What the reactor watched, in a child that its thread has forked."""
@@ -42,16 +41,6 @@ def watch(reactor: Any) -> None:
     if not _hooked:
         os.register_at_fork(before=_before_fork, after_in_parent=_unblock_signals, after_in_child=_after_fork)
         _hooked = True
-
-
-def own(fd: int) -> None:
-    """A forked child closes this descriptor. Needed for what neither the reactor nor :func:`own_files` knows."""
-    _owned_fds.add(fd)
-
-
-def disown(fd: int) -> None:
-    """The worker has closed it."""
-    _owned_fds.discard(fd)
 
 
 def own_files(*paths: str | os.PathLike[str]) -> None:
@@ -131,7 +120,6 @@ def _default_signals() -> None:
 
 def _descriptors() -> Iterator[int]:
     """All descriptors of the worker."""
-    yield from _owned_fds
     watched = {_number(each) for each in [*_halted, *_reactor.getReaders(), *_reactor.getWriters()]}
     yield from watched
     # no public names give these two: the epoll descriptor, and the writing ends of the pipes that wake the reactor
