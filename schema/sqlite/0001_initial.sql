@@ -1,5 +1,13 @@
--- The first schema: users, their sessions, tasks, and the outbox between the store and the broker.
+-- The first schema: users, their sessions, tasks, workers.
 -- All times are microseconds since 1970-01-01 UTC.
+
+-- Which installation this database belongs to. Its first daemon makes the row.
+CREATE TABLE installation (
+    id TEXT NOT NULL DEFAULT (lower(hex(randomblob(4)))) -- the same for all daemons
+        CHECK (length(id) BETWEEN 1 AND 32 AND id NOT GLOB '*[^A-Za-z0-9_-]*')
+);
+-- One row.
+CREATE UNIQUE INDEX installation_one ON installation ((1));
 
 -- Accounts. A user owns tasks and sees no tasks of other users.
 CREATE TABLE users (
@@ -7,6 +15,7 @@ CREATE TABLE users (
     username     TEXT NOT NULL,                     -- as the user wrote it, in Unicode normal form KC
     username_key TEXT NOT NULL UNIQUE,              -- the case-folded username: unique, and used to find the user
     password     TEXT NOT NULL,                     -- a bcrypt hash
+    weight       REAL NOT NULL DEFAULT 1 CHECK (weight > 0), -- the share of slots, compared with the weights of the others
     created_at   INTEGER NOT NULL                   -- when the user registered
 );
 
@@ -25,25 +34,24 @@ CREATE TABLE tasks (
     user_id       INTEGER NOT NULL REFERENCES users (id), -- the owner
     task          TEXT NOT NULL,                    -- the owner's description of the task
     kind          TEXT NOT NULL DEFAULT 'simulate', -- which handler runs it
-    queue         TEXT NOT NULL DEFAULT 'tasks',    -- the queue of the broker for its messages
+    queue         TEXT NOT NULL DEFAULT 'tasks',    -- workers say which queues they serve
     payload       TEXT NOT NULL DEFAULT '{}',       -- the arguments of the handler: a JSON object, stored as it was received
-    state         TEXT NOT NULL DEFAULT 'waiting'   -- queued: handed to the broker; running: claimed
+    state         TEXT NOT NULL DEFAULT 'waiting'   -- queued: assigned to a worker; running: begun for a while
         CHECK (state IN ('waiting', 'queued', 'running', 'completed', 'failed', 'cancelled')),
     status        TEXT NOT NULL GENERATED ALWAYS AS ( -- the state in the original vocabulary
         CASE state WHEN 'completed' THEN 'Completada' WHEN 'failed' THEN 'Fallida' WHEN 'cancelled' THEN 'Cancelada'
         ELSE 'Procesando' END) STORED,
-    attempt       INTEGER NOT NULL DEFAULT 0,       -- the current or last attempt, 0 until first claimed; a fence
-    max_attempts  INTEGER NOT NULL DEFAULT 3,       -- then the task has failed; 0 until the first claim if the kind decides
+    attempt       INTEGER NOT NULL DEFAULT 0,       -- the current or last attempt, 0 until first assigned
+    max_attempts  INTEGER NOT NULL DEFAULT 3,       -- then the task has failed; 0 until the first assignment if the kind decides
     losses        INTEGER NOT NULL DEFAULT 0,       -- how often an attempt was lost with its worker since one has ended by itself
     returns       INTEGER NOT NULL DEFAULT 0,       -- how often a worker that was stopping has given it back
-    begun         INTEGER NOT NULL DEFAULT 1,       -- while running: 0 for a task with losses until its worker has a place for it
-    dispatch      INTEGER NOT NULL DEFAULT 0,       -- how often it was handed to the broker; a fence for messages
+    dispatch      INTEGER NOT NULL DEFAULT 0,       -- how often it was assigned to a worker; a fence for outcomes
     version       INTEGER NOT NULL DEFAULT 1,       -- grows by one with every change of state
     due           INTEGER NOT NULL DEFAULT 1 CHECK (due IN (0, 1)), -- its run_at has passed: it is in the backlog
-    worker        TEXT,                             -- the worker that holds it or held it last; NULL once it was taken back
+    held          INTEGER NOT NULL DEFAULT 0 CHECK (held IN (0, 1)), -- from the assignment until the worker has confirmed the end or the drop, or is dead
+    worker        TEXT,                             -- the worker that holds it or held it last; NULL once it was given or taken back
     created_at    INTEGER NOT NULL,                 -- when the owner submitted it
-    run_at        INTEGER NOT NULL,                 -- not handed to the broker before this time
-    dispatched_at INTEGER,                          -- when it was last handed to the broker; NULL while waiting
+    run_at        INTEGER NOT NULL,                 -- not assigned to a worker before this time
     started_at    INTEGER,                          -- when the current or last attempt began; NULL while waiting or queued
     finished_at   INTEGER,                          -- when it became completed, failed or cancelled
     result        TEXT,                             -- what the handler returned, any JSON value
@@ -54,7 +62,9 @@ CREATE TABLE tasks (
     progress      REAL,                             -- progress of the running attempt from 0 to 1, as its handler reports it
     note          TEXT,                             -- what the running attempt is doing, as its handler reports it
     CHECK ((finished_at IS NOT NULL) = (state IN ('completed', 'failed', 'cancelled'))),
-    CHECK (due OR dispatched_at IS NULL)
+    CHECK (due OR NOT held),
+    CHECK (NOT held OR worker IS NOT NULL),
+    CHECK (held OR state NOT IN ('queued', 'running'))
 );
 
 -- Lists of a user's tasks, newest first.
@@ -63,24 +73,18 @@ CREATE INDEX tasks_list ON tasks (user_id, status, id);
 -- A request that is sent again finds the task that the first request created.
 CREATE UNIQUE INDEX tasks_key ON tasks (user_id, key) WHERE key IS NOT NULL;
 
--- The backlog: waiting tasks that are due, in the order in which they are dispatched.
+-- The backlog: waiting tasks that are due, in the order in which they are assigned.
 CREATE INDEX tasks_backlog ON tasks (queue, kind, user_id, run_at, id)
-    WHERE dispatched_at IS NULL AND finished_at IS NULL AND due;
+    WHERE NOT held AND finished_at IS NULL AND due;
 
 -- Waiting tasks that are not due yet, in the order in which they become due.
 CREATE INDEX tasks_delayed ON tasks (run_at) WHERE NOT due AND finished_at IS NULL;
 
--- Queued and running tasks. Their number depends on the window and the workers, not on the backlog.
-CREATE INDEX tasks_in_flight ON tasks (queue, kind, dispatched_at)
-    WHERE dispatched_at IS NOT NULL AND finished_at IS NULL;
+-- The same for each user, for when more become due at once than one sweep takes.
+CREATE INDEX tasks_delayed_user ON tasks (user_id, run_at) WHERE NOT due AND finished_at IS NULL;
 
--- One row for each batch of tasks, until the broker has confirmed all its messages.
-CREATE TABLE outbox (
-    id           TEXT PRIMARY KEY, -- chosen by the publisher: a second insert of the same batch fails
-    task_ids     TEXT NOT NULL,    -- a JSON list of all tasks of the batch in their order, including those that wait
-    created_at   INTEGER NOT NULL, -- when the batch was stored
-    published_at INTEGER           -- NULL while the first publisher holds the row; then when another process adopted it
-) WITHOUT ROWID;
+-- What each worker holds. Its size depends on the slots of the workers, not on the backlog.
+CREATE INDEX tasks_held ON tasks (worker) WHERE held;
 
 -- Attempts that failed or were lost. A successful attempt has no row here.
 CREATE TABLE task_attempts (
@@ -88,7 +92,7 @@ CREATE TABLE task_attempts (
     dispatch   INTEGER NOT NULL, -- the dispatch that the attempt belonged to
     attempt    INTEGER NOT NULL, -- its number; numbers begin again when the owner retries the task
     worker     TEXT NOT NULL,    -- the worker that ran it
-    started_at INTEGER,          -- when it was claimed
+    started_at INTEGER,          -- when it began
     ended_at   INTEGER NOT NULL, -- when its failure was recorded
     error      TEXT NOT NULL,    -- why it failed, one line
     trace      TEXT,             -- where in the handler it failed, several lines
@@ -118,6 +122,7 @@ CREATE TABLE workers (
     kinds      TEXT NOT NULL,              -- a JSON list of the kinds that it serves in all these queues, each with its description
     slots      TEXT NOT NULL,              -- a JSON object: how many tasks of each isolation it runs at the same time
     hung       TEXT NOT NULL DEFAULT '{}', -- a JSON object: how many of these slots are taken by handlers that should have ended
+    means      TEXT NOT NULL DEFAULT '[]', -- how long tasks have held a slot lately: a JSON list of [user id, kind, seconds]
     stalled    TEXT,                       -- what blocks its reactor, for people; NULL if nothing does
     culprit    TEXT,                       -- a JSON object, the task that has killed or stopped it: task_id, dispatch and reason
     started_at INTEGER NOT NULL,           -- when it was registered

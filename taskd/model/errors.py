@@ -136,7 +136,3 @@ class SettingsError(Exception):
 
 class SchemaTooNew(Exception):
     """The database was migrated by a newer taskd than this one."""
-
-
-class BrokerUnavailable(Exception):
-    """The broker cannot take a message now, or lost it before it confirmed it. Publish again later."""

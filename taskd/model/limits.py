@@ -39,6 +39,11 @@ MIN_PASSWORD_BYTES = 8
 MAX_PASSWORD_BYTES = 72
 """bcrypt uses only the first 72 bytes; it would cut a longer password silently."""
 
+MIN_WEIGHT = 0.001
+
+MAX_WEIGHT = 1000.0
+"""The bounds of a user's weight. What is in flight is divided by it, so nearly 0 would be beyond all numbers."""
+
 MAX_RESULT_BYTES = 256 * 1024
 
 LISTED_RESULT_BYTES = 4096

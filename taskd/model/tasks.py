@@ -17,25 +17,25 @@ PROGRAM_PREFIX = "command:"
 
 
 class Route(NamedTuple):
-    """The tasks of one kind in one queue: the same workers can run them. Each route has its own queue in the broker."""
+    """The tasks of one kind in one queue: the same workers can run them."""
 
     queue: str
     kind: str
 
     @property
     def name(self) -> str:
-        """The name of the broker's queue. The default kind uses the queue's own name, which contains no ``#``."""
+        """A name for people. The default kind has the queue's own name, which contains no ``#``."""
         return self.queue if self.kind == DEFAULT_KIND else f"{self.queue}#{self.kind}"
 
 
 class NewTask(msgspec.Struct):
     """A user's valid request for one task. ``payload`` is the text of a JSON object.
 
-    ``max_attempts`` 0 means as many as its kind has, which the first worker that claims it knows. ``timeout`` is in
+    ``max_attempts`` 0 means as many as its kind has, which is known when it is first assigned. ``timeout`` is in
     seconds. A ``run_at`` in the future keeps the task waiting until then, a ``delay`` for so many seconds after it was
     stored; the database's clock decides both. A user has at most one task with the same ``key``; ``fingerprint`` tells
-    whether a second request with this key asks for the same task. ``state`` is QUEUED for a task that goes straight to
-    the broker, else WAITING.
+    whether a second request with this key asks for the same task. ``id`` was drawn before, so that a repetition of its
+    creation changes nothing. ``worker`` is the worker that it is assigned to by its creation; None: it waits.
     """
 
     user_id: int
@@ -49,7 +49,8 @@ class NewTask(msgspec.Struct):
     delay: float | None = None
     key: str | None = None
     fingerprint: str | None = None
-    state: State = State.WAITING
+    id: int = 0
+    worker: str | None = None
 
     @property
     def route(self) -> Route:
@@ -66,6 +67,9 @@ class Task(msgspec.Struct):
 
     ``losses`` is how often an attempt was lost with its worker since an attempt of the task has ended by itself; a task
     with losses is a suspect. ``returns`` is how often a worker that was stopping has given the task back.
+
+    ``attempt`` counts from the assignment on: while QUEUED it is the attempt that is about to begin. ``worker`` is the
+    worker that holds it or held it last.
     """
 
     id: int
@@ -90,6 +94,7 @@ class Task(msgspec.Struct):
     note: str | None = None
     losses: int = 0
     returns: int = 0
+    worker: str | None = None
 
     @property
     def route(self) -> Route:
@@ -107,6 +112,11 @@ class FailedAttempt(NamedTuple):
     ended_at: datetime
     error: str
     trace: str | None
+
+
+def shown_attempt(task: Task) -> int:
+    """The number that readers see: of the last attempt that has begun."""
+    return task.attempt - 1 if task.state is State.QUEUED else task.attempt
 
 
 def shown_state(task: Task, now: datetime) -> str:

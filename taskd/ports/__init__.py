@@ -8,11 +8,11 @@ module             what it declares
 ``store``          ``IStore``: all themes below in one object
 ``accounts``       users, password hashes, sessions
 ``tasks``          tasks as their owners see them
-``scheduling``     backlog, dispatch, outbox
-``attempts``       claim, outcome, release, taking back
+``scheduling``     the backlog, and the turn that assigns it
+``attempts``       look, begin, outcome, release, taking back
 ``logs``           progress and log lines
 ``workers``        the registry of workers, and who is alive
-``broker``         ``IBroker``: messages to workers, events to all processes
+``broker``         ``IBroker``: hints to workers, events to all servers
 ``handler``        ``ITaskHandler`` and ``ITaskContext``: what users write
 =================  ============================================================
 
@@ -21,7 +21,7 @@ of its port in ``tests/conformance``. Methods that return an Awaitable may be ``
 caller awaits them and never blocks.
 
 A store raises :class:`taskd.model.errors.Unavailable` when it cannot be reached (then nothing was confirmed) and domain
-errors for refusals; a broker raises :class:`taskd.model.errors.BrokerUnavailable`.
+errors for refusals. A broker raises nothing: it drops what it cannot send.
 """
 
 from taskd.ports.handler import ITaskContext as ITaskContext

@@ -36,5 +36,9 @@ class IAccountStore(Interface):
     def close_session(token_hash: bytes) -> Awaitable[None]:
         """Delete a session, if it exists."""
 
+    def set_weight(key: str, weight: float) -> Awaitable[bool]:
+        """Set a user's share of the slots, compared with the weights of the others (1 at first). False if there is no
+        such user."""
+
     def usernames(user_ids: Sequence[int]) -> Awaitable[Mapping[int, str]]:
         """The names of those of these users that exist, by id."""

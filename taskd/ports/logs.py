@@ -49,8 +49,8 @@ class ILogStore(Interface):
     """Progress and log lines of running tasks."""
 
     def report(worker: str, reports: Sequence[Report]) -> Awaitable[frozenset[int]]:
-        """Store reports of running attempts. Returns the ids of the tasks that this worker still holds; reports of
-        other tasks are not stored. ``version`` does not change."""
+        """Store reports of attempts that are queued or running. Returns the ids of the tasks that this worker still
+        holds; reports of other tasks are not stored. ``version`` does not change."""
 
     def read_log(task_id: int, after: LogPlace | None, limit: int) -> Awaitable[Sequence[LogChunk]]:
         """The log of a task after a place (None: from its first line): up to ``limit`` chunks, in order. The first

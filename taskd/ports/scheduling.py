@@ -1,4 +1,4 @@
-"""The backlog, the tasks that the servers hand to the broker, and the outbox in the store."""
+"""The backlog in the store, and the turn that assigns its tasks to workers."""
 
 from __future__ import annotations
 
@@ -11,58 +11,78 @@ from zope.interface import Interface
 from taskd.model.tasks import Route, Task
 
 
-class Dispatch(NamedTuple):
-    """The content of a broker message: a task, and the number of the dispatch that the message belongs to."""
+class Place(NamedTuple):
+    """A worker of a pool. ``slots`` is how many tasks its executor for the pool runs at a time, less the hung ones; 0
+    if it must get nothing now."""
 
-    task_id: int
-    dispatch: int
-
-
-class OutboxBatch(msgspec.Struct, frozen=True):
-    """An outbox row that its publisher did not settle in time, and those of its messages whose task is still queued."""
-
-    id: str
-    messages: Mapping[Route, Sequence[Dispatch]]
+    worker: str
+    slots: int
 
 
-class Dispatched(msgspec.Struct, frozen=True):
-    """One turn of the dispatcher.
+class Served(NamedTuple):
+    """A route of a pool, and the number of attempts of its kind, for a task without one."""
 
-    The next turn of the round begins after ``last_user``; None means that the round is complete and the next turn
-    begins a new one. ``more`` is True when the limit ended the turn: ``len(tasks) == limit``. A round in which no turn
-    had ``more`` has emptied the backlog, except for tasks that arrived meanwhile or that another server had locked.
-    """
+    queue: str
+    kind: str
+    max_attempts: int
+
+
+class Cost(NamedTuple):
+    """How much of a slot each task of a user and a kind counts while it is in flight: above 0, at most 1. User 0 stands
+    for all users of the kind that have no cost of their own. What is in no list counts 1."""
+
+    user_id: int
+    kind: str
+    cost: float
+
+
+class Pool(msgspec.Struct, frozen=True):
+    """Workers whose executors serve the same routes, as one server sees them now. The shares of users are shares of a
+    pool."""
+
+    places: Sequence[Place]
+    served: Sequence[Served]
+    costs: Sequence[Cost] = ()
+
+
+class Turn(msgspec.Struct, frozen=True):
+    """What one turn of the dispatcher has done in a pool.
+
+    ``tasks`` were assigned; their payloads are left out. ``room`` says for each worker of the pool how many of its
+    slots are free, less the costs of what it holds, after the turn; it may be below 0. ``backlog``: due tasks of the
+    pool are still waiting. ``after_user`` is for the next turn."""
 
     tasks: Sequence[Task]
-    last_user: int | None
-    more: bool
+    room: Mapping[str, float]
+    backlog: bool
+    after_user: int
 
 
 class ISchedulingStore(Interface):
-    """The backlog, the tasks that are in the broker, and the outbox."""
+    """The backlog, and who gets what is in it."""
 
-    def dispatch(batch: str, route: Route, limit: int, after_user: int | None) -> Awaitable[Dispatched]:
-        """Move up to ``limit`` tasks of a route's backlog from waiting to queued, and store an outbox row ``batch``
-        that names them: round-robin over the users after ``after_user`` (None: from the first), oldest first within a
-        user.
+    def assign(pool: Pool, limit: int, after_user: int) -> Awaitable[Turn]:
+        """waiting -> queued, for up to ``limit`` tasks of the pool's backlog: each is assigned to a worker, which holds
+        it from now on. ``dispatch`` and ``attempt`` grow by one, ``max_attempts`` 0 becomes that of the route, and
+        ``error`` is cleared.
 
-        A round that needs several turns gives every user one task; with more, the few users of its last turn would
-        share a whole turn. A round that fits into one turn gives equal shares, and the rest to users who have more
-        tasks. Safe to run on several servers at the same time; running the same batch again moves nothing more."""
+        In flight is what a worker of the pool holds of the pool's kinds, in whatever state and queue. Next is always a
+        task of the user for whom the sum of the costs of what is in flight, in this pool, divided by the user's weight
+        is the least; among equals, the first user id above ``after_user``, in a circle. Of one user, the oldest
+        ``run_at`` is first, then the lowest id. Each task goes to the worker with the most room; a worker without room
+        (0 or less) gets none, and what it has too much takes no room from others. The turn ends when no worker has
+        room, or at ``limit``. Nothing is assigned to a worker that is not serving: it has no slots.
+
+        The turn looks at up to 500 users with a backlog, those after ``after_user`` first. The next turn begins after
+        the last user that got a task as the equal of another one. If there are more users than the turn looked at, and
+        all those who had the least have got a task, it begins after the last user looked at.
+
+        Servers take turns one after the other (an advisory lock), and two turns never assign the same task. Flushed.
+        Not repeated after an ambiguous end: what it assigned is found by the worker, and by the next turn as in flight.
+        Raises Unavailable, also if another server has the turn for longer than 0.1 s.
+        """
 
     def promote(limit: int) -> Awaitable[Sequence[tuple[Route, int]]]:
-        """Move up to ``limit`` delayed tasks whose ``run_at`` has passed into the backlog, longest overdue first.
-        Returns their distinct pairs of route and user id. Safe to run on several servers at the same time."""
-
-    def mark_published(batches: Sequence[str]) -> Awaitable[None]:
-        """Delete outbox rows whose messages the broker has all confirmed."""
-
-    def adopt_stale(older_than: float, limit: int) -> Awaitable[Sequence[OutboxBatch]]:
-        """Up to ``limit`` outbox rows that were not published for ``older_than`` seconds, for this caller to publish.
-        At most one caller gets a row. Only messages whose task is still queued are included."""
-
-    def requeue_lost(route: Route, older_than: float, limit: int) -> Awaitable[Sequence[Task]]:
-        """queued for more than ``older_than`` seconds -> waiting: the messages of these tasks are considered lost."""
-
-    def count_queued() -> Awaitable[Mapping[Route, int]]:
-        """The number of queued tasks by route. Its cost depends on the size of the windows, not of the backlog."""
+        """Move delayed tasks whose ``run_at`` has passed into the backlog: up to ``limit``, longest overdue first, if
+        these are all; otherwise each user with due tasks gets an equal part of ``limit``, at least one. Returns their
+        distinct pairs of route and user id. Safe to run on several servers at the same time."""

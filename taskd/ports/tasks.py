@@ -8,6 +8,7 @@ from typing import NamedTuple
 import msgspec
 from zope.interface import Interface
 
+from taskd.model.states import State
 from taskd.model.tasks import NewTask, Task
 
 
@@ -16,6 +17,15 @@ class Keyed(NamedTuple):
 
     task_id: int
     fingerprint: str
+
+
+class TaskState(NamedTuple):
+    """What a waiter must know of a task: a few bytes, however large the task is."""
+
+    task_id: int
+    user_id: int
+    state: State
+    version: int
 
 
 class TaskQuery(msgspec.Struct, frozen=True):
@@ -40,34 +50,53 @@ class Page(msgspec.Struct, frozen=True):
     before: int | None
 
 
+class Created(msgspec.Struct, frozen=True):
+    """The tasks of a creation in their order, and fresh ids for the next one."""
+
+    tasks: Sequence[Task]
+    ids: Sequence[int]
+
+
 class ITaskStore(Interface):
     """Tasks as their owners see them: create, cancel, retry, read, delete."""
 
-    def create_tasks(batch: str, tasks: Sequence[NewTask], settled: Sequence[str] = ()) -> Awaitable[Sequence[Task]]:
-        """Insert all tasks or none, in order, and one outbox row ``batch`` (a UUID) that names them; delete the
-        ``settled`` outbox rows. Running the same batch again creates nothing and returns the same tasks.
+    def draw_ids(count: int) -> Awaitable[Sequence[int]]:
+        """So many ids that no task has or had, in ascending order. Flushed: a crash does not draw them again."""
 
-        A QUEUED task has dispatch number 1, a WAITING task 0. A WAITING task with a ``delay`` or a ``run_at`` in the
-        future joins the backlog only by :meth:`promote`. Raises KeyTaken, and stores nothing, when the key of a task is
-        taken: :meth:`find_keys` then finds its task. Raises BadRequest for a text that cannot be stored.
+    def create_tasks(tasks: Sequence[NewTask], spare: int = 0) -> Awaitable[Created]:
+        """Insert all tasks or none, under the ids that they have, and draw ``spare`` fresh ids. Running it again with
+        the same ids creates nothing and returns the same tasks as they are now.
+
+        A task with a ``worker`` is queued and held by it, with dispatch and attempt 1, if that worker is serving;
+        otherwise it waits like any other. A waiting task with a ``delay`` or a ``run_at`` in the future joins the
+        backlog only by :meth:`promote`. Raises KeyTaken, and stores nothing, when the key of a task is taken:
+        :meth:`find_keys` then finds its task. Raises BadRequest for a text that cannot be stored.
         """
 
     def find_keys(keys: Sequence[tuple[int, str]]) -> Awaitable[Mapping[tuple[int, str], Keyed]]:
         """The tasks that have these pairs of user id and key; pairs that are free are missing."""
 
     def cancel(user_id: int, task_id: int) -> Awaitable[Task]:
-        """waiting, queued or running -> cancelled. Cancelling a cancelled task changes nothing. Raises NotFound,
-        Conflict."""
+        """waiting, queued or running -> cancelled. What a worker holds stays held until the worker has dropped it.
+        Cancelling a cancelled task changes nothing. Raises NotFound, Conflict."""
 
     def retry(user_id: int, task_id: int) -> Awaitable[Task]:
         """failed or cancelled -> waiting and due, with 0 attempts. Result, error and progress are cleared; the log and
-        the failed attempts stay. Raises NotFound, and Conflict in any other state."""
+        the failed attempts stay. A task that is still held joins the backlog when its worker has dropped it. Raises
+        NotFound, and Conflict in any other state."""
 
     def get_tasks(user_id: int, ids: Sequence[int]) -> Awaitable[Sequence[Task]]:
         """The tasks of this user among these ids, in no particular order."""
 
+    def get_listed(user_id: int, ids: Sequence[int]) -> Awaitable[Sequence[Task]]:
+        """The same as a list has them: without payload, and with no more of a result than shows that it is too large
+        for a list."""
+
     def find_tasks(ids: Sequence[int]) -> Awaitable[Sequence[Task]]:
-        """The tasks of all users among these ids, in no particular order."""
+        """The tasks of all users among these ids, in no particular order, as a list has them."""
+
+    def find_states(ids: Sequence[int]) -> Awaitable[Sequence[TaskState]]:
+        """The states of the tasks of all users among these ids, in no particular order."""
 
     def list_tasks(user_id: int, query: TaskQuery) -> Awaitable[Page]:
         """A page, newest first. Its cost does not grow with the length of the list."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 from zope.interface import Interface
@@ -43,12 +44,36 @@ class WorkerState(enum.Enum):
     """A server has taken its tasks back. Nothing that it still says counts."""
 
 
+class Mean(NamedTuple):
+    """For how many ``seconds``, on average, tasks of a user and a kind have held a slot of a worker lately. What runs
+    now counts with its age."""
+
+    user_id: int
+    kind: str
+    seconds: float
+
+
+class Digest(NamedTuple):
+    """A short form of everything that a worker holds: see :func:`digest`."""
+
+    count: int  # type: ignore[assignment]  # in place of the method of tuples
+    total: int
+
+
+class Beaten(NamedTuple):
+    """The answer to a beat. ``in_step``: what stands under the worker's name is what its digest says."""
+
+    accepted: bool
+    in_step: bool
+
+
 class WorkerStatus(msgspec.Struct, frozen=True):
     """A worker as one poll sees it.
 
     ``beat`` is a counter that the worker or its watchdog moves every second or two. ``connected``: the database
     connection that sent the last beat is open. ``hung`` says for each isolation how many slots are taken by handlers
-    that should have ended. ``stalled`` names what blocks its reactor, None if nothing does.
+    that should have ended. ``stalled`` names what blocks its reactor, None if nothing does. ``means`` is what it has
+    measured.
     """
 
     info: WorkerInfo
@@ -57,6 +82,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     connected: bool
     hung: Mapping[str, int]
     stalled: str | None = None
+    means: Sequence[Mean] = ()
 
 
 class WorkerPoll(msgspec.Struct, frozen=True):
@@ -74,21 +100,33 @@ class Culprit(msgspec.Struct, frozen=True):
     reason: str
 
 
+def digest(held: Iterable[tuple[int, int]]) -> Digest:
+    """The digest of pairs of task id and dispatch. The stores compute the same: the sum of 31 * id + dispatch."""
+    count = total = 0
+    for task_id, dispatch in held:
+        count += 1
+        total += 31 * task_id + dispatch
+    return Digest(count, total)
+
+
 class IWorkerStore(Interface):
     """The registry of workers."""
 
     def register(worker: WorkerInfo) -> Awaitable[None]:
         """Add a worker as serving. Running it again changes nothing."""
 
-    def beat(name: str, hung: Mapping[str, int]) -> Awaitable[bool]:
-        """The worker lives, and its reactor runs: its beat grows, and ``stalled`` is None again. False if it is fenced
-        or gone or not registered: then it holds nothing any more. Does not wait for the disk, and is not repeated."""
+    def beat(name: str, hung: Mapping[str, int], means: Sequence[Mean], holds: Digest) -> Awaitable[Beaten]:
+        """The worker lives, and its reactor runs: its beat grows, and ``stalled`` is None again. Not accepted if it is
+        fenced or gone or not registered: then it holds nothing any more. ``holds`` is compared with the count of what
+        it holds in whatever state, and with the total over what of it is queued or running. Does not wait for the disk,
+        and is not repeated."""
 
     def worker_draining(name: str) -> Awaitable[None]:
         """serving -> draining."""
 
     def worker_gone(name: str) -> Awaitable[None]:
-        """Delete the record of a worker that has stopped. What it still holds goes back by the next take_back."""
+        """Delete the record of a worker that has stopped, and give back what it still holds, like
+        :meth:`IAttemptStore.release` while it stops."""
 
     def poll_workers() -> Awaitable[WorkerPoll]:
         """All workers. Deletes the records of workers that are gone or fenced, hold nothing, and have not beaten for an

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import NamedTuple
 
-from taskd.model.errors import SchemaTooNew
+from taskd.model.errors import SchemaTooNew, SettingsError
 
 CREATE_TABLE = """
 CREATE TABLE IF NOT EXISTS schema_migrations (
@@ -18,13 +19,15 @@ CREATE TABLE IF NOT EXISTS schema_migrations (
 """
 """Not in a numbered file: the table that counts the files must exist first. Both databases understand it."""
 
-APPLIED = "SELECT max(version) FROM schema_migrations"
+APPLIED = "SELECT version, name FROM schema_migrations ORDER BY version"
+
+LATEST = "SELECT max(version) FROM schema_migrations"
 
 _FILE = re.compile(r"(\d{4})_(\w+)\.sql")
 
 
 class Migration(NamedTuple):
-    """One file of ``schema/<dialect>/``."""
+    """One file of ``schema/<dialect>/``. The name ends with a digest of its content."""
 
     version: int
     name: str
@@ -36,13 +39,24 @@ def load(dialect: str) -> list[Migration]:
     found = []
     for file in (files("taskd") / "_schema" / dialect).iterdir():
         if match := _FILE.fullmatch(file.name):
-            found.append(Migration(int(match[1]), match[2], file.read_text(encoding="utf-8")))
+            sql = file.read_text(encoding="utf-8")
+            digest = hashlib.sha256(sql.encode()).hexdigest()[:12]
+            found.append(Migration(int(match[1]), f"{match[2]} {digest}", sql))
     return sorted(found)
 
 
-def pending(migrations: Sequence[Migration], applied: int | None) -> Sequence[Migration]:
-    """The migrations to apply to a database of version ``applied``. Raises SchemaTooNew."""
-    ours, theirs = len(migrations), applied or 0
+def pending(migrations: Sequence[Migration], applied: Sequence[tuple[int, str]]) -> Sequence[Migration]:
+    """The migrations that a database needs in which these versions and names are ``applied``.
+
+    Raises SchemaTooNew, and SettingsError if a file was another one when it was applied: released files never change,
+    so an unreleased taskd has made the database."""
+    ours, theirs = len(migrations), applied[-1][0] if applied else 0
     if theirs > ours:
         raise SchemaTooNew(f"the database has schema version {theirs}, this taskd knows only {ours}: upgrade taskd")
+    for migration, (version, name) in zip(migrations, applied, strict=False):
+        if (version, name) != migration[:2]:
+            raise SettingsError(
+                f"the database was made by an unreleased taskd: its migration {version} is not the one of this taskd;"
+                " choose another database, or export what you need and make it anew"
+            )
     return migrations[theirs:]

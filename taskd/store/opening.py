@@ -23,6 +23,7 @@ class Startable:
     """A store on the database ``name``. start() opens it, stop() closes it and ends a start() that still tries."""
 
     log = Logger()
+    installation = ""
 
     def __init__(self, name: str, clock: IReactorTime) -> None:
         self._name = name

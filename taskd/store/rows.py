@@ -11,12 +11,17 @@ import msgspec
 from taskd.model.limits import LISTED_RESULT_BYTES
 from taskd.model.states import State
 from taskd.model.tasks import NewTask, Task
-from taskd.ports.workers import KindInfo, WorkerInfo
+from taskd.ports.workers import KindInfo, Mean, WorkerInfo
 from taskd.store.refusals import sanitize
 
-OUTBOX_KEEP_SECONDS = 60
-"""How long an outbox row that was repeated or adopted is kept after all its messages were confirmed. An earlier run of
-the same batch may still be delayed in the network or in a stopped backend; it must find that its id is taken."""
+LOOKED_TASKS = 500
+"""The most tasks that a worker reads in one look."""
+
+LOOKED_BYTES = 4 * 2**20
+"""About how much of payloads it reads in one look; a larger one is read alone."""
+
+WALKED_USERS = 500
+"""The most users whose backlog one turn of the dispatcher reads."""
 
 FAILED_ATTEMPTS_LISTED = 100
 """The most failed attempts of one task that are listed. A task can be retried any number of times."""
@@ -29,49 +34,58 @@ UNSPENT_LOSSES = 3
 
 STATES = {state.value: state for state in State}
 
-TO_WAITING = """
-dispatched_at = NULL, started_at = NULL, progress = NULL, note = NULL, version = version + 1
-"""
+NOT_BEGUN = "started_at = NULL, progress = NULL, note = NULL"
+"""What a task loses with its attempt when it becomes waiting."""
 
-_LISTED_RESULT = LISTED_RESULT_BYTES + 1
+TO_WAITING = f"held = false, version = version + 1, {NOT_BEGUN}"
+"""What changes when nobody holds a task any more and it waits again."""
+
+LISTED_RESULT = LISTED_RESULT_BYTES + 1
 """How much of a result a list reads: one byte too many shows that the result is too large for a list. A page of 500
 results of 256 KiB would have 128 MiB."""
 
 
-def columns(alias: str = "", listed: bool = False) -> str:
-    """A select list for the fields of :class:`taskd.model.tasks.Task` in their order; ``listed`` leaves out the payload
-    and cuts a large result."""
+CUT_RESULT = f"substr(CAST(result AS text), 1, {LISTED_RESULT})"
+
+
+def columns(alias: str = "", **instead: str) -> str:
+    """A select list for the fields of :class:`taskd.model.tasks.Task` in their order. ``instead`` has expressions for
+    some of them."""
     dot = f"{alias}." if alias else ""
-    names = {name: dot + name for name in Task.__struct_fields__}
-    if listed:
-        names["payload"] = "'{}'"
-        names["result"] = f"substr(CAST({dot}result AS text), 1, {_LISTED_RESULT})"
-    return ", ".join(names.values())
+    return ", ".join({**{name: dot + name for name in Task.__struct_fields__}, **instead}.values())
+
+
+def listed_columns(alias: str = "", result: str = CUT_RESULT) -> str:
+    """The same without the payload, and with no more of a large result than its beginning."""
+    return columns(alias, payload="'{}'", result=result)
 
 
 ALL = columns()
 
 
-def created_task(task_id: int, task: NewTask, now: datetime) -> Task:
-    """The task that is stored for a new one. A ``run_at`` in the past counts as none, and so does a negative delay."""
+def created_task(task: NewTask, now: datetime, assigned: bool) -> Task:
+    """The task that is stored for a new one; ``assigned``: its worker is serving. A ``run_at`` in the past counts as
+    none, and so does a negative delay."""
     run_at = now
     if task.run_at is not None:
         run_at = max(run_at, task.run_at.astimezone(timezone.utc))
     if task.delay is not None:
         run_at = max(run_at, now + timedelta(seconds=whole_micros(task.delay)))
     return Task(
-        task_id,
+        task.id,
         task.user_id,
         task.task,
         task.kind,
         task.queue,
-        task.state,
+        State.QUEUED if assigned else State.WAITING,
         now,
         run_at,
         task.payload,
+        attempt=int(assigned),
         max_attempts=task.max_attempts,
-        dispatch=int(task.state is State.QUEUED),
+        dispatch=int(assigned),
         timeout=task.timeout,
+        worker=task.worker if assigned else None,
     )
 
 
@@ -113,3 +127,8 @@ def decode_worker(name: str, queues: str, kinds: str, slots: str) -> WorkerInfo:
 def decode_counts(text: str) -> Mapping[str, int]:
     """The numbers of slots by isolation."""
     return msgspec.json.decode(text, type=dict[str, int])
+
+
+def decode_means(text: str) -> list[Mean]:
+    """What a worker has measured, from JSON that :func:`encode` made."""
+    return msgspec.json.decode(text, type=list[Mean])

@@ -15,12 +15,14 @@ from twisted.trial.unittest import TestCase
 from taskd.model.errors import BadRequest, Unavailable, UsernameInUse
 from taskd.model.states import State
 from taskd.model.tasks import NewTask, Task
-from taskd.ports.attempts import Claim, Held, Outcome
+from taskd.ports.attempts import Begun, Held, Outcome
 from taskd.ports.logs import Report
+from taskd.ports.scheduling import Place, Pool, Served
+from taskd.ports.workers import digest
 from taskd.store.postgres.store import PostgresStore
 from tests import services
 from tests.conformance.postgres import Hooks, together, until
-from tests.conformance.store.case import OTHER, Q, new_batch
+from tests.conformance.store.case import Q
 
 
 class Failing(Hooks):
@@ -52,33 +54,31 @@ class Failing(Hooks):
 
     async def test_backends_killed_while_statements_run(self) -> None:
         work = together(self.create(3) for _ in range(100))
-        for count in (20, 40, 60):
-            await until(lambda count=count: self.sql("SELECT count(*) FROM outbox")[0][0] >= count)  # type: ignore[misc]
+        for count in (60, 120, 180):
+            await until(lambda count=count: self.sql("SELECT count(*) FROM tasks")[0][0] >= count)  # type: ignore[misc]
             # the earlier backends may be gone and no new one connected yet
             await until(self.kill)
         ids = [t.id for tasks in await work for t in tasks]
         self.assertEqual(len(set(ids)), 300)
         self.assertEqual(self.sql("SELECT count(*) FROM tasks"), [(300,)])
-        self.assertEqual(await self.count_outbox(), 100)
 
     async def test_slow_statement_is_given_up_and_the_connection_lives_on(self) -> None:
         store = self.build(size=1, statement_timeout=1)
         await store.start()
         before = self.backends()
-        [task] = await self.create()
-        await self.serve()
+        [task] = await self.queued()
         holder = self.transaction("SELECT FROM tasks WHERE id = %s FOR UPDATE", task.id)
         with self.assertRaisesRegex(Unavailable, "statement timeout"):
-            await store.claim("w", [Claim(task.id, 1)])
+            await store.begin("w", [Begun(task.id, 1)], False)
         holder.rollback()
-        self.assertEqual(len(await store.claim("w", [Claim(task.id, 1)])), 1)
+        self.assertEqual(len(await store.begin("w", [Begun(task.id, 1)], False)), 1)
         self.assertEqual(before - self.backends(), set())
 
     async def test_connection_that_hangs_is_given_up(self) -> None:
         store, proxy = await self.through_proxy(statement_timeout=1)
+        rows = await self.new()
         proxy.swallow_answer()
-        batch = new_batch()
-        [task] = await store.create_tasks(batch, [NewTask(self.ana.id, "once", state=State.QUEUED)])
+        [task] = (await store.create_tasks(rows)).tasks
         self.assertEqual(self.sql("SELECT id FROM tasks"), [(task.id,)])
 
     async def test_handshake_that_is_cut_is_retried(self) -> None:
@@ -97,23 +97,33 @@ class Failing(Hooks):
         self.assertEqual(await self.get(task), task)
 
     async def test_a_text_with_nul_is_a_bad_request(self) -> None:
-        for call in (lambda: self.store.beat("w\0", {}), lambda: self.store.held_by("w\0")):
+        for call in (lambda: self.beat("w\0"), lambda: self.look("w\0"), lambda: self.turn({"w\0": 1})):
             with self.assertRaisesRegex(BadRequest, "NUL"):
                 await call()
         self.assertIsNotNone(await self.store.find_user("ana"))
 
-    async def test_deadlock_is_retried(self) -> None:
-        first, second = await self.create(2)
+    async def test_a_turn_that_fails_leaves_the_connection_outside_of_a_transaction(self) -> None:
+        store = self.build(size=1)
+        await store.start()
+        await self.create()
         await self.serve()
+        with self.assertRaisesRegex(BadRequest, "cannot be stored"):
+            await store.assign(Pool([Place("w", 2**40)], [Served(*Q, 3)]), 10, 0)
+        self.assertEqual(len((await store.assign(Pool([Place("w", 2)], [Served(*Q, 3)]), 10, 0)).tasks), 1)
+        states = "SELECT DISTINCT state FROM pg_stat_activity WHERE datname = %s AND application_name = 'taskd'"
+        self.assertEqual(self.sql(states, self.database), [("idle",)])
+
+    async def test_deadlock_is_retried(self) -> None:
+        first, second = await self.queued(2)
         ours = self.transaction("SELECT FROM tasks WHERE id = %s FOR UPDATE", second.id)
-        claiming = Deferred.fromCoroutine(self.claim([first, second]))
+        beginning = Deferred.fromCoroutine(self.begin([first, second]))
         await until(lambda: self.blocked() == 1)
         # the backend whose deadlock_timeout ends first is the victim: that must be the store's
         ours.cursor().execute("SET deadlock_timeout = '10s'")
         closing = deferToThread(ours.cursor().execute, "SELECT FROM tasks WHERE id = %s FOR UPDATE", (first.id,))
         await closing
         ours.rollback()
-        self.assertEqual(len(await claiming), 2)
+        self.assertEqual(len(await beginning), 2)
 
     # -- the ambiguous commit
 
@@ -129,35 +139,69 @@ class Failing(Hooks):
         return answer
 
     async def test_created_once(self) -> None:
-        rows = [NewTask(self.ana.id, f"t{i}", queue="q", state=State.QUEUED) for i in range(3)]
-        tasks = await self.ambiguous(lambda store: store.create_tasks(new_batch(), rows))
-        self.assertEqual([t.task for t in tasks], ["t0", "t1", "t2"])
-        self.assertEqual(await self.pages(), [t.id for t in reversed(tasks)])
-        self.assertEqual(await self.count_outbox(), 1)
-
-    async def test_dispatched_once(self) -> None:
-        await self.create(5, State.WAITING)
-        for found in (3, 2):
-            turn = await self.ambiguous(lambda store: store.dispatch(new_batch(), Q, 3, None))
-            self.assertEqual([(t.state, t.dispatch) for t in turn.tasks], [(State.QUEUED, 1)] * found)
-            self.assertEqual(turn.more, found == 3)
-        self.assertEqual(await self.store.count_queued(), {Q: 5})
-        turn = await self.ambiguous(lambda store: store.dispatch(new_batch(), Q, 3, None))
-        self.assertEqual((len(turn.tasks), turn.last_user, turn.more), (0, None, False))
-
-    async def test_claimed_finished_and_released_once(self) -> None:
-        done, given = await self.create(2)
-        claims = [Claim(t.id, t.dispatch) for t in (done, given)]
         await self.serve()
-        claimed = await self.ambiguous(lambda store: store.claim("w", claims))
-        self.assertEqual([(t.attempt, t.version) for t in claimed], [(1, 2)] * 2)
+        rows = [*await self.new(2, key=None), *await self.new(1, key="k"), *await self.new(1, worker="w")]
+        created = await self.ambiguous(lambda store: store.create_tasks(rows, 3))
+        self.assertEqual([t.id for t in created.tasks], [t.id for t in rows])
+        self.assertEqual([t.state for t in created.tasks], [State.WAITING] * 3 + [State.QUEUED])
+        self.assertEqual(await self.pages(), [t.id for t in reversed(rows)])
+        self.assertEqual([await self.get(t) for t in created.tasks], list(created.tasks))
+        self.assertEqual(len(set(created.ids)), 3)
+        self.assertGreater(min(created.ids), max(t.id for t in rows))
+
+    async def test_what_was_assigned_and_released_since_is_returned_as_it_is(self) -> None:
+        """The first run has committed, and others have seen it, before its repetition."""
+        await self.serve()
+        [row] = await self.new(1, worker="w")
+        [first] = (await self.store.create_tasks([row])).tasks
+        await self.release([first])
+        [again] = (await self.store.create_tasks([row])).tasks
+        self.assertEqual((again.state, again.dispatch, again.attempt, again.version), (State.WAITING, 1, 0, 2))
+
+    async def test_ids_that_were_drawn_are_drawn_again(self) -> None:
+        ids = await self.ambiguous(lambda store: store.draw_ids(5))
+        self.assertEqual((len(set(ids)), list(ids)), (5, sorted(ids)))
+        self.assertGreater(min(await self.store.draw_ids(1)), max(ids))
+
+    async def test_a_turn_whose_answer_is_lost_is_not_repeated(self) -> None:
+        await self.create(5)
+        await self.serve()
+        pool = Pool([Place("w", 3)], [Served(*Q, 3)])
+        with self.assertRaisesRegex(Unavailable, "connection was lost"):
+            await self.ambiguous(lambda store: store.assign(pool, 10, 0))
+        # the worker finds what it has assigned, and the next turn counts it
+        self.assertEqual(len(await self.look()), 3)
+        turn = await self.store.assign(pool, 10, 0)
+        self.assertEqual((len(turn.tasks), turn.backlog, dict(turn.room)), (0, True, {"w": 0}))
+
+    async def test_begun_finished_and_released_once(self) -> None:
+        done, given = await self.queued(2)
+        begun = [Begun(t.id, t.dispatch, 0.5) for t in (done, given)]
+        calls: list[Callable[[Any], Awaitable[Any]]] = [
+            lambda store: store.begin("w", begun, True),
+            lambda store: store.begin("w", begun, False),
+        ]
+        for call in calls:
+            started = await self.ambiguous(call)
+            self.assertEqual([started[t.id].version for t in (done, given)], [2, 2])
         outcome = Outcome(done.id, 1, 1, State.COMPLETED, "1")
         finished = await self.ambiguous(lambda store: store.finish("w", [outcome]))
         self.assertEqual(finished[done.id].version, 3)
-        held = [Held(given.id, 1, 1)]
+        self.assertEqual(finished[done.id].started_at, started[done.id].started_at)
+        held = [Held(given.id, 1)]
         [back] = await self.ambiguous(lambda store: store.release("w", held, stopping=True))
         self.assertEqual((back.state, back.attempt, back.version, back.returns), (State.WAITING, 0, 3, 1))
         self.assertEqual([(await self.get(t)).version for t in (done, given)], [3, 3])
+
+    async def test_what_ended_before_it_was_stored_as_running_ends_once(self) -> None:
+        tasks = await self.queued(3)
+        states = (State.COMPLETED, State.FAILED, State.WAITING)
+        outcomes = [
+            Outcome(t.id, 1, 1, state, None, "x", None, 60, 0.1) for t, state in zip(tasks, states, strict=True)
+        ]
+        finished = await self.ambiguous(lambda store: store.finish("w", outcomes))
+        self.assertEqual([finished[t.id].version for t in tasks], [3, 3, 3])
+        self.assertEqual([(await self.get(t)).version for t in tasks], [3, 3, 3])
 
     async def test_failed_and_retried_once(self) -> None:
         failed, later = await self.running(2)
@@ -195,29 +239,27 @@ class Failing(Hooks):
         self.assertEqual((cancelled.state, cancelled.version), (State.CANCELLED, 2))
 
     async def test_statements_that_are_not_repeated_are_unavailable_and_run_once(self) -> None:
-        [delayed] = await self.create(1, State.WAITING)
+        [delayed] = await self.create()
         [running] = await self.running()
         await self.die("w")
-        [lost] = await self.create(queue="other")
         await self.postpone(delayed.id, -1)
         calls: list[tuple[Callable[[Any], Awaitable[Any]], Task, int]] = [
             (lambda store: store.promote(10), delayed, 1),
             (lambda store: store.take_back({}), running, 3),
-            (lambda store: store.requeue_lost(OTHER, 0, 10), lost, 2),
         ]
         for call, task, version in calls:
             with self.assertRaisesRegex(Unavailable, "connection was lost"):
                 await self.ambiguous(call)
             self.assertEqual((await self.get(task)).version, version)
         self.assertEqual(list(await self.store.promote(10)), [])
-        self.assertEqual({t.id for t in (await self.dispatch()).tasks}, {delayed.id, running.id})
+        self.assertEqual(set(await self.due()), {delayed.id, running.id})
 
     async def test_registered_once_and_a_beat_is_not_repeated(self) -> None:
         worker = await self.serve("model")
         await self.ambiguous(lambda store: store.register(replace(worker, name="w")))
         before = await self.status()
         calls: list[Callable[[Any], Awaitable[Any]]] = [
-            lambda store: store.beat("w", {}),
+            lambda store: store.beat("w", {}, [], digest([])),
             lambda store: store.poll_workers(),
         ]
         for call in calls:
@@ -246,6 +288,7 @@ class Outage(TestCase):
         self.assertTrue(self.store.ready)
         user = await self.store.create_user("Ana", "ana", "x")
         epochs = {(await self.store.poll_workers()).epoch}
+        numbers = iter(await self.store.draw_ids(100_000))
         confirmed: list[str] = []
         unknown: list[str] = []
 
@@ -254,7 +297,8 @@ class Outage(TestCase):
             while True:
                 text = uuid.uuid4().hex
                 try:
-                    [task] = await self.store.create_tasks(new_batch(), [NewTask(user.id, text)])
+                    new = NewTask(user.id, text, id=next(numbers))
+                    [task] = (await self.store.create_tasks([new])).tasks
                 except Unavailable:
                     unknown.append(text)
                     return

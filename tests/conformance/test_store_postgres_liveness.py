@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from datetime import datetime, timedelta, timezone
 
 import psycopg2
-from msgspec.structs import replace
+from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 
 from taskd.model.errors import Unavailable
 from taskd.model.states import State
 from taskd.model.tasks import Task
-from taskd.ports.attempts import Claim
-from taskd.ports.workers import Culprit
+from taskd.ports.attempts import Begun
+from taskd.ports.scheduling import Place, Pool, Served
+from taskd.ports.workers import Beaten, Culprit, digest
 from tests.conformance.postgres import Hooks, together, until
+from tests.conformance.store.case import Q
 
 
 class Liveness(Hooks):
@@ -31,7 +32,9 @@ class Liveness(Hooks):
 
     async def test_a_task_that_is_just_being_finished_is_no_suspect(self) -> None:
         done, suspect = await self.suspects(2)
-        text = "UPDATE tasks SET state = 'completed', finished_at = now(), version = version + 1 WHERE id = %s"
+        text = """
+            UPDATE tasks SET state = 'completed', held = false, finished_at = now(), version = version + 1 WHERE id = %s
+        """
         finishing = self.transaction(text, done.id)
         taking = Deferred.fromCoroutine(self.store.take_back({}))
         await until(lambda: self.blocked() == 1)
@@ -39,15 +42,15 @@ class Liveness(Hooks):
         self.assertEqual([(t.id, t.attempt) for t in await taking], [(suspect.id, 1)])
         self.assertIs((await self.get(done)).state, State.COMPLETED)
 
-    async def test_what_a_new_worker_has_claimed_meanwhile_stays_with_it(self) -> None:
+    async def test_what_a_new_worker_got_meanwhile_stays_with_it(self) -> None:
         [task] = await self.suspects(1)
         text = "UPDATE tasks SET worker = 'new', dispatch = dispatch + 1, version = version + 3 WHERE id = %s"
-        claiming = self.transaction(text, task.id)
+        assigning = self.transaction(text, task.id)
         taking = Deferred.fromCoroutine(self.store.take_back({}))
         await until(lambda: self.blocked() == 1)
         # the statement that waits has not seen this worker
         await self.serve("new")
-        claiming.commit()
+        assigning.commit()
         self.assertEqual(list(await taking), [])
         self.assertEqual(list(await self.store.take_back({})), [])
         self.assertIs((await self.get(task)).state, State.RUNNING)
@@ -59,14 +62,6 @@ class Liveness(Hooks):
         await until(lambda: self.blocked() == 1)
         holder.rollback()
         self.assertEqual({t.id: t.attempt for t in await taking}, {t.id: 0 for t in tasks})
-
-    async def test_only_what_was_entered_at_the_death_is_a_suspect(self) -> None:
-        entered, other, waiting = await self.running(3)
-        among = [{"task_id": entered.id, "dispatch": 1}, {"task_id": other.id, "dispatch": 2}]
-        self.sql(f"UPDATE workers SET state = 'gone', culprit = '{json.dumps({'among': among})}'")
-        await self.store.take_back({})
-        found = [(t.attempt, t.losses) for t in [await self.get(each) for each in (entered, other, waiting)]]
-        self.assertEqual(found, [(0, 1), (0, 0), (0, 0)])
 
     async def test_several_servers_take_each_task_once(self) -> None:
         stores = [self.store, *[await self.make() for _ in range(2)]]
@@ -89,16 +84,27 @@ class Liveness(Hooks):
         self.assertEqual(await taking, [])
         self.assertEqual(await self.get(task), task)
 
-    async def test_a_claim_that_a_fence_overtakes_is_taken_back_next_time(self) -> None:
-        [task] = await self.create()
-        await self.serve()
+    async def test_a_begin_that_a_fence_overtakes_is_judged_as_it_is_found(self) -> None:
+        [task] = await self.queued()
         holder = self.transaction("SELECT FROM tasks WHERE id = %s FOR UPDATE", task.id)
-        claiming = Deferred.fromCoroutine(self.claim([task]))
+        beginning = Deferred.fromCoroutine(self.begin([task]))
         await until(lambda: self.blocked() == 1)
-        self.assertEqual(await self.fence(), [])
+        taking = Deferred.fromCoroutine(self.fence())
+        await until(lambda: self.blocked() == 2)
         holder.rollback()
-        self.assertEqual(len(await claiming), 1)
-        self.assertEqual([t.id for t in await self.store.take_back({})], [task.id])
+        self.assertEqual(len(await beginning), 1)
+        self.assertEqual([(t.id, t.version) for t in await taking], [(task.id, 3)])
+
+    async def test_what_a_fence_overtakes_is_taken_back_next_time(self) -> None:
+        """A creation or a turn that has seen the worker as serving commits after the worker was fenced."""
+        await self.serve()
+        turn = self.transaction("""
+            INSERT INTO tasks (user_id, task, queue, state, worker, held, dispatch, attempt)
+            VALUES (1, 'late', 'q', 'queued', 'w', true, 1, 1) RETURNING id
+        """)
+        self.assertEqual(await self.fence(), [])
+        turn.commit()
+        self.assertEqual([(t.task, t.state) for t in await self.store.take_back({})], [("late", State.WAITING)])
 
     async def test_a_reason_that_cannot_be_read_stops_nobody(self) -> None:
         for n, reason in enumerate(("nul\0", "lone \udc80", "emoji \U0001f600")):
@@ -110,29 +116,42 @@ class Liveness(Hooks):
         [lost] = await self.store.failed_attempts(task.id)
         self.assertEqual(lost.error, f"attempt 1 of 3 was lost: {reason}")
 
-    async def test_claims_do_not_wait_for_beats(self) -> None:
-        [task] = await self.create()
-        await self.serve()
+    async def test_neither_turns_nor_creations_nor_begins_wait_for_beats(self) -> None:
+        [task] = await self.queued()
+        await self.create()
         self.transaction("SELECT FROM workers FOR UPDATE")
-        self.assertEqual(len(await self.store.claim("w", [Claim(task.id, 1)])), 1)
+        self.assertEqual(len(await self.begin([task])), 1)
+        self.assertEqual(len((await self.store.assign(Pool([Place("w", 9)], [Served(*Q, 3)]), 9, 0)).tasks), 1)
+        [created] = await self.create(1, worker="w")
+        self.assertIs(created.state, State.QUEUED)
 
     async def test_a_lock_on_tasks_delays_no_beat_and_no_poll(self) -> None:
         await self.serve()
         self.transaction("LOCK TABLE tasks")
         before = await self.status()
-        self.assertTrue(await self.store.beat("w", {}))
+        asked = reactor.seconds()
+        # what it holds cannot be compared now
+        self.assertEqual(await self.beat("w", [(1, 1)]), Beaten(True, True))
+        self.assertLess(reactor.seconds() - asked, 2)
         self.assertEqual((await self.status()).beat, before.beat + 1)
+
+    async def test_the_digest_of_a_worker_that_holds_much(self) -> None:
+        tasks = await self.queued(2000)
+        self.sql("UPDATE tasks SET id = id + 100000000000000000")
+        held = [(t.id + 10**17, t.dispatch) for t in tasks]
+        self.assertEqual(await self.beat("w", held), Beaten(True, True))
+        self.assertEqual(await self.beat("w", held[1:]), Beaten(True, False))
 
     async def test_connected_while_the_connection_of_the_last_beat_is_open(self) -> None:
         other = self.build(size=1)
         await other.start()
         await other.register(await self.serve("model"))
-        await other.beat("model", {})
+        await other.beat("model", {}, [], digest([]))
         self.assertTrue((await self.status("model")).connected)
         await other.stop()
         await until(lambda: len(self.backends()) == 2)
         self.assertFalse((await self.status("model")).connected)
-        await self.store.beat("model", {})
+        await self.beat("model")
         self.assertTrue((await self.status("model")).connected)
         self.sql("UPDATE workers SET pid = NULL")
         self.assertFalse((await self.status("model")).connected)
@@ -145,7 +164,7 @@ class Liveness(Hooks):
         self.assertEqual(self.sql("SELECT xmin, ctid FROM workers"), version)
         store = self.build(size=1)
         await store.start()
-        for call in (lambda: store.poll_workers(), lambda: store.beat("w", {})):
+        for call in (lambda: store.poll_workers(), lambda: store.beat("w", {}, [], digest([]))):
             # the pool replaces a connection that was refused a change
             connection = await store._pool.acquire()
             await connection.query("SET default_transaction_read_only = on")
@@ -165,13 +184,17 @@ class Liveness(Hooks):
             await store.poll_workers()
         self.assertNotEqual((await store.poll_workers()).epoch, before)
 
-    async def test_claims_and_beats_do_not_wait_for_the_disk_but_fences_and_releases_do(self) -> None:
-        given, kept = await self.create(2)
-        await self.serve("v")
+    async def test_marks_and_beats_do_not_wait_for_the_disk_but_everything_else_does(self) -> None:
+        [given, kept], [suspect] = await self.queued(2), await self.queued()
+        await self.create()
+        pool = Pool([Place("w", 9)], [Served(*Q, 3)])
         flushed = {
-            "claim": (False, lambda: self.claim([given, kept])),
-            "beat": (False, lambda: self.store.beat("w", {})),
-            "release": (True, lambda: self.release([replace(given, attempt=1)])),
+            "create": (True, lambda: self.create(1, worker="w")),
+            "turn": (True, lambda: self.store.assign(pool, 9, 0)),
+            "mark": (False, lambda: self.begin([given, kept])),
+            "begin": (True, lambda: self.store.begin("w", [Begun(suspect.id, 1)], True)),
+            "beat": (False, self.beat),
+            "release": (True, lambda: self.release([given])),
             "take back": (True, self.fence),
             "reset": (True, self.store.reset_in_flight),
         }
@@ -183,7 +206,7 @@ class Liveness(Hooks):
         """)
         for table in ("tasks", "workers"):
             self.sql(f"""
-                CREATE CONSTRAINT TRIGGER note AFTER UPDATE OR DELETE ON {table} DEFERRABLE INITIALLY DEFERRED
+                CREATE CONSTRAINT TRIGGER note AFTER INSERT OR UPDATE OR DELETE ON {table} DEFERRABLE INITIALLY DEFERRED
                 FOR EACH ROW EXECUTE FUNCTION note()
             """)
         for name, (waits, call) in flushed.items():
@@ -196,7 +219,7 @@ class Liveness(Hooks):
 
     async def test_now_is_learned_from_every_answer_that_tells_it(self) -> None:
         await self.serve()
-        for learn in (self.store.poll_workers, lambda: self.store.beat("w", {}), self.store._open):
+        for learn in (self.store.poll_workers, self.beat, self.store._open):
             self.store._zero -= timedelta(days=1)
             await learn()
             self.assertLess(abs(self.store.now() - self.sql("SELECT clock_timestamp()")[0][0]), timedelta(seconds=1))

@@ -6,10 +6,12 @@ import re
 import sqlite3
 from typing import Any
 
-from taskd.model.errors import SchemaTooNew, Unavailable
+import psycopg2
+
+from taskd.model.errors import SchemaTooNew, SettingsError, Unavailable
 from taskd.store import migrations
 from taskd.store.postgres.store import PREPARED
-from tests.conformance.postgres import Hooks, together
+from tests.conformance.postgres import Hooks, together, until
 
 
 class Schema(Hooks):
@@ -24,6 +26,30 @@ class Schema(Hooks):
             await store.create_user(f"u{i}", f"u{i}", "x")
         applied = self.sql("SELECT version, name FROM schema_migrations ORDER BY version")
         self.assertEqual(applied, [m[:2] for m in migrations.load("postgres")])
+
+    async def test_servers_that_start_together_agree_on_the_installation(self) -> None:
+        self.new_database()
+        stores = [self.build() for _ in range(4)]
+        self.assertEqual({store.installation for store in stores}, {""})
+        await together(store.start() for store in stores)
+        [(found,)] = self.sql("SELECT id FROM installation")
+        self.assertEqual({store.installation for store in stores}, {found})
+
+    async def test_an_installation_that_the_settings_name(self) -> None:
+        self.new_database()
+        for wanted in ("Staging-2", None, "Staging-2"):
+            store = self.build(installation=wanted)
+            await store.start()
+            self.assertEqual(store.installation, "Staging-2")
+        with self.assertRaisesRegex(SettingsError, "TASKD_INSTALLATION is other, .* installation Staging-2: "):
+            await self.build(installation="other").start()
+
+    async def test_the_database_has_one_well_formed_installation(self) -> None:
+        with self.assertRaises(psycopg2.errors.UniqueViolation):
+            self.sql("INSERT INTO installation VALUES ('second')")
+        for text in ("", "a.b", "x" * 33, "two\nlines", "end\n"):
+            with self.assertRaises(psycopg2.errors.CheckViolation):
+                self.sql("UPDATE installation SET id = %s", text)
 
     async def test_newer_database_is_refused_and_left_alone(self) -> None:
         self.sql("INSERT INTO schema_migrations VALUES (9999, 'later', 'then')")
@@ -81,39 +107,44 @@ class Schema(Hooks):
         # A table that serves as a queue has outdated statistics: here those of the empty table
         self.sql("ANALYZE tasks")
         self.sql("""
-            INSERT INTO tasks (user_id, task, queue, state, dispatched_at, finished_at)
-            SELECT 1 + g % 50, 'x', 'q', (ARRAY['completed', 'waiting'])[1 + g % 2],
-                (ARRAY[now(), NULL])[1 + g % 2], (ARRAY[now(), NULL])[1 + g % 2]
+            INSERT INTO tasks (user_id, task, queue, state, finished_at)
+            SELECT 1 + g % 50, 'x', 'q', (ARRAY['completed', 'waiting'])[1 + g % 2], (ARRAY[now(), NULL])[1 + g % 2]
             FROM generate_series(1, 20000) AS g
         """)
-        by_key, in_flight = {"tasks_pkey"}, {"tasks_in_flight", "tasks_pkey"}
+        by_key, held = {"tasks_pkey"}, {"tasks_held", "tasks_pkey"}
         expected = {
-            "batch": by_key,
             "find_keys": {"tasks_key"},
-            "dispatch": {"tasks_backlog", "tasks_pkey"},
-            "promote": {"tasks_delayed", "tasks_pkey"},
-            "adopt_stale": by_key,
-            "claim": by_key,
+            "assign": {"tasks_backlog", "tasks_held", "tasks_pkey"},
+            "told": by_key,
+            "promote": {"tasks_delayed", "tasks_delayed_user", "tasks_pkey"},
+            "look": {"tasks_held"},
+            "standing": {"tasks_held"},
+            "in_step": {"tasks_held"},
             "begin": by_key,
+            "mark_begun": by_key,
             "complete": by_key,
             "fail": by_key,
             "find_recorded_end": by_key,
             "find_recorded_retry": {"task_attempts_pkey", "tasks_pkey"},
             "release": by_key,
-            "held_by": {"tasks_in_flight"},
+            "find_released": by_key,
+            "worker_gone": held,
             "report": {"task_log_pkey", "tasks_pkey"},
             "read_log": {"task_log_pkey"},
             "log_bytes": {"task_log_pkey"},
             "failed_attempts": {"task_attempts_pkey"},
             "cancel": by_key,
             "retry": by_key,
-            "take_back": in_flight,
-            "forget_workers": {"tasks_in_flight"},
-            "requeue_lost": in_flight,
-            "reset_in_flight": in_flight,
+            "take_back": held,
+            "forget_workers": {"tasks_held"},
+            "reset_in_flight": held,
             "delete_finished": {"task_attempts_pkey", "task_log_pkey", "tasks_pkey"},
-            "count_queued": {"tasks_in_flight"},
+            "find_states": by_key,
+            "overview_routes": {"tasks_backlog"},
+            "overview_all": {"tasks_backlog", "tasks_delayed", "tasks_held"},
+            "overview_own": {"tasks_backlog", "tasks_delayed_user", "tasks_held"},
             "find_tasks": by_key,
+            "get_listed": by_key,
             "get_tasks": by_key,
         }
         for statistics in ("old", "new"):
@@ -123,6 +154,9 @@ class Schema(Hooks):
                 plan = await self.explain(f"EXECUTE {name} {nulls}")
                 what = f"{name}, {statistics} statistics:\n{plan}"
                 self.assertNotRegex(plan, r"Seq Scan on task|Bitmap|Hash Join|Merge Join", what)
+                # what is joined is looked up, not compared with everything; there are few workers
+                if name != "take_back":
+                    self.assertNotIn("Join Filter", plan, what)
                 if name not in ("poll_workers", "forget_workers", "reset_in_flight"):
                     self.assertNotIn("Seq Scan on workers", plan, what)
                 # every column of the route is a condition of the index, not a filter on its rows
@@ -130,6 +164,32 @@ class Schema(Hooks):
                 used = set(re.findall(r"using (tasks?_\w+) on task", plan))
                 self.assertEqual(used, expected.get(name, set()), what)
             self.sql("ANALYZE tasks")
+
+    async def test_what_each_worker_holds_is_read_by_its_name(self) -> None:
+        """Not by a walk over what all workers hold, however few that are when a plan is made."""
+        for name in ("assign", "look", "standing", "in_step", "forget_workers", "worker_gone", "take_back"):
+            count = max((int(n) for n in re.findall(r"\$(\d+)", PREPARED[name])), default=0)
+            plan = await self.explain(f"EXECUTE {name} ({', '.join(['NULL'] * count)})" if count else f"EXECUTE {name}")
+            lines = plan.splitlines()
+            scans = [n for n, line in enumerate(lines) if "tasks_held" in line]
+            self.assertTrue(scans, name)
+            if name == "take_back":
+                # it begins with the first holder
+                scans = scans[1:]
+            for n in scans:
+                self.assertRegex(lines[n + 1], r"Index Cond: \(worker [=>] ", f"{name}:\n{plan}")
+
+    async def test_a_begin_changes_no_index(self) -> None:
+        tasks = await self.queued(200)
+        await self.begin(tasks, age=0.3)
+        # the statistics of a backend are visible when it has ended
+        before = self.backends()
+        self.kill()
+        await until(lambda: not before & self.backends())
+        counts = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'tasks'"
+        await until(lambda: self.sql(counts)[0][0] >= len(tasks))
+        # except where a page is just full
+        self.assertGreater(self.sql(counts)[0][1], 0.9 * len(tasks))
 
     async def explain(self, text: str) -> str:
         connection = await self.store._pool.acquire()

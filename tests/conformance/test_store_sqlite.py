@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,8 @@ from taskd.ports.workers import Culprit
 from taskd.store.rows import encode
 from taskd.store.sqlite.database import InlineRunner, open_sqlite
 from taskd.store.sqlite.store import SqliteStore
-from tests.conformance.store.case import StoreCase, new_batch
+from tests.conformance.store.case import StoreCase
 from tests.conformance.store.suite import StoreTests
-
-HOUR = 3_600_000_000
 
 
 class Hooks(StoreCase):
@@ -35,13 +34,6 @@ class Hooks(StoreCase):
         text = "UPDATE tasks SET due = 0, run_at = created_at + ? WHERE id = ?"
         await self._sql(text, seconds * 1_000_000, task_id)
 
-    async def age_outbox(self) -> None:
-        await self._sql(f"UPDATE outbox SET created_at = created_at - {HOUR}")
-
-    async def count_outbox(self) -> int:
-        [(count,)] = await self._sql("SELECT count(*) FROM outbox")
-        return int(count)
-
     async def backdate(self, task_id: int, created: int, finished: int | None = None) -> None:
         [(now,)] = await self._sql("SELECT max(created_at) FROM tasks")
         ended = None if finished is None else now - finished * 1_000_000
@@ -51,12 +43,18 @@ class Hooks(StoreCase):
     async def age_workers(self, seconds: int) -> None:
         await self._sql("UPDATE workers SET seen_at = seen_at - ?", seconds * 1_000_000)
 
-    async def die(self, worker: str, culprit: Culprit | None = None) -> None:
+    async def die(self, worker: str, culprit: Culprit | None = None, among: Sequence[tuple[int, int]] = ()) -> None:
+        found: object = culprit
+        if culprit is None and among:
+            found = {"among": [{"task_id": task_id, "dispatch": dispatch} for task_id, dispatch in among]}
         text = "UPDATE workers SET state = 'gone', culprit = ? WHERE name = ?"
-        await self._sql(text, culprit and encode(culprit), worker)
+        await self._sql(text, found and encode(found), worker)
 
     async def stall(self, worker: str, text: str) -> None:
         await self._sql("UPDATE workers SET beat = beat + 1, stalled = ? WHERE name = ?", text, worker)
+
+    async def forget(self, worker: str) -> None:
+        await self._sql("DELETE FROM workers WHERE name = ?", worker)
 
     async def set_losses(self, task_id: int, losses: int) -> None:
         await self._sql("UPDATE tasks SET losses = ? WHERE id = ?", losses, task_id)
@@ -87,7 +85,8 @@ class SqliteInMemory(Hooks, StoreTests):
         at = datetime.fromtimestamp(wall, timezone.utc)
         self.assertEqual(store.now(), at)
         user = await store.create_user("Ana", "ana", "x")
-        [task] = await store.create_tasks(new_batch(), [NewTask(user.id, "t", delay=1.5)])
+        [task_id] = await store.draw_ids(1)
+        [task] = (await store.create_tasks([NewTask(user.id, "t", delay=1.5, id=task_id)])).tasks
         self.assertEqual((task.created_at, task.run_at), (at, at + timedelta(seconds=1.5)))
         wall += 2
         self.assertEqual(store.now(), at + timedelta(seconds=2))
@@ -117,6 +116,12 @@ class SqliteInAFile(Hooks, StoreTests):
         self.assertEqual(stat.S_IMODE(self.folder.stat().st_mode), 0o700)
         for file in self.folder.iterdir():
             self.assertEqual(stat.S_IMODE(file.stat().st_mode), 0o600, file)
+
+    async def test_the_id_of_the_installation_is_kept(self) -> None:
+        found = self.store.installation
+        await self.store.stop()
+        self.store = await self.open()
+        self.assertEqual(self.store.installation, found)
 
     async def test_second_server_on_the_folder_is_refused(self) -> None:
         with self.assertRaisesRegex(SettingsError, "another taskserver is using"):
@@ -149,12 +154,11 @@ class SqliteInAFile(Hooks, StoreTests):
         # max_page_count simulates a full disk
         [(pages,)] = await self._sql("PRAGMA page_count")
         await self._sql(f"PRAGMA max_page_count = {pages}")
-        rows = [NewTask(self.ana.id, "x" * 4000) for _ in range(100)]
-        batch = new_batch()
+        rows = [NewTask(self.ana.id, "x" * 4000, id=task_id) for task_id in range(1, 101)]
         with self.assertRaises(Unavailable):
-            await self.store.create_tasks(batch, rows)
+            await self.store.create_tasks(rows)
         await self._sql("PRAGMA max_page_count = 1000000")
-        self.assertEqual(len(await self.store.create_tasks(batch, rows)), 100)
+        self.assertEqual(len((await self.store.create_tasks(rows)).tasks), 100)
         self.assertTrue(os.path.exists(self.folder))
 
 

@@ -28,19 +28,24 @@ class RuleTests(TestCase):
 
     def test_both_dialects_have_the_same_migrations(self) -> None:
         postgres, sqlite = migrations.load("postgres"), migrations.load("sqlite")
-        self.assertEqual([m[:2] for m in postgres], [m[:2] for m in sqlite])
+        names = [[m.name.split()[0] for m in each] for each in (postgres, sqlite)]
+        self.assertEqual(names[0], names[1])
         self.assertEqual([m.version for m in sqlite], list(range(1, len(sqlite) + 1)))
 
     def test_everything_is_pending_on_an_empty_database(self) -> None:
-        self.assertEqual(list(migrations.pending(THREE, None)), THREE)
+        self.assertEqual(list(migrations.pending(THREE, [])), THREE)
 
     def test_only_what_is_newer_is_pending(self) -> None:
         for applied in (1, 2, 3):
-            self.assertEqual(list(migrations.pending(THREE, applied)), THREE[applied:])
+            self.assertEqual(list(migrations.pending(THREE, [m[:2] for m in THREE[:applied]])), THREE[applied:])
 
     def test_a_newer_database_is_refused(self) -> None:
         with self.assertRaisesRegex(SchemaTooNew, "schema version 4, this taskd knows only 3"):
-            migrations.pending(THREE, 4)
+            migrations.pending(THREE, [(4, "four")])
+
+    def test_a_database_of_other_files_is_refused(self) -> None:
+        with self.assertRaisesRegex(SettingsError, "made by an unreleased taskd: its migration 2 is not"):
+            migrations.pending(THREE, [(1, "one"), (2, "two of yesterday")])
 
     def test_every_column_of_sqlite_has_its_comment(self) -> None:
         for migration in migrations.load("sqlite"):
@@ -118,11 +123,34 @@ class SqliteTests(TestCase):
             await (await self.start()).stop()
             self.assertEqual(self.schema(), expected)
 
+    async def test_the_first_start_names_the_installation(self) -> None:
+        async def start(wanted: str | None) -> str:
+            store = SqliteStore(InlineRunner(self.path), self.clock, installation=wanted)
+            self.addCleanup(store.stop)
+            await store.start()
+            return store.installation
+
+        for wanted in ("Staging-2", None, "Staging-2"):
+            self.assertEqual(await start(wanted), "Staging-2")
+        with self.assertRaisesRegex(SettingsError, "TASKD_INSTALLATION is other, .* installation Staging-2: "):
+            await start("other")
+        for text in ("UPDATE installation SET id = 'a.b'", "INSERT INTO installation VALUES ('second')"):
+            with self.assertRaises(sqlite3.IntegrityError):
+                self.sql(text)
+
     async def test_a_newer_database_is_refused_and_left_alone(self) -> None:
         await (await self.start()).stop()
         self.sql("INSERT INTO schema_migrations VALUES (9999, 'later', 'then')")
         schema = self.schema()
         with self.assertRaisesRegex(SchemaTooNew, "schema version 9999"):
+            await self.start()
+        self.assertEqual(self.schema(), schema)
+
+    async def test_a_database_of_an_unreleased_taskd_is_refused_and_left_alone(self) -> None:
+        self.sql(migrations.CREATE_TABLE)
+        self.sql("INSERT INTO schema_migrations VALUES (1, 'initial', 'then')")
+        schema = self.schema()
+        with self.assertRaisesRegex(SettingsError, "made by an unreleased taskd: its migration 1 is not"):
             await self.start()
         self.assertEqual(self.schema(), schema)
 

@@ -26,6 +26,7 @@ ON CONFLICT (token_hash) DO NOTHING
 SELECT u.id, u.username FROM sessions s JOIN users u ON u.id = s.user_id
 WHERE s.token_hash = $1 AND s.expires_at > now()
 """,
+    "set_weight": "UPDATE users SET weight = $2 WHERE username_key = $1 RETURNING id",
     "close_session": "DELETE FROM sessions WHERE token_hash = $1",
     "usernames": "SELECT id, username FROM users WHERE id = ANY ($1::bigint[])",
 }
@@ -55,6 +56,9 @@ class PostgresAccounts(PostgresDatabase):
 
     async def close_session(self, token_hash: bytes) -> None:
         await self._call("close_session", token_hash)
+
+    async def set_weight(self, key: str, weight: float) -> bool:
+        return bool(await self._call("set_weight", check_text(key), weight))
 
     async def usernames(self, user_ids: Sequence[int]) -> Mapping[int, str]:
         return dict(await self._call("usernames", array(valid_ids(user_ids))))

@@ -1,4 +1,4 @@
-"""Attempts in PostgreSQL: how a worker claims, ends and releases a task."""
+"""Attempts in PostgreSQL: how a worker finds, begins, ends and gives back what is assigned to it."""
 
 from __future__ import annotations
 
@@ -6,78 +6,111 @@ from collections.abc import Mapping, Sequence
 
 from taskd.model.states import State
 from taskd.model.tasks import Task
-from taskd.ports.attempts import Claim, Finished, Held, Outcome
+from taskd.ports.attempts import Assigned, Begun, Finished, Held, Outcome, Standing, Started
 from taskd.store.postgres.arrays import array, texts
 from taskd.store.postgres.connection import PostgresConnection, Rows
 from taskd.store.postgres.database import PostgresDatabase
-from taskd.store.postgres.rows import IN_FLIGHT, RELAXED_COMMIT, T, to_tasks
+from taskd.store.postgres.rows import HELD, LISTED, RELAXED_COMMIT, to_task, to_tasks
 from taskd.store.refusals import sanitize
+from taskd.store.rows import LOOKED_BYTES, LOOKED_TASKS, columns
 
-# A task that this worker holds already is returned unchanged.
-_HELD = "t.state = 'running' AND t.worker = $1"
+_BEGIN = """
+UPDATE tasks t SET state = 'running', version = CASE t.state WHEN 'queued' THEN t.version + 1 ELSE t.version END,
+    started_at = CASE t.state WHEN 'queued' THEN now() - make_interval(secs => b.age) ELSE t.started_at END
+FROM unnest($2::bigint[], $3::int[], $4::float8[]) AS b (id, dispatch, age)
+WHERE {} AND t.id = b.id AND t.dispatch = b.dispatch AND t.worker = $1 AND t.state IN ('queued', 'running')
+RETURNING t.id, t.version, t.started_at
+"""
+# Whether the begin was stored makes no difference to the version.
+_ENDED = """
+version = t.version + CASE t.state WHEN 'queued' THEN 2 ELSE 1 END, held = false, losses = 0
+"""
+_OPEN = """
+JOIN tasks t ON t.id = o.id AND t.dispatch = o.dispatch AND t.attempt = o.attempt AND t.worker = $1
+    AND t.state IN ('queued', 'running')
+"""
+
+
+def release(which: str, stopping: str) -> str:
+    """CTEs that give back the tasks ``t`` for which ``which`` is true. The last, ``released``, returns those that wait
+    now. The rows are locked in the order of every other batch. `+ 0` keeps the planner from walking all tasks by their
+    primary key.
+
+    A cancelled task stays as it is, and so does one that was retried since.
+    """
+    open_ = "(t.state IN ('queued', 'running'))"
+    return f"""
+given AS MATERIALIZED (
+    SELECT t.id FROM {which} ORDER BY t.id + 0 FOR UPDATE OF t
+), dropped AS (
+    UPDATE tasks t SET held = false, state = CASE WHEN {open_} THEN 'waiting' ELSE t.state END,
+        attempt = t.attempt - {open_}::int, version = t.version + {open_}::int,
+        returns = t.returns + (t.state = 'running' AND {stopping})::int,
+        worker = CASE WHEN NOT {open_} THEN t.worker END,
+        started_at = CASE WHEN NOT {open_} THEN t.started_at END,
+        progress = CASE WHEN NOT {open_} THEN t.progress END, note = CASE WHEN NOT {open_} THEN t.note END
+    FROM given WHERE t.id = given.id RETURNING {LISTED}
+), released AS (
+    SELECT * FROM dropped WHERE state = 'waiting'
+)"""
+
 
 PREPARED = {
-    # PostgreSQL evaluates the condition on the worker once. A fence that is committed at the same moment may come too
-    # late for it: the next take_back finds these tasks.
-    "claim": f"""
-UPDATE tasks t SET state = 'running', worker = $1,
-    attempt = CASE WHEN {_HELD} THEN t.attempt ELSE t.attempt + 1 END,
-    max_attempts = CASE t.max_attempts WHEN 0 THEN c.max_attempts ELSE t.max_attempts END,
-    version = CASE WHEN {_HELD} THEN t.version ELSE t.version + 1 END,
-    started_at = CASE WHEN {_HELD} THEN t.started_at ELSE now() END,
-    begun = CASE WHEN {_HELD} THEN t.begun ELSE t.losses = 0 END,
-    progress = CASE WHEN {_HELD} THEN t.progress END, note = CASE WHEN {_HELD} THEN t.note END,
-    error = NULL
-FROM unnest($2::bigint[], $3::int[], $4::int[]) AS c (id, dispatch, max_attempts)
-WHERE {RELAXED_COMMIT}
-    AND EXISTS (SELECT FROM workers WHERE name = $1 AND workers.state IN ('serving', 'draining'))
-    AND t.id = c.id AND t.dispatch = c.dispatch AND (t.state = 'queued' OR {_HELD})
-RETURNING {T}
+    # NOT IN (SELECT ...) looks each id up in a hash table. A large payload is read alone.
+    "look": f"""
+SELECT username, {columns("t")}
+FROM (
+    SELECT *, sum(octet_length(payload::text)) OVER up AS bytes, row_number() OVER up AS n
+    FROM (
+        SELECT * FROM tasks
+        WHERE held AND worker = $1 AND state = 'queued' AND id NOT IN (SELECT unnest($2::bigint[]))
+        ORDER BY id LIMIT {LOOKED_TASKS}) AS t
+    WINDOW up AS (ORDER BY id)) AS t
+    JOIN users u ON u.id = t.user_id
+WHERE n = 1 OR bytes <= {LOOKED_BYTES}
+ORDER BY t.id
 """,
-    "begin": """
-UPDATE tasks t SET begun = true
-FROM unnest($2::bigint[], $3::int[], $4::int[]) AS c (id, dispatch, attempt)
-WHERE t.id = c.id AND t.dispatch = c.dispatch AND t.attempt = c.attempt AND t.worker = $1 AND t.state = 'running'
-RETURNING t.id, t.dispatch, t.attempt
+    "standing": """
+SELECT id, dispatch, state IN ('queued', 'running') FROM tasks WHERE held AND worker = $1
 """,
+    "begin": _BEGIN.format("true"),
+    "mark_begun": _BEGIN.format(RELAXED_COMMIT),
     # Most attempts end this way, so it has a separate, cheaper statement.
-    "complete": """
-UPDATE tasks t SET state = 'completed', version = t.version + 1, finished_at = now(), losses = 0,
-    result = nullif(o.result, '')::json, error = NULL
-FROM unnest($2::bigint[], $3::int[], $4::int[], $5::text[]) AS o (id, dispatch, attempt, result)
+    "complete": f"""
+UPDATE tasks t SET state = 'completed', finished_at = now(), result = nullif(o.result, '')::json, error = NULL,
+    started_at = coalesce(t.started_at, now() - make_interval(secs => o.age)), {_ENDED}
+FROM unnest($2::bigint[], $3::int[], $4::int[], $5::float8[], $6::text[]) AS o (id, dispatch, attempt, age, result)
 WHERE t.id = o.id AND t.dispatch = o.dispatch AND t.attempt = o.attempt AND t.worker = $1
-    AND t.state = 'running'
-RETURNING t.id, t.version, t.finished_at, NULL
+    AND t.state IN ('queued', 'running')
+RETURNING t.id, t.version, t.started_at, t.finished_at, NULL
 """,
     # A failed task keeps its progress, a task that is retried begins again. The rows are locked before they change,
     # because the record describes the attempt as it was.
-    "fail": """
+    "fail": f"""
 WITH ended AS MATERIALIZED (
-    SELECT o.*, t.started_at
-    FROM unnest($2::bigint[], $3::int[], $4::int[], $5::bool[], $6::text[], $7::text[], $8::text[], $9::float8[])
-        AS o (id, dispatch, attempt, for_good, result, error, trace, delay)
-        JOIN tasks t ON t.id = o.id AND t.dispatch = o.dispatch AND t.attempt = o.attempt AND t.worker = $1
-            AND t.state = 'running'
+    SELECT o.*, coalesce(t.started_at, now() - make_interval(secs => o.age)) AS began
+    FROM unnest($2::bigint[], $3::int[], $4::int[], $5::float8[], $6::bool[], $7::text[], $8::text[], $9::text[],
+        $10::float8[]) AS o (id, dispatch, attempt, age, for_good, result, error, trace, delay)
+        {_OPEN}
     FOR UPDATE OF t
 ), kept AS (
     INSERT INTO task_attempts (task_id, dispatch, attempt, worker, started_at, error, trace)
-    SELECT id, dispatch, attempt, $1, started_at, error, nullif(trace, '') FROM ended ON CONFLICT DO NOTHING
+    SELECT id, dispatch, attempt, $1, began, error, nullif(trace, '') FROM ended ON CONFLICT DO NOTHING
 )
-UPDATE tasks t SET state = CASE WHEN o.for_good THEN 'failed' ELSE 'waiting' END, version = t.version + 1,
-    finished_at = CASE WHEN o.for_good THEN now() END, losses = 0, error = nullif(o.error, ''),
+UPDATE tasks t SET state = CASE WHEN o.for_good THEN 'failed' ELSE 'waiting' END, {_ENDED},
+    finished_at = CASE WHEN o.for_good THEN now() END, error = nullif(o.error, ''),
     result = CASE WHEN o.for_good THEN nullif(o.result, '')::json END,
     run_at = CASE WHEN o.for_good THEN t.run_at ELSE now() + make_interval(secs => greatest(o.delay, 0)) END,
     due = o.for_good OR o.delay <= 0,
-    dispatched_at = CASE WHEN o.for_good THEN t.dispatched_at END,
-    started_at = CASE WHEN o.for_good THEN t.started_at END,
+    started_at = CASE WHEN o.for_good THEN o.began END,
     progress = CASE WHEN o.for_good THEN t.progress END, note = CASE WHEN o.for_good THEN t.note END
 FROM ended AS o WHERE t.id = o.id
-RETURNING t.id, t.version, t.finished_at, CASE WHEN NOT o.for_good THEN t.run_at END
+RETURNING t.id, t.version, t.started_at, t.finished_at, CASE WHEN NOT o.for_good THEN t.run_at END
 """,
     # The next two are separate statements: a statement that waited until the first run committed still has a snapshot
     # from before that commit.
     "find_recorded_end": """
-SELECT t.id, t.version, t.finished_at, NULL
+SELECT t.id, t.version, t.started_at, t.finished_at, NULL
 FROM unnest($2::bigint[], $3::int[], $4::int[], $5::text[]) AS o (id, dispatch, attempt, state) JOIN tasks t
     ON t.id = o.id AND t.dispatch = o.dispatch AND t.attempt = o.attempt AND t.worker = $1
     AND t.state = o.state
@@ -85,24 +118,24 @@ FROM unnest($2::bigint[], $3::int[], $4::int[], $5::text[]) AS o (id, dispatch, 
     # A task that was to be retried may have moved on since then; its record in task_attempts shows that this attempt
     # did fail. Version 0 tells the caller not to announce the task.
     "find_recorded_retry": """
-SELECT t.id, CASE WHEN t.state = 'waiting' AND t.dispatch = o.dispatch THEN t.version ELSE 0 END, NULL, t.run_at
+SELECT t.id, CASE WHEN t.state = 'waiting' AND t.dispatch = o.dispatch THEN t.version ELSE 0 END, NULL, NULL, t.run_at
 FROM unnest($2::bigint[], $3::int[], $4::int[], $5::text[]) AS o (id, dispatch, attempt, error)
     JOIN task_attempts a ON a.task_id = o.id AND a.dispatch = o.dispatch AND a.attempt = o.attempt AND a.worker = $1
         AND a.error = o.error
     JOIN tasks t ON t.id = o.id
 """,
-    "release": f"""
-UPDATE tasks t SET state = 'waiting', dispatched_at = NULL, started_at = NULL, progress = NULL, note = NULL,
-    attempt = c.attempt - 1,
-    version = CASE t.state WHEN 'running' THEN t.version + 1 ELSE t.version END,
-    returns = CASE t.state WHEN 'running' THEN t.returns + $5::bool::int ELSE t.returns END
-FROM unnest($2::bigint[], $3::int[], $4::int[]) AS c (id, dispatch, attempt)
-WHERE t.id = c.id AND t.dispatch = c.dispatch AND t.worker = $1
-    AND (t.state = 'running' AND t.attempt = c.attempt OR t.state = 'waiting' AND t.attempt = c.attempt - 1)
-RETURNING {T}
-""",
-    "held_by": f"""
-SELECT id, dispatch, attempt FROM tasks WHERE {IN_FLIGHT} AND state = 'running' AND worker = $1
+    "release": "WITH"
+    + release(
+        "unnest($2::bigint[], $3::int[]) AS h (id, dispatch)"
+        " JOIN tasks t ON t.id = h.id AND t.dispatch = h.dispatch AND t.worker = $1 AND " + HELD,
+        "$4::bool",
+    )
+    + "SELECT * FROM released",
+    # For a repetition: an earlier run has made them waiting, or has found them so.
+    "find_released": f"""
+SELECT {LISTED}
+FROM unnest($1::bigint[], $2::int[]) AS h (id, dispatch) JOIN tasks t ON t.id = h.id AND t.dispatch = h.dispatch
+WHERE t.state = 'waiting' AND NOT t.held AND t.due
 """,
 }
 
@@ -111,26 +144,28 @@ class PostgresAttempts(PostgresDatabase):
     """What workers do of IAttemptStore, on PostgreSQL. Every batch is sorted by task id, so that two batches lock rows
     in the same order and cannot deadlock."""
 
-    async def claim(self, worker: str, claims: Sequence[Claim]) -> Sequence[Task]:
-        if not claims:
-            return []
-        # one array for each field of Claim
-        columns = [array(column) for column in zip(*sorted(claims), strict=True)]
-        return to_tasks(await self._call("claim", worker, *columns))
+    async def look(self, worker: str, known: Sequence[int]) -> Sequence[Assigned]:
+        return [Assigned(to_task(row), user) for user, *row in await self._call("look", worker, array(known))]
 
-    async def begin(self, worker: str, held: Sequence[Held]) -> Sequence[Held]:
-        if not held:
-            return []
-        columns = [array(column) for column in zip(*sorted(held), strict=True)]
-        return [Held(*row) for row in await self._call("begin", worker, *columns)]
+    async def standing(self, worker: str) -> Sequence[Standing]:
+        return [Standing(*row) for row in await self._call("standing", worker)]
+
+    async def begin(self, worker: str, begun: Sequence[Begun], flush: bool) -> Mapping[int, Started]:
+        if not begun:
+            return {}
+        # one array for each field of Begun
+        columns = [array(column) for column in zip(*sorted(begun), strict=True)]
+        rows = await self._call("begin" if flush else "mark_begun", worker, *columns)
+        return {task_id: Started(*row) for task_id, *row in rows}
 
     async def finish(self, worker: str, outcomes: Sequence[Outcome], again: bool = False) -> Mapping[int, Finished]:
         outcomes = sorted(outcomes, key=lambda o: o.task_id)
         completed = [o for o in outcomes if o.state is State.COMPLETED]
         failed = [o for o in outcomes if o.state is not State.COMPLETED]
         # all arrays first: a text that cannot be stored leaves every outcome of the batch for another try
-        results = texts([o.result or "" for o in completed])
+        results = array([o.age for o in completed]), texts([o.result or "" for o in completed])
         columns = (
+            array([o.age for o in failed]),
             array([o.state is State.FAILED for o in failed]),
             texts([o.result or "" for o in failed]),
             texts([sanitize(o.error) for o in failed]),
@@ -139,7 +174,7 @@ class PostgresAttempts(PostgresDatabase):
         )
         rows: Rows = []
         if completed:
-            rows += await self._call(_end, again, "complete", worker, completed, results)
+            rows += await self._call(_end, again, "complete", worker, completed, *results)
         if failed:
             rows += await self._call(_end, again, "fail", worker, failed, *columns)
         return {task_id: Finished(*row) for task_id, *row in rows}
@@ -149,10 +184,7 @@ class PostgresAttempts(PostgresDatabase):
             return []
         # one array for each field of Held
         columns = [array(column) for column in zip(*sorted(held), strict=True)]
-        return to_tasks(await self._call("release", worker, *columns, stopping))
-
-    async def held_by(self, worker: str) -> Sequence[Held]:
-        return [Held(*row) for row in await self._call("held_by", worker)]
+        return to_tasks(await self._call(_release, worker, columns, stopping))
 
 
 async def _end(
@@ -185,3 +217,15 @@ def _attempts(outcomes: Sequence[Outcome]) -> tuple[str, str, str]:
         array([o.dispatch for o in outcomes]),
         array([o.attempt for o in outcomes]),
     )
+
+
+async def _release(
+    connection: PostgresConnection, again: bool, worker: str, columns: Sequence[str], stopping: bool
+) -> Rows:
+    """Release tasks. The rows of those that wait now, also if an earlier run has done it: somebody must hear of
+    them."""
+    rows = await connection.call("release", worker, *columns, stopping)
+    if again:
+        found = {row[0] for row in rows}
+        rows += [row for row in await connection.call("find_released", *columns) if row[0] not in found]
+    return rows

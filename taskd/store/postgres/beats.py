@@ -52,7 +52,9 @@ class BeatConnection:
     def connect(self) -> extensions.connection:
         """The connection, opened if it is not open, so that a later call is quick."""
         if self._connection is None:
-            options = f"-c statement_timeout={int(self._timeout * 1000)} -c synchronous_commit=on"
+            options = (
+                f"-c statement_timeout={int(self._timeout * 1000)} -c synchronous_commit=on -c tcp_user_timeout=8000"
+            )
             connection = psycopg2.connect(
                 **self._dsn,
                 # psycopg2 offers no other way to bound the wait for an answer. Such a connection commits by itself.

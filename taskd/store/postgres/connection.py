@@ -25,6 +25,8 @@ GRACE_SECONDS = 2.0
 SESSION = {
     "timezone": "UTC",
     "synchronous_commit": "on",
+    # a backend whose client is cut off while an answer is on its way gives up its locks after so many milliseconds
+    "tcp_user_timeout": "8000",
     # The statements rely on this: after a wait for a lock, the row is read again
     "default_transaction_isolation": "read\\ committed",
     # Every statement has its index, and the statistics of a table that serves as a queue are always out of date. One

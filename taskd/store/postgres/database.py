@@ -17,7 +17,7 @@ from psycopg2.extensions import TransactionRollbackError
 from twisted.internet.task import deferLater
 
 from taskd.model.errors import BadRequest, SettingsError, Unavailable
-from taskd.store import migrations
+from taskd.store import installation, migrations
 from taskd.store.opening import MAX_DELAY, MIN_DELAY, Startable
 from taskd.store.postgres.connection import STATEMENT_SECONDS, PostgresConnection, is_dead
 from taskd.store.postgres.pool import OutcomeUnknown, Pool, reason
@@ -42,7 +42,8 @@ class PostgresDatabase(Startable):
 
     ``dsn`` has user, password, dbname, host and port as libpq names them; ``size`` is the number of connections. In
     seconds: ``wait`` is how long a call waits for a connection, ``statement_timeout`` how long one statement may take,
-    and ``retry`` how long a batch with an unknown outcome is repeated.
+    and ``retry`` how long a batch with an unknown outcome is repeated. ``installation`` is the id that the settings
+    want, None if any will do.
     """
 
     prepared: ClassVar[Mapping[str, str]]
@@ -56,9 +57,11 @@ class PostgresDatabase(Startable):
         wait: float = 5.0,
         statement_timeout: int = STATEMENT_SECONDS,
         retry: float = 10.0,
+        installation: str | None = None,
     ) -> None:
         super().__init__(f"PostgreSQL at {dsn.get('host', 'localhost')}:{dsn.get('port', 5432)}", reactor)
         self._dsn = dsn
+        self._wanted = installation
         self._repeat_seconds = retry
         self._migrating: PostgresConnection | None = None
         # the database's time less the seconds of the clock
@@ -157,13 +160,23 @@ class PostgresDatabase(Startable):
             await connection.query("BEGIN")
             await connection.query("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
             await connection.query(migrations.CREATE_TABLE)
-            [(applied,)] = await connection.query(migrations.APPLIED)
+            applied = await connection.query(migrations.APPLIED)
             for migration in migrations.pending(migrations.load("postgres"), applied):
                 await connection.query(migration.sql)
                 await connection.query("INSERT INTO schema_migrations VALUES (%s, %s, now())", migration[:2])
+            self.installation = installation.check(await self._identify(connection), self._wanted)
             await connection.query("COMMIT")
         finally:
             connection.close()
+
+    async def _identify(self, connection: PostgresConnection) -> str:
+        if not await connection.query(installation.FIND):
+            if self._wanted is None:
+                await connection.query(installation.MAKE_UP)
+            else:
+                await connection.query("INSERT INTO installation VALUES (%s)", (self._wanted,))
+        [(found,)] = await connection.query(installation.FIND)
+        return str(found)
 
 
 def _refusal(e: Exception) -> BadRequest | Unavailable | None:

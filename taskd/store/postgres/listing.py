@@ -9,10 +9,7 @@ from taskd.ports.tasks import Page, TaskQuery
 from taskd.store.listing import Filter
 from taskd.store.postgres.connection import Rows
 from taskd.store.postgres.database import PostgresDatabase
-from taskd.store.postgres.rows import IN_FLIGHT, to_tasks
-from taskd.store.rows import columns
-
-_LISTED = columns("t", listed=True)
+from taskd.store.postgres.rows import LISTED, to_tasks
 
 
 class PostgresListing(PostgresDatabase):
@@ -42,9 +39,10 @@ class PostgresListing(PostgresDatabase):
 
 
 def _in_flight(condition: str) -> str:
-    """Queued or running tasks of a user. Parameters: user, before, those of the condition, limit."""
+    """Queued or running tasks of a user: workers hold all of them. Parameters: user, before, those of the condition,
+    limit."""
     return f"""
-SELECT {_LISTED} FROM tasks t WHERE {IN_FLIGHT} AND user_id + 0 = %s AND id + 0 < %s AND {condition}
+SELECT {LISTED} FROM tasks t WHERE held AND user_id + 0 = %s AND id + 0 < %s AND {condition}
 ORDER BY id DESC LIMIT %s
 """
 
@@ -52,7 +50,7 @@ ORDER BY id DESC LIMIT %s
 def _walk(statuses: int) -> str:
     """The newest tasks of several statuses. Parameters: (user, status, before, limit, user, status) for every status,
     limit."""
-    return f"SELECT {_LISTED} FROM ({_newest(statuses)}) AS w JOIN tasks t USING (id) ORDER BY id DESC"
+    return f"SELECT {LISTED} FROM ({_newest(statuses)}) AS w JOIN tasks t USING (id) ORDER BY id DESC"
 
 
 def _filtered(statuses: int, condition: str) -> str:
@@ -66,7 +64,7 @@ def _filtered(statuses: int, condition: str) -> str:
     """
     return f"""
 SELECT * FROM (
-    SELECT {condition} AS passes, w.n = %s AS is_last, {_LISTED}
+    SELECT {condition} AS passes, w.n = %s AS is_last, {LISTED}
     FROM (SELECT id, row_number() OVER (ORDER BY id DESC) AS n FROM ({_newest(statuses)}) AS w) AS w
         JOIN tasks t USING (id)) AS looked_at
 WHERE passes OR is_last ORDER BY id DESC LIMIT %s

@@ -10,17 +10,17 @@ from taskd.store.postgres.database import PostgresDatabase
 from taskd.store.refusals import sanitize
 
 PREPARED = {
-    # Locks the rows, so that only reports of running attempts are stored; in the order of the batch, as every other
-    # batch does, so that batches cannot deadlock. An earlier run may have stored a chunk already, with fewer lines if
-    # more were written since then. In `cut`, the index serves the comparison by the first line; the comparison by the
-    # last line decides.
+    # Locks the rows, so that only reports of attempts that the worker holds are stored; in the order of the batch, as
+    # every other batch does, so that batches cannot deadlock. An earlier run may have stored a chunk already, with
+    # fewer lines if more were written since then. In `cut`, the index serves the comparison by the first line; the
+    # comparison by the last line decides.
     "report": """
 WITH said AS MATERIALIZED (
     SELECT r.*
     FROM unnest($2::bigint[], $3::int[], $4::int[], $5::float8[], $6::text[], $7::int[], $8::int[], $9::text[],
         $10::int[]) AS r (id, dispatch, attempt, progress, note, line, lines, text, keep_from)
         JOIN tasks t ON t.id = r.id AND t.dispatch = r.dispatch AND t.attempt = r.attempt AND t.worker = $1
-            AND t.state = 'running'
+            AND t.state IN ('queued', 'running')
     FOR UPDATE OF t
 ), shown AS (
     UPDATE tasks t SET progress = coalesce(said.progress, t.progress),

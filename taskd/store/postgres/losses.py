@@ -8,43 +8,47 @@ from taskd.model.tasks import FailedAttempt, Task
 from taskd.ports.handler import IN_PROCESS
 from taskd.store.postgres.arrays import array, texts
 from taskd.store.postgres.database import PostgresDatabase
-from taskd.store.postgres.rows import IN_FLIGHT, T, to_tasks
-from taskd.store.rows import FAILED_ATTEMPTS_LISTED, TO_WAITING, UNSPENT_LOSSES
+from taskd.store.postgres.rows import HELD, LISTED, to_tasks
+from taskd.store.rows import FAILED_ATTEMPTS_LISTED, UNSPENT_LOSSES
 
 
-def _take_back(which: str, culprit: str, together: str) -> str:
-    """CTEs; the last, ``taken``, returns the running tasks that were moved back to waiting or failed: those for which
-    ``which`` is true. ``culprit`` is what their worker's record says, ``together`` is what those share that died
-    together.
+def _take_back(seen: str, culprit: str, together: str) -> str:
+    """CTEs that take back the tasks of ``seen``, a statement that returns id, worker and dispatch. The last,
+    ``taken``, returns those that have changed their state. ``culprit`` is what their worker's record says,
+    ``together`` is what those share that died together.
 
     The rows are locked, in the order of every other batch, before they are judged: a task that is just being finished
     is no suspect any more. It waits for them instead of leaving them to the next call, where another suspect of the
-    same worker would seem to be the only one. While it waited, a task may have been taken back and claimed by a worker
-    that this statement's snapshot does not know: so it must still be the attempt that was seen. `+ 0` keeps the planner
-    from walking the primary key of all tasks.
+    same worker would seem to be the only one. While it waited, a task may have been taken back and assigned to a worker
+    that this statement's snapshot does not know: so it must still be the assignment that was seen. `+ 0` keeps the
+    planner from walking the primary key of all tasks.
     """
     return f"""
 seen AS MATERIALIZED (
-    SELECT t.id, t.worker, t.dispatch, t.attempt FROM tasks t WHERE {IN_FLIGHT} AND t.state = 'running' AND {which}
-), lost AS MATERIALIZED (
-    SELECT t.id, t.kind, t.worker, t.dispatch, t.attempt, t.max_attempts, t.losses, t.begun, t.started_at
-    FROM seen JOIN tasks t ON t.id = seen.id AND t.worker = seen.worker AND t.dispatch = seen.dispatch
-        AND t.attempt = seen.attempt AND t.state = 'running'
+    {seen}
+), held AS MATERIALIZED (
+    SELECT t.id, t.kind, t.worker, t.dispatch, t.attempt, t.max_attempts, t.losses, t.started_at, t.state
+    FROM seen JOIN tasks t ON t.id = seen.id AND t.worker = seen.worker AND t.dispatch = seen.dispatch AND {HELD}
     ORDER BY t.id + 0 FOR UPDATE OF t
+), dropped AS (
+    UPDATE tasks t SET held = false FROM held WHERE t.id = held.id AND held.state NOT IN ('queued', 'running')
 ), known AS MATERIALIZED (
-    SELECT lost.*, {culprit} AS culprit, begun AND coalesce({culprit} -> 'among' @> jsonb_build_array(
-        jsonb_build_object('task_id', lost.id, 'dispatch', lost.dispatch)), true) AND coalesce((
-        SELECT k ->> 'isolation' FROM json_array_elements(w.kinds) AS k WHERE k ->> 'kind' = lost.kind LIMIT 1
-        ), '{IN_PROCESS[0]}') IN {IN_PROCESS} AS candidate,
+    SELECT held.*, {culprit} AS culprit, (held.state = 'running' OR losses = 0 AND max_attempts <> 1)
+        AND coalesce({culprit} -> 'among' @> jsonb_build_array(
+            jsonb_build_object('task_id', held.id, 'dispatch', held.dispatch)), true)
+        AND coalesce((
+            SELECT k ->> 'isolation' FROM json_array_elements(w.kinds) AS k WHERE k ->> 'kind' = held.kind LIMIT 1
+            ), '{IN_PROCESS[0]}') IN {IN_PROCESS} AS candidate,
         CASE WHEN w.state <> 'gone' THEN 'its worker stopped answering' ELSE 'its worker died' END AS reason
-    FROM lost LEFT JOIN workers w ON w.name = lost.worker
+    FROM held LEFT JOIN workers w ON w.name = held.worker
+    WHERE held.state IN ('queued', 'running')
 ), suspected AS MATERIALIZED (
     SELECT *, coalesce((culprit ->> 'task_id')::bigint = id AND (culprit ->> 'dispatch')::int = dispatch, false)
             AS guilty,
         count(*) FILTER (WHERE candidate AND losses > 0) OVER ({together}) AS suspects
     FROM known
 ), judged AS MATERIALIZED (
-    SELECT *, begun AND (guilty OR max_attempts = 1) OR candidate AND (losses >= {UNSPENT_LOSSES}
+    SELECT *, guilty OR state = 'running' AND max_attempts = 1 OR candidate AND (losses >= {UNSPENT_LOSSES}
             OR losses > 0 AND suspects = 1 AND culprit ->> 'task_id' IS NULL) AS spent,
         format('attempt %s of %s was lost: %s', attempt, max_attempts,
             CASE WHEN guilty THEN culprit ->> 'reason' ELSE reason END) AS error
@@ -57,38 +61,46 @@ seen AS MATERIALIZED (
 ), taken AS (
     UPDATE tasks t SET state = CASE WHEN e.final THEN 'failed' ELSE 'waiting' END, version = t.version + 1,
         attempt = CASE WHEN e.spent THEN t.attempt ELSE t.attempt - 1 END, losses = t.losses + e.candidate::int,
-        worker = NULL, dispatched_at = CASE WHEN e.final THEN t.dispatched_at END,
+        worker = NULL, held = false,
         started_at = CASE WHEN e.final THEN t.started_at END,
         finished_at = CASE WHEN e.final THEN now() END,
         progress = CASE WHEN e.final THEN t.progress END, note = CASE WHEN e.final THEN t.note END,
         error = CASE WHEN e.spent THEN e.error END
-    FROM ended AS e WHERE t.id = e.id RETURNING {T}
+    FROM ended AS e WHERE t.id = e.id RETURNING {LISTED}
 )
 """
 
-
-_DEAD = """NOT EXISTS (
-    SELECT FROM workers w WHERE w.name = t.worker AND w.state IN ('serving', 'draining')
-        AND NOT EXISTS (SELECT FROM fenced WHERE fenced.name = w.name))
-"""
 
 PREPARED = {
-    # A worker whose record changes at the same moment is left to the next call.
+    # It steps from holder to holder in the index: there are few of them, and this runs at every poll. A worker whose
+    # record changes at the same moment is left to the next call.
     "take_back": f"""
-WITH fenced AS MATERIALIZED (
+WITH RECURSIVE fenced AS MATERIALIZED (
     UPDATE workers w SET state = 'fenced' FROM unnest($1::text[], $2::bigint[]) AS d (name, beat)
     WHERE w.name = d.name AND w.beat = d.beat AND w.state IN ('serving', 'draining') RETURNING w.name
-), {_take_back(_DEAD, "w.culprit", "PARTITION BY worker")} SELECT * FROM taken
+), holder (name) AS (
+    (SELECT worker FROM tasks WHERE held ORDER BY worker LIMIT 1)
+    UNION ALL
+    SELECT next.worker FROM holder, LATERAL (
+        SELECT worker FROM tasks WHERE held AND worker > holder.name ORDER BY worker LIMIT 1) AS next
+), dead AS MATERIALIZED (
+    SELECT name FROM holder WHERE NOT EXISTS (
+        SELECT FROM workers w WHERE w.name = holder.name AND w.state IN ('serving', 'draining')
+            AND NOT EXISTS (SELECT FROM fenced WHERE fenced.name = w.name))
+), {
+        _take_back(
+            "SELECT t.* FROM dead, LATERAL ("
+            "SELECT id, worker, dispatch FROM tasks WHERE held AND worker = dead.name OFFSET 0) AS t",
+            "w.culprit",
+            "PARTITION BY worker",
+        )
+    } SELECT * FROM taken
 """,
     "reset_in_flight": f"""
-WITH {_take_back("true", "NULL::jsonb", "")}, queued AS (
-    UPDATE tasks SET state = 'waiting', {TO_WAITING} WHERE {IN_FLIGHT} AND state = 'queued' RETURNING id
-), emptied AS (
-    DELETE FROM outbox
-), forgotten AS (
+WITH {_take_back("SELECT id, worker, dispatch FROM tasks WHERE held", "NULL::jsonb", "")}, forgotten AS (
     DELETE FROM workers
 )
-SELECT (SELECT count(*) FROM taken) + (SELECT count(*) FROM queued)
+SELECT count(*) FROM taken
 """,
     "failed_attempts": """
 SELECT dispatch, attempt, worker, started_at, ended_at, error, trace FROM task_attempts

@@ -5,14 +5,25 @@ from __future__ import annotations
 from zope.interface import implementer
 
 from taskd.ports.store import IStore
-from taskd.store.postgres import accounts, attempts, database, health, logs, losses, rows, scheduling, tasks, workers
+from taskd.store.postgres import (
+    accounts,
+    attempts,
+    database,
+    health,
+    logs,
+    losses,
+    overview,
+    scheduling,
+    tasks,
+    workers,
+)
 
 PREPARED = {
     **database.PREPARED,
     **accounts.PREPARED,
-    **rows.PREPARED,
     **tasks.PREPARED,
     **scheduling.PREPARED,
+    **overview.PREPARED,
     **attempts.PREPARED,
     **losses.PREPARED,
     **logs.PREPARED,
@@ -31,6 +42,7 @@ class PostgresStore(
     accounts.PostgresAccounts,
     tasks.PostgresTasks,
     scheduling.PostgresScheduling,
+    overview.PostgresOverview,
     attempts.PostgresAttempts,
     losses.PostgresLosses,
     logs.PostgresLogs,

@@ -5,41 +5,48 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from taskd.model.states import TERMINAL, State
+import psycopg2
+
+from taskd.model.states import TERMINAL
 from taskd.model.tasks import NewTask, Task
-from taskd.ports.tasks import Keyed
+from taskd.ports.tasks import Created, Keyed, TaskState
 from taskd.store.postgres.arrays import array, texts
+from taskd.store.postgres.connection import PostgresConnection, Rows
 from taskd.store.postgres.listing import PostgresListing
-from taskd.store.postgres.rows import DELETE_SETTLED, KEEP_SETTLED, run_batch, to_task, to_tasks
-from taskd.store.refusals import check_cancelled, check_retryable, found_task, valid_ids
-from taskd.store.rows import ALL, created_task, whole_micros
+from taskd.store.postgres.rows import LISTED, to_task, to_tasks
+from taskd.store.refusals import check_cancelled, check_retryable, found_task, key_taken, valid_ids
+from taskd.store.rows import ALL, NOT_BEGUN, STATES, created_task, whole_micros
 
 _CANCEL_TRIES = 5
 
+# an array of so many fresh ids, NULL for none; the transaction id makes the commit wait for the disk
+_FRESH = """
+(SELECT array_agg(nextval('tasks_id_seq')) FROM generate_series(1, {}) WHERE pg_current_xact_id() IS NOT NULL)
+"""
 
 PREPARED = {
-    # The ids come back from the outbox row in the order of the rows, because the sequence numbered the rows in that
-    # order. A second run fails on the primary key of outbox, or waits there until the first run ends. A column that few
-    # tasks have comes as an array that is empty when no task has it. A run_at in the past counts as none; a queued task
-    # is due by the clock of its server.
+    # A second run meets the primary key and creates nothing; it never meets the key of its own task. A column that few
+    # tasks have comes as an array that is empty when no task has it. A run_at in the past counts as none. A fence that
+    # is committed at the same moment may come too late: the next take_back finds these tasks.
     "create_tasks": f"""
 WITH new AS (
-    INSERT INTO tasks (user_id, task, kind, queue, payload, max_attempts, state, dispatch, dispatched_at, run_at, due,
-        timeout, key, fingerprint)
-    SELECT user_id, task, kind, queue, payload, max_attempts,
-        CASE WHEN queued THEN 'queued' ELSE 'waiting' END, queued::int, CASE WHEN queued THEN now() END,
+    INSERT INTO tasks (id, user_id, task, kind, queue, payload, max_attempts, state, worker, held, dispatch, attempt,
+        run_at, due, timeout, key, fingerprint)
+    SELECT n.id, user_id, task, kind, queue, payload, max_attempts,
+        CASE WHEN w.name IS NULL THEN 'waiting' ELSE 'queued' END, w.name, w.name IS NOT NULL,
+        (w.name IS NOT NULL)::int, (w.name IS NOT NULL)::int,
         greatest(run_at, now() + make_interval(secs => delay), now()),
-        queued OR coalesce(greatest(run_at, now() + make_interval(secs => delay)) <= now(), true), timeout,
-        nullif(key, ''), nullif(fingerprint, '')
-    FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::json[], $6::int[], $7::bool[],
-        $8::timestamptz[], $9::float8[], $10::float8[], $11::text[], $12::text[])
-        AS n (user_id, task, kind, queue, payload, max_attempts, queued, run_at, delay, timeout, key, fingerprint)
-    RETURNING id
-), settled AS ({DELETE_SETTLED.format(ids="$13::uuid[]")}), kept AS ({KEEP_SETTLED.format(ids="$13::uuid[]")})
-INSERT INTO outbox (id, task_ids, published_at)
-SELECT $14::uuid, coalesce(array_agg(id ORDER BY id), '{{}}'), CASE WHEN $15::bool THEN now() END FROM new
-RETURNING task_ids, created_at
+        w.name IS NOT NULL OR coalesce(greatest(run_at, now() + make_interval(secs => delay)) <= now(), true),
+        timeout, nullif(key, ''), nullif(fingerprint, '')
+    FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::json[], $7::int[], $8::text[],
+        $9::timestamptz[], $10::float8[], $11::float8[], $12::text[], $13::text[])
+        AS n (id, user_id, task, kind, queue, payload, max_attempts, worker, run_at, delay, timeout, key, fingerprint)
+        LEFT JOIN workers w ON w.name = n.worker AND w.state = 'serving'
+    ON CONFLICT (id) DO NOTHING RETURNING id, held
+)
+SELECT array_agg(id) FILTER (WHERE held), array_agg(id) FILTER (WHERE NOT held), {_FRESH.format("$14")}, now() FROM new
 """,
+    "draw_ids": f"SELECT {_FRESH.format('$1')}",
     "find_keys": """
 SELECT t.user_id, t.key, t.id, t.fingerprint
 FROM unnest($1::bigint[], $2::text[]) AS k (user_id, key) JOIN tasks t ON t.user_id = k.user_id AND t.key = k.key
@@ -52,13 +59,14 @@ WHERE id = $2 AND user_id = $1 AND state IN ('waiting', 'queued', 'running') RET
     # an earlier run or somebody else has retried the task already.
     "retry": f"""
 UPDATE tasks SET state = 'waiting', version = version + 1, attempt = 0, run_at = now(), due = true, finished_at = NULL,
-    dispatched_at = NULL, started_at = NULL, worker = NULL, result = NULL, error = NULL, progress = NULL, note = NULL,
-    losses = 0, returns = 0
+    worker = CASE WHEN held THEN worker END, result = NULL, error = NULL, {NOT_BEGUN}, losses = 0, returns = 0
 WHERE id = $1 AND version = $2 AND state IN ('failed', 'cancelled') RETURNING {ALL}
 """,
     # `+ 0` keeps the planner from walking all tasks of the user: it finds the tasks by their ids.
-    "find_tasks": f"SELECT {ALL} FROM tasks WHERE id = ANY ($1::bigint[])",
+    "find_tasks": f"SELECT {LISTED} FROM tasks t WHERE id = ANY ($1::bigint[])",
+    "find_states": "SELECT id, user_id, state, version FROM tasks WHERE id = ANY ($1::bigint[])",
     "get_tasks": f"SELECT {ALL} FROM tasks WHERE id = ANY ($2::bigint[]) AND user_id + 0 = $1",
+    "get_listed": f"SELECT {LISTED} FROM tasks t WHERE id = ANY ($2::bigint[]) AND user_id + 0 = $1",
     # Tasks have no index by the time of their end, which would cost every task: so this walks the primary key.
     "delete_finished": """
 WITH seen AS MATERIALIZED (
@@ -80,30 +88,40 @@ SELECT (SELECT count(*) FROM deleted),
 class PostgresTasks(PostgresListing):
     """ITaskStore on PostgreSQL."""
 
-    async def create_tasks(self, batch: str, tasks: Sequence[NewTask], settled: Sequence[str] = ()) -> Sequence[Task]:
-        known, rows = await self._call(
-            run_batch,
-            "create_tasks",
-            batch,
+    async def draw_ids(self, count: int) -> Sequence[int]:
+        [(ids,)] = await self._call("draw_ids", count)
+        return sorted(ids or ())
+
+    async def create_tasks(self, tasks: Sequence[NewTask], spare: int = 0) -> Created:
+        [(assigned, waiting, fresh, now)] = await self._call(
+            _create,
+            array([task.id for task in tasks]),
             array([task.user_id for task in tasks]),
             texts([task.task for task in tasks]),
             texts([task.kind for task in tasks]),
             texts([task.queue for task in tasks]),
             texts([task.payload for task in tasks]),
             array([task.max_attempts for task in tasks]),
-            array([task.state is State.QUEUED for task in tasks]),
+            _sparse(texts, [task.worker or "" for task in tasks]),
             _sparse(array, [task.run_at for task in tasks]),
             _sparse(array, [task.delay and whole_micros(task.delay) for task in tasks]),
             _sparse(array, [task.timeout for task in tasks]),
             _sparse(texts, [task.key or "" for task in tasks]),
             _sparse(texts, [task.fingerprint or "" for task in tasks]),
-            array(settled),
-            batch,
+            spare,
         )
-        if known:
-            return to_tasks(rows)
-        created, now = rows[0]
-        return [created_task(task_id, task, now) for task_id, task in zip(created, tasks, strict=True)]
+        held = set(assigned or ())
+        created = held.union(waiting or ())
+        found: dict[int, Task] = {}
+        if len(created) < len(tasks):
+            # an earlier run of this batch has created them
+            found = {t.id: t for t in await self.find_tasks([task.id for task in tasks if task.id not in created])}
+            for task in tasks:
+                if task.id in found:
+                    found[task.id].payload = task.payload
+        return Created(
+            [found.get(task.id) or created_task(task, now, task.id in held) for task in tasks], sorted(fresh or ())
+        )
 
     async def find_keys(self, keys: Sequence[tuple[int, str]]) -> Mapping[tuple[int, str], Keyed]:
         rows = await self._call("find_keys", array([user for user, _ in keys]), texts([key for _, key in keys]))
@@ -129,15 +147,32 @@ class PostgresTasks(PostgresListing):
     async def get_tasks(self, user_id: int, ids: Sequence[int]) -> Sequence[Task]:
         return to_tasks(await self._call("get_tasks", user_id, array(valid_ids(ids))))
 
+    async def get_listed(self, user_id: int, ids: Sequence[int]) -> Sequence[Task]:
+        return to_tasks(await self._call("get_listed", user_id, array(valid_ids(ids))))
+
     async def find_tasks(self, ids: Sequence[int]) -> Sequence[Task]:
         return to_tasks(await self._call("find_tasks", array(ids)))
+
+    async def find_states(self, ids: Sequence[int]) -> Sequence[TaskState]:
+        rows = await self._call("find_states", array(valid_ids(ids)))
+        return [TaskState(task_id, user, STATES[state], version) for task_id, user, state, version in rows]
 
     async def delete_finished(self, seconds: float, after_id: int, limit: int) -> tuple[int, int | None]:
         [(deleted, last)] = await self._call("delete_finished", seconds, after_id, limit)
         return deleted, last
 
     async def _task_of_user(self, user_id: int, task_id: int) -> Task:
-        return found_task(await self.get_tasks(user_id, [task_id]), task_id)
+        return found_task(await self.get_listed(user_id, [task_id]), task_id)
+
+
+async def _create(connection: PostgresConnection, again: bool, *args: Any) -> Rows:
+    """The row of the creating statement. Raises KeyTaken."""
+    try:
+        return await connection.call("create_tasks", *args)
+    except psycopg2.errors.UniqueViolation as e:
+        if e.diag.constraint_name != "tasks_key":
+            raise
+        raise key_taken() from None
 
 
 def _sparse(make: Callable[[Sequence[Any]], str], values: Sequence[Any]) -> str:

@@ -24,6 +24,7 @@ SELECT u.id, u.username FROM sessions s JOIN users u ON u.id = s.user_id
 WHERE s.token_hash = ? AND s.expires_at > ?
 """
 CLOSE_SESSION = "DELETE FROM sessions WHERE token_hash = ?"
+SET_WEIGHT = "UPDATE users SET weight = ? WHERE username_key = ?"
 USERNAMES = "SELECT id, username FROM users WHERE id IN (SELECT value FROM json_each(?))"
 
 
@@ -57,6 +58,10 @@ class SqliteAccounts(SqliteDatabase):
     @transaction
     def close_session(self, db: Cursor, now: int, token_hash: bytes) -> None:
         db.execute(CLOSE_SESSION, (token_hash,))
+
+    @transaction
+    def set_weight(self, db: Cursor, now: int, key: str, weight: float) -> bool:
+        return db.execute(SET_WEIGHT, (weight, check_text(key))).rowcount > 0
 
     @transaction
     def usernames(self, db: Cursor, now: int, user_ids: Sequence[int]) -> Mapping[int, str]:

@@ -1,129 +1,154 @@
-"""Attempts in SQLite: how a worker claims, ends and releases a task."""
+"""Attempts in SQLite: how a worker finds, begins, ends and gives back what is assigned to it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from sqlite3 import Cursor
 
 from taskd.model.states import State
 from taskd.model.tasks import Task
-from taskd.ports.attempts import Claim, Finished, Held, Outcome
+from taskd.ports.attempts import Assigned, Begun, Finished, Held, Outcome, Standing, Started
 from taskd.store.refusals import nul_refused, sanitize
-from taskd.store.rows import ALL, TO_WAITING
+from taskd.store.rows import LOOKED_BYTES, LOOKED_TASKS, NOT_BEGUN, TO_WAITING, columns
 from taskd.store.sqlite.database import SqliteDatabase, transaction
-from taskd.store.sqlite.rows import from_micros, to_task
+from taskd.store.sqlite.rows import LISTED, from_micros, micros_of, to_task
 
-ALIVE = "SELECT 1 FROM workers WHERE name = ? AND state IN ('serving', 'draining')"
-CLAIM = f"""
-UPDATE tasks SET state = 'running', attempt = attempt + 1, version = version + 1, worker = ?, started_at = ?,
-    progress = NULL, note = NULL, error = NULL, begun = losses = 0,
-    max_attempts = CASE max_attempts WHEN 0 THEN ? ELSE max_attempts END
-WHERE id = ? AND dispatch = ? AND state = 'queued' RETURNING {ALL}
+LOOK = """
+SELECT id FROM tasks INDEXED BY tasks_held
+WHERE held AND worker = ? AND state = 'queued' AND id NOT IN (SELECT value FROM json_each(?)) ORDER BY id LIMIT ?
 """
+ASSIGNED = f"SELECT username, {columns('t')} FROM tasks t JOIN users u ON u.id = t.user_id WHERE t.id = ?"
+STANDING = """
+SELECT id, dispatch, state IN ('queued', 'running') FROM tasks INDEXED BY tasks_held WHERE held AND worker = ?
+"""
+# What a worker may still end or give back.
+OPEN = "id = ? AND dispatch = ? AND worker = ? AND held AND state IN ('queued', 'running')"
+
 BEGIN = """
-UPDATE tasks SET begun = 1
-WHERE id = ? AND dispatch = ? AND attempt = ? AND worker = ? AND state = 'running' RETURNING id
+UPDATE tasks SET state = 'running', version = version + 1, started_at = ?
+WHERE id = ? AND dispatch = ? AND worker = ? AND held AND state = 'queued' RETURNING version, started_at
 """
-HELD = f"SELECT {ALL} FROM tasks WHERE id = ? AND dispatch = ? AND worker = ? AND state = 'running'"
-FINISH = """
-UPDATE tasks SET state = ?, version = version + 1, finished_at = ?, result = ?, error = ?, losses = 0
-WHERE id = ? AND dispatch = ? AND attempt = ? AND worker = ? AND state = 'running'
-RETURNING version
+RUNNING = """
+SELECT version, started_at FROM tasks WHERE id = ? AND dispatch = ? AND worker = ? AND held AND state = 'running'
+"""
+# Whether the begin was stored makes no difference to the version.
+_ENDED = "version = version + CASE state WHEN 'queued' THEN 2 ELSE 1 END, held = false, losses = 0"
+
+FINISH = f"""
+UPDATE tasks SET state = ?, finished_at = ?, result = ?, error = ?, started_at = coalesce(started_at, ?), {_ENDED}
+WHERE {OPEN} AND attempt = ? RETURNING version, started_at, finished_at
 """
 FIND_RECORDED_END = """
-SELECT version, finished_at FROM tasks
-WHERE id = ? AND dispatch = ? AND attempt = ? AND worker = ? AND state = ?
+SELECT version, started_at, finished_at FROM tasks
+WHERE id = ? AND dispatch = ? AND worker = ? AND attempt = ? AND state = ?
 """
 # Runs before the task changes, because the record describes the attempt as it was.
-RECORD_FAILED = """
+RECORD_FAILED = f"""
 INSERT INTO task_attempts (task_id, dispatch, attempt, worker, started_at, ended_at, error, trace)
-SELECT id, dispatch, attempt, worker, started_at, ?, ?, ? FROM tasks
-WHERE id = ? AND dispatch = ? AND attempt = ? AND worker = ? AND state = 'running'
+SELECT id, dispatch, attempt, worker, coalesce(started_at, ?), ?, ?, ? FROM tasks WHERE {OPEN} AND attempt = ?
 ON CONFLICT DO NOTHING
 """
 RETRY_LATER = f"""
-UPDATE tasks SET state = 'waiting', run_at = ?, due = ?, error = ?, losses = 0, {TO_WAITING}
-WHERE id = ? AND dispatch = ? AND attempt = ? AND worker = ? AND state = 'running'
-RETURNING version, run_at
+UPDATE tasks SET state = 'waiting', run_at = ?, due = ?, error = ?, {NOT_BEGUN}, {_ENDED}
+WHERE {OPEN} AND attempt = ? RETURNING version, run_at
 """
 # A task that was to be retried may have moved on since then; its record in task_attempts shows that this attempt did
 # fail. Version 0 tells the caller not to announce the task.
 FIND_RECORDED_RETRY = """
 SELECT CASE WHEN t.state = 'waiting' AND t.dispatch = a.dispatch THEN t.version ELSE 0 END, t.run_at
 FROM task_attempts a JOIN tasks t ON t.id = a.task_id
-WHERE a.task_id = ? AND a.dispatch = ? AND a.attempt = ? AND a.worker = ? AND a.error = ?
+WHERE a.task_id = ? AND a.dispatch = ? AND a.worker = ? AND a.attempt = ? AND a.error = ?
 """
-
 RELEASE = f"""
-UPDATE tasks SET state = 'waiting', attempt = attempt - 1, returns = returns + ?, {TO_WAITING}
-WHERE id = ? AND dispatch = ? AND attempt = ? AND worker = ? AND state = 'running' RETURNING {ALL}
+UPDATE tasks SET state = 'waiting', attempt = attempt - 1, returns = returns + (? AND state = 'running'),
+    worker = NULL, {TO_WAITING}
+WHERE {OPEN} RETURNING {LISTED}
 """
-RELEASED = f"""
-SELECT {ALL} FROM tasks WHERE id = ? AND dispatch = ? AND attempt + 1 = ? AND worker = ? AND state = 'waiting'
-"""
-HELD_BY = """
-SELECT id, dispatch, attempt FROM tasks INDEXED BY tasks_in_flight
-WHERE dispatched_at IS NOT NULL AND finished_at IS NULL AND state = 'running' AND worker = ?
-"""
+# It was cancelled, and perhaps retried since.
+DROP = f"UPDATE tasks SET held = false WHERE id = ? AND dispatch = ? AND worker = ? AND held RETURNING {LISTED}"
 
 
 class SqliteAttempts(SqliteDatabase):
     """What workers do of IAttemptStore, on SQLite."""
 
     @transaction
-    def claim(self, db: Cursor, now: int, worker: str, claims: Sequence[Claim]) -> Sequence[Task]:
-        if db.execute(ALIVE, (worker,)).fetchone() is None:
-            return []
-        held: dict[int, Task] = {}
-        for c in claims:
-            row = db.execute(CLAIM, (worker, now, c.max_attempts, c.task_id, c.dispatch)).fetchone()
-            if row := row or db.execute(HELD, (c.task_id, c.dispatch, worker)).fetchone():
-                held[row[0]] = to_task(row)
-        return list(held.values())
+    def look(self, db: Cursor, now: int, worker: str, known: Sequence[int]) -> Sequence[Assigned]:
+        ids = db.execute(LOOK, (worker, json.dumps(list(known)), LOOKED_TASKS)).fetchall()
+        found: list[Assigned] = []
+        size = 0
+        for key in ids:
+            user, *row = db.execute(ASSIGNED, key).fetchone()
+            task = to_task(row)
+            size += len(task.payload)
+            if found and size > LOOKED_BYTES:
+                break
+            found.append(Assigned(task, user))
+        return found
 
     @transaction
-    def begin(self, db: Cursor, now: int, worker: str, held: Sequence[Held]) -> Sequence[Held]:
-        return [each for each in held if db.execute(BEGIN, (*each, worker)).fetchone()]
+    def standing(self, db: Cursor, now: int, worker: str) -> Sequence[Standing]:
+        rows = db.execute(STANDING, (worker,))
+        return [Standing(task_id, dispatch, bool(wanted)) for task_id, dispatch, wanted in rows]
+
+    @transaction
+    def begin(self, db: Cursor, now: int, worker: str, begun: Sequence[Begun], flush: bool) -> Mapping[int, Started]:
+        # every commit waits for the disk here
+        started = {}
+        for b in begun:
+            key = b.task_id, b.dispatch, worker
+            row = db.execute(BEGIN, (now - micros_of(b.age), *key)).fetchone() or db.execute(RUNNING, key).fetchone()
+            if row:
+                started[b.task_id] = Started(row[0], from_micros(row[1]))
+        return started
 
     @transaction
     def finish(
         self, db: Cursor, now: int, worker: str, outcomes: Sequence[Outcome], again: bool = False
     ) -> Mapping[int, Finished]:
-        finished_at = from_micros(now)
         done: dict[int, Finished] = {}
         for o in outcomes:
-            key = o.task_id, o.dispatch, o.attempt, worker
+            key = o.task_id, o.dispatch, worker, o.attempt
+            began = now - micros_of(o.age)
             error, result = "", o.result or None
             if result is not None and "\0" in result:
                 raise nul_refused()
             if o.state is not State.COMPLETED:
                 error = sanitize(o.error)
-                db.execute(RECORD_FAILED, (now, error, sanitize(o.trace) or None, *key))
+                db.execute(RECORD_FAILED, (began, now, error, sanitize(o.trace) or None, *key))
             if o.state is State.WAITING:
-                run_at = now + max(0, round(o.delay * 1_000_000))
+                run_at = now + micros_of(o.delay)
                 row = db.execute(RETRY_LATER, (run_at, o.delay <= 0, error or None, *key)).fetchone()
                 if row is None and again:
                     row = db.execute(FIND_RECORDED_RETRY, (*key, error)).fetchone()
                 if row:
-                    done[o.task_id] = Finished(row[0], None, from_micros(row[1]))
-            elif row := db.execute(FINISH, (o.state.value, now, result, error or None, *key)).fetchone():
-                done[o.task_id] = Finished(row[0], finished_at)
-            elif again and (row := db.execute(FIND_RECORDED_END, (*key, o.state.value)).fetchone()):
-                done[o.task_id] = Finished(row[0], from_micros(row[1]))
+                    done[o.task_id] = Finished(row[0], None, None, from_micros(row[1]))
+            else:
+                row = db.execute(FINISH, (o.state.value, now, result, error or None, began, *key)).fetchone()
+                if row is None and again:
+                    row = db.execute(FIND_RECORDED_END, (*key, o.state.value)).fetchone()
+                if row:
+                    done[o.task_id] = Finished(row[0], from_micros(row[1]), from_micros(row[2]))
         return done
 
     @transaction
     def release(
         self, db: Cursor, now: int, worker: str, held: Sequence[Held], stopping: bool = False
     ) -> Sequence[Task]:
-        released: dict[int, Task] = {}
-        for each in held:
-            key = (*each, worker)
-            row = db.execute(RELEASE, (stopping, *key)).fetchone() or db.execute(RELEASED, key).fetchone()
-            if row:
-                released[row[0]] = to_task(row)
-        return list(released.values())
+        return _release(db, worker, held, stopping)
 
-    @transaction
-    def held_by(self, db: Cursor, now: int, worker: str) -> Sequence[Held]:
-        return [Held(*row) for row in db.execute(HELD_BY, (worker,))]
+
+def release_all(db: Cursor, worker: str) -> None:
+    """Give back everything that a worker holds that has stopped."""
+    held = [Held(task_id, dispatch) for task_id, dispatch, _ in db.execute(STANDING, (worker,)).fetchall()]
+    _release(db, worker, held, stopping=True)
+
+
+def _release(db: Cursor, worker: str, held: Sequence[Held], stopping: bool) -> list[Task]:
+    waiting = []
+    for each in held:
+        key = (*each, worker)
+        row = db.execute(RELEASE, (stopping, *key)).fetchone() or db.execute(DROP, key).fetchone()
+        if row and (task := to_task(row)).state is State.WAITING:
+            waiting.append(task)
+    return waiting

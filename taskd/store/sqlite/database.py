@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 
 from taskd.model.errors import BadRequest, SettingsError, Unavailable
-from taskd.store import migrations
+from taskd.store import installation, migrations
 from taskd.store.opening import MAX_DELAY, Startable
 from taskd.store.refusals import closed
 from taskd.store.sqlite.rows import from_micros
@@ -38,12 +38,17 @@ PRAGMA busy_timeout = 5000;
 
 class SqliteDatabase(Startable):
     """The database behind ``runner``; stop() closes it. All times come from ``wall``, seconds since 1970, or else from
-    ``clock``. Raises SettingsError when this Python's SQLite is too old."""
+    ``clock``. ``installation`` is the id that the settings want, None if any will do. Raises SettingsError when this
+    Python's SQLite is too old."""
 
     ready = False
 
     def __init__(
-        self, runner: InlineRunner | _LockedPool, clock: IReactorTime, wall: Callable[[], float] | None = None
+        self,
+        runner: InlineRunner | _LockedPool,
+        clock: IReactorTime,
+        wall: Callable[[], float] | None = None,
+        installation: str | None = None,
     ) -> None:
         super().__init__("SQLite", clock)
         if sqlite3.sqlite_version_info < MIN_VERSION:
@@ -51,6 +56,7 @@ class SqliteDatabase(Startable):
             raise SettingsError(f"SQLite {wanted} or newer is needed, this Python has {sqlite3.sqlite_version}")
         self._runner = runner
         self._wall = wall or clock.seconds
+        self._wanted = installation
 
     def now(self) -> datetime:
         return from_micros(self._micros())
@@ -66,7 +72,7 @@ class SqliteDatabase(Startable):
 
     async def _open(self) -> str | None:
         try:
-            await self._runner.runInteraction(_migrate)
+            self.installation = await self._runner.runInteraction(_migrate, self._wanted)
         except sqlite3.OperationalError as e:
             # another process releases its lock sooner or later; any other error stays
             if "locked" in str(e):
@@ -190,14 +196,21 @@ def _unavailable(e: sqlite3.OperationalError) -> Unavailable:
     return Unavailable(f"the database cannot be used now: {e}")
 
 
-def _migrate(db: sqlite3.Cursor) -> None:
+def _migrate(db: sqlite3.Cursor, wanted: str | None) -> str:
     db.execute("BEGIN IMMEDIATE")
     db.execute(migrations.CREATE_TABLE)
-    [(applied,)] = db.execute(migrations.APPLIED)
+    applied = db.execute(migrations.APPLIED).fetchall()
     for migration in migrations.pending(migrations.load("sqlite"), applied):
         for statement in _statements(migration.sql):
             db.execute(statement)
         db.execute("INSERT INTO schema_migrations VALUES (?, ?, datetime('now'))", migration[:2])
+    if not db.execute(installation.FIND).fetchall():
+        if wanted is None:
+            db.execute(installation.MAKE_UP)
+        else:
+            db.execute("INSERT INTO installation VALUES (?)", (wanted,))
+    [(found,)] = db.execute(installation.FIND)
+    return installation.check(found, wanted)
 
 
 def _statements(script: str) -> Iterator[str]:

@@ -14,5 +14,5 @@ class SqliteHealth(SqliteDatabase):
     @transaction
     def check_writable(self, db: Cursor, now: int) -> int:
         db.execute("BEGIN IMMEDIATE")  # takes the lock of a writer; without a change nothing is written
-        [(version,)] = db.execute(migrations.APPLIED)
+        [(version,)] = db.execute(migrations.LATEST)
         return int(version)

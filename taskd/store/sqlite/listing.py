@@ -6,11 +6,8 @@ from sqlite3 import Cursor
 
 from taskd.ports.tasks import Page, TaskQuery
 from taskd.store.listing import Filter
-from taskd.store.rows import columns
 from taskd.store.sqlite.database import SqliteDatabase, transaction
-from taskd.store.sqlite.rows import to_tasks
-
-_LISTED = columns(listed=True)
+from taskd.store.sqlite.rows import LISTED, to_tasks
 
 
 class SqliteListing(SqliteDatabase):
@@ -40,8 +37,8 @@ class SqliteListing(SqliteDatabase):
 def _in_flight(condition: str) -> str:
     """Queued or running tasks of a user. Parameters: user, before, those of the condition, limit."""
     return f"""
-SELECT {_LISTED} FROM tasks INDEXED BY tasks_in_flight
-WHERE dispatched_at IS NOT NULL AND finished_at IS NULL AND user_id = ? AND id < ? AND {condition}
+SELECT {LISTED} FROM tasks INDEXED BY tasks_held
+WHERE held AND user_id = ? AND id < ? AND {condition}
 ORDER BY id DESC LIMIT ?
 """
 
@@ -54,7 +51,7 @@ def _walk(statuses: int, condition: str) -> str:
     walk = f"SELECT id FROM ({_newest(statuses)}) ORDER BY id DESC LIMIT ?"
     where = f"WHERE {condition}" if condition else ""
     return f"""
-SELECT {_LISTED} FROM ({walk}) JOIN tasks USING (id) {where} ORDER BY id DESC LIMIT ?
+SELECT {LISTED} FROM ({walk}) JOIN tasks USING (id) {where} ORDER BY id DESC LIMIT ?
 """
 
 

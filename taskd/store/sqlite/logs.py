@@ -11,8 +11,8 @@ from taskd.store.sqlite.database import SqliteDatabase, transaction
 from taskd.store.sqlite.rows import from_micros
 
 IS_HELD = """
-SELECT 1 FROM tasks WHERE id = :id AND dispatch = :dispatch AND attempt = :attempt AND worker = :worker
-    AND state = 'running'
+SELECT 1 FROM tasks WHERE id = :id AND dispatch = :dispatch AND attempt = :attempt AND worker = :worker AND held
+    AND state IN ('queued', 'running')
 """
 SET_PROGRESS = """
 UPDATE tasks SET progress = coalesce(:progress, progress),

@@ -9,17 +9,18 @@ from typing import NamedTuple
 
 import msgspec
 
+from taskd.model.states import State
 from taskd.model.tasks import FailedAttempt, Task
 from taskd.ports.handler import IN_PROCESS
-from taskd.ports.workers import Culprit, WorkerState
-from taskd.store.rows import ALL, FAILED_ATTEMPTS_LISTED, TO_WAITING, UNSPENT_LOSSES, decode_worker
+from taskd.ports.workers import WorkerState
+from taskd.store.rows import FAILED_ATTEMPTS_LISTED, TO_WAITING, UNSPENT_LOSSES, decode_worker
 from taskd.store.sqlite.database import SqliteDatabase, transaction
-from taskd.store.sqlite.rows import from_micros, to_task
+from taskd.store.sqlite.rows import LISTED, from_micros, to_task
 
 FENCE = "UPDATE workers SET state = 'fenced' WHERE name = ? AND beat = ? AND state IN ('serving', 'draining')"
-RUNNING = """
-SELECT id, kind, worker, dispatch, attempt, max_attempts, losses, begun FROM tasks INDEXED BY tasks_in_flight
-WHERE dispatched_at IS NOT NULL AND finished_at IS NULL AND state = 'running' ORDER BY id
+HELD = """
+SELECT id, kind, worker, dispatch, attempt, max_attempts, losses, state FROM tasks INDEXED BY tasks_held
+WHERE held ORDER BY id
 """
 WORKERS = "SELECT name, queues, kinds, slots, state, culprit FROM workers"
 # Runs before the task changes, because the record describes the attempt as it was.
@@ -28,21 +29,36 @@ INSERT INTO task_attempts (task_id, dispatch, attempt, worker, started_at, ended
 SELECT id, dispatch, attempt, worker, started_at, ?, ? FROM tasks WHERE id = ? ON CONFLICT DO NOTHING
 """
 FAIL_LOST = f"""
-UPDATE tasks SET state = 'failed', finished_at = ?, error = ?, losses = losses + ?, worker = NULL, version = version + 1
-WHERE id = ? RETURNING {ALL}
+UPDATE tasks SET state = 'failed', finished_at = ?, error = ?, losses = losses + ?, worker = NULL, held = false,
+    version = version + 1
+WHERE id = ? RETURNING {LISTED}
 """
 TAKE_BACK = f"""
 UPDATE tasks SET state = 'waiting', attempt = attempt - ?, losses = losses + ?, error = ?, worker = NULL, {TO_WAITING}
-WHERE id = ? RETURNING {ALL}
+WHERE id = ? RETURNING {LISTED}
 """
-RESET_QUEUED = f"""
-UPDATE tasks INDEXED BY tasks_in_flight SET state = 'waiting', {TO_WAITING}
-WHERE dispatched_at IS NOT NULL AND finished_at IS NULL AND state = 'queued' RETURNING id
-"""
+# It was cancelled, and perhaps retried since.
+DROP = "UPDATE tasks SET held = false WHERE id = ?"
 FAILED_ATTEMPTS = """
 SELECT dispatch, attempt, worker, started_at, ended_at, error, trace FROM task_attempts
 WHERE task_id = ? ORDER BY dispatch DESC, attempt DESC LIMIT ?
 """
+
+
+class _Entered(msgspec.Struct, frozen=True):
+    """A task whose handler was entered when its worker died."""
+
+    task_id: int
+    dispatch: int
+
+
+class _Death(msgspec.Struct, frozen=True):
+    """What a watchdog knows of a death: the culprit, or ``among`` whom it is."""
+
+    task_id: int = 0
+    dispatch: int = 0
+    reason: str = ""
+    among: Sequence[_Entered] = ()
 
 
 class _Worker(NamedTuple):
@@ -50,15 +66,15 @@ class _Worker(NamedTuple):
 
     alive: bool
     isolations: Mapping[str, str]
-    culprit: Culprit | None
+    death: _Death
     reason: str
 
 
-_ABSENT = _Worker(False, {}, None, "its worker died")
+_ABSENT = _Worker(False, {}, _Death(), "its worker died")
 
 
 class _Lost(NamedTuple):
-    """A running task of a dead worker."""
+    """A task that a dead worker holds."""
 
     id: int
     kind: str
@@ -67,7 +83,25 @@ class _Lost(NamedTuple):
     attempt: int
     max_attempts: int
     losses: int
-    begun: bool
+    state: str
+
+    @property
+    def open(self) -> bool:
+        """Whether it was neither cancelled nor retried."""
+        return self.state in (State.QUEUED.value, State.RUNNING.value)
+
+    def may_have_begun(self) -> bool:
+        """Workers store the begin of what has losses or a single attempt before they begin it."""
+        return self.state == State.RUNNING.value or (not self.losses and self.max_attempts != 1)
+
+    def is_candidate(self, worker: _Worker) -> bool:
+        """Whether it may have killed its worker."""
+        among = worker.death.among
+        return (
+            self.may_have_begun()
+            and worker.isolations.get(self.kind, IN_PROCESS[0]) in IN_PROCESS
+            and (not among or _Entered(self.id, self.dispatch) in among)
+        )
 
 
 class SqliteLosses(SqliteDatabase):
@@ -78,30 +112,36 @@ class SqliteLosses(SqliteDatabase):
         db.execute("BEGIN IMMEDIATE")
         db.executemany(FENCE, dead.items())
         workers = _workers(db)
-        lost = [task for task in _running(db) if not workers.get(task.worker, _ABSENT).alive]
+        lost = [task for task in _held(db) if not workers.get(task.worker, _ABSENT).alive]
         return _take_back(db, now, lost, workers)
 
     @transaction
     def reset_in_flight(self, db: Cursor, now: int) -> int:
         db.execute("BEGIN IMMEDIATE")
-        workers = {name: worker._replace(culprit=None) for name, worker in _workers(db).items()}
-        taken = _take_back(db, now, _running(db), workers, together=True)
-        queued = db.execute(RESET_QUEUED).fetchall()
+        workers = {name: worker._replace(death=_Death()) for name, worker in _workers(db).items()}
+        taken = _take_back(db, now, _held(db), workers, together=True)
         db.execute("DELETE FROM workers")
-        db.execute("DELETE FROM outbox")
-        return len(taken) + len(queued)
+        return len(taken)
 
     @transaction
     def failed_attempts(self, db: Cursor, now: int, task_id: int) -> Sequence[FailedAttempt]:
         rows = db.execute(FAILED_ATTEMPTS, (task_id, FAILED_ATTEMPTS_LISTED)).fetchall()
         return [
-            FailedAttempt(dispatch, attempt, worker, start and from_micros(start), from_micros(end), error, trace)
+            FailedAttempt(
+                dispatch,
+                attempt,
+                worker,
+                None if start is None else from_micros(start),
+                from_micros(end),
+                error,
+                trace,
+            )
             for dispatch, attempt, worker, start, end, error, trace in reversed(rows)
         ]
 
 
-def _running(db: Cursor) -> list[_Lost]:
-    return [_Lost(*row) for row in db.execute(RUNNING)]
+def _held(db: Cursor) -> list[_Lost]:
+    return [_Lost(*row) for row in db.execute(HELD)]
 
 
 def _workers(db: Cursor) -> dict[str, _Worker]:
@@ -110,7 +150,7 @@ def _workers(db: Cursor) -> dict[str, _Worker]:
         workers[name] = _Worker(
             state in (WorkerState.SERVING.value, WorkerState.DRAINING.value),
             {kind.kind: kind.isolation for kind in decode_worker(name, queues, kinds, slots).kinds},
-            None if culprit is None else msgspec.json.decode(culprit, type=Culprit),
+            _Death() if culprit is None else msgspec.json.decode(culprit, type=_Death),
             "its worker died" if state == WorkerState.GONE.value else "its worker stopped answering",
         )
     return workers
@@ -119,19 +159,19 @@ def _workers(db: Cursor) -> dict[str, _Worker]:
 def _take_back(
     db: Cursor, now: int, lost: Sequence[_Lost], workers: Mapping[str, _Worker], together: bool = False
 ) -> list[Task]:
-    """Move these tasks back. ``together``: they died together, whatever their worker's name is."""
-    found = [(task, workers.get(task.worker, _ABSENT)) for task in lost]
-    candidates = {t.id for t, w in found if t.begun and w.isolations.get(t.kind, IN_PROCESS[0]) in IN_PROCESS}
-    suspects = Counter("" if together else t.worker for t in lost if t.id in candidates and t.losses)
+    """Take these tasks back. ``together``: they died together, whatever their worker's name is."""
+    db.executemany(DROP, [(task.id,) for task in lost if not task.open])
+    found = [(task, workers.get(task.worker, _ABSENT)) for task in lost if task.open]
+    candidates = {task.id for task, worker in found if task.is_candidate(worker)}
+    suspects = Counter("" if together else t.worker for t, _ in found if t.id in candidates and t.losses)
     taken = []
     for task, worker in found:
-        candidate, culprit = task.id in candidates, worker.culprit
-        guilty = culprit is not None and (culprit.task_id, culprit.dispatch) == (task.id, task.dispatch)
-        alone = culprit is None and task.losses > 0 and suspects["" if together else task.worker] == 1
-        spent = (task.begun and (guilty or task.max_attempts == 1)) or (
-            candidate and (task.losses >= UNSPENT_LOSSES or alone)
-        )
-        reason = culprit.reason if guilty and culprit else worker.reason
+        candidate, death = task.id in candidates, worker.death
+        guilty = (death.task_id, death.dispatch) == (task.id, task.dispatch)
+        alone = not death.task_id and task.losses > 0 and suspects["" if together else task.worker] == 1
+        single = task.state == State.RUNNING.value and task.max_attempts == 1
+        spent = guilty or single or (candidate and (task.losses >= UNSPENT_LOSSES or alone))
+        reason = death.reason if guilty else worker.reason
         error = f"attempt {task.attempt} of {task.max_attempts} was lost: {reason}"
         if spent:
             db.execute(RECORD_LOST, (now, error, task.id))

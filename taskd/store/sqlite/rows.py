@@ -1,28 +1,16 @@
-"""How SQLite stores tasks and times, and the outbox rows, which make it harmless to run a batch twice.
-
-Times are microseconds since 1970.
-"""
+"""How SQLite stores tasks and times. Times are microseconds since 1970."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta, timezone
-from sqlite3 import Cursor
 from typing import Any
 
 from taskd.model.tasks import Task
-from taskd.store.rows import ALL, STATES
+from taskd.store.rows import ALL, STATES, listed_columns
 
-FOREVER = 2**62
-"""A time that never comes."""
-
-CREATE_BATCH = "INSERT INTO outbox VALUES (?, ?, ?, NULL)"
-FIND_BATCH = "SELECT task_ids FROM outbox WHERE id = ?"
+LISTED = listed_columns()
 TASKS_BY_ID = f"SELECT {ALL} FROM tasks WHERE id IN (SELECT value FROM json_each(?))"
-DELETE_SETTLED = "DELETE FROM outbox WHERE id IN (SELECT value FROM json_each(?)) AND published_at IS NULL"
-# A row that was adopted is kept for OUTBOX_KEEP_SECONDS.
-KEEP_SETTLED = "UPDATE outbox SET published_at = ? WHERE id IN (SELECT value FROM json_each(?))"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(0, 0, 1)
@@ -39,6 +27,11 @@ def to_micros(moment: datetime) -> int:
     return (moment - _EPOCH) // _MICROSECOND
 
 
+def micros_of(seconds: float) -> int:
+    """A duration in microseconds; a negative one counts as none."""
+    return max(0, round(seconds * 1_000_000))
+
+
 def to_task(row: Sequence[Any]) -> Task:
     """The task in a row of :func:`taskd.store.rows.columns`."""
     fields = list(row)
@@ -52,9 +45,3 @@ def to_task(row: Sequence[Any]) -> Task:
 def to_tasks(rows: Iterable[Sequence[Any]]) -> list[Task]:
     """The tasks in these rows."""
     return [to_task(row) for row in rows]
-
-
-def tasks_in_order(db: Cursor, ids: str) -> list[Task]:
-    """The tasks of a JSON list of ids, in its order, without those that were deleted since."""
-    found = {task.id: task for task in to_tasks(db.execute(TASKS_BY_ID, (ids,)))}
-    return [found[task_id] for task_id in json.loads(ids) if task_id in found]

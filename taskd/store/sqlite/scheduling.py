@@ -1,149 +1,147 @@
-"""The backlog, the queued tasks and the outbox in SQLite."""
+"""The backlog in SQLite, and the turn that assigns its tasks."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from heapq import merge
 from sqlite3 import Cursor
 
-from taskd.model.states import State
 from taskd.model.tasks import Route, Task
-from taskd.ports.scheduling import Dispatch, Dispatched, OutboxBatch
-from taskd.store.rows import ALL, OUTBOX_KEEP_SECONDS, TO_WAITING
+from taskd.ports.scheduling import Pool, Turn
+from taskd.store.refusals import MAX_ID
+from taskd.store.rows import WALKED_USERS
 from taskd.store.sqlite.database import SqliteDatabase, transaction
-from taskd.store.sqlite.rows import (
-    CREATE_BATCH,
-    DELETE_SETTLED,
-    FIND_BATCH,
-    FOREVER,
-    KEEP_SETTLED,
-    tasks_in_order,
-    to_tasks,
-)
+from taskd.store.sqlite.rows import LISTED, to_task
+from taskd.store.sqlite.turn import NO_ROOM, Costs, Loads, Waiting, Walk, share_out
 
-# The condition of the index tasks_backlog. SQLite uses the index only for a query that repeats it.
-_BACKLOG = "dispatched_at IS NULL AND finished_at IS NULL AND due"
+# The conditions of the indexes. SQLite uses a partial index only for a query that repeats its condition.
+BACKLOG = "NOT held AND finished_at IS NULL AND due"
+DELAYED = "NOT due AND finished_at IS NULL"
 
+SERVING = "SELECT name FROM workers WHERE state = 'serving'"
+IN_FLIGHT = """
+SELECT worker, kind, user_id, count(*) FROM tasks INDEXED BY tasks_held
+WHERE held AND worker IN (SELECT value FROM json_each(?)) GROUP BY worker, kind, user_id
+"""
+WEIGHTS = "SELECT id, weight FROM users WHERE id IN (SELECT value FROM json_each(?))"
 NEXT_USER = f"""
-SELECT user_id FROM tasks INDEXED BY tasks_backlog WHERE queue = ? AND kind = ? AND user_id > ? AND {_BACKLOG}
-ORDER BY user_id LIMIT 1
+SELECT user_id FROM tasks INDEXED BY tasks_backlog
+WHERE queue = ? AND kind = ? AND user_id > ? AND user_id <= ? AND {BACKLOG} ORDER BY user_id LIMIT 1
 """
 OLDEST = f"""
-SELECT id FROM tasks INDEXED BY tasks_backlog WHERE queue = ? AND kind = ? AND user_id = ? AND {_BACKLOG}
-ORDER BY run_at, id LIMIT ? OFFSET ?
+SELECT run_at, id FROM tasks INDEXED BY tasks_backlog
+WHERE queue = ? AND kind = ? AND user_id = ? AND (run_at, id) > (?, ?) AND {BACKLOG} ORDER BY run_at, id LIMIT ?
 """
-DISPATCH = f"""
-UPDATE tasks SET state = 'queued', dispatch = dispatch + 1, version = version + 1, dispatched_at = ?
-WHERE id IN (SELECT value FROM json_each(?)) RETURNING {ALL}
+ASSIGN = f"""
+UPDATE tasks SET state = 'queued', version = version + 1, worker = ?, held = true, dispatch = dispatch + 1,
+    attempt = attempt + 1, error = NULL, max_attempts = CASE max_attempts WHEN 0 THEN ? ELSE max_attempts END
+WHERE id = ? RETURNING {LISTED}
+"""
+HAS_BACKLOG = f"SELECT 1 FROM tasks INDEXED BY tasks_backlog WHERE queue = ? AND kind = ? AND {BACKLOG} LIMIT 1"
+
+COUNT_DUE = f"""
+SELECT count(*) FROM (SELECT 1 FROM tasks INDEXED BY tasks_delayed WHERE {DELAYED} AND run_at <= ? LIMIT ?)
 """
 # The state does not change, so the version does not either.
-PROMOTE = """
-UPDATE tasks SET due = 1 WHERE id IN (
-    SELECT id FROM tasks INDEXED BY tasks_delayed WHERE NOT due AND finished_at IS NULL AND run_at <= ?
-    ORDER BY run_at LIMIT ?)
+_PROMOTE = """
+UPDATE tasks SET due = true WHERE id IN (SELECT id FROM tasks INDEXED BY {index} WHERE {which} ORDER BY run_at LIMIT ?)
 RETURNING queue, kind, user_id
 """
+PROMOTE = _PROMOTE.format(index="tasks_delayed", which=f"{DELAYED} AND run_at <= ?")
+PROMOTE_USER = _PROMOTE.format(index="tasks_delayed_user", which=f"{DELAYED} AND user_id = ? AND run_at <= ?")
+NEXT_DELAYED = f"""
+SELECT user_id, run_at FROM tasks INDEXED BY tasks_delayed_user WHERE {DELAYED} AND user_id > ?
+ORDER BY user_id, run_at LIMIT 1
+"""
 
-DROP_SETTLED = "DELETE FROM outbox WHERE published_at = ? AND created_at < ?"
-STALE_BATCHES = """
-SELECT id, task_ids FROM outbox WHERE coalesce(published_at, created_at) <= ? ORDER BY created_at LIMIT ?
-"""
-ADOPT = "UPDATE outbox SET published_at = ? WHERE id IN (SELECT value FROM json_each(?))"
-
-REQUEUE_LOST = f"""
-UPDATE tasks SET state = 'waiting', {TO_WAITING}
-WHERE id IN (
-    SELECT id FROM tasks INDEXED BY tasks_in_flight
-    WHERE dispatched_at IS NOT NULL AND finished_at IS NULL AND queue = ? AND kind = ? AND dispatched_at <= ?
-        AND state = 'queued'
-    ORDER BY dispatched_at LIMIT ?)
-RETURNING {ALL}
-"""
-COUNT_QUEUED = """
-SELECT queue, kind, count(*) FROM tasks INDEXED BY tasks_in_flight
-WHERE dispatched_at IS NOT NULL AND finished_at IS NULL AND state = 'queued' GROUP BY queue, kind
-"""
+_LARGEST_PIECE = 256
+"""So many tasks of a user and route are read at a time, at most."""
 
 
 class SqliteScheduling(SqliteDatabase):
     """ISchedulingStore on SQLite."""
 
     @transaction
-    def dispatch(
-        self, db: Cursor, now: int, batch: str, route: Route, limit: int, after_user: int | None
-    ) -> Dispatched:
+    def assign(self, db: Cursor, now: int, pool: Pool, limit: int, after_user: int) -> Turn:
         db.execute("BEGIN IMMEDIATE")
-        if known := db.execute(FIND_BATCH, (batch,)).fetchone():
-            tasks = tasks_in_order(db, known[0])
-            # where the walk ended is not stored: the next turn begins after the last user of this one
-            return Dispatched(tasks, max((t.user_id for t in tasks), default=None), len(tasks) == limit)
-        users: list[int] = []
-        last = after_user or 0
-        while len(users) < limit and (row := db.execute(NEXT_USER, (*route, last)).fetchone()):
-            last = row[0]
-            users.append(last)
-        # A round that needs several turns gives every user one task. With more, the few users of its last turn would
-        # share a whole turn.
-        whole = not after_user and len(users) < limit
-        picked: list[int] = []
-        hungry = dict.fromkeys(users, 0)
-        while hungry and len(picked) < limit:
-            each = max(1, (limit - len(picked)) // len(hungry)) if whole else 1
-            for user, had in list(hungry.items())[: limit - len(picked)]:
-                mine = db.execute(OLDEST, (*route, user, each, had)).fetchall()
-                picked += [task_id for (task_id,) in mine]
-                if len(mine) == each and whole:
-                    hungry[user] += each
-                else:
-                    del hungry[user]
-        if not picked:
-            return Dispatched((), None, False)
-        tasks = _round_robin(to_tasks(db.execute(DISPATCH, (now, json.dumps(picked)))))
-        db.execute(CREATE_BATCH, (batch, json.dumps([task.id for task in tasks]), now))
-        return Dispatched(tasks, last if len(users) == limit else None, len(tasks) == limit)
+        attempts = {Route(s.queue, s.kind): s.max_attempts for s in pool.served}
+        costs = Costs(pool)
+        room, loads = _in_flight(db, pool, costs)
+        tasks: list[Task] = []
+        if max(room.values(), default=0.0) > NO_ROOM:
+            walk = _walk(db, list(attempts), after_user, loads)
+            picks, after_user = share_out(walk, room, costs, limit, after_user)
+            for worker, (_, task_id, route) in picks:
+                tasks.append(to_task(db.execute(ASSIGN, (worker, attempts[route], task_id)).fetchone()))
+        backlog = any(db.execute(HAS_BACKLOG, route).fetchone() for route in attempts)
+        return Turn(tasks, room, backlog, after_user)
 
     @transaction
     def promote(self, db: Cursor, now: int, limit: int) -> Sequence[tuple[Route, int]]:
-        rows = set(db.execute(PROMOTE, (now, limit)))
+        db.execute("BEGIN IMMEDIATE")
+        [(due,)] = db.execute(COUNT_DUE, (now, limit + 1)).fetchall()
+        if due <= limit:
+            rows = set(db.execute(PROMOTE, (now, limit)))
+        else:
+            users = list(_users_with_due(db, now))
+            part = max(1, limit // len(users))
+            rows = {row for user in users for row in db.execute(PROMOTE_USER, (user, now, part)).fetchall()}
         return [(Route(queue, kind), user) for queue, kind, user in sorted(rows)]
 
-    @transaction
-    def mark_published(self, db: Cursor, now: int, batches: Sequence[str]) -> None:
-        ids = json.dumps(batches)
-        db.execute(DELETE_SETTLED, (ids,))
-        db.execute(KEEP_SETTLED, (FOREVER, ids))
 
-    @transaction
-    def adopt_stale(self, db: Cursor, now: int, older_than: float, limit: int) -> Sequence[OutboxBatch]:
-        db.execute("BEGIN IMMEDIATE")
-        db.execute(DROP_SETTLED, (FOREVER, now - OUTBOX_KEEP_SECONDS * 1_000_000))
-        batches = []
-        before = now - round(older_than * 1_000_000)
-        for batch, ids in db.execute(STALE_BATCHES, (before, limit)).fetchall():
-            messages: dict[Route, list[Dispatch]] = {}
-            for task in tasks_in_order(db, ids):
-                if task.state is State.QUEUED:
-                    messages.setdefault(task.route, []).append(Dispatch(task.id, task.dispatch))
-            batches.append(OutboxBatch(batch, messages))
-        db.execute(ADOPT, (now, json.dumps([b.id for b in batches])))
-        return batches
-
-    @transaction
-    def requeue_lost(self, db: Cursor, now: int, route: Route, older_than: float, limit: int) -> Sequence[Task]:
-        before = now - round(older_than * 1_000_000)
-        return to_tasks(db.execute(REQUEUE_LOST, (*route, before, limit)))
-
-    @transaction
-    def count_queued(self, db: Cursor, now: int) -> Mapping[Route, int]:
-        return {Route(queue, kind): count for queue, kind, count in db.execute(COUNT_QUEUED)}
+def _in_flight(db: Cursor, pool: Pool, costs: Costs) -> tuple[dict[str, float], Loads]:
+    """The room of each worker of the pool, and what each user has in flight there."""
+    serving = {name for (name,) in db.execute(SERVING)}
+    room = {place.worker: float(place.slots if place.worker in serving else 0) for place in pool.places}
+    # not of their queues alone: a worker may serve more of them than this server assigns
+    kinds = {s.kind for s in pool.served}
+    loads: Loads = {}
+    for worker, kind, user, count in db.execute(IN_FLIGHT, (json.dumps(list(room)),)):
+        # the other executors of a worker belong to other pools
+        if kind in kinds:
+            load = count * costs.of(user, kind)
+            room[worker] -= load
+            loads[user] = loads.get(user, 0.0) + load
+    return room, loads
 
 
-def _round_robin(tasks: Sequence[Task]) -> list[Task]:
-    """The oldest task of every user, by user id, then the second of every user, and so on."""
-    ranks: dict[int, int] = {}
-    counts: Counter[int] = Counter()
-    for task in sorted(tasks, key=lambda t: (t.run_at, t.id)):
-        ranks[task.id] = counts[task.user_id]
-        counts[task.user_id] += 1
-    return sorted(tasks, key=lambda t: (ranks[t.id], t.user_id))
+def _walk(db: Cursor, routes: Sequence[Route], after_user: int, loads: Loads) -> Walk:
+    """The users with a backlog, in a circle after ``after_user``."""
+    found: dict[int, list[Route]] = {}
+    complete = True
+    for _, user, route in merge(*(_users_of(db, route, after_user) for route in routes)):
+        if user not in found and len(found) == WALKED_USERS:
+            complete = False
+            break
+        found.setdefault(user, []).append(route)
+    weights = dict(db.execute(WEIGHTS, (json.dumps(list(found)),)).fetchall())
+    walk = Walk(complete)
+    for user, its_routes in found.items():
+        waiting = merge(*(_oldest(db, route, user) for route in its_routes))
+        walk.add(user, loads.get(user, 0.0), weights[user], waiting)
+    return walk
+
+
+def _users_of(db: Cursor, route: Route, after_user: int) -> Iterator[tuple[int, int, Route]]:
+    """The users with a backlog in a route, each with 0 if it is above ``after_user``, else 1."""
+    for part, (last, end) in enumerate(((after_user, MAX_ID), (0, after_user))):
+        while row := db.execute(NEXT_USER, (*route, last, end)).fetchone():
+            last = row[0]
+            yield part, last, route
+
+
+def _oldest(db: Cursor, route: Route, user: int) -> Iterator[Waiting]:
+    """The backlog of a user in a route, oldest first: at first one task, then pieces that grow."""
+    place, size = (-MAX_ID, 0), 1
+    while rows := db.execute(OLDEST, (*route, user, *place, size)).fetchall():
+        yield from ((run_at, task_id, route) for run_at, task_id in rows)
+        place, size = rows[-1], min(2 * size, _LARGEST_PIECE)
+
+
+def _users_with_due(db: Cursor, now: int) -> Iterator[int]:
+    user = 0
+    while row := db.execute(NEXT_DELAYED, (user,)).fetchone():
+        user, run_at = row
+        if run_at <= now:
+            yield user

@@ -10,6 +10,7 @@ from taskd.store.sqlite.attempts import SqliteAttempts
 from taskd.store.sqlite.health import SqliteHealth
 from taskd.store.sqlite.logs import SqliteLogs
 from taskd.store.sqlite.losses import SqliteLosses
+from taskd.store.sqlite.overview import SqliteOverview
 from taskd.store.sqlite.scheduling import SqliteScheduling
 from taskd.store.sqlite.tasks import SqliteTasks
 from taskd.store.sqlite.workers import SqliteWorkers
@@ -17,6 +18,14 @@ from taskd.store.sqlite.workers import SqliteWorkers
 
 @implementer(IStore)
 class SqliteStore(
-    SqliteAccounts, SqliteTasks, SqliteScheduling, SqliteAttempts, SqliteLosses, SqliteLogs, SqliteWorkers, SqliteHealth
+    SqliteAccounts,
+    SqliteTasks,
+    SqliteScheduling,
+    SqliteOverview,
+    SqliteAttempts,
+    SqliteLosses,
+    SqliteLogs,
+    SqliteWorkers,
+    SqliteHealth,
 ):
     """IStore on SQLite. Its parameters are those of SqliteDatabase."""

@@ -8,31 +8,24 @@ from collections.abc import Mapping, Sequence
 from sqlite3 import Cursor
 
 from taskd.model.tasks import NewTask, Task
-from taskd.ports.tasks import Keyed
+from taskd.ports.tasks import Created, Keyed, TaskState
 from taskd.store.refusals import check_cancelled, check_retryable, found_task, key_taken, nul_refused, valid_ids
-from taskd.store.rows import ALL, TO_WAITING, created_task
+from taskd.store.rows import ALL, NOT_BEGUN, STATES, created_task
 from taskd.store.sqlite.database import transaction
 from taskd.store.sqlite.listing import SqliteListing
-from taskd.store.sqlite.rows import (
-    CREATE_BATCH,
-    DELETE_SETTLED,
-    FIND_BATCH,
-    FOREVER,
-    KEEP_SETTLED,
-    TASKS_BY_ID,
-    from_micros,
-    tasks_in_order,
-    to_micros,
-    to_task,
-    to_tasks,
-)
+from taskd.store.sqlite.rows import LISTED, TASKS_BY_ID, from_micros, to_micros, to_task, to_tasks
 
-# The last id that was given, not the greatest id in the table: an id is never used again.
-LAST_TASK = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'tasks'"
+# The last id that was drawn is kept here, also when the table is empty: an id is never used again.
+FIRST_DRAW = """
+INSERT INTO sqlite_sequence SELECT 'tasks', 0
+WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'tasks')
+"""
+DRAW_IDS = "UPDATE sqlite_sequence SET seq = seq + ? WHERE name = 'tasks' RETURNING seq"
+SERVING = "SELECT name FROM workers WHERE state = 'serving' AND name IN (SELECT value FROM json_each(?))"
 CREATE_TASK = """
-INSERT INTO tasks (id, user_id, task, kind, queue, payload, max_attempts, state, dispatch, created_at, run_at,
-    due, dispatched_at, timeout, key, fingerprint)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO tasks (id, user_id, task, kind, queue, payload, max_attempts, state, dispatch, attempt, worker, held,
+    created_at, run_at, due, timeout, key, fingerprint)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING
 """
 FIND_KEY = "SELECT id, fingerprint FROM tasks WHERE user_id = ? AND key = ?"
 CANCEL = f"""
@@ -40,11 +33,15 @@ UPDATE tasks SET state = 'cancelled', version = version + 1, finished_at = ?
 WHERE id = ? AND state IN ('waiting', 'queued', 'running') RETURNING {ALL}
 """
 RETRY = f"""
-UPDATE tasks SET state = 'waiting', attempt = 0, run_at = ?, due = 1, finished_at = NULL, worker = NULL, result = NULL,
-    error = NULL, losses = 0, returns = 0, {TO_WAITING}
+UPDATE tasks SET state = 'waiting', version = version + 1, attempt = 0, run_at = ?, due = 1, finished_at = NULL,
+    worker = CASE WHEN held THEN worker END, result = NULL, error = NULL, losses = 0, returns = 0, {NOT_BEGUN}
 WHERE id = ? AND state IN ('failed', 'cancelled') RETURNING {ALL}
 """
-TASKS_OF_USER = f"SELECT {ALL} FROM tasks WHERE +user_id = ? AND id IN (SELECT value FROM json_each(?))"
+_OF_USER = "FROM tasks WHERE +user_id = ? AND id IN (SELECT value FROM json_each(?))"
+TASKS_OF_USER = f"SELECT {ALL} {_OF_USER}"
+LISTED_OF_USER = f"SELECT {LISTED} {_OF_USER}"
+LISTED_BY_ID = f"SELECT {LISTED} FROM tasks WHERE id IN (SELECT value FROM json_each(?))"
+STATES_BY_ID = "SELECT id, user_id, state, version FROM tasks WHERE id IN (SELECT value FROM json_each(?))"
 
 # Tasks have no index by the time of their end, which would cost every task: so this walks the primary key.
 OLDEST_TASKS = "SELECT id, created_at, finished_at FROM tasks WHERE id > ? ORDER BY id LIMIT ?"
@@ -59,54 +56,26 @@ class SqliteTasks(SqliteListing):
     """ITaskStore on SQLite."""
 
     @transaction
-    def create_tasks(
-        self, db: Cursor, now: int, batch: str, tasks: Sequence[NewTask], settled: Sequence[str] = ()
-    ) -> Sequence[Task]:
+    def draw_ids(self, db: Cursor, now: int, count: int) -> Sequence[int]:
+        return _draw_ids(db, count)
+
+    @transaction
+    def create_tasks(self, db: Cursor, now: int, tasks: Sequence[NewTask], spare: int = 0) -> Created:
         db.execute("BEGIN IMMEDIATE")
-        if settled:
-            ids = json.dumps(settled)
-            db.execute(DELETE_SETTLED, (ids,))
-            db.execute(KEEP_SETTLED, (FOREVER, ids))
-        if known := db.execute(FIND_BATCH, (batch,)).fetchone():
-            return tasks_in_order(db, known[0])
-        first = 1 + db.execute(LAST_TASK).fetchone()[0]
         at = from_micros(now)
-        created, values = [], []
-        for task_id, new in enumerate(tasks, first):
-            if "\0" in new.task:
-                raise nul_refused()
-            task = created_task(task_id, new, at)
-            # a queued task is due by the clock of its server
-            run_at = now if task.run_at is at else to_micros(task.run_at)
-            created.append(task)
-            values.append(
-                (
-                    task_id,
-                    task.user_id,
-                    task.task,
-                    task.kind,
-                    task.queue,
-                    task.payload,
-                    task.max_attempts,
-                    task.state.value,
-                    task.dispatch,
-                    now,
-                    run_at,
-                    task.dispatch or run_at == now,
-                    now if task.dispatch else None,
-                    task.timeout,
-                    new.key,
-                    new.fingerprint,
-                )
-            )
+        serving = {name for (name,) in db.execute(SERVING, (json.dumps(list({t.worker for t in tasks} - {None})),))}
+        created = [created_task(new, at, new.worker in serving) for new in tasks]
         try:
-            db.executemany(CREATE_TASK, values)
+            inserted = db.executemany(CREATE_TASK, map(_new_row, tasks, created)).rowcount
         except sqlite3.IntegrityError as e:
             if "tasks.key" in str(e):
                 raise key_taken() from None
             raise
-        db.execute(CREATE_BATCH, (batch, json.dumps([task.id for task in created]), now))
-        return created
+        if inserted < len(created):
+            # an earlier run has created them
+            found = {task.id: task for task in to_tasks(db.execute(TASKS_BY_ID, (json.dumps([t.id for t in tasks]),)))}
+            created = [found[new.id] for new in tasks]
+        return Created(created, _draw_ids(db, spare))
 
     @transaction
     def find_keys(self, db: Cursor, now: int, keys: Sequence[tuple[int, str]]) -> Mapping[tuple[int, str], Keyed]:
@@ -126,11 +95,20 @@ class SqliteTasks(SqliteListing):
 
     @transaction
     def get_tasks(self, db: Cursor, now: int, user_id: int, ids: Sequence[int]) -> Sequence[Task]:
+        return to_tasks(db.execute(TASKS_OF_USER, (user_id, json.dumps(valid_ids(ids)))))
+
+    @transaction
+    def get_listed(self, db: Cursor, now: int, user_id: int, ids: Sequence[int]) -> Sequence[Task]:
         return _tasks_of_user(db, user_id, ids)
 
     @transaction
     def find_tasks(self, db: Cursor, now: int, ids: Sequence[int]) -> Sequence[Task]:
-        return to_tasks(db.execute(TASKS_BY_ID, (json.dumps(ids),)))
+        return to_tasks(db.execute(LISTED_BY_ID, (json.dumps(ids),)))
+
+    @transaction
+    def find_states(self, db: Cursor, now: int, ids: Sequence[int]) -> Sequence[TaskState]:
+        rows = db.execute(STATES_BY_ID, (json.dumps(valid_ids(ids)),))
+        return [TaskState(task_id, user, STATES[state], version) for task_id, user, state, version in rows]
 
     @transaction
     def delete_finished(
@@ -146,4 +124,40 @@ class SqliteTasks(SqliteListing):
 
 
 def _tasks_of_user(db: Cursor, user_id: int, ids: Sequence[int]) -> list[Task]:
-    return to_tasks(db.execute(TASKS_OF_USER, (user_id, json.dumps(valid_ids(ids)))))
+    return to_tasks(db.execute(LISTED_OF_USER, (user_id, json.dumps(valid_ids(ids)))))
+
+
+def _draw_ids(db: Cursor, count: int) -> Sequence[int]:
+    if count <= 0:
+        return ()
+    db.execute(FIRST_DRAW)
+    [(last,)] = db.execute(DRAW_IDS, (count,)).fetchall()
+    return range(last - count + 1, last + 1)
+
+
+def _new_row(new: NewTask, task: Task) -> tuple[object, ...]:
+    """The parameters of CREATE_TASK."""
+    if "\0" in new.task:
+        raise nul_refused()
+    held = task.worker is not None
+    return (
+        task.id,
+        task.user_id,
+        task.task,
+        task.kind,
+        task.queue,
+        task.payload,
+        task.max_attempts,
+        task.state.value,
+        task.dispatch,
+        task.attempt,
+        task.worker,
+        held,
+        to_micros(task.created_at),
+        to_micros(task.run_at),
+        # an assigned task is due by the clock of its server
+        held or task.run_at == task.created_at,
+        task.timeout,
+        new.key,
+        new.fingerprint,
+    )

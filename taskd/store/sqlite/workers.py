@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from sqlite3 import Cursor
 
-from taskd.ports.workers import WorkerInfo, WorkerPoll, WorkerState, WorkerStatus
-from taskd.store.rows import WORKER_KEEP_SECONDS, decode_counts, decode_worker, encode, encode_worker
+from taskd.ports.workers import Beaten, Digest, Mean, WorkerInfo, WorkerPoll, WorkerState, WorkerStatus
+from taskd.store.rows import WORKER_KEEP_SECONDS, decode_counts, decode_means, decode_worker, encode, encode_worker
+from taskd.store.sqlite.attempts import release_all
 from taskd.store.sqlite.database import SqliteDatabase, transaction
 
 REGISTER = """
@@ -14,15 +15,19 @@ INSERT INTO workers (name, queues, kinds, slots, started_at, seen_at)
 VALUES (:name, :queues, :kinds, :slots, :now, :now) ON CONFLICT (name) DO NOTHING
 """
 BEAT = """
-UPDATE workers SET beat = beat + 1, seen_at = ?, stalled = NULL, hung = ?
+UPDATE workers SET beat = beat + 1, seen_at = ?, stalled = NULL, hung = ?, means = ?
 WHERE name = ? AND state IN ('serving', 'draining')
 """
 WORKER_DRAINING = "UPDATE workers SET state = 'draining' WHERE name = ? AND state = 'serving'"
 WORKER_GONE = "DELETE FROM workers WHERE name = ?"
-POLL_WORKERS = "SELECT name, queues, kinds, slots, state, beat, hung, stalled, seen_at FROM workers ORDER BY name"
-HOLDS = """
-SELECT 1 FROM tasks INDEXED BY tasks_in_flight
-WHERE dispatched_at IS NOT NULL AND finished_at IS NULL AND state = 'running' AND worker = ? LIMIT 1
+POLL_WORKERS = """
+SELECT name, queues, kinds, slots, state, beat, hung, means, stalled, seen_at FROM workers ORDER BY name
+"""
+HOLDS = "SELECT 1 FROM tasks INDEXED BY tasks_held WHERE held AND worker = ? LIMIT 1"
+# What taskd.ports.workers.digest computes.
+DIGEST = """
+SELECT count(*), coalesce(sum(31 * id + dispatch) FILTER (WHERE state IN ('queued', 'running')), 0)
+FROM tasks INDEXED BY tasks_held WHERE held AND worker = ?
 """
 
 _EPOCH = "embedded"
@@ -37,8 +42,12 @@ class SqliteWorkers(SqliteDatabase):
         db.execute(REGISTER, {**encode_worker(worker), "now": now})
 
     @transaction
-    def beat(self, db: Cursor, now: int, name: str, hung: Mapping[str, int]) -> bool:
-        return db.execute(BEAT, (now, encode(hung), name)).rowcount > 0
+    def beat(
+        self, db: Cursor, now: int, name: str, hung: Mapping[str, int], means: Sequence[Mean], holds: Digest
+    ) -> Beaten:
+        if not db.execute(BEAT, (now, encode(hung), encode(means), name)).rowcount:
+            return Beaten(False, False)
+        return Beaten(True, Digest(*db.execute(DIGEST, (name,)).fetchone()) == holds)
 
     @transaction
     def worker_draining(self, db: Cursor, now: int, name: str) -> None:
@@ -46,18 +55,20 @@ class SqliteWorkers(SqliteDatabase):
 
     @transaction
     def worker_gone(self, db: Cursor, now: int, name: str) -> None:
+        release_all(db, name)
         db.execute(WORKER_GONE, (name,))
 
     @transaction
     def poll_workers(self, db: Cursor, now: int) -> WorkerPoll:
         found = []
         before = now - WORKER_KEEP_SECONDS * 1_000_000
-        for name, queues, kinds, slots, stored, beat, hung, stalled, seen_at in db.execute(POLL_WORKERS).fetchall():
+        for name, *serves, stored, beat, hung, means, stalled, seen_at in db.execute(POLL_WORKERS).fetchall():
             state = WorkerState(stored)
             dead = state in (WorkerState.GONE, WorkerState.FENCED)
             if dead and seen_at < before and db.execute(HOLDS, (name,)).fetchone() is None:
                 db.execute(WORKER_GONE, (name,))
             else:
-                worker = decode_worker(name, queues, kinds, slots)
-                found.append(WorkerStatus(worker, state, beat, True, decode_counts(hung), stalled))
+                worker = decode_worker(name, *serves)
+                status = WorkerStatus(worker, state, beat, True, decode_counts(hung), stalled, decode_means(means))
+                found.append(status)
         return WorkerPoll(_EPOCH, found)

@@ -1,81 +1,17 @@
-"""The suite of IAttemptStore: claim, finish, release, and what a worker holds."""
+"""The suite of IAttemptStore: how attempts end, and what is given back."""
 
 from __future__ import annotations
 
-from datetime import timezone
+from datetime import timedelta, timezone
 
 from taskd.model.errors import BadRequest
 from taskd.model.states import State
-from taskd.ports.attempts import Claim, Held, Outcome
-from taskd.ports.logs import Report
+from taskd.ports.attempts import Begun, Held, Outcome
 from tests.conformance.store.case import PAYLOADS, TEXTS, StoreCase
 
 
 class AttemptTests(StoreCase):
-    """The suite of IAttemptStore: claim, finish, release, and what a worker holds."""
-
-    async def test_claim(self) -> None:
-        created = await self.create(3)
-        tasks = sorted(await self.claim(created), key=lambda t: t.id)
-        self.assertEqual([t.id for t in tasks], [t.id for t in created])
-        for task in tasks:
-            self.assertEqual((task.state, task.attempt, task.version), (State.RUNNING, 1, 2))
-            self.assertIsNotNone(task.started_at)
-            self.assertEqual(await self.get(task), task)
-
-    async def test_the_first_claim_sets_the_number_of_attempts(self) -> None:
-        [open_one, fixed] = await self.create(1, max_attempts=0) + await self.create(1, max_attempts=2)
-        self.assertEqual((await self.get(open_one)).max_attempts, 0)
-        await self.serve()
-        claimed = await self.store.claim("w", [Claim(t.id, 1, max_attempts=5) for t in (open_one, fixed)])
-        self.assertEqual({t.id: t.max_attempts for t in claimed}, {open_one.id: 5, fixed.id: 2})
-        # a later claim does not change it
-        await self.release(claimed)
-        [queued, _] = (await self.dispatch()).tasks
-        again = await self.store.claim("w", [Claim(queued.id, 2, max_attempts=9)])
-        self.assertEqual([(t.attempt, t.max_attempts) for t in again], [(1, 5)])
-        self.assertEqual((await self.get(open_one)).max_attempts, 5)
-
-    async def test_claim_needs_the_dispatch_number(self) -> None:
-        [task] = await self.create()
-        await self.serve()
-        for number in (0, 2):
-            self.assertEqual(list(await self.store.claim("w", [Claim(task.id, number)])), [])
-        self.assertEqual(list(await self.store.claim("w", [Claim(10**15, 1)])), [])
-        self.assertEqual(list(await self.store.claim("w", [])), [])
-        self.assertEqual(await self.get(task), task)
-
-    async def test_only_a_living_worker_claims(self) -> None:
-        [task] = await self.create()
-        claims = [Claim(task.id, 1)]
-        self.assertEqual(list(await self.store.claim("w", claims)), [], "not registered")
-        for name in ("w", "gone", "v"):
-            await self.serve(name)
-        await self.fence()
-        await self.die("gone")
-        for dead in ("w", "gone"):
-            self.assertEqual(list(await self.store.claim(dead, claims)), [])
-        self.assertEqual(await self.get(task), task)
-        await self.store.worker_draining("v")
-        self.assertEqual([t.id for t in await self.store.claim("v", claims)], [task.id])
-
-    async def test_claim_repeated_changes_nothing(self) -> None:
-        tasks = await self.create(3)
-        first = await self.claim(tasks)
-        await self.store.report("w", [Report(first[0].id, 1, 1, 0.5, "half")])
-        first[0] = await self.get(first[0])
-        again = await self.claim(tasks)
-        self.assertEqual(sorted(again, key=lambda t: t.id), sorted(first, key=lambda t: t.id))
-
-    async def test_a_message_twice_in_one_batch_is_claimed_once(self) -> None:
-        [task] = await self.create()
-        claimed = await self.claim([task, task])
-        self.assertEqual([(t.id, t.attempt) for t in claimed], [(task.id, 1)])
-
-    async def test_a_running_task_is_not_taken_over(self) -> None:
-        [task] = await self.running(worker="one")
-        self.assertEqual(await self.claim([task], "two"), [])
-        self.assertEqual(await self.get(task), task)
+    """The suite of IAttemptStore: how attempts end, and what is given back."""
 
     async def test_finish(self) -> None:
         done, failed, nothing = await self.running(3)
@@ -91,27 +27,74 @@ class AttemptTests(StoreCase):
         self.assertEqual((failed.state, failed.result, failed.error), (State.FAILED, None, "it broke"))
         self.assertIsNone(nothing.result)
         for task in (done, failed, nothing):
-            self.assertEqual((task.version, task.attempt), (3, 1))
-            self.assertEqual(tuple(finished[task.id]), (task.version, task.finished_at, None))
+            self.assertEqual((task.version, task.attempt, task.worker), (3, 1, "w"))
+            self.assertEqual(tuple(finished[task.id]), (task.version, task.started_at, task.finished_at, None))
             assert task.started_at and task.finished_at
             self.assertGreaterEqual(task.finished_at, task.started_at)
             self.assertEqual(task.finished_at.tzinfo, timezone.utc)
+        self.assertEqual(await self.standing(), [])
+
+    async def test_it_does_not_matter_whether_the_begin_was_stored(self) -> None:
+        for state in (State.COMPLETED, State.FAILED, State.WAITING):
+            queued, running = await self.queued(2)
+            await self.store.begin("w", [Begun(running.id, 1, 2.0)], False)
+            outcomes = [Outcome(t.id, 1, 1, state, error="it broke", age=5.0) for t in (queued, running)]
+            finished = await self.store.finish("w", outcomes)
+            for task, seconds in ((queued, 5), (running, None)):
+                after = await self.get(task)
+                self.assertEqual((after.state, after.version, after.attempt), (state, 3, 1))
+                self.assertEqual(finished[task.id].version, 3)
+                if state is State.WAITING:
+                    self.assertIsNone(after.started_at)
+                    continue
+                assert after.started_at and after.finished_at
+                self.assertEqual(finished[task.id].started_at, after.started_at)
+                # the age is only used if no begin was stored
+                if seconds is not None:
+                    self.assertEqual(after.finished_at - after.started_at, timedelta(seconds=seconds))
+                else:
+                    self.assertLess(after.finished_at - after.started_at, timedelta(seconds=4.9))
+            if state is not State.COMPLETED:
+                [failed] = await self.store.failed_attempts(queued.id)
+                self.assertEqual(failed.ended_at - failed.started_at, timedelta(seconds=5))
+            self.assertEqual(await self.standing(), [])
 
     async def test_finish_is_fenced(self) -> None:
-        [task] = await self.running(max_attempts=3)
-        for dispatch, attempt, worker in ((2, 1, "w"), (1, 0, "w"), (1, 2, "w"), (1, 1, "v")):
-            outcome = Outcome(task.id, dispatch, attempt, State.COMPLETED)
-            for again in (False, True):
-                self.assertEqual(await self.store.finish(worker, [outcome], again), {})
-        self.assertEqual(await self.get(task), task)
+        for make in (self.queued, self.running):
+            [task] = await make()
+            for dispatch, attempt, worker in ((2, 1, "w"), (1, 0, "w"), (1, 2, "w"), (1, 1, "v")):
+                outcome = Outcome(task.id, dispatch, attempt, State.COMPLETED)
+                for again in (False, True):
+                    self.assertEqual(await self.store.finish(worker, [outcome], again), {})
+            self.assertEqual(await self.get(task), task)
+
+    async def test_what_is_not_held_cannot_be_finished(self) -> None:
+        cancelled, retried, given, again = await self.running(4)
+        for task in (cancelled, retried):
+            await self.store.cancel(self.ana.id, task.id)
+        await self.store.retry(self.ana.id, retried.id)
+        await self.release([given, again])
+        [waiting] = await self.create()
+        # it is held by the same worker again, but under another number
+        turn = await self.turn(limit=2)
+        self.assertEqual({t.id for t in turn.tasks}, {given.id, again.id})
+        before = [await self.get(task) for task in (cancelled, retried, given, again, waiting)]
+        for state in (State.COMPLETED, State.FAILED, State.WAITING):
+            outcomes = [Outcome(task.id, 1, 1, state) for task in before]
+            for repeated in (False, True):
+                self.assertEqual(await self.store.finish("w", outcomes, repeated), {})
+        self.assertEqual([await self.get(task) for task in before], before)
+        for task in before:
+            self.assertEqual(list(await self.store.failed_attempts(task.id)), [])
 
     async def test_finish_repeated_counts_once(self) -> None:
-        [task] = await self.running()
-        first = await self.finish(task, result="1")
-        self.assertIsNone(await self.finish(task, result="1"))
-        self.assertEqual(await self.finish(task, result="1", again=True), first)
-        self.assertIsNone(await self.finish(task, state=State.FAILED, again=True))
-        self.assertEqual((await self.get(task)).version, first.version)
+        for make in (self.queued, self.running):
+            [task] = await make()
+            first = await self.finish(task, result="1")
+            self.assertIsNone(await self.finish(task, result="1"))
+            self.assertEqual(await self.finish(task, result="1", again=True), first)
+            self.assertIsNone(await self.finish(task, state=State.FAILED, again=True))
+            self.assertEqual((await self.get(task)).version, first.version)
 
     async def test_results_are_stored_unchanged(self) -> None:
         large = '"' + "x\u00e9" * (128 * 1024) + '"'
@@ -146,72 +129,82 @@ class AttemptTests(StoreCase):
         self.assertEqual((await self.get(bad)).error, "its result contains ")
 
     async def test_release_spends_no_attempt(self) -> None:
-        [task] = await self.running()
-        [given] = await self.release([task])
-        self.assertEqual((given.state, given.attempt, given.version), (State.WAITING, 0, 3))
-        self.assertEqual((given.dispatch, given.started_at, given.run_at), (1, None, task.run_at))
-        self.assertEqual((given.losses, given.returns), (0, 0))
-        self.assertEqual(await self.get(task), given)
-        self.assertIsNone(await self.finish(task))
-        self.assertEqual(await self.claim([task]), [])
-        [queued] = (await self.dispatch()).tasks
-        self.assertEqual((queued.id, queued.dispatch), (task.id, 2))
-        [claimed] = await self.claim([queued], "v")
-        self.assertEqual(claimed.attempt, 1)
+        for make in (self.queued, self.running):
+            [task] = await make(payload='{"x":1}')
+            [given] = await self.release([task])
+            self.assertEqual((given.state, given.attempt, given.version), (State.WAITING, 0, task.version + 1))
+            self.assertEqual((given.dispatch, given.started_at, given.run_at), (1, None, task.run_at))
+            self.assertEqual((given.losses, given.returns, given.worker), (0, 0, None))
+            self.assertEqual(given.payload, "{}", "the answer leaves the payload out")
+            given.payload = '{"x":1}'
+            self.assertEqual(await self.get(task), given)
+            self.assertEqual(await self.standing(), [])
+            self.assertIsNone(await self.finish(task))
+            again = await self.next_attempt("v")
+            self.assertEqual((again.id, again.dispatch, again.attempt), (task.id, 2, 1))
+            await self.finish(again, "v")
 
     async def test_release_repeated_changes_nothing(self) -> None:
         for stopping in (False, True):
             [task] = await self.running()
-            first = await self.release([task], stopping=stopping)
-            self.assertEqual(await self.release([task], stopping=stopping), first)
-            await self.dispatch()
+            await self.release([task], stopping=stopping)
+            before = await self.get(task)
             self.assertEqual(await self.release([task], stopping=stopping), [])
+            self.assertEqual(await self.get(task), before)
+            # not even when the worker holds it again
+            [again] = await self.assign()
+            self.assertEqual(await self.release([task], stopping=stopping), [])
+            self.assertEqual(await self.get(task), again)
+            await self.finish(again)
 
-    async def test_a_worker_that_stops_returns_its_tasks(self) -> None:
-        [task] = await self.create()
+    async def test_a_worker_that_stops_returns_what_it_runs(self) -> None:
+        [task] = await self.running()
         for returns in (1, 2, 3):
-            [task] = await self.claim([task])
             self.assertEqual(task.returns, returns - 1)
             [back] = await self.release([task], stopping=True)
             self.assertEqual((back.returns, back.attempt, back.losses), (returns, 0, 0))
-            [task] = (await self.dispatch()).tasks
-        [task] = await self.claim([task])
+            task = await self.next_attempt()
         [back] = await self.release([task])
         self.assertEqual(back.returns, 3, "another release does not count")
+        [back] = await self.release(await self.assign(), stopping=True)
+        self.assertEqual(back.returns, 3, "nor does that of a task that has not begun")
         # nor does the end of an attempt, and only the owner's retry begins again
-        [task] = await self.claim((await self.dispatch()).tasks)
-        await self.finish(task, state=State.FAILED)
+        await self.finish(await self.next_attempt(), state=State.FAILED)
         self.assertEqual((await self.get(task)).returns, 3)
         self.assertEqual((await self.store.retry(self.ana.id, task.id)).returns, 0)
 
-    async def test_release_of_tasks_that_are_not_held(self) -> None:
+    async def test_release_of_a_cancelled_task_ends_only_its_hold(self) -> None:
+        for make in (self.queued, self.running):
+            [task] = await make()
+            cancelled = await self.store.cancel(self.ana.id, task.id)
+            self.assertEqual(await self.standing(), [(task.id, 1, False)])
+            for _ in range(2):
+                self.assertEqual(await self.release([task], stopping=True), [])
+                self.assertEqual(await self.standing(), [])
+                self.assertEqual(await self.get(task), cancelled)
+            self.assertEqual(await self.due(), [])
+
+    async def test_release_of_a_retried_task_puts_it_into_the_backlog(self) -> None:
+        for make in (self.queued, self.running):
+            [task] = await make()
+            await self.store.cancel(self.ana.id, task.id)
+            retried = await self.store.retry(self.ana.id, task.id)
+            self.assertEqual(await self.standing(), [(task.id, 1, False)])
+            self.assertEqual(await self.due(), [])
+            [given] = await self.release([task], stopping=True)
+            self.assertEqual((given.id, given.state, given.version), (task.id, State.WAITING, retried.version))
+            self.assertEqual((given.attempt, given.returns, given.dispatch), (0, 0, 1))
+            self.assertEqual(await self.standing(), [])
+            self.assertEqual(await self.release([task]), [])
+            self.assertEqual(await self.due(), [task.id])
+
+    async def test_release_of_what_is_not_held(self) -> None:
         [mine] = await self.running()
-        [queued] = await self.create()
-        wrong = [
-            Held(mine.id, 2, 1),
-            Held(mine.id, 1, 2),
-            Held(mine.id, 1, 0),
-            Held(queued.id, 1, 1),
-            Held(10**15, 1, 1),
-        ]
+        [theirs] = await self.queued(1, "v")
+        [waiting] = await self.create()
+        wrong = [Held(mine.id, 2), Held(mine.id, 0), Held(theirs.id, 1), Held(waiting.id, 0), Held(10**15, 1)]
         for held in ([], wrong):
             self.assertEqual(list(await self.store.release("w", held)), [])
-        self.assertEqual(list(await self.store.release("v", [Held(mine.id, 1, 1)])), [])
-        self.assertEqual(await self.get(mine), mine)
-        self.assertEqual(await self.get(queued), queued)
-
-    async def test_held_by_lists_what_is_running_under_a_name(self) -> None:
-        mine = await self.running(4)
-        await self.running(2, "v")
-        queued = await self.create(2)
-        await self.finish(mine[0])
-        await self.release([mine[1]])
-        held = sorted(await self.store.held_by("w"))
-        self.assertEqual(held, [(t.id, 1, 1) for t in mine[2:]])
-        self.assertIsInstance(held[0], Held)
-        self.assertEqual(list(await self.store.held_by("nobody")), [])
-        # a claim whose answer was lost
-        await self.store.claim("w", [Claim(queued[0].id, 1)])
-        self.assertIn((queued[0].id, 1, 1), await self.store.held_by("w"))
-        await self.fence()
-        self.assertEqual(list(await self.store.held_by("w")), [])
+        self.assertEqual(list(await self.store.release("v", [Held(mine.id, 1)])), [])
+        for task in (mine, theirs, waiting):
+            self.assertEqual(await self.get(task), task)

@@ -1,13 +1,12 @@
 """The base case of the store's suite, and its data.
 
-A test case mixes the suite into a StoreCase that makes stores over one fresh database. Where a test needs time to pass,
-it uses ages of 0 seconds. What the port cannot do is done by hooks.
+A test case mixes the suite into a StoreCase that makes stores over one fresh database. What the ports cannot do is done
+by hooks; where a test needs time to pass, they move the stored times.
 """
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 from twisted.trial.unittest import TestCase
@@ -15,12 +14,12 @@ from twisted.trial.unittest import TestCase
 from taskd.model.states import MOVES, State
 from taskd.model.tasks import DEFAULT_KIND, NewTask, Route, Task
 from taskd.model.users import User
-from taskd.ports.attempts import Claim, Held, Outcome
+from taskd.ports.attempts import Begun, Held, Outcome
 from taskd.ports.logs import LogPlace, Report
-from taskd.ports.scheduling import Dispatched
+from taskd.ports.scheduling import Cost, Place, Pool, Served, Turn
 from taskd.ports.store import IStore
 from taskd.ports.tasks import TaskQuery
-from taskd.ports.workers import Culprit, KindInfo, WorkerInfo, WorkerStatus
+from taskd.ports.workers import Beaten, Culprit, KindInfo, Mean, WorkerInfo, WorkerStatus, digest
 
 Q, OTHER = Route("q", DEFAULT_KIND), Route("other", DEFAULT_KIND)
 
@@ -51,11 +50,6 @@ PAYLOADS = [
 ]
 
 
-def new_batch() -> str:
-    """The id of a batch that is in no outbox yet."""
-    return str(uuid.uuid4())
-
-
 def moves_of(state: State) -> frozenset[State]:
     """The legal moves from a state to another one."""
     return MOVES[state] - {state}
@@ -74,14 +68,6 @@ class StoreCase(TestCase):
         """Take a waiting task out of the backlog; its run_at is ``seconds`` after its creation."""
         raise NotImplementedError
 
-    def age_outbox(self) -> Awaitable[None]:
-        """Make every outbox row an hour older."""
-        raise NotImplementedError
-
-    def count_outbox(self) -> Awaitable[int]:
-        """The number of outbox rows."""
-        raise NotImplementedError
-
     def backdate(self, task_id: int, created: int, finished: int | None = None) -> Awaitable[None]:
         """Set the times when a task was created and when it ended, in seconds ago."""
         raise NotImplementedError
@@ -90,12 +76,19 @@ class StoreCase(TestCase):
         """Make the last beat of every worker ``seconds`` older."""
         raise NotImplementedError
 
-    def die(self, worker: str, culprit: Culprit | None = None) -> Awaitable[None]:
-        """What a watchdog does when its worker has died."""
+    def die(
+        self, worker: str, culprit: Culprit | None = None, among: Sequence[tuple[int, int]] = ()
+    ) -> Awaitable[None]:
+        """What a watchdog does when its worker has died. ``among``: without a culprit, the tasks, with their
+        dispatches, whose handlers were entered."""
         raise NotImplementedError
 
     def stall(self, worker: str, text: str) -> Awaitable[None]:
         """What a watchdog does while something blocks its worker."""
+        raise NotImplementedError
+
+    def forget(self, worker: str) -> Awaitable[None]:
+        """Delete the record of a worker, and nothing else."""
         raise NotImplementedError
 
     def set_losses(self, task_id: int, losses: int) -> Awaitable[None]:
@@ -111,77 +104,47 @@ class StoreCase(TestCase):
         self.ana = await self.store.create_user("Ana", "ana", "$2b$hash")
         self.ben = await self.store.create_user("Ben", "ben", "$2b$hash")
 
-    # -- helpers
+    # -- tasks and their owners
 
-    async def create(
-        self, count: int = 1, state: State = State.QUEUED, user: User | None = None, **spec: Any
-    ) -> list[Task]:
+    async def new(self, count: int = 1, user: User | None = None, **spec: Any) -> list[NewTask]:
+        """New tasks with ids, which are not created."""
+        ids = await self.store.draw_ids(count)
         owner = (user or self.ana).id
-        spec = {"queue": "q", **spec}
-        rows = [NewTask(owner, f"task {i}", **spec, state=state) for i in range(count)]
-        return list(await self.store.create_tasks(new_batch(), rows))
+        return [NewTask(owner, f"task {i}", id=task_id, **{"queue": "q", **spec}) for i, task_id in enumerate(ids)]
 
-    async def serve(self, worker: str = "w", *, queues: Sequence[str] = ("q",), **kinds: str) -> WorkerInfo:
-        """Register a worker; ``kinds`` has the isolation of each."""
-        served = [KindInfo(kind, isolation) for kind, isolation in (kinds or {DEFAULT_KIND: "async"}).items()]
-        info = WorkerInfo(worker, list(queues), served, {"async": 10})
-        await self.store.register(info)
-        return info
+    async def create(self, count: int = 1, user: User | None = None, **spec: Any) -> list[Task]:
+        """Tasks that wait; with ``worker``, tasks that this worker holds if it is serving."""
+        return list((await self.store.create_tasks(await self.new(count, user, **spec))).tasks)
 
-    async def status(self, worker: str = "w") -> WorkerStatus:
-        """A worker as a poll sees it."""
-        [status] = [s for s in (await self.store.poll_workers()).workers if s.info.name == worker]
-        return status
-
-    async def fence(self, worker: str = "w") -> list[Task]:
-        """Take back what a worker holds that does not beat any more."""
-        return list(await self.store.take_back({worker: (await self.status(worker)).beat}))
-
-    async def claim(self, tasks: Sequence[Task], worker: str = "w", begin: bool = True) -> list[Task]:
-        """Claim, and begin what has losses, as a worker that is registered now if it was not."""
+    async def queued(self, count: int = 1, worker: str = "w", **spec: Any) -> list[Task]:
+        """Tasks that a worker holds, which is registered now if it was not."""
         await self.serve(worker)
-        claimed = list(await self.store.claim(worker, [Claim(t.id, t.dispatch) for t in tasks]))
-        if begin:
-            await self.store.begin(worker, [Held(t.id, t.dispatch, t.attempt) for t in claimed if t.losses])
-        return claimed
-
-    async def release(self, tasks: Sequence[Task], worker: str = "w", **kw: Any) -> list[Task]:
-        held = [Held(t.id, t.dispatch, t.attempt) for t in tasks]
-        return list(await self.store.release(worker, held, **kw))
+        return await self.create(count, worker=worker, **spec)
 
     async def running(self, count: int = 1, worker: str = "w", **spec: Any) -> list[Task]:
-        tasks = await self.claim(await self.create(count, **spec), worker)
-        return sorted(tasks, key=lambda t: t.id)
-
-    async def finish(self, task: Task, worker: str = "w", again: bool = False, **kw: Any) -> Any:
-        outcome = Outcome(task.id, task.dispatch, task.attempt, kw.pop("state", State.COMPLETED), **kw)
-        return (await self.store.finish(worker, [outcome], again)).get(task.id)
-
-    async def get(self, task: Task) -> Task:
-        [found] = await self.store.get_tasks(task.user_id, [task.id])
-        return found
+        """Tasks that a worker runs."""
+        return await self.begin(await self.queued(count, worker, **spec), worker)
 
     async def in_state(self, state: State) -> Task:
-        """A task that reached this state by legal moves."""
-        if state is State.WAITING:
-            [task] = await self.create(state=state)
-        elif state in (State.QUEUED, State.CANCELLED):
+        """A task that reached this state by legal moves. If it is queued or running, the worker w holds it, else
+        nobody does."""
+        if state in (State.WAITING, State.CANCELLED):
             [task] = await self.create()
         else:
-            [task] = await self.running()
+            [task] = await self.queued()
         if state is State.CANCELLED:
             await self.store.cancel(self.ana.id, task.id)
+        elif state not in (State.WAITING, State.QUEUED):
+            await self.begin([task])
         if state in (State.COMPLETED, State.FAILED):
             await self.finish(task, state=state)
         task = await self.get(task)
         self.assertIs(task.state, state)
         return task
 
-    async def dispatch(
-        self, limit: int = 100, after: int | None = None, queue: str = "q", kind: str = DEFAULT_KIND
-    ) -> Dispatched:
-        turn: Dispatched = await self.store.dispatch(new_batch(), Route(queue, kind), limit, after)
-        return turn
+    async def get(self, task: Task) -> Task:
+        [found] = await self.store.get_tasks(task.user_id, [task.id])
+        return found
 
     async def users(self, count: int) -> list[User]:
         return [await self.store.create_user(f"u{i}", f"u{i}", "x") for i in range(count)]
@@ -200,15 +163,91 @@ class StoreCase(TestCase):
             if page.tasks:
                 self.assertLessEqual(before, page.tasks[-1].id)
 
+    # -- turns
+
+    async def turn(
+        self,
+        places: Mapping[str, int] | None = None,
+        routes: Sequence[Route] = (Q,),
+        limit: int = 100,
+        after: int = 0,
+        costs: Sequence[Cost] = (),
+    ) -> Turn:
+        """One turn in a pool: ``places`` has the slots of each worker, by default 1,000 of the worker w. Workers are
+        registered now if they were not."""
+        found = [Place(*place) for place in (places or {"w": 1000}).items()]
+        for place in found:
+            await self.serve(place.worker)
+        turn: Turn = await self.store.assign(Pool(found, [Served(*route, 3) for route in routes], costs), limit, after)
+        return turn
+
+    async def assign(self, worker: str = "w", **pool: Any) -> list[Task]:
+        """What one turn gives to one worker, which has room for all of it, by ascending id, with payloads."""
+        turn = await self.turn({worker: 1000}, **pool)
+        tasks = await self.store.find_tasks([task.id for task in turn.tasks])
+        return sorted(tasks, key=lambda task: task.id)
+
+    async def due(self, queue: str = "q", kind: str = DEFAULT_KIND) -> list[int]:
+        """The ids of the tasks that another worker gets because they are in the backlog."""
+        return [task.id for task in await self.assign("another", routes=[Route(queue, kind)])]
+
+    async def next_attempt(self, worker: str = "w") -> Task:
+        """Assign and begin the one task that is due."""
+        [task] = await self.begin(await self.assign(worker), worker)
+        return task
+
+    # -- what a worker does
+
+    async def serve(self, worker: str = "w", *, queues: Sequence[str] = ("q",), **kinds: str) -> WorkerInfo:
+        """Register a worker; ``kinds`` has the isolation of each."""
+        served = [KindInfo(kind, isolation) for kind, isolation in (kinds or {DEFAULT_KIND: "async"}).items()]
+        info = WorkerInfo(worker, list(queues), served, {"async": 10})
+        await self.store.register(info)
+        return info
+
+    async def status(self, worker: str = "w") -> WorkerStatus:
+        """A worker as a poll sees it."""
+        [status] = [s for s in (await self.store.poll_workers()).workers if s.info.name == worker]
+        return status
+
+    async def beat(
+        self,
+        worker: str = "w",
+        held: Sequence[tuple[int, int]] = (),
+        hung: Mapping[str, int] | None = None,
+        means: Sequence[Mean] = (),
+    ) -> Beaten:
+        beaten: Beaten = await self.store.beat(worker, hung or {}, means, digest(held))
+        return beaten
+
+    async def look(self, worker: str = "w", known: Sequence[int] = ()) -> list[int]:
+        """The ids that a worker finds."""
+        return [assigned.task.id for assigned in await self.store.look(worker, known)]
+
+    async def standing(self, worker: str = "w") -> list[tuple[int, int, bool]]:
+        """What a worker holds, in one order."""
+        return sorted(tuple(each) for each in await self.store.standing(worker))
+
+    async def begin(self, tasks: Sequence[Task], worker: str = "w", age: float = 0.0) -> list[Task]:
+        """Begin tasks; those that run then, by ascending id."""
+        begun = [Begun(task.id, task.dispatch, age) for task in tasks]
+        started = await self.store.begin(worker, begun, False)
+        return sorted(await self.store.find_tasks(list(started)), key=lambda task: task.id)
+
+    async def release(self, tasks: Sequence[Task], worker: str = "w", **kw: Any) -> list[Task]:
+        return list(await self.store.release(worker, [Held(t.id, t.dispatch) for t in tasks], **kw))
+
+    async def finish(self, task: Task, worker: str = "w", again: bool = False, **kw: Any) -> Any:
+        outcome = Outcome(task.id, task.dispatch, task.attempt, kw.pop("state", State.COMPLETED), **kw)
+        return (await self.store.finish(worker, [outcome], again)).get(task.id)
+
     async def retry_later(self, task: Task, worker: str = "w", again: bool = False, **kw: Any) -> Any:
         """End an attempt with a retry."""
         return await self.finish(task, worker, again, state=State.WAITING, **{"error": "it broke", **kw})
 
-    async def next_attempt(self, worker: str = "w") -> Task:
-        """Dispatch and claim the one task that is due."""
-        [task] = (await self.dispatch()).tasks
-        [task] = await self.claim([task], worker)
-        return task
+    async def fence(self, worker: str = "w") -> list[Task]:
+        """Take back what a worker holds that does not beat any more."""
+        return list(await self.store.take_back({worker: (await self.status(worker)).beat}))
 
     async def report(self, task: Task, *lines: str, worker: str = "w", **kw: Any) -> bool:
         report = Report(task.id, task.dispatch, task.attempt, lines=lines, **kw)

@@ -20,6 +20,7 @@ class ListingTests(StoreCase):
         [task] = await self.create()
         for number in (10**30, 2**63, 0, -1, -(10**30)):
             self.assertEqual(list(await self.store.get_tasks(self.ana.id, [number])), [])
+            self.assertEqual(list(await self.store.get_listed(self.ana.id, [number])), [])
             with self.assertRaises(NotFound):
                 await self.store.cancel(self.ana.id, number)
             page = await self.store.list_tasks(self.ana.id, TaskQuery(10, number))
@@ -46,11 +47,10 @@ class ListingTests(StoreCase):
 
     async def test_list_is_filtered(self) -> None:
         tasks = [await self.in_state(state) for _ in range(4) for state in State]
-        other = await self.create(2, kind="other")
-        [retrying] = await self.create()
-        [retrying] = await self.claim([retrying])
+        other = await self.queued(2, kind="other")
+        [retrying] = await self.running()
         await self.retry_later(retrying, delay=0)
-        [scheduled] = await self.create(state=State.WAITING)
+        [scheduled] = await self.create()
         await self.postpone(scheduled.id)
         everything = [*tasks, *other, await self.get(retrying), await self.get(scheduled)]
 
@@ -75,9 +75,9 @@ class ListingTests(StoreCase):
         self.assertEqual(await self.pages(status="Completada", state="queued"), [])
 
     async def test_a_filter_reads_a_bounded_number_of_rows(self) -> None:
-        [needle] = await self.create(1, State.WAITING, kind="needle")
+        [needle] = await self.create(1, kind="needle")
         for _ in range(6):
-            await self.create(1000, State.WAITING)
+            await self.create(1000)
         for query in (TaskQuery(10, kind="needle"), TaskQuery(10, kind="needle", status="Procesando")):
             page = await self.store.list_tasks(self.ana.id, query)
             self.assertEqual(len(page.tasks), 0)

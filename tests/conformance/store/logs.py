@@ -37,17 +37,34 @@ class LogTests(StoreCase):
         [mine] = await self.running()
         [theirs] = await self.running(worker="v")
         ended = await self.in_state(State.COMPLETED)
-        [queued] = await self.create()
+        [waiting] = await self.create()
+        cancelled, retried = await self.running(2)
+        for task in (cancelled, retried):
+            await self.store.cancel(self.ana.id, task.id)
+        await self.store.retry(self.ana.id, retried.id)
+        others = [await self.get(task) for task in (theirs, ended, waiting, cancelled, retried)]
         keys = [(mine.id, 1, 1), (mine.id, 2, 1), (mine.id, 1, 2), (theirs.id, 1, 1), (ended.id, 1, 1)]
-        keys += [(queued.id, 1, 1), (queued.id, 1, 0), (10**15, 1, 1)]
+        keys += [(waiting.id, 1, 1), (waiting.id, 0, 0), (10**15, 1, 1)]
+        # they are still held, but are to be stopped
+        keys += [(cancelled.id, 1, 1), (retried.id, 1, 1), (retried.id, 1, 0)]
         reports = [Report(*key, 0.5, f"{n}", 1 + n, [f"line {n}"]) for n, key in enumerate(keys)]
         self.assertEqual(await self.store.report("w", reports), {mine.id})
         self.assertEqual(await self.log(mine), [((1, 1, 1), ["line 0"])])
         self.assertEqual((await self.get(mine)).note, "0")
-        for task in (theirs, ended, queued):
+        for task in others:
             self.assertEqual(await self.get(task), task)
             self.assertEqual(await self.log(task), [])
         self.assertEqual(await self.store.report("w", []), frozenset())
+
+    async def test_an_attempt_reports_before_its_begin_is_stored(self) -> None:
+        [task] = await self.queued()
+        self.assertTrue(await self.report(task, "line", progress=0.5, note="half"))
+        after = await self.get(task)
+        self.assertEqual((after.progress, after.note), (0.5, "half"))
+        self.assertEqual((after.state, after.version), (State.QUEUED, 1))
+        self.assertEqual(await self.log(task), [((1, 1, 1), ["line"])])
+        [running] = await self.begin([task])
+        self.assertEqual((running.progress, running.note), (0.5, "half"))
 
     async def test_several_reports_of_a_task_count_in_their_order(self) -> None:
         one, two = await self.running(2)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from taskd.model.states import State
-from taskd.model.tasks import DEFAULT_KIND, FailedAttempt, Task
-from taskd.ports.attempts import Held, Outcome
+from taskd.model.tasks import DEFAULT_KIND, FailedAttempt, Route, Task
+from taskd.ports.attempts import Outcome
 from taskd.ports.logs import Report
 from taskd.ports.workers import Culprit, WorkerState
 from tests.conformance.store.case import StoreCase
@@ -17,7 +17,8 @@ LATER_DISPATCH = 7
 
 
 class Lost(NamedTuple):
-    """A task that runs when its worker dies, and whether the attempt is spent."""
+    """A task that a worker holds when it dies, and whether the attempt is spent. ``queued``: no begin of it is stored.
+    ``entered``: the watchdog knows that its handler was entered."""
 
     spent: bool
     losses: int = 0
@@ -25,6 +26,14 @@ class Lost(NamedTuple):
     attempt: int = 1
     most: int = 3
     culprit: bool = False
+    queued: bool = False
+    entered: bool = False
+
+    @property
+    def candidate(self) -> bool:
+        """Whether it may have killed its worker, if the watchdog has not seen who was entered."""
+        began = not self.queued or (not self.losses and self.most != 1)
+        return began and self.kind not in ("process", "program")
 
 
 CASES = {
@@ -47,6 +56,18 @@ CASES = {
     "a suspect beside a child process with losses": [Lost(True, 1), Lost(False, 1, "process")],
     "a single attempt in a child process": [Lost(True, kind="process", most=1)],
     "a kind that is not known": [Lost(True, 1, "unknown"), Lost(False, kind="unknown")],
+    "innocents without a stored begin": [Lost(False, queued=True), Lost(False, attempt=3, queued=True), Lost(False)],
+    "the culprit without a stored begin": [Lost(True, culprit=True, queued=True), Lost(False, queued=True)],
+    "the last attempt of a culprit without a begin": [Lost(True, attempt=3, culprit=True, queued=True)],
+    "a suspect that has not begun": [Lost(False, 3, queued=True), Lost(False, 1, queued=True)],
+    "the only suspect that has begun": [Lost(True, 1), Lost(False, 1, queued=True), Lost(False, queued=True)],
+    "a single attempt that has not begun": [Lost(False, most=1, queued=True), Lost(False, 2, most=1, queued=True)],
+    "the last attempt of a single suspect": [Lost(True, 1, attempt=3)],
+    "who was entered": [Lost(False, entered=True), Lost(False), Lost(False, queued=True)],
+    "the only suspect that was entered": [Lost(True, 1, entered=True), Lost(False, 1), Lost(False, 3)],
+    "two suspects that were entered": [Lost(False, 1, entered=True), Lost(False, 2, entered=True), Lost(False, 3)],
+    "who was entered without a stored begin": [Lost(False, entered=True, queued=True), Lost(False, queued=True)],
+    "a single attempt that was not entered": [Lost(True, most=1), Lost(False, entered=True)],
 }
 
 
@@ -54,25 +75,26 @@ class LossTests(StoreCase):
     """The suite of IAttemptStore: tasks that are taken back from dead workers."""
 
     async def lose(self, lost: Lost, worker: str) -> Task:
-        """The running task of a case."""
-        [task] = await self.running(1, worker, kind=lost.kind, max_attempts=lost.most)
+        """The task of a case."""
+        [task] = await self.queued(1, worker, kind=lost.kind, max_attempts=lost.most)
         while task.attempt < lost.attempt:
             await self.retry_later(task, worker, delay=0)
-            [task] = await self.claim((await self.dispatch(kind=lost.kind)).tasks, worker)
+            [task] = await self.assign(worker, routes=[Route("q", lost.kind)])
+        if not lost.queued:
+            await self.begin([task], worker)
         await self.set_losses(task.id, lost.losses)
         await self.store.report(worker, [Report(task.id, task.dispatch, task.attempt, 0.5, "half")])
         return await self.get(task)
 
-    async def check(self, lost: Lost, before: Task, reason: str, worker: str) -> Task:
+    async def check(self, lost: Lost, before: Task, reason: str, worker: str, candidate: bool) -> Task:
         """The task after the loss, which is as the case says."""
         after = await self.get(before)
         final = lost.spent and lost.attempt == lost.most
-        in_process = lost.kind not in ("process", "program")
         self.assertIs(after.state, State.FAILED if final else State.WAITING)
         self.assertEqual(after.attempt, lost.attempt if lost.spent else lost.attempt - 1)
-        self.assertEqual(after.losses, lost.losses + in_process)
+        self.assertEqual(after.losses, lost.losses + candidate)
         self.assertEqual((after.version, after.dispatch), (before.version + 1, before.dispatch))
-        self.assertEqual((after.run_at, after.returns), (before.run_at, 0))
+        self.assertEqual((after.run_at, after.returns, after.worker), (before.run_at, 0, None))
         error = f"attempt {lost.attempt} of {lost.most} was lost: {reason}"
         self.assertEqual(after.error, error if lost.spent else None)
         self.assertEqual((after.progress, after.note), (0.5, "half") if final else (None, None))
@@ -89,19 +111,23 @@ class LossTests(StoreCase):
             await self.serve(worker, **KINDS)
             [innocent] = await self.running(1, "another worker")
             tasks = [await self.lose(lost, worker) for lost in case]
-            guilty = [t for t, lost in zip(tasks, case, strict=True) if lost.culprit]
-            await self.die(worker, Culprit(guilty[0].id, guilty[0].dispatch, REASON) if guilty else None)
+            pairs = list(zip(case, tasks, strict=True))
+            guilty = [task for lost, task in pairs if lost.culprit]
+            among = [(task.id, task.dispatch) for lost, task in pairs if lost.entered]
+            await self.die(worker, Culprit(guilty[0].id, guilty[0].dispatch, REASON) if guilty else None, among)
             taken = await self.store.take_back({})
             self.assertEqual(sorted(t.id for t in taken), [t.id for t in tasks], name)
-            for lost, task in zip(case, tasks, strict=True):
-                after = await self.check(lost, task, REASON if lost.culprit else "its worker died", worker)
+            for lost, task in pairs:
+                reason = REASON if lost.culprit else "its worker died"
+                candidate = lost.candidate and (not among or lost.entered)
+                after = await self.check(lost, task, reason, worker, candidate)
                 self.assertIn(after, taken, name)
                 self.assertIsNone(await self.finish(task, worker), name)
                 self.assertEqual(await self.release([task], worker), [], name)
-                # due, unless it has failed
-                if after.state is State.WAITING:
-                    [queued] = (await self.dispatch(kind=lost.kind, limit=1)).tasks
-                    self.assertEqual(queued.id, task.id, name)
+            # due, unless they have failed
+            again = {t.id for kind in {t.kind for t in tasks} for t in await self.assign(routes=[Route("q", kind)])}
+            self.assertEqual(again, {t.id for t in taken if t.state is State.WAITING}, name)
+            self.assertEqual(await self.standing(worker), [])
             self.assertEqual(await self.get(innocent), innocent, name)
             self.assertEqual(list(await self.store.take_back({})), [])
 
@@ -110,26 +136,6 @@ class LossTests(StoreCase):
         await self.die("w", Culprit(task.id, LATER_DISPATCH, REASON))
         [back] = await self.store.take_back({})
         self.assertEqual((back.state, back.attempt, back.losses), (State.WAITING, 0, 1))
-
-    async def test_what_has_not_begun_is_no_suspect(self) -> None:
-        """A task with losses begins when its worker says so."""
-        for most in (3, 1):
-            first, second = f"first{most}", f"second{most}"
-            [task] = await self.create(1, max_attempts=most)
-            await self.set_losses(task.id, 3)
-            [claimed] = await self.claim([task], first, begin=False)
-            held = Held(task.id, claimed.dispatch, claimed.attempt)
-            self.assertEqual(list(await self.store.begin(second, [held])), [])
-            [back] = await self.fence(first)
-            self.assertEqual((back.state, back.attempt, back.losses), (State.WAITING, 0, 3))
-            self.assertEqual(list(await self.store.begin(first, [held])), [])
-            [claimed] = await self.claim((await self.dispatch()).tasks, second, begin=False)
-            held = Held(task.id, claimed.dispatch, claimed.attempt)
-            for _ in range(2):
-                self.assertEqual(list(await self.store.begin(second, [held])), [held])
-            [back] = await self.fence(second)
-            self.assertEqual((back.attempt, back.losses), (1, 4))
-            await self.dispatch()
 
     async def test_suspects_are_counted_for_each_worker(self) -> None:
         one, two = await self.lose(Lost(True, 1), "one"), await self.lose(Lost(True, 1), "two")
@@ -151,7 +157,7 @@ class LossTests(StoreCase):
     async def test_an_old_beat_takes_nothing(self) -> None:
         [task] = await self.running()
         beat = (await self.status()).beat
-        self.assertTrue(await self.store.beat("w", {}))
+        self.assertTrue((await self.beat()).accepted)
         for old in (beat, beat + 2):
             self.assertEqual(list(await self.store.take_back({"w": old})), [])
         self.assertIs((await self.status()).state, WorkerState.SERVING)
@@ -174,21 +180,24 @@ class LossTests(StoreCase):
                 self.assertEqual(await self.store.finish("w", [outcome], again), {})
         self.assertEqual(await self.release([task]), [])
         self.assertFalse(await self.report(task, "line", progress=0.5))
-        self.assertFalse(await self.store.beat("w", {}))
+        self.assertFalse((await self.beat()).accepted)
         self.assertEqual(await self.get(task), back)
-        # not even when the task is queued again
-        [queued] = (await self.dispatch()).tasks
-        self.assertEqual(await self.claim([queued]), [])
-        self.assertEqual([t.attempt for t in await self.claim([queued], "v")], [1])
+        self.assertEqual(await self.begin([task]), [])
+        self.assertEqual(await self.look(), [])
+        # not even when the task is assigned again
+        [other] = await self.assign("v")
+        self.assertEqual((other.id, other.dispatch, other.attempt), (task.id, 2, 1))
         self.assertIsNone(await self.finish(task))
+        self.assertIsNone(await self.finish(other))
+        self.assertEqual(await self.get(task), other)
         # it goes on under another name
         await self.serve("w again")
-        self.assertTrue(await self.store.beat("w again", {}))
+        self.assertTrue((await self.beat("w again")).accepted)
 
     async def test_orphans_are_taken_back(self) -> None:
         [gone], [fenced], [absent], [kept] = [await self.running(1, name) for name in ("g", "f", "a", "k")]
         await self.die("g")
-        await self.store.worker_gone("a")
+        await self.forget("a")
         taken = await self.store.take_back({"f": (await self.status("f")).beat})
         self.assertEqual(sorted(t.id for t in taken), [gone.id, fenced.id, absent.id])
         self.assertEqual(await self.get(kept), kept)
@@ -211,40 +220,71 @@ class LossTests(StoreCase):
         self.assertEqual(back.losses, 2)
 
     async def test_a_poison_task_fails_after_its_attempts(self) -> None:
-        [task] = await self.create(max_attempts=2)
+        await self.create(max_attempts=2)
         attempts: list[tuple[int, int]] = []
-        while task.state is State.QUEUED:
+        task: Task | None = None
+        while task is None or task.state is State.WAITING:
             worker = f"w{len(attempts)}"
-            await self.claim([task], worker)
+            await self.next_attempt(worker)
             [task] = await self.fence(worker)
             attempts.append((task.attempt, task.losses))
-            [task] = (await self.dispatch()).tasks or [task]
         self.assertEqual(attempts, [(0, 1), (1, 2), (2, 3)])
         self.assertIs(task.state, State.FAILED)
         self.assertEqual(len(await self.store.failed_attempts(task.id)), 2)
 
+    async def test_a_cancelled_or_retried_task_of_the_dead_is_only_let_go(self) -> None:
+        for n, make in enumerate((self.queued, self.running)):
+            worker = f"w{n}"
+            cancelled, retried = await make(2, worker)
+            for task in (cancelled, retried):
+                await self.set_losses(task.id, 3)
+                await self.store.cancel(self.ana.id, task.id)
+            await self.store.retry(self.ana.id, retried.id)
+            before = [await self.get(task) for task in (cancelled, retried)]
+            await self.die(worker, Culprit(retried.id, 1, REASON))
+            self.assertEqual(list(await self.store.take_back({})), [])
+            self.assertEqual(await self.standing(worker), [])
+            after = [await self.get(task) for task in (cancelled, retried)]
+            self.assertEqual(
+                [(t.state, t.version, t.attempt, t.losses, t.error) for t in after],
+                [(t.state, t.version, t.attempt, t.losses, t.error) for t in before],
+            )
+            self.assertEqual(list(await self.store.failed_attempts(retried.id)), [])
+            self.assertEqual(await self.due(), [retried.id])
+
+    async def test_a_cancelled_suspect_is_no_suspect(self) -> None:
+        cancelled, suspect = [await self.lose(Lost(True, 1), "w") for _ in range(2)]
+        await self.store.cancel(self.ana.id, cancelled.id)
+        [back] = await self.fence()
+        self.assertEqual((back.id, back.attempt, back.losses), (suspect.id, 1, 2))
+
     async def test_reset_takes_everything_in_flight_back(self) -> None:
         await self.serve("w", **KINDS)
-        waiting = await self.create(2, State.WAITING)
-        queued = await self.create(2)
+        waiting = await self.create(2)
+        queued = await self.queued(2)
+        [cancelled] = await self.queued()
+        cancelled = await self.store.cancel(self.ana.id, cancelled.id)
         done = await self.in_state(State.COMPLETED)
         case = [Lost(False), Lost(False, 1, attempt=2), Lost(False, 2, "thread"), Lost(False, 1, "process")]
-        case += [Lost(True, 3), Lost(True, most=1)]
-        running = [await self.lose(lost, "w" if n % 2 else "v") for n, lost in enumerate(case)]
-        self.assertEqual(await self.store.reset_in_flight(), 8)
-        for n, (lost, task) in enumerate(zip(case, running, strict=True)):
-            await self.check(lost, task, "its worker stopped answering", "w" if n % 2 else "v")
-        for task in (*waiting, *queued):
+        case += [Lost(True, 3), Lost(True, most=1), Lost(False, 1, queued=True), Lost(False, most=1, queued=True)]
+        names = ["w" if n % 2 else "v" for n in range(len(case))]
+        held = [await self.lose(lost, name) for lost, name in zip(case, names, strict=True)]
+        self.assertEqual(await self.store.reset_in_flight(), 10)
+        for lost, task, name in zip(case, held, names, strict=True):
+            await self.check(lost, task, "its worker stopped answering", name, lost.candidate)
+        for task in queued:
             after = await self.get(task)
-            self.assertEqual((after.state, after.attempt, after.losses), (State.WAITING, 0, 0))
+            # it may have begun: a queue is not a proof that it has not
+            self.assertEqual((after.state, after.attempt, after.losses), (State.WAITING, 0, 1))
             self.assertEqual(list(await self.store.failed_attempts(task.id)), [])
-        self.assertEqual(await self.get(done), done)
+        for task in (*waiting, cancelled, done):
+            self.assertEqual(await self.get(task), task)
         self.assertEqual(list((await self.store.poll_workers()).workers), [])
-        self.assertEqual(await self.count_outbox(), 0)
-        self.assertEqual(await self.store.count_queued(), {})
-        due = {kind: len((await self.dispatch(kind=kind)).tasks) for kind in (DEFAULT_KIND, *KINDS)}
-        self.assertEqual(due, {DEFAULT_KIND: 4, "async": 3, "thread": 1, "process": 1, "program": 0})
-        self.assertEqual(await self.store.reset_in_flight(), 9)
+        for name in ("v", "w"):
+            self.assertEqual(await self.standing(name), [])
+        due = {kind: len(await self.due(kind=kind)) for kind in (DEFAULT_KIND, *KINDS)}
+        self.assertEqual(due, {DEFAULT_KIND: 4, "async": 5, "thread": 1, "process": 1, "program": 0})
+        self.assertEqual(await self.store.reset_in_flight(), 11)
 
     async def test_reset_judges_all_as_one_worker(self) -> None:
         for others, attempt in ((0, 1), (1, 0)):

@@ -22,10 +22,10 @@ class RetryTests(StoreCase):
         self.assertEqual((back.state, back.attempt, back.dispatch, back.version), (State.WAITING, 1, 1, 3))
         self.assertEqual((back.error, back.result, back.progress, back.note), ("it broke", None, None, None))
         self.assertIsNone(back.started_at or back.finished_at)
-        self.assertEqual(tuple(finished), (3, None, back.run_at))
+        self.assertEqual(tuple(finished), (3, None, None, back.run_at))
         [failed] = await self.store.failed_attempts(task.id)
         self.assertEqual(back.run_at - failed.ended_at, timedelta(seconds=60.5))
-        self.assertEqual(list((await self.dispatch()).tasks), [])
+        self.assertEqual(await self.due(), [])
         self.assertEqual(list(await self.store.promote(10)), [])
         self.assertEqual(await self.pages(state="retrying"), [task.id])
         # its time comes
@@ -43,7 +43,7 @@ class RetryTests(StoreCase):
             finished = await self.retry_later(task, delay=delay)
             [failed] = await self.store.failed_attempts(task.id)
             self.assertEqual(finished.run_at, failed.ended_at)
-            self.assertEqual([t.id for t in (await self.dispatch()).tasks], [task.id])
+            self.assertEqual(await self.due(), [task.id])
 
     async def test_a_batch_may_end_in_every_way(self) -> None:
         tasks = await self.running(6)

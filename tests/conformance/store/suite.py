@@ -15,22 +15,31 @@ from taskd.ports.logs import Report
 from taskd.ports.store import IStore
 from taskd.store.migrations import load
 from tests.conformance.store.accounts import AccountTests
+from tests.conformance.store.assigning import AssigningTests
 from tests.conformance.store.attempts import AttemptTests
-from tests.conformance.store.case import Q
+from tests.conformance.store.creation import CreationTests
+from tests.conformance.store.holding import HoldingTests
 from tests.conformance.store.listing import ListingTests
 from tests.conformance.store.logs import LogTests
 from tests.conformance.store.losses import LossTests
+from tests.conformance.store.overview import OverviewTests
+from tests.conformance.store.promotion import PromotionTests
 from tests.conformance.store.retries import RetryTests
-from tests.conformance.store.scheduling import SchedulingTests
+from tests.conformance.store.shares import ShareTests
 from tests.conformance.store.tasks import TaskTests
 from tests.conformance.store.workers import WorkerTests
 
 
 class StoreTests(
     AccountTests,
+    CreationTests,
     TaskTests,
     ListingTests,
-    SchedulingTests,
+    AssigningTests,
+    ShareTests,
+    PromotionTests,
+    OverviewTests,
+    HoldingTests,
     AttemptTests,
     RetryTests,
     LossTests,
@@ -55,6 +64,9 @@ class StoreTests(
         with self.assertRaises(Unavailable):
             await self.store.check_writable()
 
+    async def test_all_stores_of_a_database_have_the_id_of_one_installation(self) -> None:
+        self.assertRegex(self.store.installation, "^[0-9a-f]{8}$")
+
     async def test_no_method_makes_an_illegal_move(self) -> None:
         async def cancel(task: Task) -> None:
             with suppress(Conflict):
@@ -71,10 +83,11 @@ class StoreTests(
             await self.store.worker_gone("w")
 
         methods: dict[str, Callable[[Task], Awaitable[Any]]] = {
-            "dispatch": lambda t: self.dispatch(),
+            "assign": lambda t: self.turn(),
+            "assign to another": lambda t: self.turn({"v": 100}),
             "promote": lambda t: self.store.promote(100),
-            "claim": lambda t: self.claim([t]),
-            "claim by another": lambda t: self.claim([t], "v"),
+            "begin": lambda t: self.begin([t]),
+            "begin by another": lambda t: self.begin([t], "v"),
             "complete": lambda t: self.finish(t),
             "fail": lambda t: self.finish(t, state=State.FAILED),
             "retry at once": lambda t: self.finish(t, state=State.WAITING),
@@ -86,9 +99,10 @@ class StoreTests(
             "retry": retry,
             "take back": take_back,
             "take orphans back": lambda t: self.store.take_back({}),
-            "requeue": lambda t: self.store.requeue_lost(Q, 0, 100),
+            "worker gone": lambda t: self.store.worker_gone("w"),
             "reset": lambda t: self.store.reset_in_flight(),
         }
+        ends = ("complete", "fail", "retry at once", "retry later")
         for state in State:
             for name, method in methods.items():
                 before = await self.in_state(state)
@@ -99,5 +113,7 @@ class StoreTests(
                     self.assertEqual(after, before, what)
                     continue
                 self.assertIn(after.state, MOVES[state], what)
-                self.assertEqual(after.version, before.version + 1, what)
+                # an end without a stored begin counts both changes
+                changes = 2 if state is State.QUEUED and name in ends else 1
+                self.assertEqual(after.version, before.version + changes, what)
                 self.assertEqual(after.finished_at is not None, after.state in TERMINAL, what)

@@ -1,0 +1,83 @@
+"""How far both databases count, and how the counts become an overview."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from taskd.model.tasks import Route
+from taskd.ports.overview import Counted, Overview
+
+MAX_ROUTES = 1000
+"""The most routes with a backlog that are looked at, and the most in an overview."""
+
+COUNTED = 10_000
+"""The most tasks of one route that are counted."""
+
+DELAYED = 5000
+"""The most delayed tasks of all routes together. They are read from the table: their index does not have the route."""
+
+_COUNTED_IN_ALL = 100_000
+"""About the most waiting tasks that one overview counts."""
+
+_USERS = 500
+"""The most users of one route among whom the oldest task is searched."""
+
+_USERS_IN_ALL = 5000
+
+_LEAST = 100
+
+
+def bounds(routes: int) -> tuple[int, int]:
+    """How many waiting tasks of each of so many routes are counted, and among how many users the oldest is searched if
+    there are more."""
+    each = max(1, routes)
+    return max(_LEAST, min(COUNTED, _COUNTED_IN_ALL // each)), max(10, min(_USERS, _USERS_IN_ALL // each))
+
+
+class Tally:
+    """Collects counts. ``wanted`` are the routes that are in the overview in any case."""
+
+    def __init__(self, wanted: Iterable[Route]) -> None:
+        self._counts: dict[Route, dict[str, int]] = {route: {} for route in wanted}
+        self._wanted = set(self._counts)
+        self._oldest: dict[Route, float] = {}
+        self._more: dict[Route, set[str]] = {}
+
+    def add(self, field: str, route: Route, number: int, limit: int = COUNTED) -> None:
+        """So many tasks are in this state; up to ``limit`` of them count."""
+        if number:
+            self._counts.setdefault(route, {})[field] = min(number, limit)
+            if number > limit:
+                self._more.setdefault(route, set()).add(field)
+
+    def oldest(self, route: Route, seconds: float, complete: bool = True) -> None:
+        """The oldest waiting task has been due for so long; not ``complete``: there may be an older one."""
+        self._oldest[route] = max(0.0, seconds)
+        if not complete:
+            self._more.setdefault(route, set()).add("oldest")
+
+    def delayed(self, counts: Sequence[tuple[Route, int]]) -> None:
+        """The delayed tasks by route; one more than are counted in all means that there are more."""
+        total = sum(number for _, number in counts)
+        for route, number in counts:
+            self.add("delayed", route, number, DELAYED)
+            if total > DELAYED:
+                self._more.setdefault(route, set()).add("delayed")
+
+    def overview(self, more: bool) -> Overview:
+        """Everything. ``more``: not all routes with a backlog were looked at."""
+        others = sorted(self._counts.keys() - self._wanted)
+        shown = others[: max(0, MAX_ROUTES - len(self._wanted))]
+        found = [
+            Counted(
+                route,
+                counts.get("waiting", 0),
+                counts.get("delayed", 0),
+                counts.get("queued", 0),
+                counts.get("running", 0),
+                self._oldest.get(route),
+                frozenset(self._more.get(route, ())),
+            )
+            for route, counts in ((route, self._counts[route]) for route in sorted([*self._wanted, *shown]))
+        ]
+        return Overview(found, more or len(shown) < len(others))

@@ -1,0 +1,105 @@
+"""Counts of tasks in SQLite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from sqlite3 import Cursor
+
+from taskd.model.tasks import Route
+from taskd.ports.overview import Overview
+from taskd.store import overview
+from taskd.store.overview import Tally, bounds
+from taskd.store.sqlite.database import SqliteDatabase, transaction
+from taskd.store.sqlite.scheduling import BACKLOG, DELAYED
+
+# Two statements: for (queue, kind) > (?, ?), SQLite would read all tasks of the route before.
+_NEXT_KIND = f"""
+SELECT queue, kind FROM tasks INDEXED BY tasks_backlog WHERE queue = ? AND kind > ? AND {BACKLOG} ORDER BY kind LIMIT 1
+"""
+_NEXT_QUEUE = f"""
+SELECT queue, kind FROM tasks INDEXED BY tasks_backlog WHERE queue > ? AND {BACKLOG} ORDER BY queue, kind LIMIT 1
+"""
+_WAITING = f"""
+SELECT count(*), min(run_at) FROM (
+    SELECT run_at FROM tasks INDEXED BY tasks_backlog WHERE queue = ? AND kind = ? AND {BACKLOG} LIMIT ?)
+"""
+_WAITING_OF_USER = f"""
+SELECT count(*), min(run_at) FROM (
+    SELECT run_at FROM tasks INDEXED BY tasks_backlog WHERE queue = ? AND kind = ? AND user_id = ? AND {BACKLOG}
+    ORDER BY run_at LIMIT ?)
+"""
+_NEXT_HEAD = f"""
+SELECT user_id, run_at FROM tasks INDEXED BY tasks_backlog
+WHERE queue = ? AND kind = ? AND user_id > ? AND {BACKLOG} ORDER BY user_id, run_at LIMIT 1
+"""
+_DELAYED = f"""
+SELECT queue, kind, count(*) FROM (
+    SELECT queue, kind FROM tasks INDEXED BY tasks_delayed WHERE {DELAYED} ORDER BY run_at LIMIT ?)
+GROUP BY queue, kind
+"""
+_DELAYED_OF_USER = f"""
+SELECT queue, kind, count(*) FROM (
+    SELECT queue, kind FROM tasks INDEXED BY tasks_delayed_user WHERE user_id = ? AND {DELAYED}
+    ORDER BY run_at LIMIT ?)
+GROUP BY queue, kind
+"""
+_HELD = """
+SELECT queue, kind, state, count(*) FROM tasks INDEXED BY tasks_held
+WHERE held AND state IN ('queued', 'running') {} GROUP BY queue, kind, state
+"""
+
+
+class SqliteOverview(SqliteDatabase):
+    """IOverviewStore on SQLite."""
+
+    @transaction
+    def count_tasks(self, db: Cursor, now: int, user_id: int | None, routes: Sequence[Route]) -> Overview:
+        db.execute("BEGIN")
+        tally = Tally(routes)
+        found = list(_routes(db))
+        if user_id is None:
+            has_tasks = found
+        else:
+            has_tasks = [route for route in found if db.execute(_WAITING_OF_USER, (*route, user_id, 1)).fetchone()[0]]
+        looked_at = list(dict.fromkeys([*routes, *has_tasks]))
+        limit, users = bounds(len(looked_at))
+        for route in looked_at:
+            if user_id is None:
+                number, run_at = db.execute(_WAITING, (*route, limit + 1)).fetchone()
+            else:
+                number, run_at = db.execute(_WAITING_OF_USER, (*route, user_id, limit + 1)).fetchone()
+            tally.add("waiting", route, number, limit)
+            complete = True
+            if user_id is None and number > limit:
+                run_at, complete = _oldest(db, route, users)
+            if number:
+                tally.oldest(route, (now - run_at) / 1_000_000, complete)
+        owner = () if user_id is None else (user_id,)
+        delayed = db.execute(_DELAYED_OF_USER if owner else _DELAYED, (*owner, overview.DELAYED + 1))
+        tally.delayed([(Route(queue, kind), number) for queue, kind, number in delayed])
+        for queue, kind, state, number in db.execute(_HELD.format("AND user_id = ?" if owner else ""), owner):
+            tally.add(state, Route(queue, kind), number)
+        return tally.overview(len(found) >= overview.MAX_ROUTES)
+
+
+def _routes(db: Cursor) -> Iterator[Route]:
+    """The routes that have a backlog, in their order."""
+    row = ("", "")
+    for _ in range(overview.MAX_ROUTES):
+        row = db.execute(_NEXT_KIND, row).fetchone() or db.execute(_NEXT_QUEUE, row[:1]).fetchone()
+        if row is None:
+            return
+        yield Route(*row)
+
+
+def _oldest(db: Cursor, route: Route, users: int) -> tuple[int, bool]:
+    """The first ``run_at`` among so many users, and whether there are no others."""
+    user = 0
+    oldest: list[int] = []
+    while len(oldest) < users:
+        row = db.execute(_NEXT_HEAD, (*route, user)).fetchone()
+        if row is None:
+            return min(oldest), True
+        user, run_at = row
+        oldest.append(run_at)
+    return min(oldest), False
