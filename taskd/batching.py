@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from taskd.model.errors import Unavailable
@@ -21,46 +22,52 @@ from taskd.model.errors import Unavailable
 T = TypeVar("T")
 R = TypeVar("R")
 
+MAX_WEIGHT = 500
+DELAY = 0.002
+CONCURRENCY = 2
 
-class Batcher(Generic[T, R]):
-    """Gathers items and flushes them in batches.
 
-    ``flush`` gets a list of items and returns as many results in the same order. It commits all items, or raises and
-    commits none. If it raises anything but Unavailable, the batch is split in half, again and again, until the faulty
-    item fails alone. ``weigh`` gives the weight of an item; a batch weighs at most ``max_weight``, or has one item.
-    ``delay`` is in seconds.
+class ItemBatcher(Generic[T]):
+    """Gathers items and flushes them in batches, without a Deferred for each item: for the path of each task.
+
+    ``flush`` gets a list of items. It commits all items, or raises and commits none; what it does after the commit must
+    not raise. If it raises anything but Unavailable, the batch is split in half, again and again, until the faulty item
+    fails alone. ``failed`` is called with the failure and each item that failed; what it raises is logged. ``weigh``
+    gives the weight of an item; a batch weighs at most ``max_weight``, or has one item. ``delay`` is in seconds.
     """
+
+    _log = Logger()
 
     def __init__(
         self,
         clock: IReactorTime,
-        flush: Callable[[list[T]], Awaitable[Sequence[R]]],
+        flush: Callable[[list[T]], Awaitable[None]],
+        failed: Callable[[Failure, T], None],
         *,
-        max_weight: int = 500,
-        delay: float = 0.002,
-        concurrency: int = 2,
+        max_weight: int = MAX_WEIGHT,
+        delay: float = DELAY,
+        concurrency: int = CONCURRENCY,
         weigh: Callable[[T], int] | None = None,
     ) -> None:
         self._clock = clock
         self._flush = flush
+        self._failed = failed
         self._max_weight = max_weight
         self._delay = delay
         self._concurrency = concurrency
         self._weigh = weigh
-        self._pending: deque[tuple[T, Deferred[R]]] = deque()
+        self._pending: deque[T] = deque()
         self._running = 0
         self._timer: IDelayedCall | None = None
         self._timer_is_short = False
         self._drained: list[Deferred[None]] = []
 
-    def submit(self, item: T) -> Deferred[R]:
-        """Add an item to the next batch. Fires with its result when that batch is committed; fails as ``flush`` did."""
-        done: Deferred[R] = Deferred()
-        self._pending.append((item, done))
+    def add(self, item: T) -> None:
+        """Add an item to the next batch."""
+        self._pending.append(item)
         if self._timer is None:
             # wait one turn even when idle, so that all requests of one socket read go into the same batch
             self._start_timer(short=not self._running)
-        return done
 
     def drained(self) -> Deferred[None]:
         """Fires when no item is pending and no batch is running."""
@@ -98,29 +105,71 @@ class Batcher(Generic[T, R]):
             for done in waiting:
                 done.callback(None)
 
-    def _take(self) -> list[tuple[T, Deferred[R]]]:
-        batch: list[tuple[T, Deferred[R]]] = []
+    def _take(self) -> list[T]:
+        pending = self._pending
+        if self._weigh is None:
+            return [pending.popleft() for _ in range(min(len(pending), self._max_weight))]
+        batch: list[T] = []
         weight = 0
-        while self._pending:
-            weight += self._weigh(self._pending[0][0]) if self._weigh else 1
+        while pending:
+            weight += self._weigh(pending[0])
             if batch and weight > self._max_weight:
                 break
-            batch.append(self._pending.popleft())
+            batch.append(pending.popleft())
         return batch
 
-    async def _run(self, batch: list[tuple[T, Deferred[R]]]) -> None:
+    async def _run(self, batch: list[T]) -> None:
         try:
-            results = await self._flush([item for item, _ in batch])
-            if len(results) != len(batch):
-                raise RuntimeError(f"a batch of {len(batch)} items got {len(results)} results")
+            await self._flush(batch)
         except Exception as e:
             if len(batch) == 1 or isinstance(e, Unavailable):
-                for _, done in batch:
-                    done.errback(Failure())
+                for item in batch:
+                    failure = Failure()
+                    with self._log.failuresHandled("what follows a failed batch has failed too"):
+                        self._failed(failure, item)
             else:
                 middle = len(batch) // 2
                 await self._run(batch[:middle])
                 await self._run(batch[middle:])
-            return
-        for (_, done), result in zip(batch, results, strict=True):
-            done.callback(result)
+
+
+class Batcher(ItemBatcher[tuple[T, Deferred[R]]]):
+    """An :class:`ItemBatcher` whose callers wait. ``flush`` returns as many results as it gets items, in the same
+    order. If it knows faulty items, it commits the others and returns an exception as the result of each faulty one."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        flush: Callable[[list[T]], Awaitable[Sequence[R | Exception]]],
+        *,
+        max_weight: int = MAX_WEIGHT,
+        delay: float = DELAY,
+        concurrency: int = CONCURRENCY,
+        weigh: Callable[[T], int] | None = None,
+    ) -> None:
+        super().__init__(
+            clock,
+            self._flush_items,
+            lambda failure, pair: pair[1].errback(failure),
+            max_weight=max_weight,
+            delay=delay,
+            concurrency=concurrency,
+            weigh=None if weigh is None else lambda pair: weigh(pair[0]),
+        )
+        self._flush_results = flush
+
+    def submit(self, item: T) -> Deferred[R]:
+        """Add an item to the next batch. Fires with its result when that batch is committed; fails as ``flush`` did."""
+        done: Deferred[R] = Deferred()
+        self.add((item, done))
+        return done
+
+    async def _flush_items(self, pairs: list[tuple[T, Deferred[R]]]) -> None:
+        results = await self._flush_results([item for item, _ in pairs])
+        if len(results) != len(pairs):
+            raise RuntimeError(f"a batch of {len(pairs)} items got {len(results)} results")
+        for (_, done), result in zip(pairs, results, strict=True):
+            if isinstance(result, Exception):
+                done.errback(result)
+            else:
+                done.callback(result)

@@ -1,4 +1,4 @@
 """The implementations of :class:`taskd.ports.broker.IBroker`: on RabbitMQ and in memory.
 
-They carry messages and events, and decide nothing about tasks.
+They carry hints and events, and decide nothing about tasks.
 """

@@ -8,8 +8,6 @@ from twisted.internet.task import Clock
 
 from taskd.broker.memory import MemoryBroker
 from tests.conformance.broker import BrokerTests
-from tests.conformance.broker_case import messages
-from tests.services import unique
 
 
 class MemoryBrokerTests(BrokerTests):
@@ -31,13 +29,27 @@ class MemoryBrokerTests(BrokerTests):
     def seconds(self) -> float:
         return float(self.clock.seconds())
 
-    def unique_queue(self) -> str:
-        return unique("queue")
+    async def test_hints_of_one_turn_are_one_which_has_orders_if_one_has(self) -> None:
+        inbox = await self.receive()
+        for orders in (False, True, False):
+            self.broker.hint([self.worker], orders)
+        await self.pass_time()
+        self.assertEqual(inbox.got, [True])
+
+    async def test_a_receiver_survives_a_restart_and_is_told_of_it(self) -> None:
+        inbox = await self.receive()
+        await self.broker.stop()
+        self.assertEqual(inbox.lost, 1)
+        await self.reopen()
+        self.assertEqual((inbox.lost, inbox.hints.ready), (2, True))
+        self.broker.hint([self.worker])
+        await self.pass_time()
+        self.assertEqual(inbox.got, [False])
 
     async def test_a_stopped_broker_leaves_no_delayed_call(self) -> None:
         self.broker.subscribe(lambda body: None, lambda: None)
-        await self.consume()
-        await self.broker.publish(self.queue, messages(1, 5))
+        await self.receive()
+        self.broker.hint([self.worker])
         self.broker.announce(b"x")
         await self.broker.stop()
         self.assertEqual(self.clock.getDelayedCalls(), [])

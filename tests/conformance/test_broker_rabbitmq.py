@@ -1,22 +1,18 @@
-"""The suite of IBroker on RabbitMQ, and tests of queues that change and of servers that cannot be reached."""
+"""The suite of IBroker on RabbitMQ, and tests of what others delete and of servers that cannot be reached."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 
-from taskd.broker.rabbitmq import events, reconnecting
-from taskd.broker.rabbitmq.topology import EXCHANGES
-from taskd.model.errors import BrokerUnavailable
-from taskd.ports.broker import CHANGES
+from taskd.broker.rabbitmq import incoming, reconnecting
 from tests import services
 from tests.conformance.broker import BrokerTests
-from tests.conformance.broker_case import Inbox, messages
+from tests.conformance.broker_case import Inbox
 from tests.conformance.rabbitmq_case import LoggedCase, RabbitMQCase
 
 
@@ -24,134 +20,87 @@ class RabbitBrokerTests(RabbitMQCase, BrokerTests):
     """The suite."""
 
 
-class QueueTests(LoggedCase):
-    """Queues and exchanges that others delete or use, and messages that RabbitMQ refuses."""
+class DeclaredTests(LoggedCase):
+    """Queues and exchanges that others delete, and what stays of ours."""
 
-    async def test_queue_deleted_under_a_consumer(self) -> None:
-        inbox = await self.consume(2)
-        await self.broker.publish(self.queue, messages(1, 5))
-        lost = await self.received(inbox, 2)
-        await self.amqp(lambda channel: channel.queue_delete(self.queue))
-        await self.until(lambda: inbox.lost, "on_lost is called")
-        await self.until(lambda: inbox.consumer.ready, "the consumer is ready again")
-        inbox.consumer.ack(lost)
-        inbox.consumer.requeue(lost)
-        await self.broker.publish(self.queue, messages(11, 12))
-        await self.received(inbox, 4)
-        self.assertEqual((inbox.ids[2:], inbox.lost), ([11, 12], 1))
-        self.the_line(f"queue {self.queue}", "cancelled", "retrying")
+    async def hinted(self, inbox: Inbox, orders: bool = False) -> None:
+        """Send hints until one arrives."""
+        inbox.got.clear()
+        await self.until(lambda: self.broker.hint([inbox.worker], orders) or inbox.got, "a hint")
 
-    async def test_queue_deleted_under_a_publisher(self) -> None:
-        await self.broker.publish(self.queue, messages(1, 5))
-        await self.amqp(lambda channel: channel.queue_delete(self.queue))
-        self.assertIn(f"no queue {self.queue}", await self.unavailable())
-        self.assertIs(self.broker.ready, True)
-        await self.published(messages(1, 3))
-        await self.until_depth(3)
-        await self.amqp(lambda channel: channel.queue_delete(self.queue))
-        await self.until_depth(0)
-        await self.published(messages(1, 1))
-        self.assertEqual(self.lines, [])
+    async def test_the_queue_of_a_worker_is_deleted(self) -> None:
+        inbox = await self.receive()
+        before = inbox.lost
+        # rabbitmqctl refuses to delete an exclusive queue
+        await self.ctl("eval", '[rabbit_amqqueue:delete(Q, false, false, <<"t">>) || Q <- rabbit_amqqueue:list()].')
+        await self.until(lambda: inbox.lost > before, "on_lost is called")
+        await self.until(lambda: inbox.hints.ready, "hints can arrive again")
+        await self.hinted(inbox)
+        # the queue of the sender was deleted too
+        self.assertEqual(len(self.lines), 2, self.lines)
+        for line, what in zip(sorted(self.lines), (f"hints for {self.worker}", "sending"), strict=True):
+            self.assertRegex(line, f"^{what}: the consumer was cancelled.*retrying$")
 
-    async def test_unroutable_messages_are_never_confirmed(self) -> None:
-        kept = self.unique_queue()
-        await self.broker.publish(kept, messages(1, 1))
-        await self.amqp(lambda channel: channel.queue_delete(self.queue))
-        publishing = [
-            Deferred.fromCoroutine(self.broker.publish(queue, messages(100 * i, 100 * i + i % 3)))
-            for i in range(1, 101)
-            for queue in (kept, self.queue)
-        ]
-        outcomes: Any = await DeferredList(publishing, consumeErrors=True)
-        self.assertEqual([succeeded for succeeded, _ in outcomes], [True, False] * 100)
-        for _, failure in outcomes[1::2]:
-            failure.trap(BrokerUnavailable)
-        await self.until_depth(1 + sum(1 + i % 3 for i in range(1, 101)), kept)
-        await self.until_depth(0)
-
-    async def test_many_publishers_at_once(self) -> None:
-        queues = [self.unique_queue() for _ in range(4)]
-        for queue in queues:
-            await self.broker.publish(queue, messages(1, 1))
-        batches = [(queues[i % 4], messages(i * 100, i * 100 + i % 7)) for i in range(1, 801)]
-        await gatherResults([Deferred.fromCoroutine(self.broker.publish(queue, batch)) for queue, batch in batches])
-        self.assertEqual(len(self.broker._work.publisher._unconfirmed), 0)
-        for queue in queues:
-            await self.until_depth(1 + sum(len(batch) for to, batch in batches if to == queue), queue)
-
-    async def test_a_full_queue_refuses_messages(self) -> None:
-        arguments = {"x-max-length": 2, "x-overflow": "reject-publish"}
-        queue = self.unique_queue()
-        await self.amqp(lambda channel: channel.queue_declare(queue, durable=True, arguments=arguments))
-        with self.assertRaisesRegex(BrokerUnavailable, "refused"):
-            await self.broker.publish(queue, messages(1, 50))
-        self.assertIs(self.broker.ready, True)
-
-    async def test_a_queue_with_other_properties_is_used(self) -> None:
-        queue = self.unique_queue()
-        await self.amqp(lambda channel: channel.queue_declare(queue, durable=True))
-        inbox = await self.consume(queue=queue)
-        await self.broker.publish(queue, messages(1, 3))
-        await self.received(inbox, 3)
-        self.assertEqual(inbox.lost, 0)
-        self.the_line(f"queue {queue} exists", "x-queue-type")
-
-    async def test_foreign_messages_are_dropped(self) -> None:
-        bodies = [b"", b"hello", b"1", b"1 2 3", b"x" * 100, b"\xff\xfe", b"x" * 300_000, b'{"id": 1}', b"1 " * 200]
-
-        def publish(channel: Any) -> None:
-            for body in bodies:
-                channel.basic_publish("", self.queue, body)
-
-        inbox = await self.consume(3)
-        await self.amqp(publish)
-        await self.broker.publish(self.queue, messages(1, 1))
-        await self.received(inbox, 1)
-        inbox.consumer.ack(inbox.all)
-        await self.broker.stop()
-        await self.reopen()
-        self.assertEqual(await self.broker.depth(self.queue), 0)
-        self.the_line(f"queue {self.queue}", "not from taskd")
-
-    async def test_prefetch_above_the_limit_of_amqp(self) -> None:
-        inbox = await self.consume(100_000)
-        await self.broker.publish(self.queue, messages(1, 10_000))
-        await self.received(inbox, 10_000)
-        inbox.consumer.ack(inbox.all)
-
-    async def test_event_exchange_deleted(self) -> None:
-        self.patch(events, "BIND_SECONDS", 0.05)
-        received_events, _ = self.subscribe()
-        await self.until(lambda: self.broker.announce(b"x") or received_events, "an event")
-        await self.amqp(lambda channel: channel.exchange_delete(EXCHANGES[CHANGES]))
-        # events that are still queued arrive until then
-        await self.until(lambda: self.lines, "the loss is noticed")
-        received_events.clear()
-        await self.until(lambda: self.broker.announce(b"x") or received_events, "an event again")
-        self.assertIs(self.broker.ready, True)
-
-    async def test_event_queue_is_bounded_and_deleted_with_its_connection(self) -> None:
-        self.subscribe()
-        await self.until(lambda: self.broker.consuming)
-        listed = (await self.ctl("list_queues", "name", "arguments", "exclusive", "auto_delete")).splitlines()
-        [line] = [line for line in listed if line.startswith("amq.gen")]
-        for part in ("x-max-length", "10000", "drop-head", "x-message-ttl", "true\ttrue"):
-            self.assertIn(part, line)
-        await self.broker.stop()
-        self.assertNotIn("amq.gen", await self.ctl("list_queues", "name"))
-
-    async def test_an_operator_closes_the_connections(self) -> None:
-        inbox = await self.consume(3)
+    async def test_exchanges_are_deleted(self) -> None:
+        self.patch(incoming, "BIND_SECONDS", 0.05)
+        inbox = await self.receive()
         received_events, gaps = self.subscribe()
         await self.until(lambda: gaps, "the subscription")
-        await self.broker.publish(self.queue, messages(1, 5))
-        await self.received(inbox, 3)
-        count = len(gaps)
+        await self.until(lambda: self.broker.announce(b"x") or received_events, "an event")
+        for exchange in await self.ours("exchanges"):
+            await self.amqp(lambda channel, name=exchange: channel.exchange_delete(name))  # type: ignore[misc]
+        received_events.clear()
+        await self.until(lambda: self.broker.announce(b"y") or b"y" in received_events, "an event again")
+        await self.hinted(inbox, orders=True)
+        await self.until(lambda: self.broker.ready, "ready again")
+
+    async def test_the_exchange_stays_while_receivers_come_and_go(self) -> None:
+        other = await self.another()
+        for _ in range(3):
+            inbox = await self.receive(self.unique_worker(), other)
+            await self.hinted(inbox)
+            inbox.hints.stop()
+            # to nobody: RabbitMQ drops it
+            self.broker.hint([inbox.worker])
+            self.broker.announce(b"to nobody")
+        self.assertEqual(len(await self.ours("exchanges")), 1)
+        self.assertIs(self.broker.ready, True)
+        self.assertEqual(self.lines, [])
+
+    async def test_nothing_stays_when_the_daemons_are_gone(self) -> None:
+        inbox = await self.receive()
+        received_events, _ = self.subscribe()
+        await self.hinted(inbox)
+        await self.until(lambda: self.broker.announce(b"x") or received_events, "an event")
+        self.assertEqual((len(await self.ours("queues")), len(await self.ours("exchanges"))), (3, 1))
+        await self.broker.stop()
+        self.assertEqual((await self.ours("queues"), await self.ours("exchanges")), ([], []))
+
+    async def test_queues_are_bounded_and_classic(self) -> None:
+        await self.receive()
+        self.subscribe()
+        await self.until(lambda: self.broker.consuming)
+        columns = "name", "type", "durable", "exclusive", "auto_delete", "arguments"
+        listed = (await self.ctl("list_queues", *columns)).splitlines()
+        mine = [line for line in listed if line.startswith(f"taskd.{self.installation}.")]
+        self.assertEqual(len(mine), 3)
+        for line in mine:
+            if ".sender." in line:
+                # it gets nothing
+                continue
+            self.assertRegex(line, r"classic\tfalse\ttrue\ttrue\t")
+            for part in ("x-max-length", "drop-head"):
+                self.assertIn(part, line)
+
+    async def test_an_operator_closes_the_connections(self) -> None:
+        inbox = await self.receive()
+        received_events, gaps = self.subscribe()
+        await self.until(lambda: gaps, "the subscription")
+        count, lost = len(gaps), inbox.lost
         await self.ctl("close_all_connections", "that's all")
-        await self.until(lambda: inbox.lost and len(gaps) > count, "the connections are lost")
+        await self.until(lambda: inbox.lost > lost and len(gaps) > count, "the connections are lost")
         await self.until(lambda: self.broker.ready and self.broker.consuming, "the broker is ready again")
-        await self.until(lambda: len(inbox.all) == 6, "deliveries of the new channel")
-        self.assertEqual([d.redelivered for d in inbox.all[3:]], [True] * 3)
+        await self.hinted(inbox)
         await self.until(lambda: self.broker.announce(b"x") or received_events, "an event")
         self.the_line(f"RabbitMQ at {self.node().host}:{self.node().port}", "CONNECTION_FORCED", "retrying")
         self.assertIsNone(self.broker.outage)
@@ -190,10 +139,9 @@ class ConnectingTests(LoggedCase):
     async def test_wrong_credentials(self) -> None:
         user = services.unique("user")
         broker = await self.start(user=user, password="sésame")
-        inbox = Inbox()
-        broker.consume(self.queue, 1, inbox.deliver, inbox.lose)
+        inbox = Inbox(self.worker)
+        broker.receive_hints(self.worker, inbox.hint, inbox.lose)
         await self.until(lambda: self.lines, "the outage is logged")
-        self.assertIn("cannot be reached", await self.unavailable(broker))
         await self.ctl("add_user", user, "sésame")
         # the user can log in now, but has no permission for the virtual host
         await self.until(lambda: "vhost" in (broker.outage or ""), "the reason changes")
@@ -201,7 +149,11 @@ class ConnectingTests(LoggedCase):
         await self.ctl("set_permissions", user, ".*", ".*", ".*")
         await self.until(lambda: broker.ready and broker.consuming, "ready")
         name = f"RabbitMQ at {self.node().host}:{self.node().port}"
-        self.the_line(name, "ACCESS_REFUSED", "RABBITMQ_PASSWORD", "retrying")
+        first, second = self.lines
+        for part in (name, "ACCESS_REFUSED", "(see RABBITMQ_USER and RABBITMQ_PASSWORD)", "retrying"):
+            self.assertIn(part, first)
+        for part in (name, f"NOT_ALLOWED - access to vhost '/' refused for user '{user}'", "(see RABBITMQ_VHOST)"):
+            self.assertIn(part, second)
 
     async def test_host_name_that_does_not_resolve(self) -> None:
         broker = await self.start(host="no-such-host.invalid")
@@ -240,14 +192,13 @@ class ConnectingTests(LoggedCase):
         for turns in range(40):
             broker = self.make()
             await broker.start()
-            inbox = Inbox()
-            broker.consume(self.queue, 1, inbox.deliver, inbox.lose)
+            inbox = Inbox(self.worker)
+            broker.receive_hints(self.worker, inbox.hint, inbox.lose)
             broker.subscribe(lambda body: None, lambda: None)
             for _ in range(turns):
                 await deferLater(reactor, 0)
-            if turns % 2 and broker.ready:
-                publishing = Deferred.fromCoroutine(broker.publish(self.queue, messages(1, 3)))
-                publishing.addErrback(lambda failure: failure.trap(BrokerUnavailable))
+            if turns % 2:
+                broker.hint([self.worker])
             await broker.stop()
             self.assertIs(broker.ready, False)
         self.assertEqual(self.lines, [])

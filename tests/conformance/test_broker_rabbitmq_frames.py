@@ -1,4 +1,4 @@
-"""The messages and frames that taskd reads and writes without pika."""
+"""The frames that taskd reads and writes without pika."""
 
 from __future__ import annotations
 
@@ -8,25 +8,7 @@ from typing import Any
 from pika import frame, spec
 from twisted.trial.unittest import SynchronousTestCase
 
-from taskd.broker.rabbitmq.consumer import parse_body
-from taskd.broker.rabbitmq.frames import BadFrame, FrameReader, PublishFrames
-from taskd.ports.scheduling import Dispatch
-
-
-class ParseBodyTests(SynchronousTestCase):
-    """Which bodies are messages of taskd."""
-
-    def test_messages_of_taskd(self) -> None:
-        for body in (b"1 1", b"0 0", b"9223372036854775807 2147483647", b"007 1"):
-            self.assertEqual(parse_body(body), Dispatch(*map(int, body.split())))
-
-    def test_foreign_messages(self) -> None:
-        incomplete = [b"", b" ", b"1", b"1 ", b" 1"]
-        wrong_separators = [b"1  1", b"1 1 ", b" 1 1", b"1 2 3", b"1\n1", b"1 1\n"]
-        no_digits = [b"-1 1", b"1 -1", b"+1 1", b"1_0 1", b"1.0 1", b"a b", "\u0661 1".encode()]
-        too_large = [b"9223372036854775808 1", b"1 2147483648", b"9" * 5000 + b" 1", b"1 " + b"0" * 100]
-        for body in incomplete + wrong_separators + no_digits + too_large:
-            self.assertIsNone(parse_body(body), body)
+from taskd.broker.rabbitmq.frames import BadFrame, FrameReader, publish_frames
 
 
 class FrameTests(SynchronousTestCase):
@@ -44,12 +26,10 @@ class FrameTests(SynchronousTestCase):
         return self.content(channel, method, body, **options)
 
     def test_publish(self) -> None:
-        frames = PublishFrames(7, "queue ñ")
-        bodies = [b"1 1", b"12345 1", b"1 1", b"x" * 1000]
-        method = spec.Basic.Publish(exchange="", routing_key="queue ñ", mandatory=True)
-        expected = [self.content(7, method, body, spec.BasicProperties(delivery_mode=2)) for body in bodies]
-        self.assertEqual(frames.encode(bodies), b"".join(expected))
-        self.assertEqual(frames.encode([]), b"")
+        for key, body in (("worker ñ", b"look"), ("", b"x" * 1000)):
+            method = spec.Basic.Publish(exchange="hints ñ", routing_key=key)
+            expected = self.content(7, method, body, spec.BasicProperties(delivery_mode=1))
+            self.assertEqual(publish_frames(7, "hints ñ", key, body), expected)
 
     def test_read_in_any_pieces(self) -> None:
         heartbeat = frame.Heartbeat().marshal()

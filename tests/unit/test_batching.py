@@ -9,7 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from taskd.batching import Batcher
+from taskd.batching import Batcher, ItemBatcher
 from taskd.model.errors import Unavailable
 
 
@@ -147,6 +147,18 @@ class BatcherTests(SynchronousTestCase):
         self.assertEqual({n: type(e) for n, e in self.results.items() if n in (0, 7)}, {0: ValueError, 7: KeyError})
         self.assertEqual({n for n, e in self.results.items() if e == n * 2}, set(range(1, 7)))
 
+    def test_an_item_that_the_flush_refuses_fails_without_another_try(self) -> None:
+        error, batches = ValueError("bad"), []
+
+        async def flush(batch: list[int]) -> Sequence[int | Exception]:
+            batches.append(batch)
+            return [error if item == 5 else item * 2 for item in batch]
+
+        self.submit(Batcher(self.clock, flush), *range(9))
+        self.clock.advance(0)
+        self.assertEqual(batches, [list(range(9))])
+        self.assertEqual(self.results, {**{n: n * 2 for n in range(9)}, 5: error})
+
     def test_unavailable_fails_all_without_trying_them_one_by_one(self) -> None:
         batcher = self.batcher()
         self.flushes.at_once = True
@@ -194,6 +206,27 @@ class BatcherTests(SynchronousTestCase):
         self.flushes.end()
         self.failureResultOf(failing, ZeroDivisionError)
         self.assertEqual(self.results, {3: 6})
+
+    def test_items_without_deferreds(self) -> None:
+        """What follows the failure of one item harms no other."""
+        stored: list[int] = []
+        failed: list[tuple[int, type[Exception]]] = []
+
+        async def flush(batch: list[int]) -> None:
+            if 2 in batch:
+                raise ValueError(batch)
+            stored.extend(batch)
+
+        def note(failure: Any, item: int) -> None:
+            failed.append((item, failure.type))
+            raise ZeroDivisionError
+
+        batcher = ItemBatcher(self.clock, flush, note)
+        for item in range(4):
+            batcher.add(item)
+        self.clock.advance(0)
+        self.assertEqual((stored, failed), ([0, 1, 3], [(2, ValueError)]))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_drained(self) -> None:
         batcher = self.batcher()

@@ -1,79 +1,66 @@
 """The broker of the distributed server: RabbitMQ.
 
-It uses two connections, because an alarm of RabbitMQ blocks connections that publish: one publishes work and events,
-the other consumes them. The second one is opened for the first consumer. Import this module after the reactor is
-installed, because pika takes the reactor that it finds.
+It uses two connections, because an alarm of RabbitMQ blocks connections that publish: one sends hints and events, the
+other receives them. The second one is opened for the first receiver. Import this module after the reactor is installed,
+because pika takes the reactor that it finds.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from pika import spec
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from taskd.broker.rabbitmq.connection import Connection, ConnectionLost, no_answer
-from taskd.broker.rabbitmq.consumer import RabbitConsumer
-from taskd.broker.rabbitmq.events import EventPublisher, EventSubscription
-from taskd.broker.rabbitmq.publisher import PublisherSupervisor
-from taskd.broker.rabbitmq.reconnecting import ChannelSupervisor, OutageReporter, ReconnectingConnection
-from taskd.broker.rabbitmq.topology import Topology
+from taskd.broker.rabbitmq.connection import Connection
+from taskd.broker.rabbitmq.incoming import EventSubscription, HintReceiver, Receiver
+from taskd.broker.rabbitmq.names import Names
+from taskd.broker.rabbitmq.outgoing import Outgoing
+from taskd.broker.rabbitmq.reconnecting import OutageReporter, ReconnectingConnection
 from taskd.config import RabbitMQ
-from taskd.model.errors import BrokerUnavailable
-from taskd.ports.broker import CHANGES, Delivery, IBroker
-from taskd.ports.scheduling import Dispatch
-
-DECLARE_SECONDS = 5.0
-"""How long RabbitMQ may take to declare a queue, which also gives its depth."""
+from taskd.ports.broker import IBroker
 
 
 @implementer(IBroker)
 class RabbitBroker:
-    """IBroker on RabbitMQ. It declares ``queues`` whenever it connects, and other queues on first use."""
+    """IBroker on RabbitMQ. ``installation`` tells the id that all names begin with; it is known before start()."""
 
     log = Logger()
 
-    def __init__(self, settings: RabbitMQ, reactor: Any, queues: Sequence[str]) -> None:
+    def __init__(self, settings: RabbitMQ, reactor: Any, installation: Callable[[], str]) -> None:
         # pika writes many lines about a lost connection, which taskd reports itself in one
         logging.getLogger("pika").setLevel(logging.CRITICAL)
         self._reactor = reactor
-        self._queues = tuple(queues)
+        self._names = Names(installation)
         self._name = f"RabbitMQ at {settings.host}:{settings.port}"
         self._outage = OutageReporter(self._name)
-        self._topology = Topology(self._name)
-        self._declared: set[str] = set()
-        self._work = PublisherSupervisor(reactor, self._declared.discard)
-        self._events = EventPublisher(reactor)
-        self._subscriptions: dict[str, EventSubscription] = {}
-        self._consumers: list[ChannelSupervisor] = []
-        self._publishing = ReconnectingConnection(
-            reactor, settings, "taskd publishing", self._set_up_publishing, self._outage
-        )
-        self._consuming = ReconnectingConnection(
-            reactor, settings, "taskd consuming", self._set_up_consuming, self._outage
+        self._outgoing = Outgoing(reactor, self._names)
+        self._subscription: EventSubscription | None = None
+        self._receivers: list[Receiver] = []
+        self._sending = ReconnectingConnection(reactor, settings, "taskd sending", self._set_up_sending, self._outage)
+        self._receiving = ReconnectingConnection(
+            reactor, settings, "taskd receiving", self._set_up_receiving, self._outage
         )
         self._running = False
 
     @property
     def ready(self) -> bool:
-        """True while messages can be published."""
-        publisher = self._work.publisher
-        return publisher is not None and not publisher.obstacle
+        """True while messages can be sent."""
+        return self._outgoing.can_send
 
     @property
     def consuming(self) -> bool:
-        """True while every consumer and subscription has its channel."""
-        wanted = [consumer for consumer in self._consumers if not consumer.stopped]
-        return bool(wanted) and all(consumer.ready for consumer in wanted)
+        """True while every receiver has its channel."""
+        wanted = [receiver for receiver in self._receivers if not receiver.stopped]
+        return bool(wanted) and all(receiver.ready for receiver in wanted)
 
     @property
     def blocked(self) -> str | None:
         """Why RabbitMQ is up but takes no messages, such as ``low on memory``; None if it takes them."""
-        connection = self._publishing.connection
+        connection = self._sending.connection
         return connection.blocked if connection is not None else None
 
     @property
@@ -84,89 +71,53 @@ class RabbitBroker:
     async def start(self) -> None:
         """Start connecting."""
         self._running = True
-        self._publishing.start()
-        if self._consumers:
-            self._consuming.start()
+        self._sending.start()
+        if self._receivers:
+            self._receiving.start()
 
     async def stop(self) -> None:
         """Close both connections in order, or abort them after two seconds."""
         self._running = False
-        connections = (self._consuming, self._publishing)
+        connections = (self._receiving, self._sending)
         await gatherResults([Deferred.fromCoroutine(connection.stop()) for connection in connections])
 
-    async def publish(self, queue: str, messages: Sequence[Dispatch]) -> None:
-        """Publish messages and wait for the confirms. Raises BrokerUnavailable."""
-        if queue not in self._declared:
-            await self._declare(queue)
-        publisher = self._work.publisher
-        if publisher is None:
-            raise BrokerUnavailable(f"{self._name} cannot be reached")
-        await publisher.publish(queue, messages)
+    def hint(self, workers: Iterable[str], orders: bool = False) -> None:
+        """Tell these workers to look."""
+        self._outgoing.hint(workers, orders)
 
-    def consume(
-        self,
-        queue: str,
-        prefetch: int,
-        on_deliveries: Callable[[Sequence[Delivery]], None],
-        on_lost: Callable[[], None],
-    ) -> RabbitConsumer:
-        """Consume a work queue."""
-        consumer = RabbitConsumer(self._reactor, self._topology, queue, prefetch, on_deliveries, on_lost)
-        self._add(consumer)
-        return consumer
+    def receive_hints(self, worker: str, on_hint: Callable[[bool], None], on_lost: Callable[[], None]) -> HintReceiver:
+        """Receive the hints for a worker."""
+        receiver = HintReceiver(self._reactor, self._names, worker, on_hint, on_lost)
+        self._add(receiver)
+        return receiver
 
-    async def depth(self, queue: str) -> int:
-        """The number of ready messages; a queue that was deleted is declared again. Raises BrokerUnavailable."""
-        return int((await self._declare(queue)).message_count)
+    def announce(self, batch: bytes) -> None:
+        """Send an event batch to every subscriber."""
+        self._outgoing.announce(batch)
 
-    def announce(self, batch: bytes, topic: str = CHANGES) -> None:
-        """Send an event batch to every subscriber of a topic."""
-        self._events.publish(batch, topic)
+    def subscribe(self, on_batch: Callable[[bytes], None], on_gap: Callable[[], None]) -> None:
+        """Call ``on_batch`` for all events, and ``on_gap`` each time that the subscription starts again."""
+        if self._subscription is None:
+            self._subscription = EventSubscription(self._reactor, self._names)
+            self._add(self._subscription)
+        self._subscription.listeners.append((on_batch, on_gap))
 
-    def subscribe(self, on_batch: Callable[[bytes], None], on_gap: Callable[[], None], topic: str = CHANGES) -> None:
-        """Call ``on_batch`` for all events of a topic, and ``on_gap`` each time that the subscription starts again."""
-        subscription = self._subscriptions.get(topic)
-        if subscription is None:
-            subscription = self._subscriptions[topic] = EventSubscription(self._reactor, topic)
-            self._add(subscription)
-        subscription.listeners.append((on_batch, on_gap))
-
-    def _add(self, consumer: ChannelSupervisor) -> None:
-        self._consumers = [c for c in self._consumers if not c.stopped]
-        self._consumers.append(consumer)
-        if self._consuming.connection is not None:
-            consumer.attach(self._consuming.connection)
+    def _add(self, receiver: Receiver) -> None:
+        self._receivers = [each for each in self._receivers if not each.stopped]
+        self._receivers.append(receiver)
+        if self._receiving.connection is not None:
+            receiver.attach(self._receiving.connection)
         elif self._running:
-            self._consuming.start()
+            self._receiving.start()
 
-    async def _declare(self, queue: str) -> spec.Queue.DeclareOk:
-        connection = self._publishing.connection
-        if connection is None:
-            raise BrokerUnavailable(f"{self._name} cannot be reached")
-        if connection.blocked:
-            raise BrokerUnavailable(f"{self._name} takes no messages: {connection.blocked}")
-        try:
-            declaring = Deferred.fromCoroutine(self._topology.declare_queue(connection, queue))
-            declared = await declaring.addTimeout(DECLARE_SECONDS, self._reactor, no_answer)
-        except ConnectionLost as e:
-            raise BrokerUnavailable(f"{self._name}: {e}") from None
-        self._declared.add(queue)
-        return declared
-
-    async def _set_up_publishing(self, connection: Connection) -> None:
+    async def _set_up_sending(self, connection: Connection) -> None:
         connection.on_blocked.append(self._log_blocked)
-        for queue in self._queues:
-            await self._topology.declare_queue(connection, queue)
-        self._declared.clear()
-        self._declared.update(self._queues)
-        await self._events.attach(connection)
-        # last, because during an alarm RabbitMQ reads nothing after the first message
-        await self._work.attach(connection)
+        await self._outgoing.attach(connection)
 
-    async def _set_up_consuming(self, connection: Connection) -> None:
-        attached: set[ChannelSupervisor] = set()
+    async def _set_up_receiving(self, connection: Connection) -> None:
+        attached: set[Receiver] = set()
         # others may be added during the set-up of one
-        while waiting := [c for c in self._consumers if c not in attached]:
+        while waiting := [each for each in self._receivers if each not in attached]:
             attached.add(waiting[0])
             await waiting[0].attach(connection)
 

@@ -37,15 +37,24 @@ CLOSE_SECONDS = 2.0
 """How long an orderly close may take before the transport is aborted."""
 
 
+REFUSED = 403
+"""RabbitMQ's reply code for a wrong password and for missing permissions."""
+
+_LOGIN_HINTS = {REFUSED: "RABBITMQ_USER and RABBITMQ_PASSWORD", 530: "RABBITMQ_VHOST"}
+_HINTS = {REFUSED: "the permissions of RABBITMQ_USER"}
+
+
 class ConnectionLost(Exception):
     """The channel or its connection has closed, or RabbitMQ refused a request.
 
-    ``code`` is RabbitMQ's reply code, 0 if the reason does not come from RabbitMQ.
+    ``code`` is RabbitMQ's reply code, 0 if the reason does not come from RabbitMQ. ``hint`` names the setting that may
+    be wrong, if any; the text ends with it.
     """
 
-    def __init__(self, reason: str, code: int = 0) -> None:
-        super().__init__(reason)
+    def __init__(self, reason: str, code: int = 0, hint: str = "") -> None:
+        super().__init__(f"{reason} (see {hint})" if hint else reason)
         self.code = code
+        self.hint = hint
 
 
 def as_connection_lost(e: object) -> ConnectionLost:
@@ -98,7 +107,7 @@ class Channel:
         return done
 
     def consume(self, queue: str, handler: Handler, auto_ack: bool) -> Deferred[Any]:
-        """Deliver messages of this queue to ``handler`` until ``cancel``. A channel consumes one queue only."""
+        """Deliver messages of this queue to ``handler``. A channel consumes one queue only."""
 
         def deliver(_: Any, method: Any, properties: Any, body: bytes) -> None:
             handler(method.delivery_tag, method.redelivered, body)
@@ -106,15 +115,8 @@ class Channel:
         self._handlers[self.number] = handler
         return self.call("basic_consume", queue=queue, on_message_callback=deliver, auto_ack=auto_ack)
 
-    def cancel(self) -> Deferred[Any]:
-        """Stop consuming. Messages that are still on their way are requeued."""
-        # without a handler they go to pika, which rejects messages of a cancelled consumer
-        self._handlers.pop(self.number, None)
-        tags = self.raw.consumer_tags
-        return self.call("basic_cancel", consumer_tag=tags[0]) if tags else succeed(None)
-
     def close(self, reason: str) -> None:
-        """Close the channel without waiting for the reply. RabbitMQ requeues its unacked deliveries."""
+        """Close the channel without waiting for the reply."""
         if self.close_reason is None:
             with suppress(AMQPError):
                 self.raw.close()
@@ -169,9 +171,11 @@ class Connection(Protocol):
         self.on_blocked: list[Callable[[str | None], None]] = []
         self.close_reason: ConnectionLost | None = None
         self._clock = clock
+        self._logged_in = False
         self._abort_timer: IDelayedCall | None = None
         self._sleeping: set[Deferred[None]] = set()
         parameters = ConnectionParameters(
+            virtual_host=settings.vhost,
             credentials=PlainCredentials(settings.user, settings.password),
             heartbeat=HEARTBEAT,
             frame_max=MAX_FRAME,
@@ -185,7 +189,7 @@ class Connection(Protocol):
         self._impl = self._pika._impl
         self._impl.add_on_connection_blocked_callback(self._on_blocked)
         self._impl.add_on_connection_unblocked_callback(self._on_blocked)
-        self._pika.ready.addCallbacks(self.opened.callback, lambda _: None)
+        self._pika.ready.addCallbacks(self._on_ready, lambda _: None)
         self._reader = FrameReader(self._pika.dataReceived)
 
     @property
@@ -232,9 +236,9 @@ class Connection(Protocol):
         self._sleeping.add(sleeping)
         return sleeping.addBoth(lambda _: self._sleeping.discard(sleeping))
 
-    def abort(self, reason: str) -> None:
-        """End it at once. Unsent bytes are lost, and RabbitMQ requeues unacked deliveries."""
-        self._set_close_reason(ConnectionLost(reason))
+    def abort(self, reason: str, code: int = 0) -> None:
+        """End it at once. Unsent bytes are lost."""
+        self._set_close_reason(ConnectionLost(reason, code))
         self.transport.abortConnection()
 
     def close(self) -> None:
@@ -284,6 +288,10 @@ class Connection(Protocol):
             sleeping.cancel()
         self.closed.callback(self.close_reason)
 
+    def _on_ready(self, _: object) -> None:
+        self._logged_in = True
+        self.opened.callback(None)
+
     def _on_blocked(self, _: Any, frame: Any) -> None:
         # the frame that ends it has no reason
         self.blocked = _one_line(getattr(frame.method, "reason", "")) or None
@@ -292,7 +300,8 @@ class Connection(Protocol):
 
     def _set_close_reason(self, reason: ConnectionLost) -> None:
         if self.close_reason is None:
-            self.close_reason = reason
+            hint = (_HINTS if self._logged_in else _LOGIN_HINTS).get(reason.code, "")
+            self.close_reason = ConnectionLost(str(reason), reason.code, hint)
 
     def _close_for_pika(self) -> None:
         # pika keeps the reason in _error only, and forgets it when the transport has closed

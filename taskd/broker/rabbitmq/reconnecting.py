@@ -18,7 +18,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from taskd.broker.rabbitmq.connection import Channel, Connection, ConnectionLost, as_connection_lost, no_answer
+from taskd.broker.rabbitmq.connection import REFUSED, Channel, Connection, ConnectionLost, as_connection_lost, no_answer
 from taskd.config import RabbitMQ
 from taskd.model.backoff import Backoff
 
@@ -51,7 +51,8 @@ class OutageReporter:
     """Logs once that RabbitMQ is down and once that it is up again, for all connections together.
 
     Within one outage it logs again when the kind of reason changes: at first nothing listens on the port, for example,
-    then RabbitMQ refuses the password. ``reason`` is the current reason, None when no outage was reported.
+    then RabbitMQ refuses the password, then the virtual host. ``reason`` is the current reason, None when no outage was
+    reported.
     """
 
     log = Logger()
@@ -60,15 +61,16 @@ class OutageReporter:
         self.reason: str | None = None
         self._name = name
         self._down: set[object] = set()
-        self._reported: set[bool] = set()
+        self._reported: set[tuple[int, str]] = set()
 
     def down(self, connection: object, reason: ConnectionLost) -> None:
         """This connection is not open."""
         self._down.add(connection)
         self.reason = str(reason)
-        from_rabbitmq = bool(reason.code)
-        if from_rabbitmq not in self._reported:
-            self._reported.add(from_rabbitmq)
+        # not the text: RabbitMQ's has names in it that are new each time
+        kind = reason.code, reason.hint
+        if kind not in self._reported:
+            self._reported.add(kind)
             self.log.warn("{name}: {reason}; retrying", name=self._name, reason=self.reason)
 
     def up(self, connection: object) -> None:
@@ -159,10 +161,10 @@ class ReconnectingConnection:
             if self._stopping:
                 connection.close()
             else:
-                connection.abort(str(e))
-            await connection.closed
-            if isinstance(e, ConnectionLost) and e.code == 403:
-                raise ConnectionLost(f"{e} (see RABBITMQ_USER and RABBITMQ_PASSWORD)", e.code) from e
+                connection.abort(str(e), e.code if isinstance(e, ConnectionLost) else 0)
+            reason = await connection.closed
+            if isinstance(e, ConnectionLost):
+                raise reason from e
             raise
         return connection
 
@@ -201,6 +203,7 @@ class ChannelSupervisor:
 
     async def _supervise(self, connection: Connection, attached: Deferred[None]) -> None:
         delays = ReconnectDelays()
+        told_of_refusal = False
         while connection.is_open and not self.stopped:
             timer = self._clock.callLater(OPEN_SECONDS, connection.abort, f"{self._purpose}: no answer")
             try:
@@ -209,7 +212,8 @@ class ChannelSupervisor:
             except (ConnectionLost, AMQPError) as e:
                 # a connection that is closing already may do so in order
                 if connection.is_open:
-                    connection.abort(f"{self._purpose}: {as_connection_lost(e)}")
+                    lost = as_connection_lost(e)
+                    connection.abort(f"{self._purpose}: {lost}", lost.code)
                 break
             finally:
                 if timer.active():
@@ -222,7 +226,10 @@ class ChannelSupervisor:
             self.ready = False
             self.channel_closed()
             if connection.is_open and not self.stopped:
-                self.log.warn("{purpose}: {reason}; retrying", purpose=self._purpose, reason=str(reason))
+                # without the permission to publish, RabbitMQ closes the channel at each message
+                if reason.code != REFUSED or not told_of_refusal:
+                    self.log.warn("{purpose}: {reason}; retrying", purpose=self._purpose, reason=str(reason))
+                told_of_refusal |= reason.code == REFUSED
                 await connection.sleep(delays.next(self._clock.seconds() - began))
 
     def _on_defect(self, failure: Failure, connection: Connection) -> None:

@@ -1,0 +1,59 @@
+"""The names of what taskd declares in RabbitMQ. Nothing of it stays when the daemons are gone."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+
+from taskd.broker.rabbitmq.connection import Connection, ConnectionLost
+
+EVENTS = "events"
+"""The routing key of event batches."""
+
+NOTHING = "nothing"
+"""A key that no message has: the binding of a process that only sends keeps the exchange."""
+
+BIND_ATTEMPTS = 5
+"""How often the exchange is declared again that went away before a queue was bound to it."""
+
+_NOT_FOUND = 404
+_QUEUE_BYTES = 200
+"""AMQP allows 255 for a name; a part of it is random."""
+
+
+def hint_key(worker: str) -> str:
+    """The routing key of the hints for a worker."""
+    return f"worker.{worker}"
+
+
+class Names:
+    """All names begin with ``taskd.`` and the id of the ``installation``, so that several installations share a
+    RabbitMQ and hear nothing of each other. The id is asked for when a connection is set up."""
+
+    def __init__(self, installation: Callable[[], str]) -> None:
+        self._installation = installation
+
+    @property
+    def exchange(self) -> str:
+        """The direct exchange of all messages. RabbitMQ deletes it with its last binding."""
+        return f"taskd.{self._installation()}.messages"
+
+    def queue(self, purpose: str) -> str:
+        """A name for a new exclusive queue, for people who look at RabbitMQ. RabbitMQ keeps the queue of a connection
+        that was cut until it misses heartbeats, so each queue has another name."""
+        readable = f"taskd.{self._installation()}.{purpose}".encode()[:_QUEUE_BYTES].decode(errors="ignore")
+        return f"{readable}.{secrets.token_hex(8)}"
+
+    async def bind(self, connection: Connection, queue: str, key: str) -> None:
+        """Bind a queue of this connection to the exchange. Raises ConnectionLost."""
+        for attempt in range(1, BIND_ATTEMPTS + 1):
+            # on channels of their own, because a refusal closes the channel
+            exchange = self.exchange
+            await connection.call("exchange_declare", exchange=exchange, exchange_type="direct", auto_delete=True)
+            try:
+                await connection.call("queue_bind", queue=queue, exchange=exchange, routing_key=key)
+            except ConnectionLost as e:
+                if e.code != _NOT_FOUND or attempt == BIND_ATTEMPTS:
+                    raise
+            else:
+                return

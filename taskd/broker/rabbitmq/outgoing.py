@@ -1,0 +1,106 @@
+"""What a process sends: hints to workers, and event batches. Nothing is confirmed: the store is the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+
+from pika import BasicProperties
+from pika.exceptions import AMQPError
+from twisted.internet.interfaces import IReactorTime
+
+from taskd.broker.rabbitmq.connection import Channel
+from taskd.broker.rabbitmq.frames import publish_frames
+from taskd.broker.rabbitmq.names import EVENTS, NOTHING, Names, hint_key
+from taskd.broker.rabbitmq.reconnecting import ChannelSupervisor
+
+GAP = b""
+"""The body of a message that reports lost events. Event batches are never empty."""
+
+LOOK = b"look"
+ORDERS = b"orders"
+"""The bodies of hints."""
+
+_REMEMBERED = 1000
+"""Workers whose frames are kept. Names are never used again, so the oldest go."""
+
+
+class Outgoing(ChannelSupervisor):
+    """Sends on one channel. If events had to be dropped or may have been lost, a GAP message follows as soon as
+    possible. Lost hints need none."""
+
+    _PROPERTIES = BasicProperties(delivery_mode=1)
+
+    def __init__(self, clock: IReactorTime, names: Names) -> None:
+        super().__init__(clock, "sending")
+        self._names = names
+        self._channel: Channel | None = None
+        self._exchange = ""
+        self._frames: dict[tuple[str, bool], bytes] = {}
+        self._gap = False
+
+    @property
+    def can_send(self) -> bool:
+        """Whether there is a channel, and RabbitMQ reads what is sent."""
+        channel = self._channel
+        return channel is not None and channel.connection.is_open and not channel.connection.blocked
+
+    async def set_up(self, channel: Channel) -> None:
+        """Declare the exchange and keep it by a queue that gets nothing, then send on this channel."""
+        queue = self._names.queue("sender")
+        arguments = {"x-queue-type": "classic"}
+        await channel.call("queue_declare", queue=queue, exclusive=True, auto_delete=True, arguments=arguments)
+        await self._names.bind(channel.connection, queue, NOTHING)
+        # who consumes it learns that somebody has deleted it
+        await channel.consume(queue, _ignore, auto_ack=True)
+        self._channel = channel
+        self._exchange = self._names.exchange
+        self._frames.clear()
+        channel.connection.on_blocked.append(self._publish_gap)
+        # RabbitMQ reports an alarm only to connections that have published. No queue gets this message.
+        channel.raw.basic_publish("", "", b"")
+        self._publish_gap()
+
+    def channel_closed(self) -> None:
+        """Drop everything until there is a new channel. The last events may not have been sent."""
+        if self._channel is not None:
+            self._channel.connection.on_blocked.remove(self._publish_gap)
+            self._channel = None
+        self._gap = True
+
+    def hint(self, workers: Iterable[str], orders: bool) -> None:
+        """Send a hint to each of these workers, all in one write, or drop them while that is not possible."""
+        channel = self._channel
+        if channel is None or channel.close_reason is not None or not self.can_send:
+            return
+        known = self._frames
+        if len(known) > _REMEMBERED:
+            known.clear()
+        pieces = []
+        for worker in workers:
+            frames = known.get((worker, orders))
+            if frames is None:
+                body = ORDERS if orders else LOOK
+                frames = known[worker, orders] = publish_frames(channel.number, self._exchange, hint_key(worker), body)
+            pieces.append(frames)
+        channel.connection.transport.write(b"".join(pieces))
+
+    def announce(self, body: bytes) -> None:
+        """Send an event batch to all subscribers, or drop it while that is not possible."""
+        if not self.can_send:
+            self._gap = True
+            return
+        assert self._channel is not None
+        # pika raises if the channel has just closed; channel_closed then records the gap
+        with suppress(AMQPError):
+            self._channel.raw.basic_publish(self._exchange, EVENTS, body, self._PROPERTIES)
+
+    def _publish_gap(self, _: str | None = None) -> None:
+        if self._gap:
+            # announce sets it again if it cannot send now
+            self._gap = False
+            self.announce(GAP)
+
+
+def _ignore(tag: int, redelivered: bool, body: bytes) -> None:
+    """No message has its key."""
