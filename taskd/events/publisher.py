@@ -8,11 +8,11 @@ from datetime import datetime, timezone
 from msgspec import Raw
 from twisted.internet.interfaces import IReactorTime
 
-from taskd.events.records import CancelOrder, EventBatch, TaskChange, TaskOutput, returned_event
+from taskd.events.records import EventBatch, TaskChange, TaskOutput, returned_event
 from taskd.events.watch_hub import Hub
 from taskd.model.states import State
 from taskd.model.tasks import Task
-from taskd.ports.broker import ORDERS, IBroker
+from taskd.ports.broker import IBroker
 from taskd.ports.store import IStore
 from taskd.protocol.messages import encode
 from taskd.protocol.views import view
@@ -44,7 +44,8 @@ class Publisher:
     def publish(self, tasks: Sequence[Task]) -> None:
         """Publish the present states of tasks that this process has changed.
 
-        Call it before the tasks' messages go to the broker, so that no server learns of a claim before the creation.
+        Call it before the workers that hold the tasks get their hints, so that no server learns of an end before the
+        creation.
         The hub of this server gets the changes in the reactor's next turn: the client that asked for a change gets its
         reply first.
         """
@@ -62,7 +63,7 @@ class Publisher:
                 self._clock.callLater(0, self._deliver, self._hub)
             self._for_hub += changes
         for piece in _pieces(changes):
-            self._broker.announce(encode(EventBatch(self._origin, piece)))
+            self._broker.announce(encode(EventBatch(self._store.installation, self._origin, piece)))
 
     def publish_returned(self, tasks: Sequence[Task]) -> None:
         """Publish the present states of tasks that this worker has given back because it stops, and tell the owners of
@@ -73,15 +74,11 @@ class Publisher:
 
     def publish_outputs(self, outputs: Sequence[TaskOutput]) -> None:
         """Publish progress and log lines of running tasks."""
-        self._broker.announce(encode(EventBatch(self._origin, outputs=outputs)))
+        self._broker.announce(encode(EventBatch(self._store.installation, self._origin, outputs=outputs)))
 
     def publish_worker_change(self) -> None:
         """Publish that this worker has started, stopped, or serves other kinds than before."""
-        self._broker.announce(encode(EventBatch(self._origin, workers=True)))
-
-    def publish_cancel_order(self, task_ids: Sequence[int]) -> None:
-        """Order the workers that run these cancelled tasks to stop them."""
-        self._broker.announce(encode(CancelOrder(task_ids)), ORDERS)
+        self._broker.announce(encode(EventBatch(self._store.installation, self._origin, workers=True)))
 
     def _deliver(self, hub: Hub) -> None:
         changes, self._for_hub = self._for_hub, []

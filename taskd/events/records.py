@@ -1,4 +1,4 @@
-"""The event batches that processes send to each other through the broker, and the order to stop cancelled tasks."""
+"""The event batches that processes send to each other through the broker."""
 
 from __future__ import annotations
 
@@ -38,26 +38,18 @@ class TaskOutput(Struct, array_like=True):
 
 
 class EventBatch(Struct, array_like=True):
-    """What one process announces at a time. ``origin`` is the name of that process. ``workers`` is True when a worker
-    has started, stopped, or serves other kinds than before."""
+    """What one process announces at a time. ``installation`` and ``origin`` are those of that process. ``workers`` is
+    True when a worker has started, stopped, or serves other kinds than before."""
 
+    installation: str
     origin: str
     changes: Sequence[TaskChange] = ()
     outputs: Sequence[TaskOutput] = ()
     workers: bool = False
 
 
-class CancelOrder(Struct, array_like=True):
-    """Ids of tasks that were cancelled while they ran, on the topic ORDERS."""
-
-    task_ids: Sequence[int]
-
-
 decode_batch = msgspec.json.Decoder(EventBatch).decode
 """The reverse of ``encode(EventBatch(...))``. Raises msgspec.MsgspecError or UnicodeDecodeError."""
-
-decode_cancel_order = msgspec.json.Decoder(CancelOrder).decode
-"""The reverse of ``encode(CancelOrder(...))``. Raises msgspec.MsgspecError or UnicodeDecodeError."""
 
 
 def progress_event(task: Task, progress: float, note: str | None) -> TaskOutput:
@@ -88,6 +80,6 @@ def returned_event(task: Task) -> TaskOutput:
     return TaskOutput(task.user_id, task.id, Raw(encode(event)))
 
 
-def batch_prefix(origin: str) -> bytes:
+def batch_prefix(installation: str, origin: str) -> bytes:
     """The bytes that every batch of this origin begins with: a process skips its own batches without decoding them."""
-    return b"[" + encode(origin) + b","
+    return b"[" + encode(installation) + b"," + encode(origin) + b","

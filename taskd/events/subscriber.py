@@ -14,7 +14,8 @@ from taskd.ports.broker import IBroker
 
 class Subscriber:
     """``origin`` is the name of this process: it skips its own batches. ``on_changes`` gets the changes that others
-    made, ``on_workers`` is called when a worker has started, stopped, or serves other kinds than before."""
+    made, ``on_workers`` is called when a worker has started, stopped, or serves other kinds than before, ``on_gap``
+    when batches may have been lost."""
 
     _log = Logger()
 
@@ -25,17 +26,28 @@ class Subscriber:
         origin: str,
         on_changes: Callable[[Sequence[TaskChange]], None],
         on_workers: Callable[[], None],
+        on_gap: Callable[[], None],
     ) -> None:
         self._broker = broker
         self._hub = hub
-        self._own_prefix = batch_prefix(origin)
+        self._origin = origin
+        self._installation = ""
+        self._own_prefix = b""
         self._on_changes = on_changes
         self._on_workers = on_workers
+        self._on_gap = on_gap
         self._warned = False
+        self._refused = False
 
-    def start(self) -> None:
-        """Receive batches from now on."""
-        self._broker.subscribe(self._received, self._hub.gap)
+    def start(self, installation: str) -> None:
+        """Receive the batches of this installation from now on."""
+        self._installation = installation
+        self._own_prefix = batch_prefix(installation, self._origin)
+        self._broker.subscribe(self._received, self._gap)
+
+    def _gap(self) -> None:
+        self._on_gap()
+        self._hub.gap()
 
     def _received(self, body: bytes) -> None:
         if body.startswith(self._own_prefix):
@@ -48,6 +60,9 @@ class Subscriber:
                 self._warned = True
                 self._log.warn("an event batch cannot be decoded, live views may be late: {why}", why=str(e))
             return
+        if batch.installation != self._installation:
+            self._refuse(batch.installation)
+            return
         if batch.workers:
             self._on_workers()
         if batch.outputs:
@@ -55,3 +70,11 @@ class Subscriber:
         if batch.changes:
             self._on_changes(batch.changes)
             self._hub.deliver(batch.changes)
+
+    def _refuse(self, installation: str) -> None:
+        # the broker's names keep installations apart, unless an operator binds their exchanges together: users must not
+        # hear of the users of another
+        if not self._refused:
+            self._refused = True
+            text = "refused an event batch of installation {other}, others will be refused silently; this is {own}"
+            self._log.warn(text, other=installation, own=self._installation)

@@ -152,9 +152,10 @@ class Wait:
 
 
 class Hub:
-    """The watches, waits and listeners of one server."""
+    """The watches, waits and listeners of one server. ``on_changes`` gets all changes, whoever wants them."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_changes: Callable[[Sequence[TaskChange]], None] | None = None) -> None:
+        self._on_changes = on_changes
         self._watches: dict[int, set[Watch]] = {}
         self._waits: dict[int, set[Wait]] = {}
         self._listeners: dict[int, set[Callable[[], None]]] = {}
@@ -178,6 +179,8 @@ class Hub:
 
     def deliver(self, changes: Sequence[TaskChange]) -> None:
         """Pass changes to whoever watches, waits or listens."""
+        if self._on_changes is not None:
+            self._on_changes(changes)
         for user_id, theirs in self._by_watched_user(changes):
             for watch in tuple(self._watches.get(user_id, ())):
                 watch.deliver(theirs)  # a watch that was closed meanwhile sends nothing

@@ -1,3 +1,3 @@
-"""Which task goes to the broker next, and what is put right when messages, workers or time are lost. It knows no
-connection and no request.
+"""Which task is assigned to which worker, and what is put right when workers or time are lost. It knows no connection
+and no request.
 """

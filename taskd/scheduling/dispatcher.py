@@ -1,127 +1,219 @@
-"""Keeps the window of a route filled from the backlog, in fair order."""
+"""Takes the turns of this server: tasks of the backlog are assigned to workers, in fair order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import NamedTuple
 
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.logger import Logger
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
 
 from taskd.events.publisher import Publisher
-from taskd.model.errors import Unavailable
-from taskd.model.tasks import Route
+from taskd.events.records import TaskChange
+from taskd.model.states import TERMINAL, State
+from taskd.model.tasks import Task
 from taskd.ports.broker import IBroker
 from taskd.ports.store import IStore
-from taskd.scheduling.outbox import Outbox
-from taskd.scheduling.window import Window
+from taskd.ports.workers import WorkerStatus
+from taskd.scheduling.pools import Pools, WorkerPool
+from taskd.scheduling.turns import GATHER, Turns
 
-BATCH = 500
-"""Tasks in one statement at most."""
+LIMIT = 500
+"""Tasks in one turn at most."""
+
+ROOM_LEFT = 0.2
+"""Seconds until the next turn while there is a backlog, and room for more of it."""
+
+FULL = 1.0
+"""The same while there is no room. An end that is heard of makes a turn at once."""
+
+FULL_UNHEARD = 0.5
+"""The same while no end can be heard of."""
+
+USED = 1.0
+"""Seconds until a turn after credit was used."""
+
+CHECK = 10.0
+"""Every so often one pool without a backlog, as far as known, is looked at: another server may have died after it
+stored a task and before it told anybody."""
+
+PLENTY = 0.5
+"""The next turn comes early if what ended since the last one had so many of the pool's slots."""
+
+MOST_FOLLOWED = 20_000
+"""Assignments that a server remembers; it forgets the oldest first, which turns count anyway."""
+
+
+class Assignment(NamedTuple):
+    """A task in flight that this server has assigned."""
+
+    pool: WorkerPool
+    worker: str
+    cost: float
 
 
 class Dispatcher:
-    """Moves the backlog of one route from waiting to queued, round-robin over its users.
+    """Knows when a turn may find something to do: there is a backlog, as far as anybody has told, and perhaps room.
 
-    It begins when :meth:`wake` is called and there is room for a worthwhile number of tasks, or when :meth:`tick` is
-    called, which also finds what other servers left. It goes on as far as there is room, until a whole round over the
-    users left nothing behind: no statement of that round returned as many tasks as its limit.
+    What it knows of backlog and room follows the events of all processes, and each turn corrects it. An error costs
+    time and loses nothing. It does not need the broker: without hints, workers find their tasks a little later.
     """
 
-    _log = Logger()
-
-    def __init__(
-        self,
-        clock: IReactorTime,
-        store: IStore,
-        broker: IBroker,
-        outbox: Outbox,
-        publisher: Publisher,
-        new_id: Callable[[], str],
-        route: Route,
-        window: Window,
-    ) -> None:
+    def __init__(self, clock: IReactorTime, store: IStore, broker: IBroker, publisher: Publisher, pools: Pools) -> None:
         self._clock = clock
         self._store = store
         self._broker = broker
-        self._outbox = outbox
         self._publisher = publisher
-        self._new_id = new_id
-        self._route = route
-        self._window = window
-        self._last_user: int | None = None
-        self._backlogged: frozenset[int] = frozenset()
-        self._left_nothing = True
-        self._running: Deferred[None] | None = None
-        self._again = False
-        self._soon: IDelayedCall | None = None
+        self._pools = pools
+        self._turns: dict[WorkerPool, Turns] = {}
+        self._mine: dict[int, Assignment] = {}
+        self._serving: set[str] = set()
+        self._stopping: set[Deferred[None]] = set()
         self._stopped = False
+        self._checks = LoopingCall(self._check)
+        self._checks.clock = clock
 
-    def wake(self) -> None:
-        """There may be room, or something new to dispatch."""
-        if self._window.has_backlog and self._soon is None and self._worthwhile():
-            self._soon = self._clock.callLater(0, self.tick)
+    def start(self) -> None:
+        """Look at the pools without a backlog now and then."""
+        self._checks.start(CHECK, now=False)
 
-    def tick(self) -> None:
-        """Dispatch what is due, as far as there is room."""
-        if self._soon is not None:
-            if self._soon.active():
-                self._soon.cancel()
-            self._soon = None
-        if self._stopped:
-            return
-        if self._running is not None:
-            self._again = True
-            return
-        self._running = Deferred.fromCoroutine(self._dispatch())
-        self._running.addBoth(self._ended)
-
-    def stop(self) -> Deferred[None]:
-        """Start no more statements; fires when the present one has ended."""
+    async def stop(self) -> None:
+        """Start no more turns; done when those under way have ended."""
         self._stopped = True
-        if self._soon is not None:
-            self._soon.cancel()
-            self._soon = None
-        if self._running is None:
-            return succeed(None)
-        done: Deferred[None] = Deferred()
-        self._running.addBoth(lambda _: done.callback(None))
-        return done
+        if self._checks.running:
+            self._checks.stop()
+        for pool in tuple(self._turns):
+            self._forget(pool)
+        for stopping in tuple(self._stopping):
+            await stopping
 
-    def _worthwhile(self) -> bool:
-        # A small batch costs as much as a large one: while the broker has plenty, let room gather.
-        return self._window.room >= min(BATCH, max(1, self._window.limit // 4))
+    # -- what makes a turn useful
 
-    def _ended(self, _: object) -> None:
-        self._running = None
-        if self._again:
-            self._again = False
-            self.wake()
+    def serve(self, workers: Sequence[WorkerStatus]) -> None:
+        """These are the living workers."""
+        before = self._serving
+        self._serving = {worker.info.name for worker in workers}
+        changed = self._pools.serve(workers)
+        if before - self._serving:
+            # who has stopped has given its last tasks back without a word
+            self.gap()
+        for pool in self._turns.keys() - set(self._pools.all.values()):
+            self._forget(pool)
+        for pool in changed:
+            self.wish(pool)
 
-    async def _dispatch(self) -> None:
+    def wish(self, pool: WorkerPool, within: float = 0.0, gather: bool = True) -> None:
+        """Take a turn in this pool within so many seconds: see :meth:`Turns.wish`."""
+        turns = self._turns.get(pool)
+        if turns is None:
+            if self._stopped or pool.routes not in self._pools.all:
+                return
+            turns = self._turns[pool] = Turns(self._clock, self._name(pool), partial(self._take_turn, pool))
+        turns.wish(within, gather)
+
+    def came(self, route: tuple[str, str]) -> None:
+        """A due task of this route waits."""
+        for pool in self._pools.by_route.get(route, ()):
+            pool.joined()
+            self.wish(pool, 0.0 if pool.credit.room_left else self._until_next_look())
+
+    def follow(self, changes: Iterable[TaskChange]) -> None:
+        """Other processes have changed these tasks."""
+        for change in changes:
+            self._follow(
+                change.task_id, change.user_id, (change.queue, change.kind), change.state, change.version, change.due
+            )
+
+    def changed(self, tasks: Iterable[Task]) -> None:
+        """This server has cancelled, retried or taken back these tasks."""
+        for task in tasks:
+            self._follow(task.id, task.user_id, task.route, task.state, task.version, True)
+
+    def gap(self) -> None:
+        """Nobody knows what was changed."""
+        for pool in self._pools.all.values():
+            pool.joined()
+            self.wish(pool)
+
+    def assigned(self, task_id: int, assignment: Assignment) -> None:
+        """This server has assigned a task: its end frees what it takes."""
+        self._mine[task_id] = assignment
+        if len(self._mine) > MOST_FOLLOWED:
+            del self._mine[next(iter(self._mine))]
+
+    def _follow(
+        self, task_id: int, user_id: int, route: tuple[str, str], state: State, version: int, due: bool
+    ) -> None:
+        waits = state is State.WAITING
+        if not waits and state not in TERMINAL:
+            return
+        mine = self._mine.pop(task_id, None)
+        if not waits or version > 1:
+            self._ended(mine, user_id, route, state)
+        if waits and due:
+            self.came(route)
+
+    def _ended(self, mine: Assignment | None, user_id: int, route: tuple[str, str], state: State) -> None:
+        """A task that was in flight, or may have been, is no longer."""
+        # what was cancelled takes its place until its worker has dropped it
+        if mine is not None and state is not State.CANCELLED:
+            mine.pool.credit.give(mine.worker, mine.cost)
+        for pool in self._pools.by_route.get(route, ()):
+            pool.credit.freed += pool.costs.of(user_id, route[1])
+            if not pool.backlog:
+                continue
+            if pool.credit.freed >= PLENTY * pool.slots:
+                self.wish(pool, gather=False)
+            elif state is State.CANCELLED:
+                self.wish(pool, ROOM_LEFT)
+            else:
+                # the server that assigned it is the first to use its place
+                self.wish(pool, 0.0 if mine is not None else GATHER)
+
+    def _check(self) -> None:
+        """Look at the pool that had no turn for the longest time."""
+        idle = [turns for pool, turns in self._turns.items() if pool.slots and not turns.wished]
+        if idle:
+            min(idle, key=lambda turns: turns.began).wish()
+
+    # -- turns
+
+    async def _take_turn(self, pool: WorkerPool) -> float | None:
+        """One turn. Returns the seconds until the next one."""
+        if not pool.slots:
+            pool.turn_failed()
+            return None
+        pool.turn_begins()
         try:
-            while not self._stopped and self._broker.ready and self._window.room and await self._dispatch_batch():
-                pass
-        except Unavailable as e:
-            self._log.info("route {route}: dispatch waits: {why}", route=self._route.name, why=e.message)
-        except Exception:
-            self._log.failure("route {route}: dispatch failed", route=self._route.name)
+            turn = await self._store.assign(pool.picture(), LIMIT, pool.after_user)
+        except BaseException:
+            pool.turn_failed()
+            raise
+        pool.turn_ended(turn)
+        for task in turn.tasks:
+            cost = pool.costs.of(task.user_id, task.kind)
+            self.assigned(task.id, Assignment(pool, task.worker or "", cost))
+        self._publisher.publish(turn.tasks)
+        self._broker.hint({task.worker for task in turn.tasks if task.worker})
+        if len(turn.tasks) >= LIMIT:
+            return 0.0
+        if not pool.backlog:
+            return None
+        return ROOM_LEFT if pool.credit.room_left else self._until_next_look()
 
-    async def _dispatch_batch(self) -> bool:
-        """One statement. True if another one right away may find more."""
-        window, batch = self._window, self._new_id()
-        if self._last_user is None:
-            self._backlogged, self._left_nothing = window.backlogged_users(), True
-        limit = min(BATCH, window.room)
-        found = await self._store.dispatch(batch, self._route, limit, self._last_user)
-        self._last_user = found.last_user
-        self._left_nothing = self._left_nothing and not found.more
-        window.take(len(found.tasks))
-        if found.tasks:
-            self._publisher.publish(found.tasks)
-            # Without tasks there is no outbox row. If a delayed first run of the batch stores one, the relay finds it.
-            self._outbox.publish(batch, found.tasks)
-        if found.last_user is None and self._left_nothing:
-            window.clear_backlogged(self._backlogged)
-            return False
-        return True
+    def _until_next_look(self) -> float:
+        """The seconds until a full pool is looked at, although no end was heard of."""
+        return FULL if self._broker.ready else FULL_UNHEARD
+
+    def _forget(self, pool: WorkerPool) -> None:
+        """No living worker serves it any more, or this server stops."""
+        stopping = self._turns.pop(pool).stop()
+        if not stopping.called:
+            self._stopping.add(stopping)
+            stopping.addCallback(lambda _: self._stopping.discard(stopping))
+
+    def _name(self, pool: WorkerPool) -> str:
+        first, *more = sorted(route.name for route in pool.routes)
+        return f"pool of {first}" + (f" and {len(more)} more" if more else "")

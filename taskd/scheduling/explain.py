@@ -8,35 +8,35 @@ from typing import Any
 
 from taskd.model.errors import quote
 from taskd.model.states import TERMINAL, State
-from taskd.model.tasks import DEFAULT_KIND, PROGRAM_PREFIX, Task
-from taskd.ports.store import IStore
+from taskd.model.tasks import DEFAULT_KIND, PROGRAM_PREFIX, Task, shown_attempt
 from taskd.ports.workers import WorkerStatus
-from taskd.scheduling.routes import Routes
+from taskd.scheduling.pools import Pools
 from taskd.scheduling.served_kinds import Serving
-from taskd.scheduling.window import Windows
 
 
-async def what_blocks(task: Task, alive: Iterable[WorkerStatus], store: IStore) -> str | None:
-    """What blocks the worker that runs this task; None if nothing does, or if nothing runs it. Raises Unavailable."""
-    if task.state is State.RUNNING:
+def what_blocks(task: Task, alive: Iterable[WorkerStatus]) -> str | None:
+    """What blocks the worker that holds this task; None if nothing does, or if nobody holds it."""
+    if task.state in (State.QUEUED, State.RUNNING):
         for worker in alive:
-            if worker.stalled and any(held.task_id == task.id for held in await store.held_by(worker.info.name)):
+            if worker.info.name == task.worker:
                 return worker.stalled
     return None
 
 
 def explain(
-    task: Task, now: datetime, routes: Routes, windows: Windows, broker_ready: bool, blocked_by: str | None = None
+    task: Task, now: datetime, pools: Pools, broker_ready: bool, blocked_by: str | None = None
 ) -> dict[str, Any]:
     """``code``, ``message``, and the values that a client needs to say it in another language. ``now`` is the
-    database's time, ``blocked_by`` what blocks the worker that runs the task."""
-    code, message, fields = _why(task, now, routes, windows, broker_ready, blocked_by)
+    database's time, ``blocked_by`` what blocks the worker that holds the task."""
+    code, message, fields = _why(task, now, pools, blocked_by)
+    if not broker_ready and code in ("queued", "waiting"):
+        message += " RabbitMQ cannot be reached, so it may begin about two seconds later than it could."
     if task.returns and task.state not in TERMINAL:
         message += f" Workers that were stopping have given it back {_times(task.returns)}."
     known = {
         "kind": task.kind,
         "queue": task.queue,
-        "attempt": task.attempt,
+        "attempt": shown_attempt(task),
         "max_attempts": task.max_attempts or None,
         "losses": task.losses,
         "returns": task.returns,
@@ -47,9 +47,7 @@ def explain(
 _Why = tuple[str, str, dict[str, Any]]
 
 
-def _why(
-    task: Task, now: datetime, routes: Routes, windows: Windows, broker_ready: bool, blocked_by: str | None
-) -> _Why:
+def _why(task: Task, now: datetime, pools: Pools, blocked_by: str | None) -> _Why:
     if task.state is State.COMPLETED:
         return "completed", "The task is done; get_task has its result.", {"finished_at": task.finished_at}
     if task.state is State.CANCELLED:
@@ -65,7 +63,7 @@ def _why(
             text += f" But this worker is blocked: {_sentence(blocked_by)}"
             return "stalled", text, {"since": task.started_at, "blocked_by": blocked_by}
         return "running", text, {"since": task.started_at}
-    serving = routes.serving(task.route)
+    serving = pools.serving(task.route)
     shown = serving or Serving(0, 0, 0, 0, "", 0)
     fields: dict[str, Any] = {
         "workers": shown.workers,
@@ -75,17 +73,18 @@ def _why(
     }
     if task.state is State.WAITING and task.run_at > now:
         return _later(task, fields, "" if serving else f" But {_no_worker(task)}")
-    if serving is None:
+    if task.state is State.QUEUED and blocked_by:
+        text = f"The worker that holds the task is blocked: {_sentence(blocked_by)} It waits until that goes on."
+        return "stalled", text, {**fields, "blocked_by": blocked_by}
+    if task.state is State.WAITING and serving is None:
         text = _no_worker(task)
         return "no_worker", text[0].upper() + text[1:], fields
-    if not broker_ready:
-        return "broker_down", "RabbitMQ cannot be reached; the task continues by itself as soon as it can.", fields
-    if serving.stalled == serving.workers:
-        text = f"Every worker that serves it is blocked: {_sentence(serving.blocked_by)} It waits until one goes on."
-        return "stalled", text, {**fields, "blocked_by": serving.blocked_by}
-    if serving.hung and not serving.slots:
+    if task.state is State.WAITING and shown.stalled == shown.workers:
+        text = f"Every worker that serves it is blocked: {_sentence(shown.blocked_by)} It waits until one goes on."
+        return "stalled", text, {**fields, "blocked_by": shown.blocked_by}
+    if shown.hung and not shown.slots:
         text = (
-            f"All {serving.hung} slots for it are taken by handlers that should have ended and have not: restart the"
+            f"All {shown.hung} slots for it are taken by handlers that should have ended and have not: restart the"
             " workers that serve it."
         )
         return "hung", text, fields
@@ -96,9 +95,8 @@ def _why(
         )
         return "suspect", text, fields
     if task.state is State.QUEUED:
-        text = f"The task is in the broker. It runs as soon as a worker has a free slot; {serving.workers} serve it."
-        return "queued", text, fields
-    return _backlogged(task, fields, routes, windows)
+        return "queued", "A worker has the task, and begins it as soon as it has a free slot.", fields
+    return _backlogged(task, fields, pools, shown)
 
 
 def _later(task: Task, fields: dict[str, Any], but: str) -> _Why:
@@ -109,17 +107,16 @@ def _later(task: Task, fields: dict[str, Any], but: str) -> _Why:
     return "scheduled", f"The task is scheduled: it may run from {_time(task.run_at)} on.{but}", fields
 
 
-def _backlogged(task: Task, fields: dict[str, Any], routes: Routes, windows: Windows) -> _Why:
-    window = windows.by_route.get(task.route)
-    if window is None:
-        known = ", ".join(routes.queues)
-        text = f"This server does not dispatch the queue {quote(task.queue)}, only {known}: another server must."
+def _backlogged(task: Task, fields: dict[str, Any], pools: Pools, serving: Serving) -> _Why:
+    found = pools.by_route.get(task.route)
+    if found is None:
+        known = ", ".join(pools.queues)
+        text = f"This server does not assign tasks of the queue {quote(task.queue)}, only {known}: another server must."
         return "waiting", text, fields
-    fields |= {"queued": window.queued, "window": window.limit}
-    if not window.room:
-        text = f"The task waits for earlier ones: {window.queued} tasks are in the broker, which is the limit."
-        return "waiting", text, fields
-    return "waiting", "The task waits for earlier ones, or is just being dispatched.", fields
+    if any(pool.credit.room_left for pool in found):
+        return "waiting", "The task waits for earlier ones, or is just being assigned to a worker.", fields
+    text = f"The task waits for a free slot: {serving.slots} run tasks of its kind, and all are taken."
+    return "waiting", text, fields
 
 
 def _no_worker(task: Task) -> str:

@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from taskd.model.errors import Unavailable
 from taskd.ports.store import IStore
 from taskd.ports.workers import WorkerPoll, WorkerState, WorkerStatus
-from taskd.scheduling.routes import Routes
+from taskd.scheduling.dispatcher import Dispatcher
 from taskd.scheduling.take_back import TakeBack
 
 INTERVAL = 0.5
@@ -36,8 +36,17 @@ ANSWERED_WITHIN = 1.0
 POLLS_AFTER_LOSS = 3
 """So many counted polls without a beat after the worker's connection to the database was seen closed."""
 
-ORPHANS_EVERY = 0.9
-"""Seconds between searches for running tasks whose workers are dead already: about one."""
+ORPHANS_EVERY = 5.0
+"""Seconds between searches for tasks that are held by workers that are dead already. None should be there: whoever dies
+leaves its tasks to the search that its death begins."""
+
+ORPHANS_SOON = 0.9
+"""The same while there may be some, about one: a turn that is committed with its worker's end is missed by that search,
+and a search may fail."""
+
+SOON_FOR = 15.0
+"""Seconds for which there may be some after a worker's end, trouble with the database, and the server's own start: no
+statement takes longer."""
 
 _LIVING = (WorkerState.SERVING, WorkerState.DRAINING)
 
@@ -57,7 +66,7 @@ class _Watched:
 
 
 class Liveness:
-    """Has routes served by the living workers, and tasks taken back from the dead.
+    """Has tasks assigned to the living workers, and taken back from the dead.
 
     Dead is who is gone; who had no beat in 3 counted polls after its database connection was seen open and then
     closed; and who had none in ``lease`` counted polls. ``lease`` is None for an embedded server: it takes nothing
@@ -67,39 +76,25 @@ class Liveness:
     _log = Logger()
 
     def __init__(
-        self, clock: IReactorTime, store: IStore, routes: Routes, take_back: TakeBack, lease: float | None
+        self, clock: IReactorTime, store: IStore, dispatcher: Dispatcher, take_back: TakeBack, lease: float | None
     ) -> None:
         self._clock = clock
         self._store = store
-        self._routes = routes
+        self._dispatcher = dispatcher
         self._take_back = take_back
         self._lease = None if lease is None else math.ceil(lease)
         self.alive: Sequence[WorkerStatus] = ()
         """The living workers of the last poll, those that are draining included."""
         self._watched: dict[str, _Watched] = {}
         self._epoch: str | None = None
-        self._steady_since: float | None = None
         self._blocked: dict[str, str] = {}
         self._told: set[str] = set()
         self._news: dict[str, str] = {}
         self._poll_again = self._polling = self._taking = self._stopped = False
         self._orphans_at = clock.seconds()
+        self._soon_until = self._orphans_at + SOON_FOR
         self._loop = LoopingCall(self._tick)
         self._loop.clock = clock
-
-    @property
-    def steady(self) -> float:
-        """For how many seconds this server has seen the database up without a break."""
-        return 0.0 if self._steady_since is None else self._clock.seconds() - self._steady_since
-
-    async def is_steady(self, seconds: float) -> bool:
-        """Whether this server has seen the database up for so long, until this very moment: between two polls it may
-        have crashed and come back. Raises Unavailable."""
-        epoch = self._epoch
-        if epoch is None or self.steady < seconds:
-            return False
-        poll = await self._store.poll_workers()
-        return poll.epoch == epoch == self._epoch
 
     def start(self) -> None:
         """Begin to poll."""
@@ -148,26 +143,29 @@ class Liveness:
 
     def _break(self, why: str) -> None:
         """What was counted so far may be the fault of the database, or of this server."""
-        if self._steady_since is not None:
+        if self._epoch is not None:
             self._log.debug("all workers are counted from 0 again: {why}", why=why)
-        self._steady_since = self._epoch = None
+        self._epoch = None
         self._watched.clear()
+        self._search_soon()
 
     def _look(self, poll: WorkerPoll, began: float, prompt: bool) -> None:
         if poll.epoch != self._epoch:
             self._break("the database was restarted")
-            # not since the poll began: it may have waited for the database to come back
-            self._epoch, self._steady_since = poll.epoch, self._clock.seconds()
+            self._epoch = poll.epoch
         before, self._watched = self._watched, {}
         for status in poll.workers:
             name = status.info.name
             self._watched[name] = self._follow(before.get(name), status, began, prompt)
         deaths = {name: why for name, watched in self._watched.items() if (why := self._death(watched))}
         stopped = dict.fromkeys(before.keys() - self._watched.keys(), "stopped")
+        lived = {status.info.name for status in self.alive}
         self.alive = [w.status for name, w in self._watched.items() if w.status.state in _LIVING and name not in deaths]
         self._tell(deaths, stopped)
+        if self._news or not lived <= {status.info.name for status in self.alive}:
+            self._search_soon()
         self._take_back_from({name: self._watched[name].status.beat for name in deaths})
-        self._routes.serve([status for status in self.alive if status.state is WorkerState.SERVING])
+        self._dispatcher.serve(self.alive)
 
     def _follow(self, watched: _Watched | None, status: WorkerStatus, began: float, prompt: bool) -> _Watched:
         """Count one poll of a worker."""
@@ -214,13 +212,13 @@ class Liveness:
         self._blocked = blocked
 
     def _take_back_from(self, dead: dict[str, int]) -> None:
-        """Take back what the dead hold: at once, and once a second what is left of those that died earlier. Polls go on
+        """Take back what the dead hold: at once, and later what is left of those that died earlier. Polls go on
         meanwhile, since a lock on the tasks may take long."""
         now = self._clock.seconds()
         if self._lease is None or self._taking or not (self._news or now >= self._orphans_at):
             return
         self._taking = True
-        self._orphans_at = now + ORPHANS_EVERY
+        self._orphans_at = now + (ORPHANS_SOON if now < self._soon_until else ORPHANS_EVERY)
         why = "; ".join(f"worker {name}: {why}" for name, why in self._news.items()) or ORPHANED
         self._news.clear()
         Deferred.fromCoroutine(self._take_back_now(dead, why))
@@ -229,8 +227,13 @@ class Liveness:
         """Never fails."""
         try:
             self._take_back.taken(await self._store.take_back(dead), why)
+            if dead:
+                # what their owners had cancelled and retried waits now, and is not among these tasks
+                self._dispatcher.gap()
         except Unavailable as e:
             self._log.debug("tasks are taken back later: {why}", why=e.message)
+            # it may have been committed
+            self._dispatcher.gap()
             self._give_time()
         except Exception:
             self._log.failure("tasks cannot be taken back")
@@ -242,3 +245,9 @@ class Liveness:
         """The database takes no changes, so perhaps it takes no beats either: everybody gets half a lease to beat."""
         for watched in self._watched.values():
             watched.silent, watched.lost = min(watched.silent, (self._lease or 0) // 2), 0
+        self._search_soon()
+
+    def _search_soon(self) -> None:
+        """For a while there may be orphans."""
+        now = self._clock.seconds()
+        self._soon_until, self._orphans_at = now + SOON_FOR, min(self._orphans_at, now + ORPHANS_SOON)

@@ -1,61 +1,58 @@
-"""Creates tasks: stores the tasks of many requests in one transaction, and sends some straight to the broker."""
+"""Creates tasks: stores the tasks of many requests in one transaction, and assigns some of them in it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from itertools import compress, islice
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorTime
 
 from taskd.batching import Batcher
 from taskd.events.publisher import Publisher
-from taskd.model.errors import KeyTaken
+from taskd.model.errors import BadRequest, KeyTaken
 from taskd.model.states import State
 from taskd.model.tasks import NewTask, Route
 from taskd.ports.broker import IBroker
 from taskd.ports.store import IStore
 from taskd.ports.tasks import Keyed
 from taskd.protocol.limits import MAX_BATCH
+from taskd.scheduling.dispatcher import Dispatcher
+from taskd.scheduling.fast_path import FastPath
 from taskd.scheduling.idempotency import Created, answers, check_fingerprints, to_be_stored
-from taskd.scheduling.outbox import Outbox
-from taskd.scheduling.window import Windows
-
-Key = tuple[int, str]
-"""A user's id and an idempotency key."""
+from taskd.scheduling.ids import Ids
+from taskd.scheduling.key_turns import Key, KeyTurns, Turn
 
 
 class Submitter:
-    """Callers get their answer after the commit; messages are published after that.
+    """Callers get their answer after the commit; events and hints are sent after that.
 
-    A task that gets a place in the window of its route goes straight to the broker. Any other task waits in the store:
-    behind older tasks, until it is due, or for a worker that serves its route. ``backlogged`` is called with the
-    routes that have something new to dispatch."""
+    A task that the fast path places is assigned by its creation. Any other task waits in the store: behind older tasks,
+    until it is due, or for a worker that serves its route. The dispatcher is told of what waits."""
 
     def __init__(
         self,
         clock: IReactorTime,
         store: IStore,
         broker: IBroker,
-        outbox: Outbox,
-        windows: Windows,
         publisher: Publisher,
-        new_id: Callable[[], str],
-        backlogged: Callable[[Route], None],
+        dispatcher: Dispatcher,
+        fast_path: FastPath,
     ) -> None:
         self._store = store
         self._broker = broker
-        self._outbox = outbox
-        self._windows = windows
         self._publisher = publisher
-        self._new_id = new_id
-        self._backlogged = backlogged
+        self._dispatcher = dispatcher
+        self._fast_path = fast_path
+        self.ids = Ids(clock)
+        self._giving_ids = DeferredLock()
         self._batcher: Batcher[Sequence[NewTask], Sequence[Created]] = Batcher(
             clock, self._create, max_weight=MAX_BATCH, weigh=len
         )
         self._look_ups: Batcher[Sequence[Key], Mapping[Key, Keyed]] = Batcher(
             clock, self._look_up, max_weight=MAX_BATCH, weigh=len
         )
+        self._key_turns = KeyTurns()
 
     def submit(self, tasks: Sequence[NewTask]) -> Deferred[Sequence[Created]]:
         """Store the tasks of one request, all or none. The result has them in order, once they are committed.
@@ -65,21 +62,32 @@ class Submitter:
         """
         for task in tasks:
             if task.key is not None:
-                return Deferred.fromCoroutine(self._submit_keyed(tasks))
+                # A caller that gives up stops nothing, as without keys: these are held until their outcome is known.
+                answered: Deferred[Sequence[Created]] = Deferred()
+                Deferred.fromCoroutine(self._submit_keyed(tasks)).chainDeferred(answered)
+                return answered
         return self._batcher.submit(tasks)
 
     async def _submit_keyed(self, tasks: Sequence[NewTask]) -> Sequence[Created]:
-        keys = list(dict.fromkeys((task.user_id, task.key) for task in tasks if task.key is not None))
-        while True:
-            known = {key: found for (_, key), found in (await self._look_ups.submit(keys)).items()}
-            check_fingerprints(tasks, known)
-            fresh = to_be_stored(tasks, known)
-            try:
-                stored = await self._batcher.submit(fresh) if fresh else ()
-            except KeyTaken:
-                # another request has taken the key between the lookup and the commit
-                continue
-            return answers(tasks, known, stored)
+        check_fingerprints(tasks, {})
+        with await self._key_turns.take(_keys(tasks)) as turn:
+            while True:
+                try:
+                    return await self._store_keyed(tasks, turn)
+                except KeyTaken:
+                    pass  # another server has taken a key between the lookup and the commit
+
+    async def _store_keyed(self, tasks: Sequence[NewTask], turn: Turn) -> Sequence[Created]:
+        if unknown := [key for key in turn.keys if key not in turn.known]:
+            turn.known.update(await self._look_ups.submit(unknown))
+        known = {key: found for (_, key), found in turn.known.items()}
+        check_fingerprints(tasks, known)
+        fresh = to_be_stored(tasks, known)
+        stored = await self._batcher.submit(fresh) if fresh else ()
+        for task, created in zip(fresh, stored, strict=True):
+            if task.key is not None:
+                turn.known[task.user_id, task.key] = Keyed(created.task_id, task.fingerprint or "")
+        return answers(tasks, known, stored)
 
     def drained(self) -> Deferred[None]:
         """Fires when nothing is under way."""
@@ -89,38 +97,60 @@ class Submitter:
         found = await self._store.find_keys([key for keys in requests for key in keys])
         return [{key: found[key] for key in keys if key in found} for keys in requests]
 
-    async def _create(self, requests: list[Sequence[NewTask]]) -> Sequence[Sequence[Created]]:
-        batch = self._new_id()
-        published, self._outbox.published = self._outbox.published, []
-        tasks = [task for request in requests for task in request]
-        for task in tasks:
-            task.state = self._first_state(task)
+    async def _create(self, requests: list[Sequence[NewTask]]) -> Sequence[Sequence[Created] | KeyTaken]:
         try:
-            stored = await self._store.create_tasks(batch, tasks, published)
-        except BaseException:
-            self._outbox.published += published
-            for task in tasks:
-                if task.state is State.QUEUED:
-                    self._windows.release(task.route, 1)
-            raise
-        for task, row in zip(tasks, stored, strict=True):
-            # only the database knows whether a run_at has passed: at its time of this transaction
-            if task.run_at is not None and row.run_at <= row.created_at:
-                self._windows.mark_backlogged(task.route, task.user_id)
-        self._publisher.publish(stored)
-        self._outbox.publish(batch, stored)
-        for route in dict.fromkeys(task.route for task in tasks if task.state is State.WAITING):
-            self._backlogged(route)
-        created = iter([Created(task.id) for task in stored])
-        return [list(islice(created, len(request))) for request in requests]
+            return await self._create_all(requests)
+        except KeyTaken as e:
+            # find out which, so that the batcher need not try everybody's requests in ever smaller batches
+            keys = [_keys(tasks) for tasks in requests]
+            taken = await self._store.find_keys([key for theirs in keys for key in theirs])
+            free = [taken.keys().isdisjoint(theirs) for theirs in keys]
+            if all(free):
+                raise
+            created = iter(await self._create_all(list(compress(requests, free))) if any(free) else ())
+            return [next(created) if is_free else KeyTaken(e.message, field=e.field) for is_free in free]
 
-    def _first_state(self, task: NewTask) -> State:
-        """QUEUED if it goes straight to the broker, else WAITING: then the store knows when it is due."""
-        window = self._windows.by_route.get(Route(task.queue, task.kind))
-        if window is None or task.delay or task.run_at is not None:
-            return State.WAITING
-        # While the broker is away, tasks wait in the store; the dispatcher sends them when it is back.
-        if self._broker.ready and window.admit(task.user_id):
-            return State.QUEUED
-        window.mark_backlogged(task.user_id)
-        return State.WAITING
+    async def _create_all(self, requests: list[Sequence[NewTask]]) -> Sequence[Sequence[Created]]:
+        tasks = [task for request in requests for task in request]
+        await self._give_ids(tasks)
+        placed = self._fast_path.place(tasks)
+        try:
+            created = await self._store.create_tasks(tasks, self.ids.spare(len(tasks)))
+        except BaseException as e:
+            self._fast_path.not_created(placed, isinstance(e, (BadRequest, KeyTaken)))
+            self._waiting({task.route for task in tasks if task.worker is None})
+            raise
+        self.ids.add(created.ids)
+        workers = self._fast_path.created(placed, created.tasks)
+        self._publisher.publish(created.tasks)
+        if workers:
+            self._broker.hint(workers)
+        # only the database knows whether a run_at has passed: at its time of this transaction
+        due = {t.route for t in created.tasks if t.state is State.WAITING and t.run_at <= t.created_at}
+        self._waiting(due)
+        answers = iter([Created(task.id) for task in created.tasks])
+        return [list(islice(answers, len(request))) for request in requests]
+
+    async def _give_ids(self, tasks: Sequence[NewTask]) -> None:
+        """Tasks of a batch that failed, of which this is a part, have theirs already."""
+        new = [task for task in tasks if not task.id]
+        if not new:
+            return
+        # one batch after the other, so that lists have the tasks in the order in which they came
+        await self._giving_ids.acquire()
+        try:
+            while missing := self.ids.missing(len(new)):
+                self.ids.add(await self._store.draw_ids(missing))
+            for task in new:
+                task.id = self.ids.take()
+        finally:
+            self._giving_ids.release()
+
+    def _waiting(self, routes: set[Route]) -> None:
+        for route in routes:
+            self._dispatcher.came(route)
+
+
+def _keys(tasks: Sequence[NewTask]) -> list[Key]:
+    """The keys of a request, each once."""
+    return list(dict.fromkeys((task.user_id, task.key) for task in tasks if task.key is not None))

@@ -1,4 +1,4 @@
-"""Puts tasks that were taken back from a worker or the broker into the backlog, and publishes their change."""
+"""Publishes what was taken back from workers, and has it assigned again."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ from collections.abc import Sequence
 from twisted.logger import Logger
 
 from taskd.events.publisher import Publisher
-from taskd.model.states import State
 from taskd.model.tasks import Task
-from taskd.scheduling.routes import Routes
+from taskd.scheduling.dispatcher import Dispatcher
 
 LOGGED_IDS = 20
 """Ids that one line of the log names at most."""
 
 
 class TakeBack:
-    """What several duties do with the tasks that they took back."""
+    """What happens to tasks that were taken back."""
 
     _log = Logger()
 
-    def __init__(self, publisher: Publisher, routes: Routes) -> None:
+    def __init__(self, publisher: Publisher, dispatcher: Dispatcher) -> None:
         self._publisher = publisher
-        self._routes = routes
+        self._dispatcher = dispatcher
 
     def taken(self, tasks: Sequence[Task], why: str) -> None:
         """These tasks are waiting again, or have failed for good. One with an error has lost an attempt."""
@@ -36,4 +35,4 @@ class TakeBack:
             ids=[task.id for task in tasks[:LOGGED_IDS]],
         )
         self._publisher.publish(tasks)
-        self._routes.add_backlog([(task.route, task.user_id) for task in tasks if task.state is State.WAITING])
+        self._dispatcher.changed(tasks)

@@ -20,7 +20,7 @@ NOON = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)
 
 
 def make_task(kind: str = "k", payload: str = "{}", attempt: int = 1, **more: Any) -> Task:
-    """A claimed task."""
+    """A task that a worker runs."""
     return Task(7, 1, "work", kind, "q", State.RUNNING, NOON, NOON, payload, attempt=attempt, dispatch=2, **more)
 
 

@@ -1,6 +1,6 @@
 """A whole server in memory for the unit tests, on a clock that only the tests advance.
 
-There is no worker: the tests consume, claim and finish through the broker and the store, as a worker does.
+There is no worker: the tests hold, begin and finish tasks through the store, as a worker does.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 import itertools
 import json
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 from typing import Any, TypeVar
 
+import bcrypt
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.error import ConnectionDone
@@ -23,17 +24,15 @@ from twisted.trial.unittest import SynchronousTestCase
 from taskd.api.accounts import Accounts
 from taskd.broker.memory import MemoryBroker
 from taskd.events.publisher import changes_of
-from taskd.events.records import EventBatch, decode_cancel_order, log_event, progress_event
+from taskd.events.records import EventBatch, log_event, progress_event
 from taskd.model.states import State
 from taskd.model.tasks import NewTask, Route, Task
-from taskd.ports.attempts import Claim, Outcome
-from taskd.ports.broker import CHANGES, Delivery
+from taskd.ports.attempts import Begun, Held, Outcome
 from taskd.ports.handler import ISOLATIONS
 from taskd.ports.logs import Report
-from taskd.ports.scheduling import Dispatch
 from taskd.ports.workers import KindInfo, WorkerInfo
 from taskd.protocol.messages import encode
-from taskd.scheduling.window import Window
+from taskd.scheduling.pools import WorkerPool
 from taskd.server.task_server import TaskServer
 from taskd.store.sqlite.database import InlineRunner
 from taskd.store.sqlite.store import SqliteStore
@@ -42,6 +41,7 @@ NOON = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)
 PASSWORD = "correct horse"
 LEASE = 30.0
 SESSION = 86_400
+ADMIN = "root"
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -106,51 +106,26 @@ def _broken(*args: Any) -> Any:
 
 
 class StageBroker(MemoryBroker):
-    """A broker that records messages, event batches, cancel orders and the names of all queues used.
-
-    While ``withholds_confirms``, it accepts messages and confirms none.
-    """
+    """A broker that records hints, orders and event batches. ``sent`` says in which order they were sent."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(clock)
-        self.published: list[Dispatch] = []
+        self.hinted: list[str] = []
+        self.ordered: list[str] = []
         self.event_batches: list[bytes] = []
-        self.cancel_orders: list[list[int]] = []
-        self.queue_names: set[str] = set()
         self.sent: list[str] = []
-        self.withholds_confirms = False
-        self._unconfirmed: list[Deferred[None]] = []
 
-    async def publish(self, queue: str, messages: Sequence[Dispatch]) -> None:
-        self.queue_names.add(queue)
-        await super().publish(queue, messages)
-        self.sent.append("messages")
-        self.published += messages
-        if self.withholds_confirms:
-            confirmed: Deferred[None] = Deferred()
-            self._unconfirmed.append(confirmed)
-            await confirmed
+    def hint(self, workers: Iterable[str], orders: bool = False) -> None:
+        workers = sorted(workers)
+        if workers:
+            self.sent.append("hints")
+        (self.ordered if orders else self.hinted).extend(workers)
+        super().hint(workers, orders)
 
-    def confirm(self, error: Exception | None = None) -> None:
-        """Confirm all messages whose confirms were withheld, or fail them with this error."""
-        unconfirmed, self._unconfirmed = self._unconfirmed, []
-        for confirmed in unconfirmed:
-            if error is None:
-                confirmed.callback(None)
-            else:
-                confirmed.errback(error)
-
-    def announce(self, body: bytes, topic: str = CHANGES) -> None:
-        if topic == CHANGES:
-            self.sent.append("events")
-            self.event_batches.append(body)
-        else:
-            self.cancel_orders.append(list(decode_cancel_order(body).task_ids))
-        super().announce(body, topic)
-
-    async def depth(self, queue: str) -> int:
-        self.queue_names.add(queue)
-        return await super().depth(queue)
+    def announce(self, body: bytes) -> None:
+        self.sent.append("events")
+        self.event_batches.append(body)
+        super().announce(body)
 
 
 async def run_inline(function: Callable[..., Any], *args: Any) -> Any:
@@ -293,9 +268,7 @@ class _WallClock:
 class Stage:
     """A server in memory, without its periodic work: only clients and tests make something happen."""
 
-    def __init__(
-        self, queues: Sequence[str] = ("tasks",), window: int = 2000, run_hash: Any = run_inline, keep: float = 0.0
-    ) -> None:
+    def __init__(self, queues: Sequence[str] = ("tasks",), run_hash: Any = run_inline, keep: float = 0.0) -> None:
         # timers run by another clock than the store: whoever takes the one for the other is an age off
         self.clock = clock = Clock()
         clock.advance(1000.0)
@@ -306,27 +279,24 @@ class Stage:
         self.other_store = SqliteStore(AlwaysAvailable(self.runner), clock, wall)
         for start in (self.other_store.start(), store.start(), broker.start()):
             now(start)
-        self.accounts = Accounts(store, run_hash, 4, SESSION)
+        self.accounts = Accounts(store, run_hash, 4, SESSION, admins=[ADMIN])
         self.server = TaskServer(
             clock,
             store,
             broker,
             self.accounts,
             queues=queues,
-            window=window,
             lease=LEASE,
             node="node",
-            new_id=self.new_id,
             keep=keep,
         )
         self.hub, self.publisher, self.api = self.server.hub, self.server.publisher, self.server.api
         self.lines = self.server.lines
         scheduler = self.server.scheduler
-        self.windows, self.outbox, self.routes = scheduler.windows, scheduler.outbox, scheduler.routes
+        self.pools, self.dispatcher = scheduler.pools, scheduler.dispatcher
         self.submitter, self.maintenance = scheduler.submitter, scheduler.maintenance
         self.liveness = scheduler.liveness
-        self.server.subscriber.start()
-        self._ids = itertools.count(1)
+        self.server.subscriber.start(store.installation)
 
     def drain(self) -> None:
         """Start draining the server."""
@@ -337,10 +307,6 @@ class Stage:
         """Close the database."""
         self.runner.close()
 
-    def new_id(self) -> str:
-        """The id of a batch, in the form of a UUID."""
-        return f"00000000-0000-0000-0000-{next(self._ids):012}"
-
     def now(self) -> datetime:
         """The store's time."""
         return self.store.now()
@@ -349,11 +315,14 @@ class Stage:
         """Run everything that is due now."""
         self.clock.advance(0)
 
-    def learn_backlog(self) -> Stage:
-        """Run a first round of dispatch, so that the windows know their backlogs. Returns self."""
-        self.routes.tick()
-        self.run_pending()
-        return self
+    def pass_time(self, seconds: float = 0.1, step: float = 0.05) -> None:
+        """Let time pass, in small steps."""
+        for _ in range(round(seconds / step)):
+            self.clock.advance(step)
+
+    def draw_ids(self) -> None:
+        """Have the server know ids for new tasks already, as after its first creation."""
+        self.submitter.ids.add(now(self.other_store.draw_ids(100)))
 
     def run_maintenance(self) -> None:
         """Poll the workers, then run one round of maintenance."""
@@ -361,9 +330,10 @@ class Stage:
         now(self.maintenance.round())
         self.run_pending()
 
-    def window(self, queue: str = "tasks", kind: str = "simulate") -> Window:
-        """The window of an open route."""
-        return self.windows.by_route[Route(queue, kind)]
+    def pool(self, queue: str = "tasks", kind: str = "simulate") -> WorkerPool:
+        """The only pool that serves this route."""
+        [pool] = self.pools.by_route[Route(queue, kind)]
+        return pool
 
     # workers
 
@@ -378,6 +348,7 @@ class Stage:
         """Register a worker that serves these kinds, or the default kind if none is given. It has so many slots for
         each isolation."""
         infos = [KindInfo(kind, "async") if isinstance(kind, str) else kind for kind in kinds or ("simulate",)]
+        self.sql("DELETE FROM workers WHERE name = ?", name)
         now(self.other_store.register(WorkerInfo(name, list(queues), infos, dict.fromkeys(ISOLATIONS, slots))))
         if announced:
             self.announce_workers()
@@ -395,7 +366,7 @@ class Stage:
 
     def announce_workers(self) -> None:
         """Announce that a worker has started or stopped."""
-        self.broker.announce(encode(EventBatch("worker", workers=True)))
+        self.broker.announce(encode(EventBatch(self.store.installation, "worker", workers=True)))
         self.run_pending()
 
     def report(
@@ -404,11 +375,11 @@ class Stage:
         """Store and announce output of a running task, as its worker does."""
         [it] = self.tasks(task)
         report = Report(it.id, it.dispatch, it.attempt, progress, None, first_line, lines, keep_from)
-        assert it.id in now(self.other_store.report("w", [report]))
+        assert it.id in now(self.other_store.report(it.worker or "", [report]))
         outputs = [] if progress is None else [progress_event(it, progress, None)]
         if lines:
             outputs.append(log_event(it, first_line, lines, self.now()))
-        self.broker.announce(encode(EventBatch("worker", outputs=outputs)))
+        self.broker.announce(encode(EventBatch(self.store.installation, "worker", outputs=outputs)))
         self.run_pending()
 
     # users and tasks, without the protocol
@@ -418,22 +389,42 @@ class Stage:
         found = now(self.other_store.find_user(name))
         return found.user.id if found else now(self.other_store.create_user(name, name, "no hash")).id
 
-    def create(
-        self, name: str = "ana", count: int = 1, state: State = State.QUEUED, published: bool = True, **spec: Any
-    ) -> list[Task]:
-        """Create tasks of a user in the store, as another server does: this server gets no event of it."""
-        row = NewTask(self.user_id(name), **{"task": "t", "queue": "tasks", **spec}, state=state)
-        batch = self.new_id()
-        tasks = now(self.other_store.create_tasks(batch, [row] * count))
-        if published:
-            now(self.other_store.mark_published([batch]))
-        return list(tasks)
+    def create(self, name: str = "ana", count: int = 1, worker: str | None = None, **spec: Any) -> list[Task]:
+        """Create tasks of a user in the store, as another server does, held by this worker if one is given: this server
+        gets no event of it."""
+        self._register(worker)
+        spec = {"task": "t", "queue": "tasks", "worker": worker, **spec}
+        ids = now(self.other_store.draw_ids(count))
+        tasks = [NewTask(self.user_id(name), **spec, id=n) for n in ids]
+        return list(now(self.other_store.create_tasks(tasks)).tasks)
 
-    def claim(self, *tasks: Task | int, worker: str = "w") -> list[Task]:
-        """Claim tasks, as a worker does, and announce it. A worker that is not known is registered, serving nothing."""
-        now(self.other_store.register(WorkerInfo(worker, [], [], {})))
-        claims = [Claim(task.id, task.dispatch) for task in self.tasks(*tasks)]
-        return self.announce(now(self.other_store.claim(worker, claims)))
+    def hold(self, *tasks: Task | int, worker: str = "w") -> list[Task]:
+        """Have a worker hold these tasks, which wait, and announce it, as another server does. A worker that is not
+        known is registered, serving nothing."""
+        self._register(worker)
+        for task in self.tasks(*tasks):
+            assert task.state is State.WAITING
+            self.sql(
+                "UPDATE tasks SET state = 'queued', held = 1, worker = ?, dispatch = dispatch + 1,"
+                " attempt = attempt + 1, version = version + 1, error = NULL,"
+                " max_attempts = CASE max_attempts WHEN 0 THEN 3 ELSE max_attempts END WHERE id = ?",
+                worker,
+                task.id,
+            )
+        return self.announce(self.tasks(*tasks))
+
+    def begin(self, *tasks: Task | int, worker: str = "w") -> list[Task]:
+        """Have tasks run, on this worker if they wait, and announce it, as a worker does."""
+        for task in self.tasks(*tasks):
+            if task.state is State.WAITING:
+                [task] = self.hold(task, worker=worker)
+            now(self.other_store.begin(task.worker or "", [Begun(task.id, task.dispatch)], flush=False))
+        return self.announce(self.tasks(*tasks))
+
+    def release(self, *tasks: Task | int) -> None:
+        """Give tasks back, or confirm that they were dropped, and announce it, as a worker does."""
+        for task in self.tasks(*tasks):
+            self.announce(now(self.other_store.release(task.worker or "", [Held(task.id, task.dispatch)])))
 
     def finish(
         self,
@@ -443,21 +434,21 @@ class Stage:
         error: str | None = None,
         trace: str | None = None,
         delay: float = 0.0,
-        worker: str = "w",
     ) -> list[Task]:
-        """Finish running tasks with this outcome, and announce it."""
-        ends = [Outcome(t.id, t.dispatch, t.attempt, state, result, error, trace, delay) for t in self.tasks(*tasks)]
-        now(self.other_store.finish(worker, ends))
+        """Finish tasks that a worker holds with this outcome, and announce it."""
+        for t in self.tasks(*tasks):
+            end = Outcome(t.id, t.dispatch, t.attempt, state, result, error, trace, delay)
+            assert t.id in now(self.other_store.finish(t.worker or "", [end]))
         return self.announce(self.tasks(*tasks))
 
     def run(self, *tasks: Task | int, **outcome: Any) -> list[Task]:
-        """Claim and finish tasks."""
-        self.claim(*tasks)
+        """Begin and finish tasks."""
+        self.begin(*tasks)
         return self.finish(*tasks, **outcome)
 
     def announce(self, tasks: Sequence[Task]) -> list[Task]:
         """Announce changes of tasks, as a worker does. Returns the tasks."""
-        self.broker.announce(encode(EventBatch("worker", changes_of(tasks, self.now()))))
+        self.broker.announce(encode(EventBatch(self.store.installation, "worker", changes_of(tasks, self.now()))))
         self.run_pending()
         return list(tasks)
 
@@ -475,29 +466,13 @@ class Stage:
         """The present states of these tasks."""
         return [task.state.value for task in self.tasks(*tasks)]
 
-    def outbox_rows(self) -> int:
-        """Outbox rows that are not marked as published."""
-        [(count,)] = self.sql("SELECT count(*) FROM outbox WHERE coalesce(published_at, 0) < 4611686018427387904")
-        return int(count)
-
     def sql(self, text: str, *args: Any) -> list[Any]:
         """The rows of a query."""
         return now(InlineRunner.runInteraction(self.runner, lambda cursor: cursor.execute(text, args).fetchall()))
 
-    def consume(self, queue: str = "tasks", prefetch: int = 10_000) -> list[Delivery]:
-        """Consume a queue. Returns a list to which its deliveries are added."""
-        taken: list[Delivery] = []
-        self.broker.consume(queue, prefetch, taken.extend, lambda: None)
-        self.run_pending()
-        return taken
-
-    def lose_messages(self, queue: str = "tasks") -> None:
-        """Remove all messages of a queue unprocessed."""
-        taken: list[Delivery] = []
-        consumer = self.broker.consume(queue, 10_000, taken.extend, lambda: None)
-        self.run_pending()
-        consumer.ack(taken)
-        now(consumer.stop())
+    def _register(self, worker: str | None) -> None:
+        if worker is not None:
+            now(self.other_store.register(WorkerInfo(worker, [], [], {})))
 
     # connections
 
@@ -510,6 +485,14 @@ class Stage:
         client = self.connect()
         client.ask("register", username=name, password=PASSWORD)
         assert client.ask("login", username=name, password=PASSWORD)["ok"]
+        return client
+
+    def admin(self) -> Client:
+        """A connection logged in as the admin, who was registered before the settings had the name."""
+        secret = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
+        now(self.other_store.create_user(ADMIN, ADMIN, secret))
+        client = self.connect()
+        assert client.ask("login", username=ADMIN, password=PASSWORD)["ok"]
         return client
 
 
@@ -528,10 +511,9 @@ class StageCase(SynchronousTestCase):
     """A test with a stage. It fails if an error is logged that the test does not flush."""
 
     queues: Sequence[str] = ("tasks",)
-    window = 2000
 
     def setUp(self) -> None:
-        self.stage = Stage(self.queues, self.window).learn_backlog()
+        self.stage = Stage(self.queues)
         self.addCleanup(self.stage.close)
 
     def assertRefused(self, reply: dict[str, Any], code: str, field: str | None = None) -> None:

@@ -1,285 +1,405 @@
-"""taskd.scheduling.dispatcher: the window is refilled in fair order, and no user is forgotten."""
+"""taskd.scheduling.dispatcher: when a server takes turns, and that it takes none without need."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail, succeed
 
+from taskd.events.records import EventBatch
+from taskd.model.errors import Unavailable
 from taskd.model.states import State
-from taskd.model.tasks import Route, Task
-from taskd.ports.scheduling import Dispatched
-from taskd.scheduling.dispatcher import BATCH, Dispatcher
-from taskd.scheduling.window import Window
-from tests.unit.stage import Stage, StageCase
+from taskd.model.tasks import NewTask, Task
+from taskd.ports.scheduling import Pool, Turn
+from taskd.ports.workers import KindInfo
+from taskd.protocol.messages import encode
+from taskd.scheduling.dispatcher import CHECK, FULL, FULL_UNHEARD, LIMIT, MOST_FOLLOWED, ROOM_LEFT, Assignment
+from taskd.scheduling.turns import GATHER
+from tests.unit.stage import StageCase, now
+
+STEP = 0.01
 
 
-class Dispatching(StageCase):
-    window = 10
+class DispatchCase(StageCase):
+    """Counts the turns of a server. The test says what they find with ``answer``; else the store assigns."""
 
     def setUp(self) -> None:
         super().setUp()
-        self.dispatcher = self.stage.routes.dispatchers[Route("tasks", "simulate")]
-        self.route_window = self.stage.window()
+        self.turns: list[tuple[float, Pool]] = []
+        self.answer: Any = None
+        self.began = self.stage.clock.seconds()
+        assign = self.stage.store.assign
 
-    def create_waiting(self, name: str, count: int = 1) -> list[Task]:
-        """Create waiting tasks of a user, and mark the user as backlogged in the window."""
-        tasks = self.stage.create(name, count, State.WAITING)
-        self.route_window.mark_backlogged(self.stage.user_id(name))
-        return tasks
+        def counted(pool: Pool, limit: int, after_user: int) -> Any:
+            self.turns.append((self.stage.clock.seconds() - self.began, pool))
+            self.assertEqual(limit, LIMIT)
+            return assign(pool, limit, after_user) if self.answer is None else self.answer()
 
-    def tick(self) -> None:
-        self.dispatcher.tick()
-        self.stage.run_pending()
+        self.stage.store.assign = counted  # type: ignore[method-assign]
 
-    def published(self) -> list[str]:
-        """The users of the published tasks, in order. Clears the list of published messages."""
-        names = {self.stage.user_id(name): name for name in ("ana", "eva", "leo")}
-        tasks = self.stage.tasks(*(message.task_id for message in self.stage.broker.published))
-        self.stage.broker.published.clear()
-        return [names[task.user_id] for task in tasks]
+    def pass_time(self, seconds: float) -> None:
+        self.stage.pass_time(seconds, STEP)
 
-    def test_waiting_tasks_are_published_and_their_outbox_row_is_deleted(self) -> None:
-        tasks = self.create_waiting("ana", 3)
-        self.tick()
+    def start_anew(self) -> None:
+        """Count from now on."""
+        self.turns.clear()
+        self.began = self.stage.clock.seconds()
+
+    def times(self) -> list[float]:
+        """When turns began."""
+        return [round(at, 2) for at, _ in self.turns]
+
+    def answer_with(self, backlog: bool, room: float, *tasks: Task, after_user: int = 0) -> None:
+        self.answer = lambda: succeed(Turn(tasks, {"w": room}, backlog, after_user))
+
+    def announce_new(self, *tasks: Task) -> None:
+        """Another server announces what it has created."""
+        self.stage.announce(tasks)
+
+
+class Assigning(DispatchCase):
+    def test_a_worker_that_comes_gets_what_waits(self) -> None:
+        tasks = self.stage.create(count=3)
+        self.stage.add_worker()
         self.assertEqual(self.stage.states(*tasks), ["queued"] * 3)
-        self.assertEqual([m.task_id for m in self.stage.broker.published], [task.id for task in tasks])
-        self.assertEqual(self.route_window.room, 7)
-        self.assertFalse(self.route_window.has_backlog)
-        self.stage.run_maintenance()
-        self.assertEqual(self.stage.outbox_rows(), 0)
+        self.assertEqual({task.worker for task in self.stage.tasks(*tasks)}, {"w"})
+        self.assertEqual(self.stage.broker.hinted, ["w"])
 
-    def test_no_more_tasks_are_published_than_there_is_room_for(self) -> None:
-        self.create_waiting("ana", 25)
-        self.tick()
-        self.assertEqual(len(self.stage.broker.published), 10)
-        self.assertTrue(self.route_window.has_backlog)
-        self.tick()
-        self.assertEqual(len(self.stage.broker.published), 10)
-        self.route_window.take(-4)
-        self.tick()
-        self.assertEqual(len(self.stage.broker.published), 14)
+    def test_changes_are_announced_before_the_hints(self) -> None:
+        self.stage.create(count=2)
+        self.stage.broker.sent.clear()
+        self.stage.add_worker()
+        self.assertEqual(self.stage.broker.sent, ["events", "events", "hints"], "of the worker, of the tasks")
 
-    def test_the_backlog_is_dispatched_round_robin_over_its_users(self) -> None:
-        self.create_waiting("ana", 20)
-        self.create_waiting("eva", 2)
-        self.create_waiting("leo", 1)
-        self.tick()
-        first = self.published()
-        self.assertEqual(first[:5], ["ana", "eva", "leo", "ana", "eva"])
-        self.assertEqual(first.count("ana"), 7)
+    def test_no_more_are_assigned_than_there_are_slots(self) -> None:
+        tasks = self.stage.create(count=10)
+        self.stage.add_worker(slots=4)
+        self.pass_time(3)
+        self.assertEqual(self.stage.states(*tasks), ["queued"] * 4 + ["waiting"] * 6)
 
-    def test_a_round_over_the_users_continues_where_the_room_ended(self) -> None:
-        for name in ("ana", "eva", "leo"):
-            self.create_waiting(name, 5)
-        for room in (1, 1, 2, 1, 4):
-            self.route_window.correct(10 - room)
-            self.tick()
-        self.assertEqual(self.published(), ["ana", "eva", "leo"] * 3)
+    def test_a_user_with_one_task_does_not_wait_behind_those_of_another(self) -> None:
+        self.stage.add_worker(slots=2)
+        self.stage.create("ana", 3000)
+        self.stage.dispatcher.gap()
+        self.pass_time(1)
+        [single] = self.stage.create("eva")
+        self.announce_new(single)
+        held = [task for task in self.stage.tasks() if task.state is State.QUEUED]
+        self.stage.finish(held[0])
+        self.pass_time(GATHER + STEP)
+        self.assertEqual(self.stage.states(single), ["queued"])
 
-    def test_changes_are_announced_before_the_messages_go_out(self) -> None:
-        self.create_waiting("ana", 2)
-        self.tick()
-        self.assertEqual(self.stage.broker.sent, ["events", "messages"])
+    def test_a_large_backlog_is_assigned_in_turns_that_follow_at_once(self) -> None:
+        tasks = self.stage.create(count=2 * LIMIT + 10)
+        self.stage.add_worker(slots=5000)
+        self.assertEqual(len(self.turns), 3)
+        self.assertEqual(set(self.stage.states(*tasks)), {"queued"})
 
-    def test_wake_waits_until_there_is_room_for_a_worthwhile_batch(self) -> None:
-        self.create_waiting("ana", 30)
-        self.tick()
-        self.route_window.take(-1)
-        self.dispatcher.wake()
-        self.stage.run_pending()
-        self.assertEqual(len(self.stage.broker.published), 10)
-        self.route_window.take(-1)
-        self.dispatcher.wake()
-        self.dispatcher.wake()
-        self.stage.run_pending()
-        self.assertEqual(len(self.stage.broker.published), 12)
+    def test_the_next_turn_begins_after_the_user_that_the_last_one_said(self) -> None:
+        asked = []
 
-    def test_wake_does_nothing_without_a_backlog(self) -> None:
-        self.stage.create("ana", 1, State.WAITING)
-        calls = self.stage.runner.calls
-        self.dispatcher.wake()
-        self.stage.run_pending()
-        self.assertEqual(self.stage.runner.calls, calls)
+        def assign(pool: Pool, limit: int, after_user: int) -> Any:
+            asked.append(after_user)
+            return succeed(Turn((), {"w": 1.0}, True, after_user + 7))
 
-    def test_a_tick_finds_tasks_that_were_not_announced(self) -> None:
-        tasks = self.stage.create("ana", 1, State.WAITING)
-        self.tick()
-        self.assertEqual(self.stage.states(*tasks), ["queued"])
+        self.stage.store.assign = assign  # type: ignore[method-assign]
+        self.stage.add_worker()
+        self.pass_time(2.5 * ROOM_LEFT)
+        self.assertEqual(asked, [0, 7, 14])
 
-    def test_nothing_is_dispatched_while_the_broker_is_away(self) -> None:
-        tasks = self.create_waiting("ana", 3)
+    def test_it_goes_on_without_the_broker(self) -> None:
+        tasks = self.stage.create(count=2)
         self.stage.broker.ready = False
-        self.tick()
-        self.assertEqual(self.stage.states(*tasks), ["waiting"] * 3)
-        self.stage.broker.ready = True
-        self.tick()
-        self.assertEqual(self.stage.states(*tasks), ["queued"] * 3)
-
-    def test_a_dispatch_that_failed_with_the_store_away_takes_no_room(self) -> None:
-        self.create_waiting("ana", 3)
-        self.stage.runner.away = True
-        self.tick()
-        self.assertEqual(self.route_window.room, 10)
-        self.assertTrue(self.route_window.has_backlog)
-        self.stage.runner.away = False
-        self.tick()
-        self.assertEqual(self.route_window.room, 7)
-
-    def test_a_defect_is_logged_and_the_next_tick_dispatches(self) -> None:
-        self.create_waiting("ana", 3)
-        self.stage.runner.broken = True
-        self.tick()
-        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
-        self.stage.runner.broken = False
-        self.tick()
-        self.assertEqual(len(self.stage.broker.published), 3)
-
-    def test_only_one_dispatch_statement_runs_at_a_time(self) -> None:
-        self.create_waiting("ana", 3)
-        self.stage.runner.slow = True
-        for _ in range(3):
-            self.tick()
-        self.assertEqual(self.stage.runner.waiting, 1)
-
-    def test_a_wake_during_a_statement_starts_another(self) -> None:
-        self.create_waiting("ana", 3)
-        self.stage.runner.slow = True
-        self.tick()
-        self.stage.runner.slow = False
-        tasks = self.create_waiting("eva", 2)
-        self.dispatcher.wake()
-        self.stage.run_pending()
-        self.stage.runner.run_waiting()
+        self.stage.add_worker(announced=False)
+        self.stage.liveness.on_event()
         self.stage.run_pending()
         self.assertEqual(self.stage.states(*tasks), ["queued"] * 2)
 
-    def test_stop_waits_for_the_running_statement(self) -> None:
-        self.create_waiting("ana", 30)
+
+class Wishes(DispatchCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.stage.add_worker()
+        self.pass_time(1)
+        self.start_anew()
+
+    def full(self) -> None:
+        """There is a backlog and no room."""
+        self.answer_with(True, 0.0)
+        self.pass_time(0.1)
+        self.start_anew()
+        self.stage.dispatcher.gap()
+        self.pass_time(0.5)
+        self.assertEqual(len(self.turns), 1)
+        self.start_anew()
+
+    def test_an_idle_server_takes_no_turns(self) -> None:
+        self.pass_time(60)
+        self.assertEqual(self.turns, [])
+
+    def test_an_idle_server_looks_at_one_pool_every_few_seconds(self) -> None:
+        self.stage.add_worker("render", name="v")
+        self.pass_time(1)
+        self.start_anew()
+        self.stage.dispatcher.start()
+        self.pass_time(4 * CHECK + STEP)
+        self.assertEqual(len(self.turns), 4)
+        looked_at = [pool.served[0].kind for _, pool in self.turns]
+        self.assertEqual(sorted(looked_at[:2]), ["render", "simulate"])
+        self.assertEqual(looked_at[2:], looked_at[:2])
+        now(self.stage.dispatcher.stop())
+
+    def test_what_a_dead_server_left_is_found(self) -> None:
+        self.stage.dispatcher.start()
+        tasks = self.stage.create()
+        self.pass_time(CHECK + STEP)
+        self.assertEqual(self.stage.states(*tasks), ["queued"])
+        now(self.stage.dispatcher.stop())
+
+    def test_a_task_of_another_server_makes_a_turn_at_once(self) -> None:
+        [task] = self.stage.create()
+        self.announce_new(task)
+        self.assertEqual((self.times(), self.stage.states(task)), ([0], ["queued"]))
+
+    def test_a_task_that_is_not_due_makes_none(self) -> None:
+        [task] = self.stage.create(delay=60.0)
+        self.announce_new(task)
+        self.pass_time(1)
+        self.assertEqual(self.turns, [])
+
+    def test_a_task_of_a_route_that_nobody_serves_makes_none(self) -> None:
+        [task] = self.stage.create(kind="sculpt")
+        self.announce_new(task)
+        self.stage.finish(*self.stage.begin(task))
+        self.pass_time(1)
+        self.assertEqual(self.turns, [])
+
+    def test_what_others_assign_and_begin_makes_none(self) -> None:
+        [task] = self.stage.create(worker="w")
+        self.announce_new(task)
+        self.stage.begin(task)
+        self.pass_time(1)
+        self.assertEqual(self.turns, [])
+
+    def test_an_end_makes_none_without_a_backlog(self) -> None:
+        self.stage.finish(*self.stage.create(worker="w"))
+        self.pass_time(2)
+        self.assertEqual(self.turns, [])
+
+    def test_a_backlog_with_room_is_looked_at_often(self) -> None:
+        self.answer_with(True, 1.0)
+        self.stage.dispatcher.came(("tasks", "simulate"))
+        self.pass_time(1)
+        self.assertEqual(len(self.turns), 1 + round(1 / ROOM_LEFT) - 1)
+
+    def test_a_full_pool_with_a_backlog_is_looked_at_every_second(self) -> None:
+        self.full()
+        self.pass_time(5)
+        self.assertEqual(len(self.turns), round(5 / FULL))
+
+    def test_and_more_often_while_no_end_is_heard_of(self) -> None:
+        self.full()
+        self.stage.broker.ready = False
+        self.pass_time(5)
+        self.assertEqual(len(self.turns), round(5 / FULL_UNHEARD) - 1)
+
+    def test_new_tasks_do_not_make_turns_in_a_full_pool(self) -> None:
+        self.full()
+        for _ in range(20):
+            self.stage.dispatcher.came(("tasks", "simulate"))
+            self.pass_time(0.02)
+        self.assertEqual(self.turns, [])
+
+    def test_an_end_makes_a_turn_in_a_full_pool(self) -> None:
+        self.full()
+        self.stage.finish(*self.stage.create(worker="w"))
+        self.pass_time(GATHER)
+        self.assertEqual(len(self.turns), 1)
+
+    def test_so_does_a_task_that_comes_after_an_end_that_nobody_needed(self) -> None:
+        """The last turn found no room, and what ended since was assigned by another server."""
+        held = self.stage.create(worker="w", count=4)
+        self.stage.dispatcher.gap()
+        self.pass_time(1)
+        self.assertFalse(self.stage.pool().credit.room_left)
+        self.stage.finish(held[0])
+        self.pass_time(1)
+        self.start_anew()
+        [task] = self.stage.create()
+        self.announce_new(task)
+        self.assertEqual((self.times(), self.stage.states(task)), ([0], ["queued"]))
+
+    def test_ends_of_its_own_assignments_make_turns_sooner_than_those_of_others(self) -> None:
+        self.stage.add_worker(slots=100)
+        mine, theirs = self.stage.create(count=2, worker="w")
+        self.full()
+        self.stage.dispatcher.assigned(mine.id, Assignment(self.stage.pool(), "w", 1.0))
+        self.stage.finish(theirs)
+        self.pass_time(2 * STEP)
+        self.assertEqual(self.times(), [])
+        self.stage.finish(mine)
+        self.assertEqual(self.times(), [2 * STEP])
+
+    def test_when_much_has_ended_the_next_turn_does_not_wait(self) -> None:
+        """Even if the last one has just begun."""
+        held = self.stage.create(worker="w", count=2)
+        self.full()
+        self.stage.dispatcher.gap()
+        self.stage.run_pending()
+        self.pass_time(STEP)
+        self.stage.finish(held[0])
+        self.assertEqual(self.times(), [0])
+        self.stage.finish(held[1])
+        self.assertEqual(self.times(), [0, STEP])
+
+    def test_a_give_back_is_assigned_again(self) -> None:
+        [task] = self.stage.create(worker="w")
+        self.stage.release(task)
+        self.pass_time(GATHER)
+        self.assertEqual([(t.state, t.dispatch) for t in self.stage.tasks(task)], [(State.QUEUED, 2)])
+
+    def test_lost_events_make_a_turn_in_every_pool(self) -> None:
+        self.stage.add_worker("render", name="v")
+        self.pass_time(1)
+        self.start_anew()
+        self.stage.dispatcher.gap()
+        self.pass_time(1)
+        self.assertEqual(len(self.turns), 2)
+
+    def test_a_worker_that_changes_makes_a_turn(self) -> None:
+        self.stage.change_worker(hung='{"async":1}')
+        self.assertEqual(self.times(), [0])
+        self.stage.change_worker(beat=17, means='[[1,"simulate",0.1]]')
+        self.pass_time(1)
+        self.assertEqual(len(self.turns), 1)
+
+    def test_no_turn_is_taken_in_a_pool_without_slots(self) -> None:
+        self.stage.change_worker(stalled="x")
+        tasks = self.stage.create()
+        self.announce_new(*tasks)
+        self.pass_time(5)
+        self.assertEqual(self.turns, [])
+        self.stage.change_worker(stalled=None)
+        self.assertEqual(self.stage.states(*tasks), ["queued"])
+
+    def test_only_pools_that_serve_the_route_take_turns(self) -> None:
+        self.stage.add_worker("render", KindInfo("simulate", "thread"), name="v")
+        self.pass_time(1)
+        self.start_anew()
+        self.stage.dispatcher.came(("tasks", "render"))
+        self.pass_time(1)
+        self.assertEqual([[s.kind for s in pool.served] for _, pool in self.turns], [["render"]])
+        self.stage.dispatcher.came(("tasks", "simulate"))
+        self.pass_time(1)
+        self.assertEqual(len(self.turns), 2, "both executors serve the same route: one pool")
+
+
+class Trouble(DispatchCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.stage.add_worker()
+        self.pass_time(1)
+        self.start_anew()
+
+    def test_a_wish_stays_while_the_store_is_away(self) -> None:
+        tasks = self.stage.create()
+        self.stage.runner.away = True
+        self.announce_new(*tasks)
+        self.pass_time(3)
+        self.stage.runner.away = False
+        self.pass_time(0.3)
+        self.assertEqual(self.stage.states(*tasks), ["queued"])
+
+    def test_a_defect_is_logged_once_and_the_wish_stays(self) -> None:
+        tasks = self.stage.create()
+        self.stage.runner.broken = True
+        self.announce_new(*tasks)
+        self.pass_time(5)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.stage.runner.broken = False
+        self.pass_time(1.1)
+        self.assertEqual(self.stage.states(*tasks), ["queued"])
+
+    def test_after_a_turn_that_failed_there_is_no_credit(self) -> None:
+        self.answer = lambda: fail(Unavailable("another server has the turn"))
+        self.stage.dispatcher.gap()
+        self.pass_time(0.1)
+        self.assertEqual(self.stage.pool().credit.best(1.0)[0], "")
+        self.assertTrue(self.stage.pool().backlog)
+
+    def test_what_comes_during_a_turn_is_not_taken_for_done(self) -> None:
+        answer: Deferred[Turn] = Deferred()
+        self.answer = lambda: answer
+        self.stage.dispatcher.gap()
+        self.pass_time(0.1)
+        self.stage.dispatcher.came(("tasks", "simulate"))
+        answer.callback(Turn((), {"w": 4.0}, False, 0))
+        self.assertTrue(self.stage.pool().backlog)
+        self.answer = None
+        self.pass_time(0.1)
+        self.assertEqual(len(self.turns), 2)
+        self.assertFalse(self.stage.pool().backlog)
+
+    def test_stop_waits_for_the_turns_under_way(self) -> None:
+        tasks = self.stage.create()
         self.stage.runner.slow = True
-        self.tick()
-        self.dispatcher.wake()
-        stopped = self.dispatcher.stop()
+        self.announce_new(*tasks)
+        self.stage.dispatcher.start()
+        stopped = Deferred.fromCoroutine(self.stage.dispatcher.stop())
         self.assertNoResult(stopped)
         self.stage.runner.run_waiting()
         self.successResultOf(stopped)
-        self.tick()
-        self.dispatcher.wake()
+        self.assertEqual(self.stage.states(*tasks), ["queued"])
+        self.stage.dispatcher.gap()
+        self.pass_time(2 * CHECK)
+        self.assertEqual(len(self.turns), 1)
+        self.assertEqual(self.stage.clock.getDelayedCalls(), [])
+
+    def test_a_turn_that_runs_when_its_pool_ends_is_completed(self) -> None:
+        tasks = self.stage.create()
+        self.stage.runner.slow = True
+        self.announce_new(*tasks)
+        self.stage.runner.slow = False
+        self.stage.add_worker("render")
+        self.assertNotIn(("tasks", "simulate"), self.stage.pools.by_route)
+        stopped = Deferred.fromCoroutine(self.stage.dispatcher.stop())
+        self.assertNoResult(stopped)
+        self.stage.runner.run_waiting()
+        self.successResultOf(stopped)
+        self.assertEqual(self.stage.states(*tasks), ["queued"])
+
+    def test_assignments_whose_ends_are_never_heard_of_are_forgotten(self) -> None:
+        pool = self.stage.pool()
+        for n in range(MOST_FOLLOWED + 10):
+            self.stage.dispatcher.assigned(n, Assignment(pool, "w", 1.0))
+        self.assertEqual(len(self.stage.dispatcher._mine), MOST_FOLLOWED)
+        self.assertNotIn(9, self.stage.dispatcher._mine)
+
+    def test_a_batch_without_changes_is_no_trouble(self) -> None:
+        self.stage.broker.announce(encode(EventBatch(self.stage.store.installation, "another")))
         self.stage.run_pending()
-        self.assertEqual(self.stage.runner.waiting, 0)
-        self.successResultOf(self.dispatcher.stop())
 
 
-def _nothing() -> None:
-    """The default of FakeStore.on_call."""
+class TwoServers(DispatchCase):
+    """Another server assigns as well: this one follows its turns by what is in flight."""
 
+    def test_what_others_hold_takes_room(self) -> None:
+        self.stage.create(count=3, worker="w")
+        self.stage.add_worker(slots=4)
+        tasks = self.stage.create(count=3)
+        self.announce_new(*tasks)
+        self.pass_time(0.1)
+        self.assertEqual(self.stage.states(*tasks), ["queued", "waiting", "waiting"])
 
-class FakeStore:
-    """A store with dispatch() only: it records the calls and gives the prepared answers."""
-
-    def __init__(self, *answers: Dispatched) -> None:
-        self.answers = list(answers)
-        self.calls: list[tuple[int, int | None]] = []
-        self.on_call: Callable[[], object] = _nothing
-        self.slow = False
-        self.pending: list[Deferred[Dispatched]] = []
-
-    def dispatch(self, batch: str, route: Route, limit: int, after_user: int | None) -> Deferred[Dispatched]:
-        self.calls.append((limit, after_user))
-        self.on_call()
-        answer: Deferred[Dispatched] = Deferred()
-        self.pending.append(answer)
-        if not self.slow:
-            self.answer()
-        return answer
-
-    def answer(self) -> None:
-        """Answer the oldest call with the next prepared answer, or with no tasks."""
-        self.pending.pop(0).callback(self.answers.pop(0) if self.answers else Dispatched((), None, False))
-
-
-class Rounds(StageCase):
-    """When a round over the users ends the dispatch, with a fake store."""
-
-    def dispatcher(self, store: FakeStore, window: Window) -> Dispatcher:
-        return Dispatcher(
-            self.stage.clock,
-            store,  # type: ignore[arg-type]
-            self.stage.broker,
-            self.stage.outbox,
-            self.stage.publisher,
-            self.stage.new_id,
-            Route("tasks", "simulate"),
-            window,
-        )
-
-    def dispatch_answers(self, *answers: Dispatched, room: int = 5000) -> tuple[FakeStore, Window]:
-        stage, store, window = self.stage, FakeStore(*answers), Window(room)
-        dispatcher = self.dispatcher(store, window)
-        window.mark_backlogged(1)
-        store.on_call = partial(window.mark_backlogged, 2)
-        dispatcher.tick()
-        stage.run_pending()
-        return store, window
-
-    def tasks(self, count: int) -> Sequence[Task]:
-        return self.stage.create(count=count)
-
-    def test_a_round_of_one_batch_that_left_nothing_ends_the_dispatch(self) -> None:
-        store, window = self.dispatch_answers(Dispatched((), None, False))
-        self.assertEqual(store.calls, [(BATCH, None)])
-        self.assertTrue(window.admit(1))
-        self.assertFalse(window.admit(2), "marked during the round")
-
-    def test_a_round_of_several_batches_that_left_nothing_ends_the_dispatch(self) -> None:
-        store, window = self.dispatch_answers(
-            Dispatched((), 7, False), Dispatched((), 9, False), Dispatched((), None, False)
-        )
-        self.assertEqual([after for _, after in store.calls], [None, 7, 9])
-        self.assertTrue(window.admit(1))
-
-    def test_a_full_batch_within_a_round_starts_another_round(self) -> None:
-        store, window = self.dispatch_answers(
-            Dispatched(self.tasks(BATCH), 7, True), Dispatched((), None, False), Dispatched((), None, False)
-        )
-        self.assertEqual([after for _, after in store.calls], [None, 7, None])
-        self.assertTrue(window.admit(1))
-
-    def test_a_full_batch_at_the_end_of_a_round_starts_another_round(self) -> None:
-        store, window = self.dispatch_answers(Dispatched(self.tasks(BATCH), None, True), Dispatched((), None, False))
-        self.assertEqual([after for _, after in store.calls], [None, None])
-        self.assertTrue(window.admit(1))
-
-    def test_a_round_that_ends_for_lack_of_room_clears_no_user(self) -> None:
-        store, window = self.dispatch_answers(Dispatched(self.tasks(3), 7, True), Dispatched((), None, False), room=3)
-        self.assertEqual(store.calls, [(3, None)])
-        window.take(-1)
-        self.assertFalse(window.admit(1))
-
-    def test_a_wake_during_a_statement_starts_exactly_one_more(self) -> None:
-        """The running statement may have read the backlog too early."""
-        store, window = FakeStore(), Window(5000)
-        store.slow = True
-        dispatcher = self.dispatcher(store, window)
-        dispatcher.tick()
-        window.mark_backlogged(1)
-        dispatcher.wake()
+    def test_its_fast_path_and_that_of_another_fill_the_slots_once(self) -> None:
+        self.stage.add_worker(slots=4)
+        user = self.stage.user_id()
+        done = self.stage.submitter.submit([NewTask(user, "t", queue="tasks") for _ in range(4)])
         self.stage.run_pending()
-        self.assertEqual(len(store.calls), 1)
-        store.answer()
-        self.stage.run_pending()
-        self.assertEqual(len(store.calls), 2)
-        store.answer()
-        self.stage.run_pending()
-        self.assertEqual(len(store.calls), 2)
-
-    def test_a_large_backlog_is_dispatched_in_several_batches(self) -> None:
-        stage = Stage(window=3000).learn_backlog()
-        self.addCleanup(stage.close)
-        stage.create("ana", 1200, State.WAITING)
-        stage.create("eva", 10, State.WAITING)
-        stage.routes.tick()
-        stage.run_pending()
-        self.assertEqual(len(stage.broker.published), 1210)
-        self.assertFalse(stage.window().has_backlog)
+        self.pass_time(0.1)
+        created = [c.task_id for c in self.successResultOf(done)]
+        self.assertEqual(self.stage.states(*created), ["queued"] * 4)
+        [one] = self.stage.create()
+        self.announce_new(one)
+        self.pass_time(0.1)
+        self.assertEqual(self.stage.states(one), ["waiting"])

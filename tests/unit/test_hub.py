@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from msgspec import structs
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from taskd.events.publisher import MAX_BATCH_BYTES, changes_of
@@ -268,7 +269,9 @@ class PublisherTests(StageCase):
         hub = Hub()
         reader = WatchReader(hub)
         reader.watch.open([])
-        Subscriber(self.stage.broker, hub, "other", lambda changes: None, lambda: None).start()
+        Subscriber(self.stage.broker, hub, "other", lambda changes: None, lambda: None, lambda: None).start(
+            self.stage.store.installation
+        )
         tasks = [structs.replace(task(n, state=State.WAITING), returns=n) for n in (1, 2, 3, 4)]
         self.stage.publisher.publish_returned(tasks)
         self.stage.run_pending()
@@ -280,19 +283,21 @@ class PublisherTests(StageCase):
         self.assertEqual(reader.seen(), [])
 
     def test_own_event_batches_are_ignored_when_they_come_back(self) -> None:
-        window = self.stage.window()
-        self.stage.publisher.publish([task()])
+        self.stage.add_worker()
+        pool = self.stage.pool()
+        ended = task(state=State.COMPLETED)
+        self.stage.publisher.publish([ended])
         self.stage.run_pending()
-        self.assertEqual(window.room, 2000)
-        self.stage.announce([task()])
-        self.assertEqual(window.room, 1999)
+        self.assertEqual(pool.credit.freed, 0)
+        self.stage.announce([ended])
+        self.assertEqual(pool.credit.freed, 1)
 
     def test_another_server_gets_the_changes(self) -> None:
         hub, moved = Hub(), []
         reader = WatchReader(hub)
         reader.watch.open([])
-        other = Subscriber(self.stage.broker, hub, "other", lambda changes: moved.append(1), lambda: None)
-        other.start()
+        other = Subscriber(self.stage.broker, hub, "other", lambda changes: moved.append(1), lambda: None, lambda: None)
+        other.start(self.stage.store.installation)
         self.stage.publisher.publish([task(1), task(2)])
         self.stage.run_pending()
         self.assertEqual((reader.seen(), moved), ([(1, 1), (2, 1)], [1]))
@@ -307,23 +312,62 @@ class PublisherTests(StageCase):
     def test_invalid_event_batches_are_ignored(self) -> None:
         reader = WatchReader(self.stage.hub)
         reader.watch.open([])
-        for body in (b"", b"\xff", b"[]", b'["me",[[1,2]]]', encode(EventBatch("other", changes(task())))):
+        for body in (
+            b"",
+            b"\xff",
+            b"[]",
+            b'["me",[[1,2]]]',
+            encode(EventBatch(self.stage.store.installation, "other", changes(task()))),
+        ):
             self.stage.broker.announce(body)
         self.stage.run_pending()
         self.assertEqual(reader.seen(), [(1, 1)])
 
-    def test_batches_of_workers_or_outputs_move_no_window(self) -> None:
+    def test_batches_of_another_installation_are_refused(self) -> None:
+        """One line says so, and nobody hears of them."""
+        hub, moved = Hub(), []
+        reader = WatchReader(hub)
+        reader.watch.open([])
+        other = Subscriber(
+            self.stage.broker, hub, "other", lambda changes: moved.append(1), lambda: moved.append(2), lambda: None
+        )
+        other.start(self.stage.store.installation)
+        outputs = [log_event(task(), 1, ["secret"], NOON)]
+        with capturedLogs() as events:
+            for _ in range(2):
+                self.stage.broker.announce(
+                    encode(EventBatch("elsewhere", "worker", changes(task()), outputs, workers=True))
+                )
+                self.stage.run_pending()
+        self.assertEqual((reader.seen(), moved), ([], []))
+        lines = [str(formatEvent(event)) for event in events]
+        # the stage has a subscriber of its own
+        self.assertEqual(len(lines), 2)
+        self.assertIn("installation elsewhere", lines[0])
+
+    def test_batches_of_workers_or_outputs_bring_no_changes(self) -> None:
         moved, came = [], []
-        other = Subscriber(self.stage.broker, Hub(), "other", lambda changes: moved.append(1), lambda: came.append(1))
-        other.start()
+        other = Subscriber(
+            self.stage.broker, Hub(), "other", lambda changes: moved.append(1), lambda: came.append(1), lambda: None
+        )
+        other.start(self.stage.store.installation)
         self.stage.announce_workers()
         self.assertEqual((moved, came), ([], [1]))
         [one] = self.stage.create()
-        self.stage.claim(one)
+        self.stage.begin(one)
         moved.clear()
         self.stage.report(one, "a line")
         self.assertEqual((moved, came), ([], [1]))
 
-    def test_a_cancel_order_is_no_event_batch(self) -> None:
-        self.stage.publisher.publish_cancel_order([3, 4])
-        self.assertEqual((self.stage.broker.cancel_orders, self.stage.broker.event_batches), ([[3, 4]], []))
+    def test_lost_events_are_told_to_everyone(self) -> None:
+        told: list[str] = []
+        subscribed: list[Any] = []
+        self.stage.broker.subscribe = lambda *callbacks: subscribed.append(callbacks)  # type: ignore[method-assign]
+        hub = Hub()
+        hub.listen(1, lambda: told.append("listener"))
+        Subscriber(
+            self.stage.broker, hub, "other", lambda changes: None, lambda: None, lambda: told.append("server")
+        ).start("here")
+        [(_, on_gap)] = subscribed
+        on_gap()
+        self.assertEqual(told, ["server", "listener"])

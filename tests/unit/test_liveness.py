@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from msgspec import structs
@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from taskd.model.errors import Unavailable
 from taskd.ports.workers import KindInfo, WorkerInfo, WorkerPoll, WorkerState, WorkerStatus
-from taskd.scheduling.liveness import INTERVAL, ORPHANED, Liveness
+from taskd.scheduling.liveness import INTERVAL, ORPHANED, SOON_FOR, Liveness
 
 LEASE = 10
 STEP = INTERVAL
@@ -75,13 +75,17 @@ class FakeStore:
         return [dead for dead in self.taken if dead]
 
 
-class FakeRoutes:
-    """Routes that remember who serves them."""
+class FakeDispatcher:
+    """A dispatcher that remembers the living workers."""
 
     def __init__(self) -> None:
         self.workers: list[str] = []
         self.last: Sequence[WorkerStatus] = ()
         self.error: Exception | None = None
+        self.gaps = 0
+
+    def gap(self) -> None:
+        self.gaps += 1
 
     def serve(self, workers: Sequence[WorkerStatus]) -> None:
         if self.error is not None:
@@ -105,7 +109,7 @@ class LivenessCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.store, self.routes, self.take_back = FakeStore(), FakeRoutes(), FakeTakeBack()
+        self.store, self.dispatcher, self.take_back = FakeStore(), FakeDispatcher(), FakeTakeBack()
         self.store.workers["w"] = worker()
         self.liveness = self.make()
         self.logged: list[LogEvent] = []
@@ -115,7 +119,7 @@ class LivenessCase(SynchronousTestCase):
 
     def make(self) -> Liveness:
         """A server's liveness over the fakes."""
-        return Liveness(self.clock, self.store, self.routes, self.take_back, self.lease)  # type: ignore[arg-type]
+        return Liveness(self.clock, self.store, self.dispatcher, self.take_back, self.lease)  # type: ignore[arg-type]
 
     def lines(self, word: str) -> list[str]:
         """The lines of the log that have this word."""
@@ -134,7 +138,7 @@ class LivenessCase(SynchronousTestCase):
             self.clock.advance(STEP)
 
     def assertDead(self, dead: bool = True) -> None:
-        self.assertEqual((self.routes.workers, bool(self.store.fenced)), ([] if dead else ["w"], dead))
+        self.assertEqual((self.dispatcher.workers, bool(self.store.fenced)), ([] if dead else ["w"], dead))
 
 
 class Silence(LivenessCase):
@@ -190,7 +194,7 @@ class Silence(LivenessCase):
         self.assertEqual(self.store.fenced, [{"w": 1}])
         self.assertIs(self.store.workers["w"].state, WorkerState.SERVING)
         self.pass_time(LEASE, ["w"])
-        self.assertEqual(self.routes.workers, ["w"])
+        self.assertEqual(self.dispatcher.workers, ["w"])
         self.pass_time(LEASE + 1)
         self.assertEqual(len(self.lines("is dead")), 2)
 
@@ -198,7 +202,7 @@ class Silence(LivenessCase):
         self.store.workers["v"] = worker("v")
         self.start()
         self.pass_time(LEASE + 1, ["v"])
-        self.assertEqual(self.routes.workers, ["v"])
+        self.assertEqual(self.dispatcher.workers, ["v"])
         self.assertEqual([list(dead) for dead in self.store.fenced], [["w"]])
 
     def test_a_fraction_of_a_lease_counts_as_a_whole_poll(self) -> None:
@@ -213,7 +217,7 @@ class Silence(LivenessCase):
     def test_a_draining_worker_takes_nothing_new_and_dies_like_any_other(self) -> None:
         self.store.set(state=WorkerState.DRAINING)
         self.start()
-        self.assertEqual((self.routes.workers, len(self.liveness.alive)), ([], 1))
+        self.assertEqual((self.dispatcher.last[0].state, len(self.liveness.alive)), (WorkerState.DRAINING, 1))
         self.pass_time(LEASE)
         self.assertEqual(self.store.fenced, [{"w": 1}])
 
@@ -271,7 +275,7 @@ class Doubt(LivenessCase):
         self.start()
         self.store.ready = False
         self.pass_time(10 * LEASE)
-        self.assertEqual(self.routes.workers, ["w"])
+        self.assertEqual(self.dispatcher.workers, ["w"])
 
     def test_slow_answers_count_for_nothing(self) -> None:
         self.start()
@@ -292,17 +296,6 @@ class Doubt(LivenessCase):
         answer.callback(self.store.poll())
         self.pass_time(LEASE - 1)
         self.assertDead(False)
-
-    def test_the_database_is_steady_since_the_last_doubt(self) -> None:
-        self.assertEqual(self.liveness.steady, 0)
-        self.start()
-        self.pass_time(7)
-        self.assertEqual(self.liveness.steady, 7)
-        self.store.answers = [Unavailable("gone")]
-        self.pass_time(STEP)
-        self.assertEqual(self.liveness.steady, 0)
-        self.pass_time(2)
-        self.assertEqual(self.liveness.steady, 1.5)
 
 
 class Connections(LivenessCase):
@@ -369,7 +362,7 @@ class Deaths(LivenessCase):
         self.start()
         self.store.set(state=WorkerState.GONE)
         self.pass_time(STEP)
-        self.assertEqual((self.routes.workers, self.store.taken[-1]), ([], {"w": 1}))
+        self.assertEqual((self.dispatcher.workers, self.store.taken[-1]), ([], {"w": 1}))
         self.assertEqual(self.take_back.reasons[-1], "worker w: killed")
         self.assertEqual(len(self.lines("worker w is dead: killed")), 1)
 
@@ -381,12 +374,58 @@ class Deaths(LivenessCase):
             self.lines("is dead"), ["worker w is dead: killed while it was blocked: render of task 12 at lab.py:7"]
         )
 
-    def test_orphans_are_taken_back_once_a_second(self) -> None:
+    def test_orphans_are_searched_every_five_seconds(self) -> None:
+        """After a start once a second."""
         self.start()
         self.store.taken.clear()
-        self.pass_time(10, ["w"])
-        self.assertEqual(self.store.taken, [{}] * 10)
+        self.pass_time(SOON_FOR, ["w"])
+        self.assertEqual(self.store.taken, [{}] * 15)
+        self.pass_time(20, ["w"])
+        self.assertEqual(self.store.taken, [{}] * 19)
         self.assertEqual(set(self.take_back.reasons), {ORPHANED})
+
+    def searched_in(self, seconds: float) -> int:
+        """How often orphans are searched in this time."""
+        before = len(self.store.taken)
+        self.pass_time(seconds, ["w"])
+        return len(self.store.taken) - before
+
+    def test_orphans_are_searched_once_a_second_when_there_may_be_some(self) -> None:
+        """A turn that is committed with its worker's end comes too late for the search that this begins."""
+        self.start()
+        self.pass_time(2 * SOON_FOR, ["w"])
+
+        def end_other(**how: Any) -> None:
+            self.store.workers["other"] = worker("other")
+            self.pass_time(STEP)
+            self.store.set("other", **how)
+
+        def stop() -> None:
+            end_other()
+            del self.store.workers["other"]
+
+        def outage() -> None:
+            self.store.ready = False
+            self.pass_time(STEP)
+            self.store.ready = True
+
+        def lock() -> None:
+            self.store.take_back_answers.append(Unavailable("locked"))
+            self.pass_time(5, ["w"])
+
+        causes: list[Callable[[], object]] = [
+            stop,
+            outage,
+            lambda: end_other(state=WorkerState.GONE),
+            lambda: end_other(state=WorkerState.FENCED),
+            lambda: setattr(self.store, "epoch", "2"),
+            lock,
+        ]
+        for cause in causes:
+            cause()
+            self.assertGreaterEqual(self.searched_in(10), 9)
+            self.pass_time(SOON_FOR, ["w"])
+            self.assertEqual(self.searched_in(10), 2)
 
     def test_a_worker_that_has_stopped_leaves_orphans_for_the_same_poll(self) -> None:
         self.start()
@@ -394,11 +433,19 @@ class Deaths(LivenessCase):
         self.liveness.on_event()
         self.assertEqual(self.take_back.reasons, [ORPHANED, "worker w: stopped"])
 
+    def test_tasks_are_looked_for_after_a_take_back_that_may_have_been_committed(self) -> None:
+        self.start()
+        del self.store.workers["w"]
+        self.store.take_back_answers.append(Unavailable("the connection was lost"))
+        before = self.dispatcher.gaps
+        self.liveness.on_event()
+        self.assertEqual((self.take_back.reasons, self.dispatcher.gaps), ([ORPHANED], before + 1))
+
     def test_a_fenced_worker_is_left_alone(self) -> None:
         self.store.set(state=WorkerState.FENCED)
         self.start()
         self.pass_time(2 * LEASE)
-        self.assertEqual((self.store.fenced, self.routes.workers, self.lines("is dead")), ([], [], []))
+        self.assertEqual((self.store.fenced, self.dispatcher.workers, self.lines("is dead")), ([], [], []))
 
     def test_who_could_not_be_taken_back_gets_half_a_lease_to_beat(self) -> None:
         """A read-only database answers polls and takes no beats. When it takes them again, all beat within seconds."""
@@ -410,7 +457,7 @@ class Deaths(LivenessCase):
             self.pass_time(LEASE / 2)
             self.assertEqual(self.store.taken[taken], {"w": 1})
             self.assertEqual([dead for dead in self.store.taken[taken + 1 :] if dead], [])
-        self.assertEqual(self.routes.workers, ["w"])
+        self.assertEqual(self.dispatcher.workers, ["w"])
         self.pass_time(LEASE / 2)
         self.assertDead()
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
@@ -442,7 +489,7 @@ class Polls(LivenessCase):
 
     def test_it_polls_at_its_start_and_every_half_second(self) -> None:
         self.start()
-        self.assertEqual((self.store.polls, self.routes.workers), (1, ["w"]))
+        self.assertEqual((self.store.polls, self.dispatcher.workers), (1, ["w"]))
         self.pass_time(5)
         self.assertEqual(self.store.polls, 11)
 
@@ -450,7 +497,7 @@ class Polls(LivenessCase):
         self.start()
         self.store.workers["v"] = worker("v")
         self.liveness.on_event()
-        self.assertEqual(self.routes.workers, ["w", "v"])
+        self.assertEqual(self.dispatcher.workers, ["w", "v"])
 
     def test_never_two_polls_run_at_a_time(self) -> None:
         self.start()
@@ -465,10 +512,10 @@ class Polls(LivenessCase):
 
     def test_it_survives_a_defect_behind_it(self) -> None:
         self.start()
-        self.routes.error = ZeroDivisionError("a defect")
+        self.dispatcher.error = ZeroDivisionError("a defect")
         self.pass_time(1)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
-        self.routes.error = None
+        self.dispatcher.error = None
         self.pass_time(LEASE + 1)
         self.assertDead()
 
@@ -505,11 +552,11 @@ class Stalls(LivenessCase):
         self.pass_time(5, ["w"])
         self.assertEqual(len(self.lines("not blocked any more")), 1)
 
-    def test_routes_learn_of_stalled_workers_and_hung_slots(self) -> None:
+    def test_the_dispatcher_learns_of_stalled_workers_and_hung_slots(self) -> None:
         self.start()
         self.store.set(stalled=self.BLOCK, hung={"thread": 2})
         self.pass_time(1, ["w"])
-        [status] = self.routes.last
+        [status] = self.dispatcher.last
         self.assertEqual((status.stalled, status.hung), (self.BLOCK, {"thread": 2}))
 
 
@@ -524,5 +571,5 @@ class Embedded(LivenessCase):
         self.pass_time(100)
         self.store.set(hung={"thread": 1})
         self.pass_time(1)
-        self.assertEqual((self.routes.workers, self.store.taken), (["w"], []))
-        self.assertEqual(self.routes.last[0].hung, {"thread": 1})
+        self.assertEqual((self.dispatcher.workers, self.store.taken), (["w"], []))
+        self.assertEqual(self.dispatcher.last[0].hung, {"thread": 1})

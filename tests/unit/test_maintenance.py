@@ -1,55 +1,54 @@
-"""taskd.scheduling.maintenance: it repairs what a crash, a lost message or a dead worker left behind."""
+"""taskd.scheduling.maintenance: what time brings: delayed tasks, old tasks, and tasks of dead workers."""
 
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
 
 from twisted.internet.defer import succeed
 
-from taskd.model.errors import BrokerUnavailable
 from taskd.model.states import State
 from taskd.scheduling.maintenance import delete_finished, promote_due
-from taskd.scheduling.maintenance.requeue_lost import LOST_AFTER
 from taskd.scheduling.maintenance.rounds import ROUND
-from tests.unit.stage import LEASE, Stage, StageCase
+from tests.unit.stage import LEASE, Stage, StageCase, now
 
 DAY = 86_400.0
 
 
 class Rounds(StageCase):
-    window = 10
-
     def setUp(self) -> None:
         super().setUp()
-        self.route_window = self.stage.window()
-        self.stage.run_maintenance()
-        self.stage.clock.advance(LEASE / 2)  # from now on the store counts as up
+        self.stage.add_worker(slots=10)
 
     def pass_time(self, seconds: float) -> None:
-        """Advance the clock, then run a round."""
+        """Advance the clock, keep the worker alive, then run a round, and let the dispatcher take its turns."""
         self.stage.clock.advance(seconds)
+        self.stage.change_worker(beat=int(self.stage.clock.seconds()))
         self.stage.run_maintenance()
-
-    def test_the_window_is_corrected_by_the_count_of_the_store(self) -> None:
-        self.stage.create(count=4)
-        self.route_window.correct(9)
-        self.stage.run_maintenance()
-        self.assertEqual(self.route_window.room, 6)
-
-    def test_waiting_tasks_of_other_servers_are_dispatched(self) -> None:
-        tasks = self.stage.create(count=3, state=State.WAITING)
-        self.stage.run_maintenance()
-        self.assertEqual(self.stage.states(*tasks), ["queued"] * 3)
+        self.stage.pass_time(0.1)
 
     def test_a_round_runs_every_second(self) -> None:
+        rounds = []
+        promote = self.stage.store.promote
+        self.stage.store.promote = lambda limit: rounds.append(limit) or promote(limit)  # type: ignore
         self.stage.maintenance.start()
-        tasks = self.stage.create(state=State.WAITING)
-        self.stage.clock.advance(ROUND)
-        self.assertEqual(self.stage.states(*tasks), ["queued"])
+        for _ in range(5):
+            self.stage.clock.advance(ROUND)
+        self.assertEqual(len(rounds), 6)
         self.stage.maintenance.stop()
         self.stage.maintenance.stop()
         self.assertEqual(self.stage.clock.getDelayedCalls(), [])
+
+    def test_what_an_idle_server_asks_of_the_store(self) -> None:
+        """Two polls a second, a promotion, a search for orphans, and now and then a turn. With a worker, which asks 1.5
+        times a second, two servers keep to ten transactions a second."""
+        self.stage.server.start()
+        self.stage.pass_time(10)
+        before = self.stage.runner.calls
+        for _ in range(60):
+            self.stage.sql("UPDATE workers SET beat = beat + 1")
+            self.stage.pass_time(1)
+        self.assertLessEqual(self.stage.runner.calls - before, 60 * 4.25)
+        now(self.stage.server.scheduler.drain())
 
     def test_a_slow_round_is_not_overtaken_by_the_next(self) -> None:
         self.stage.runner.slow = True
@@ -65,23 +64,22 @@ class Rounds(StageCase):
 
     def delayed(self, name: str, count: int = 1) -> list[int]:
         """Create tasks that are due in an hour."""
-        now = self.stage.now()
-        return [task.id for task in self.stage.create(name, count, State.WAITING, run_at=now + timedelta(hours=1))]
+        later = self.stage.now() + timedelta(hours=1)
+        return [task.id for task in self.stage.create(name, count, run_at=later)]
 
-    def test_a_delayed_task_joins_the_backlog_when_its_time_has_come(self) -> None:
+    def test_a_delayed_task_is_assigned_when_its_time_has_come(self) -> None:
         ids = self.delayed("ana", 2)
         self.pass_time(3599)
         self.assertEqual(self.stage.states(*ids), ["waiting"] * 2)
-        self.assertFalse(self.route_window.has_backlog)
+        self.assertFalse(self.stage.pool().backlog)
         self.pass_time(1)
         self.assertEqual(self.stage.states(*ids), ["queued"] * 2)
 
-    def test_its_user_stays_backlogged_until_all_tasks_are_dispatched(self) -> None:
-        self.delayed("ana", 15)
+    def test_there_is_a_backlog_until_all_are_assigned(self) -> None:
+        ids = self.delayed("ana", 15)
         self.pass_time(3600)
-        self.assertEqual(len(self.stage.broker.published), 10)
-        self.assertTrue(self.route_window.has_backlog)
-        self.assertFalse(self.route_window.admit(self.stage.user_id("ana")))
+        self.assertEqual(self.stage.states(*ids).count("queued"), 10)
+        self.assertTrue(self.stage.pool().backlog)
 
     def test_more_delayed_tasks_than_one_batch_are_promoted(self) -> None:
         self.delayed("ana", promote_due.BATCH + 20)
@@ -90,12 +88,6 @@ class Rounds(StageCase):
 
     # dead workers
 
-    def running(self, **spec: Any) -> int:
-        """Create and claim a task for a worker that never beats."""
-        [task] = self.stage.create(**spec)
-        self.stage.claim(task)
-        return task.id
-
     def pass_silence(self, seconds: float = LEASE + 1) -> None:
         """Poll every second, as servers do, and run a round at the end."""
         for _ in range(round(seconds)):
@@ -103,20 +95,22 @@ class Rounds(StageCase):
             self.stage.liveness.on_event()
         self.stage.run_maintenance()
 
-    def test_a_task_of_a_silent_worker_is_dispatched_again(self) -> None:
-        task_id = self.running()
+    def test_a_task_of_a_silent_worker_is_assigned_to_another(self) -> None:
+        [task] = self.stage.begin(*self.stage.create(), worker="silent")
         self.pass_silence(LEASE - 1)
-        self.assertEqual(self.stage.states(task_id), ["running"])
+        self.assertEqual(self.stage.states(task), ["running"])
+        self.stage.change_worker(beat=100)
         self.pass_silence(2)
-        [task] = self.stage.tasks(task_id)
-        self.assertEqual((task.state, task.dispatch), (State.QUEUED, 2))
-        self.assertEqual(self.stage.broker.published[-1], (task_id, 2))
+        self.stage.pass_time(0.1)
+        [found] = self.stage.tasks(task)
+        self.assertEqual((found.state, found.dispatch, found.worker), (State.QUEUED, 2, "w"))
+        self.assertEqual(self.stage.broker.hinted, ["w"])
 
     def test_a_task_with_one_attempt_fails_with_its_worker(self) -> None:
         client = self.stage.client()
-        task_id = self.running(max_attempts=1)
+        [task] = self.stage.begin(*self.stage.create(max_attempts=1))
         client.ask("watch")
-        wait = client.start("wait", task_ids=[task_id], timeout=3600)
+        wait = client.start("wait", task_ids=[task.id], timeout=3600)
         self.pass_silence()
         [event] = client.events()
         self.assertEqual((event["task"]["state"], event["task"]["status"]), ("failed", "Fallida"))
@@ -124,65 +118,14 @@ class Rounds(StageCase):
         self.assertTrue(client.reply(wait)["done"])
 
     def test_the_loop_takes_back_as_well(self) -> None:
-        task_id = self.running()
+        [task] = self.stage.begin(*self.stage.create(), worker="silent")
         self.stage.server.start()
-        for _ in range(int(2 * LEASE) + 3):
+        for n in range(int(2 * LEASE) + 3):
+            self.stage.change_worker(beat=n + 10)
             self.stage.clock.advance(0.5)
-        self.assertEqual([task.dispatch for task in self.stage.tasks(task_id)], [2])
-        self.stage.liveness.stop()
-        self.stage.maintenance.stop()
-
-    # lost messages
-
-    def test_tasks_whose_messages_were_lost_are_dispatched_again(self) -> None:
-        tasks = self.stage.create(count=3)
-        self.stage.run_maintenance()
-        self.pass_time(LOST_AFTER - 1)
-        self.assertEqual(self.stage.states(*tasks), ["queued"] * 3)
-        self.pass_time(1)
-        self.pass_time(0)
-        self.assertEqual([(t.state, t.dispatch) for t in self.stage.tasks(*tasks)], [(State.QUEUED, 2)] * 3)
-        self.assertEqual(len(self.stage.broker.published), 3)
-        self.assertEqual(self.route_window.room, 7)
-
-    def test_no_message_counts_as_lost_for_half_a_lease_after_the_store_was_away(self) -> None:
-        tasks = self.stage.create()
-        self.stage.runner.away = True
-        self.pass_time(LOST_AFTER)
-        self.stage.runner.away = False
-        self.pass_time(1)
-        self.pass_time(LEASE / 2 - 1)
-        self.assertEqual([task.dispatch for task in self.stage.tasks(*tasks)], [1])
-        self.pass_time(1)
-        self.assertEqual([task.dispatch for task in self.stage.tasks(*tasks)], [2])
-
-    def test_tasks_are_not_lost_while_the_queue_has_messages(self) -> None:
-        client = self.stage.client()
-        client.ask("new_task", task="x")
-        for _ in range(5):
-            self.pass_time(LOST_AFTER)
-        self.assertEqual([task.dispatch for task in self.stage.tasks()], [1])
-        self.stage.lose_messages()
-        self.pass_time(0)
-        self.pass_time(0)
-        self.assertEqual([task.dispatch for task in self.stage.tasks()], [2])
-
-    def test_tasks_are_not_lost_while_the_broker_is_away(self) -> None:
-        tasks = self.stage.create()
-        self.stage.broker.ready = False
-        self.pass_time(LOST_AFTER)
-        self.assertEqual(self.stage.states(*tasks), ["queued"])
-
-    def test_the_room_of_lost_messages_is_free_in_the_same_round(self) -> None:
-        self.stage.create(count=10)
-        self.pass_time(LOST_AFTER)
-        self.assertEqual(len(self.stage.broker.published), 10)
-
-    def test_lost_tasks_of_a_kind_that_nobody_serves_wait(self) -> None:
-        [task] = self.stage.create(kind="sculpt")
-        self.pass_time(LOST_AFTER)
-        self.assertEqual(self.stage.states(task), ["waiting"])
-        self.assertEqual(len(self.stage.broker.published), 0)
+        self.stage.pass_time(0.2)
+        self.assertEqual([t.dispatch for t in self.stage.tasks(task)], [2])
+        now(self.stage.server.scheduler.drain())
 
     # failures
 
@@ -193,39 +136,30 @@ class Rounds(StageCase):
         self.assertEqual(self.stage.runner.calls, calls)
 
     def test_the_next_round_makes_up_for_a_failed_one(self) -> None:
-        tasks = self.stage.create(state=State.WAITING)
+        ids = self.delayed("ana")
         self.stage.runner.away = True
-        self.stage.run_maintenance()
+        self.pass_time(3600)
         self.stage.runner.away = False
-        self.stage.run_maintenance()
-        self.assertEqual(self.stage.states(*tasks), ["queued"])
+        self.pass_time(1)
+        self.assertEqual(self.stage.states(*ids), ["queued"])
 
     def test_a_defect_of_one_duty_does_not_stop_the_others(self) -> None:
-        tasks = self.stage.create(state=State.WAITING)
+        self.stage.close()
+        self.stage = Stage(keep=DAY)
+        self.addCleanup(self.stage.close)
+        self.stage.run(*self.stage.create())
         self.stage.store.promote = lambda limit: succeed(1 / 0)  # type: ignore[assignment,return-value]
+        self.stage.clock.advance(2 * DAY)
         self.stage.run_maintenance()
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
-        self.assertEqual(self.stage.states(*tasks), ["queued"])
-
-    def test_the_next_round_asks_again_for_a_queue_depth_that_failed(self) -> None:
-        async def depth(queue: str) -> int:
-            raise BrokerUnavailable("gone")
-
-        tasks = self.stage.create()
-        self.stage.broker.depth = depth  # type: ignore[method-assign]
-        self.pass_time(LOST_AFTER)
-        self.assertEqual(self.stage.states(*tasks), ["queued"])
-        del self.stage.broker.depth
-        self.pass_time(0)
-        self.assertEqual(self.stage.states(*tasks), ["queued"])
-        self.assertEqual([task.dispatch for task in self.stage.tasks(*tasks)], [2])
+        self.assertEqual(self.stage.tasks(), [])
 
 
 class Retention(StageCase):
     """Finished tasks are deleted when they are old enough, a few at a time."""
 
     def setUp(self) -> None:
-        self.stage = Stage(keep=DAY).learn_backlog()
+        self.stage = Stage(keep=DAY)
         self.addCleanup(self.stage.close)
 
     def create_ended(self, count: int = 1) -> list[int]:
@@ -241,7 +175,7 @@ class Retention(StageCase):
 
     def test_an_old_ended_task_is_deleted_with_its_log_and_attempts(self) -> None:
         [task] = self.stage.create()
-        self.stage.claim(task)
+        self.stage.begin(task)
         self.stage.report(task, "a line")
         self.stage.finish(task, state=State.FAILED, error="no")
         self.stage.clock.advance(DAY)
@@ -253,7 +187,7 @@ class Retention(StageCase):
             self.assertEqual(self.stage.sql(f"SELECT count(*) FROM {table}"), [(0,)], table)
 
     def test_an_old_task_that_has_not_ended_is_kept(self) -> None:
-        task = self.stage.create(state=State.WAITING, kind="sculpt")
+        task = self.stage.create(kind="sculpt")
         self.create_ended(2)
         self.stage.clock.advance(2 * DAY)
         self.stage.run_maintenance()
@@ -278,7 +212,7 @@ class Retention(StageCase):
         self.assertEqual(self.count_tasks(), 0)
 
     def test_kept_tasks_do_not_stop_the_deletion(self) -> None:
-        waiting = self.stage.create(count=delete_finished.BATCH, state=State.WAITING, kind="sculpt")
+        waiting = self.stage.create(count=delete_finished.BATCH, kind="sculpt")
         self.create_ended(3)
         self.stage.clock.advance(2 * DAY)
         self.stage.run_maintenance()
@@ -287,7 +221,7 @@ class Retention(StageCase):
 
     def test_without_a_retention_time_nothing_is_deleted(self) -> None:
         self.stage.close()
-        self.stage = Stage().learn_backlog()
+        self.stage = Stage()
         self.addCleanup(self.stage.close)
         self.create_ended()
         self.stage.clock.advance(4000 * DAY)

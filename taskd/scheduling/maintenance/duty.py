@@ -12,4 +12,4 @@ class Duty(Protocol):
     """For the log."""
 
     async def run(self) -> None:
-        """Do what there is to do now, bounded in rows. Raises Unavailable, BrokerUnavailable."""
+        """Do what there is to do now, bounded in rows. Raises Unavailable."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from taskd.model.errors import Unavailable
 from taskd.ports.store import IStore
-from taskd.scheduling.routes import Routes
+from taskd.scheduling.dispatcher import Dispatcher
 
 BATCH = 500
 """Tasks in one statement at most."""
@@ -17,14 +18,20 @@ class PromoteDue:
 
     name = "promote due tasks"
 
-    def __init__(self, store: IStore, routes: Routes) -> None:
+    def __init__(self, store: IStore, dispatcher: Dispatcher) -> None:
         self._store = store
-        self._routes = routes
+        self._dispatcher = dispatcher
 
     async def run(self) -> None:
         """Raises Unavailable."""
         for _ in range(BATCHES):
-            due = await self._store.promote(BATCH)
+            try:
+                due = await self._store.promote(BATCH)
+            except Unavailable:
+                # it may have been committed
+                self._dispatcher.gap()
+                raise
             if not due:
                 return
-            self._routes.add_backlog(due)
+            for route in {route for route, _ in due}:
+                self._dispatcher.came(route)

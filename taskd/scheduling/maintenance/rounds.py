@@ -9,7 +9,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from taskd.model.errors import BrokerUnavailable, Unavailable
+from taskd.model.errors import Unavailable
 from taskd.ports.store import IStore
 from taskd.scheduling.maintenance.duty import Duty
 
@@ -19,7 +19,7 @@ ROUND = 1.0
 
 class MaintenanceRounds:
     """A round runs the duties in their order. It does nothing while the store is away, and it ends early when the store
-    or the broker cannot be reached. A defect in one duty does not stop the others."""
+    cannot be reached. A defect in one duty does not stop the others."""
 
     _log = Logger()
 
@@ -48,8 +48,8 @@ class MaintenanceRounds:
         for duty in self._duties:
             try:
                 await duty.run()
-            except (Unavailable, BrokerUnavailable) as e:
-                self._log.debug("maintenance ended its round early: {why}", why=str(e))
+            except Unavailable as e:
+                self._log.debug("maintenance ended its round early: {why}", why=e.message)
                 return
             except Exception:
                 self._log.failure("maintenance: {duty} failed", duty=duty.name)

@@ -1,0 +1,68 @@
+"""How much of a slot a task counts while it is in flight, from the times that workers measure.
+
+A task that has been assigned is for a while on its way: about :data:`HORIZON` seconds pass until it begins and until
+its end is known. If tasks of a user hold a slot for l seconds each, then of the time in flight only the part
+l / (l + HORIZON) is spent in a slot. Counting each task by this part measures what users take from a pool by what
+their tasks do there (Little's law), and it keeps about HORIZON seconds of work on its way to each slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+
+from taskd.ports.scheduling import Cost
+from taskd.ports.workers import Mean
+
+HORIZON = 0.1
+"""Seconds of work that are on their way to each slot."""
+
+LONG = 1.0
+"""Tasks that take so many seconds count a whole slot. One more would wait for another's end for about as long, and
+workers give back what has waited for a second."""
+
+FASTEST = 5000
+"""Tasks that one worker ends in a second at most, whatever they do: its process is busy then, not its slots. It bounds
+what is in flight there to slots + FASTEST x HORIZON, 600 for 100 slots. That is enough to do between two turns, and a
+worker that ends only 700 a second still begins all of them before they have waited for a second."""
+
+OTHERS = 0
+"""The user id that stands for all users of a kind without a cost of their own."""
+
+MOST = 1000
+"""Costs in one turn, besides those of the kinds."""
+
+UNKNOWN = 1.0
+"""The cost of what no worker has measured: a whole slot, so that nobody waits behind tasks that prove to be long."""
+
+
+def cost_of(seconds: float, slots: int) -> float:
+    """The cost of tasks that hold one of a worker's so many slots for so long."""
+    if seconds >= LONG:
+        return 1.0
+    held = max(seconds, slots / FASTEST)
+    return held / (held + HORIZON)
+
+
+class Costs:
+    """The costs of a pool's tasks: the workers' means, evenly weighted."""
+
+    def __init__(self, means: Iterable[Mean] = (), slots: int = 0) -> None:
+        times: dict[tuple[int, str], list[float]] = {}
+        for user_id, kind, seconds in means:
+            times.setdefault((user_id, kind), []).append(seconds)
+        average = {key: sum(found) / len(found) for key, found in times.items()}
+        kinds: dict[str, list[float]] = {}
+        for (_, kind), seconds in average.items():
+            kinds.setdefault(kind, []).append(seconds)
+        of_kinds = {(OTHERS, kind): sum(found) / len(found) for kind, found in kinds.items()}
+        wanted = (*of_kinds.items(), *islice(average.items(), MOST))
+        self._costs: Mapping[tuple[int, str], float] = {key: cost_of(seconds, slots) for key, seconds in wanted}
+
+    def of(self, user_id: int, kind: str) -> float:
+        """The cost of a task of this user and kind."""
+        return self._costs.get((user_id, kind)) or self._costs.get((OTHERS, kind), UNKNOWN)
+
+    def rows(self) -> Sequence[Cost]:
+        """All of them, for a turn."""
+        return [Cost(user_id, kind, cost) for (user_id, kind), cost in self._costs.items()]
