@@ -1,4 +1,4 @@
-"""The worker: takes deliveries, claims their tasks, runs them and stores their outcomes.
+"""The worker: finds the tasks that are assigned to it, runs them and stores their outcomes.
 
 Modules of handlers import ``handler``, ``Retry``, ``Reject`` and ``Backoff`` from here.
 """

@@ -1,4 +1,4 @@
-"""One attempt: from a claimed task to its outcome. It knows neither store nor broker, nor how the handler is run."""
+"""One attempt: from its begin to its outcome. It knows neither store nor broker, nor how the handler is run."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ class Attempt:
     ) -> None:
         self.task = task
         self.max_attempts = task.max_attempts or (kind.max_attempts if kind is not None else DEFAULT_ATTEMPTS)
-        self.done: Deferred[Outcome] = Deferred()
+        self.outcome: Outcome | None = None
+        """Set when ``done`` fires with it."""
         self.free = False
         self.stopped = False
         self.hung = False
@@ -83,6 +84,9 @@ class Attempt:
         self.execution: IExecution | None = None
         """Set by the executor before it calls the handler, as is ``context``."""
         self.context: TaskContext | None = None
+        # Deferreds are made for those who ask: most attempts end before anybody can
+        self._done: Deferred[Outcome] | None = None
+        self._settled = False
         self._freed: Deferred[None] | None = None
         self._clock = clock
         self._backoff = kind.backoff if kind is not None else Backoff()
@@ -97,6 +101,15 @@ class Attempt:
             self._timer = clock.callLater(self._timeout, self._time_out)
 
     @property
+    def done(self) -> Deferred[Outcome]:
+        """Fires with the outcome, or fails with AttemptStopped."""
+        if self._done is None:
+            self._done = Deferred()
+            if self._settled:
+                self._fire(self._done)
+        return self._done
+
+    @property
     def freed(self) -> Deferred[None]:
         """Fires when the slot is free."""
         if self._freed is None:
@@ -106,7 +119,7 @@ class Attempt:
     def stop(self) -> None:
         """End the attempt without an outcome, whatever the handler does then. No effect once there is an outcome."""
         is_ending, self.stopped = self.stopped or self._late, True
-        if not self.done.called and not is_ending:
+        if not self._settled and not is_ending:
             self._cancel()
 
     # -- output of the handler
@@ -128,7 +141,7 @@ class Attempt:
         self._set_timer(None)
         if self.hung:
             self._log.info("task {id} ({kind}) attempt {attempt} that did not end has ended now", **self._ids)
-        if not self.done.called:
+        if not self._settled:
             self._settle(result)
         self.free = True
         # both refer to this attempt: no work for the garbage collector
@@ -155,7 +168,7 @@ class Attempt:
         except Exception:
             # the handler awaits a Deferred whose canceller fails
             self._log.failure("task {id} ({kind}) attempt {attempt} could not be cancelled", **self._ids)
-        if execution.patience == 0 and not self.done.called:
+        if execution.patience == 0 and not self._settled:
             if self._late:
                 self._hangs()
             else:
@@ -180,20 +193,27 @@ class Attempt:
         what = f"{place.line} {self.execution.stubborn}: its slot stays taken until it ends"
         self._log.warn("task {id} ({kind}) attempt {attempt}: {what}", what=what, **self._ids)
         self.lines([what[:MAX_LINE_CHARS]], 0)
-        if not self.done.called:
+        if not self._settled:
             self._settle(Fault("still running", place.trace))
 
     def _settle(self, result: HandlerResult) -> None:
         self._listener = None
         if self.context is not None:
             self.context.close()
-        if self.stopped:
-            self.done.errback(AttemptStopped())
-            return
-        if self._late:
-            trace = result.trace if isinstance(result, Fault) else None
-            result = Fault(f"took longer than {self._timeout:.15g} s", trace)
-        self.done.callback(self._outcome(result))
+        if not self.stopped:
+            if self._late:
+                trace = result.trace if isinstance(result, Fault) else None
+                result = Fault(f"took longer than {self._timeout:.15g} s", trace)
+            self.outcome = self._outcome(result)
+        self._settled = True
+        if self._done is not None:
+            self._fire(self._done)
+
+    def _fire(self, done: Deferred[Outcome]) -> None:
+        if self.outcome is None:
+            done.errback(AttemptStopped())
+        else:
+            done.callback(self.outcome)
 
     def _outcome(self, result: HandlerResult) -> Outcome:
         task = self.task

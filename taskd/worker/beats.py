@@ -10,7 +10,9 @@ from twisted.logger import Logger
 from taskd.model.errors import Unavailable
 from taskd.ports.store import IStore
 from taskd.worker.board import IBoard
+from taskd.worker.held import HeldTasks
 from taskd.worker.identity import Identity
+from taskd.worker.means import Means
 from taskd.worker.periodic import Periodic
 from taskd.worker.registration import Registration
 from taskd.worker.runner import Runner
@@ -22,8 +24,9 @@ INTERVAL = 1.0
 class Beats:
     """Beats once a second. While the worker is not registered it tries to register instead.
 
-    ``on_fenced`` is called when the store counts the worker as dead, ``on_recovered`` when a beat is accepted after one
-    that failed: the database may have crashed meanwhile.
+    ``on_beaten`` is called with each beat that is accepted: whether what the worker holds is what the store has, and
+    when the beat was sent. ``on_fenced`` is called when the store counts the worker as dead, ``on_recovered`` when a
+    beat is accepted after one that failed: the database may have crashed meanwhile.
     """
 
     _log = Logger()
@@ -33,17 +36,24 @@ class Beats:
         clock: IReactorTime,
         store: IStore,
         runner: Runner,
+        held: HeldTasks,
+        means: Means,
         identity: Identity,
         registration: Registration,
         board: IBoard,
+        on_beaten: Callable[[bool, float], None],
         on_fenced: Callable[[], None],
         on_recovered: Callable[[], None],
     ) -> None:
+        self._clock = clock
         self._store = store
         self._runner = runner
+        self._held = held
+        self._means = means
         self._identity = identity
         self._registration = registration
         self._board = board
+        self._on_beaten = on_beaten
         self._on_fenced = on_fenced
         self._on_recovered = on_recovered
         self._failing = False
@@ -54,7 +64,7 @@ class Beats:
         self._beats.start()
 
     def soon(self) -> None:
-        """Beat at once: something looks as if the worker were fenced, or it has begun to drain."""
+        """Beat at once: the worker has begun to drain, or got a new name."""
         self._beats.soon()
 
     def stop(self) -> None:
@@ -65,8 +75,9 @@ class Beats:
         try:
             if not await self._registration.renew():
                 return
-            name = self._identity.name
-            accepted = await self._store.beat(name, self._runner.hung)
+            sent = self._clock.seconds()
+            means = self._means.now(self._held.tasks.values())
+            beaten = await self._store.beat(self._identity.name, self._runner.hung, means, self._held.digest)
         except Unavailable as e:
             if not self._failing:
                 self._log.warn("the worker cannot tell the store that it lives: {why}", why=e.message)
@@ -77,9 +88,10 @@ class Beats:
                 self._log.failure("the worker cannot tell the store that it lives")
             self._failing = True
             return
-        if accepted:
+        if beaten.accepted:
+            self._identity.heard(sent)
             self._board.beaten()
-            self._registration.doubted = False
+            self._on_beaten(beaten.in_step, sent)
             if self._failing:
                 self._failing = False
                 self._log.info("the store knows again that the worker lives")

@@ -1,112 +1,128 @@
-"""What a worker holds: each delivery from its arrival until it is acked or given back."""
+"""What a worker holds: each task from the moment it is found until the store has answered its end or its return."""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from taskd.model.tasks import Task
-from taskd.ports.attempts import Claim, Held, Outcome
-from taskd.ports.broker import Delivery, IConsumer
+from taskd.ports.attempts import Held, Outcome
+from taskd.ports.workers import Digest
 from taskd.worker.attempt import Attempt
 from taskd.worker.reports import ReportBuffer
 from taskd.worker.slots import SlotPool
 
-ClaimNumber = tuple[int, int, datetime]
-"""Dispatch, attempt and start of a claim. It grows with every claim of a task: see :func:`claim_number`."""
+REMEMBERED_SECONDS = 30.0
+"""How long the worker remembers at least what it does not hold any more."""
 
-NO_CLAIM: ClaimNumber = (0, 0, datetime.min.replace(tzinfo=timezone.utc))
-
-
-def claim_number(task: Task) -> ClaimNumber:
-    """Tells two claims of a task apart. The start time distinguishes a claim from an earlier one of the same dispatch
-    and attempt, which a crash of the database has undone."""
-    return task.dispatch, task.attempt, task.started_at or NO_CLAIM[2]
-
-
-def _nothing(held: HeldTask) -> None:
-    """What ends before it has begun frees nothing."""
+REMEMBERED_TASKS = 50_000
+"""Or at least so many of the latest ones, if there are more in that time."""
 
 
 class HeldState(enum.Enum):
     """Where a held task is on its way."""
 
-    CLAIMING = "waits for a slot, or its claim is with the store"
-    WAITING = "claimed, and waits for a place among the suspects"
-    BEGINNING = "has a place among the suspects, and its begin is being stored"
+    WAITING = "waits for a slot, or for a place among the suspects"
+    BEGINNING = "has a slot, and its begin is being stored"
     RUNNING = "its handler runs"
     FINISHING = "its outcome is on the way to the store"
-    RETURNING = "its attempt is stopped, and goes back to the store unspent"
+    RETURNING = "it goes back to the store unspent, as soon as nothing of it runs"
     DROPPED = "it is not this worker's any more: nothing that comes of it counts"
 
 
 @dataclass(eq=False, slots=True)
 class HeldTask:
-    """A delivery, and what has become of it in this worker.
+    """An assigned task, and what has become of it in this worker.
 
-    ``delivery`` is None once it is acked, given back, or lost with its channel. ``since`` is when it arrived, later
-    when it began to wait among the suspects or to run, in seconds of the clock. ``worker`` is the name under which it
-    was claimed, ``task`` what was claimed, ``user`` its owner's name. ``stored_before``: an earlier try to store the
-    outcome may have been committed. ``plain``: the outcome says only that the real one cannot be stored. ``on_free``,
-    if any, is called when its slot is free, ``on_end`` when the worker holds the task no longer. ``ended_claim`` is the
-    latest claim of this task that ended here while this one was with the store: an answer about that claim comes too
-    late."""
+    ``user`` is its owner's name. ``since`` is when it began to wait, ``began`` when its handler was called, in seconds
+    of the clock. ``unwanted``: it was cancelled, and perhaps retried since. ``on_free``, if any, is called when its
+    slot is free. ``sent``: its return is on the way to the store. ``stored_before``: an earlier try to store the
+    outcome may have been committed. ``plain``: the outcome says only that the real one cannot be stored.
+    """
 
-    claim: Claim
-    delivery: Delivery | None
-    consumer: IConsumer
-    pool: SlotPool[HeldTask]
+    task: Task
+    user: str
+    pool: SlotPool
     isolation: str
     since: float
-    state: HeldState = HeldState.CLAIMING
-    worker: str = ""
-    task: Task | None = None
-    user: str = ""
+    state: HeldState = HeldState.WAITING
+    began: float = 0.0
     attempt: Attempt | None = None
     buffer: ReportBuffer | None = None
     outcome: Outcome | None = None
+    unwanted: bool = False
+    on_free: Callable[[HeldTask], None] | None = None
+    sent: bool = False
     stored_before: bool = False
     plain: bool = False
-    ended_claim: ClaimNumber = NO_CLAIM
-    on_free: Callable[[HeldTask], None] | None = None
-    on_end: Callable[[HeldTask], None] = _nothing
 
     @property
     def in_store(self) -> Held:
-        """As it should stand in the store. Only for a claimed task."""
-        assert self.task is not None
-        return Held(self.task.id, self.task.dispatch, self.task.attempt)
+        """As it stands in the store."""
+        return Held(self.task.id, self.task.dispatch)
 
 
 class HeldTasks:
-    """The tasks that are being claimed or run, and whether the worker is stopping. ``running`` has every claimed task
-    by its id until its outcome is stored, ``claiming`` the claims that are with the store or wait to be sent again.
+    """The tasks that the worker holds under its present name, by their ids. ``leaving`` are those that it holds no
+    longer although their handlers still run.
 
-    ``draining`` is True from the beginning of the stop on, ``stopped`` once no attempt may begin any more.
+    ``draining`` is True from the beginning of the stop on.
     """
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self.running: dict[int, HeldTask] = {}
-        self.claiming: dict[int, list[HeldTask]] = {}
-        self.claims = 0
-        """Claims that are with the store."""
-        self.releasing: set[Held] = set()
-        """What is on its way back to the store although nothing of it runs here: it must not begin meanwhile."""
+        self.tasks: dict[int, HeldTask] = {}
+        self.leaving: set[HeldTask] = set()
         self.draining = False
-        self.stopped = False
+        self._settled: dict[int, int] = {}
+        self._settled_before: dict[int, int] = {}
+        """The dispatches of tasks that never begin here again, by task id, in two generations."""
+        self._generation = clock.seconds()
         self._idle: Deferred[None] | None = None
         self._hurried = False
 
     @property
     def busy(self) -> int:
-        """How many tasks are being claimed or run."""
-        return self.claims + len(self.running)
+        """How many tasks it holds or still runs."""
+        return len(self.tasks) + len(self.leaving)
+
+    @property
+    def digest(self) -> Digest:
+        """What a beat says of it: see :func:`taskd.ports.workers.digest`. What is unwanted is neither queued nor
+        running in the store."""
+        total = 0
+        for held in self.tasks.values():
+            if not held.unwanted:
+                total += 31 * held.task.id + held.task.dispatch
+        return Digest(len(self.tasks), total)
+
+    def running(self) -> list[HeldTask]:
+        """Those whose handlers run."""
+        return [held for held in self.tasks.values() if held.state is HeldState.RUNNING]
+
+    def settle(self, task_id: int, dispatch: int) -> None:
+        """This assignment never begins here from now on, whatever an answer of the store that was late says."""
+        if len(self._settled) >= REMEMBERED_TASKS or self._clock.seconds() - self._generation >= REMEMBERED_SECONDS:
+            self._settled_before, self._settled = self._settled, {}
+            self._generation = self._clock.seconds()
+        self._settled[task_id] = max(dispatch, self._settled.get(task_id, 0))
+
+    def is_settled(self, task_id: int, dispatch: int) -> bool:
+        """Whether it has ended here, or is given back, or was dropped."""
+        settled = self._settled.get(task_id) or self._settled_before.get(task_id, 0)
+        return settled >= dispatch
+
+    def forget(self, held: HeldTask) -> None:
+        """The worker holds it no longer."""
+        task = held.task
+        if self.tasks.get(task.id) is held:
+            del self.tasks[task.id]
+            self.settle(task.id, task.dispatch)
+        self.check_idle()
 
     def check_idle(self) -> None:
         """A task is done: let :meth:`until_idle` go on if it was the last one."""
@@ -131,32 +147,3 @@ class HeldTasks:
             self._hurried = True
         else:
             idle.callback(None)
-
-
-def keep_one_delivery(stays: HeldTask, goes: HeldTask) -> None:
-    """Of two deliveries of a task, ack one now. The attempt that stays acks the other in the end, also if its own
-    delivery was lost and this one is the redelivery."""
-    if stays.delivery is None and stays.claim.dispatch == goes.claim.dispatch:
-        stays.delivery, stays.consumer, goes.delivery = goes.delivery, goes.consumer, None
-    ack([goes])
-
-
-def ack(helds: Iterable[HeldTask]) -> None:
-    """Ack the deliveries of these."""
-    for consumer, deliveries in _take_deliveries(helds):
-        consumer.ack(deliveries)
-
-
-def requeue(helds: Iterable[HeldTask]) -> None:
-    """Give the deliveries of these back to the broker, for any worker."""
-    for consumer, deliveries in _take_deliveries(helds):
-        consumer.requeue(deliveries)
-
-
-def _take_deliveries(helds: Iterable[HeldTask]) -> list[tuple[IConsumer, list[Delivery]]]:
-    found: dict[IConsumer, list[Delivery]] = {}
-    for held in helds:
-        if held.delivery is not None:
-            found.setdefault(held.consumer, []).append(held.delivery)
-            held.delivery = None
-    return list(found.items())

@@ -1,41 +1,53 @@
-"""Compares what the worker runs with what the store says that it runs."""
+"""Finds in the store what was assigned to this worker, and what of it is to be stopped."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import msgspec
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from taskd.events.records import decode_cancel_order
 from taskd.model.errors import Unavailable
 from taskd.model.tasks import Task
-from taskd.ports.attempts import Held
+from taskd.ports.attempts import Assigned, Held, Standing
 from taskd.ports.store import IStore
-from taskd.worker.held import HeldState, HeldTask, HeldTasks, ack
+from taskd.worker.begins import Begins
+from taskd.worker.held import HeldState, HeldTask, HeldTasks
 from taskd.worker.identity import Identity
-from taskd.worker.outcomes import Outcomes
 from taskd.worker.periodic import Periodic
-from taskd.worker.reclaim import Reclaim
 from taskd.worker.registration import Registration
+from taskd.worker.returns import Returns
+from taskd.worker.runner import Runner
 
-INTERVAL = 10.0
+IDLE = 2.0
 """Seconds between two looks, if nothing calls for one earlier."""
 
-ACK_AFTER = 600.0
-"""Seconds after which a running task is acked early: RabbitMQ closes a channel whose delivery stays unacked for its
-consumer_timeout, 30 minutes by default. With a shorter timeout the channel is closed and opened again, which costs a
-redelivery and no attempt. Not earlier, because only unacked deliveries keep the broker from sending more to a worker
-whose slots are taken than to one that is idle."""
+BUSY = 0.1
+"""Seconds from a look that has brought something to the next one, and between looks while hints cannot arrive."""
+
+QUIET = 0.5
+"""Seconds between looks while hints cannot arrive, and nothing has come for QUIET_AFTER or no slot is free. With
+RabbitMQ down, servers assign within a second; so a task begins well within 2.5 seconds of its creation if a slot is
+free."""
+
+QUIET_AFTER = 10.0
+
+LOOKED_TASKS = 500
+LOOKED_BYTES = 4 * 1024 * 1024
+"""A look brings so much at most: one that brings less has brought all. See IAttemptStore.look."""
+
+STILL_HERE = (HeldState.WAITING, HeldState.BEGINNING, HeldState.RUNNING)
 
 
 class Looks:
-    """Looks every 10 seconds, and when asked to.
+    """Looks for what is new, and compares what the worker holds with what stands in the store under its name.
 
-    What runs here and is not in the store is claimed again, if a crash of the database has undone its claim, or else
-    stopped: it was cancelled or taken back. What stands in the store on two looks in a row and is not known here was
-    claimed without an answer, or its outcome could not be stored: it goes back, its attempt unspent.
+    It looks when a hint comes; soon after a look that has brought something; and every 2 seconds, unless the last beat
+    has shown that nothing new can be there. It compares when something is to be stopped, and when a beat shows a
+    difference: what is cancelled is given back, what was taken back is dropped, what is not known here on two
+    comparisons with a look between them, which did not bring it, goes back unspent.
+
+    ``hints_ready`` tells whether hints can arrive.
     """
 
     _log = Logger()
@@ -45,90 +57,173 @@ class Looks:
         clock: IReactorTime,
         store: IStore,
         held: HeldTasks,
-        outcomes: Outcomes,
-        reclaim: Reclaim,
+        begins: Begins,
+        returns: Returns,
+        runner: Runner,
         identity: Identity,
         registration: Registration,
+        hints_ready: Callable[[], bool],
     ) -> None:
         self._clock = clock
         self._store = store
         self._held = held
-        self._outcomes = outcomes
-        self._reclaim = reclaim
+        self._begins = begins
+        self._returns = returns
+        self._runner = runner
         self._identity = identity
         self._registration = registration
+        self._hints_ready = hints_ready
+        self._look_wanted = True
+        self._compare_wanted = True
+        self._cut_off = False
+        """The last look has left something behind."""
+        self._brought = False
+        self._failing = False
+        self._last_found = self._last_look = self._last_in_step = float("-inf")
         self._unknown: frozenset[Held] = frozenset()
-        self._looks = Periodic(clock, INTERVAL, self._look)
+        self._rounds = Periodic(clock, self._interval, self._round)
 
     def start(self) -> None:
         """Begin to look."""
-        self._looks.start()
+        self._rounds.start()
 
     def stop(self) -> None:
         """Look no more."""
-        self._looks.stop()
+        self._rounds.stop()
 
-    def soon(self) -> None:
-        """Look at once: the store may have changed without this worker."""
-        self._looks.soon()
+    def hinted(self, orders: bool) -> None:
+        """A server says that something was assigned, or is to be stopped."""
+        self._look_wanted = True
+        self._compare_wanted = self._compare_wanted or orders
+        self._rounds.soon()
 
-    def cancel_ordered(self, body: bytes) -> None:
-        """A server has cancelled tasks, perhaps of this worker. The order may be old: the store decides."""
-        try:
-            task_ids = decode_cancel_order(body).task_ids
-        except (msgspec.MsgspecError, UnicodeDecodeError) as e:
-            text = "a cancel order cannot be decoded, cancelling takes until the next look: {why}"
-            self._log.warn(text, why=str(e))
-            return
-        if any(task_id in self._held.running for task_id in task_ids):
-            self.soon()
+    def lost(self) -> None:
+        """Hints may have been lost, or the store was away: look and compare at once."""
+        self.hinted(True)
+
+    def beaten(self, in_step: bool, sent: float) -> None:
+        """A beat that was sent at this time says whether the store has the same as this worker."""
+        if in_step:
+            self._last_in_step = sent
+        else:
+            self.hinted(True)
+
+    def has_room(self) -> None:
+        """Slots are free, and nothing waits for them."""
+        if self._cut_off:
+            self._rounds.soon()
 
     def report_fenced(self, task: Task) -> None:
         """The store has refused a report of this attempt."""
-        held = self._held.running.get(task.id)
+        held = self._held.tasks.get(task.id)
         if held is not None and held.task is task:
-            self.soon()
+            self.hinted(True)
 
     async def give_back_rest(self) -> None:
-        """Nothing runs here any more: give back, unspent, all that still stands under this worker's name. It could not
-        be given back before, or is a claim without an answer. Raises Unavailable."""
-        if self._registration.registered and (stand := await self._store.held_by(self._identity.name)):
-            await self._outcomes.give_back(stand)
+        """Nothing runs here any more: give back, unspent, all that still stands under this worker's name. Raises
+        Unavailable."""
+        if self._registration.registered:
+            standing = await self._store.standing(self._identity.name)
+            if standing:
+                await self._returns.release([Held(each.task_id, each.dispatch) for each in standing])
 
-    async def _look(self) -> None:
-        now = self._clock.seconds()
-        ack([held for held in self._held.running.values() if now - held.since >= ACK_AFTER])
+    def _interval(self) -> float:
+        if self._cut_off and self._begins.has_room:
+            return 0.0
+        if self._brought:
+            return BUSY
+        if self._hints_ready() or not self._registration.registered:
+            return IDLE
+        is_quiet = self._clock.seconds() - self._last_found >= QUIET_AFTER
+        return BUSY if self._begins.has_room and not is_quiet else QUIET
+
+    async def _round(self) -> None:
         if not self._registration.registered:
             return
         name = self._identity.name
-        running = [held for held in self._held.running.values() if held.worker == name]
         try:
-            stand = frozenset(await self._store.held_by(name))
-            await self._restore([held for held in running if held.in_store not in stand and self._is_held(held)])
+            if self._is_look_due():
+                await self._look(name)
+            if self._compare_wanted:
+                await self._compare(name)
+            self._failing = False
         except Unavailable as e:
-            self._log.warn("the worker cannot see what the store says that it runs: {why}", why=e.message)
-            return
-        await self._release_unknown(stand)
+            # the first beat that is accepted again calls for both
+            if not self._failing:
+                self._log.warn("the worker cannot see what the store has for it: {why}", why=e.message)
+            self._failing = True
 
-    def _is_held(self, held: HeldTask) -> bool:
-        """Whether it still waits or runs. An outcome on its way finds out by itself that it does not count."""
-        here = self._held.running.get(held.claim.task_id) is held
-        return here and held.state in (HeldState.WAITING, HeldState.BEGINNING, HeldState.RUNNING)
+    # -- what is new
 
-    async def _restore(self, missing: Sequence[HeldTask]) -> None:
-        reclaimed = await self._reclaim.reclaim(missing)
+    def _is_look_due(self) -> bool:
+        """Whether something may be there: not if a beat since the last look was in step, and no hint has come."""
+        idle = not (self._look_wanted or self._cut_off or self._brought)
+        return not idle or not self._hints_ready() or self._last_in_step <= self._last_look
+
+    async def _look(self, name: str) -> None:
+        self._look_wanted = self._brought = self._cut_off = False
+        self._last_look = self._clock.seconds()
+        # An id of which an attempt still runs is left in the store, even if it is the attempt of an earlier assignment.
+        known = self._held.tasks.keys() | self._runner.running_ids
+        try:
+            found = await self._store.look(name, list(known))
+        except Unavailable:
+            self._look_wanted = True
+            raise
+        # else it belongs to a name that was fenced while the answer was under way
+        if name == self._identity.name:
+            self._cut_off = _is_cut_off(found)
+            if found and self._begins.accept(found):
+                self._brought = True
+                self._last_found = self._clock.seconds()
+
+    # -- what is to be stopped, and what nobody knows
+
+    async def _compare(self, name: str) -> None:
+        self._compare_wanted = False
+        here = [held for held in self._held.tasks.values() if held.state in STILL_HERE]
+        try:
+            standing = await self._store.standing(name)
+            if name == self._identity.name:
+                self._drop_missing(here, standing)
+                await self._return(standing)
+        except Unavailable:
+            self._compare_wanted = True
+            raise
+
+    def _drop_missing(self, here: Sequence[HeldTask], standing: Sequence[Standing]) -> None:
+        """Drop what stood here before the answer, still does, and is not in the answer: it was taken back."""
+        stands = {(each.task_id, each.dispatch) for each in standing}
+        missing = [held for held in here if held.in_store not in stands and held.state in STILL_HERE]
+        if missing:
+            text = "{count} tasks are not this worker's any more, and are dropped; the first one is {id}"
+            self._log.info(text, count=len(missing), id=missing[0].task.id)
         for held in missing:
-            if held not in reclaimed and self._is_held(held):
-                self._log.info("task {id} is not this worker's any more: stopped", id=held.claim.task_id)
-                self._outcomes.drop(held)
+            self._returns.drop(held)
 
-    async def _release_unknown(self, stand: frozenset[Held]) -> None:
-        known = {held.in_store for held in self._held.running.values()}
-        unknown = frozenset(held for held in stand - known if held.task_id not in self._held.claiming)
-        before, self._unknown = self._unknown, unknown
-        if twice := unknown & before:
-            self._held.releasing |= twice
-            try:
-                await self._outcomes.give_back(sorted(twice))
-            finally:
-                self._held.releasing -= twice
+    async def _return(self, standing: Sequence[Standing]) -> None:
+        release: list[Held] = []
+        unknown: set[Held] = set()
+        for each in standing:
+            one = Held(each.task_id, each.dispatch)
+            held = self._held.tasks.get(each.task_id)
+            if held is not None and held.task.dispatch == each.dispatch:
+                if not each.wanted:
+                    held.unwanted = True
+                    self._returns.give_back(held)
+            elif not each.wanted:
+                release.append(one)
+            else:
+                unknown.add(one)
+        # What a look has left behind may be unknown. What it had to bring is not, unless it is not to begin here.
+        before, self._unknown = self._unknown, frozenset() if self._cut_off else frozenset(unknown)
+        release += sorted(self._unknown & before)
+        if release:
+            await self._returns.release(release)
+
+
+def _is_cut_off(found: Sequence[Assigned]) -> bool:
+    if len(found) >= LOOKED_TASKS:
+        return True
+    # where exactly it was cut depends on the next task: a look that was not needed costs little
+    return sum(len(each.task.payload) for each in found) >= LOOKED_BYTES // 4

@@ -13,11 +13,17 @@ from twisted.python.failure import Failure
 
 class Periodic:
     """Runs ``work`` at the start, then every ``interval`` seconds, and when it is asked to. It never runs twice at a
-    time. Whatever ``work`` raises is logged, and the next run comes all the same."""
+    time. Whatever ``work`` raises is logged, and the next run comes all the same. A function as the interval is asked
+    after each run."""
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, interval: float, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def __init__(
+        self,
+        clock: IReactorTime,
+        interval: float | Callable[[], float],
+        work: Callable[[], Coroutine[Any, Any, None]],
+    ) -> None:
         self._clock = clock
         self._interval = interval
         self._work = work
@@ -55,7 +61,8 @@ class Periodic:
     def _ended(self, _: object, began: float) -> None:
         self._busy = False
         if self.running:
-            wait = 0.0 if self._again else began + self._interval - self._clock.seconds()
+            interval = self._interval() if callable(self._interval) else self._interval
+            wait = 0.0 if self._again else began + interval - self._clock.seconds()
             self._set_timer(max(0.0, wait))
 
     def _set_timer(self, seconds: float | None) -> None:

@@ -1,4 +1,4 @@
-"""Tells the servers what this worker serves; they dispatch only what some worker serves."""
+"""Tells the servers what this worker serves; they assign only that to it."""
 
 from __future__ import annotations
 
@@ -43,8 +43,6 @@ class Registration:
         """The store may have the row although its answer was lost."""
         self._told_draining = False
         self.registered = False
-        self.doubted = False
-        """The store has answered as if the worker were fenced. The next beat tells."""
 
     async def renew(self) -> bool:
         """Register if that is to be done, or say that the worker drains. Returns whether the worker is registered.
@@ -68,7 +66,7 @@ class Registration:
 
     def fenced(self) -> None:
         """The present name counts no more."""
-        self.registered = self._may_stand = self._told_draining = self.doubted = False
+        self.registered = self._may_stand = self._told_draining = False
 
     async def end(self) -> bool:
         """Deregister. False if the store could not be told. Never fails."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -137,8 +137,9 @@ class ReportBuffer:
 class Reports:
     """Stores the output of the attempts of one worker.
 
-    ``on_stored`` gets the output that is stored; ``on_fenced`` is called with the task of an attempt that is not the
-    worker's any more. ``limit`` is how many bytes of a task's log are kept.
+    ``mark`` is awaited before output is stored, so that who watches hears that a task runs before it hears what it
+    says; ``on_stored`` gets the output that is stored; ``on_fenced`` is called with the task of an attempt that is not
+    the worker's any more. ``limit`` is how many bytes of a task's log are kept.
     """
 
     _log = Logger()
@@ -149,6 +150,7 @@ class Reports:
         store: IStore,
         identity: Identity,
         limit: int,
+        mark: Callable[[Collection[ReportBuffer]], Awaitable[None]],
         on_stored: Callable[[Sequence[TaskOutput]], None],
         on_fenced: Callable[[Task], None],
     ) -> None:
@@ -156,6 +158,7 @@ class Reports:
         self._store = store
         self._identity = identity
         self._limit = limit
+        self._mark = mark
         self._on_stored = on_stored
         self._on_fenced = on_fenced
         self._dirty: dict[ReportBuffer, None] = {}
@@ -169,9 +172,7 @@ class Reports:
         """A buffer for an attempt that begins."""
         return ReportBuffer(task, self._limit, self._has_output)
 
-    def close(self, buffer: ReportBuffer) -> Deferred[None] | None:
-        """The attempt has ended, and its buffer takes nothing more. None if all its output is stored, else fires once
-        it is."""
+    def _close(self, buffer: ReportBuffer) -> Deferred[None] | None:
         buffer.closed = True
         if buffer in self._dirty:
             self._schedule(0)
@@ -179,6 +180,16 @@ class Reports:
             return None
         done = self._closing[buffer] = Deferred()
         return done
+
+    def end(self, buffer: ReportBuffer | None) -> Deferred[None] | None:
+        """Close the buffer of an attempt, if it has one that is open. None if all its output is stored, else fires once
+        it is."""
+        if buffer is None or buffer.closed:
+            return None
+        if buffer.silent:
+            buffer.closed = True
+            return None
+        return self._close(buffer)
 
     def _has_output(self, buffer: ReportBuffer) -> None:
         if buffer not in self._dirty:
@@ -212,6 +223,7 @@ class Reports:
         reports: list[Report] = []
         while True:
             try:
+                await self._mark(buffers.keys())
                 for buffer in buffers:
                     if buffer.has_lines and not buffer.earlier_known:
                         buffer.add_earlier(await self._store.log_bytes(buffer.task.id))

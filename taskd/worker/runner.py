@@ -78,6 +78,11 @@ class Runner:
         out."""
         return Counter(self.kinds[attempt.task.kind].isolation for attempt in self._running if attempt.hung)
 
+    @property
+    def running_ids(self) -> set[int]:
+        """The ids of all tasks of which something runs, also of those whose outcome is there."""
+        return {attempt.task.id for attempt in self._running}
+
     async def start(self) -> None:
         """Start the threads and the fork server. Raises SettingsError if child processes cannot import the handlers."""
         forks.watch(self._clock)

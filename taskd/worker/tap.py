@@ -22,8 +22,8 @@ class Options(DaemonOptions, daemon=WORKER):
     """Command line of the worker."""
 
     longdesc = (
-        "Runs tasks that taskd servers hand out through RabbitMQ. Set POSTGRES_HOST and RABBITMQ_HOST, with their users"
-        " and passwords, in the environment or in a .env file; .env.example lists all variables."
+        "Runs tasks that taskd servers assign to it. Set POSTGRES_HOST and RABBITMQ_HOST, with their users and"
+        " passwords, in the environment or in a .env file; .env.example lists all variables."
     )
 
 

@@ -11,19 +11,21 @@ from twisted.logger import Logger
 
 from taskd.events.publisher import Publisher
 from taskd.model.errors import Unavailable
-from taskd.ports.broker import ORDERS, IBroker
+from taskd.model.tasks import Task
+from taskd.ports.broker import IBroker, IHints
 from taskd.ports.store import IStore
 from taskd.worker.beats import Beats
+from taskd.worker.begins import Begins
 from taskd.worker.board import IBoard, IWatchdog, NoBoard, NoWatchdog
-from taskd.worker.claims import Claims
 from taskd.worker.held import HeldTasks
 from taskd.worker.identity import Identity
-from taskd.worker.intake import Intake
 from taskd.worker.looks import Looks
+from taskd.worker.marks import Marks
+from taskd.worker.means import Means
 from taskd.worker.outcomes import Outcomes
-from taskd.worker.reclaim import Reclaim
 from taskd.worker.registration import Registration
 from taskd.worker.reports import Reports
+from taskd.worker.returns import Returns
 from taskd.worker.runner import Runner
 
 STOP_SECONDS = 7.0
@@ -36,8 +38,8 @@ LOG_BYTES = 1024 * 1024
 
 
 class Worker:
-    """Runs tasks of all kinds that ``runner`` can run, from all ``queues``. A task whose outcome is being stored takes
-    no slot.
+    """Runs the tasks that servers assign to it: of all kinds that ``runner`` can run, from all ``queues``. A task whose
+    outcome is being stored takes no slot.
 
     ``slots`` says for each of :data:`taskd.ports.handler.ISOLATIONS` how many tasks run at a time. ``new_name`` makes
     names that nobody has or had: the worker takes one at its start, and another one each time that it was fenced.
@@ -62,32 +64,54 @@ class Worker:
     ) -> None:
         self._broker = broker
         self._runner = runner
-        self._queues = queues
         self._kinds = list(runner.kinds.values())
         self._slots = slots
         self._board = board = board or NoBoard()
         self._watchdog = watchdog or NoWatchdog()
-        self._taking = False
-        self.identity = identity = Identity(new_name)
+        self._hints: IHints | None = None
+        self._identity = identity = Identity(clock, new_name)
         publisher = Publisher(clock, store, broker, identity.name)
-        self.held = held = HeldTasks(clock)
-        self.registration = registration = Registration(
+        self._held = held = HeldTasks(clock)
+        self._registration = registration = Registration(
             store, publisher, identity, held, queues, self._kinds, slots, self._registered
         )
-        reclaim = Reclaim(store, publisher, held, identity)
-        reports = Reports(clock, store, identity, log_bytes, publisher.publish_outputs, self._report_fenced)
-        self.outcomes = Outcomes(clock, store, publisher, runner, reports, held, reclaim, identity)
-        self.looks = looks = Looks(clock, store, held, self.outcomes, reclaim, identity, registration)
-        self.beats = Beats(clock, store, runner, identity, registration, board, self._fenced, looks.soon)
-        self.claims = Claims(
-            clock, store, publisher, held, self.outcomes, slots, identity, registration, self.beats.soon
+        self._marks = marks = Marks(clock, store, publisher, identity)
+        reports = Reports(clock, store, identity, log_bytes, marks.mark, publisher.publish_outputs, self._report_fenced)
+        self._returns = returns = Returns(clock, store, publisher, reports, held, identity)
+        means = Means(clock)
+        outcomes = Outcomes(clock, store, publisher, runner, reports, held, returns, marks, means, identity)
+        self._begins = begins = Begins(
+            clock,
+            store,
+            publisher,
+            held,
+            outcomes,
+            returns,
+            identity,
+            runner.kinds,
+            slots,
+            self._has_room,
+            self._look_and_compare,
         )
-        self.intake = Intake(clock, broker, held, self.claims)
+        self._looks = Looks(clock, store, held, begins, returns, runner, identity, registration, self._can_be_hinted)
+        self._beats = Beats(
+            clock,
+            store,
+            runner,
+            held,
+            means,
+            identity,
+            registration,
+            board,
+            self._beaten,
+            self._fenced,
+            self._recovered,
+        )
 
     @property
     def name(self) -> str:
         """Its present name."""
-        return self.identity.name
+        return self._identity.name
 
     @property
     def serves(self) -> str:
@@ -100,24 +124,24 @@ class Worker:
 
     @property
     def consuming(self) -> bool:
-        """Whether every queue can deliver now."""
-        return self.intake.consuming
+        """Whether hints can arrive now."""
+        return self._can_be_hinted()
 
     @property
     def busy(self) -> int:
-        """How many tasks it claims or runs."""
-        return self.held.busy
+        """How many tasks it holds or still runs."""
+        return self._held.busy
 
     async def start(self) -> None:
         """Begin to take tasks, as soon as the store has registered the worker. Raises SettingsError when a handler
         cannot be loaded where it is to run."""
         self._watchdog.start()
         await self._runner.start()
-        if self.held.draining:
+        if self._held.draining:
             return
-        self._broker.subscribe(self.looks.cancel_ordered, self.looks.soon, ORDERS)
-        self.beats.start()
-        self.looks.start()
+        self._beats.start()
+        self._looks.start()
+        self._begins.start()
 
     def watch(self) -> None:
         """Start the watchdog. :meth:`start` does so too; earlier is better, because it takes a tenth of a second."""
@@ -131,34 +155,34 @@ class Worker:
     async def drain(self, grace: float) -> None:
         """Take nothing more, give running tasks ``grace`` seconds, and give the rest back unspent. Never fails: what
         cannot be done is logged, and the next step follows."""
-        held = self.held
+        held, returns = self._held, self._returns
         held.draining = True
-        # says that it drains
-        self.beats.soon()
-        await self._try(self.intake.stop)
-        await self._try(self.claims.give_back_waiting)
+        # says that it drains; what a look still finds is given back
+        self._beats.soon()
+        await self._try(self._begins.give_back_unbegun)
         if held.busy:
             self._log.info("{count} tasks get {grace:g} seconds to end", count=held.busy, grace=grace)
             await self._try(held.until_idle, grace)
-        held.stopped = True
-        await self._try(self.outcomes.stop_all)
+        await self._try(returns.give_back_all)
         await self._try(held.until_idle, STOP_SECONDS)
-        await self._try(self.outcomes.release_stopped)
+        await self._try(returns.send_all)
         await self._try(held.until_idle, CLOSE_SECONDS)
         if held.busy:
             self._log.warn("{count} tasks could not be settled: servers take them back", count=held.busy)
         # the beats go on until no handler runs any more
         await self._try(self._runner.stop)
-        self.looks.stop()
-        await self._try(self.looks.give_back_rest)
-        self.beats.stop()
-        if await self.registration.end():
+        self._begins.stop()
+        self._looks.stop()
+        await self._try(self._stop_hints)
+        await self._try(self._looks.give_back_rest)
+        self._beats.stop()
+        if await self._registration.end():
             self._board.stopping()
         await self._try(self._watchdog.stop)
 
     def hurry(self) -> None:
         """Wait no longer for what :meth:`drain` is waiting for."""
-        self.held.hurry()
+        self._held.hurry()
 
     async def _try(self, step: Callable[..., Any], *args: Any) -> None:
         try:
@@ -168,23 +192,47 @@ class Worker:
         except Exception:
             self._log.failure("a step of the stop failed: {step}", step=step.__qualname__)
 
+    # -- what the parts tell each other
+
     def _registered(self) -> None:
         with self._log.failuresHandled("the watchdog does not know the worker's name"):
             self._board.rename(self.name)
-        if not self._taking and not self.held.draining:
-            self._taking = True
-            self.intake.start(self._queues, self._kinds)
+        self._stop_hints()
+        self._hints = self._broker.receive_hints(self.name, self._looks.hinted, self._looks.lost)
+        self._look_and_compare()
 
-    def _report_fenced(self, task: Any) -> None:
-        self.looks.report_fenced(task)
+    def _stop_hints(self) -> None:
+        hints, self._hints = self._hints, None
+        if hints is not None:
+            hints.stop()
+
+    def _can_be_hinted(self) -> bool:
+        return self._hints is not None and self._hints.ready
+
+    def _has_room(self) -> None:
+        self._looks.has_room()
+
+    def _look_and_compare(self) -> None:
+        self._looks.lost()
+
+    def _report_fenced(self, task: Task) -> None:
+        self._looks.report_fenced(task)
+
+    def _beaten(self, in_step: bool, sent: float) -> None:
+        self._begins.fill()
+        self._looks.beaten(in_step, sent)
+
+    def _recovered(self) -> None:
+        self._marks.again(self._held.running())
+        self._looks.lost()
 
     def _fenced(self) -> None:
         """Servers have counted this worker as dead and taken its tasks back: nothing that it did for them counts."""
         before = self.name
-        self.registration.fenced()
-        self.identity.rename()
-        dropped = tuple(self.held.running.values())
-        text = "{before} counts as dead, its tasks were taken back: {count} attempts stop, the worker goes on as {name}"
+        self._registration.fenced()
+        self._identity.rename()
+        dropped = tuple(self._held.tasks.values())
+        text = "{before} counts as dead, its tasks were taken back: {count} are dropped, the worker goes on as {name}"
         self._log.warn(text, before=before, name=self.name, count=len(dropped))
         for held in dropped:
-            self.outcomes.drop(held)
+            self._returns.drop(held)
