@@ -21,8 +21,8 @@ CHECK_SECONDS = 3.0
 
 class Health(Struct):
     """Whether this process can do its work, and if not, why. ``store``: the database takes changes. ``schema`` is the
-    version of its schema, None while that is not known. ``broker``: messages can be sent. ``consuming``: messages and
-    events can arrive."""
+    version of its schema, None while that is not known. ``broker``: hints and events can be sent. ``consuming``:
+    they can arrive."""
 
     healthy: bool
     reasons: list[str] = field(default_factory=list)
@@ -58,9 +58,9 @@ class HealthCheck:
         if isinstance(answer, str):
             health.reasons.append(f"store: {answer}")
         if not health.broker:
-            health.reasons.append("broker: messages cannot be sent")
+            health.reasons.append("broker: hints and events cannot be sent")
         if not health.consuming:
-            health.reasons.append("broker: messages and events cannot arrive")
+            health.reasons.append("broker: hints and events cannot arrive")
         health.healthy = not health.reasons
         return health
 

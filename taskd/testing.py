@@ -110,7 +110,7 @@ class Lab:
         clock: Clock | None = None,
     ) -> None:
         self.clock = clock or Clock()
-        self._ids, self._names = itertools.count(1), itertools.count(1)
+        self._names = itertools.count(1)
         store, broker = SqliteStore(InlineRunner(), self.clock), MemoryBroker(self.clock)
         self.server = TaskServer(
             self.clock,
@@ -119,10 +119,8 @@ class Lab:
             # the least that bcrypt takes: a test has nothing to hide
             Accounts(store, maybeDeferred, 4, 86_400),
             queues=queues,
-            window=2000,
             lease=lease,
             node="lab",
-            new_id=lambda: f"00000000-0000-0000-0000-{next(self._ids):012}",
         )
         kinds = [Simulate(self.clock), *(_inline(handler) for handler in handlers)]
         runner = Runner(self.clock, kinds, threads=_InlineThreads())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import bcrypt
@@ -17,7 +17,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
-from taskd.model.errors import AuthRequired, NoUser, RateLimited, WrongCredentials, quote
+from taskd.model.errors import AuthRequired, Forbidden, NoUser, RateLimited, WrongCredentials, quote
 from taskd.model.limits import MAX_PASSWORD_BYTES
 from taskd.model.users import User, check_new_password, normalize_username, password_bytes
 from taskd.ports.store import IStore
@@ -51,7 +51,8 @@ class HashPool:
 
 
 class Accounts:
-    """``rounds`` is bcrypt's cost, ``session_seconds`` how long a session token is valid."""
+    """``rounds`` is bcrypt's cost, ``session_seconds`` how long a session token is valid. ``admins`` are the keys of
+    the users who are admins, whether they exist or not."""
 
     _log = Logger()
 
@@ -62,17 +63,23 @@ class Accounts:
         rounds: int,
         session_seconds: int,
         new_token: Callable[[], str] = lambda: secrets.token_urlsafe(32),
+        admins: Collection[str] = (),
     ) -> None:
         self.session_seconds = session_seconds
         self._store = store
         self._run_hash = run_hash
         self._rounds = rounds
         self._new_token = new_token
+        self._admins = frozenset(admins)
         self._pending = 0
 
     async def register(self, username: str, password: str) -> User:
-        """Create an account. Raises BadRequest, UsernameInUse, RateLimited, Unavailable."""
+        """Create an account. Raises BadRequest, Forbidden, UsernameInUse, RateLimited, Unavailable."""
         name, key = normalize_username(username)
+        if key in self._admins:
+            # whoever came first would be an admin
+            text = "is the name of an admin; an admin registers before the setting TASKD_ADMINS has the name"
+            raise Forbidden(f"{quote(name)} {text}", field="username")
         secret = check_new_password(password)
         return await self._store.create_user(name, key, await self._hashing(_hash, secret, self._rounds))
 
@@ -103,6 +110,17 @@ class Accounts:
     async def forget(self, token: str) -> None:
         """End a session. Raises Unavailable."""
         await self._store.close_session(token_hash(token))
+
+    def is_admin(self, user: User) -> bool:
+        """Whether the settings name this user as an admin."""
+        return normalize_username(user.username)[1] in self._admins
+
+    async def set_weight(self, username: str, weight: float) -> str:
+        """Set a user's share of the slots. Returns the name. Raises BadRequest, NoUser, Unavailable."""
+        name, key = normalize_username(username)
+        if not await self._store.set_weight(key, weight):
+            raise NoUser(f"nobody is registered as {quote(name)}", field="username")
+        return name
 
     async def _hashing(self, function: Callable[..., Any], *args: Any) -> Any:
         if self._pending >= MAX_HASHES_PENDING:

@@ -31,8 +31,10 @@ class Api:
         """The reply to a typed request. Raises TaskdError, whatever happens."""
         if self._draining:
             raise Draining("this server is stopping; connect again", retry_after=1)
-        if action.access is Access.USER and not principal.user_id:
+        if action.access in (Access.USER, Access.ADMIN) and not principal.user_id:
             raise AuthRequired(f"log in first: {action.name} is for a logged-in user")
+        if action.access is Access.ADMIN and not principal.admin:
+            raise Forbidden(f"{action.name} is only for admins; the servers' setting TASKD_ADMINS names them")
         if action.access is Access.LOCAL and not principal.local:
             raise Forbidden(f"{action.name} is only for clients on the server's own machine")
         try:

@@ -16,9 +16,10 @@ from twisted.logger import Logger
 
 from taskd.api.cursors import log_cursor
 from taskd.api.log_pages import read_lines, view_lines
+from taskd.api.states import StateReader
 from taskd.events.watch_hub import Hub, Send
-from taskd.model.errors import Draining, Unavailable
-from taskd.model.states import TERMINAL
+from taskd.model.errors import Draining, NotFound, Unavailable
+from taskd.model.states import TERMINAL, State
 from taskd.ports.logs import LogPlace
 from taskd.ports.store import IStore
 from taskd.protocol import limits
@@ -44,6 +45,7 @@ class LogFollow:
         self,
         clock: IReactorTime,
         store: IStore,
+        states: StateReader,
         hub: Hub,
         user_id: int,
         task_id: int,
@@ -55,6 +57,7 @@ class LogFollow:
         self.closed = False
         self._clock = clock
         self._store = store
+        self._states = states
         self._hub = hub
         self._user_id = user_id
         self._send = send
@@ -107,13 +110,13 @@ class LogFollow:
                 if self.closed:
                     return False
                 # The task before its log: after its end a task writes no more lines.
-                tasks = await self._store.get_tasks(self._user_id, [self.task_id])
+                state = await self._state()
                 found = await read_lines(self._store, self.task_id, self._after, limits.MAX_LOG_LINES, MAX_EVENT_CHARS)
                 if found.lines:
                     self._after = found.lines[-1].place
                     self._emit("log", lines=view_lines(found.lines), cursor=log_cursor(self._after), cut=found.cut)
-                if not found.more and (not tasks or tasks[0].state in TERMINAL):
-                    self._emit("log_end", state=tasks[0].state.value if tasks else None)
+                if not found.more and (state is None or state in TERMINAL):
+                    self._emit("log_end", state=None if state is None else state.value)
                     self._end()
                 return found.more
         except Unavailable:
@@ -123,6 +126,13 @@ class LogFollow:
         except Exception:
             self._log.failure("following the log of task {task_id}", task_id=self.task_id)
         return False
+
+    async def _state(self) -> State | None:
+        """None if taskd has deleted the task."""
+        try:
+            return (await self._states.own_states(self._user_id, [self.task_id], "task_id"))[self.task_id]
+        except NotFound:
+            return None
 
     def _emit(self, event: str, **fields: Any) -> None:
         if not self.closed:

@@ -1,31 +1,35 @@
-"""Reading a user's own tasks, in pieces that fit into a reply."""
+"""Reading a user's own tasks, and no more of them than a reply has."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from taskd.model.errors import NotFound
 from taskd.model.tasks import Task
 from taskd.ports.store import IStore
 from taskd.protocol.limits import MAX_PAGE_CHARS
 
-PIECE = 50
-"""Tasks to read at a time when many are asked for: each may bring a result of 256 KiB."""
+PIECE = 100
+"""Tasks to read at a time when many are asked for. Each may bring 20 KiB of text and listed result."""
 
 
-async def own_tasks(store: IStore, user_id: int, ids: Sequence[int], field: str) -> Sequence[Task]:
-    """This user's tasks of these ids, in their order. Raises NotFound, which names the request's ``field``, and
-    Unavailable."""
-    found = {task.id: task for task in await store.get_tasks(user_id, ids)}
-    for task_id in ids:
-        if task_id not in found:
-            raise NotFound(f"you have no task {task_id}", field=field)
-    return [found[task_id] for task_id in ids]
+async def own_task(store: IStore, user_id: int, task_id: int) -> Task:
+    """This user's task with its payload and its whole result. Raises NotFound, Unavailable."""
+    for task in await store.get_tasks(user_id, [task_id]):
+        return task
+    raise _not_found(task_id, "task_id")
 
 
-def in_pieces(ids: Sequence[int]) -> Iterable[Sequence[int]]:
-    """The ids in pieces of PIECE."""
-    return (ids[start : start + PIECE] for start in range(0, len(ids), PIECE))
+async def own_listed(store: IStore, user_id: int, ids: Sequence[int], field: str) -> AsyncIterator[Task]:
+    """This user's tasks of these ids as a list has them, in their order, read in pieces. Raises NotFound, which names
+    the request's ``field``, and Unavailable."""
+    for start in range(0, len(ids), PIECE):
+        piece = ids[start : start + PIECE]
+        found = {task.id: task for task in await store.get_listed(user_id, piece)}
+        for task_id in piece:
+            if task_id not in found:
+                raise _not_found(task_id, field)
+            yield found[task_id]
 
 
 def that_fit(tasks: Sequence[Task]) -> Sequence[Task]:
@@ -36,3 +40,7 @@ def that_fit(tasks: Sequence[Task]) -> Sequence[Task]:
         if chars > MAX_PAGE_CHARS and n:
             return tasks[:n]
     return tasks
+
+
+def _not_found(task_id: int, field: str) -> NotFound:
+    return NotFound(f"you have no task {task_id}", field=field)

@@ -10,7 +10,8 @@ from ipaddress import IPv6Address, ip_address
 class Principal:
     """Immutable: an action that changes who the client is returns a new one, and the transport installs it.
 
-    ``user_id`` is 0 and ``username`` empty for a client that is not logged in. ``token`` is the session's.
+    ``user_id`` is 0 and ``username`` empty for a client that is not logged in. ``token`` is the session's. An ``admin``
+    may do more than others.
     ``address`` is where the client is, None for a connection that has no address, such as a UNIX socket.
     """
 
@@ -18,6 +19,7 @@ class Principal:
     username: str = ""
     token: str | None = None
     address: str | None = None
+    admin: bool = False
 
     @property
     def local(self) -> bool:

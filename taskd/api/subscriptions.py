@@ -31,9 +31,9 @@ class Subscriptions:
 
     def end_watch_with_gap(self) -> None:
         """The client does not read its events: end the watch, if there is one, and send one ``gap``."""
-        if self.watch is not None:
+        if self.watch is not None and not self.watch.closed:
             self.told_watching = False
-            self.unwatch()
+            self.watch.close()  # it stays here: a reply that still says that it watches needs another gap after it
             self.send((GAP,))
 
     def notify_watch_lost(self) -> None:
@@ -50,8 +50,9 @@ class Subscriptions:
             follow.close()
 
     def drain(self) -> None:
-        """The server is stopping: tell a client that gets events, and close."""
-        if self.follows or (self.watch is not None and not self.watch.closed):
+        """The server is stopping: tell a client that gets events or has asked for them, and close."""
+        # A watch that has failed counts: the reply to an earlier one may still come, and say that the client watches.
+        if self.follows or self.watch is not None:
             self.cancel_subscriptions()
             self.send((DRAINING,))
         self.close()

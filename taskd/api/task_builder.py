@@ -11,23 +11,23 @@ from taskd.model.task_checks import check_key, check_kind, check_task_text
 from taskd.model.tasks import DEFAULT_KIND, NewTask, Route
 from taskd.ports.store import IStore
 from taskd.protocol.messages import TaskSpec, fingerprint
-from taskd.scheduling.routes import Routes
+from taskd.scheduling.pools import Pools
 
 
 class TaskBuilder:
-    """``routes`` knows the queues, and how many attempts the living workers give to a kind."""
+    """``pools`` knows the queues, and how many attempts the living workers give to a kind."""
 
-    def __init__(self, store: IStore, routes: Routes) -> None:
+    def __init__(self, store: IStore, pools: Pools) -> None:
         self._store = store
-        self._routes = routes
+        self._pools = pools
 
     def build(self, user_id: int, spec: TaskSpec) -> NewTask:
         """The task that this user asks for. Raises BadRequest, TooLarge."""
         queue = spec.queue
         if queue is None:
-            queue = self._routes.queues[0]
-        elif queue not in self._routes.queues:
-            known = ", ".join(self._routes.queues)
+            queue = self._pools.queues[0]
+        elif queue not in self._pools.queues:
+            known = ", ".join(self._pools.queues)
             raise BadRequest(f"there is no queue {quote(queue)} here; known are: {known}", field="queue")
         if spec.delay is not None and spec.run_at is not None:
             raise BadRequest("delay and run_at exclude each other: give one of them", field="delay")
@@ -53,7 +53,7 @@ class TaskBuilder:
     def _attempts(self, queue: str, kind: str) -> int:
         if kind == DEFAULT_KIND:
             return DEFAULT_ATTEMPTS
-        serving = self._routes.serving(Route(queue, kind))
+        serving = self._pools.serving(Route(queue, kind))
         return 0 if serving is None else serving.max_attempts
 
     def _run_at(self, run_at: datetime) -> datetime:

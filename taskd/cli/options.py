@@ -11,7 +11,7 @@ from taskd.cli.durations import duration, moment_in, number_in, seconds_in
 from taskd.cli.fields import checked
 from taskd.cli.texts import help as texts_of_help
 from taskd.cli.texts.catalogue import Texts
-from taskd.model.limits import MAX_DELAY_SECONDS, MAX_TIMEOUT_SECONDS
+from taskd.model.limits import MAX_DELAY_SECONDS, MAX_TIMEOUT_SECONDS, MAX_WEIGHT, MIN_WEIGHT
 from taskd.model.states import SHOWN_STATES, STATUSES
 from taskd.protocol.limits import MAX_PAGE
 
@@ -97,6 +97,10 @@ class _Builder:
         for name in ("cancel", "retry"):
             self._command(name).add_argument("task_ids", nargs="+", **task)
         self._command("kinds")
+        self._command("overview")
+        weight = self._command("weight")
+        weight.add_argument("username", metavar="USER")
+        weight.add_argument("weight", metavar="WEIGHT", type=self._weight)
 
     def _command(self, name: str, more: str = "") -> Parser:
         command: Parser = self._commands.add_parser(name, help=self._summary(name), **self._description(name, more))
@@ -135,6 +139,13 @@ class _Builder:
 
     def _positive(self, text: str) -> int:
         return checked(number_in, text, self._error("bad_number", given=text))
+
+    def _weight(self, text: str) -> float:
+        wrong = self._error("bad_weight", given=text, least=f"{MIN_WEIGHT:g}", most=f"{MAX_WEIGHT:g}")
+        weight: float = checked(float, text, wrong)
+        if not MIN_WEIGHT <= weight <= MAX_WEIGHT:
+            raise wrong
+        return weight
 
     def _page(self, text: str) -> int:
         return min(self._positive(text), MAX_PAGE)

@@ -14,6 +14,7 @@ from taskd.cli.commands import accounts, tasks
 from taskd.cli.commands.add import add
 from taskd.cli.commands.kinds import kinds
 from taskd.cli.commands.log import log
+from taskd.cli.commands.overview import overview
 from taskd.cli.commands.wait import wait
 from taskd.cli.commands.watch import watch
 from taskd.cli.context import Context
@@ -42,6 +43,8 @@ COMMANDS: dict[str, Callable[[Context, Namespace], Awaitable[int]]] = {
     "cancel": tasks.cancel,
     "retry": tasks.retry,
     "kinds": kinds,
+    "overview": overview,
+    "weight": accounts.weight,
 }
 """Each returns the exit status, or raises ClientError, EndOfInput or OutputClosed."""
 

@@ -29,6 +29,11 @@ class Message(Struct):
     cursor: str | None = None
     done: bool = False
     kinds: list[Raw] = []
+    routes: list[Raw] = []
+    scope: str = ""
+    rate_seconds: float = 0.0
+    more: bool = False
+    weight: float = 0.0
     state: str | None = None
 
 

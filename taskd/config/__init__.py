@@ -32,6 +32,7 @@ class RabbitMQ(msgspec.Struct, frozen=True):
     port: int
     user: str
     password: str
+    vhost: str = "/"
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -42,6 +43,8 @@ class Settings(msgspec.Struct, frozen=True):
 
     postgres: Postgres | None
     rabbitmq: RabbitMQ | None
+    installation: str | None
+    """None: the one that the database has."""
     queues: tuple[str, ...]
     """The first is the default queue."""
     listen: tuple[str, ...]
@@ -62,6 +65,8 @@ class Settings(msgspec.Struct, frozen=True):
     health: Path | None
     bcrypt_rounds: int
     session_days: int
+    admins: tuple[str, ...] = ()
+    """The keys of usernames."""
 
     @property
     def embedded(self) -> bool:

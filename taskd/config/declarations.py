@@ -13,12 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from taskd.model.errors import SettingsError
+from taskd.model.errors import BadRequest, SettingsError
+from taskd.model.users import normalize_username
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
 
-MAX_QUEUE_BYTES = 180
+MAX_INSTALLATION_CHARS = 32
+
+MAX_QUEUE_BYTES = 150
+"""Long enough for any name. Each task has it in its row and in an index."""
+
+MAX_VHOST_BYTES = 255
 
 SERVER, WORKER = "taskserver", "taskworker"
 
@@ -70,10 +76,8 @@ def _digits(text: str) -> int:
 
 
 def _queue(name: str, text: str) -> str:
-    # RabbitMQ must accept the name, also with "#KIND" behind it (taskd.model.tasks.Route)
-    if not text.isprintable() or not 1 <= len(text.encode()) <= MAX_QUEUE_BYTES or text.startswith("amq."):
-        rule = f"a queue's name has 1 to {MAX_QUEUE_BYTES} bytes and does not begin with amq."
-        raise SettingsError(f"{name}: {rule}, not {text!r}")
+    if not text.isprintable() or not 1 <= len(text.encode()) <= MAX_QUEUE_BYTES:
+        raise SettingsError(f"{name}: a queue's name has 1 to {MAX_QUEUE_BYTES} bytes, not {text!r}")
     if "#" in text:
         raise SettingsError(f"{name}: a queue's name has no # in it, not {text!r}")
     return text
@@ -81,6 +85,29 @@ def _queue(name: str, text: str) -> str:
 
 def _queues(name: str, text: str) -> tuple[str, ...]:
     return tuple(_queue(name, queue.strip()) for queue in text.split(",") if queue.strip())
+
+
+def _usernames(name: str, text: str) -> tuple[str, ...]:
+    found = []
+    for username in filter(None, map(str.strip, text.split(","))):
+        try:
+            found.append(normalize_username(username)[1])
+        except BadRequest as e:
+            raise SettingsError(f"{name}: {username!r} is not a username: {e.message}") from None
+    return tuple(dict.fromkeys(found))
+
+
+def _installation(name: str, text: str) -> str:
+    # a pattern of RabbitMQ's permissions can name it without quoting
+    if not re.fullmatch(f"[A-Za-z0-9_-]{{1,{MAX_INSTALLATION_CHARS}}}", text):
+        raise SettingsError(f"{name} must be {INSTALLATION.words}, not {text!r}")
+    return text
+
+
+def _vhost(name: str, text: str) -> str:
+    if len(text.encode()) > MAX_VHOST_BYTES:
+        raise SettingsError(f"{name}: a virtual host has {VHOST.words}, not {text!r}")
+    return text
 
 
 def _module(name: str, text: str) -> str:
@@ -96,8 +123,11 @@ def _modules(name: str, text: str) -> tuple[str, ...]:
 TEXT = Format("", lambda name, text: text)
 PATH = Format("", lambda name, text: Path(text))
 ENDPOINTS = Format("endpoints separated by spaces", lambda name, text: tuple(text.split()))
-QUEUE = Format(f"a name of 1 to {MAX_QUEUE_BYTES} bytes without # and without the prefix amq. of RabbitMQ", _queue)
+INSTALLATION = Format(f"1 to {MAX_INSTALLATION_CHARS} letters, digits, - or _", _installation)
+VHOST = Format(f"a name of at most {MAX_VHOST_BYTES} bytes", _vhost)
+QUEUE = Format(f"a name of 1 to {MAX_QUEUE_BYTES} bytes without #", _queue)
 QUEUES = Format("names of queues separated by commas", _queues)
+USERNAMES = Format("usernames separated by commas", _usernames)
 MODULE = Format("the name of a Python module", _module)
 MODULES = Format("names of Python modules separated by commas", _modules)
 
@@ -147,6 +177,16 @@ RABBITMQ_USER = Setting(
     "RABBITMQ_USER", TEXT, "guest", "User in RabbitMQ. RabbitMQ accepts guest from its own machine only."
 )
 RABBITMQ_PASSWORD = Setting("RABBITMQ_PASSWORD", TEXT, "guest", "Password of the user.", secret=True)
+RABBITMQ_VHOST = Setting("RABBITMQ_VHOST", VHOST, "/", "Virtual host in RabbitMQ. It must exist.")
+TASKD_INSTALLATION = Setting(
+    "TASKD_INSTALLATION",
+    optional(INSTALLATION),
+    "",
+    "Id of this installation: everything of taskd in RabbitMQ is named after it. The first daemon writes it into a new"
+    " database; a daemon whose id is not that of its database does not start. Without it: the id that the database has"
+    " or makes up.",
+    Option("installation", INSTALLATION),
+)
 RABBITMQ_QUEUE = Setting("RABBITMQ_QUEUE", QUEUE, "tasks", "Queue of the tasks that name no queue.")
 TASKD_QUEUES = Setting(
     "TASKD_QUEUES", QUEUES, "", "More queues. Servers accept tasks for them, and workers take tasks from them."
@@ -175,7 +215,7 @@ TASKD_WINDOW = Setting(
     "TASKD_WINDOW",
     whole_number(1, 1_000_000),
     "2000",
-    "Most tasks of one queue and kind that are in RabbitMQ; the others wait in the database.",
+    "Without effect: accepted for older configurations. Tasks wait in the database until a worker has room for them.",
 )
 TASKD_LEASE = Setting(
     "TASKD_LEASE",
@@ -208,6 +248,13 @@ TASKD_BCRYPT_ROUNDS = Setting(
 )
 TASKD_SESSION_DAYS = Setting(
     "TASKD_SESSION_DAYS", whole_number(1, 3650), "30", "Days after a login until the user must log in again."
+)
+TASKD_ADMINS = Setting(
+    "TASKD_ADMINS",
+    USERNAMES,
+    "",
+    "Users who are admins: they set weights, and see how many tasks all users have. Register them before their names"
+    " stand here: servers refuse to register these names.",
 )
 
 TASKD_SLOTS = Setting(
@@ -270,7 +317,16 @@ TASKD_PUBLISH = Setting(
 
 GROUPS: dict[str, tuple[Setting[Any], ...]] = {
     "PostgreSQL": (POSTGRES_HOST, POSTGRES_PORT, POSTGRES_USER, POSTGRES_PASSWORD, POSTGRES_DB),
-    "RabbitMQ": (RABBITMQ_HOST, RABBITMQ_PORT, RABBITMQ_USER, RABBITMQ_PASSWORD, RABBITMQ_QUEUE, TASKD_QUEUES),
+    "RabbitMQ": (
+        RABBITMQ_HOST,
+        RABBITMQ_PORT,
+        RABBITMQ_USER,
+        RABBITMQ_PASSWORD,
+        RABBITMQ_VHOST,
+        TASKD_INSTALLATION,
+        RABBITMQ_QUEUE,
+        TASKD_QUEUES,
+    ),
     "Server": (
         TASKD_LISTEN,
         TASKD_DATA,
@@ -279,6 +335,7 @@ GROUPS: dict[str, tuple[Setting[Any], ...]] = {
         TASKD_KEEP_DAYS,
         TASKD_BCRYPT_ROUNDS,
         TASKD_SESSION_DAYS,
+        TASKD_ADMINS,
     ),
     "Worker, also the one in an embedded server": (
         TASKD_SLOTS,

@@ -88,11 +88,18 @@ def read_settings(
             value(d.POSTGRES_PASSWORD),
             value(d.POSTGRES_DB),
         )
-        rabbitmq = RabbitMQ(rabbitmq_host, rabbitmq_port, value(d.RABBITMQ_USER), value(d.RABBITMQ_PASSWORD))
+        rabbitmq = RabbitMQ(
+            rabbitmq_host,
+            rabbitmq_port,
+            value(d.RABBITMQ_USER),
+            value(d.RABBITMQ_PASSWORD),
+            value(d.RABBITMQ_VHOST),
+        )
     queues = [value(d.RABBITMQ_QUEUE), *value(d.TASKD_QUEUES)]
     return Settings(
         postgres=postgres,
         rabbitmq=rabbitmq,
+        installation=value(d.TASKD_INSTALLATION),
         queues=tuple(dict.fromkeys(read_option(options, d.QUEUE_OPTION) or queues)),
         listen=value(d.TASKD_LISTEN),
         data=value(d.TASKD_DATA),
@@ -109,6 +116,7 @@ def read_settings(
         health=value(d.TASKD_HEALTH),
         bcrypt_rounds=value(d.TASKD_BCRYPT_ROUNDS),
         session_days=value(d.TASKD_SESSION_DAYS),
+        admins=value(d.TASKD_ADMINS),
     )
 
 

@@ -20,6 +20,7 @@ class Access(enum.Enum):
     ANYONE = "anyone"
     LOCAL = "anyone on the server's own machine"
     USER = "a logged-in user"
+    ADMIN = "a logged-in admin"
 
 
 class Theme(enum.Enum):
@@ -30,6 +31,7 @@ class Theme(enum.Enum):
     TASKS = "tasks"
     LOGS = "logs"
     LIVE = "live"
+    OVERVIEW = "overview"
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,14 @@ _ALL = (
         "Decir quién ha iniciado sesión.",
     ),
     Action(
+        "set_weight",
+        Theme.ACCOUNTS,
+        m.SetWeight,
+        Access.ADMIN,
+        "Set how large a user's share of the slots is.",
+        "Fijar la parte de los puestos que recibe un usuario.",
+    ),
+    Action(
         "new_task",
         Theme.TASKS,
         m.TaskSpec,
@@ -176,6 +186,14 @@ _ALL = (
         Access.USER,
         "List the kinds that the workers serve.",
         "Ver qué tipos atienden los workers.",
+    ),
+    Action(
+        "overview",
+        Theme.OVERVIEW,
+        m.Nothing,
+        Access.USER,
+        "Count the tasks by queue and kind, and how fast they end.",
+        "Contar las tareas por cola y tipo, y ver a qué ritmo terminan.",
     ),
     Action(
         "watch",

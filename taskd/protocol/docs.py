@@ -28,7 +28,7 @@ _TYPES = {
     list: "array",
     datetime: "time",
 }
-_WHO = {Access.ANYONE: "anyone", Access.LOCAL: "local", Access.USER: "logged in"}
+_WHO = {Access.ANYONE: "anyone", Access.LOCAL: "local", Access.USER: "logged in", Access.ADMIN: "admin"}
 _PART = re.compile(r"(<!-- begin ([\w ]+) -->\n).*?(<!-- end \2 -->)", re.DOTALL)
 
 

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, structs
 
 from taskd.model.invalid import IN_PAYLOAD
-from taskd.model.limits import MAX_ATTEMPTS, MAX_DELAY_SECONDS, MAX_TIMEOUT_SECONDS
+from taskd.model.limits import MAX_ATTEMPTS, MAX_DELAY_SECONDS, MAX_TIMEOUT_SECONDS, MAX_WEIGHT, MIN_WEIGHT
 from taskd.model.tasks import DEFAULT_KIND
 from taskd.protocol import limits
 
@@ -48,6 +48,16 @@ class Login(Struct):
     username: Annotated[str | None, Meta(description="Together with `password`.")] = None
     password: Annotated[str | None, Meta(description="Together with `username`.")] = None
     token: Annotated[str | None, Meta(description="From an earlier login, instead of username and password.")] = None
+
+
+class SetWeight(Struct):
+    username: Annotated[str, Meta(description="Whose share to set.")]
+    weight: Annotated[
+        float,
+        Meta(
+            ge=MIN_WEIGHT, le=MAX_WEIGHT, description="The share, compared with the others; every user begins with 1."
+        ),
+    ]
 
 
 _NO_PAYLOAD = Raw(b"{}")

@@ -9,8 +9,8 @@ from typing import Annotated, TypeAlias
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from taskd.model.limits import LISTED_RESULT_BYTES
-from taskd.model.states import STATUS_OF, State
-from taskd.model.tasks import FailedAttempt, Task, shown_state
+from taskd.model.states import STATUS_OF, TEXT_OF, State
+from taskd.model.tasks import FailedAttempt, Task, shown_attempt, shown_state
 
 Moment: TypeAlias = Annotated[datetime, Meta(tz=True)]
 
@@ -28,8 +28,8 @@ class AttemptView(Struct):
 
 class TaskView(Struct):
     """A task as its owner sees it. Only the reply to ``get_task`` has ``payload``, ``timeout`` and ``attempts``.
-    ``max_attempts`` is null until a worker of its kind has claimed the task. A client decodes the
-    task of an older server with 0 as ``losses`` and ``returns``."""
+    ``attempt`` is the last one that has begun. ``max_attempts`` is null until the task is first assigned to a worker. A
+    client decodes the task of an older server with 0 as ``losses`` and ``returns``."""
 
     id: int
     task: str
@@ -69,8 +69,8 @@ def view(task: Task, now: datetime, failed: Iterable[FailedAttempt] | None = Non
         task.kind,
         task.queue,
         STATUS_OF[task.state],
-        shown_state(task, now) if task.state is State.WAITING else task.state.value,
-        task.attempt,
+        shown_state(task, now) if task.state is State.WAITING else TEXT_OF[task.state],
+        shown_attempt(task),
         task.max_attempts or None,
         task.version,
         task.created_at,

@@ -24,7 +24,7 @@ from zope.interface import implementer
 from taskd.api.core import Api, internal_error
 from taskd.api.principal import Principal
 from taskd.api.reply import Reply
-from taskd.api.reply_limiter import ReplyLimiter
+from taskd.api.reply_limiter import ReplyLimiter, ReplySlots
 from taskd.api.subscriptions import Subscriptions
 from taskd.model.errors import BadJson, TaskdError, TooLarge
 from taskd.protocol.framing import Framer
@@ -62,7 +62,7 @@ class LineConnection(LineReceiver):
         self._api = api
         self._clock = clock
         self._factory = factory
-        self._limiter = ReplyLimiter(clock)
+        self._limiter = ReplyLimiter(clock, factory.reply_slots)
         self._subscriptions = Subscriptions(self._send_events, self._limiter)
         self._framer = Framer()
         self._lines: deque[bytes | None] = deque()
@@ -212,20 +212,25 @@ class LineConnection(LineReceiver):
         performed = self._api.perform(self._principal, self._subscriptions, call.action, call.request)
         done = Deferred.fromCoroutine(performed)
         done.addCallbacks(self._succeeded, self._failed, callbackArgs=(call,), errbackArgs=(call,))
-        done.addErrback(self._broken, call)
 
     def _succeeded(self, reply: Reply, call: Call) -> None:
-        if reply.principal is not None:
-            self._principal = reply.principal
-        call.succeed(reply.fields)
-        if reply.after_sent is not None:
-            reply.after_sent()
+        try:
+            if reply.principal is not None:
+                self._principal = reply.principal
+            call.succeed(reply.fields)
+            if reply.after_sent is not None:
+                reply.after_sent()
+        except Exception:
+            self._broken(Failure(), call)
 
     def _failed(self, failure: Failure, call: Call) -> None:
         error = failure.value
-        if not isinstance(error, TaskdError):
-            failure.raiseException()
-        call.fail(error)
+        try:
+            if not isinstance(error, TaskdError):
+                failure.raiseException()
+            call.fail(error)
+        except Exception:
+            self._broken(Failure(), call)
 
     def _broken(self, failure: Failure, call: Call) -> None:
         """A reply that cannot be encoded, or another defect behind the api."""
@@ -261,6 +266,7 @@ class LineFactory(Factory):
         self._api = api
         self._clock = clock
         self.connections: set[LineConnection] = set()
+        self.reply_slots = ReplySlots()
         self._empty: list[Deferred[None]] = []
         self._draining = False
 

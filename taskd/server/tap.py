@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
@@ -48,12 +47,16 @@ class ServerService(Daemon):
             reactor,
             store,
             broker,
-            Accounts(store, self._hashes, settings.bcrypt_rounds, settings.session_days * 86_400),
+            Accounts(
+                store,
+                self._hashes,
+                settings.bcrypt_rounds,
+                settings.session_days * 86_400,
+                admins=settings.admins,
+            ),
             queues=settings.queues,
-            window=settings.window,
             lease=None if settings.embedded else settings.lease,
             node=process_name(),
-            new_id=lambda: str(uuid.uuid4()),
             keep=settings.keep_days * 86_400,
         )
         self._worker: Worker | None = None

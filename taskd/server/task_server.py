@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from twisted.internet.interfaces import IReactorTime
 
@@ -10,9 +10,12 @@ from taskd.api.accounts import Accounts
 from taskd.api.actions.accounts import AccountActions
 from taskd.api.actions.live import LiveActions
 from taskd.api.actions.logs import LogActions
+from taskd.api.actions.overview import OverviewActions
 from taskd.api.actions.server import ServerActions
 from taskd.api.actions.tasks import TaskActions
 from taskd.api.core import Api
+from taskd.api.states import StateReader
+from taskd.events.end_rates import EndRates
 from taskd.events.publisher import Publisher
 from taskd.events.subscriber import Subscriber
 from taskd.events.watch_hub import Hub
@@ -30,10 +33,9 @@ CLOSE_SECONDS = 10.0
 class TaskServer:
     """One task server above a store and a broker that the caller starts and stops.
 
-    ``lines`` is the factory for connections. ``window`` is how many tasks of a route may be in the broker, ``lease``
-    after how many seconds of silence a worker is dead (None for an embedded server: its worker never is), ``node`` a
-    name that no other process has. ``new_id`` makes the ids of batches.
-    Finished tasks are deleted after ``keep`` seconds; 0 keeps them for ever.
+    ``lines`` is the factory for connections. ``lease`` is after how many seconds of silence a worker is dead (None for
+    an embedded server: its worker never is), ``node`` a name that no other process has. Finished tasks are deleted
+    after ``keep`` seconds; 0 keeps them for ever.
     """
 
     def __init__(
@@ -44,14 +46,14 @@ class TaskServer:
         accounts: Accounts,
         *,
         queues: Sequence[str],
-        window: int,
         lease: float | None,
         node: str,
-        new_id: Callable[[], str],
         keep: float = 0.0,
     ) -> None:
         self._clock = clock
-        self.hub = hub = Hub()
+        self._store = store
+        rates = EndRates(clock)
+        self.hub = hub = Hub(rates.note)
         self.publisher = publisher = Publisher(clock, store, broker, node, hub)
         self.scheduler = scheduler = Scheduler(
             clock,
@@ -59,28 +61,31 @@ class TaskServer:
             broker,
             publisher,
             queues=queues,
-            window=window,
             lease=lease,
             keep=keep,
-            new_id=new_id,
         )
-        self.subscriber = Subscriber(broker, hub, node, scheduler.windows.apply, scheduler.liveness.on_event)
+        self.subscriber = Subscriber(
+            broker, hub, node, scheduler.follow, scheduler.liveness.on_event, scheduler.dispatcher.gap
+        )
+        states = StateReader(clock, store)
         self.api = Api(
             {
                 Theme.SERVER: ServerActions(
-                    scheduler.routes, scheduler.liveness, HealthCheck(clock, store, broker), node
+                    scheduler.pools, scheduler.liveness, HealthCheck(clock, store, broker), node
                 ),
+                Theme.OVERVIEW: OverviewActions(clock, store, scheduler.pools, rates),
                 Theme.ACCOUNTS: AccountActions(accounts),
                 Theme.TASKS: TaskActions(store, broker, publisher, scheduler),
-                Theme.LOGS: LogActions(clock, store, hub),
-                Theme.LIVE: LiveActions(clock, store, hub),
+                Theme.LOGS: LogActions(clock, store, states, hub),
+                Theme.LIVE: LiveActions(clock, store, states, hub),
             }
         )
         self.lines = LineFactory(self.api, clock)
 
     def start(self) -> None:
-        """Receive events and begin the periodic work. Connections may be accepted before."""
-        self.subscriber.start()
+        """Receive events and begin the periodic work. The store and the broker have been started; connections may be
+        accepted before."""
+        self.subscriber.start(self._store.installation)
         self.scheduler.start()
 
     async def drain(self) -> None:

@@ -12,6 +12,8 @@ import os
 import struct
 import threading
 import weakref
+from functools import lru_cache, partial
+from threading import get_ident
 from typing import NamedTuple
 
 # The header, in words of eight bytes. The name follows in bytes.
@@ -23,6 +25,11 @@ _HEADER = _NAME + MAX_NAME_BYTES + 1
 # A note: its version, then the thread's ident (0: no handler is entered), native id, task, dispatch and kind.
 _NOTE = struct.Struct("@QQQQ88s")
 _NOTE_BYTES = 8 + _NOTE.size
+
+
+@lru_cache(maxsize=1000)
+def _raw(kind: str) -> bytes:
+    return kind.encode(errors="replace")
 
 
 class Note(NamedTuple):
@@ -42,7 +49,7 @@ class _Thread(threading.local):
     note = -1
 
     def __init__(self) -> None:
-        self.ident = threading.get_ident()
+        self.ident = get_ident()
         self.native = threading.get_native_id()
 
 
@@ -57,9 +64,12 @@ class Board:
         self._fd = -1
         self._map: mmap.mmap | None = None
         self._me = _Thread()
-        self._use(memoryview(bytearray(_HEADER + (threads + 1) * _NOTE_BYTES)))
-        self._free = list(range(_HEADER // 8, len(self._bytes) // 8, _NOTE_BYTES // 8))
-        self._reactor, self._reactor_note = 0, self._free.pop()
+        self._reactor = 0
+        self._size = _HEADER + (threads + 1) * _NOTE_BYTES
+        self._free = list(range(_HEADER // 8, self._size // 8, _NOTE_BYTES // 8))
+        # the word of its note that has the thread's ident
+        self._reactor_ident = self._free.pop() + 1
+        self._use(memoryview(bytearray(self._size)))
 
     @classmethod
     def open(cls, fd: int) -> Board:
@@ -78,6 +88,7 @@ class Board:
         self._me = _Thread()
         self._reactor = self._words[_IDENT] = self._me.ident
         self._words[_NATIVE] = self._me.native
+        self._use(self._bytes)
         _shared.add(self)
         return fd
 
@@ -119,10 +130,9 @@ class Board:
 
     def enter(self, task_id: int, dispatch: int, kind: str) -> None:
         """The calling thread enters a handler."""
-        if threading.get_ident() == self._reactor:
+        if get_ident() == self._reactor:
             # on the path of each task; it is read while the reactor stands still, so it needs no version
-            at, raw = self._reactor_note, kind.encode(errors="replace")
-            _NOTE.pack_into(self._bytes, at * 8 + 8, self._reactor, self._words[_NATIVE], task_id, dispatch, raw)
+            self._enter_reactor(task_id, dispatch, _raw(kind))
             return
         me = self._me
         at = me.note
@@ -133,13 +143,13 @@ class Board:
                 return
         words = self._words
         words[at] += 1
-        _NOTE.pack_into(self._bytes, at * 8 + 8, me.ident, me.native, task_id, dispatch, kind.encode(errors="replace"))
+        _NOTE.pack_into(self._bytes, at * 8 + 8, me.ident, me.native, task_id, dispatch, _raw(kind))
         words[at] += 1
 
     def leave(self) -> None:
         """The calling thread has left it."""
-        if threading.get_ident() == self._reactor:
-            self._words[self._reactor_note + 1] = 0
+        if get_ident() == self._reactor:
+            self._words[self._reactor_ident] = 0
             return
         me = self._me
         at = me.note
@@ -202,9 +212,10 @@ class Board:
         self._use(memoryview(self._map))
 
     def _use(self, memory: memoryview) -> None:
-        self._size = len(memory)
         self._bytes = memory
         self._words = memory.cast("Q")
+        note = self._reactor_ident * 8, self._reactor, self._words[_NATIVE]
+        self._enter_reactor = partial(_NOTE.pack_into, memory, *note)
 
 
 def memory_file(name: str, size: int = 0) -> int:

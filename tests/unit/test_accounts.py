@@ -13,7 +13,7 @@ from twisted.trial.unittest import TestCase
 
 from taskd.api.accounts import MAX_HASHES_PENDING, Accounts, HashPool, token_hash
 from taskd.model.errors import BadRequest, RateLimited
-from tests.unit.stage import PASSWORD, SESSION, Stage, StageCase
+from tests.unit.stage import ADMIN, PASSWORD, SESSION, Stage, StageCase
 
 
 class Hashes:
@@ -47,7 +47,7 @@ class Hashes:
 class AccountCase(StageCase):
     def setUp(self) -> None:
         self.hashes = Hashes()
-        self.stage = Stage(run_hash=self.hashes).learn_backlog()
+        self.stage = Stage(run_hash=self.hashes)
         self.addCleanup(self.stage.close)
         self.client = self.stage.connect()
 
@@ -114,6 +114,54 @@ class Registering(AccountCase):
         self.register("ana", "hunter2hunter2")
         for reply in (self.register("ana", "hunter2\0hunter2"), self.login("ana", "hunter2hunter3")):
             self.assertNotIn("hunter2", str(reply))
+
+    def test_the_name_of_an_admin_is_refused_in_every_spelling_and_from_everywhere(self) -> None:
+        for host in ("192.0.2.1", "127.0.0.1"):
+            for name in (ADMIN, ADMIN.upper(), "\uff32oot"):
+                reply = self.stage.connect(host).ask("register", username=name, password=PASSWORD)
+                self.assertRefused(reply, "forbidden", "username")
+                self.assertIn("TASKD_ADMINS", reply["message"])
+        self.assertEqual(self.hashes.done, 0)
+        self.assertEqual(self.stage.sql("SELECT count(*) FROM users"), [(0,)])
+
+
+class Admins(StageCase):
+    def test_a_weight_is_set(self) -> None:
+        ana = self.stage.user_id("ana")
+        admin = self.stage.admin()
+        for name, weight in (("ana", 2.5), ("ANA", 1000), ("ana", 0.001)):
+            reply = admin.ask("set_weight", username=name, weight=weight)
+            self.assertEqual((reply["ok"], reply["username"], reply["weight"]), (True, name, weight))
+            self.assertEqual(self.stage.sql("SELECT weight FROM users WHERE id = ?", ana), [(weight,)])
+
+    def test_weights_out_of_range_are_refused(self) -> None:
+        admin = self.stage.admin()
+        for weight in (0, 0.0009, -1, 1000.1, 10**400, "1", None, True):
+            reply = admin.ask("set_weight", username=ADMIN, weight=weight)
+            self.assertRefused(reply, "bad_request", "weight")
+        for word in (b"NaN", b"Infinity"):
+            admin.send(b'{"action":"set_weight","username":"root","weight":' + word + b"}")
+            self.assertRefused(admin.line(), "bad_json")
+        self.assertEqual(self.stage.sql("SELECT weight FROM users"), [(1.0,)])
+
+    def test_a_user_who_does_not_exist(self) -> None:
+        reply = self.stage.admin().ask("set_weight", username="nobody", weight=2)
+        self.assertRefused(reply, "not_found", "username")
+        self.assertEqual(reply["status"], "no_user")
+
+    def test_others_may_not_set_weights(self) -> None:
+        reply = self.stage.client("ana").ask("set_weight", username="ana", weight=2)
+        self.assertRefused(reply, "forbidden")
+        self.assertRefused(self.stage.connect().ask("set_weight", username="ana", weight=2), "auth_required")
+        self.assertEqual(self.stage.sql("SELECT weight FROM users"), [(1.0,)])
+
+    def test_an_admin_is_one_with_a_token_too_and_until_logout(self) -> None:
+        token = self.stage.admin().ask("login", username=ADMIN.upper(), password=PASSWORD)["token"]
+        client = self.stage.connect()
+        self.assertTrue(client.ask("login", token=token)["ok"])
+        self.assertTrue(client.ask("set_weight", username=ADMIN, weight=2)["ok"])
+        client.ask("logout")
+        self.assertRefused(client.ask("set_weight", username=ADMIN, weight=2), "auth_required")
 
 
 class LoggingIn(AccountCase):

@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 from taskd.api.actions.accounts import AccountActions
 from taskd.api.actions.live import LiveActions
 from taskd.api.actions.logs import LogActions
+from taskd.api.actions.overview import OverviewActions
 from taskd.api.actions.server import ServerActions
 from taskd.api.actions.tasks import TaskActions
 from taskd.api.principal import Principal
@@ -34,6 +35,7 @@ THEMES: dict[Theme, type] = {
     Theme.TASKS: TaskActions,
     Theme.LOGS: LogActions,
     Theme.LIVE: LiveActions,
+    Theme.OVERVIEW: OverviewActions,
 }
 
 COMMANDS = {
@@ -44,6 +46,7 @@ COMMANDS = {
     "login": "login",
     "logout": "logout",
     "whoami": "whoami",
+    "set_weight": "weight",
     "new_task": "add",
     "new_tasks": "add",
     "get_tasks": "list",
@@ -53,6 +56,7 @@ COMMANDS = {
     "explain": "explain",
     "get_log": "log",
     "kinds": "kinds",
+    "overview": "overview",
     "watch": "watch",
     "unwatch": None,
     "wait": "wait",
@@ -118,6 +122,7 @@ class EveryAction(StageCase):
         self.assertEqual(ask("login", username="ana", password=PASSWORD)["status"], "logged_in")
         self.assertEqual((self.transport.principal.username, self.transport.principal.address), ("ana", "memory"))
         self.assertEqual(ask("whoami")["user_id"], self.transport.principal.user_id)
+        self.assertEqual(ask("set_weight", username="ana", weight=2)["code"], "forbidden")
         self.assertEqual(ask("watch"), {"status": "success", "tasks": []})
         first = ask("new_task", task="one", payload={"seconds": 0})["task_id"]
         second, third = ask("new_tasks", tasks=[{"task": "two"}, {"task": "three"}])["task_ids"]
@@ -126,7 +131,8 @@ class EveryAction(StageCase):
         self.assertEqual(ask("get_task", task_id=first)["task"]["payload"], {"seconds": 0})
         self.assertEqual(ask("explain", task_id=first)["code"], "no_worker")
         self.assertEqual(ask("kinds")["kinds"], [])
-        self.stage.claim(first)
+        self.assertEqual([route["waiting"] for route in ask("overview")["routes"]], [3])
+        self.stage.begin(first)
         waiting = self.transport.start("wait", task_ids=[first])
         self.stage.run_pending()
         self.assertEqual(waiting, [])

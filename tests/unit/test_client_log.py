@@ -210,7 +210,7 @@ def test_a_server_that_is_too_old(stage: Stage) -> None:
         ("es", "taskclient: este servidor es más antiguo que taskclient y no conoce esa acción: there is no action"),
     ):
         stage.lang = lang
-        for argv in (["log", "1"], ["retry", "1"], ["explain", "1"], ["kinds"]):
+        for argv in (["log", "1"], ["retry", "1"], ["explain", "1"], ["kinds"], ["overview"]):
             stage.taskd.old = True
             run = stage.run(*argv)
             assert (run.status, run.out, run.err.count("\n")) == (1, "", 1)

@@ -29,7 +29,7 @@ from taskd.protocol.messages import encode
 from taskd.protocol.views import view
 from taskd.server.pipeline import Call, RequestPipeline
 
-NEW = ("get_log", "retry_task", "explain", "kinds")
+NEW = ("get_log", "retry_task", "explain", "kinds", "overview", "set_weight")
 """Actions that an older server does not know."""
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)
@@ -39,6 +39,12 @@ def kind(name: str, **fields: Any) -> dict[str, Any]:
     """A kind that workers serve."""
     defaults = {"queues": ["tasks"], "isolation": "async", "timeout": None, "max_attempts": 3, "summary": ""}
     return {"kind": name, "workers": 1, "slots": 100, **defaults, **fields}
+
+
+def route(kind: str, **fields: Any) -> dict[str, Any]:
+    """A route of an overview."""
+    counts = {"waiting": 0, "delayed": 0, "queued": 0, "running": 0, "slots": 100, "hung": 0}
+    return {"queue": "tasks", "kind": kind, **counts, "rate": 0.0, "oldest": None, "more": [], **fields}
 
 
 class FakeTaskd:
@@ -63,6 +69,12 @@ class FakeTaskd:
         self.failed: dict[int, list[FailedAttempt]] = {}
         self.reasons: dict[int, dict[str, Any]] = {}
         self.logs: dict[int, list[dict[str, Any]]] = {}
+        self.overview: dict[str, Any] = {
+            "scope": "own",
+            "rate_seconds": 120.0,
+            "routes": [route("simulate")],
+            "more": False,
+        }
         self.cut = False
         self.old = False
         self._ids = itertools.count(1)
@@ -309,6 +321,14 @@ class FakeConnection(LineReceiver):
     def explain(self, call: Call, request: Any) -> dict[str, Any]:
         self._views([request.task_id])
         return {"status": "success", "task_id": request.task_id, **self._taskd.reasons[request.task_id]}
+
+    def overview(self, call: Call, request: Any) -> dict[str, Any]:
+        return {"status": "success", **self._taskd.overview}
+
+    def set_weight(self, call: Call, request: Any) -> dict[str, Any]:
+        if request.username not in self._taskd.passwords:
+            raise NoUser("nobody is registered under this username")
+        return {"status": "success", "username": request.username, "weight": request.weight}
 
     def kinds(self, call: Call, request: Any) -> dict[str, Any]:
         return {"status": "success", "kinds": self._taskd.served}

@@ -355,8 +355,8 @@ def test_an_event_batch_is_decoded_as_it_was_encoded() -> None:
     stage = Stage()
     tasks = stage.create(count=2, task="ñ\n")
     stage.close()
-    batch = decode_batch(m.encode(EventBatch("me", changes_of(tasks, NOON))))
-    assert batch.origin == "me"
+    batch = decode_batch(m.encode(EventBatch("here", "me", changes_of(tasks, NOON))))
+    assert (batch.installation, batch.origin) == ("here", "me")
     assert [(c.user_id, c.task_id, c.version, c.state, c.queue) for c in batch.changes] == [
         (t.user_id, t.id, t.version, t.state, t.queue) for t in tasks
     ]

@@ -43,13 +43,15 @@ def test_with_nothing_set_it_is_embedded() -> None:
     assert (settings.bcrypt_rounds, settings.session_days) == (12, 30)
     assert (settings.threads, settings.processes, settings.handlers, settings.programs) == (10, None, (), None)
     assert (settings.log_bytes, settings.keep_days) == (1024 * 1024, 0.0)
+    assert settings.admins == ()
 
 
 def test_with_both_hosts_it_is_distributed() -> None:
     settings = read_settings(None, BOTH)
     assert not settings.embedded
     assert settings.postgres == Postgres("db", 5432, "taskd", "", "taskd")
-    assert settings.rabbitmq == RabbitMQ("mq", 5672, "guest", "guest")
+    assert settings.rabbitmq == RabbitMQ("mq", 5672, "guest", "guest", "/")
+    assert settings.installation is None
     assert settings.postgres.dsn() == {"host": "db", "port": 5432, "user": "taskd", "password": "", "dbname": "taskd"}
 
 
@@ -58,14 +60,17 @@ def test_everything_can_be_set() -> None:
         **BOTH,
         **{"POSTGRES_PORT": "1", "POSTGRES_USER": "u", "POSTGRES_PASSWORD": " p ", "POSTGRES_DB": "d"},
         **{"RABBITMQ_PORT": "65535", "RABBITMQ_USER": "v", "RABBITMQ_PASSWORD": "q", "RABBITMQ_QUEUE": "main"},
+        **{"RABBITMQ_VHOST": "lab", "TASKD_INSTALLATION": "staging-2"},
         **{"TASKD_QUEUES": "slow, fast,,main", "TASKD_LISTEN": " tcp:1  ssl:2:x=y ", "TASKD_DATA": "/data"},
         **{"TASKD_SLOTS": "7", "TASKD_WINDOW": "8", "TASKD_LEASE": "1.5", "TASKD_BCRYPT_ROUNDS": "4"},
         **{"TASKD_SESSION_DAYS": "9", "TASKD_THREADS": "2", "TASKD_PROCESSES": "3", "TASKD_LOG_KIB": "4"},
         **{"TASKD_HANDLERS": "lab.one, lab.two lab.one", "TASKD_PROGRAMS": "/p.toml", "TASKD_KEEP_DAYS": "0.5"},
+        **{"TASKD_ADMINS": " Ana, \uff22EN ,, ana "},
     }
     settings = read_settings(None, environ)
     assert settings.postgres == Postgres("db", 1, "u", " p ", "d")
-    assert settings.rabbitmq == RabbitMQ("mq", 65535, "v", "q")
+    assert settings.rabbitmq == RabbitMQ("mq", 65535, "v", "q", "lab")
+    assert settings.installation == "staging-2"
     assert settings.queues == ("main", "slow", "fast")
     assert settings.listen == ("tcp:1", "ssl:2:x=y")
     assert settings.data == Path("/data")
@@ -73,6 +78,7 @@ def test_everything_can_be_set() -> None:
     assert (settings.bcrypt_rounds, settings.session_days) == (4, 9)
     assert (settings.threads, settings.processes, settings.handlers) == (2, 3, ("lab.one", "lab.two"))
     assert (settings.programs, settings.log_bytes, settings.keep_days) == (Path("/p.toml"), 4096, 0.5)
+    assert settings.admins == ("ana", "ben")
 
 
 @pytest.mark.parametrize(("there", "missing"), [("POSTGRES_HOST", "RABBITMQ_HOST"), ("RABBITMQ_HOST", "POSTGRES_HOST")])
@@ -100,6 +106,11 @@ def test_whole_numbers(name: str, low: int, high: int) -> None:
         assert text.startswith(f"{name} must be a whole number from {low} to {high}, not ")
     for value in (str(low), str(high), f" {low} "):
         read_settings(None, {name: value})
+
+
+@pytest.mark.parametrize("value", ["x" * 65, "ana, b\u2060n"])
+def test_admins(value: str) -> None:
+    assert refusal({"TASKD_ADMINS": value}).startswith("TASKD_ADMINS")
 
 
 @pytest.mark.parametrize("value", ["0", "0.9", "3601", "x", "nan", "inf", "-inf", "-5", "1,5"])
@@ -135,14 +146,25 @@ def test_a_password_is_not_repeated() -> None:
     assert "hunter2" not in refusal({**BOTH, "POSTGRES_PASSWORD": "hunter2\n"})
 
 
-@pytest.mark.parametrize("queue", ["amq.x", "x" * 181, "ñ" * 91])
+@pytest.mark.parametrize("queue", ["x" * 151, "ñ" * 76])
 @pytest.mark.parametrize("name", ["RABBITMQ_QUEUE", "TASKD_QUEUES"])
 def test_queue_names(name: str, queue: str) -> None:
-    assert refusal({name: queue}).startswith(f"{name}: a queue's name has 1 to 180 bytes")
+    assert refusal({name: queue}).startswith(f"{name}: a queue's name has 1 to 150 bytes")
+
+
+@pytest.mark.parametrize("name", ["a b", "a.b", "a/b", "ñ", "x" * 33, "٣"])
+def test_ids_of_installations(name: str) -> None:
+    expected = f"TASKD_INSTALLATION must be 1 to 32 letters, digits, - or _, not {name!r}"
+    assert refusal({"TASKD_INSTALLATION": name}) == expected
+    assert read_settings(None, {"TASKD_INSTALLATION": "A-z_9" + "x" * 27}).installation == "A-z_9" + "x" * 27
+
+
+def test_names_of_virtual_hosts() -> None:
+    assert refusal({**BOTH, "RABBITMQ_VHOST": "x" * 256}).startswith("RABBITMQ_VHOST: a virtual host has a name of at")
 
 
 def test_queue_names_of_options() -> None:
-    assert QUEUE.read("--queue", "ñ" * 90) == "ñ" * 90
+    assert QUEUE.read("--queue", "ñ" * 75) == "ñ" * 75
     for queue in ("", "a\nb", "a\ud800", "a#b"):
         with pytest.raises(SettingsError, match=r"^--queue: "):
             QUEUE.read("--queue", queue)
@@ -165,6 +187,8 @@ class TestOptions:
         environ |= {"TASKD_HANDLERS": "a", "TASKD_PROGRAMS": "/a", "TASKD_DATA": "/a", "TASKD_LISTEN": "tcp:4"}
         numbers = ["-s", "5", "--threads", "6", "--processes", "7", "-g", "8"]
         texts = ["--handlers", "b", "--handlers", "c.d", "--programs", "/b", "-d", "/c", "-l", "tcp:5", "--listen", "e"]
+        for each in (ServerOptions(), WorkerOptions()):
+            assert self.read(each, ["--installation", "b"], {"TASKD_INSTALLATION": "a"}).installation == "b"
         options = ServerOptions()
         settings = self.read(options, numbers + texts, environ)
         assert (settings.slots, settings.threads, settings.processes) == (5, 6, 7)

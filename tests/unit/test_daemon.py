@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +20,7 @@ from zope.interface import implementer
 
 import taskd.daemon
 from taskd.config.reading import read_settings
-from taskd.daemon import Daemon, use_monotonic_clock
+from taskd.daemon import COLLECT_AFTER, Daemon, spare_collections, use_monotonic_clock
 from taskd.model.errors import Unavailable
 
 
@@ -83,10 +84,24 @@ def test_the_clock_is_not_replaced_under_timers(reactor: Any) -> None:
         use_monotonic_clock(reactor)
 
 
+def test_the_garbage_collector_runs_seldom() -> None:
+    """It leaves alone what a daemon has made at its start, and still finds cycles."""
+    before = gc.get_threshold()
+    try:
+        spare_collections()
+        assert gc.get_freeze_count() > 1000
+        assert gc.get_threshold() == (COLLECT_AFTER, *before[1:])
+        assert gc.isenabled()
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
+
+
 class Part:
     """A store or a broker that fails at its stop."""
 
     def __init__(self, name: str, stopped: list[str]) -> None:
+        self.ready = True
         self._name = name
         self._stopped = stopped
         self.started: Deferred[None] = Deferred()
@@ -120,8 +135,10 @@ class Stopping(Daemon):
     command = "test"
     stopped: list[str]
     parts: tuple[Part, Part]
+    begun = 0
 
     async def begin(self) -> None:
+        self.begun += 1
         raise Unavailable("the store is away")
 
     async def drain(self) -> None:
@@ -131,7 +148,7 @@ class Stopping(Daemon):
 
 @pytest.fixture
 def daemon(monkeypatch: pytest.MonkeyPatch) -> Stopping:
-    """A daemon that waits for its broker."""
+    """A daemon that waits for its store."""
     stopped: list[str] = []
     parts = Part("store", stopped), Part("broker", stopped)
     monkeypatch.setattr(taskd.daemon, "open_adapters", lambda settings, reactor: parts)
@@ -171,3 +188,38 @@ def test_any_other_start_that_fails_ends_the_process(
         part.started.callback(None)
     assert (daemon.reactor.stops, len(at_exit)) == (1, 1)
     assert capsys.readouterr().err == "test: the store is away\n"
+
+
+def test_the_broker_starts_when_the_store_has(daemon: Stopping, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It needs the id of the installation. The work begins when the broker is ready, or without it."""
+    monkeypatch.setattr(daemon, "fail", lambda failure: None)
+    store, broker = daemon.parts
+    calls: list[str] = []
+
+    def start() -> Deferred[None]:
+        calls.append("broker")
+        return broker.started
+
+    monkeypatch.setattr(broker, "start", start)
+    broker.ready = False
+    broker.started.callback(None)
+    assert calls == []
+    store.started.callback(None)
+    assert (calls, daemon.begun) == (["broker"], 0)
+    for seconds, begun in ((taskd.daemon.BROKER_SECONDS - 0.1, 0), (0.2, 1), (5, 1)):
+        daemon.reactor.pump([0.02] * round(seconds / 0.02))
+        assert daemon.begun == begun
+
+
+@pytest.mark.parametrize("ready", [False, True])
+def test_a_daemon_that_stops_while_it_waits_for_its_broker_begins_nothing(daemon: Stopping, ready: bool) -> None:
+    """Nobody would end the work."""
+    _, broker = daemon.parts
+    broker.ready = False
+    for part in daemon.parts:
+        part.started.callback(None)
+    daemon.reactor.advance(0.02)
+    daemon.stopService()
+    broker.ready = ready
+    daemon.reactor.pump([0.02] * 100)
+    assert (daemon.begun, daemon.began) == (0, False)

@@ -66,8 +66,8 @@ class Checks(SynchronousTestCase):
             health.reasons,
             [
                 "store: the database takes no changes: it is read-only",
-                "broker: messages cannot be sent",
-                "broker: messages and events cannot arrive",
+                "broker: hints and events cannot be sent",
+                "broker: hints and events cannot arrive",
             ],
         )
 

@@ -414,6 +414,7 @@ class Draining(StageCase):
 
     def test_running_requests_are_answered_and_later_ones_are_refused(self) -> None:
         client = self.stage.client()
+        self.stage.draw_ids()
         self.stage.runner.slow = True
         client.send({"action": "new_task", "task": "x"}, {"action": "new_task", "task": "y"}, {"id": 5, **PING})
         self.drain()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from taskd.api.actions.live import RECHECK
 from taskd.model.states import State
 from taskd.protocol import limits
@@ -30,7 +32,7 @@ class WaitAction(ActionCase):
         a, b, c = self.add(), self.add(), self.add()
         request = self.wait(a, b, c)
         self.stage.run(a)
-        self.stage.claim(b)
+        self.stage.begin(b)
         self.client.ask("cancel_task", task_id=c)
         self.assertFalse(self.answered(request))
         self.stage.finish(b, state=State.FAILED, result=None)
@@ -43,7 +45,7 @@ class WaitAction(ActionCase):
         a, b = self.add(), self.add()
         self.stage.run(a)
         reply = self.client.reply(self.wait(a, b, timeout=0))
-        self.assertEqual((reply["done"], [t["state"] for t in reply["tasks"]]), (False, ["completed", "queued"]))
+        self.assertEqual((reply["done"], [t["state"] for t in reply["tasks"]]), (False, ["completed", "waiting"]))
 
     def test_a_wait_is_answered_when_its_timeout_is_over(self) -> None:
         request = self.wait(self.add(), timeout=2.5)
@@ -71,6 +73,7 @@ class WaitAction(ActionCase):
         self.stage.broker.announce = lambda *batch: None  # type: ignore[method-assign]
         self.stage.run(task_id)
         self.stage.hub.gap()
+        self.stage.run_pending()
         self.assertTrue(self.client.reply(request)["done"])
 
     def test_an_end_while_the_store_is_read_is_not_missed(self) -> None:
@@ -121,6 +124,34 @@ class WaitAction(ActionCase):
         reply = self.client.reply(request)
         self.assertEqual((reply["done"], ids(reply)), (True, [task.id for task in tasks]))
 
+    def test_waits_and_their_replies_read_no_whole_tasks(self) -> None:
+        tasks = self.stage.create(count=3)
+        self.stage.store.get_tasks = None  # type: ignore[assignment, method-assign]
+        request = self.wait(*(task.id for task in tasks))
+        self.stage.run(*tasks, result='"' + "x" * 200_000 + '"')
+        reply = self.client.reply(request)
+        self.assertEqual(
+            [(t["state"], t["result"], t["result_omitted"]) for t in reply["tasks"]], [("completed", None, True)] * 3
+        )
+
+    def test_waits_that_look_at_the_same_moment_share_a_statement(self) -> None:
+        numbers = [task.id for task in self.stage.create(count=5)]
+        clients = [self.client, self.stage.client(), self.stage.client("eva")]
+        theirs = self.add(clients[2])
+        requests = [(c, [c.start("wait", task_ids=numbers) for _ in range(20)]) for c in clients[:2]]
+        before = self.stage.runner.calls
+        waits = [{"action": "wait", "id": n, "task_ids": ids} for n, ids in enumerate([[theirs], [theirs, numbers[0]]])]
+        clients[2].send(*waits)
+        self.assertRefused(clients[2].reply(1), "not_found", "task_ids")
+        self.assertEqual(self.stage.runner.calls, before + 1)
+        before = self.stage.runner.calls
+        self.stage.hub.gap()
+        self.stage.run_pending()
+        self.assertLessEqual(self.stage.runner.calls - before, 2)
+        self.stage.run(*numbers)
+        for client, asked in requests:
+            self.assertTrue(all(client.reply(request)["done"] for request in asked))
+
     def test_the_tasks_that_a_connection_waits_for_are_limited(self) -> None:
         numbers = [task.id for task in self.stage.create(count=1000)]
         waits = [self.wait(*numbers, timeout=5) for _ in range(limits.MAX_WAITED // 1000)]
@@ -134,6 +165,12 @@ class WaitAction(ActionCase):
 
 
 class WatchAction(ActionCase):
+    """A worker has room for every new task."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.stage.add_worker(slots=5000)
+
     def events(self, client: Client | None = None) -> list[tuple[int, str, int]]:
         """(task id, state, version) of each event."""
         tasks = [event["task"] for event in (client or self.client).events()]
@@ -157,7 +194,7 @@ class WatchAction(ActionCase):
     def test_the_snapshot_is_limited_but_events_are_of_all_tasks(self) -> None:
         numbers = [self.add() for _ in range(5)]
         self.assertEqual(ids(self.client.ask("watch", limit=2)), numbers[:2:-1])
-        self.stage.claim(numbers[0])
+        self.stage.begin(numbers[0])
         self.assertEqual(self.events(), [(numbers[0], "running", 2)])
 
     def test_an_empty_snapshot_is_a_success(self) -> None:
@@ -173,7 +210,7 @@ class WatchAction(ActionCase):
 
             def change(now: bool, task_id: int = task_id) -> None:
                 if now:
-                    self.stage.claim(task_id)
+                    self.stage.begin(task_id)
 
             change(moment == 0)
             request = client.start("watch")
@@ -215,7 +252,7 @@ class WatchAction(ActionCase):
         for request in requests:
             self.assertEqual(len(self.client.reply(request)["tasks"]), 1)
         task_id = self.add()
-        self.assertEqual(self.events(), [(task_id, "queued", 1)])
+        self.assertEqual(self.events(), [(task_id, "waiting", 1)])
 
     def test_a_client_can_watch_again_after_a_gap(self) -> None:
         self.client.ask("watch")
@@ -223,7 +260,7 @@ class WatchAction(ActionCase):
         task_id = self.add()
         self.assertEqual(self.client.events(), [{"event": "gap"}])
         self.assertEqual(ids(self.client.ask("watch")), [task_id])
-        self.stage.claim(task_id)
+        self.stage.begin(task_id)
         self.assertEqual(self.events(), [(task_id, "running", 2)])
 
     def test_a_watch_that_fails_leaves_nothing(self) -> None:
@@ -243,6 +280,50 @@ class WatchAction(ActionCase):
         self.add()
         self.assertEqual(self.client.events(), [{"event": "gap"}])
 
+    def fail_later_watch(self) -> tuple[int, Callable[[], None]]:
+        """Ask for two watches, of which the later one fails first. The earlier one is answered by the function."""
+        runner = self.stage.runner
+        runner.slow = True
+        earlier = self.client.start("watch")
+        held, runner._waiting = runner._waiting, []
+        later = self.client.start("watch")
+        runner.slow, runner.away = False, True
+        runner.run_waiting()
+        runner.away = False
+        self.assertRefused(self.client.reply(later), "unavailable")
+        runner._waiting = held
+        return earlier, runner.run_waiting
+
+    def test_a_watch_that_is_answered_after_a_later_one_failed_ends_with_a_gap(self) -> None:
+        earlier, answer = self.fail_later_watch()
+        answer()
+        self.assertEqual(self.client.reply(earlier)["status"], "success")
+        self.assertEqual(self.client.events(), [{"event": "gap"}])
+        self.add()
+        self.assertEqual(self.client.events(), [])
+
+    def test_a_watch_that_is_answered_by_a_draining_server_after_a_later_one_failed(self) -> None:
+        """The client must not believe that it gets events until its connection is closed."""
+        earlier, answer = self.fail_later_watch()
+        self.stage.drain()
+        answer()
+        self.assertEqual(self.client.events(), [{"event": "draining"}])
+        self.assertEqual(self.client.reply(earlier)["status"], "success")
+        self.assertEqual(self.client.events(), [])
+
+    def test_a_watch_that_is_answered_after_the_client_did_not_read_ends_with_a_gap(self) -> None:
+        self.client.ask("watch")
+        self.stage.runner.slow = True
+        request = self.client.start("watch")
+        [connection] = self.stage.lines.connections
+        connection._subscriptions.end_watch_with_gap()
+        connection._subscriptions.end_watch_with_gap()
+        self.assertEqual(self.client.events(), [{"event": "gap"}])
+        self.stage.runner.slow = False
+        self.stage.runner.run_waiting()
+        self.assertEqual(self.client.reply(request)["status"], "success")
+        self.assertEqual(self.client.events(), [{"event": "gap"}])
+
     def test_changes_of_other_users_are_not_sent(self) -> None:
         eva = self.stage.client("eva")
         eva.ask("watch")
@@ -259,7 +340,7 @@ class WatchAction(ActionCase):
 
     def test_output_of_running_tasks_is_sent_unchanged(self) -> None:
         task_id = self.add()
-        self.stage.claim(task_id)
+        self.stage.begin(task_id)
         self.client.ask("watch")
         self.stage.report(task_id, progress=0.5)
         self.stage.report(task_id, "a", "b", first_line=7)
@@ -281,7 +362,7 @@ class WatchAction(ActionCase):
 
     def test_output_of_other_users_tasks_is_not_sent(self) -> None:
         task_id = self.add()
-        self.stage.claim(task_id)
+        self.stage.begin(task_id)
         eva = self.stage.client("eva")
         eva.ask("watch")
         self.stage.report(task_id, "secret", progress=0.5)
@@ -290,7 +371,7 @@ class WatchAction(ActionCase):
 
     def test_output_before_the_snapshot_is_no_event(self) -> None:
         task_id = self.add()
-        self.stage.claim(task_id)
+        self.stage.begin(task_id)
         self.stage.runner.slow = True
         request = self.client.start("watch")
         self.stage.report(task_id, "a", progress=0.25)

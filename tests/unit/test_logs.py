@@ -21,9 +21,9 @@ def texts(found: dict[str, Any]) -> list[str]:
 
 class LogCase(ActionCase):
     def running(self, client: Client | None = None) -> int:
-        """Create and claim a task. Returns its id."""
+        """Create and begin a task. Returns its id."""
         task_id = self.add(client)
-        self.stage.claim(task_id)
+        self.stage.begin(task_id)
         return task_id
 
     def log(self, task_id: int, **fields: Any) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class LogCase(ActionCase):
         """Fail the attempt and begin the next one."""
         self.stage.finish(task_id, state=State.WAITING, error="no")
         self.stage.run_maintenance()
-        self.stage.claim(task_id)
+        self.stage.begin(task_id)
 
 
 class GetLogAction(LogCase):
@@ -98,7 +98,7 @@ class GetLogAction(LogCase):
         self.stage.finish(task_id, state=State.FAILED, error="no")
         self.client.ask("retry_task", task_id=task_id)
         self.stage.run_pending()
-        self.stage.claim(task_id)
+        self.stage.begin(task_id)
         self.stage.report(task_id, "once more")
         reply = self.log(task_id)
         self.assertEqual([(x["attempt"], x["text"]) for x in reply["lines"]],
@@ -475,6 +475,7 @@ class FollowLog(LogCase):
         self.pass_time()
         self.stage.runner.broken = True
         self.stage.hub.gap()
+        self.stage.run_pending()
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.stage.runner.broken = False
         self.stage.report(task_id, "one")

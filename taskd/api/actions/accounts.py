@@ -1,4 +1,4 @@
-"""Actions about accounts and sessions: register, login, logout, whoami."""
+"""Actions about accounts and sessions: register, login, logout, whoami, set_weight."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class AccountActions:
             raise BadRequest(f"{missing} is missing: log in with username and password, or with a token", field=missing)
         subscriptions.cancel_subscriptions()
         fields = {"status": "logged_in", "token": token, "user_id": user.id, "username": user.username, **expires}
-        return Reply(fields, Principal(user.id, user.username, token, principal.address))
+        admin = self._accounts.is_admin(user)
+        return Reply(fields, Principal(user.id, user.username, token, principal.address, admin))
 
     async def logout(self, principal: Principal, subscriptions: Subscriptions, request: m.Nothing) -> Reply:
         if principal.token is not None:
@@ -42,3 +43,7 @@ class AccountActions:
 
     async def whoami(self, principal: Principal, subscriptions: Subscriptions, request: m.Nothing) -> Reply:
         return Reply({"status": "success", "user_id": principal.user_id, "username": principal.username})
+
+    async def set_weight(self, principal: Principal, subscriptions: Subscriptions, request: m.SetWeight) -> Reply:
+        name = await self._accounts.set_weight(request.username, request.weight)
+        return Reply({"status": "success", "username": name, "weight": request.weight})

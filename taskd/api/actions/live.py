@@ -7,10 +7,11 @@ from functools import partial
 
 from twisted.internet.interfaces import IReactorTime
 
-from taskd.api.own_tasks import in_pieces, own_tasks, that_fit
+from taskd.api.own_tasks import own_listed, that_fit
 from taskd.api.principal import Principal
 from taskd.api.reply import SUCCESS, Reply
 from taskd.api.shared_checks import check_count
+from taskd.api.states import StateReader
 from taskd.api.subscriptions import Subscriptions
 from taskd.events.watch_hub import Hub, Wait, Watch
 from taskd.model.errors import RateLimited
@@ -29,9 +30,10 @@ RECHECK = 10.0
 class LiveActions:
     """Watches and waits register with the hub before they read the store, so that they miss no change in between."""
 
-    def __init__(self, clock: IReactorTime, store: IStore, hub: Hub) -> None:
+    def __init__(self, clock: IReactorTime, store: IStore, states: StateReader, hub: Hub) -> None:
         self._clock = clock
         self._store = store
+        self._states = states
         self._hub = hub
 
     async def watch(self, principal: Principal, subscriptions: Subscriptions, request: m.Watch) -> Reply:
@@ -75,10 +77,9 @@ class LiveActions:
                 await self._note_ended(user_id, wait, tuple(wait.remaining))
             async with subscriptions.large_reply:
                 views, done, now = [], True, self._store.now()
-                for piece in in_pieces(ids):
-                    tasks = await own_tasks(self._store, user_id, piece, "task_ids")
-                    views += [view(task, now) for task in tasks]
-                    done = done and all(task.state in TERMINAL for task in tasks)
+                async for task in own_listed(self._store, user_id, ids, "task_ids"):
+                    views.append(view(task, now))
+                    done = done and task.state in TERMINAL
                 return Reply({"status": "success", "done": done, "tasks": views})
         finally:
             subscriptions.waits.discard(wait)
@@ -86,17 +87,16 @@ class LiveActions:
 
     async def _note_ended(self, user_id: int, wait: Wait, ids: Sequence[int]) -> None:
         """Look which of these have ended: before the wait began, or without an event that arrived."""
-        for piece in in_pieces(ids):
-            tasks = await own_tasks(self._store, user_id, piece, "task_ids")
-            wait.ended([task.id for task in tasks if task.state in TERMINAL])
+        states = await self._states.own_states(user_id, ids, "task_ids")
+        wait.ended([task_id for task_id, state in states.items() if state in TERMINAL])
 
 
 def _open(subscriptions: Subscriptions, watch: Watch, snapshot: Sequence[Task]) -> None:
     """The reply with the snapshot is sent: send events from now on."""
     subscriptions.told_watching = True
     latest = subscriptions.watch
-    if watch.closed and latest is not None and latest is not watch and latest.closed:
-        # A later watch, requested in the same pipeline, failed before this reply was sent: nothing is watched, although
-        # this reply says so.
+    if watch.closed and latest is not None and latest.closed:
+        # A later watch, requested in the same pipeline, failed before this reply was sent, or the client did not read:
+        # nothing is watched, although this reply says so.
         subscriptions.notify_watch_lost()
     watch.open(snapshot)

@@ -9,9 +9,9 @@ from twisted.internet.interfaces import IReactorTime
 from taskd.api.cursors import log_cursor, place_of
 from taskd.api.log_follow import LogFollow
 from taskd.api.log_pages import read_lines, read_tail, view_lines
-from taskd.api.own_tasks import own_tasks
 from taskd.api.principal import Principal
 from taskd.api.reply import Reply
+from taskd.api.states import StateReader
 from taskd.api.subscriptions import Subscriptions
 from taskd.events.watch_hub import Hub
 from taskd.model.errors import RateLimited
@@ -24,9 +24,10 @@ from taskd.protocol import messages as m
 class LogActions:
     """Pages of a log, and following it."""
 
-    def __init__(self, clock: IReactorTime, store: IStore, hub: Hub) -> None:
+    def __init__(self, clock: IReactorTime, store: IStore, states: StateReader, hub: Hub) -> None:
         self._clock = clock
         self._store = store
+        self._states = states
         self._hub = hub
 
     async def get_log(self, principal: Principal, subscriptions: Subscriptions, request: m.GetLog) -> Reply:
@@ -35,7 +36,7 @@ class LogActions:
         follow = self._new_follow(user_id, subscriptions, request.task_id) if request.follow else None
         try:
             async with subscriptions.large_reply:
-                await own_tasks(self._store, user_id, [request.task_id], "task_id")
+                await self._states.own_states(user_id, [request.task_id], "task_id")
                 read = read_tail if request.tail else read_lines
                 found = await read(self._store, request.task_id, after, request.limit, limits.MAX_PAGE_CHARS)
         except BaseException:
@@ -62,6 +63,7 @@ class LogActions:
         follow = LogFollow(
             self._clock,
             self._store,
+            self._states,
             self._hub,
             user_id,
             task_id,

@@ -13,14 +13,14 @@ from taskd.protocol import limits
 from taskd.protocol import messages as m
 from taskd.protocol.actions import ACTIONS
 from taskd.scheduling.liveness import Liveness
-from taskd.scheduling.routes import Routes
+from taskd.scheduling.pools import Pools
 
 
 class ServerActions:
     """``node`` is the name of this server's process."""
 
-    def __init__(self, routes: Routes, liveness: Liveness, health: HealthCheck, node: str) -> None:
-        self._routes = routes
+    def __init__(self, pools: Pools, liveness: Liveness, health: HealthCheck, node: str) -> None:
+        self._pools = pools
         self._liveness = liveness
         self._health = health
         self._node = node
@@ -33,7 +33,7 @@ class ServerActions:
                 "version": __version__,
                 "protocol": limits.PROTOCOL_VERSION,
                 "node": self._node,
-                "queues": self._routes.queues,
+                "queues": self._pools.queues,
                 "actions": list(ACTIONS),
                 "limits": {
                     "line_bytes": limits.MAX_LINE_BYTES,
@@ -57,4 +57,4 @@ class ServerActions:
         return Reply({"status": "success", **health, "workers": len(alive), "stalled": stalled})
 
     async def kinds(self, principal: Principal, subscriptions: Subscriptions, request: m.Nothing) -> Reply:
-        return Reply({"status": "success", "kinds": [kind._asdict() for kind in self._routes.kinds()]})
+        return Reply({"status": "success", "kinds": [kind._asdict() for kind in self._pools.kinds()]})

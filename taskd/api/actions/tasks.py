@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from taskd.api.cursors import before_of, tasks_cursor
-from taskd.api.own_tasks import own_tasks, that_fit
+from taskd.api.own_tasks import own_listed, own_task, that_fit
 from taskd.api.principal import Principal
 from taskd.api.reply import Reply
 from taskd.api.shared_checks import check_choice, check_count
@@ -34,10 +34,10 @@ class TaskActions:
         self._broker = broker
         self._publisher = publisher
         self._submitter = scheduler.submitter
-        self._windows = scheduler.windows
-        self._routes = scheduler.routes
+        self._dispatcher = scheduler.dispatcher
+        self._pools = scheduler.pools
         self._liveness = scheduler.liveness
-        self._task_builder = TaskBuilder(store, scheduler.routes)
+        self._task_builder = TaskBuilder(store, scheduler.pools)
 
     async def new_task(self, principal: Principal, subscriptions: Subscriptions, request: m.TaskSpec) -> Reply:
         (created,) = await self._submitter.submit((self._task_builder.build(principal.user_id, request),))
@@ -77,28 +77,29 @@ class TaskActions:
 
     async def get_task(self, principal: Principal, subscriptions: Subscriptions, request: m.OneTask) -> Reply:
         async with subscriptions.large_reply:
-            (task,) = await own_tasks(self._store, principal.user_id, [request.task_id], "task_id")
+            task = await own_task(self._store, principal.user_id, request.task_id)
             failed = await self._store.failed_attempts(task.id)
             return Reply({"status": "success", "task": view(task, self._store.now(), failed)})
 
     async def cancel_task(self, principal: Principal, subscriptions: Subscriptions, request: m.OneTask) -> Reply:
         task = await self._store.cancel(principal.user_id, request.task_id)
         self._publisher.publish([task])
-        if task.started_at is not None:
-            self._publisher.publish_cancel_order([task.id])
+        if task.worker is not None:
+            self._broker.hint([task.worker], orders=True)
+        self._dispatcher.changed([task])
         return Reply({"status": "success", "task": view(task, self._store.now())})
 
     async def retry_task(self, principal: Principal, subscriptions: Subscriptions, request: m.OneTask) -> Reply:
         task = await self._store.retry(principal.user_id, request.task_id)
         self._publisher.publish([task])
-        self._routes.add_backlog([(task.route, task.user_id)])
+        self._dispatcher.changed([task])
         return Reply({"status": "success", "task": view(task, self._store.now())})
 
     async def explain(self, principal: Principal, subscriptions: Subscriptions, request: m.OneTask) -> Reply:
-        (task,) = await own_tasks(self._store, principal.user_id, [request.task_id], "task_id")
-        blocked_by = await what_blocks(task, self._liveness.alive, self._store)
+        [task] = [task async for task in own_listed(self._store, principal.user_id, [request.task_id], "task_id")]
+        blocked_by = what_blocks(task, self._liveness.alive)
         now = self._store.now()
-        why = explain(task, now, self._routes, self._windows, self._broker.ready, blocked_by)
+        why = explain(task, now, self._pools, self._broker.ready, blocked_by)
         return Reply({"status": "success", "task_id": task.id, "state": shown_state(task, now), **why})
 
     def _views(self, tasks: Iterable[Task]) -> list[TaskView]:

@@ -1,4 +1,4 @@
-"""``register``, ``login``, ``logout`` and ``whoami``, and where usernames and passwords come from."""
+"""``register``, ``login``, ``logout``, ``whoami`` and ``weight``, and where usernames and passwords come from."""
 
 from __future__ import annotations
 
@@ -65,6 +65,14 @@ async def whoami(ctx: Context, options: Namespace) -> int:
     """Print the name of the user who is logged in."""
     reply = await ctx.connector.ask("whoami")
     ctx.show(reply, lambda: [visible(reply.body.username)])
+    return OK
+
+
+async def weight(ctx: Context, options: Namespace) -> int:
+    """Set a user's share of the slots, as an admin."""
+    checked(normalize_username, options.username, ClientError("bad_username"))
+    reply = await ctx.connector.ask("set_weight", username=options.username, weight=options.weight)
+    ctx.report(reply, "weighted", username=reply.body.username, weight=f"{reply.body.weight:g}")
     return OK
 
 

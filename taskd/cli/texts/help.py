@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import get_type_hints
 
+from taskd.model.limits import MAX_WEIGHT, MIN_WEIGHT
 from taskd.protocol import messages as m
 from taskd.protocol.actions import ACTIONS
 
@@ -35,6 +36,8 @@ EXAMPLES = {
     "cancel": "  taskclient cancel 42 43",
     "retry": "  taskclient retry 42 43",
     "kinds": "  taskclient kinds\n  taskclient kinds --json | jq .kind",
+    "overview": "  taskclient overview\n  taskclient overview --json | jq '.routes[].waiting'",
+    "weight": "  taskclient weight ana 2.5",
 }
 
 
@@ -66,6 +69,7 @@ _ACTION_OF = {
     "log": "get_log",
     "cancel": "cancel_task",
     "retry": "retry_task",
+    "weight": "set_weight",
 }
 
 _SUMMARIES = {
@@ -103,6 +107,13 @@ _OPTIONS = {
     "username": (
         f"{_field(m.Register, 'username')} taskclient asks for it if it is missing.",
         "De 1 a 64 caracteres; único sin distinguir mayúsculas. Si falta, se pregunta.",
+    ),
+    "weight.username": ("The user.", "El usuario."),
+    "weight": (
+        f"A number from {MIN_WEIGHT:g} to {MAX_WEIGHT:,.0f}; every user begins with 1."
+        " A user with 2 gets twice as much as one with 1 while both have tasks that wait.",
+        "Un número de 0.001 a 1000; todos empiezan con 1. Quien tiene 2 recibe el doble que quien tiene 1 mientras"
+        " ambos tengan tareas en espera.",
     ),
     "text": (
         f"{_field(m.TaskSpec, 'task')} - reads one task per line from the input."

@@ -24,7 +24,7 @@ REASONS: dict[str, tuple[str, str]] = {
         "Se canceló. Para volver a intentarla: {retry}",
     ),
     "running": ("", "Un worker la ejecuta desde {since} ({attempt})."),
-    "queued": ("", "Ya está asignada en la cola {queue}; la tomará el primer worker libre que atienda {kind}."),
+    "queued": ("", "Ya la tiene un worker; empezará en cuanto ese worker tenga un puesto libre."),
     "stalled": ("", "Espera a un worker que está bloqueado: {blocked_by}."),
     "hung": (
         "",
@@ -42,7 +42,6 @@ REASONS: dict[str, tuple[str, str]] = {
         "Ningún worker atiende el tipo {kind} en la cola {queue}; espera hasta que haya uno (con --handlers, o con"
         " --programs si es un programa).",
     ),
-    "broker_down": ("", "RabbitMQ no está disponible; la tarea continuará por sí sola en cuanto vuelva."),
     "waiting": ("", "Espera su turno en la cola {queue}: hay otras antes, o se está asignando ahora mismo."),
 }
 """Why a task is in its state, by the code of ``explain``. Where English is empty, the server's message is used."""

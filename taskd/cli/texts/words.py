@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from taskd.cli.texts.labels import LABELS
+
 WORDS: dict[str, tuple[str, str]] = {
     # connections
     "bad_server": (
@@ -88,6 +90,11 @@ WORDS: dict[str, tuple[str, str]] = {
     "status.wrong_credentials": ("wrong password", "contraseña incorrecta"),
     "code.auth_required": ("{message}", "primero hay que iniciar sesión"),
     "code.not_found": ("{message}", "no existe, o no es suyo: {message}"),
+    "code.forbidden": ("{message}", "no está permitido: {message}"),
+    "code.forbidden.username": (
+        "{message}",
+        "es el nombre de un administrador, que debe registrarse antes de figurar en TASKD_ADMINS; elija otro",
+    ),
     "code.conflict": ("{message}", "no es posible en su estado actual: {message}"),
     "code.conflict.key": ("{message}", "esa clave ya pertenece a otra tarea; use una nueva: {message}"),
     "code.too_large": ("{message}", "demasiado grande: {message}"),
@@ -138,6 +145,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "session_gone": (
         "the session at {server} has ended; log in again: {command}",
         "la sesión en {server} ha terminado; inicie sesión de nuevo: {command}",
+    ),
+    "weighted": (
+        "{username} has the weight {weight} from now on.",
+        "{username} tiene el peso {weight} a partir de ahora.",
     ),
     "state_unreadable": (
         "cannot read {path}: {why}; correct its permissions or delete it",
@@ -237,6 +248,10 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "text_and_stdin": ("give either a text or --stdin", "indique un texto o --stdin, no ambos"),
     "bad_number": ("{given} is not a whole number of 1 or more", "{given} no es un número entero a partir de 1"),
+    "bad_weight": (
+        "{given} is not a weight: a number from {least} to {most}",
+        "{given} no es un peso: un número de {least} a {most}",
+    ),
     "bad_duration": (
         "{given} is not a duration; write it like 90, 90s, 1h30m, 2d or 1.5h",
         "{given} no es una duración; escríbala como 90, 90s, 1h30m, 2d o 1.5h",
@@ -309,6 +324,22 @@ WORDS: dict[str, tuple[str, str]] = {
         "No worker is connected, so no kind of task is served now.",
         "No hay ningún worker conectado: ahora no se atiende ningún tipo de tarea.",
     ),
+    "no_work": (
+        "No tasks, and no worker is connected.",
+        "No hay tareas ni ningún worker conectado.",
+    ),
+    "rate_own": (
+        "Your tasks; the rate counts the last {time}.",
+        "Sus tareas; el ritmo es el de los últimos {time}.",
+    ),
+    "rate_all": (
+        "The tasks of all users; the rate counts the last {time}.",
+        "Las tareas de todos los usuarios; el ritmo es el de los últimos {time}.",
+    ),
+    "more_routes": (
+        "There are more kinds with tasks than are shown.",
+        "Hay más tipos con tareas de los que se muestran.",
+    ),
     # the log of a task
     "log_attempt": ("--- attempt {n} ---", "--- intento {n} ---"),
     "log_cut": (
@@ -321,47 +352,9 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "log_empty": ("Task {id} has no log.", "La tarea {id} no tiene registro."),
     "log_end": ("Task {id}: {state}.", "Tarea {id}: {state}."),
-    # tables
-    "col.id": ("ID", "N.º"),
-    "col.status": ("STATUS", "ESTADO"),
-    "col.state": ("STATE", "DETALLE"),
-    "col.kind": ("KIND", "TIPO"),
-    "col.age": ("AGE", "EDAD"),
-    "col.text": ("TASK", "TAREA"),
-    "col.queues": ("QUEUES", "COLAS"),
-    "col.isolation": ("RUNS AS", "EJECUCIÓN"),
-    "col.timeout": ("TIMEOUT", "LÍMITE"),
-    "col.attempts": ("ATTEMPTS", "INTENTOS"),
-    "col.workers": ("WORKERS", "WORKERS"),
-    "col.stalled": ("BLOCKED", "BLOQUEADOS"),
-    "col.slots": ("SLOTS", "PUESTOS"),
-    "col.hung": ("HUNG", "COLGADOS"),
-    "col.summary": ("WHAT IT DOES", "QUÉ HACE"),
     "returned": (
         "task {id} was given back {times}: its workers stop before it ends",
         "la tarea {id} se devolvió {times}: sus workers se detienen antes de que termine",
     ),
-    "show.id": ("Task", "Tarea"),
-    "show.text": ("Text", "Texto"),
-    "show.status": ("Status", "Estado"),
-    "show.progress": ("Progress", "Progreso"),
-    "show.kind": ("Kind", "Tipo"),
-    "show.queue": ("Queue", "Cola"),
-    "show.attempt": ("Attempts", "Intentos"),
-    "show.of": ("{n} of {max}", "{n} de {max}"),
-    "show.losses": ("Lost with workers", "Perdida con workers"),
-    "show.returns": ("Given back", "Devuelta"),
-    "show.times": ("{n} times", "{n} veces"),
-    "show.once": ("once", "una vez"),
-    "show.created": ("Created", "Creada"),
-    "show.run_at": ("Not before", "No antes de"),
-    "show.started": ("Started", "Iniciada"),
-    "show.finished": ("Finished", "Terminada"),
-    "show.timeout": ("Timeout", "Límite"),
-    "show.payload": ("Payload", "Datos"),
-    "show.result": ("Result", "Resultado"),
-    "show.error": ("Error", "Error"),
-    "show.attempt_failed": ("Attempt {n} failed", "El intento {n} falló"),
-    "show.worker": ("Worker", "Worker"),
-    "show.ended": ("Ended", "Terminó"),
+    **LABELS,
 }
