@@ -18,6 +18,8 @@ socket: a seed always plays the same game, so a failed game can be repeated.
     faults.py        the injected faults
     watchdog.py      the watchdogs of the workers
     referee.py       the invariants
+    bounds.py        the bounds of a healthy system
+    fairness.py      whose task is next, in games without faults
     holders.py       the invariants of who holds tasks, who loses them, and whose attempts are spent
     planted.py       deliberate defects, which the simulation must find
 

@@ -18,9 +18,11 @@ Timers = list[tuple[float, int, "Timer"]]
 
 
 class Owner:
-    """The process that timers belong to. Timers of a dead owner never run; those of a paused owner wait."""
+    """The process that timers belong to. Timers of a dead owner never run; those of a paused owner wait. ``offset`` is
+    by how much its clock is off."""
 
-    def __init__(self) -> None:
+    def __init__(self, offset: float = 0.0) -> None:
+        self.offset = offset
         self.dead = False
         self.paused = False
         self.deferred: list[Timer] = []
@@ -41,7 +43,8 @@ class Timer:
         self.number = 0
 
     def getTime(self) -> float:
-        return self.time
+        """By the clock of its owner."""
+        return self.time if self.owner is None else self.time + self.owner.offset
 
     def active(self) -> bool:
         return self.state == "active"
@@ -126,13 +129,12 @@ class SimClock(Clock):
 class OwnClock:
     """A process's view of the clock. Its time is off by some seconds, as on real machines."""
 
-    def __init__(self, clock: SimClock, owner: Owner, offset: float) -> None:
+    def __init__(self, clock: SimClock, owner: Owner) -> None:
         self._clock = clock
         self._owner = owner
-        self._offset = offset
 
     def seconds(self) -> float:
-        return self._clock.rightNow + self._offset
+        return self._clock.rightNow + self._owner.offset
 
     def callLater(self, delay: float, callable: Callable[..., Any], *args: object, **kwargs: object) -> IDelayedCall:
         return self._clock.call(self._owner, delay, callable, *args, **kwargs)

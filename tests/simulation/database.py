@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from taskd.model.tasks import NewTask, Route, Task
+from taskd.model.tasks import NewTask
+from taskd.ports.tasks import Created
 from taskd.store.sqlite.database import InlineRunner
-from taskd.store.sqlite.rows import FOREVER
 from taskd.store.sqlite.store import SqliteStore
 from tests.simulation.holders import WorkerChange
 from tests.simulation.referee import Change
@@ -20,27 +20,25 @@ if TYPE_CHECKING:
     from tests.simulation.store import StoreLink
     from tests.simulation.world import World
 
-_AUDIT = f"""
+_AUDIT = """
 CREATE TEMP TABLE audit (task_id, task, old_state, state, old_attempt, attempt, max_attempts, old_version, version,
-    old_dispatch, dispatch, old_worker, worker, old_losses, losses, old_returns, returns, old_started_at,
-    old_dispatched_at, old_max_attempts, old_error, old_progress, old_note, begun);
+    old_dispatch, dispatch, old_worker, worker, old_losses, losses, old_returns, returns, old_started_at, old_held,
+    held);
 CREATE TEMP TABLE audit_workers (name, old_beat, beat, old_state, state, culprit);
 CREATE TEMP TABLE audit_lost (task_id, dispatch, attempt);
-CREATE TEMP TABLE removed (id, task_ids);
 CREATE TEMP TRIGGER new_task AFTER INSERT ON main.tasks BEGIN
     INSERT INTO audit VALUES (NEW.id, NEW.task, NULL, NEW.state, 0, NEW.attempt, NEW.max_attempts, 0, NEW.version,
-        0, NEW.dispatch, NULL, NEW.worker, 0, NEW.losses, 0, NEW.returns, NULL, NULL, 0, NULL, NULL, NULL, NEW.begun);
+        0, NEW.dispatch, NULL, NEW.worker, 0, NEW.losses, 0, NEW.returns, NULL, 0, NEW.held);
 END;
 CREATE TEMP TRIGGER changed_task AFTER UPDATE ON main.tasks
 WHEN OLD.state <> NEW.state OR OLD.version <> NEW.version OR OLD.attempt <> NEW.attempt
     OR OLD.dispatch <> NEW.dispatch OR OLD.worker IS NOT NEW.worker OR OLD.finished_at IS NOT NEW.finished_at
     OR OLD.result IS NOT NEW.result OR OLD.error IS NOT NEW.error OR OLD.losses <> NEW.losses
-    OR OLD.returns <> NEW.returns
+    OR OLD.returns <> NEW.returns OR OLD.held <> NEW.held
 BEGIN
     INSERT INTO audit VALUES (NEW.id, NEW.task, OLD.state, NEW.state, OLD.attempt, NEW.attempt, NEW.max_attempts,
         OLD.version, NEW.version, OLD.dispatch, NEW.dispatch, OLD.worker, NEW.worker, OLD.losses, NEW.losses,
-        OLD.returns, NEW.returns, OLD.started_at, OLD.dispatched_at, OLD.max_attempts, OLD.error, OLD.progress,
-        OLD.note, OLD.begun);
+        OLD.returns, NEW.returns, OLD.started_at, OLD.held, NEW.held);
 END;
 CREATE TEMP TRIGGER changed_worker AFTER UPDATE ON main.workers
 WHEN OLD.beat <> NEW.beat OR OLD.state <> NEW.state BEGIN
@@ -52,20 +50,13 @@ END;
 CREATE TEMP TRIGGER recorded_attempt AFTER INSERT ON main.task_attempts BEGIN
     INSERT INTO audit_lost VALUES (NEW.task_id, NEW.dispatch, NEW.attempt);
 END;
-CREATE TEMP TRIGGER deleted_row AFTER DELETE ON main.outbox WHEN coalesce(OLD.published_at, 0) <> {FOREVER} BEGIN
-    INSERT INTO removed VALUES (OLD.id, OLD.task_ids);
-END;
-CREATE TEMP TRIGGER published_row AFTER UPDATE ON main.outbox WHEN NEW.published_at = {FOREVER} BEGIN
-    INSERT INTO removed VALUES (NEW.id, NEW.task_ids);
-END;
 """
 
 _UNDO = """
-UPDATE tasks SET state = ?, attempt = ?, version = ?, dispatch = ?, worker = ?, started_at = ?, dispatched_at = ?,
-    max_attempts = ?, error = ?, progress = ?, note = ? WHERE id = ?
+UPDATE tasks SET state = ?, version = ?, started_at = ?, attempt = ?, dispatch = ?, worker = ?, held = ? WHERE id = ?
 """
 
-_ASYNC_COMMITS = frozenset({"claim", "dispatch", "beat", "vouch"})
+ASYNC_COMMITS = frozenset({"begin", "beat", "vouch"})
 """Calls whose commit does not wait for the disk. A crash may undo those since the last commit that did."""
 
 # The watchdog has its own connection, not a store. These are the statements of taskd/store/postgres/beats.py.
@@ -74,14 +65,7 @@ UPDATE workers SET beat = beat + 1, seen_at = ?, stalled = ? WHERE name = ? AND 
 """
 _GONE = "UPDATE workers SET state = 'gone', culprit = ? WHERE name = ? AND state IN ('serving', 'draining')"
 
-_IN_OUTBOX = f"""
-SELECT EXISTS (SELECT 1 FROM outbox, json_each(task_ids) WHERE value = ? AND coalesce(published_at, 0) <> {FOREVER})
-"""
-
-
-ALL_NOTICE = 2.0
-"""Seconds of a database that takes no changes after which a poll of every server has failed, so that none goes on
-counting."""
+_WAITING = "SELECT id, run_at FROM tasks WHERE state = 'waiting' AND NOT held"
 
 
 class Connection:
@@ -93,11 +77,10 @@ class Connection:
 
 
 class _Unflushed(NamedTuple):
-    """A commit that a crash may undo: its changes of tasks and beats, and the batch of a dispatch."""
+    """A commit that a crash may undo: its changes of tasks and beats."""
 
     changes: list[Change]
     beats: list[tuple[str, int]]
-    batch: str
 
 
 class _Runner(InlineRunner):
@@ -121,7 +104,7 @@ class Database:
         self._unflushed: list[_Unflushed] = []
         self.on_unflushed: Callable[[], object] = lambda: None
         """Called after a commit that a crash may undo."""
-        self.store = SqliteStore(self._runner, world.clock)
+        self.store = SqliteStore(self._runner, world.clock, installation="simulation")
         self.up = True
         self.epoch = 1
         """Grows with each restart."""
@@ -147,23 +130,17 @@ class Database:
             self._audit(who, name, args)
             return found
         result = at_once(getattr(self.store, name)(*args))
-        if again and name in ("create_tasks", "dispatch"):
-            # like the PostgreSQL store, keep the row after it is published: a late copy of the call may still arrive
-            self.query("UPDATE outbox SET published_at = created_at WHERE id = ? AND published_at IS NULL", args[0])
-            self._runner.connection.commit()
         self._audit(who, name, args)
-        if name == "claim":
-            self._referee.claimed(args[0], args[1], result)
         return result
 
-    def rehearse(self, batch: str, rows: Sequence[NewTask], settled: Sequence[str]) -> Sequence[Task]:
+    def rehearse(self, rows: Sequence[NewTask], spare: int) -> Created:
         """What creating these tasks would return now. Changes nothing."""
         connection = self._runner.connection
         try:
             now = round(self._clock.seconds() * 1_000_000)
             create_tasks: Any = SqliteStore.create_tasks
-            tasks: Sequence[Task] = create_tasks.__wrapped__(self.store, connection.cursor(), now, batch, rows, settled)
-            return tasks
+            created: Created = create_tasks.__wrapped__(self.store, connection.cursor(), now, rows, spare)
+            return created
         finally:
             connection.rollback()
 
@@ -179,35 +156,28 @@ class Database:
         changes = [Change(*row) for row in self.query("SELECT * FROM audit ORDER BY rowid")]
         workers = [WorkerChange(*row) for row in self.query("SELECT * FROM audit_workers ORDER BY rowid")]
         recorded = {tuple(row) for row in self.query("SELECT * FROM audit_lost")}
-        removed = self.query("SELECT * FROM removed ORDER BY rowid")
         self._forget_audit()
-        if how not in _ASYNC_COMMITS:
+        if how not in ASYNC_COMMITS or (how == "begin" and args[2]):
             self._unflushed.clear()
         elif changes or workers:
-            beats = [(w.name, w.old_beat) for w in workers]
-            self._unflushed.append(_Unflushed(changes, beats, args[0] if how == "dispatch" else ""))
+            self._unflushed.append(_Unflushed(changes, [(w.name, w.old_beat) for w in workers]))
             if changes:
                 self.on_unflushed()
         self._holders.workers_changed(who, how, workers)
         self._referee.changed(who, how, changes)
-        if how == "take_back":
+        if how in ("assign", "create_tasks"):
+            self._holders.assigned(changes)
+        elif how == "take_back":
             self._holders.taken_back(changes, recorded)
         elif how == "release":
             self._holders.released(who, changes)
-        elif how == "requeue_lost":
-            self._holders.requeued(who, changes)
-        for batch, task_ids in removed:
-            self._referee.row_deleted(batch, json.loads(task_ids), self._in_outbox)
 
     def _forget_audit(self) -> None:
         connection = self._runner.connection
-        for table in ("audit", "audit_workers", "audit_lost", "removed"):
+        for table in ("audit", "audit_workers", "audit_lost"):
             connection.execute(f"DELETE FROM {table}")
         connection.commit()
         self._changes = connection.total_changes
-
-    def _in_outbox(self, task_id: int) -> bool:
-        return bool(self.query(_IN_OUTBOX, task_id)[0][0])
 
     # -- connections, and the watchdogs
 
@@ -255,13 +225,10 @@ class Database:
         for _ in range(round(lost * len(self._unflushed))):
             undone = self._unflushed.pop()
             for c in reversed(undone.changes):
-                old = (c.old_state, c.old_attempt, c.old_version, c.old_dispatch, c.old_worker)
-                rest = (c.old_started_at, c.old_dispatched_at, c.old_max_attempts)
-                output = (c.old_error, c.old_progress, c.old_note)
-                connection.execute(_UNDO, (*old, *rest, *output, c.task_id))
+                before = c.old_state, c.old_version, c.old_started_at, c.old_attempt, c.old_dispatch, c.old_worker
+                connection.execute(_UNDO, (*before, c.old_held, c.task_id))
             for name, beat in reversed(undone.beats):
                 connection.execute("UPDATE workers SET beat = ? WHERE name = ?", (beat, name))
-            connection.execute("DELETE FROM outbox WHERE id = ?", (undone.batch,))
             self._referee.undo(undone.changes)
         self._forget_audit()
         self._unflushed.clear()
@@ -287,18 +254,12 @@ class Database:
         now = self._clock.seconds()
         if not self.read_only_until or (self.read_only_until > now and not at_once):
             return
-        if now - self._read_only_since >= ALL_NOTICE:
-            self._holders.database_writable()
+        self._holders.database_writable(self._read_only_since)
         self.read_only_until, self._read_only_since = 0.0, now
 
-    def unpublished_rows(self) -> int:
-        """The number of outbox rows that are not marked as published."""
-        return int(self.query(f"SELECT count(*) FROM outbox WHERE coalesce(published_at, 0) <> {FOREVER}")[0][0])
-
-    def queued(self) -> Mapping[Route, int]:
-        """The number of queued tasks by route."""
-        counts: Mapping[Route, int] = at_once(self.store.count_queued())
-        return counts
+    def waiting(self) -> list[tuple[int, float]]:
+        """The tasks that wait for a worker, and from when on they may run."""
+        return [(task_id, run_at / 1e6) for task_id, run_at in self.query(_WAITING)]
 
     def close(self) -> None:
         """Close the database."""

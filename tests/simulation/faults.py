@@ -126,7 +126,7 @@ def _freeze(world: World, stream: random.Random, process: Process | None) -> Non
 def _lose_heartbeats(world: World, stream: random.Random, process: Process, seconds: float) -> None:
     heartbeat = stream.uniform(1.0, 10.0)
     if heartbeat < seconds:
-        # the broker gets no heartbeats, closes the connection and gives the messages to others
+        # the broker gets no heartbeats and closes the connection
         world.clock.call(None, heartbeat, process.broker.lose)
 
 
@@ -186,11 +186,11 @@ def lock_tasks(world: World, stream: random.Random) -> None:
 
 
 def stop_broker(world: World, stream: random.Random) -> None:
-    """The broker is down for some seconds, and may lose its messages."""
+    """The broker is down for some seconds."""
     if world.broker.up:
         world.note("world", "stops", "the broker")
         world.broker.stop()
-        world.clock.call(None, stream.choice((0.2, 2.0, 6.0, 12.0)), world.broker.start, stream.random() < 0.3)
+        world.clock.call(None, stream.choice((0.2, 2.0, 6.0, 12.0)), world.broker.start)
 
 
 def cut_from_broker(world: World, stream: random.Random) -> None:
@@ -201,18 +201,19 @@ def cut_from_broker(world: World, stream: random.Random) -> None:
         world.clock.call(None, stream.choice((0.0, 2.0, 6.0)), process.broker.cut, False)
 
 
-def lose_channel(world: World, stream: random.Random) -> None:
-    """The channels of a worker's consumers are closed."""
+def lose_queues(world: World, stream: random.Random) -> None:
+    """Somebody deletes the queue of a worker."""
     if process := _choose(stream, [*world.workers]):
-        for consumer in process.broker.consumers:
-            world.note("world", "closes the channel of", consumer.name)
-            consumer.lose()
+        for receiver in process.broker.receivers:
+            world.note("world", "deletes the queue of", receiver.worker)
+            receiver.lose()
 
 
-def purge_queue(world: World, stream: random.Random) -> None:
-    """All queues are emptied."""
-    world.note("world", "purges", "the queues")
-    world.broker.purge()
+def eat_messages(world: World, stream: random.Random) -> None:
+    """A policy of the operator removes all messages for some seconds."""
+    seconds = stream.choice((2.0, 10.0))
+    world.note("world", "eats", f"all messages for {seconds:g} s")
+    world.broker.eats_until = max(world.broker.eats_until, world.clock.seconds() + seconds)
 
 
 def cut_connection(world: World, stream: random.Random) -> None:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from taskd.model.states import State
 from taskd.model.tasks import Task
-from tests.simulation.referee import Change, Known, Referee
+from taskd.ports.workers import WorkerPoll
+from tests.simulation.bounds import Bounds
+from tests.simulation.referee import SERVING_GETS, Change, Known, Referee
 
 if TYPE_CHECKING:
     from tests.simulation.processes import ServerProcess, WorkerProcess
@@ -50,9 +52,13 @@ LEASE_MARGIN = 2.0 + 3 * PROMPT
 LOST_SILENCE = 1.5
 """Three counted polls after a lost connection take so long, or longer. The first may begin before it sees the loss."""
 
-LATEST_LOOK = 60.0
-"""Seconds after which a task that its living holder does not know is released: two looks, ten seconds apart, and a
+LATEST_LOOK = 30.0
+"""Seconds after which a task that its living holder does not know is released: two beats that are not in step, and a
 margin for answers that are lost."""
+
+_RUNS = (State.QUEUED, State.RUNNING)
+
+_LIVE = ("serving", "draining")
 
 STOP_WITHIN = 0.5
 """Seconds that a fenced worker has to stop its attempts."""
@@ -80,8 +86,9 @@ class Holder:
     """A worker's name: a process has another one each time that it was fenced.
 
     ``hindered`` is for how many seconds of its silence it could not beat, and ``disturbed`` how many of its beats were
-    late or lost meanwhile. ``lost`` is the time at which the connection that sent the last beat was closed, if it was
-    seen open since the database was started. ``untold``: its watchdog could not tell of its death at once.
+    late or lost meanwhile. ``connected``: since the database was started, a poll has shown some server that its
+    connection was open. ``lost`` is the time at which the connection that sent the last beat was closed, if so.
+    ``untold``: its watchdog could not tell of its death at once.
     """
 
     name: str
@@ -96,20 +103,37 @@ class Holder:
     untold: bool = False
     lost: float | None = None
     unknown: dict[tuple[int, int, int], float] = field(default_factory=dict)
+    free_since: float | None = None
+    """Since when it has had a free slot without a break."""
 
     @property
     def alive(self) -> bool:
         """Whether the store counts it as alive."""
-        return self.state in ("serving", "draining")
+        return self.state in _LIVE
+
+
+class Suspect(NamedTuple):
+    """A running attempt of a task with losses. ``overdue``: it had waited so long that it needed no place."""
+
+    losses: int
+    began: float
+    overdue: bool
 
 
 class Series:
-    """One server's series of polls: since when every poll was answered in time. None: it is broken now."""
+    """One server's series of polls: since when every poll was answered in time. None: it is broken now.
 
-    def __init__(self, server: ServerProcess) -> None:
+    ``seen_connected`` are the workers whose connection to the database it has seen open in this series. At ``reset_at``
+    the server began to count from 0, because it has just started or a poll has failed.
+    """
+
+    def __init__(self, server: ServerProcess, now: float) -> None:
         self.server = server
         self.since: float | None = None
         self.pending: dict[object, float] = {}
+        self.seen_connected: set[str] = set()
+        self.reset_at = now
+        self._epoch = ""
 
     def asked(self, call: object, now: float) -> None:
         """A poll, or a taking back, was sent."""
@@ -117,18 +141,30 @@ class Series:
 
     def answered(self, call: object, now: float, good: bool) -> None:
         """It was answered, or has failed."""
-        prompt = good and now - self.pending.pop(call, now) <= PROMPT
-        if not prompt:
-            self.since = None
+        sent = self.pending.pop(call, now)
+        if not good or now - sent > PROMPT:
+            self._break()
         elif self.since is None:
             self.since = now
+
+    def saw(self, poll: WorkerPoll) -> None:
+        """The server has this answer of a poll."""
+        if poll.epoch != self._epoch:
+            self._epoch = poll.epoch
+            self.seen_connected.clear()
+        if self.since is not None:
+            self.seen_connected |= {status.info.name for status in poll.workers if status.connected}
 
     def look(self, now: float) -> None:
         """Break the series if the server cannot poll."""
         server = self.server
         waiting = any(now - sent > PROMPT for sent in self.pending.values())
         if waiting or server.dead or server.paused or server.draining or not server.store.ready:
-            self.since = None
+            self._break()
+
+    def _break(self) -> None:
+        self.since = None
+        self.seen_connected.clear()
 
 
 class Holders:
@@ -140,8 +176,9 @@ class Holders:
         self._now = now
         self.by_name: dict[str, Holder] = {}
         self.series: dict[str, Series] = {}
-        self._suspects: dict[str, dict[tuple[int, int, int], int]] = {}
-        """By process: the running attempts whose tasks have losses, and how many these are."""
+        self._suspects: dict[str, dict[tuple[int, int, int], Suspect]] = {}
+        """By process."""
+        self._bounds = Bounds(world, referee, now)
 
     def start(self) -> None:
         """Look at all workers from now on."""
@@ -160,6 +197,14 @@ class Holders:
         if holder is not None:
             holder.beat, holder.hindered, holder.disturbed, holder.lost = self._now(), 0.0, 0, None
 
+    def polled(self, server: ServerProcess, poll: WorkerPoll) -> None:
+        """A server has the answer of a poll. It knows from nothing else who was connected."""
+        server.series.saw(poll)
+        if poll.epoch == str(self._world.database.epoch):
+            for status in poll.workers:
+                if status.connected and (holder := self.by_name.get(status.info.name)) is not None:
+                    holder.connected = True
+
     def disturbed(self, name: str) -> None:
         """A beat was late, or did not arrive."""
         if name in self.by_name:
@@ -167,12 +212,19 @@ class Holders:
 
     def database_started(self) -> None:
         """The database was down: nobody could beat, and all connections are new."""
-        self.database_writable()
+        self._all_silent()
         for holder in self.by_name.values():
             holder.connected = False
 
-    def database_writable(self) -> None:
-        """Nobody could beat until now, by the fault of the database."""
+    def database_writable(self, since: float) -> None:
+        """The database has taken no changes since then, and takes them again. A server that was frozen meanwhile has
+        not noticed, and goes on counting."""
+        counting = [server for server in self._world.servers if not server.draining]
+        if all(server.series.reset_at >= since for server in counting):
+            self._all_silent()
+
+    def _all_silent(self) -> None:
+        """Nobody could beat until now, by the fault of the database, and every server knows it."""
         for name in self.by_name:
             self.beaten(name)
 
@@ -205,14 +257,10 @@ class Holders:
     def stops(self, process: WorkerProcess, name: str, known: Known, attempt: tuple[int, int]) -> None:
         """A worker stops an attempt, although nothing asks it to drain."""
         holder = self.by_name.get(name)
-        same = (known.state, known.dispatch, known.attempt, known.worker) == (State.RUNNING, *attempt, name)
-        # a crash of the database has undone the claim, and nothing keeps the worker from claiming it again
-        undone = (known.state, known.dispatch, known.attempt + 1) == (State.QUEUED, *attempt)
-        if holder is not None and holder.alive and (same or undone):
+        ours = known.state in _RUNS and (known.dispatch, known.attempt, known.worker) == (*attempt, name)
+        if holder is not None and holder.alive and ours:
             what = f"task {known.task_id} dispatch {attempt[0]} attempt {attempt[1]}"
-            self._referee.fail(
-                HEALTHY_KEEPS, f"{process.name} stops {what}, which {'may be' if undone else 'is'} its own"
-            )
+            self._referee.fail(HEALTHY_KEEPS, f"{process.name} stops {what}, which is its own")
 
     def began(self, process: str, task: Task, slots: int) -> None:
         """A handler has begun."""
@@ -221,52 +269,56 @@ class Holders:
         for gone in there.keys() - running:
             del there[gone]
         attempt = task.id, task.dispatch, task.attempt
-        waited = self._now() - self._referee.claimed_at.get(attempt, 0.0)
+        assigned = self._referee.assigned_at.get(attempt[:2], 0.0)
+        waited = self._now() - assigned
+        # Between getting a place and its begin it waits for the store. Whoever is overdue may have begun meanwhile.
+        before = [other.losses for other in there.values() if not other.overdue or other.began < assigned]
         for n in range(1, task.losses + 1):
-            others = sum(1 for losses in there.values() if losses >= n)
+            others = sum(1 for losses in before if losses >= n)
             if others >= max(1, slots // 4**n) and waited < SUSPECT_WAITS:
                 what = f"{process} begins task {task.id} with {task.losses} losses after {waited:.3f} s"
                 self._referee.fail(FEW_SUSPECTS, f"{what} beside {others} with {n} losses or more, in {slots} slots")
         if task.losses:
-            there[attempt] = task.losses
+            there[attempt] = Suspect(task.losses, self._now(), waited >= SUSPECT_WAITS)
+        self._bounds.began(process, self._referee.tasks[task.id])
 
     # -- what the store did
+
+    def assigned(self, changes: Sequence[Change]) -> None:
+        """A turn or a creation has assigned tasks."""
+        for c in changes:
+            holder = self.by_name.get(c.worker or "")
+            if c.worker is not None and (holder is None or holder.state != "serving"):
+                self._referee.fail(SERVING_GETS, f"{c.worker} is {holder and holder.state}: {c}")
 
     def released(self, who: str, changes: Sequence[Change]) -> None:
         """A worker has given tasks back."""
         running = self._referee.running.get(who, set())
         stays = any(worker.name == who and not worker.draining for worker in self._world.workers)
         for c in changes:
+            if stays:
+                self._bounds.gave_back(self.by_name.get(c.old_worker or ""), c)
             if stays and (c.task_id, c.old_dispatch, c.old_attempt) in running:
                 self._referee.fail(HEALTHY_KEEPS, f"{who} runs what it has released: {c}")
-
-    def requeued(self, who: str, changes: Sequence[Change]) -> None:
-        """A server counts these messages as lost."""
-        passed = self._now() - self._world.database.started
-        for c in changes:
-            # A crash of the database may have undone the claim. The worker claims it again soon after.
-            runs = any(
-                (c.task_id, c.old_dispatch, c.old_attempt + 1) in there for there in self._referee.running.values()
-            )
-            if runs and passed < self._world.plan.lease / 2:
-                self._referee.fail(HEALTHY_KEEPS, f"{who} requeues what runs {passed:.3f} s after a crash: {c}")
 
     def taken_back(self, changes: Sequence[Change], recorded: set[tuple[int, int, int]]) -> None:
         """A server has taken tasks back. ``recorded`` are the attempts that were recorded as lost."""
         by_worker: dict[str | None, list[Change]] = {}
         for c in changes:
-            by_worker.setdefault(c.old_worker, []).append(c)
+            if c.old_state in ("queued", "running"):
+                by_worker.setdefault(c.old_worker, []).append(c)
         for name, those in by_worker.items():
             holder = self.by_name.get(name or "")
             culprit = json.loads(holder.culprit) if holder is not None and holder.culprit else None
-            suspects = [c.task_id for c in those if c.old_losses and c.begun]
+            suspects = [c.task_id for c in those if c.old_losses and c.candidate]
             for c in those:
                 if culprit is not None:
                     guilty = (culprit["task_id"], culprit["dispatch"]) == (c.task_id, c.old_dispatch)
                 else:
                     guilty = suspects == [c.task_id]
                 # what has not begun cannot have done it
-                guilty = bool(c.begun) and (guilty or c.old_losses >= LAST_UNSPENT or c.max_attempts == 1)
+                guilty = c.candidate and (guilty or c.old_losses >= LAST_UNSPENT)
+                guilty = guilty or (c.old_state == "running" and c.max_attempts == 1)
                 spent = c.attempt == c.old_attempt
                 noted = (c.task_id, c.old_dispatch, c.old_attempt) in recorded
                 if not spent == noted == guilty:
@@ -304,7 +356,7 @@ class Holders:
         holding: dict[str, float] = {}
         tasks: dict[str, list[Known]] = {}
         for known in self._referee.tasks.values():
-            if known.state is State.RUNNING and known.worker is not None:
+            if known.held and known.worker is not None:
                 holding[known.worker] = min(known.changed, holding.get(known.worker, now))
                 tasks.setdefault(known.worker, []).append(known)
         for holder in self.by_name.values():
@@ -314,31 +366,37 @@ class Holders:
                 if not holder.process.can_beat:
                     holder.hindered += TICK
                 if self._world.plan.pooler or database.connected(holder.name):
-                    holder.connected, holder.lost = True, None
+                    holder.lost = None
                 elif holder.connected and holder.lost is None:
                     holder.lost = now
             if holder.name in holding and database.up:
                 self._check_bound(holder, now, holding[holder.name])
                 self._check_known(holder, now, tasks[holder.name])
+            self._bounds.check_work(holder, now, tasks.get(holder.name, []))
+        self._bounds.check_idle(now, list(self.by_name.values()))
         if not self._world.over:
             self._world.clock.call(None, TICK, self._look)
 
     def _check_bound(self, holder: Holder, now: float, held_since: float) -> None:
-        series = [s.since for s in self.series.values() if s.since is not None]
+        series = {s: s.since for s in self.series.values() if s.since is not None}
         if not series:
             return
-        steady = min(series)
+        steady = min(series.values())
         silent = now - max(holder.beat, steady)
         lease = self._world.plan.lease
         process = holder.process
-        told = process.dead and not holder.untold
+        # a watchdog does not know the name of who died before the answer of its registration
+        told = process.dead and not holder.untold and process.board.name == holder.name
+        knowing = [since for s, since in series.items() if holder.name in s.seen_connected]
         if not holder.alive:
             bound, passed = GONE_BOUND, now - max(holder.changed, held_since, steady)
         elif told:
             bound = TOLD_BOUND + (RETRY_MARGIN if self._world.rates else 0.0)
             passed = now - max(process.died, held_since, steady)
-        elif process.dead and holder.lost is not None and steady < min(holder.lost, process.died) - 1.5:
-            bound, passed = min(LOST_BOUND, lease + LEASE_MARGIN), min(silent, now - holder.lost)
+        elif process.dead and holder.lost is not None and knowing:
+            # who lived for less than a second may never have been seen connected
+            bound = min(LOST_BOUND, lease + LEASE_MARGIN)
+            passed = now - max(holder.beat, min(knowing), holder.lost)
         else:
             bound, passed = lease + LEASE_MARGIN, silent
         if passed > bound:

@@ -7,7 +7,7 @@ rarely gets far enough to find a defect that needs many steps.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,11 @@ class Rates:
     """A poll, or another picture of the store, arrives up to ten seconds late."""
     # the broker
     dropped: float
-    """A message is confirmed and lost."""
+    """A hint is lost."""
     duplicated: float
-    """A message is delivered twice."""
+    """A hint comes twice."""
     reordered: float
-    """A message is delivered late, behind later ones."""
-    unconfirmed: float
-    """Messages are delivered, and the publisher gets an error."""
-    lost_confirm: float
-    """Messages are lost, and the publisher gets an error some seconds later."""
-    late_confirm: float
-    """A confirm takes some seconds."""
+    """A hint or an event batch comes late, behind later ones."""
     event_gap: float
     """An event batch is lost, and its subscriber gets a gap."""
     event_duplicated: float
@@ -59,7 +53,6 @@ class Plan:
     tasks: int
     """About how many tasks the clients submit in total."""
     queues: tuple[str, ...]
-    window: int
     lease: float
     stall: float
     """Seconds for which a handler may block its worker."""
@@ -77,10 +70,6 @@ class Plan:
     """Mean seconds of a call of the store."""
     broker_seconds: float
     network_seconds: float
-    lost_after: float
-    """Seconds after which a queued task counts as lost: fewer than in production, as games are short."""
-    relay_after: float
-    """Seconds after which an outbox row counts as stale."""
     retry_seconds: float
     """Seconds for which the link to the store repeats a call that may have been executed. With 0, it never does."""
     rates: Rates
@@ -92,6 +81,13 @@ class Plan:
     """Whether the clients submit some more tasks after the faults have ended."""
     fault_interval: float
     """Mean seconds between faults."""
+
+    @property
+    def only_broker_fails(self) -> bool:
+        """Whether nothing keeps servers and workers from their work in this game."""
+        r = self.rates
+        failing = r.refused + r.ambiguous + r.straggling + r.slow_store + r.stale
+        return not (failing or self.poison or set(self.faults) - BROKER_FAULTS)
 
 
 FAULTS = (
@@ -111,10 +107,14 @@ FAULTS = (
     "cut_from_database",
     "stop_broker",
     "cut_from_broker",
-    "lose_channel",
-    "purge_queue",
+    "lose_queues",
+    "eat_messages",
     "cut_connection",
 )
+
+
+BROKER_FAULTS = frozenset({"stop_broker", "cut_from_broker", "lose_queues", "eat_messages", "cut_connection"})
+"""Faults of the broker and of clients only: work goes on."""
 
 
 def draw(random: random.Random) -> Plan:
@@ -130,13 +130,12 @@ def draw(random: random.Random) -> Plan:
         return 0.0 if calm else maybe(most)
 
     users = random.randint(1, 3)
-    return Plan(
+    plan = Plan(
         servers=random.choice((1, 2, 2, 3)),
         slots=tuple(random.randint(3, 20) for _ in range(random.choice((1, 2, 3)))),
         clients=tuple(n % users for n in range(random.randint(users, users + 2))),
         tasks=random.choice((15, 30, 60, 120)),
         queues=random.choice((("tasks",), ("tasks",), ("tasks", "urgent"))),
-        window=random.choice((1, 3, 10, 50)),
         lease=random.choice((6.0, 8.0, 12.0)),
         stall=random.choice((5.0, 12.0, 20.0)),
         pooler=random.random() < 0.15,
@@ -147,8 +146,6 @@ def draw(random: random.Random) -> Plan:
         store_seconds=random.choice((0.001, 0.005, 0.05)),
         broker_seconds=random.choice((0.001, 0.005, 0.05)),
         network_seconds=random.choice((0.001, 0.02)),
-        lost_after=random.choice((1.0, 3.0, 10.0)),
-        relay_after=random.choice((0.5, 2.0, 5.0)),
         retry_seconds=random.choice((0.0, 2.0, 10.0)),
         rates=Rates(
             refused=rarely(0.1),
@@ -156,12 +153,9 @@ def draw(random: random.Random) -> Plan:
             straggling=rarely(0.05),
             slow_store=rarely(0.1),
             stale=rarely(0.3),
-            dropped=maybe(0.2),
+            dropped=maybe(0.9),
             duplicated=maybe(0.3),
             reordered=maybe(0.3),
-            unconfirmed=maybe(0.1),
-            lost_confirm=maybe(0.1),
-            late_confirm=maybe(0.2),
             event_gap=maybe(0.05),
             event_duplicated=maybe(0.1),
             slow_reader=maybe(0.3),
@@ -171,3 +165,9 @@ def draw(random: random.Random) -> Plan:
         extra_tasks=random.random() < 0.4,
         fault_interval=random.choice((0.3, 0.7, 2.0)),
     )
+    if random.random() < 0.1:
+        # then the bounds of a healthy system hold all the time
+        rates = replace(plan.rates, refused=0.0, ambiguous=0.0, straggling=0.0, slow_store=0.0, stale=0.0)
+        faults = tuple(f for f in FAULTS if f in BROKER_FAULTS and random.random() < 0.7)
+        plan = replace(plan, rates=rates, faults=faults, poison=False)
+    return plan

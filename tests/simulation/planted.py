@@ -4,44 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 
 from taskd.events.publisher import Publisher
-from taskd.model.tasks import NewTask, Route, Task
-from taskd.ports.scheduling import Dispatch
+from taskd.model.tasks import NewTask, Task
+from taskd.ports.tasks import Created
+from taskd.ports.workers import Beaten
 from taskd.scheduling import liveness
+from taskd.scheduling.dispatcher import Dispatcher
 from taskd.scheduling.liveness import Liveness
-from taskd.scheduling.maintenance.relay_outbox import RelayOutbox
-from taskd.scheduling.outbox import Outbox
-from taskd.store.sqlite import attempts, losses
+from taskd.store.sqlite import attempts, losses, scheduling, workers
 from taskd.watchdog.watch import Watch
-from taskd.worker.held import HeldTask, ack
-from taskd.worker.outcomes import Outcomes
-from taskd.worker.reclaim import Reclaim
+from taskd.worker.held import HeldTasks
+from taskd.worker.identity import Identity
+from taskd.worker.looks import Looks
+from taskd.worker.slots import SlotPool
 from taskd.worker.suspects import Suspects
 from taskd.worker.worker import Worker
+from tests.simulation import database
+from tests.simulation.database import at_once
 from tests.simulation.holders import (
     DEAD_LOSES,
     FENCED_STOPS,
     FEW_SUSPECTS,
     HEALTHY_KEEPS,
     SPENT_BY_CULPRIT,
+    UNKNOWN_RETURNS,
 )
 from tests.simulation.referee import (
-    ACK_AFTER_OUTCOME,
+    BEGIN_HELD,
+    BEGIN_ONCE,
     BOUNDED_ATTEMPTS,
-    CLAIMS_MATCH,
+    CANCEL_STOPS,
     CONFIRMED_EXIST,
+    CREATED_ONCE,
     FENCED,
-    OUTBOX_EMPTIES,
-    OUTBOX_KEPT,
-    TAKEN_OVER,
+    FREE_BEGINS,
+    HELD,
+    LOST_HINTS,
+    NO_IDLE_SLOT,
+    SERVING_GETS,
     WATCH_COMPLETE,
 )
 from tests.simulation.store import StoreLink
+from tests.simulation.watchdog import Board
 
 
 @dataclass(frozen=True)
@@ -58,16 +67,23 @@ class Defect:
     within: int
     kinds: tuple[str, ...] | None = None
     """The kinds of faults that these games have, if the seeds do not draw them."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Of the plans of these games."""
+    also: tuple[Any, str, Any] | None = None
+    """Another owner, name and replacement: taskd has two defences here, and each is enough."""
 
     @contextmanager
     def planted(self) -> Iterator[None]:
         """Run with this defect."""
-        original = getattr(self.owner, self.name)
-        setattr(self.owner, self.name, self.broken)
+        replaced = [(self.owner, self.name, self.broken), *([self.also] if self.also else [])]
+        originals = [getattr(owner, name) for owner, name, _ in replaced]
+        for owner, name, broken in replaced:
+            setattr(owner, name, broken)
         try:
             yield
         finally:
-            setattr(self.owner, self.name, original)
+            for (owner, name, _), original in zip(replaced, originals, strict=True):
+                setattr(owner, name, original)
 
 
 def _without(statement: str, check: str, instead: str) -> str:
@@ -75,40 +91,21 @@ def _without(statement: str, check: str, instead: str) -> str:
     return statement.replace(check, instead)
 
 
-_publish = Outbox.send
-_begin = Outcomes.begin
 _publish_tasks = Publisher.publish
 _follow = Liveness._follow
+_send = StoreLink._send
 _create_tasks: Callable[..., Any] = StoreLink.create_tasks
 
 
-async def _marks_published_before_the_confirm(
-    self: Outbox, batch: str, messages: Mapping[Route, Sequence[Dispatch]]
-) -> None:
-    self.published.append(batch)
-    await _publish(self, batch, messages)
-
-
-def _replies_before_the_commit(
-    self: StoreLink, batch: str, rows: Sequence[NewTask], settled: Sequence[str] = ()
-) -> Deferred[Sequence[Task]]:
-    tasks = self._database.rehearse(batch, rows, settled)
-    _create_tasks(self, batch, rows, settled).addErrback(lambda _: None)
-    return succeed(tasks)
-
-
-def _acks_before_the_outcome(self: Outcomes, held: HeldTask, *rest: Any) -> None:
-    _begin(self, held, *rest)
-    ack([held])
+def _replies_before_the_commit(self: StoreLink, tasks: Sequence[NewTask], spare: int = 0) -> Deferred[Created]:
+    created = self._database.rehearse(tasks, spare)
+    _create_tasks(self, tasks, spare).addErrback(lambda _: None)
+    return succeed(created)
 
 
 def _only_servers_publish(self: Publisher, tasks: Sequence[Task]) -> None:
     if self._hub is not None:
         _publish_tasks(self, tasks)
-
-
-async def _does_not_relay(self: RelayOutbox) -> None:
-    await self._outbox.mark_published()
 
 
 def _goes_on_counting(self: Liveness, why: str) -> None:
@@ -121,11 +118,11 @@ def _believes_it_was_connected(self: Liveness, watched: Any, *rest: Any) -> Any:
     return found
 
 
-async def _reclaims_nothing(self: Reclaim, missing: Sequence[HeldTask]) -> set[HeldTask]:
-    return set()
-
-
 def _does_nothing(*_: Any) -> None:
+    pass
+
+
+async def _does_nothing_soon(*_: Any) -> None:
     pass
 
 
@@ -133,13 +130,24 @@ def _always(*_: Any) -> bool:
     return True
 
 
-async def _is_sure(self: Liveness, seconds: float) -> bool:
-    return True
+def _never(*_: Any) -> bool:
+    return False
+
+
+def _always_in_step(accepted: bool, in_step: bool) -> Beaten:
+    return Beaten(accepted, accepted)
+
+
+def _repeats_with_new_ids(self: StoreLink, call: Any) -> None:
+    if call.name == "create_tasks" and call.maybe_executed:
+        for task in call.args[0]:
+            [task.id] = at_once(self._database.store.draw_ids(1))
+    _send(self, call)
 
 
 def _goes_on_under_another_name(self: Worker) -> None:
-    self.registration.fenced()
-    self.identity.rename()
+    self._registration.fenced()
+    self._identity.rename()
 
 
 _HARMLESS = ("cut_connection",) * 6
@@ -149,33 +157,57 @@ DEFECTS: Mapping[str, Defect] = {
     "any worker may finish any attempt": Defect(
         attempts,
         "FINISH",
-        _without(attempts.FINISH, "dispatch = ? AND attempt = ? AND worker = ?", "? > 0 AND ? > 0 AND ? <> ''"),
+        attempts.FINISH.replace(attempts.OPEN, "id = ? AND ? > 0 AND ? <> ''").replace("attempt = ?", "? > 0"),
         FENCED,
         within=30,
         kinds=("freeze_worker", "kill_watchdog"),
     ),
-    "any message claims the current dispatch": Defect(
-        attempts, "CLAIM", _without(attempts.CLAIM, "dispatch = ?", "? > 0"), CLAIMS_MATCH, within=100
-    ),
-    "the outbox row is deleted before the confirm": Defect(
-        Outbox, "send", _marks_published_before_the_confirm, OUTBOX_KEPT, within=30
-    ),
     "the reply comes before the commit": Defect(
         StoreLink, "create_tasks", _replies_before_the_commit, CONFIRMED_EXIST, within=30
     ),
-    "the worker acks before the outcome is committed": Defect(
-        Outcomes, "begin", _acks_before_the_outcome, ACK_AFTER_OUTCOME, within=30
-    ),
-    "stale batches are not relayed": Defect(RelayOutbox, "run", _does_not_relay, OUTBOX_EMPTIES, within=30),
-    "a task released by a drained worker loses an attempt": Defect(
+    "a task that is given back loses an attempt": Defect(
         attempts, "RELEASE", _without(attempts.RELEASE, "attempt = attempt - 1, ", ""), BOUNDED_ATTEMPTS, within=100
+    ),
+    "an ended task stays held": Defect(
+        attempts, "FINISH", attempts.FINISH.replace("held = false", "held = held"), HELD, within=30
+    ),
+    "a turn assigns what a worker still holds": Defect(
+        scheduling,
+        "OLDEST",
+        scheduling.OLDEST.replace("NOT held AND ", "(NOT held OR state = 'waiting') AND ").replace(
+            "INDEXED BY tasks_backlog", ""
+        ),
+        HELD,
+        within=100,
+    ),
+    "a turn assigns to any worker": Defect(
+        scheduling,
+        "SERVING",
+        "SELECT name FROM workers",
+        SERVING_GETS,
+        within=100,
+        kinds=("drain_worker", "kill_worker"),
+    ),
+    "an assignment is not flushed": Defect(
+        database,
+        "ASYNC_COMMITS",
+        database.ASYNC_COMMITS | {"assign"},
+        BEGIN_HELD,
+        within=100,
+        kinds=("crash_database",),
+    ),
+    "a creation is repeated with new ids": Defect(
+        StoreLink,
+        "_send",
+        _repeats_with_new_ids,
+        CREATED_ONCE,
+        within=30,
+        changes={"tasks": 120, "retry_seconds": 10.0, "rates": {"ambiguous": 0.3}},
     ),
     "a last attempt that was lost does not end the task": Defect(
         losses,
         "FAIL_LOST",
-        _without(losses.FAIL_LOST, "state = 'failed', finished_at = ?", "state = 'waiting', started_at = ?").replace(
-            "losses = losses + ?", "dispatched_at = NULL, losses = losses + ?"
-        ),
+        _without(losses.FAIL_LOST, "state = 'failed', finished_at = ?", "state = 'waiting', started_at = ?"),
         BOUNDED_ATTEMPTS,
         within=100,
     ),
@@ -195,8 +227,10 @@ DEFECTS: Mapping[str, Defect] = {
         "FENCE",
         _without(losses.FENCE, "beat = ?", "? > 0"),
         HEALTHY_KEEPS,
-        within=100,
-        kinds=("freeze_worker", "kill_watchdog", "lock_tasks", *_HARMLESS),
+        within=60,
+        kinds=("freeze_worker",),
+        # a worker thaws and beats while the servers' answer to its silence is under way
+        changes={"lease": 6.0, "store_seconds": 0.3},
     ),
     "a lost connection counts although it was never seen open": Defect(
         Liveness,
@@ -206,29 +240,61 @@ DEFECTS: Mapping[str, Defect] = {
         within=100,
         kinds=("stop_database", "kill_watchdog", "kill_watchdog", *_HARMLESS),
     ),
-    "a claim takes over a running task": Defect(
-        attempts,
-        "CLAIM",
-        _without(attempts.CLAIM, "state = 'queued'", "state IN ('queued', 'running')"),
-        TAKEN_OVER,
+    "a worker never looks": Defect(Looks, "_look", _does_nothing_soon, FREE_BEGINS, within=30, kinds=_HARMLESS),
+    "beats show no difference": Defect(
+        workers, "Beaten", _always_in_step, LOST_HINTS, within=30, kinds=("eat_messages", "stop_broker")
+    ),
+    "a worker never compares": Defect(
+        Looks, "_compare", _does_nothing_soon, CANCEL_STOPS, within=30, kinds=("stop_broker",)
+    ),
+    "a worker compares only when a hint tells it to": Defect(
+        Looks, "beaten", _does_nothing, CANCEL_STOPS, within=30, kinds=("stop_broker", "eat_messages")
+    ),
+    "what was dropped stays held": Defect(
+        attempts, "DROP", _without(attempts.DROP, "held = false", "held = held"), UNKNOWN_RETURNS, within=30
+    ),
+    "a worker begins what it gives back": Defect(
+        SlotPool, "remove", _does_nothing, BEGIN_HELD, within=60, kinds=("drain_worker",)
+    ),
+    "a worker takes what it has settled": Defect(
+        HeldTasks,
+        "is_settled",
+        _never,
+        BEGIN_ONCE,
         within=30,
+        changes={"rates": {"stale": 0.3}},
+        also=(attempts, "LOOK", _without(attempts.LOOK, "id NOT IN (SELECT value FROM json_each(?))", "json_valid(?)")),
     ),
-    "a worker forgets what a crash of the database has undone": Defect(
-        Reclaim, "reclaim", _reclaims_nothing, HEALTHY_KEEPS, within=30, kinds=("crash_database", "lose_channel")
+    "a worker begins without believing that it lives": Defect(
+        Identity, "is_alive", True, BEGIN_HELD, within=30, kinds=("freeze_worker", "cut_from_database")
     ),
-    "servers count messages as lost right after a crash": Defect(
-        Liveness, "is_steady", _is_sure, HEALTHY_KEEPS, within=100, kinds=("crash_database",)
-    ),
+    "servers take no turns": Defect(Dispatcher, "wish", _does_nothing, NO_IDLE_SLOT, within=30),
     "a watchdog does not beat": Defect(
         Watch, "_vouch", _does_nothing, HEALTHY_KEEPS, within=30, kinds=("stall_worker",)
     ),
+    "a watchdog sees no ticks of its worker": Defect(Board, "ticks", 0, HEALTHY_KEEPS, within=30),
     "a watchdog tells nobody": Defect(Watch, "tell", _does_nothing, DEAD_LOSES, within=30, kinds=("kill_worker",)),
     "servers take nothing back": Defect(Liveness, "_take_back_from", _does_nothing, DEAD_LOSES, within=30),
+    "servers do not look for orphans": Defect(
+        liveness,
+        "ORPHANS_SOON",
+        1e9,
+        DEAD_LOSES,
+        within=60,
+        kinds=("kill_worker", "lock_tasks"),
+        changes={"servers": 1},
+    ),
     "servers ignore lost connections": Defect(
         liveness, "POLLS_AFTER_LOSS", 1000, DEAD_LOSES, within=30, kinds=("kill_worker", "kill_watchdog")
     ),
     "a worker does not stop when it is fenced": Defect(
-        Worker, "_fenced", _goes_on_under_another_name, FENCED_STOPS, within=30, kinds=("freeze_worker",)
+        Worker,
+        "_fenced",
+        _goes_on_under_another_name,
+        FENCED_STOPS,
+        within=30,
+        kinds=("freeze_worker",),
+        also=(Looks, "_drop_missing", _does_nothing),
     ),
     "every loss spends the attempt": Defect(losses, "UNSPENT_LOSSES", 0, SPENT_BY_CULPRIT, within=30),
     "no loss spends the attempt of its culprit": Defect(

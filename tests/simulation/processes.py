@@ -41,11 +41,11 @@ class Process(Owner):
     """One run of a process, with its own links to the store and the broker."""
 
     def __init__(self, world: World, name: str) -> None:
-        super().__init__()
+        self.stream = world.stream(name)
+        super().__init__(self.stream.uniform(-1e6, 1e6))
         self.name = name
         self.world = world
-        self.stream = world.stream(name)
-        self.clock: Any = OwnClock(world.clock, self, self.stream.uniform(-1e6, 1e6))
+        self.clock: Any = OwnClock(world.clock, self)
         self.store = StoreLink(world, self)
         self.broker = BrokerLink(world, self)
         self.draining = False
@@ -58,11 +58,11 @@ class Process(Owner):
         Deferred.fromCoroutine(self._start()).addErrback(self._broken)
 
     async def _start(self) -> None:
-        await self.broker.start()
         try:
             await self.store.start()
         except Unavailable:
             return
+        await self.broker.start()
         self.serve()
 
     def serve(self) -> None:
@@ -123,7 +123,7 @@ class Process(Owner):
             self.world.clock.resume(self)
 
     def tasks(self) -> set[int]:
-        """Tasks that it runs, has claimed, or is claiming."""
+        """Tasks that it has, whether they have begun or not."""
         return set()
 
     def _broken(self, failure: Failure) -> None:
@@ -139,24 +139,18 @@ class ServerProcess(Process):
 
     def __init__(self, world: World, name: str) -> None:
         super().__init__(world, name)
-        plan, self._ids = world.plan, 0
+        plan = world.plan
         self.connections: list[Connection] = []
-        world.holders.series[name] = self.series = Series(self)
+        world.holders.series[name] = self.series = Series(self, world.clock.seconds())
         self.server = TaskServer(
             self.clock,
             self.store,
             self.broker,
             Accounts(self.store, _no_passwords, 4, SESSION_SECONDS),
             queues=plan.queues,
-            window=plan.window,
             lease=plan.lease,
             node=name,
-            new_id=self._new_id,
         )
-
-    def _new_id(self) -> str:
-        self._ids += 1
-        return f"{self.name}:{self._ids}"
 
     @property
     def accepting(self) -> bool:
@@ -186,7 +180,7 @@ class WorkerProcess(Process):
     def __init__(self, world: World, name: str, slots: int) -> None:
         super().__init__(world, name)
         self.slots = slots
-        self.board = Board()
+        self.board = Board(self)
         self.stalled = False
         """Whether it is blocked by a handler, and not stopped."""
         self.stalled_since = 0.0
@@ -214,9 +208,7 @@ class WorkerProcess(Process):
         return f"{self.name}.{self._names}"
 
     def tasks(self) -> set[int]:
-        worker = self.worker
-        backlog = [held for pool in worker.claims.pools.values() for held in pool.waiting]
-        return {*worker.held.running, *worker.held.claiming, *(held.claim.task_id for held in backlog)}
+        return set(self.worker._held.tasks)
 
     @property
     def frozen(self) -> bool:
@@ -236,7 +228,7 @@ class WorkerProcess(Process):
 
     async def drain(self) -> None:
         if self._serving:
-            # a claim whose answer was lost may still be executed
+            # an assignment whose answer was lost may still be executed
             before = self.world.clock.seconds() - 2 * PATIENCE
             await self.worker.drain(self.stream.choice((0.0, 1.0, 5.0)))
             self.world.referee.drained(self.worker.name, self.store.disturbed < before)

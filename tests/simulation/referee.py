@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from taskd.model.states import MOVES, TERMINAL, State
 from taskd.model.tasks import Task
-from taskd.ports.attempts import Claim, Finished, Outcome
-from taskd.ports.broker import Delivery
+from taskd.ports.attempts import Finished, Outcome
 
 CONFIRMED_EXIST = "every confirmed task is in the store"
 CREATED_ONCE = "a task is created once"
@@ -18,17 +16,17 @@ LEGAL_MOVES = "every change of state is allowed"
 ONE_END = "an ended task does not change, except by a retry"
 VERSIONS = "every change raises the version by one"
 BOUNDED_ATTEMPTS = "attempts are counted correctly and never exceed their maximum"
-DISPATCHES = "the dispatch number rises by one with every dispatch, and only then"
+VERSIONS_OF_ENDS = "an end raises the version by two from queued, by one from running"
+DISPATCHES = "the dispatch number rises by one with every assignment, and only then"
 FENCED = "the outcome of a fenced attempt is refused"
-CLAIMS_MATCH = "a message claims only its own dispatch"
-ATTEMPT_ONCE = "an attempt begins once"
+BEGIN_HELD = "a worker begins only what it holds"
+BEGIN_ONCE = "nothing begins twice under one assignment"
+SERVING_GETS = "only a worker that is serving gets tasks"
+HELD = "a task is held from its assignment until its worker has settled it or is dead"
 SLOTS = "a worker runs no more tasks than it has slots"
-TAKEN_OVER = "nobody claims a task that another worker holds"
 LOSSES = "losses grow with each loss and are 0 after an attempt that ended by itself"
 RETURNS = "every give-back of a stopping worker is counted"
 INTERRUPTED = "an interrupted attempt does not count"
-OUTBOX_KEPT = "an outbox row stays until its messages are confirmed"
-ACK_AFTER_OUTCOME = "a message is acked after its outcome is stored"
 TRUE_VIEWS = "a client sees only states that a task had"
 OWN_TASKS = "a client sees only tasks of its user"
 WATCH_ORDER = "a watch sends the versions of a task in rising order"
@@ -37,9 +35,11 @@ WATCH_STATE = "a client gets events exactly while it watches"
 WAIT_ENDED = "a completed wait shows only ended tasks"
 ONE_REPLY = "every request gets one reply"
 EVERY_END = "every task ends"
-OUTBOX_EMPTIES = "the outbox becomes empty"
-WINDOWS_CORRECT = "the windows count the queued tasks correctly"
-MESSAGES_ACKED = "every message is acked"
+NOTHING_HELD = "in the end nothing is held"
+NO_IDLE_SLOT = "no slot idles while a task may run there"
+LOST_HINTS = "an assigned task begins soon, whatever becomes of hints"
+CANCEL_STOPS = "what is cancelled stops soon, and does not begin later, whatever becomes of hints"
+FREE_BEGINS = "a worker with free slots begins what it has, and does not give it back"
 NOTHING_KEPT = "a server keeps nothing of closed connections"
 DRAIN_ENDS = "a draining process ends"
 NO_ERROR = "no unexpected error"
@@ -77,12 +77,15 @@ class Change(NamedTuple):
     old_returns: int
     returns: int
     old_started_at: int | None
-    old_dispatched_at: int | None
-    old_max_attempts: int
-    old_error: str | None
-    old_progress: float | None
-    old_note: str | None
-    begun: int
+    old_held: int
+    held: int
+
+    @property
+    def candidate(self) -> bool:
+        """Whether its loss counts: it may have begun. A begin of a task with losses or with one attempt is stored."""
+        return self.old_state == "running" or (
+            self.old_state == "queued" and not self.old_losses and self.max_attempts != 1
+        )
 
     def __str__(self) -> str:
         before, after = (self.old_state, self.old_attempt, self.old_dispatch), (self.state, self.attempt, self.dispatch)
@@ -101,8 +104,10 @@ class Known:
     dispatch: int
     version: int
     worker: str | None
+    held: bool
+    losses: int
     changed: float
-    """The time of its last change of state."""
+    """The time of its last change."""
     history: dict[int, set[State]]
     """The states that it had at each version: several if a database crash undid a change that clients had already seen,
     as the version number is then used again."""
@@ -122,15 +127,11 @@ class Referee:
         self.open = 0
         """The number of tasks that have not ended."""
         self.confirmed: dict[int, str] = {}
-        self.delivered: set[tuple[int, int]] = set()
-        """Task and dispatch of messages that the broker has confirmed to a publisher."""
-        self._claimed_attempts: Counter[tuple[int, int, int]] = Counter()
-        """Task, dispatch and attempt of claims whose handlers have not begun. If a database crash undoes a claim, there
-        will be another with the same numbers."""
-        self.claimed_at: dict[tuple[int, int, int], float] = {}
-        """Task, dispatch and attempt, and when it was first claimed."""
-        self._undone_dispatches: set[tuple[int, int]] = set()
-        """Task and dispatch: two messages have these numbers, for the next dispatch has them again."""
+        self.assigned_at: dict[tuple[int, int], float] = {}
+        """Task and dispatch, and when it was assigned."""
+        self.last_assigned = now()
+        self._begun: set[tuple[int, int]] = set()
+        """Task and dispatch of everything that has begun."""
         self._retries: set[tuple[int, int, int, str]] = set()
         """Task, dispatch, attempt and worker of failed attempts that a further attempt follows."""
         self.running: dict[str, set[tuple[int, int, int]]] = {}
@@ -155,61 +156,81 @@ class Referee:
     def _created(self, c: Change, state: State) -> None:
         if c.text in self.texts:
             self.fail(CREATED_ONCE, f"{c.text!r} is task {self.texts[c.text]} and task {c.task_id}")
-        if state not in (State.WAITING, State.QUEUED) or c.attempt or c.version != 1:
+        queued = state is State.QUEUED
+        if state not in (State.WAITING, State.QUEUED) or c.version != 1:
             self.fail(LEGAL_MOVES, f"a new task is {c}")
-        if c.dispatch != (state is State.QUEUED):
+        if c.dispatch != queued or c.attempt != queued:
             self.fail(DISPATCHES, f"a new task is {c}")
+        if bool(c.held) != queued or (c.worker is not None) != queued:
+            self.fail(HELD, f"a new task is {c}, held: {c.held}")
         self.texts[c.text] = c.task_id
-        self.tasks[c.task_id] = Known(c.task_id, c.text, state, 0, c.dispatch, 1, None, self._now(), {1: {state}})
+        self.tasks[c.task_id] = Known(
+            c.task_id, c.text, state, c.attempt, c.dispatch, 1, c.worker, queued, 0, self._now(), {1: {state}}
+        )
+        if queued:
+            self.assigned_at[c.task_id, c.dispatch] = self.last_assigned = self._now()
         self.open += 1
 
     def _moved(self, how: str, c: Change, old: State, new: State) -> None:
         known, what = self.tasks[c.task_id], f"{how}: {c}"
+        if old is new and c.version == c.old_version:
+            self._dropped(how, c, known)
+            return
         if old in TERMINAL and how != "retry":
             self.fail(ONE_END, what)
-        if how == "claim" and old is not State.QUEUED:
-            self.fail(TAKEN_OVER, what)
         if new not in MOVES[old]:
             self.fail(LEGAL_MOVES, what)
-        if c.version != c.old_version + 1:
-            self.fail(VERSIONS, what)
+        if c.version != c.old_version + (2 if how == "finish" and old is State.QUEUED else 1):
+            self.fail(VERSIONS_OF_ENDS if how == "finish" else VERSIONS, what)
         spent = c.attempt - c.old_attempt
-        allowed = {"claim": (1,), "release": (-1,), "retry": (-c.old_attempt,), "take_back": (-1, 0)}.get(how, (0,))
+        allowed = {
+            "assign": (1,),
+            "release": (-1,),
+            "worker_gone": (-1,),
+            "retry": (-c.old_attempt,),
+            "take_back": (-1, 0),
+        }.get(how, (0,))
         if spent not in allowed or not 0 <= c.attempt <= c.max_attempts:
             self.fail(BOUNDED_ATTEMPTS, what)
-        if how in ("finish", "take_back") and c.losses != (0 if how == "finish" else c.old_losses + c.begun):
+        if how in ("finish", "take_back") and c.losses != (0 if how == "finish" else c.old_losses + c.candidate):
             self.fail(LOSSES, f"{what}, losses from {c.old_losses} to {c.losses}")
-        if c.returns - c.old_returns not in ((0, 1) if how == "release" else (0, -c.old_returns)):
+        gives_back = how in ("release", "worker_gone")
+        if c.returns - c.old_returns not in ((0, 1) if gives_back else (0, -c.old_returns)):
             self.fail(RETURNS, f"{what}, returns from {c.old_returns} to {c.returns}")
-        if how == "release" and (new is not State.WAITING or spent != -1):
+        if gives_back and (new is not State.WAITING or spent != -1):
             self.fail(INTERRUPTED, what)
         if c.dispatch - c.old_dispatch != (new is State.QUEUED):
             self.fail(DISPATCHES, what)
+        # an owner's cancel or retry leaves the place taken until the worker has dropped the task
+        kept = how in ("cancel", "retry") and c.old_held
+        if bool(c.held) != (new in (State.QUEUED, State.RUNNING) or bool(kept)) or (new is State.QUEUED and c.old_held):
+            self.fail(HELD, f"{what}, held from {c.old_held} to {c.held}")
         known.state, known.attempt, known.dispatch, known.worker = new, c.attempt, c.dispatch, c.worker
-        known.version, known.changed = c.version, self._now()
-        if how == "claim":
-            self._claimed_attempts[c.task_id, c.dispatch, c.attempt] += 1
-            self.claimed_at.setdefault((c.task_id, c.dispatch, c.attempt), self._now())
+        known.version, known.held, known.losses, known.changed = c.version, bool(c.held), c.losses, self._now()
+        if new is State.QUEUED:
+            self.assigned_at[c.task_id, c.dispatch] = self.last_assigned = self._now()
         known.history.setdefault(c.version, set()).add(new)
+        if c.version == c.old_version + 2:
+            # the begin in between was never stored
+            known.history.setdefault(c.version - 1, set()).add(State.RUNNING)
         self.open += (new not in TERMINAL) - (old not in TERMINAL)
+
+    def _dropped(self, how: str, c: Change, known: Known) -> None:
+        """A worker, or its death, ends that an ended or retried task is held."""
+        drops = how in ("release", "take_back", "worker_gone")
+        if not drops or not c.old_held or c.held or _STATES[c.state] in (State.QUEUED, State.RUNNING):
+            self.fail(HELD, f"{how}: {c}, held from {c.old_held} to {c.held}")
+        known.held, known.worker, known.changed = False, c.worker, self._now()
 
     def undo(self, changes: Sequence[Change]) -> None:
         """Take back changes that a database crash has undone. No user had a confirmation of them."""
         for c in reversed(changes):
             assert c.old_state is not None
-            if c.dispatch != c.old_dispatch:
-                self._undone_dispatches.add((c.task_id, c.dispatch))
             self._note("world", "undoes", f"task {c.task_id}: {c.old_state} -> {c.state}")
             known = self.tasks[c.task_id]
-            known.state, known.attempt, known.dispatch = _STATES[c.old_state], c.old_attempt, c.old_dispatch
-            known.version, known.worker, known.changed = c.old_version, c.old_worker, self._now()
-
-    def claimed(self, worker: str, claims: Sequence[Claim], tasks: Sequence[Task]) -> None:
-        """A claim has committed and returns these tasks."""
-        asked = {(claim.task_id, claim.dispatch) for claim in claims}
-        for task in tasks:
-            if (task.id, task.dispatch) not in asked:
-                self.fail(CLAIMS_MATCH, f"task {task.id} dispatch {task.dispatch} by {worker} with {sorted(claims)}")
+            known.state, known.version, known.changed = _STATES[c.old_state], c.old_version, self._now()
+            known.attempt, known.dispatch, known.worker = c.old_attempt, c.old_dispatch, c.old_worker
+            known.held = bool(c.old_held)
 
     def finished(
         self,
@@ -227,7 +248,8 @@ class Referee:
                 continue  # the first try was accepted, and the task may have moved on since
             mine = [o for o in of_task if [o.dispatch, o.attempt, worker] == key]
             self._retries |= {(o.task_id, o.dispatch, o.attempt, worker) for o in mine if o.state is State.WAITING}
-            if (state is not State.RUNNING and not (repeated and any(o.state is state for o in mine))) or not mine:
+            ran = state in (State.QUEUED, State.RUNNING)
+            if not (ran or (repeated and any(o.state is state for o in mine))) or not mine:
                 self.fail(FENCED, f"task {task_id} was {before[task_id]}, {worker} finished {list(outcomes)}")
 
     def current(self, task_ids: Iterable[int]) -> dict[int, tuple[Any, ...]]:
@@ -235,40 +257,27 @@ class Referee:
         known = (self.tasks[task_id] for task_id in task_ids)
         return {k.task_id: (k.state, k.dispatch, k.attempt, k.worker) for k in known}
 
-    def row_deleted(self, batch: str, task_ids: Iterable[int], in_other_row: Callable[[int], bool]) -> None:
-        """An outbox row was deleted or marked as published. ``in_other_row`` says whether another row has a task."""
-        for task_id in task_ids:
-            known = self.tasks[task_id]
-            if (
-                known.state is State.QUEUED
-                and (task_id, known.dispatch) not in self.delivered
-                and not in_other_row(task_id)
-            ):
-                self.fail(OUTBOX_KEPT, f"task {task_id} dispatch {known.dispatch} was never confirmed")
-
-    def acked(self, worker: str, delivery: Delivery, others: bool) -> None:
-        """A delivery of an open channel was acked. ``others``: the worker holds another delivery of this message. Its
-        name in the store begins with that of its process."""
-        known = self.tasks.get(delivery.task_id)
-        if known is None or others or (delivery.task_id, delivery.dispatch) in self._undone_dispatches:
-            return
-        mine = known.worker is not None and known.worker.startswith(f"{worker}.")
-        if mine and (known.state, known.dispatch) == (State.RUNNING, delivery.dispatch):
-            self.fail(ACK_AFTER_OUTCOME, f"{worker} has acked task {known.task_id}, which it runs")
-
     # -- workers
 
     def began(self, worker: str, task: Task, slots: int) -> None:
         """A handler has begun."""
         self._note(worker, "begins", f"task {task.id} attempt {task.attempt} dispatch {task.dispatch}")
-        attempt = task.id, task.dispatch, task.attempt
-        self._claimed_attempts[attempt] -= 1
-        if self._claimed_attempts[attempt] < 0:
-            self.fail(ATTEMPT_ONCE, f"task {task.id} dispatch {task.dispatch} attempt {task.attempt} by {worker}")
+        attempt, known = (task.id, task.dispatch, task.attempt), self.tasks[task.id]
+        if attempt[:2] in self._begun:
+            self.fail(BEGIN_ONCE, f"task {task.id} dispatch {task.dispatch} by {worker}")
+        self._begun.add(attempt[:2])
+        mine = known.held and known.worker is not None and known.worker.startswith(f"{worker}.")
+        if not mine or known.dispatch != task.dispatch:
+            holder = f"dispatch {known.dispatch} by {known.worker}" if known.held else f"nobody, {known.state.value}"
+            self.fail(BEGIN_HELD, f"{worker} begins task {task.id} dispatch {task.dispatch}, held: {holder}")
         running = self.running.setdefault(worker, set())
         running.add(attempt)
         if len(running) > slots:
             self.fail(SLOTS, f"{worker} has {slots} slots and runs {len(running)} tasks")
+
+    def has_begun(self, task_id: int, dispatch: int) -> bool:
+        """Whether this assignment has begun."""
+        return (task_id, dispatch) in self._begun
 
     def ended(self, worker: str, task: Task) -> None:
         """A handler has ended, or was stopped."""
@@ -276,9 +285,9 @@ class Referee:
 
     def drained(self, worker: str, undisturbed: bool) -> None:
         """A worker has drained. ``undisturbed`` says that the store answered all its calls in time."""
-        left = [k.task_id for k in self.tasks.values() if k.worker == worker and k.state is State.RUNNING]
+        left = [k.task_id for k in self.tasks.values() if k.worker == worker and k.held]
         if left and undisturbed:
-            self.fail(INTERRUPTED, f"{worker} has drained and left tasks {left} running")
+            self.fail(INTERRUPTED, f"{worker} has drained and still holds tasks {left}")
 
     # -- clients
 

@@ -16,12 +16,13 @@ from taskd.model.errors import Unavailable
 from taskd.model.tasks import FailedAttempt, NewTask, Route, Task
 from taskd.model.users import User
 from taskd.ports.accounts import Account
-from taskd.ports.attempts import Claim, Finished, Held, Outcome
+from taskd.ports.attempts import Assigned, Begun, Finished, Held, Outcome, Standing, Started
 from taskd.ports.logs import LogChunk, LogPlace, Report
-from taskd.ports.scheduling import Dispatched, OutboxBatch
+from taskd.ports.overview import Overview
+from taskd.ports.scheduling import Pool, Turn
 from taskd.ports.store import IStore
-from taskd.ports.tasks import Keyed, Page, TaskQuery
-from taskd.ports.workers import WorkerInfo, WorkerPoll
+from taskd.ports.tasks import Created, Keyed, Page, TaskQuery, TaskState
+from taskd.ports.workers import Beaten, Digest, Mean, WorkerInfo, WorkerPoll
 from tests.simulation.database import Connection
 
 if TYPE_CHECKING:
@@ -37,12 +38,12 @@ STATEMENT_TIMEOUT = 10.0
 _SERIES = frozenset({"poll_workers", "take_back"})
 """Calls that a server must have answered to find the dead in time."""
 
-_PICTURES = frozenset({"poll_workers", "held_by", "count_queued"})
+_PICTURES = frozenset({"poll_workers", "look", "standing"})
 """Calls whose answers tell what was, and may be old when they arrive."""
 
 READS = frozenset(
-    {"find_user", "find_session", "find_keys", "find_tasks", "get_tasks", "list_tasks", "count_queued", "usernames"}
-    | {"failed_attempts", "read_log", "log_bytes", "held_by"}
+    {"find_user", "find_session", "find_keys", "find_tasks", "get_tasks", "list_tasks", "count_tasks", "usernames"}
+    | {"find_states", "get_listed", "failed_attempts", "read_log", "log_bytes", "look", "standing"}
 )
 """Calls that a database which takes no changes answers. A poll is not one of them: beats fail then, and nobody may
 count their absence."""
@@ -95,6 +96,11 @@ class StoreLink:
         self._notices = world.stream(process.name, "store notices")
         self._database.links.append(self)
 
+    @property
+    def installation(self) -> str:
+        """That of the shared store."""
+        return self._database.store.installation
+
     # -- faults
 
     @property
@@ -145,12 +151,18 @@ class StoreLink:
         del self._open[call]
         process, good = self._process, not isinstance(result, Exception)
         if call.name in _SERIES:
-            cast("ServerProcess", process).series.answered(call, self._world.clock.seconds(), good)
+            server = cast("ServerProcess", process)
+            server.series.answered(call, self._world.clock.seconds(), good)
+            if call.name == "poll_workers":
+                if good:
+                    self._world.holders.polled(server, result)
+                else:
+                    server.series.reset_at = self._world.clock.seconds()
         elif call.name == "beat":
             name = call.args[0]
             if not good:
                 self._world.holders.disturbed(name)
-            elif not result:
+            elif not result.accepted:
                 self._world.holders.fenced(cast("WorkerProcess", process), name)
 
     def _send(self, call: _Call) -> None:
@@ -234,7 +246,7 @@ class StoreLink:
             result = database.perform(process.name, call.name, *call.args, again=call.maybe_executed)
         except Exception as e:
             return e
-        if call.name == "beat" and result:
+        if call.name == "beat" and result.accepted:
             database.beaten(call.args[0], self.connection)
         elif call.name == "register":
             database.beaten(call.args[0].name, self.connection)
@@ -323,31 +335,35 @@ class StoreLink:
     def close_session(self, token_hash: bytes) -> Awaitable[None]:
         return self._call("close_session", token_hash)
 
-    def create_tasks(
-        self, batch: str, rows: Sequence[NewTask], settled: Sequence[str] = ()
-    ) -> Awaitable[Sequence[Task]]:
-        return self._call("create_tasks", batch, rows, settled)
+    def draw_ids(self, count: int) -> Awaitable[Sequence[int]]:
+        return self._call("draw_ids", count)
+
+    def create_tasks(self, tasks: Sequence[NewTask], spare: int = 0) -> Awaitable[Created]:
+        return self._call("create_tasks", tasks, spare)
+
+    def set_weight(self, key: str, weight: float) -> Awaitable[bool]:
+        return self._call("set_weight", key, weight)
 
     def find_keys(self, keys: Sequence[tuple[int, str]]) -> Awaitable[Mapping[tuple[int, str], Keyed]]:
         return self._call("find_keys", keys)
 
-    def dispatch(self, batch: str, route: Route, limit: int, after_user: int | None) -> Awaitable[Dispatched]:
-        return self._call("dispatch", batch, route, limit, after_user, about=route.name)
+    def assign(self, pool: Pool, limit: int, after_user: int) -> Awaitable[Turn]:
+        return self._call("assign", pool, limit, after_user, repeat=False)
 
     def promote(self, limit: int) -> Awaitable[Sequence[tuple[Route, int]]]:
         return self._call("promote", limit, repeat=False)
 
-    def mark_published(self, batches: Sequence[str]) -> Awaitable[None]:
-        return self._call("mark_published", batches)
+    def count_tasks(self, user_id: int | None, routes: Sequence[Route]) -> Awaitable[Overview]:
+        return self._call("count_tasks", user_id, routes)
 
-    def adopt_stale(self, older_than: float, limit: int) -> Awaitable[Sequence[OutboxBatch]]:
-        return self._call("adopt_stale", older_than, limit, repeat=False)
+    def look(self, worker: str, known: Sequence[int]) -> Awaitable[Sequence[Assigned]]:
+        return self._call("look", worker, known)
 
-    def claim(self, worker: str, claims: Sequence[Claim]) -> Awaitable[Sequence[Task]]:
-        return self._call("claim", worker, claims)
+    def standing(self, worker: str) -> Awaitable[Sequence[Standing]]:
+        return self._call("standing", worker)
 
-    def begin(self, worker: str, held: Sequence[Held]) -> Awaitable[Sequence[Held]]:
-        return self._call("begin", worker, held)
+    def begin(self, worker: str, begun: Sequence[Begun], flush: bool) -> Awaitable[Mapping[int, Started]]:
+        return self._call("begin", worker, begun, flush)
 
     def finish(
         self, worker: str, outcomes: Sequence[Outcome], again: bool = False
@@ -356,9 +372,6 @@ class StoreLink:
 
     def release(self, worker: str, held: Sequence[Held], stopping: bool = False) -> Awaitable[Sequence[Task]]:
         return self._call("release", worker, held, stopping)
-
-    def held_by(self, worker: str) -> Awaitable[Sequence[Held]]:
-        return self._call("held_by", worker)
 
     def cancel(self, user_id: int, task_id: int) -> Awaitable[Task]:
         return self._call("cancel", user_id, task_id)
@@ -372,14 +385,8 @@ class StoreLink:
     def take_back(self, dead: Mapping[str, int]) -> Awaitable[Sequence[Task]]:
         return self._call("take_back", dict(dead), repeat=False)
 
-    def requeue_lost(self, route: Route, older_than: float, limit: int) -> Awaitable[Sequence[Task]]:
-        return self._call("requeue_lost", route, older_than, limit, repeat=False)
-
     def reset_in_flight(self) -> Awaitable[int]:
         return self._call("reset_in_flight")
-
-    def count_queued(self) -> Awaitable[Mapping[Route, int]]:
-        return self._call("count_queued")
 
     def delete_finished(self, seconds: float, after_id: int, limit: int) -> Awaitable[tuple[int, int | None]]:
         return self._call("delete_finished", seconds, after_id, limit)
@@ -387,8 +394,8 @@ class StoreLink:
     def register(self, worker: WorkerInfo) -> Awaitable[None]:
         return self._call("register", worker)
 
-    def beat(self, name: str, hung: Mapping[str, int]) -> Awaitable[bool]:
-        return self._call("beat", name, hung, repeat=False)
+    def beat(self, name: str, hung: Mapping[str, int], means: Sequence[Mean], holds: Digest) -> Awaitable[Beaten]:
+        return self._call("beat", name, hung, means, holds, repeat=False)
 
     def worker_draining(self, name: str) -> Awaitable[None]:
         return self._call("worker_draining", name)
@@ -407,6 +414,12 @@ class StoreLink:
 
     def find_tasks(self, ids: Sequence[int]) -> Awaitable[Sequence[Task]]:
         return self._call("find_tasks", ids)
+
+    def get_listed(self, user_id: int, ids: Sequence[int]) -> Awaitable[Sequence[Task]]:
+        return self._call("get_listed", user_id, ids)
+
+    def find_states(self, ids: Sequence[int]) -> Awaitable[Sequence[TaskState]]:
+        return self._call("find_states", ids)
 
     def list_tasks(self, user_id: int, query: TaskQuery) -> Awaitable[Page]:
         return self._call("list_tasks", user_id, query)

@@ -15,7 +15,7 @@ def test_a_planted_defect_is_found(name: str) -> None:
     with defect.planted():
         for seed in range(defect.within):
             try:
-                play(seed, kinds=defect.kinds)
+                play(seed, kinds=defect.kinds, changes=defect.changes)
             except Failed as e:
                 if e.invariant == defect.invariant:
                     assert f"seed {seed}," in str(e)

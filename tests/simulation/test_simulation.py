@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from zope.interface.verify import verifyObject
 
-from taskd.ports.broker import IBroker, IConsumer
+from taskd.ports.broker import IBroker, IHints
 from taskd.ports.handler import ITaskHandler
 from taskd.ports.store import IStore
 from tests.simulation.processes import Handler
@@ -62,6 +62,6 @@ def test_the_simulated_parts_provide_their_interfaces() -> None:
     verifyObject(IStore, world.servers[0].store)
     verifyObject(IBroker, world.servers[0].broker)
     verifyObject(ITaskHandler, Handler(world.workers[0], "rare"))
-    consumer = world.workers[0].broker.consume("tasks", 1, lambda deliveries: None, lambda: None)
-    verifyObject(IConsumer, consumer)
+    hints = world.workers[0].broker.receive_hints("name", lambda orders: None, lambda: None)
+    verifyObject(IHints, hints)
     world.close()

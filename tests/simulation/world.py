@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import gc
 import random
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from itertools import count
+from types import MappingProxyType
 from typing import Any
 
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher
@@ -15,7 +16,6 @@ from zope.interface import implementer
 
 from taskd.api.accounts import token_hash
 from taskd.events.watch_hub import Wait, Watch
-from taskd.scheduling.maintenance import relay_outbox, requeue_lost
 from taskd.server.line_connection import LineConnection
 from tests.simulation import faults
 from tests.simulation.broker import SimBroker
@@ -28,13 +28,11 @@ from tests.simulation.processes import SESSION_SECONDS, Process, ServerProcess, 
 from tests.simulation.referee import (
     DRAIN_ENDS,
     EVERY_END,
-    MESSAGES_ACKED,
     NO_ERROR,
+    NOTHING_HELD,
     NOTHING_KEPT,
     ONE_REPLY,
-    OUTBOX_EMPTIES,
     WATCH_COMPLETE,
-    WINDOWS_CORRECT,
     Referee,
     Violation,
 )
@@ -84,7 +82,11 @@ class World:
     """The parts of one game, which ``seed`` alone determines."""
 
     def __init__(
-        self, seed: int, log_line: Callable[[str], None] | None = None, kinds: tuple[str, ...] | None = None
+        self,
+        seed: int,
+        log_line: Callable[[str], None] | None = None,
+        kinds: tuple[str, ...] | None = None,
+        changes: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.seed = seed
         self.steps = 0
@@ -97,7 +99,7 @@ class World:
         self._streams: dict[tuple[str, ...], random.Random] = {}
         self._numbers = {"server": 0, "worker": 0}
         self._chaos = True
-        self._faults_ended = 0.0
+        self._faults_ended = self._late_effect = 0.0
         self._ended_processes: list[Process] = []
         self.plan: Plan = draw(self.stream("plan"))
         if kinds is not None:
@@ -106,6 +108,9 @@ class World:
                 # the store is calm, beside these faults
                 rates = dataclasses.replace(rates, refused=0, ambiguous=0, straggling=0, slow_store=0, stale=0)
             self.plan = dataclasses.replace(self.plan, faults=kinds, longest_task=LONG, chaos=LONG, rates=rates)
+        if changes:
+            rates = dataclasses.replace(self.plan.rates, **changes.get("rates", {}))
+            self.plan = dataclasses.replace(self.plan, **{**changes, "rates": rates})
         self.referee = Referee(self._violated, self.note, self.clock.seconds)
         self.holders = Holders(self, self.referee, self.clock.seconds)
         self.database = Database(self)
@@ -153,7 +158,11 @@ class World:
     @property
     def last_effects(self) -> float:
         """The time after which no call from before the last fault takes effect any more."""
-        return self._faults_ended + EFFECT_SECONDS
+        return max(self._faults_ended + EFFECT_SECONDS, self._late_effect)
+
+    def late_effect(self) -> None:
+        """A fault has an effect now, which may be long after it: a frozen process thaws late."""
+        self._late_effect = self.clock.seconds()
 
     def random_server(self, stream: random.Random) -> ServerProcess | None:
         """A random server that accepts connections, if there is one."""
@@ -235,7 +244,8 @@ class World:
         self.database.locked_until = 0.0
         if self.database.read_only_until:
             self.database.take_changes(True)
-        self.broker.start(lost_messages=False)
+        self.broker.start()
+        self.broker.eats_until = 0.0
         for process in [*self.servers, *self.workers]:
             if not (isinstance(process, WorkerProcess) and process.frozen):
                 process.thaw()
@@ -270,19 +280,11 @@ class World:
                 and (missing := connection.missing_events(self.last_effects))
             ):
                 return WATCH_COMPLETE, f"{client.name} did not get {missing[:5]}"
-        if rows := self.database.unpublished_rows():
-            return OUTBOX_EMPTIES, f"{rows} rows are left"
-        counts = self.database.queued()
-        for server in self.servers:
-            for route, window in server.server.scheduler.windows.by_route.items():
-                if window.limit - window.room != counts.get(route, 0):
-                    what = f"{server.name} counts {window.limit - window.room} tasks in {route.name}"
-                    return WINDOWS_CORRECT, what
         for worker in self.workers:
             if worker.worker.busy:
                 return EVERY_END, f"{worker.name} still holds {worker.worker.busy} tasks"
-        if messages := self.broker.remaining():
-            return MESSAGES_ACKED, "; ".join(messages[:5])
+        if held := [known.task_id for known in referee.tasks.values() if known.held]:
+            return NOTHING_HELD, f"tasks {held[:5]}"
         return None
 
     def _close_clients(self) -> None:
@@ -357,12 +359,9 @@ def _numbering(numbers: Iterator[int]) -> Callable[[Any], int]:
 def _isolated(world: World) -> Iterator[None]:
     """Make a game deterministic, and restore everything after it.
 
-    The log has no other observer, the garbage collector is off, hashes do not depend on memory addresses, and taskd
-    uses two delays of the plan.
+    The log has no other observer, the garbage collector is off, and hashes do not depend on memory addresses.
     """
     observers = globalLogPublisher._observers
-    lost_after, relay_after = requeue_lost.LOST_AFTER, relay_outbox.RELAY_AFTER
-    requeue_lost.LOST_AFTER, relay_outbox.RELAY_AFTER = world.plan.lost_after, world.plan.relay_after
     globalLogPublisher._observers = [_ErrorObserver(world)]
     number = _numbering(count())
     for kind in _IN_SETS:
@@ -375,13 +374,18 @@ def _isolated(world: World) -> Iterator[None]:
         for kind in _IN_SETS:
             kind.__hash__ = object.__hash__  # type: ignore[method-assign]
         globalLogPublisher._observers = observers
-        requeue_lost.LOST_AFTER, relay_outbox.RELAY_AFTER = lost_after, relay_after
 
 
-def play(seed: int, log_line: Callable[[str], None] | None = None, kinds: tuple[str, ...] | None = None) -> World:
+def play(
+    seed: int,
+    log_line: Callable[[str], None] | None = None,
+    kinds: tuple[str, ...] | None = None,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+) -> World:
     """Play one game. Raises Failed. ``log_line`` is called with every line of the log at once. With ``kinds`` the game
-    is long, has long tasks, and has these kinds of faults instead of those that its seed draws."""
-    world = World(seed, log_line, kinds)
+    is long, has long tasks, and has these kinds of faults instead of those that its seed draws. ``changes`` are of the
+    plan, and under ``rates`` of its rates."""
+    world = World(seed, log_line, kinds, changes)
     try:
         with _isolated(world):
             world.play()
