@@ -1,12 +1,11 @@
-"""Cost of a million waiting tasks of one user for the other users: dispatch and claim rates with them and without.
+"""Cost of a million waiting tasks of one user for the other users: how fast tasks run with them and without.
 
-In both cases, five users have no-op tasks in the backlog. They are dispatched in fair order and run by one worker. The
+In both cases, five users have no-op tasks in the backlog. They are assigned in fair order and run by one worker. The
 rates are those of all five users until the tasks of the first four have ended. The fifth user has as many tasks as each
 of the others in one case, and a million in the other. Prints one line of JSON:
 
 - ``empty`` and ``full``: the medians of the two cases; ``ratio``: the median of full / empty, round by round;
-- ``dispatched_per_s``, ``claimed_per_s``: tasks a second from waiting to queued and from queued to running, without the
-  first of them;
+- ``ended_per_s``: tasks that end in a second, without the first of them;
 - ``new_task_starts_s``: the longest time that one of ten new tasks of another user waited until it ran, while the rest
   of the backlog was processed; the worst of all rounds;
 - ``server_grew_mib``: the growth of the server's resident memory since its start; the worst of all rounds;
@@ -47,9 +46,9 @@ SELECT %s, 't', %s, %s::json, now() - interval '1 minute' FROM generate_series(1
 _OPEN = "SELECT FROM tasks WHERE user_id = ANY (%s) AND status = 'Procesando' LIMIT 1"
 # The times of all users' tasks until the last task of these users. After that, the cases differ.
 _TIMES = """
-SELECT extract(epoch FROM {column})::float8 FROM tasks
-WHERE {column} >= to_timestamp(%s)
-    AND {column} <= (SELECT max({column}) FROM tasks WHERE user_id = ANY (%s) AND id > %s)
+SELECT extract(epoch FROM finished_at)::float8 FROM tasks
+WHERE finished_at >= to_timestamp(%s)
+    AND finished_at <= (SELECT max(finished_at) FROM tasks WHERE user_id = ANY (%s) AND id > %s)
 ORDER BY 1
 """
 _WAITED = "SELECT extract(epoch FROM started_at - created_at)::float8 FROM tasks WHERE id = %s"
@@ -84,7 +83,7 @@ def _line(options: argparse.Namespace, rounds: Sequence[tuple[Figures, Figures]]
         {name: round(statistics.median(each[case][name] for each in rounds), 3) for name in rounds[0][case]}
         for case in (0, 1)
     )
-    rates = "dispatched_per_s", "claimed_per_s"
+    rates = ("ended_per_s",)
     return {
         "system": "taskd",
         "version": __version__,
@@ -145,15 +144,14 @@ class _Case(Deployment):
         self._start_server()
         server = psutil.Process(self._servers[0].pid)
         before = server.memory_info().rss
-        # count from now on: a first window was dispatched before the worker started
+        # count from now on
         began = time.time()
         self._worker_daemons = [self._daemon("taskworker")]
         meter = Meter(self.pids)
         wait_until(lambda: not self._query(_OPEN, others), options.limit, "all tasks of the others have ended", 0.05)
         noise = meter.others(sum(meter.used().values()))
         figures: Figures = {
-            "dispatched_per_s": self._rate("dispatched_at", began, others, last, options.tasks),
-            "claimed_per_s": self._rate("started_at", began, others, last, options.tasks),
+            "ended_per_s": self._rate(began, others, last, options.tasks),
             "new_task_starts_s": self._measure_new_tasks(),
             "server_grew_mib": round((server.memory_info().rss - before) / 2**20, 1),
             "others_cpu": noise,
@@ -162,8 +160,8 @@ class _Case(Deployment):
         self._halt()
         return figures
 
-    def _rate(self, column: str, began: float, users: Sequence[int], last: int, tasks: int) -> float:
-        times = [at for (at,) in self._query(_TIMES.format(column=column), began, list(users), last)]
+    def _rate(self, began: float, users: Sequence[int], last: int, tasks: int) -> float:
+        times = [at for (at,) in self._query(_TIMES, began, list(users), last)]
         counted = times[int(tasks * WARM_UP) :]
         if len(counted) < tasks / 10:
             raise Failed(f"only {len(times)} tasks were seen: too few to tell a rate; use more --tasks")

@@ -2,8 +2,7 @@
 
 They are submitted over the socket, a thousand in a request, to run in an hour. Prints one line of JSON:
 
-- ``created_per_s``: tasks created a second; ``server_grew_mib``: growth of the server's memory meanwhile; ``messages``:
-  the number of messages in RabbitMQ after it;
+- ``created_per_s``: tasks created a second; ``server_grew_mib``: growth of the server's memory meanwhile;
 - ``new_task_p50_ms``, ``new_task_p99_ms``: time from the submission to the end of a task of another user, one by one,
   while the delayed tasks wait; ``idle_*``: the same before there are any;
 - ``due_per_s``: tasks a second, from the moment when ``--due`` of them become due until all of these have ended.
@@ -63,7 +62,6 @@ def _measure(options: argparse.Namespace, deployment: Deployment, services: Serv
         "tasks": options.tasks,
         "created_per_s": round(options.tasks / created),
         "server_grew_mib": round((server.memory_info().rss - before) / 2**20, 1),
-        "messages": sum(int(line.split()[-1]) for line in _queues(services)),
         **milliseconds(idle, "idle_"),
         **milliseconds(_measure_new_tasks(other), "new_task_"),
     }
@@ -87,11 +85,6 @@ def _measure_new_tasks(client: LineClient) -> list[float]:
             raise Failed("a task of the other user did not end")
         took.append(time.monotonic() - began)
     return took
-
-
-def _queues(services: Services) -> list[str]:
-    lines = services.rabbitmq.ctl("list_queues", "name", "messages").splitlines()
-    return [line for line in lines if line.strip() and not line.startswith("amq.")]
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -38,19 +38,16 @@ ONE_AT_A_TIME = 200
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """Mean tasks in a transaction, and the share of tasks that go through the backlog.
+    """Mean tasks in a transaction.
 
     The defaults are those of a run of 20,000 tasks by two clients with 200 requests each in flight; see README.md.
     """
 
-    create: float = 200.0
-    dispatch: float = 200.0
-    claim: float = 45.0
+    create: float = 100.0
     finish: float = 45.0
-    backlog: float = 0.87
 
 
-ONE_BY_ONE = Batches(create=1, dispatch=1, claim=1, finish=1, backlog=0)
+ONE_BY_ONE = Batches(create=1, finish=1)
 
 
 def measure(services: Services, tasks: int, users: int, batches: Batches, limit: float) -> Figures:

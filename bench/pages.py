@@ -37,7 +37,7 @@ LIMITS = (100, 500)
 OWNER = 1
 OTHERS = 100
 IN_FLIGHT = 2000
-"""How many of the newest tasks are queued or running: as many as a window holds."""
+"""How many of the newest tasks are queued or running: as many as some workers hold."""
 
 START = datetime(2024, 1, 1, tzinfo=timezone.utc)
 FILTERS: dict[str, dict[str, str]] = {
@@ -60,8 +60,9 @@ class Row(NamedTuple):
     state: str
     due: bool
     attempt: int
+    worker: str | None
+    held: bool
     run_at: float
-    dispatched_at: float | None
     finished_at: float | None
     result: str | None
 
@@ -79,17 +80,17 @@ def rows(tasks: int) -> Iterator[Row]:
         text, at = f"task number {n} of an ordinary length", n / 1000
         if n >= 2 * tasks - IN_FLIGHT:
             state = "running" if k % 8 == 0 else "queued"
-            yield Row(user, text, kind, state, True, k % 8 == 0, at, at + 1, None, None)
+            yield Row(user, text, kind, state, True, 1, "worker", True, at, None, None)
         elif k % 10 < 6:
             result = json.dumps({"text": "x" * (5000 if k % 100 == 0 else 50)})
-            yield Row(user, text, kind, "completed", True, 1, at, at + 1, at + 2, result)
+            yield Row(user, text, kind, "completed", True, 1, "worker", False, at, at + 2, result)
         elif k % 10 < 8:
             state = "failed" if k % 10 == 6 else "cancelled"
-            yield Row(user, text, kind, state, True, 3, at, at + 1, at + 2, None)
+            yield Row(user, text, kind, state, True, 3, "worker", False, at, at + 2, None)
         elif k % 100 == 8:
-            yield Row(user, text, kind, "waiting", False, 0, at + 1e9, None, None, None)
+            yield Row(user, text, kind, "waiting", False, 0, None, False, at + 1e9, None, None)
         else:
-            yield Row(user, text, kind, "waiting", True, 2 if k % 50 == 9 else 0, at, None, None, None)
+            yield Row(user, text, kind, "waiting", True, 2 if k % 50 == 9 else 0, None, False, at, None, None)
 
 
 def fill_sqlite(file: Path, tasks: int) -> None:
@@ -100,12 +101,13 @@ def fill_sqlite(file: Path, tasks: int) -> None:
             return None if seconds is None else round((START.timestamp() + seconds) * 1e6)
 
         for n, row in enumerate(rows(tasks)):
-            times = [micros(t) for t in (row.run_at, row.dispatched_at, row.finished_at, n / 1000)]
-            yield (*row[:6], *times[:3], row.result, times[3])
+            times = [micros(t) for t in (row.run_at, row.finished_at, n / 1000)]
+            yield (*row[:8], *times[:2], row.result, times[2])
 
     connection = sqlite3.connect(file)
     users = [(n, f"u{n}", f"u{n}", "x", 0) for n in range(1, OTHERS + 2)]
-    connection.executemany("INSERT INTO users VALUES (?, ?, ?, ?, ?)", users)
+    insert = "INSERT INTO users (id, username, username_key, password, created_at) VALUES (?, ?, ?, ?, ?)"
+    connection.executemany(insert, users)
     marks = ", ".join("?" * len(COLUMNS))
     connection.executemany(f"INSERT INTO tasks ({', '.join(COLUMNS)}) VALUES ({marks})", values())
     connection.commit()
@@ -123,8 +125,8 @@ def fill_postgres(server: Postgres, tasks: int) -> None:
 
     lines = io.StringIO()
     for n, row in enumerate(rows(tasks)):
-        times = [moment(t) for t in (row.run_at, row.dispatched_at, row.finished_at, n / 1000)]
-        values = (*row[:5], int(row.attempt), *times[:3], row.result, times[3])
+        times = [moment(t) for t in (row.run_at, row.finished_at, n / 1000)]
+        values = (*row[:8], *times[:2], row.result, times[2])
         lines.write("\t".join(map(text, values)) + "\n")
     lines.seek(0)
     connection = server.connect()

@@ -16,7 +16,7 @@ TAKES_TASKS = "worker takes tasks"
 
 
 class Cluster:
-    """Servers and workers with one database and their own queues. All of them get the variables in ``env``."""
+    """Servers and workers with one database, and so with one installation. All of them get the variables in ``env``."""
 
     def __init__(
         self, folder: Path, postgres: services.Postgres, database: str, rabbitmq: services.RabbitMQ, **env: str
@@ -68,6 +68,11 @@ class Cluster:
     def rows(self, sql: str) -> list[Any]:
         """The rows of a query."""
         return self._postgres.query(sql, database=self._database)
+
+    def full_name(self, route: str) -> str:
+        """The name of a route's queue in RabbitMQ. A daemon must have made the database."""
+        [(installation,)] = self.rows("SELECT id FROM installation")
+        return f"taskd.{installation}.{route}"
 
     def close(self) -> None:
         """Kill the daemons, and stop nginx."""

@@ -5,6 +5,6 @@ Use them only for measuring.
 
     job.py           the settings, and what both processes need to run
     connections.py   PostgreSQL and RabbitMQ through the libraries, with as little code as possible
-    create.py        creates and publishes tasks, in place of the server
-    work.py          consumes, claims and finishes tasks, in place of the worker
+    create.py        creates tasks, in place of the server
+    work.py          looks for tasks and finishes them, in place of the worker
 """

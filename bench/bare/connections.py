@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from twisted.python.failure import Failure
 from txpostgres import txpostgres
 
 from bench.bare.job import Job, fail, reactor
-from taskd.broker.rabbitmq.frames import MAX_FRAME, FrameReader, Handler, PublishFrames
+from taskd.broker.rabbitmq.frames import MAX_FRAME, FrameReader, Handler, publish_frames
 from taskd.store.postgres.connection import SESSION
 from taskd.store.postgres.store import PREPARED
 
@@ -25,6 +24,7 @@ EVENT_BYTES = 350
 
 CONNECTIONS = 4
 FANOUT = "floor-events"
+HINTS = "floor-hints"
 
 _PLAIN = extensions.new_type((114, 1184), "PLAIN", extensions.UNICODE)
 
@@ -116,40 +116,22 @@ def called(method: Callable[..., Any], **arguments: Any) -> Deferred[Any]:
     return done
 
 
-class Publisher:
-    """Publishes persistent messages with confirms. Calls ``confirmed`` with each batch that is confirmed."""
+class Hints:
+    """One hint for the only worker, on a queue of its own."""
 
-    def __init__(self, amqp: Amqp, channel: Any, queue: str, confirmed: Callable[[str], None]) -> None:
+    def __init__(self, amqp: Amqp, channel: Any) -> None:
         self._amqp = amqp
         self._channel = channel
-        self._frames = PublishFrames(channel.channel_number, queue)
-        self._confirmed = confirmed
-        self._published = 0
-        self._low = 0
-        self._early: set[int] = set()
-        self._open: deque[tuple[int, str]] = deque()
+        self._frames = publish_frames(channel.channel_number, "", HINTS, b"look")
 
-    async def open(self) -> None:
-        """Turn confirms on."""
-        await called(self._channel.confirm_delivery, ack_nack_callback=self._on_confirm)
+    def send(self) -> None:
+        """Tell the worker to look."""
+        self._amqp.transport.write(self._frames)
 
-    def publish(self, batch: str, messages: list[tuple[int, int]]) -> None:
-        """Publish the messages of a batch."""
-        self._published += len(messages)
-        self._open.append((self._published, batch))
-        self._amqp.transport.write(self._frames.encode([b"%d %d" % message for message in messages]))
-
-    def _on_confirm(self, frame: Any) -> None:
-        tag = frame.method.delivery_tag
-        if frame.method.multiple:
-            self._low = max(self._low, tag)
-        else:
-            self._early.add(tag)
-        while self._low + 1 in self._early:
-            self._low += 1
-            self._early.remove(self._low)
-        while self._open and self._open[0][0] <= self._low:
-            self._confirmed(self._open.popleft()[1])
+    async def receive(self, on_hint: Callable[[], None]) -> None:
+        """Call ``on_hint`` with each hint."""
+        await called(self._channel.queue_declare, queue=HINTS, exclusive=True, auto_delete=True)
+        await self._amqp.consume(self._channel, HINTS, lambda tag, redelivered, body: on_hint(), auto_ack=True)
 
 
 class EventExchange:
@@ -178,9 +160,3 @@ class EventExchange:
             on_events(what.decode(), int(tasks))
 
         await amqp.consume(channel, name, take, auto_ack=True)
-
-
-async def declare(channel: Any, job: Job) -> None:
-    """Declare the work queue as taskd does."""
-    arguments = {"x-queue-type": "quorum"}
-    await called(channel.queue_declare, queue=job.queue, durable=True, arguments=arguments)

@@ -1,63 +1,57 @@
-"""Creates and publishes tasks, in place of the server."""
+"""Creates tasks that are assigned to the bare worker, in place of the server."""
 
 from __future__ import annotations
 
 import json
 import signal
 import time
-import uuid
 from typing import Any
 
 from msgspec.structs import replace
 from twisted.internet.defer import Deferred
 
-from bench.bare.connections import Amqp, Database, EventExchange, Publisher, declare
-from bench.bare.job import Job, reactor, run
-from taskd.model.states import State
-from taskd.model.tasks import DEFAULT_KIND, NewTask
+from bench.bare.connections import Amqp, Database, EventExchange, Hints
+from bench.bare.job import WORKER, Job, reactor, run
+from taskd.model.tasks import NewTask
 from taskd.store.postgres.arrays import array
 from taskd.store.postgres.store import PostgresStore
 
-WINDOW = 2000
+IN_FLIGHT = 2000
+"""Tasks that are created and not finished, at most."""
+
 CREATING = 2
 """Batches of new tasks that are created at a time, as in taskd."""
 
-_BATCH, _PUBLISHED = str(uuid.UUID(int=1)), str(uuid.UUID(int=2))
+_IDS = array([-1])
 
 
 class Creator:
-    """Creates and publishes tasks, dispatches those of the backlog, and gets the events of finished ones."""
+    """Creates tasks, hints the worker, and gets the events of finished ones."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._database = Database()
         self._left = job.tasks
         self._confirmed = 0
-        self._waiting_share = 0.0
-        self._waiting = 0
-        self._outstanding = 0
-        self._dispatching = False
-        self._published: list[str] = []
+        self._in_flight = 0
+        self._ids: list[int] = []
+        self._room: list[Deferred[None]] = []
         self._completed: Deferred[None] = Deferred()
-        self._publisher: Publisher
+        self._hints: Hints
         self._events: EventExchange
-        sizes = {job.create, job.tasks % job.create}
-        self._arguments = {(n, waits): _create_arguments(n, job, waits) for n in sizes for waits in (False, True)}
+        self._arguments = {n: _create_arguments(n, job) for n in {job.create, job.tasks % job.create}}
 
     async def start(self) -> None:
         """Connect. Creating begins at SIGUSR1."""
         job = self._job
         await self._database.open(job)
-        publishing, subscribing = Amqp(job), Amqp(job)
-        await publishing.open(job)
-        await subscribing.open(job)
-        channel = await publishing.channel()
-        await declare(channel, job)
-        self._publisher = Publisher(publishing, channel, job.queue, self._published.append)
-        await self._publisher.open()
-        self._events = EventExchange(await publishing.channel())
+        sending, receiving = Amqp(job), Amqp(job)
+        await sending.open(job)
+        await receiving.open(job)
+        self._hints = Hints(sending, await sending.channel())
+        self._events = EventExchange(await sending.channel())
         await self._events.open()
-        await self._events.subscribe(subscribing, self._on_events)
+        await self._events.subscribe(receiving, self._on_events)
         signal.signal(signal.SIGUSR1, lambda *_: reactor.callFromThread(self._begin))
         print("ready", flush=True)
 
@@ -72,64 +66,45 @@ class Creator:
         while self._left:
             size = min(self._job.create, self._left)
             self._left -= size
-            self._waiting_share += self._job.backlog
-            waits = self._waiting_share >= 1
-            self._waiting_share -= waits
-            await self._create(size, waits)
+            while self._in_flight + size > max(IN_FLIGHT, size):
+                room: Deferred[None] = Deferred()
+                self._room.append(room)
+                await room
+            await self._create(size)
             self._confirmed += size
         if self._confirmed == self._job.tasks:
             self._confirmed = -1
             print(json.dumps({"confirmed_at": time.monotonic()}), flush=True)
 
-    async def _create(self, size: int, waits: bool) -> None:
-        batch = str(uuid.uuid4())
-        settled = list(self._published)
-        self._published.clear()
-        given = {_BATCH: batch, array([_PUBLISHED]): array(settled)}
-        arguments = [given.get(argument, argument) for argument in self._arguments[size, waits]]
-        rows = await self._database.call("create_tasks", *arguments)
+    async def _create(self, size: int) -> None:
+        self._in_flight += size
+        while len(self._ids) < size:
+            rows = await self._database.call("draw_ids", 2 * size)
+            self._ids += rows.rows[0][0]
+        ids, self._ids = self._ids[:size], self._ids[size:]
+        given = {_IDS: array(ids)}
+        rows = await self._database.call("create_tasks", *(given.get(a, a) for a in self._arguments[size]), size)
+        # the third column has the fresh ids
+        self._ids += rows.rows[0][2] or ()
         self._events.publish("created", size)
-        if waits:
-            self._waiting += size
-            self._dispatch_soon()
-        else:
-            self._publish(batch, [(task_id, 1) for task_id in rows.columns("task_ids")[0]])
-
-    def _publish(self, batch: str, messages: list[tuple[int, int]]) -> None:
-        self._outstanding += len(messages)
-        self._publisher.publish(batch, messages)
-
-    def _dispatch_soon(self) -> None:
-        if self._waiting and not self._dispatching and WINDOW - self._outstanding >= self._job.dispatch:
-            self._dispatching = True
-            run(self._dispatch())
-
-    async def _dispatch(self) -> None:
-        batch = str(uuid.uuid4())
-        rows = await self._database.call("dispatch", batch, self._job.queue, DEFAULT_KIND, self._job.dispatch, 0, False)
-        moved = [message for message in rows.columns("id", "dispatch") if message[0] is not None]
-        if moved:
-            self._waiting -= len(moved)
-            self._events.publish("dispatched", len(moved))
-            self._publish(batch, moved)
-        self._dispatching = False
-        self._dispatch_soon()
+        self._hints.send()
 
     def _on_events(self, what: str, tasks: int) -> None:
         if what != "finished":
             return
-        self._outstanding -= tasks
+        self._in_flight -= tasks
+        rooms, self._room = self._room, []
+        for room in rooms:
+            room.callback(None)
         if self._job.sequential:
             done, self._completed = self._completed, Deferred()
             done.callback(None)
-        else:
-            self._dispatch_soon()
 
     async def _one_at_a_time(self) -> None:
         confirmed, completed = [], []
         for _ in range(self._job.tasks):
             start, done = time.perf_counter(), self._completed
-            await self._create(1, waits=False)
+            await self._create(1)
             confirmed.append(time.perf_counter() - start)
             await done
             completed.append(time.perf_counter() - start)
@@ -155,20 +130,19 @@ class _CapturingPool:
         raise _Captured(*args)
 
 
-def _create_arguments(size: int, job: Job, waits: bool) -> list[Any]:
-    """The arguments of ``create_tasks`` for a batch, with _BATCH and _PUBLISHED as placeholders.
+def _create_arguments(size: int, job: Job) -> list[Any]:
+    """The arguments of ``create_tasks`` for a batch: no number of fresh ids, and _IDS in place of the ids.
 
     The store itself makes them, so that they follow every change of the statement. They are made once, as the time for
     it is not part of the floor.
     """
-    spec = NewTask(1, "t", payload='{"seconds":0}', queue=job.queue)
-    rows = [
-        replace(spec, user_id=1 + n % job.users, state=State.WAITING if waits else State.QUEUED) for n in range(size)
-    ]
+    spec = NewTask(1, "t", payload='{"seconds":0}', queue=job.queue, id=-1, worker=WORKER)
+    rows = [replace(spec, user_id=1 + n % job.users) for n in range(size)]
     store = PostgresStore({}, reactor)
     store._pool = _CapturingPool()  # type: ignore[assignment]
     try:
-        store.create_tasks(_BATCH, rows, [_PUBLISHED]).send(None)
+        store.create_tasks(rows).send(None)
     except _Captured as captured:
-        return list(captured.args)
+        _, *rest, _ = captured.args
+        return [_IDS, *rest]
     raise RuntimeError("the store did not execute a statement at once")

@@ -11,6 +11,9 @@ from typing import Any, Generic, TypeVar
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.defer import Deferred
 
+WORKER = "floor"
+"""The name of the bare worker."""
+
 reactor: Any = installed_reactor
 T = TypeVar("T")
 
@@ -27,10 +30,7 @@ class Job:
         self.users: int = settings["users"]
         self.sequential: bool = settings["sequential"]
         self.create = max(1, round(settings["create"]))
-        self.dispatch = max(1, round(settings["dispatch"]))
-        self.claim = max(1, round(settings["claim"]))
         self.finish = max(1, round(settings["finish"]))
-        self.backlog: float = settings["backlog"]
 
 
 class Gather(Generic[T]):

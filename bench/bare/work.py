@@ -1,106 +1,79 @@
-"""Consumes, claims and finishes tasks, in place of the worker."""
+"""Looks for tasks and finishes them, in place of the worker."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
-from pika import spec
-from pika.frame import Method
-
-from bench.bare.connections import Amqp, Database, EventExchange, called, declare
-from bench.bare.job import Gather, Job
+from bench.bare.connections import Amqp, Database, EventExchange, Hints
+from bench.bare.job import WORKER, Gather, Job, run
 
 GATHER_SECONDS = 0.02
-PREFETCH = 1000
 RESULT = '{\\"seconds\\":0}'
 
 
-class Message(NamedTuple):
-    """A delivery."""
-
-    task_id: int
-    dispatch: int
-    tag: int
-
-
 class Held(NamedTuple):
-    """A claimed task."""
+    """A task that was found."""
 
     task_id: int
     dispatch: int
     attempt: int
-    tag: int
 
 
 class Worker:
-    """Consumes, claims, finishes and acks tasks. It does not run them."""
+    """Looks when it gets a hint, and finishes what it finds. It does not run anything."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._database = Database()
-        wait = 0 if job.sequential else GATHER_SECONDS
-        self._claims: Gather[Message] = Gather(job.claim, wait, self._claim)
-        self._finishes: Gather[Held] = Gather(job.finish, wait, self._finish)
-        self._write: Callable[[bytes], None]
-        self._channel = 0
-        self._acked = 0
-        self._done: set[int] = set()
+        self._known: set[int] = set()
+        self._looking = self._again = False
+        self._finishes: Gather[Held] = Gather(job.finish, 0 if job.sequential else GATHER_SECONDS, self._finish)
         self._events: EventExchange
 
     async def start(self) -> None:
-        """Connect and start to consume."""
+        """Connect and wait for hints."""
         job = self._job
         await self._database.open(job)
-        # only a registered worker may claim
-        await self._database.call("register", "floor", "[]", "[]", "{}")
-        consuming, publishing = Amqp(job), Amqp(job)
-        await consuming.open(job)
-        await publishing.open(job)
-        self._events = EventExchange(await publishing.channel())
+        # only a registered worker gets tasks
+        await self._database.call("register", WORKER, "[]", "[]", "{}")
+        for n in range(job.users):
+            await self._database.call("create_user", f"user{n}", f"user{n}", "")
+        receiving, sending = Amqp(job), Amqp(job)
+        await receiving.open(job)
+        await sending.open(job)
+        self._events = EventExchange(await sending.channel())
         await self._events.open()
-        channel = await consuming.channel()
-        await declare(channel, job)
-        await called(channel.basic_qos, prefetch_count=PREFETCH)
-        self._write, self._channel = consuming.transport.write, channel.channel_number
-        await consuming.consume(channel, job.queue, self._take)
+        await Hints(receiving, await receiving.channel()).receive(self._hinted)
         print("ready", flush=True)
 
-    def _take(self, tag: int, redelivered: bool, body: bytes) -> None:
-        task_id, dispatch = body.split()
-        self._claims.add(Message(int(task_id), int(dispatch), tag))
+    def _hinted(self) -> None:
+        self._again = True
+        if not self._looking:
+            self._looking = True
+            run(self._look())
 
-    async def _claim(self, batch: list[Message]) -> None:
-        batch.sort()
-        ids = "{" + ",".join([str(m.task_id) for m in batch]) + "}"
-        dispatches = "{" + ",".join([str(m.dispatch) for m in batch]) + "}"
-        limits = "{" + ",".join(["3"] * len(batch)) + "}"
-        rows = await self._database.call("claim", "floor", ids, dispatches, limits)
-        self._events.publish("claimed", len(rows.rows))
-        tags = {m.task_id: m.tag for m in batch}
-        for task_id, dispatch, attempt in rows.columns("id", "dispatch", "attempt"):
-            self._finishes.add(Held(task_id, dispatch, attempt, tags[task_id]))
+    async def _look(self) -> None:
+        while self._again:
+            self._again = False
+            known = "{" + ",".join(map(str, self._known)) + "}"
+            rows = await self._database.call("look", WORKER, known)
+            for held in rows.columns("id", "dispatch", "attempt"):
+                # an answer may be older than an end
+                self._known.add(held[0])
+                self._finishes.add(Held(*held))
+        self._looking = False
 
     async def _finish(self, batch: list[Held]) -> None:
         batch.sort()
         size = len(batch)
         rows = await self._database.call(
             "complete",
-            "floor",
+            WORKER,
             "{" + ",".join([str(h.task_id) for h in batch]) + "}",
             "{" + ",".join([str(h.dispatch) for h in batch]) + "}",
             "{" + ",".join([str(h.attempt) for h in batch]) + "}",
+            "{" + ",".join(["0"] * size) + "}",
             "{" + ",".join([f'"{RESULT}"'] * size) + "}",
         )
+        self._known.difference_update([held.task_id for held in batch])
         self._events.publish("finished", len(rows.rows))
-        self._ack([held.tag for held in batch])
-
-    def _ack(self, tags: list[int]) -> None:
-        # One frame acks all deliveries below the lowest that is still held: batches end nearly in order.
-        self._done.update(tags)
-        before = self._acked
-        while self._acked + 1 in self._done:
-            self._acked += 1
-            self._done.remove(self._acked)
-        if self._acked > before:
-            self._write(Method(self._channel, spec.Basic.Ack(self._acked, multiple=True)).marshal())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, cast
 
 from twisted.internet import reactor
@@ -183,13 +183,6 @@ class Hooks(StoreCase):
         text = "UPDATE tasks SET due = false, run_at = created_at + make_interval(secs => %s) WHERE id = %s"
         self.sql(text, seconds, task_id)
 
-    async def age_outbox(self) -> None:
-        self.sql("UPDATE outbox SET created_at = created_at - interval '1 hour'")
-
-    async def count_outbox(self) -> int:
-        [(count,)] = self.sql("SELECT count(*) FROM outbox")
-        return int(count)
-
     async def backdate(self, task_id: int, created: int, finished: int | None = None) -> None:
         text = """
             UPDATE tasks SET created_at = now() - make_interval(secs => %s),
@@ -200,10 +193,10 @@ class Hooks(StoreCase):
     async def age_workers(self, seconds: int) -> None:
         self.sql("UPDATE workers SET seen_at = seen_at - make_interval(secs => %s)", seconds)
 
-    async def die(self, worker: str, culprit: Culprit | None = None) -> None:
+    async def die(self, worker: str, culprit: Culprit | None = None, among: Sequence[tuple[int, int]] = ()) -> None:
         watchdog = BeatConnection(self.server.dsn(self.database))
         try:
-            watchdog.gone(worker, (culprit.task_id, culprit.dispatch, culprit.reason) if culprit else None)
+            watchdog.gone(worker, (culprit.task_id, culprit.dispatch, culprit.reason) if culprit else None, among)
         finally:
             watchdog.close()
 
@@ -213,6 +206,9 @@ class Hooks(StoreCase):
             watchdog.vouch(worker, text)
         finally:
             watchdog.close()
+
+    async def forget(self, worker: str) -> None:
+        self.sql("DELETE FROM workers WHERE name = %s", worker)
 
     async def set_losses(self, task_id: int, losses: int) -> None:
         self.sql("UPDATE tasks SET losses = %s WHERE id = %s", losses, task_id)

@@ -16,24 +16,38 @@ from zope.interface import implementer
 
 from taskd.broker.rabbitmq.broker import RabbitBroker
 from taskd.config import RabbitMQ
-from taskd.model.errors import BrokerUnavailable
-from taskd.ports.scheduling import Dispatch
 from tests import services
-from tests.conformance.broker_case import BrokerCase, messages
+from tests.conformance.broker_case import BrokerCase
+
+INSTALLATION = "tests"
+
+
+def full(name: str, installation: str = INSTALLATION) -> str:
+    """The name of a queue or of a topic's exchange in RabbitMQ."""
+    return f"taskd.{installation}.{name}"
 
 
 class RabbitMQCase(BrokerCase):
-    """Brokers on the RabbitMQ of this run, with the real reactor."""
+    """Brokers on the RabbitMQ of this run, with the real reactor. All brokers of a test are of one ``installation``."""
+
+    async def setUp(self) -> None:  # type: ignore[override]
+        self.installation = services.unique("test")
+        await super().setUp()
 
     def node(self) -> services.RabbitMQ:
         """The server."""
         return services.rabbitmq()
 
-    def make(self, **settings: Any) -> Any:
-        services.require("rabbitmq")
+    def settings(self, **settings: Any) -> RabbitMQ:
+        """How to reach the server."""
         node = self.node()
         found = {"host": node.host, "port": node.port, "user": node.user, "password": node.password, **settings}
-        broker = RabbitBroker(RabbitMQ(**found), reactor, [self.queue])
+        return RabbitMQ(**found)
+
+    def make(self, installation: str = "", **settings: Any) -> Any:
+        services.require("rabbitmq")
+        name = installation or self.installation
+        broker = RabbitBroker(self.settings(**settings), reactor, lambda: name)
         self.addCleanup(lambda: Deferred.fromCoroutine(broker.stop()))
         return broker
 
@@ -51,9 +65,6 @@ class RabbitMQCase(BrokerCase):
 
     def seconds(self) -> float:
         return float(reactor.seconds())
-
-    def unique_queue(self) -> str:
-        return services.unique("queue")
 
 
 class LoggedCase(RabbitMQCase):
@@ -98,26 +109,10 @@ class LoggedCase(RabbitMQCase):
         """Run rabbitmqctl in a thread."""
         return deferToThread(self.node().ctl, *arguments)
 
-    async def unavailable(self, broker: Any = None) -> str:
-        """Check that publishing raises BrokerUnavailable, and return its message."""
-        with self.assertRaises(BrokerUnavailable) as caught:
-            await (broker or self.broker).publish(self.queue, messages(1, 1))
-        return str(caught.exception)
-
-    async def published(self, batch: list[Dispatch]) -> None:
-        """Publish again until the messages are confirmed, as the outbox does.
-
-        They are not confirmed while RabbitMQ is still deleting a queue.
-        """
-        deadline = self.seconds() + 20
-        while True:
-            try:
-                await self.broker.publish(self.queue, batch)
-                return
-            except BrokerUnavailable:
-                if self.seconds() > deadline:
-                    raise
-            await self.pass_time()
+    async def ours(self, what: str) -> list[str]:
+        """The names of the queues or exchanges of this test in RabbitMQ."""
+        names = (await self.ctl(f"list_{what}", "name")).splitlines()
+        return sorted(name for name in names if name.startswith(f"taskd.{self.installation}."))
 
     def subscribe(self) -> tuple[list[bytes], list[int]]:
         """Subscribe. The list of received event batches, and a list that grows with each gap."""

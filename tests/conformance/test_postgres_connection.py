@@ -17,6 +17,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.trial.unittest import TestCase
 
+from taskd.store.postgres.beats import BeatConnection
+from taskd.store.postgres.beats import _wait as wait
 from taskd.store.postgres.connection import PostgresConnection
 from tests import services
 
@@ -130,6 +132,24 @@ class Statements(TestCase):
         another.close()
         self.assertEqual(watched(), self.before)
         return error
+
+    async def test_a_backend_gives_up_a_client_that_is_cut_off(self) -> None:
+        """It does not wait for minutes with its locks."""
+        connection = await self.opened()
+        self.assertEqual(await connection.query("SHOW tcp_user_timeout"), [("8000",)])
+        connection.close()
+        watchdog = BeatConnection(services.postgres().dsn())
+        with watchdog.connect().cursor() as cursor:
+            cursor.execute("SHOW tcp_user_timeout")
+            wait(watchdog.connect(), 5)
+            self.assertEqual(cursor.fetchall(), [("8000",)])
+        watchdog.close()
+
+    async def test_rows_of_the_last_statement_of_a_message(self) -> None:
+        """And nothing of the others."""
+        connection = await self.opened()
+        self.assertEqual(await connection.query("SELECT 1; BEGIN; SELECT 2; COMMIT; SELECT %s", [3]), [(3,)])
+        connection.close()
 
     async def test_closed_while_it_waits_for_an_answer(self) -> None:
         """This happens to a statement that takes too long."""

@@ -11,8 +11,8 @@ from taskd.model.states import MOVES, TERMINAL, State
 from tests.faults.load import Load
 from tests.faults.worker import Run
 
-# A repeated claim writes the same row again, which is no change and gets no record. But every write to a finished task
-# gets one, even if it changes nothing. Of a worker, only what is not a plain beat gets a record.
+# A write that does not change the version is no change of state and gets no record: a worker drops a cancelled task. Of
+# a worker, only what is not a plain beat gets a record.
 TRIGGER = """
 CREATE TABLE audit (
     n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, task_id bigint NOT NULL, old text, new text NOT NULL,
@@ -26,15 +26,15 @@ BEGIN
     IF TG_OP = 'INSERT' THEN
         INSERT INTO audit (task_id, new, attempt, worker, dispatch)
         VALUES (NEW.id, NEW.state, NEW.attempt, NEW.worker, NEW.dispatch);
-    ELSIF OLD.finished_at IS NOT NULL OR OLD.state <> NEW.state OR OLD.version <> NEW.version THEN
+    ELSIF OLD.state <> NEW.state OR OLD.version <> NEW.version THEN
         INSERT INTO audit (task_id, old, new, attempt, worker, dispatch, holder, spent, lost, losses, max_attempts)
         VALUES (NEW.id, OLD.state, NEW.state, NEW.attempt, NEW.worker, OLD.dispatch,
-            CASE OLD.state WHEN 'running' THEN OLD.worker END, NEW.attempt = OLD.attempt, NEW.losses > OLD.losses,
-            OLD.losses, OLD.max_attempts);
+            CASE WHEN OLD.state IN ('queued', 'running') THEN OLD.worker END,
+            NEW.attempt = OLD.attempt, NEW.losses > OLD.losses, OLD.losses, OLD.max_attempts);
     END IF;
     RETURN NULL;
 END $$;
-CREATE TRIGGER audit AFTER INSERT OR UPDATE OF state ON tasks FOR EACH ROW EXECUTE FUNCTION audit();
+CREATE TRIGGER audit AFTER INSERT OR UPDATE OF state, version ON tasks FOR EACH ROW EXECUTE FUNCTION audit();
 
 CREATE TABLE worker_audit (
     n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text NOT NULL, state text NOT NULL, stalled text,
@@ -67,6 +67,9 @@ FROM tasks t JOIN users u ON u.id = t.user_id
 SENT = 1.0
 """Seconds within which PostgreSQL executes what a process had sent before it died."""
 
+HELD = {"queued", "running"}
+"""The states in which a worker holds a task."""
+
 _FIRST = {State.WAITING, State.QUEUED}
 
 
@@ -78,9 +81,9 @@ def pid_of(worker: str | None) -> int | None:
 class Change(NamedTuple):
     """A change of state that the trigger recorded. ``at`` is in seconds since 1970.
 
-    ``dispatch`` is that before the change. ``holder`` is the worker that held the task until then, if it was running.
-    ``spent``: the number of the attempt stays. ``lost``: the attempt was lost with its worker; before that the task had
-    ``losses``. ``xact`` names the transaction.
+    ``dispatch`` is that before the change. ``holder`` is the worker that held the task until then, if it was queued or
+    running. ``spent``: the number of the attempt stays. ``lost``: the attempt was lost with its worker; before that the
+    task had ``losses``. ``xact`` names the transaction.
     """
 
     task_id: int
@@ -226,6 +229,9 @@ def taken(changes: Iterable[Change], runs: Iterable[Run], unfit: Iterable[Unfit]
         pid = pid_of(change.holder)
         if pid is None or change.new in _LEFT_TO_THE_WORKER:
             continue
+        if change.new in HELD and change.worker == change.holder:
+            # its worker has it still: it was marked as running
+            continue
         run = ran.get((change.task_id, change.dispatch, pid))
         if run is None or (run.until is not None and run.until <= change.at):
             # the worker has never begun it, or an attempt has ended by itself
@@ -288,17 +294,18 @@ def begun_again(runs: Sequence[Run], killed: Sequence[Killed]) -> list[float]:
 
 
 def run_again(changes: Iterable[Change], killed: Sequence[Killed]) -> list[float]:
-    """Seconds from the death of a worker until each of its tasks was claimed again, in ascending order.
+    """Seconds from the death of a worker until each of its tasks was assigned again, in ascending order.
 
-    PostgreSQL may execute the last statements of the worker after its death: a claimed task counts as its task, and a
-    task that it finished need not run again. A task that never ran again counts as infinite.
+    A server may assign tasks to a worker that is dead already: these count too. PostgreSQL may execute the last
+    statements of the worker after its death: a task that it finished need not run again. A task that was never assigned
+    again counts as infinite.
     """
     by_task = [list(group) for _, group in groupby(sorted(changes, key=lambda c: c.task_id), lambda c: c.task_id)]
     found = []
     for pid, at in killed:
         for history in by_task:
-            had = [n for n, c in enumerate(history) if c.new == "running" and c.pid == pid and c.at <= at + SENT]
+            had = [n for n, c in enumerate(history) if c.new in HELD and c.pid == pid and c.at <= at + SENT]
             after = history[had[-1] + 1 :] if had else []
             if had and not (after and (after[0].at <= at or after[0].new in TERMINAL)):
-                found.append(next((c.at - at for c in after if c.new == "running"), float("inf")))
+                found.append(next((c.at - at for c in after if c.new == "queued"), float("inf")))
     return sorted(found)

@@ -9,7 +9,7 @@ from tests.faults.processes import Line, lasting
 from tests.faults.proxy import Moment, Proxy
 from tests.faults.stage import ATTEMPTS, Stage
 
-STATEMENTS = "create_tasks", "dispatch", "claim", "complete"
+STATEMENTS = "create_tasks", "assign", "look", "complete"
 """Statements that must be safe to repeat. The server sends the first two, the worker the others."""
 
 HIT_SECONDS = 20.0
@@ -18,10 +18,11 @@ HIT_SECONDS = 20.0
 def commits_cut(stage: Stage, *, times: int, moments: Sequence[Moment], rate: float) -> Line:
     """Cut the connection of each statement at each of these moments, ``times`` times."""
     with Proxy(stage.postgres.port) as proxy:
-        # the window is so small that tasks wait, and the dispatcher has work
-        stage.cluster.env |= {"POSTGRES_PORT": str(proxy.port), "TASKD_WINDOW": "5"}
-        stage.start(options=("--slots", "10"))
-        load = stage.load(lasting(0.02, 0.15, max_attempts=ATTEMPTS), rate=rate)
+        stage.cluster.env |= {"POSTGRES_PORT": str(proxy.port)}
+        # a little fewer slots than the tasks ask for, so that some tasks wait, and the dispatcher has work
+        least, most = 0.02, 0.15
+        stage.start(options=("--slots", str(int(rate * (least + most) / 2 * 0.9))))
+        load = stage.load(lasting(least, most, max_attempts=ATTEMPTS), rate=rate)
         load.await_confirmed(int(rate))
         slowest = 0.0
         for _ in range(times):

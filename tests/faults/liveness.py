@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from tests.daemons import Daemon
 from tests.faults.audit import Killed, pid_of
 from tests.faults.load import Load
-from tests.faults.outages import SETTLED, rabbitmq_away, rabbitmq_refuses
+from tests.faults.outages import rabbitmq_away, rabbitmq_refuses
 from tests.faults.processes import Line, await_busy, lasting, running
 from tests.faults.stage import BEAT, SEEN_WITHIN, Stage
 from tests.processes import eventually
@@ -31,7 +31,6 @@ def broker_restart(stage: Stage, *, tasks: int, seconds: float, lease: float) ->
     load = begin(stage, tasks, seconds, more=10)
     for victim in (killed, cut, frozen):
         await_busy(stage, victim, load)
-    time.sleep(SETTLED)
     with rabbitmq_away(stage):
         pass
     back(stage, load)
@@ -89,7 +88,7 @@ def connections_closed(stage: Stage, *, times: int, tasks: int, seconds: float) 
 
 def server_killed_after_batch(stage: Stage, *, times: int, batch: int, seconds: float, alarm: float) -> Line:
     """``kill -9`` of a server 0.1 s after a batch was confirmed, and a memory alarm of RabbitMQ during another batch.
-    Both bring a message twice, and no task runs on two workers at once."""
+    Both lose hints and events; every task runs all the same, and none on two workers at once."""
     stage.start(servers=2, workers=2)
     load = stage.load(lasting(seconds, seconds), total=2 * times * batch, clients=2)
     for n in range(times):
@@ -107,7 +106,7 @@ def server_killed_after_batch(stage: Stage, *, times: int, batch: int, seconds: 
 
 
 def consumer_timeout(stage: Stage, *, timeout: float, tasks: int, seconds: float) -> Line:
-    """RabbitMQ closes channels on which a message is not acked in time, under tasks that take longer."""
+    """RabbitMQ closes channels on which a message is not acked in time. Long tasks must not notice: none is."""
     # RabbitMQ looks at each channel once a minute; the settings hold for channels that are opened from now on
     with stage.rabbitmq.setting(consumer_timeout=int(1000 * timeout), channel_tick_interval=1000):
         stage.start(workers=2)

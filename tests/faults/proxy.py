@@ -62,7 +62,8 @@ class Proxy:
     def triggered(self, query: bytes) -> Moment | None:
         """The moment to cut, if this query is the chosen statement; else None."""
         with self._lock:
-            if self._armed is None or not query.lstrip().startswith(self._armed[0]):
+            # a turn takes a lock first, in the same message
+            if self._armed is None or b"; " + self._armed[0] not in b"; " + query.lstrip():
                 return None
             moment = self._armed[1]
             self._armed = None

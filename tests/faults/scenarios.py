@@ -49,7 +49,11 @@ SCENARIOS: dict[str, Scenario] = {
         {"seconds": 60, "tasks": 2000},
     ),
     "memory_alarm": Scenario(outages.memory_alarm, {"seconds": 3, "rate": 40}, {"seconds": 30, "rate": 100}),
-    "queue_lost": Scenario(outages.queue_lost, {"messages": 150}, {"messages": 2500}),
+    "queues_lost": Scenario(
+        outages.queues_lost,
+        {"times": 2, "rate": 40, "policy": 2},
+        {"times": 10, "rate": 100, "policy": 20},
+    ),
     "commits_cut": Scenario(
         commits.commits_cut,
         {"times": 1, "moments": _CUTS, "rate": 40},

@@ -46,7 +46,7 @@ def judge(
     return {name for name in (*counted, "never_run", "taken", "at_once", "unexplained") if found[name]}
 
 
-GOOD = history(1, ("queued", None, 1), ("running", A, 2), ("completed", A, 3))
+GOOD = history(1, ("queued", A, 1), ("running", A, 2), ("completed", A, 3))
 DONE = Row(1, "ana", "k1", "completed", 1, None, True)
 RAN = Run(1, 1, 1, 1, 2.0, 2.9)
 
@@ -88,7 +88,7 @@ def test_runs() -> None:
 def test_a_task_that_is_taken_from_a_healthy_worker() -> None:
     """It counts unless the worker was unfit then, had never begun it, or its handler had ended."""
     back = Change(1, "running", "waiting", 0, None, 5.0, dispatch=1, holder=A)
-    changes = [*GOOD[:2], back, *history(1, ("queued", None, 6), ("running", B, 7), ("completed", B, 8))[1:]]
+    changes = [*GOOD[:2], back, *history(1, ("queued", B, 6), ("running", B, 7), ("completed", B, 8))[1:]]
     first, second = Run(1, 1, 1, 1, 2.0, 9.0), Run(1, 2, 1, 2, 7.0, 7.9)
 
     def found(*runs: Run, unfit: Sequence[Unfit] = ()) -> set[str]:
@@ -101,6 +101,14 @@ def test_a_task_that_is_taken_from_a_healthy_worker() -> None:
     assert found(first, second, unfit=[Unfit(1, 4.0)]) == set()
     assert found(first, second, unfit=[Unfit(1, 4.0, 4.5)]) == {"taken"}
     assert found(first, second, unfit=[Unfit(2, 4.0)]) == {"taken"}
+
+
+def test_a_task_that_is_marked_as_running() -> None:
+    """It is not taken from its worker, unless another worker gets it."""
+    queued, running, completed = GOOD
+    running = running._replace(at=2.3, holder=A)
+    assert judge([queued, running, completed], [DONE], [RAN], ("k1", 1)) == set()
+    assert judge([queued, running._replace(worker=B), completed], [DONE], [RAN], ("k1", 1)) == {"taken"}
 
 
 def test_runs_at_once() -> None:
@@ -134,18 +142,20 @@ def test_every_spent_attempt_has_a_culprit() -> None:
 
 
 def test_how_soon_tasks_of_a_killed_worker_run_again() -> None:
-    """The tasks that it had at its death count, also those that it claimed or finished a moment later."""
+    """The tasks that it had at its death count, also those that it got or finished a moment later."""
     changes = [
-        *history(1, ("queued", None, 1), ("running", A, 2), ("running", B, 11.5), ("completed", B, 12)),
+        *history(
+            1, ("queued", A, 1), ("running", A, 2), ("waiting", None, 11), ("queued", B, 11.5), ("completed", B, 12)
+        ),
         # never again
-        *history(2, ("queued", None, 1), ("running", A, 2), ("waiting", None, 13)),
-        # claimed by a statement that arrived after the death
-        *history(3, ("queued", None, 1), ("running", A, 10.1), ("waiting", None, 13), ("running", B, 14)),
+        *history(2, ("queued", A, 1), ("running", A, 2), ("waiting", None, 13)),
+        # assigned after the death, before anybody knew of it
+        *history(3, ("queued", A, 10.1), ("waiting", None, 13), ("queued", B, 14)),
         # finished by a statement that arrived after the death
-        *history(4, ("queued", None, 1), ("running", A, 2), ("completed", A, 10.1)),
-        # taken over by another worker before the death
-        *history(5, ("queued", None, 1), ("running", A, 2), ("waiting", None, 5), ("running", B, 6)),
-        *history(6, ("queued", None, 1), ("running", B, 2), ("completed", B, 30)),
+        *history(4, ("queued", A, 1), ("completed", A, 10.1)),
+        # given back before the death
+        *history(5, ("queued", A, 1), ("running", A, 2), ("waiting", None, 5), ("queued", B, 6)),
+        *history(6, ("queued", B, 1), ("running", B, 2), ("completed", B, 30)),
     ]
     assert [round(seconds, 3) for seconds in run_again(changes, [Killed(1, 10.0)])] == [1.5, 4.0, float("inf")]
 

@@ -26,6 +26,6 @@ def test_memory_alarm_of_rabbitmq(own: Services) -> None:
     play("memory_alarm", own)
 
 
-def test_a_queue_is_purged_and_another_one_deleted(own: Services) -> None:
-    """The tasks in them are dispatched again."""
-    play("queue_lost", own)
+def test_queues_are_deleted_and_messages_eaten(own: Services) -> None:
+    """Workers find their tasks in the store."""
+    play("queues_lost", own)

@@ -62,9 +62,8 @@ class Server:
             f"ssl:{self.tls_port}:interface=127.0.0.1:privateKey={key}:certKey={cert}",
         ]
         arguments = [*self._options, *(word for where in listen for word in ("--listen", where))]
-        self.daemon = Daemon.twistd(
-            "taskserver", arguments, {"TASKD_BCRYPT_ROUNDS": "4", "PYTHONPATH": str(self.folder)}, cwd=self.folder
-        )
+        env = {"TASKD_BCRYPT_ROUNDS": "4", "PYTHONPATH": f"{self.folder}{os.pathsep}{ROOT}"}
+        self.daemon = Daemon.twistd("taskserver", arguments, env, cwd=self.folder)
         self.daemon.wait_for(READY)
         return self.daemon
 

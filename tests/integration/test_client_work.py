@@ -118,7 +118,7 @@ class TestProgress:
             assert "\x1b" not in screen.output and "50 %" in screen.output
 
     def test_the_list_and_the_details(self, ana: Client) -> None:
-        task_id = created(ana.ok("add", "paint", "--field", "walls=2", "--field", "pause=5", "--timeout", "30s"))
+        task_id = created(ana.ok("add", "paint", "--field", "walls=2", "--field", "pause=12", "--timeout", "30s"))
         with ana.start("watch", "--json") as watch:
             watch.wait_for('"progress":')
         assert "running 0 %" in ana.ok("list")

@@ -69,7 +69,8 @@ def test_two_servers_two_workers_behind_a_balancer(cluster: Cluster) -> None:
         threads = [threading.Thread(target=submit, args=(name,)) for name in names]
         for thread in threads:
             thread.start()
-        task_id = second.request("new_task", task="seen", payload={"seconds": 0.2})["task_id"]
+        # so long that its begin is stored and announced
+        task_id = second.request("new_task", task="seen", payload={"seconds": 1.5})["task_id"]
         seen = [first.event()["task"] for _ in range(3)]
         assert [(t["id"], t["state"], t["status"]) for t in seen] == [
             (task_id, "queued", "Procesando"),
@@ -98,12 +99,13 @@ def test_two_servers_two_workers_behind_a_balancer(cluster: Cluster) -> None:
             reply = client.request(request["action"], task_id=foreign)
             assert (reply["code"], reply["message"]) == ("not_found", f"you have no task {foreign}")
         assert client.request("wait", task_ids=[foreign])["code"] == "not_found"
-    # outbox and queues are empty at the end
-    eventually(lambda: cluster.rows("SELECT count(*) FROM outbox WHERE published_at IS NULL") == [(0,)], 10)
-    eventually(lambda: "0" in cluster.rabbitmq.ctl("list_queues", "messages", "name").split(), 20)
+    eventually(lambda: cluster.rows("SELECT count(*) FROM tasks WHERE held") == [(0,)], 10)
     for daemon in cluster.daemons:
         assert daemon.terminate(15) == 0
         assert "Traceback" not in daemon.output(), daemon.output()
+    # nothing of taskd stays in RabbitMQ
+    for what in ("queues", "exchanges"):
+        eventually(lambda: "taskd" not in cluster.rabbitmq.ctl(f"list_{what}", "name"), 20)  # noqa: B023
 
 
 def test_one_username_twice_at_the_same_moment(cluster: Cluster) -> None:
@@ -138,6 +140,20 @@ def test_a_worker_that_stops_gives_its_tasks_to_another_unspent(cluster: Cluster
     assert "50 tasks given back" in first.output()
 
 
+def test_daemons_that_name_another_installation_do_not_start(cluster: Cluster) -> None:
+    """The first one has named it; one that names none takes what it finds."""
+    cluster.launch_server(TASKD_INSTALLATION="Staging-2").wait_for("is ready on port")
+    cluster.launch_worker().wait_for("worker takes tasks")
+    refused = cluster.launch_worker("--installation", "production")
+    assert refused.wait(20) == 1
+    line = "taskworker: TASKD_INSTALLATION is production, but the database belongs to the installation Staging-2: "
+    assert line in refused.output()
+    assert cluster.full_name("x") == "taskd.Staging-2.x"
+    with user(cluster.ports[0], "ana") as client:
+        task_id = client.request("new_task", task="t", payload={"seconds": 0})["task_id"]
+        assert client.request("wait", task_ids=[task_id], timeout=10)["done"]
+
+
 def test_queues_have_workers_of_their_own(cluster: Cluster) -> None:
     """A task goes to its queue, and only workers of that queue get it."""
     other = services.unique("other")
@@ -147,7 +163,7 @@ def test_queues_have_workers_of_their_own(cluster: Cluster) -> None:
         here = client.request("new_task", task="t", payload={"seconds": 0})["task_id"]
         there = client.request("new_task", task="t", payload={"seconds": 0}, queue=other)["task_id"]
         assert client.request("wait", task_ids=[there], timeout=10)["done"]
-        assert client.request("get_task", task_id=here)["task"]["state"] == "queued"
+        assert client.request("get_task", task_id=here)["task"]["state"] == "waiting"
         assert client.request("new_task", task="t", queue="nowhere")["field"] == "queue"
         assert client.request("cancel_task", task_id=here)["task"]["status"] == "Cancelada"
         assert client.request("cancel_task", task_id=there)["code"] == "conflict"

@@ -92,7 +92,7 @@ def test_a_watch_sees_every_change_of_a_task(embedded: Embedded) -> None:
     embedded.start()
     with embedded.client() as client:
         assert client.request("watch")["tasks"] == []
-        task_id = client.request("new_task", task="live", payload={"seconds": 0.1})["task_id"]
+        task_id = client.request("new_task", task="live", payload={"seconds": 1})["task_id"]
         tasks = [client.event()["task"] for _ in range(3)]
         assert {t["id"] for t in tasks} == {task_id}
         assert [(t["status"], t["state"]) for t in tasks] == [
@@ -205,7 +205,7 @@ def test_a_port_in_use_is_refused(embedded: Embedded) -> None:
             "--slots must be a whole number from 1 to 100000, not 'x'",
         ),
         (
-            ["taskworker", "--queue", "amq.no"],
+            ["taskworker", "--queue", "a#b"],
             {"RABBITMQ_HOST": "mq", "POSTGRES_HOST": "db"},
             "--queue: a queue's name",
         ),
@@ -236,6 +236,18 @@ def test_a_database_of_a_newer_taskd_is_refused(embedded: Embedded) -> None:
     database.close()
     line = refused_start(embedded.folder, "taskserver", "--listen", f"tcp:{embedded.port}:interface=127.0.0.1")
     assert line.startswith("the database has schema version 9999, this taskd knows only ")
+
+
+def test_a_database_of_another_installation_is_refused(embedded: Embedded) -> None:
+    """The line of error names both."""
+    embedded.start().terminate()
+    database = sqlite3.connect(embedded.folder / "taskd-data" / "taskd.sqlite3")
+    [(found,)] = database.execute("SELECT id FROM installation")
+    database.close()
+    listen = f"tcp:{embedded.port}:interface=127.0.0.1"
+    line = refused_start(embedded.folder, "taskserver", "--listen", listen, "--installation", "elsewhere")
+    expected = f"TASKD_INSTALLATION is elsewhere, but the database belongs to the installation {found}: "
+    assert line.startswith(expected)
 
 
 def test_the_help_of_both_daemons_names_their_options(tmp_path: Path) -> None:

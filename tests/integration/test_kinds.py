@@ -430,7 +430,7 @@ def test_handlers_in_plugins_of_twisted_are_found(tmp_path: Path) -> None:
     )
     port = free_port()
     listen = ["--listen", f"tcp:{port}:interface=127.0.0.1"]
-    env = {"PYTHONPATH": str(tmp_path / "site"), "TASKD_BCRYPT_ROUNDS": "4"}
+    env = {"PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}", "TASKD_BCRYPT_ROUNDS": "4"}
     for _ in range(2):
         # the second time, Twisted has a cache of its plugins
         with Daemon.twistd("taskserver", listen, env, cwd=tmp_path) as daemon:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
@@ -26,7 +27,8 @@ from tests.daemons import Daemon, LineClient, free_port
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
 
-PATH = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
+ROOT = Path(__file__).resolve().parents[2]
+PATH = ROOT / "docs" / "protocol.md"
 PAGE = PATH.read_text("utf-8")
 
 ID_KEYS = {"token", "cursor", "user_id", "task_id", "task_ids", "duplicates"}
@@ -34,6 +36,8 @@ ID_KEYS = {"token", "cursor", "user_id", "task_id", "task_ids", "duplicates"}
 
 TIME_KEYS = {"created_at", "run_at", "started_at", "finished_at", "ended_at", "since", "at"}
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
+MEASURED_KEYS = {"rate", "rate_seconds", "oldest"}
+
 MESSAGE_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC")
 """The form of a time in a message for people."""
 
@@ -117,6 +121,8 @@ def compare(shown: Any, real: Any, bindings: Bindings, path: str = "", key: str 
         datetime.fromisoformat(real.replace("Z", "+00:00"))
     elif key in ("node", "version", "worker") and isinstance(shown, str):
         assert isinstance(real, str) and real, f"{path} is {real!r}"
+    elif key in MEASURED_KEYS and shown is not None:
+        assert isinstance(shown, float | int) and isinstance(real, float | int), f"{path} is {real!r}"
     else:
         expected = shown
         if key == "message":
@@ -132,12 +138,19 @@ class Server:
         self.bindings = Bindings()
         self.passwords: dict[str, str] = {}
         # With the default cost, hashing passwords would take most of the time of this test.
-        env = {"TASKD_BCRYPT_ROUNDS": "4", "PYTHONPATH": str(folder)}
+        env = {"TASKD_BCRYPT_ROUNDS": "4", "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
         (folder / "counting.py").write_text(HANDLERS, "utf-8")
         listen = f"tcp:{self.port}:interface=127.0.0.1"
         slots = [word for way in ("slots", "threads", "processes") for word in (f"--{way}", "1")]
         options = [*slots, "--handlers", "counting", "--listen", listen]
-        self.daemon = Daemon.twistd("taskserver", options, env, cwd=folder)
+        root = {"username": "root", "password": "correct horse"}
+        self.passwords[root["username"]] = root["password"]
+        # an admin registers before the settings name the admin
+        with Daemon.twistd("taskserver", options, env, cwd=folder) as first:
+            first.wait_for("is ready on port")
+            with self.client() as client:
+                assert client.request("register", **root)["ok"]
+        self.daemon = Daemon.twistd("taskserver", options, {**env, "TASKD_ADMINS": "root"}, cwd=folder)
         self.daemon.wait_for("is ready on port")
         # A new task is not queued at once before the server has read its backlog; the page shows it queued.
         with self.client() as client:
@@ -273,6 +286,14 @@ def test_the_fields_of_kinds_and_attempts_match_the_code() -> None:
         ("| field of a kind |", ServedKind._fields),
     ):
         table = PAGE.partition(heading)[2].partition("\n\n")[0]
+        assert re.findall(r"^\| (\w+) \|", table, re.MULTILINE) == list(fields)
+
+
+def test_the_fields_of_an_overview_match_its_example() -> None:
+    """The example is compared with the server."""
+    [reply] = [r for b in BLOCKS for mark, text in b.lines if mark == "<" and "rate_seconds" in (r := json.loads(text))]
+    for heading, fields in (("| field of the reply |", list(reply)[3:]), ("| field of a route |", reply["routes"][0])):
+        table = PAGE.partition("\n### overview\n")[2].partition(heading)[2].partition("\n\n")[0]
         assert re.findall(r"^\| (\w+) \|", table, re.MULTILINE) == list(fields)
 
 

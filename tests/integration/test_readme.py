@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,6 +60,10 @@ VARIABLE = [
     (re.compile(r"\b\d+ s\b"), "AGE"),
     (re.compile(r" {2,}"), "  "),
 ]
+
+RUNNING = re.compile(r"\d\d:\d\d:\d\d +\d+ +(running|en curso) ")
+READING = re.compile(r"bin/taskclient (list|show)\b")
+READING_SECONDS = 10.0
 
 # netcat has several incompatible versions, so this one replaces it: it sends, closes that direction, and prints.
 NETCAT = """#!{python}
@@ -145,7 +150,7 @@ class Stage:
         self._daemon = Daemon.twistd("taskserver", ["--listen", listen], variables, cwd=self._folder)
         self._daemon.wait_for("is ready on port")
         if start.variables:
-            self._daemon.wait_for("is open: a worker serves it")
+            self._daemon.wait_for(": a worker serves it")
 
     def stop(self) -> None:
         """End the server in order. Raises AssertionError if it logged a traceback."""
@@ -208,7 +213,22 @@ def test_the_transcripts_are_what_a_user_sees(page: Path, programs: set[str], st
         elif isinstance(each, Module):
             stage.write(each)
         else:
-            compare_output(each, stage.run(each), bindings)
+            run(each, stage, bindings)
+
+
+def run(step: Step, stage: Stage, bindings: Bindings) -> None:
+    """Run a command and check what it shows. A reader types slower than this test: what only reads may be run again
+    until the tasks are as far as on the page."""
+    until = time.monotonic() + READING_SECONDS
+    while True:
+        real = stage.run(step)
+        try:
+            compare_output(step, real, bindings)
+        except AssertionError:
+            if not READING.match(step.command) or time.monotonic() > until:
+                raise
+        else:
+            return
 
 
 def compare_output(step: Step, real: list[str], bindings: Bindings) -> None:
@@ -218,6 +238,9 @@ def compare_output(step: Step, real: list[str], bindings: Bindings) -> None:
         for left, right in zip(step.shown, real, strict=True):
             compare(json.loads(left), json.loads(right), bindings)
     else:
+        if not any(RUNNING.match(line) for line in step.shown):
+            # a task that takes no time on the page may take a quarter of a second on a busy machine
+            real = [line for line in real if not RUNNING.match(line)]
         assert [normal(line) for line in step.shown] == [normal(line) for line in real], step.command
 
 
