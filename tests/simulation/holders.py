@@ -124,7 +124,7 @@ class Series:
     """One server's series of polls: since when every poll was answered in time. None: it is broken now.
 
     ``seen_connected`` are the workers whose connection to the database it has seen open in this series. At ``reset_at``
-    the server began to count from 0, because it has just started or a poll has failed.
+    the server began to count from 0: it has just started, or a poll has failed.
     """
 
     def __init__(self, server: ServerProcess, now: float) -> None:
@@ -148,7 +148,7 @@ class Series:
             self.since = now
 
     def saw(self, poll: WorkerPoll) -> None:
-        """The server has this answer of a poll."""
+        """The server looks at this answer of a poll."""
         if poll.epoch != self._epoch:
             self._epoch = poll.epoch
             self.seen_connected.clear()
@@ -197,9 +197,9 @@ class Holders:
         if holder is not None:
             holder.beat, holder.hindered, holder.disturbed, holder.lost = self._now(), 0.0, 0, None
 
-    def polled(self, server: ServerProcess, poll: WorkerPoll) -> None:
-        """A server has the answer of a poll. It knows from nothing else who was connected."""
-        server.series.saw(poll)
+    def polled(self, series: Series, poll: WorkerPoll) -> None:
+        """A server looks at the answer of a poll. It knows from nothing else who was connected."""
+        series.saw(poll)
         if poll.epoch == str(self._world.database.epoch):
             for status in poll.workers:
                 if status.connected and (holder := self.by_name.get(status.info.name)) is not None:

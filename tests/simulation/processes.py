@@ -16,6 +16,7 @@ from taskd.model.errors import Unavailable
 from taskd.model.limits import DEFAULT_ATTEMPTS
 from taskd.model.tasks import DEFAULT_KIND, Task
 from taskd.ports.handler import ITaskContext, ITaskHandler
+from taskd.ports.workers import WorkerPoll
 from taskd.server.task_server import TaskServer
 from taskd.worker.attempt import Attempt
 from taskd.worker.runner import Runner
@@ -151,6 +152,23 @@ class ServerProcess(Process):
             lease=plan.lease,
             node=name,
         )
+        self._tell_what_liveness_knows()
+
+    def _tell_what_liveness_knows(self) -> None:
+        """Not every answer of a poll counts: some polls ask only whether the database is the same."""
+        world, series, liveness = self.world, self.series, self.server.scheduler.liveness
+        look, count_anew = liveness._look, liveness._break
+
+        def tell_and_look(poll: WorkerPoll, began: float, prompt: bool) -> None:
+            world.holders.polled(series, poll)
+            look(poll, began, prompt)
+
+        def tell_and_count_anew(why: str) -> None:
+            series.reset_at = world.clock.seconds()
+            count_anew(why)
+
+        liveness._look = tell_and_look  # type: ignore[method-assign]
+        liveness._break = tell_and_count_anew  # type: ignore[method-assign]
 
     @property
     def accepting(self) -> bool:

@@ -151,13 +151,7 @@ class StoreLink:
         del self._open[call]
         process, good = self._process, not isinstance(result, Exception)
         if call.name in _SERIES:
-            server = cast("ServerProcess", process)
-            server.series.answered(call, self._world.clock.seconds(), good)
-            if call.name == "poll_workers":
-                if good:
-                    self._world.holders.polled(server, result)
-                else:
-                    server.series.reset_at = self._world.clock.seconds()
+            cast("ServerProcess", process).series.answered(call, self._world.clock.seconds(), good)
         elif call.name == "beat":
             name = call.args[0]
             if not good:
