@@ -82,10 +82,10 @@ class CheckedConnection:
         """Changes since this time that this connection should have got and did not get."""
         if not self._watching or self.over:
             return []
-        changed = [known for known in self._referee.tasks.values() if known.changed > since]
+        changed = [known for known in self._referee.tasks.values() if known.told > since]
         mine = [known for known in changed if known.text.startswith(f"{self._client.user.name} ")]
         # a task that ended before this watch began may be too old for its snapshot
-        mine = [known for known in mine if known.changed > self._watched_at or known.task_id in self._seen]
+        mine = [known for known in mine if known.told > self._watched_at or known.task_id in self._seen]
         return [f"task {k.task_id} version {k.version}" for k in mine if self._seen.get(k.task_id) != k.version]
 
     def close(self) -> None:

@@ -108,6 +108,8 @@ class Known:
     losses: int
     changed: float
     """The time of its last change."""
+    told: float
+    """The time of the last change that gets an event: one of its version."""
     history: dict[int, set[State]]
     """The states that it had at each version: several if a database crash undid a change that clients had already seen,
     as the version number is then used again."""
@@ -164,8 +166,9 @@ class Referee:
         if bool(c.held) != queued or (c.worker is not None) != queued:
             self.fail(HELD, f"a new task is {c}, held: {c.held}")
         self.texts[c.text] = c.task_id
+        now = self._now()
         self.tasks[c.task_id] = Known(
-            c.task_id, c.text, state, c.attempt, c.dispatch, 1, c.worker, queued, 0, self._now(), {1: {state}}
+            c.task_id, c.text, state, c.attempt, c.dispatch, 1, c.worker, queued, 0, now, now, {1: {state}}
         )
         if queued:
             self.assigned_at[c.task_id, c.dispatch] = self.last_assigned = self._now()
@@ -207,6 +210,7 @@ class Referee:
             self.fail(HELD, f"{what}, held from {c.old_held} to {c.held}")
         known.state, known.attempt, known.dispatch, known.worker = new, c.attempt, c.dispatch, c.worker
         known.version, known.held, known.losses, known.changed = c.version, bool(c.held), c.losses, self._now()
+        known.told = known.changed
         if new is State.QUEUED:
             self.assigned_at[c.task_id, c.dispatch] = self.last_assigned = self._now()
         known.history.setdefault(c.version, set()).add(new)
@@ -229,6 +233,7 @@ class Referee:
             self._note("world", "undoes", f"task {c.task_id}: {c.old_state} -> {c.state}")
             known = self.tasks[c.task_id]
             known.state, known.version, known.changed = _STATES[c.old_state], c.old_version, self._now()
+            known.told = known.changed
             known.attempt, known.dispatch, known.worker = c.old_attempt, c.old_dispatch, c.old_worker
             known.held = bool(c.old_held)
 
