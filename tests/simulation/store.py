@@ -225,12 +225,16 @@ class StoreLink:
         if locked > 0 and call.name not in _WITHOUT_TASKS:
             self._note_disturbance()
             if locked > STATEMENT_TIMEOUT:
-                timed_out = Unavailable("canceling statement due to statement timeout")
-                self._world.clock.call(None, STATEMENT_TIMEOUT, answer, timed_out)
+                self._world.clock.call(None, STATEMENT_TIMEOUT, self._time_out, answer)
             else:
                 self._world.clock.call(None, locked, self._arrive, call, answer)
             return
         answer(self._perform(call))
+
+    def _time_out(self, answer: Any) -> None:
+        # a fault may have ended meanwhile, and a process still waits for this answer
+        self._world.late_effect()
+        answer(Unavailable("canceling statement due to statement timeout"))
 
     def _perform(self, call: _Call) -> Any:
         process, database, holders = self._process, self._database, self._world.holders
