@@ -118,7 +118,7 @@ def test_a_killed_and_restarted_server_loses_no_confirmed_task(embedded: Embedde
     daemon = embedded.start("--slots", "5")
     with embedded.client() as client:
         token = client.request("login", username="ana", password="correct horse")["token"]
-        ids = client.request("new_tasks", tasks=[{"task": "t", "payload": {"seconds": 0.3}}] * 20)["task_ids"]
+        ids = client.request("new_tasks", tasks=[{"task": "t", "payload": {"seconds": 1}}] * 20)["task_ids"]
         eventually(lambda: len(client.request("get_tasks", state="running")["tasks"]) == 5, 10)
         daemon.kill()
     embedded.start("--slots", "50")
