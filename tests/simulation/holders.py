@@ -188,8 +188,12 @@ class Holders:
 
     def registered(self, process: WorkerProcess, name: str) -> None:
         """A worker has registered under this name."""
-        if name not in self.by_name:
+        holder = self.by_name.get(name)
+        if holder is None:
             self.by_name[name] = Holder(name, process, self._now())
+        elif holder.state == "deleted":
+            # a registration that was counted as lost has come after the worker's end: only its silence tells
+            holder.state, holder.changed, holder.beat = "serving", self._now(), self._now()
 
     def beaten(self, name: str) -> None:
         """The database has stored a beat."""
