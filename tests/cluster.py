@@ -69,11 +69,6 @@ class Cluster:
         """The rows of a query."""
         return self._postgres.query(sql, database=self._database)
 
-    def full_name(self, route: str) -> str:
-        """The name of a route's queue in RabbitMQ. A daemon must have made the database."""
-        [(installation,)] = self.rows("SELECT id FROM installation")
-        return f"taskd.{installation}.{route}"
-
     def close(self) -> None:
         """Kill the daemons, and stop nginx."""
         self._stack.close()

@@ -148,7 +148,7 @@ def test_daemons_that_name_another_installation_do_not_start(cluster: Cluster) -
     assert refused.wait(20) == 1
     line = "taskworker: TASKD_INSTALLATION is production, but the database belongs to the installation Staging-2: "
     assert line in refused.output()
-    assert cluster.full_name("x") == "taskd.Staging-2.x"
+    assert cluster.rows("SELECT id FROM installation") == [("Staging-2",)]
     with user(cluster.ports[0], "ana") as client:
         task_id = client.request("new_task", task="t", payload={"seconds": 0})["task_id"]
         assert client.request("wait", task_ids=[task_id], timeout=10)["done"]
