@@ -192,9 +192,13 @@ def test_any_other_start_that_fails_ends_the_process(
 
 def test_the_broker_starts_when_the_store_has(daemon: Stopping, monkeypatch: pytest.MonkeyPatch) -> None:
     """It needs the id of the installation. The work begins when the broker is ready, or without it."""
-    monkeypatch.setattr(daemon, "fail", lambda failure: None)
     store, broker = daemon.parts
     calls: list[str] = []
+
+    async def begin() -> None:
+        daemon.begun += 1
+
+    monkeypatch.setattr(daemon, "begin", begin)
 
     def start() -> Deferred[None]:
         calls.append("broker")
