@@ -5,7 +5,7 @@ one line of JSON for each case:
 
 - ``shares``: ten users with due work throughout, each with tasks of another length, from 0.05 to 10 seconds, on 100
   slots. ``jain`` is the least of Jain's index over all windows of 5 seconds, from one longest task after the last user
-  has joined; 1 is perfectly fair. Source of the index: Jain, Chiu, Hawe, "A quantitative measure of fairness", 1984.
+  has joined; 1 is perfectly fair.
 - ``weights``: three users with the weights 1, 2 and 4 on 70 slots: ``error`` is the largest relative difference of a
   user's share in 30 seconds from what its weight says.
 - ``kinds``: a user with 40 kinds beside a user with one: ``share`` is what the first one gets of all slot time; 0.5 is
@@ -21,22 +21,20 @@ import contextlib
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bench.fairness_handlers import KINDS
 from bench.harness import Deployment, Failed, Figures, Services, emit, folder, wait_until
 from taskd import __version__
 from taskd.protocol.limits import MAX_BATCH
+from tests.slot_time import Span, jain, slot_seconds
 
 LENGTHS = [round(0.05 * 200 ** (n / 9), 3) for n in range(10)]
 """Seconds that a task of each of the ten users takes: 0.05 to 10."""
 
 WINDOW = 5.0
 STEP = 1.0
-
-Span = tuple[int, float, float]
-"""A user, and when a task of the user began and ended, in seconds."""
 
 
 class Bench:
@@ -79,7 +77,7 @@ class Bench:
         else:
             first, last = "started_at / 1e6", "finished_at / 1e6"
         rows = self.query(f"SELECT user_id, {first}, {last} FROM tasks WHERE started_at IS NOT NULL")
-        return [(user, began, float("inf") if ended is None else ended) for user, began, ended in rows]
+        return [Span(user, began, float("inf") if ended is None else ended) for user, began, ended in rows]
 
     def begun_at(self, task_id: int) -> float:
         """Seconds from the creation of a task until it began, once it has ended."""
@@ -97,22 +95,6 @@ class Bench:
 
         wait_until(ended, 120, "the newcomer's task has ended", 0.05)
         return round(found[0], 3)
-
-
-def slot_seconds(spans: Sequence[Span], since: float, until: float) -> dict[int, float]:
-    """What each user had of the slots in a period."""
-    found: dict[int, float] = {}
-    for user, began, ended in spans:
-        part = min(ended, until) - max(began, since)
-        if part > 0:
-            found[user] = found.get(user, 0.0) + part
-    return found
-
-
-def jain(values: Sequence[float]) -> float:
-    """Jain's index of fairness: 1 if all values are equal, 1 / n if one has everything."""
-    squares = sum(v * v for v in values)
-    return sum(values) ** 2 / (len(values) * squares) if squares else 0.0
 
 
 def shares(bench: Bench, slots: int, seconds: float) -> Figures:
@@ -199,11 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _play(case: str, options: argparse.Namespace, services: Services | None) -> None:
     slots = options.slots or {"weights": 70, "newcomer": 4}.get(case, 100)
-    env: Mapping[str, str] = {
-        "TASKD_HANDLERS": "bench.fairness_handlers",
-        "TASKD_BCRYPT_ROUNDS": "4",
-        "TASKD_ADMINS": "admin",
-    }
+    env = {"TASKD_HANDLERS": "bench.fairness_handlers", "TASKD_BCRYPT_ROUNDS": "4"}
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(folder())
         deployment = Deployment(place, services, servers=options.servers, slots=slots, env=env)

@@ -30,6 +30,7 @@ from tests.simulation.broker import SimBroker
 from tests.simulation.broker_link import BrokerLink
 from tests.simulation.clock import START, OwnClock, Owner, SimClock
 from tests.simulation.database import at_once
+from tests.slot_time import Span, slot_seconds
 
 QUEUE = "tasks"
 BATCH = 1000
@@ -39,14 +40,6 @@ STORE_SECONDS = 0.001
 
 HORIZON = 0.1
 """Seconds of work that may be on their way to each slot."""
-
-
-class Span(NamedTuple):
-    """A task of a user held a slot from ``began`` to ``ended``, in seconds of the game."""
-
-    user: int
-    began: float
-    ended: float
 
 
 class CalmPlan(NamedTuple):
@@ -280,16 +273,5 @@ class Game:
 
     def slot_seconds(self, since: float, until: float) -> Mapping[int, float]:
         """What each user had of the slots in a period."""
-        found: dict[int, float] = {}
-        still = (Span(user, began, self.now) for (user, _), began in self.running.items())
-        for user, began, ended in (*self.spans, *still):
-            part = min(ended, until) - max(began, since)
-            if part > 0:
-                found[user] = found.get(user, 0.0) + part
-        return found
-
-
-def jain(values: Sequence[float]) -> float:
-    """Jain's index of fairness: 1 if all values are equal, 1 / n if one has everything."""
-    squares = sum(v * v for v in values)
-    return sum(values) ** 2 / (len(values) * squares) if squares else 0.0
+        still = [Span(user, began, self.now) for (user, _), began in self.running.items()]
+        return slot_seconds([*self.spans, *still], since, until)

@@ -14,7 +14,8 @@ from taskd.worker import begins
 from taskd.worker.begins import Begins
 from taskd.worker.held import HeldTask
 from taskd.worker.slots import SlotPool
-from tests.simulation.fairness import HORIZON, Game, jain
+from tests.simulation.fairness import HORIZON, Game
+from tests.slot_time import jain
 
 LENGTHS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Seconds that a task of each of ten users takes."""
