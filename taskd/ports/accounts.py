@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable
 
 import msgspec
 from zope.interface import Interface
@@ -39,6 +39,3 @@ class IAccountStore(Interface):
     def set_weight(key: str, weight: float) -> Awaitable[bool]:
         """Set a user's share of the slots, compared with the weights of the others (1 at first). False if there is no
         such user."""
-
-    def usernames(user_ids: Sequence[int]) -> Awaitable[Mapping[int, str]]:
-        """The names of those of these users that exist, by id."""

@@ -42,15 +42,13 @@ _PICTURES = frozenset({"poll_workers", "look", "standing"})
 """Calls whose answers tell what was, and may be old when they arrive."""
 
 READS = frozenset(
-    {"find_user", "find_session", "find_keys", "find_tasks", "get_tasks", "list_tasks", "count_tasks", "usernames"}
+    {"find_user", "find_session", "find_keys", "find_tasks", "get_tasks", "list_tasks", "count_tasks"}
     | {"find_states", "get_listed", "failed_attempts", "read_log", "log_bytes", "look", "standing"}
 )
 """Calls that a database which takes no changes answers. A poll is not one of them: beats fail then, and nobody may
 count their absence."""
 
-_WITHOUT_TASKS = frozenset(
-    {"beat", "poll_workers", "register", "worker_draining", "worker_gone", "find_session", "usernames"}
-)
+_WITHOUT_TASKS = frozenset({"beat", "poll_workers", "register", "worker_draining", "worker_gone", "find_session"})
 """Calls that a lock on the table of the tasks does not keep waiting."""
 
 
@@ -403,9 +401,6 @@ class StoreLink:
 
     def poll_workers(self) -> Awaitable[WorkerPoll]:
         return self._call("poll_workers")
-
-    def usernames(self, user_ids: Sequence[int]) -> Awaitable[Mapping[int, str]]:
-        return self._call("usernames", user_ids)
 
     def get_tasks(self, user_id: int, ids: Sequence[int]) -> Awaitable[Sequence[Task]]:
         return self._call("get_tasks", user_id, ids)

@@ -197,12 +197,6 @@ class Connection(Protocol):
         """Whether channels can be opened and used."""
         return self.close_reason is None and bool(self._impl.is_open)
 
-    @property
-    def major_version(self) -> int:
-        """RabbitMQ's major version; 0 if the server does not send it."""
-        major, _, _ = str((self._impl.server_properties or {}).get("version")).partition(".")
-        return int(major) if major.isdecimal() else 0
-
     async def call(self, method: str, **arguments: Any) -> Any:
         """The reply to a method on a channel of its own, because a refusal closes the channel. Raises ConnectionLost.
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 from taskd.model.users import User
 from taskd.ports.accounts import Account
-from taskd.store.postgres.arrays import array
 from taskd.store.postgres.database import PostgresDatabase
-from taskd.store.refusals import check_text, username_in_use, valid_ids
+from taskd.store.refusals import check_text, username_in_use
 
 PREPARED = {
     # Returns no row when the key is taken, also by an earlier run of the same registration.
@@ -28,7 +25,6 @@ WHERE s.token_hash = $1 AND s.expires_at > now()
 """,
     "set_weight": "UPDATE users SET weight = $2 WHERE username_key = $1 RETURNING id",
     "close_session": "DELETE FROM sessions WHERE token_hash = $1",
-    "usernames": "SELECT id, username FROM users WHERE id = ANY ($1::bigint[])",
 }
 
 
@@ -59,6 +55,3 @@ class PostgresAccounts(PostgresDatabase):
 
     async def set_weight(self, key: str, weight: float) -> bool:
         return bool(await self._call("set_weight", check_text(key), weight))
-
-    async def usernames(self, user_ids: Sequence[int]) -> Mapping[int, str]:
-        return dict(await self._call("usernames", array(valid_ids(user_ids))))

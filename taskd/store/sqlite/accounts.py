@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
 from sqlite3 import Cursor
 
 from taskd.model.users import User
 from taskd.ports.accounts import Account
-from taskd.store.refusals import check_text, username_in_use, valid_ids
+from taskd.store.refusals import check_text, username_in_use
 from taskd.store.sqlite.database import SqliteDatabase, transaction
 
 # Returns no row when the key is taken, also by an earlier run of the same registration.
@@ -25,7 +23,6 @@ WHERE s.token_hash = ? AND s.expires_at > ?
 """
 CLOSE_SESSION = "DELETE FROM sessions WHERE token_hash = ?"
 SET_WEIGHT = "UPDATE users SET weight = ? WHERE username_key = ?"
-USERNAMES = "SELECT id, username FROM users WHERE id IN (SELECT value FROM json_each(?))"
 
 
 class SqliteAccounts(SqliteDatabase):
@@ -62,7 +59,3 @@ class SqliteAccounts(SqliteDatabase):
     @transaction
     def set_weight(self, db: Cursor, now: int, key: str, weight: float) -> bool:
         return db.execute(SET_WEIGHT, (weight, check_text(key))).rowcount > 0
-
-    @transaction
-    def usernames(self, db: Cursor, now: int, user_ids: Sequence[int]) -> Mapping[int, str]:
-        return dict(db.execute(USERNAMES, (json.dumps(valid_ids(user_ids)),)))

@@ -45,11 +45,6 @@ class AccountTests(StoreCase):
         self.assertIsNone(await self.store.find_session(b"old"))
         self.assertEqual(await self.store.find_session(b"new"), self.ana)
 
-    async def test_usernames(self) -> None:
-        found = await self.store.usernames([self.ana.id, self.ben.id, self.ana.id, 10**15, 10**30, -1])
-        self.assertEqual(dict(found), {self.ana.id: "Ana", self.ben.id: "Ben"})
-        self.assertEqual(dict(await self.store.usernames([])), {})
-
     async def test_a_weight_is_set_for_a_user_that_exists(self) -> None:
         self.assertTrue(await self.store.set_weight("ana", 2.5))
         self.assertTrue(await self.store.set_weight("ana", 2.5))
