@@ -74,7 +74,8 @@ class EndRates:
             found = step.all if user_id is None else step.by_user.get(user_id)
             if found:
                 total.update(found)
-        return {route: number * 60.0 / self.seconds for route, number in total.items()}
+        seconds = self.seconds
+        return {route: number * 60.0 / seconds for route, number in total.items()}
 
     def _now(self) -> int:
         return int(self._clock.seconds() // STEP)

@@ -72,8 +72,8 @@ class Subscriber:
             self._hub.deliver(batch.changes)
 
     def _refuse(self, installation: str) -> None:
-        # the broker's names keep installations apart, unless an operator binds their exchanges together: users must not
-        # hear of the users of another
+        # the broker's names keep installations apart, unless an operator binds their exchanges together: no user may
+        # get events of another installation
         if not self._refused:
             self._refused = True
             text = "refused an event batch of installation {other}, others will be refused silently; this is {own}"

@@ -52,7 +52,7 @@ class WorkerPool:
         self.credit.turn_begins()
 
     def turn_ended(self, turn: Turn) -> None:
-        """Believe what a turn has found."""
+        """Take over what a turn has found."""
         self.after_user = turn.after_user
         self.backlog = turn.backlog or self._joined
         self.credit.turn_ended(turn.room, self.open_workers)

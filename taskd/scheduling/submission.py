@@ -28,7 +28,7 @@ class Submitter:
     """Callers get their answer after the commit; events and hints are sent after that.
 
     A task that the fast path places is assigned by its creation. Any other task waits in the store: behind older tasks,
-    until it is due, or for a worker that serves its route. The dispatcher is told of what waits."""
+    until it is due, or for a worker that serves its route. The submitter tells the dispatcher what waits."""
 
     def __init__(
         self,

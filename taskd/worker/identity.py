@@ -23,7 +23,7 @@ class Identity:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the worker may believe that it counts as alive under this name."""
+        """Whether the store counts this name as alive, as far as the worker knows."""
         return self._clock.seconds() < self._alive_until
 
     def heard(self, sent: float) -> None:

@@ -62,7 +62,8 @@ class Returns:
                 self._clock.callLater(CANCEL_SECONDS, self._send_hung, held)
 
     def drop(self, held: HeldTask) -> None:
-        """It is not this worker's any more: stop it. Nothing that comes of it counts, and the store is told nothing."""
+        """The task was taken back: stop its attempt and forget it. Its outcome and reports do not count, so the worker
+        does not send them."""
         before, held.state = held.state, HeldState.DROPPED
         if before is HeldState.WAITING:
             held.pool.remove(held)

@@ -222,8 +222,8 @@ def _attempts(outcomes: Sequence[Outcome]) -> tuple[str, str, str]:
 async def _release(
     connection: PostgresConnection, again: bool, worker: str, columns: Sequence[str], stopping: bool
 ) -> Rows:
-    """Release tasks. The rows of those that wait now, also if an earlier run has done it: somebody must hear of
-    them."""
+    """Release tasks. The rows of those that wait now, also of those that an earlier run has released: its caller got
+    no answer, so nobody has announced them."""
     rows = await connection.call("release", worker, *columns, stopping)
     if again:
         found = {row[0] for row in rows}

@@ -48,7 +48,8 @@ class _User:
         return task, self._next is not None
 
     def share(self) -> float:
-        """What decides whose turn it is. Rounded, so that the order of additions makes nobody unequal."""
+        """The load by weight: the user with the least is next. Rounded, since the order of additions changes the last
+        digits of equal loads."""
         return round(self.load, 9) / self._weight
 
 
