@@ -26,7 +26,7 @@ from typing import Any
 
 import psutil
 
-from bench.harness import Deployment, Failed, Figures, Meter, Services, emit, folder, wait_until
+from bench.harness import Deployment, Failed, Figures, Meter, Services, emit, folder, run_benchmark, wait_until
 from taskd import __version__
 
 USERS = 4
@@ -57,25 +57,22 @@ _WAITED = "SELECT extract(epoch FROM started_at - created_at)::float8 FROM tasks
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure as the options say. Returns the exit status."""
     options = _options(arguments)
-    try:
-        with contextlib.ExitStack() as stack:
-            services = Services()
-            stack.callback(services.stop)
-            place = stack.enter_context(folder())
-            without = stack.enter_context(_Case(place, "without", services))
-            with_it = stack.enter_context(_Case(place, "with", services))
-            filling = with_it.fill(options.backlog, options.seconds)
-            rounds = []
-            for n in range(options.repeat):
-                # in alternating order, so that other load of the machine affects both
-                cases = (without, with_it) if n % 2 == 0 else (with_it, without)
-                found = {case: case.measure(options) for case in cases}
-                rounds.append((found[without], found[with_it]))
-            emit(_line(options, rounds) | {"fill_s": filling})
-    except (Failed, AssertionError) as e:
-        print(f"bench: {e}", file=sys.stderr)
-        return 1
-    return 0
+    return run_benchmark(lambda stack: _compare(options, stack))
+
+
+def _compare(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
+    services = Services.start(stack)
+    place = stack.enter_context(folder())
+    without = stack.enter_context(_Case(place, "without", services))
+    with_it = stack.enter_context(_Case(place, "with", services))
+    filling = with_it.fill(options.backlog, options.seconds)
+    rounds = []
+    for n in range(options.repeat):
+        # in alternating order, so that other load of the machine affects both
+        cases = (without, with_it) if n % 2 == 0 else (with_it, without)
+        found = {case: case.measure(options) for case in cases}
+        rounds.append((found[without], found[with_it]))
+    emit(_line(options, rounds) | {"fill_s": filling})
 
 
 def _line(options: argparse.Namespace, rounds: Sequence[tuple[Figures, Figures]]) -> Figures:

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from bench.harness import Deployment, Failed, Figures, Services, emit, folder, milliseconds, wait_until
+from bench.harness import Deployment, Failed, Figures, Services, emit, folder, milliseconds, run_benchmark, wait_until
 from taskd import __version__
 from taskd.protocol.limits import MAX_BATCH
 from tests.daemons import LineClient
@@ -31,19 +31,16 @@ _DUE = "UPDATE tasks SET run_at = now() WHERE id IN (SELECT id FROM tasks WHERE 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure as the options say. Returns the exit status."""
     options = _options(arguments)
-    try:
-        with contextlib.ExitStack() as stack:
-            services = Services()
-            stack.callback(services.stop)
-            place = stack.enter_context(folder())
-            deployment = Deployment(place, services)
-            stack.callback(deployment.stop)
-            deployment.start()
-            emit({"system": "taskd", "version": __version__, **_measure(options, deployment, services)})
-    except (Failed, AssertionError) as e:
-        print(f"bench: {e}", file=sys.stderr)
-        return 1
-    return 0
+    return run_benchmark(lambda stack: _play(options, stack))
+
+
+def _play(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
+    services = Services.start(stack)
+    place = stack.enter_context(folder())
+    deployment = Deployment(place, services)
+    stack.callback(deployment.stop)
+    deployment.start()
+    emit({"system": "taskd", "version": __version__, **_measure(options, deployment, services)})
 
 
 def _measure(options: argparse.Namespace, deployment: Deployment, services: Services) -> Figures:

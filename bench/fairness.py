@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bench.fairness_handlers import KINDS
-from bench.harness import Deployment, Failed, Figures, Services, emit, folder, wait_until
+from bench.harness import Deployment, Failed, Figures, Services, emit, folder, run_benchmark, wait_until
 from taskd import __version__
 from taskd.protocol.limits import MAX_BATCH
 from tests.slot_time import Span, jain, slot_seconds
@@ -165,18 +165,13 @@ def newcomer(bench: Bench, backlog: int, length: float, probes: int) -> Figures:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure as the options say. Returns the exit status."""
     options = _options(arguments)
-    try:
-        with contextlib.ExitStack() as stack:
-            services = None
-            if not options.embedded:
-                services = Services()
-                stack.callback(services.stop)
-            for case in options.cases:
-                _play(case, options, services)
-    except (Failed, AssertionError) as e:
-        print(f"bench: {e}", file=sys.stderr)
-        return 1
-    return 0
+    return run_benchmark(lambda stack: _play_cases(options, stack))
+
+
+def _play_cases(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
+    services = None if options.embedded else Services.start(stack)
+    for case in options.cases:
+        _play(case, options, services)
 
 
 def _play(case: str, options: argparse.Namespace, services: Services | None) -> None:

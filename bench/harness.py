@@ -32,6 +32,18 @@ class Failed(Exception):
     """The run has no valid figures. The message is one line."""
 
 
+def run_benchmark(measure: Callable[[contextlib.ExitStack], object]) -> int:
+    """Call ``measure`` with a stack of what must stop in any case. Returns the exit status: 1, with one line on
+    standard error, if the run has no valid figures."""
+    try:
+        with contextlib.ExitStack() as stack:
+            measure(stack)
+    except (Failed, AssertionError) as e:
+        print(f"bench: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
 # -- CPU time
 
 
@@ -163,6 +175,13 @@ class Services:
             if self.postgres.query(f"SHOW {setting}") != [("on",)]:
                 raise Failed(f"PostgreSQL runs with {setting} off: its figures would mean nothing")
         self.pids = {"postgres": [listener(self.postgres.port)], "rabbitmq": [listener(self.rabbitmq.port)]}
+
+    @classmethod
+    def start(cls, stack: contextlib.ExitStack) -> Services:
+        """Start both; the stack stops them. Raises Failed if one is not installed."""
+        services = cls()
+        stack.callback(services.stop)
+        return services
 
     def stop(self) -> None:
         """Stop both."""

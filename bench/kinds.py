@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.harness import Deployment, Failed, Figures, Services, emit, folder, milliseconds, wait_until
+from bench.harness import Deployment, Failed, Figures, Services, emit, folder, milliseconds, run_benchmark, wait_until
 from bench.kinds_handlers import ENDED, PROGRAM
 from taskd import __version__
 from tests.daemons import LineClient
@@ -153,44 +153,39 @@ def _taken(client: LineClient) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure as the options say. Returns the exit status."""
     options = _options(arguments)
-    try:
-        with contextlib.ExitStack() as stack:
-            place = stack.enter_context(folder())
-            services = None
-            if not options.embedded:
-                services = Services()
-                stack.callback(services.stop)
-            notes = place / "ended"
-            notes.touch()
-            programs = place / "programs.toml"
-            programs.write_text(PROGRAMS.replace("FILE", str(notes)))
-            env = {
-                "PYTHONPATH": str(ROOT),
-                "TASKD_HANDLERS": "bench.kinds_handlers",
-                "TASKD_PROGRAMS": str(programs),
-                ENDED: str(notes),
-            }
-            deployment = Deployment(place, services, env=env)
-            stack.callback(deployment.stop)
-            deployment.start()
-            run = _Run(deployment, notes, options.limit)
-            wait_until(lambda: _serves(run.other), options.limit, "the worker serves")
-            emit(
-                {
-                    "system": "taskd",
-                    "version": __version__,
-                    "mode": "embedded" if options.embedded else "distributed",
-                    "tasks": options.tasks,
-                    "nothing": {executor: run.nothing(executor, options.tasks) for executor in EXECUTORS},
-                    "spin": run.spin(options.seconds),
-                    "cancel_ms": {executor: run.cancel(executor) for executor in EXECUTORS},
-                    "processors": os.cpu_count(),
-                }
-            )
-    except (Failed, AssertionError) as e:
-        print(f"bench: {e}", file=sys.stderr)
-        return 1
-    return 0
+    return run_benchmark(lambda stack: _play(options, stack))
+
+
+def _play(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
+    place = stack.enter_context(folder())
+    services = None if options.embedded else Services.start(stack)
+    notes = place / "ended"
+    notes.touch()
+    programs = place / "programs.toml"
+    programs.write_text(PROGRAMS.replace("FILE", str(notes)))
+    env = {
+        "PYTHONPATH": str(ROOT),
+        "TASKD_HANDLERS": "bench.kinds_handlers",
+        "TASKD_PROGRAMS": str(programs),
+        ENDED: str(notes),
+    }
+    deployment = Deployment(place, services, env=env)
+    stack.callback(deployment.stop)
+    deployment.start()
+    run = _Run(deployment, notes, options.limit)
+    wait_until(lambda: _serves(run.other), options.limit, "the worker serves")
+    emit(
+        {
+            "system": "taskd",
+            "version": __version__,
+            "mode": "embedded" if options.embedded else "distributed",
+            "tasks": options.tasks,
+            "nothing": {executor: run.nothing(executor, options.tasks) for executor in EXECUTORS},
+            "spin": run.spin(options.seconds),
+            "cancel_ms": {executor: run.cancel(executor) for executor in EXECUTORS},
+            "processors": os.cpu_count(),
+        }
+    )
 
 
 def _serves(client: LineClient) -> bool:

@@ -31,6 +31,7 @@ from bench.harness import (
     micros_a_task,
     milliseconds,
     report,
+    run_benchmark,
     run_python,
     wait_ready,
     wait_until,
@@ -50,17 +51,7 @@ NO_OP = {"task": "t", "kind": "simulate", "payload": {"seconds": 0}}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure as the options say. Returns the exit status."""
     options = _options(arguments)
-    try:
-        with contextlib.ExitStack() as stack:
-            services = None
-            if not options.embedded:
-                services = Services()
-                stack.callback(services.stop)
-            _run(options, services)
-    except (Failed, AssertionError) as e:
-        print(f"bench: {e}", file=sys.stderr)
-        return 1
-    return 0
+    return run_benchmark(lambda stack: _run(options, None if options.embedded else Services.start(stack)))
 
 
 def _run(options: argparse.Namespace, services: Services | None) -> None:
