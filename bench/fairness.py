@@ -218,7 +218,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--backlog", type=int, default=3000, metavar="N", help="tasks of the user before the newcomer (3000)")
     add("--length", type=float, default=0.2, metavar="S", help="seconds that each of them takes (0.2)")
     add("--probes", type=int, default=5, metavar="N", help="newcomers, one after the other (5)")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if unknown := [case for case in options.cases if case not in all_cases]:
+        parser.error(f"there is no case {unknown[0]}: choose from {', '.join(all_cases)}")
+    return options
 
 
 if __name__ == "__main__":
