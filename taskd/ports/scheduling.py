@@ -27,13 +27,25 @@ class Served(NamedTuple):
     max_attempts: int
 
 
+OTHERS = 0
+"""The user id that stands for all users of a kind without a cost of their own."""
+
+UNKNOWN = 1.0
+"""The cost of what no worker has measured: a whole slot, so that nobody waits behind tasks that prove to be long."""
+
+
 class Cost(NamedTuple):
-    """How much of a slot each task of a user and a kind counts while it is in flight: above 0, at most 1. User 0 stands
-    for all users of the kind that have no cost of their own. What is in no list counts 1."""
+    """How much of a slot each task of a user and a kind counts while it is in flight: above 0, at most 1. The user may
+    be OTHERS. What is in no list counts UNKNOWN."""
 
     user_id: int
     kind: str
     cost: float
+
+
+def cost_in(costs: Mapping[tuple[int, str], float], user_id: int, kind: str) -> float:
+    """The cost of a task of this user and kind, among the costs by user and kind."""
+    return costs.get((user_id, kind)) or costs.get((OTHERS, kind), UNKNOWN)
 
 
 class Pool(msgspec.Struct, frozen=True):

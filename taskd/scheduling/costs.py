@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
-from taskd.ports.scheduling import Cost
+from taskd.ports.scheduling import OTHERS, Cost, cost_in
 from taskd.ports.workers import Mean
 
 HORIZON = 0.1
@@ -26,14 +26,8 @@ FASTEST = 5000
 what is in flight there to slots + FASTEST x HORIZON, 600 for 100 slots. That is enough to do between two turns, and a
 worker that ends only 700 a second still begins all of them before they have waited for a second."""
 
-OTHERS = 0
-"""The user id that stands for all users of a kind without a cost of their own."""
-
 MOST = 1000
 """Costs in one turn, besides those of the kinds."""
-
-UNKNOWN = 1.0
-"""The cost of what no worker has measured: a whole slot, so that nobody waits behind tasks that prove to be long."""
 
 
 def cost_of(seconds: float, slots: int) -> float:
@@ -61,7 +55,7 @@ class Costs:
 
     def of(self, user_id: int, kind: str) -> float:
         """The cost of a task of this user and kind."""
-        return self._costs.get((user_id, kind)) or self._costs.get((OTHERS, kind), UNKNOWN)
+        return cost_in(self._costs, user_id, kind)
 
     def rows(self) -> Sequence[Cost]:
         """All of them, for a turn."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -70,7 +71,7 @@ class SlotPool:
 
     def waiting_since(self, latest: float) -> list[HeldTask]:
         """Those that have been waiting since then or longer."""
-        return list(self._old(latest)) if self._waiting else []
+        return [held for waiting in self._waiting.values() for held in takewhile(lambda h: h.since <= latest, waiting)]
 
     def take(self, held: HeldTask) -> bool:
         """Take a slot for it if one is free."""
@@ -135,10 +136,3 @@ class SlotPool:
         if waiting:
             self._waiting[best] = waiting
         return held
-
-    def _old(self, latest: float) -> Iterator[HeldTask]:
-        for waiting in self._waiting.values():
-            for held in waiting:
-                if held.since > latest:
-                    break
-                yield held

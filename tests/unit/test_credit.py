@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from twisted.internet.task import Clock
 
+from taskd.ports.scheduling import OTHERS
 from taskd.ports.workers import Mean
-from taskd.scheduling.costs import FASTEST, HORIZON, MOST, OTHERS, Costs, cost_of
+from taskd.scheduling.costs import FASTEST, HORIZON, MOST, Costs, cost_of
 from taskd.scheduling.credit import Credit
 from taskd.scheduling.ids import FRESH, LEAST, Ids
 

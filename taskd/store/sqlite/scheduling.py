@@ -8,7 +8,7 @@ from heapq import merge
 from sqlite3 import Cursor
 
 from taskd.model.tasks import Route, Task
-from taskd.ports.scheduling import Pool, Turn
+from taskd.ports.scheduling import Pool, Turn, cost_in
 from taskd.store.refusals import MAX_ID
 from taskd.store.rows import WALKED_USERS
 from taskd.store.sqlite.database import SqliteDatabase, transaction
@@ -66,7 +66,7 @@ class SqliteScheduling(SqliteDatabase):
     def assign(self, db: Cursor, now: int, pool: Pool, limit: int, after_user: int) -> Turn:
         db.execute("BEGIN IMMEDIATE")
         attempts = {Route(s.queue, s.kind): s.max_attempts for s in pool.served}
-        costs = Costs(pool)
+        costs = {(c.user_id, c.kind): c.cost for c in pool.costs}
         room, loads = _in_flight(db, pool, costs)
         tasks: list[Task] = []
         if max(room.values(), default=0.0) > NO_ROOM:
@@ -100,7 +100,7 @@ def _in_flight(db: Cursor, pool: Pool, costs: Costs) -> tuple[dict[str, float], 
     for worker, kind, user, count in db.execute(IN_FLIGHT, (json.dumps(list(room)),)):
         # the other executors of a worker belong to other pools
         if kind in kinds:
-            load = count * costs.of(user, kind)
+            load = count * cost_in(costs, user, kind)
             room[worker] -= load
             loads[user] = loads.get(user, 0.0) + load
     return room, loads

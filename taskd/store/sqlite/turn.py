@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from heapq import heapify, heappop, heappush, heapreplace
 
 from taskd.model.tasks import Route
-from taskd.ports.scheduling import Pool
+from taskd.ports.scheduling import cost_in
 
 Waiting = tuple[int, int, Route]
 """A task of the backlog: its ``run_at``, its id, its route."""
@@ -14,21 +14,11 @@ Waiting = tuple[int, int, Route]
 Loads = dict[int, float]
 """What users have in flight: the sum of the costs."""
 
+Costs = Mapping[tuple[int, str], float]
+"""How much each task counts in a pool, by user and kind: see :func:`cost_in`."""
 
 NO_ROOM = 1e-9
 """So much room may be left over by adding costs: it is none."""
-
-
-class Costs:
-    """How much each task counts in a pool."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._costs = {(c.user_id, c.kind): c.cost for c in pool.costs}
-
-    def of(self, user: int, kind: str) -> float:
-        """The cost of a task of this user and kind."""
-        costs = self._costs
-        return costs.get((user, kind)) or costs.get((0, kind), 1.0)
 
 
 class _User:
@@ -93,7 +83,7 @@ def share_out(
         hungry.discard(user.id)
         task, more = user.take()
         negative, spot, worker = free[0]
-        cost = costs.of(user.id, task[2].kind)
+        cost = cost_in(costs, user.id, task[2].kind)
         heapreplace(free, (negative + cost, spot, worker))
         room[worker] -= cost
         picks.append((worker, task))
