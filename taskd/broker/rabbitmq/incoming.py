@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from twisted.internet.defer import Deferred
@@ -19,13 +19,10 @@ from taskd.ports.broker import IHints
 BIND_SECONDS = 10.0
 """How often a queue is bound again, in case somebody deleted its exchange: RabbitMQ does not tell."""
 
-# A default queue type of the virtual host must not change these queues.
-_CLASSIC = {"x-queue-type": "classic", "x-overflow": "drop-head"}
-
-EVENT_QUEUE = {**_CLASSIC, "x-max-length": 10_000, "x-message-ttl": 60_000}
+EVENT_QUEUE = {"x-overflow": "drop-head", "x-max-length": 10_000, "x-message-ttl": 60_000}
 """Arguments of a subscriber's queue: older events are useless to a subscriber that is so late. Time in milliseconds."""
 
-HINT_QUEUE = {**_CLASSIC, "x-max-length": 10}
+HINT_QUEUE = {"x-overflow": "drop-head", "x-max-length": 10}
 """Arguments of a worker's queue: one hint says as much as many."""
 
 
@@ -38,12 +35,9 @@ class Receiver(ChannelSupervisor):
         super().__init__(clock, purpose)
         self._names = names
 
-    async def consume(self, channel: Channel, name: str, arguments: dict[str, object], key: str) -> None:
+    async def consume(self, channel: Channel, purpose: str, arguments: Mapping[str, object], key: str) -> None:
         """Consume from a new queue that gets the messages with this routing key. Raises ConnectionLost."""
-        queue = self._names.queue(name)
-        await channel.call("queue_declare", queue=queue, exclusive=True, auto_delete=True, arguments=arguments)
-        await self._names.bind(channel.connection, queue, key)
-        await channel.consume(queue, self.on_message, auto_ack=True)
+        queue = await self._names.consume(channel, purpose, key, self.on_message, arguments)
         binding = Deferred.fromCoroutine(self._keep_bound(channel, queue, key))
         binding.addErrback(lambda f: self.log.failure("binding a queue again failed", f))
 
@@ -91,7 +85,7 @@ class HintReceiver(Receiver):
     async def set_up(self, channel: Channel) -> None:
         """Consume from a new queue. Earlier hints were missed."""
         self._channel = channel
-        await self.consume(channel, f"worker.{self._worker}", dict(HINT_QUEUE), hint_key(self._worker))
+        await self.consume(channel, f"worker.{self._worker}", HINT_QUEUE, hint_key(self._worker))
         if self.stopped:
             channel.close("stopped")
         else:
@@ -129,7 +123,7 @@ class EventSubscription(Receiver):
 
     async def set_up(self, channel: Channel) -> None:
         """Consume from a new queue. Earlier events were missed."""
-        await self.consume(channel, "events", dict(EVENT_QUEUE), EVENTS)
+        await self.consume(channel, "events", EVENT_QUEUE, EVENTS)
         self._report_gap()
 
     def on_message(self, tag: int, redelivered: bool, body: bytes) -> None:

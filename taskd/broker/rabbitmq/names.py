@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from taskd.broker.rabbitmq.connection import Connection, ConnectionLost
+from taskd.broker.rabbitmq.connection import Channel, Connection, ConnectionLost
 
 EVENTS = "events"
 """The routing key of event batches."""
@@ -43,6 +43,24 @@ class Names:
         that was cut until it misses heartbeats, so each queue has another name."""
         readable = f"taskd.{self._installation()}.{purpose}".encode()[:_QUEUE_BYTES].decode(errors="ignore")
         return f"{readable}.{secrets.token_hex(8)}"
+
+    async def consume(
+        self,
+        channel: Channel,
+        purpose: str,
+        key: str,
+        on_message: Callable[[int, bool, bytes], None],
+        arguments: Mapping[str, object],
+    ) -> str:
+        """Consume from a new exclusive queue, which lives as long as its channel and gets the messages with this
+        routing key. Returns its name. Raises ConnectionLost."""
+        queue = self.queue(purpose)
+        # a default queue type of the virtual host must not change it
+        arguments = {"x-queue-type": "classic", **arguments}
+        await channel.call("queue_declare", queue=queue, exclusive=True, auto_delete=True, arguments=arguments)
+        await self.bind(channel.connection, queue, key)
+        await channel.consume(queue, on_message, auto_ack=True)
+        return queue
 
     async def bind(self, connection: Connection, queue: str, key: str) -> None:
         """Bind a queue of this connection to the exchange. Raises ConnectionLost."""

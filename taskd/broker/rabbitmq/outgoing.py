@@ -47,12 +47,8 @@ class Outgoing(ChannelSupervisor):
 
     async def set_up(self, channel: Channel) -> None:
         """Declare the exchange and keep it by a queue that gets nothing, then send on this channel."""
-        queue = self._names.queue("sender")
-        arguments = {"x-queue-type": "classic"}
-        await channel.call("queue_declare", queue=queue, exclusive=True, auto_delete=True, arguments=arguments)
-        await self._names.bind(channel.connection, queue, NOTHING)
         # who consumes it learns that somebody has deleted it
-        await channel.consume(queue, _ignore, auto_ack=True)
+        await self._names.consume(channel, "sender", NOTHING, _ignore, {})
         self._channel = channel
         self._exchange = self._names.exchange
         self._frames.clear()
