@@ -33,17 +33,23 @@ class CommandProcess:
 
     def run(self, command: Coroutine[Any, Any, int], pipe: int | None = None) -> int:
         """The exit status; after a signal 128 and its number. The command also ends when ``pipe`` has no reader."""
+        self._catch_signals()
+        self._reactor.callWhenRunning(self._start, command, pipe)
+        self._reactor.run()
+        return self._status
+
+    def _catch_signals(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
-        self._reactor.callWhenRunning(self._start, command, pipe)
-        self._reactor.run(installSignalHandlers=False)
-        return self._status
 
     def _on_signal(self, number: int, frame: object) -> None:
         # A signal handler can interrupt any code; the reactor calls back between two events
         self._reactor.callFromThread(self._interrupt, 128 + number)
 
     def _start(self, command: Coroutine[Any, Any, int], pipe: int | None) -> None:
+        # Replace the handlers that the reactor has just installed, but keep its wakeup descriptor: without it, a signal
+        # that comes right before the reactor sleeps is not handled until something else wakes the reactor
+        self._catch_signals()
         self._task = Deferred.fromCoroutine(self._supervise(command))
         if pipe is not None and not self._task.called:
             self._reactor.addReader(_PipeWatch(self._reactor, pipe, partial(self._interrupt, BROKEN_PIPE)))

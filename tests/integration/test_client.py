@@ -568,6 +568,22 @@ class TestTerminal:
                 assert screen.modes() == screen.before
                 assert "Traceback" not in screen.output
 
+    def test_a_signal_that_interrupts_no_system_call(self, client: Client) -> None:
+        # The kernel gives the signal to another thread, so it cannot interrupt the sleep of the reactor. A signal that
+        # comes right before this sleep is the same, but a test cannot produce it at will.
+        program = [
+            "import signal, sys, threading, time",
+            "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()",
+            "signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))",
+            "from taskd.cli.main import main",
+            "sys.exit(main(sys.argv[1:]))",
+        ]
+        command = [sys.executable, "-c", "\n".join(program)]
+        with Terminal(command, env=client.env | {"PYTHONPATH": str(ROOT)}, cwd=client.folder) as screen:
+            screen.expect("Choose an option: ")
+            screen.control("c")
+            assert screen.wait() == 130
+
     def test_a_password_at_the_prompt(self, client: Client) -> None:
         with client.terminal("login", "ana") as screen:
             screen.expect("Password: ")

@@ -183,8 +183,7 @@ class Loop(Clock):
     def addReader(self, reader: Any) -> None:
         self.readers.append(reader)
 
-    def run(self, installSignalHandlers: bool) -> None:
-        assert not installSignalHandlers
+    def run(self) -> None:
         while not self._stopped:
             self._work.pop(0)()
 
