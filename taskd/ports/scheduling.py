@@ -62,12 +62,14 @@ class Turn(msgspec.Struct, frozen=True):
 
     ``tasks`` were assigned; their payloads are left out. ``room`` says for each worker of the pool how many of its
     slots are free, less the costs of what it holds, after the turn; it may be below 0. ``backlog``: due tasks of the
-    pool are still waiting. ``after_user`` is for the next turn."""
+    pool are still waiting. ``after_user`` is for the next turn. ``returning``: workers of the pool still hold tasks
+    that wait again, because they were cancelled and retried. They join the backlog when their workers let them go."""
 
     tasks: Sequence[Task]
     room: Mapping[str, float]
     backlog: bool
     after_user: int
+    returning: bool = False
 
 
 class ISchedulingStore(Interface):

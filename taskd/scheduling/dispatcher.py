@@ -32,6 +32,10 @@ FULL = 1.0
 FULL_UNHEARD = 0.5
 """The same while no end can be heard of."""
 
+RETURNING = 1.0
+"""The same while workers hold tasks that wait again, and nothing else waits: the event may be lost that tells of their
+return."""
+
 USED = 1.0
 """Seconds until a turn after credit was used."""
 
@@ -200,7 +204,7 @@ class Dispatcher:
         if len(turn.tasks) >= LIMIT:
             return 0.0
         if not pool.backlog:
-            return None
+            return RETURNING if turn.returning else None
         return ROOM_LEFT if pool.credit.room_left else self._until_next_look()
 
     def _until_next_look(self) -> float:

@@ -10,6 +10,7 @@ from taskd.events.records import EventBatch
 from taskd.model.errors import Unavailable
 from taskd.model.states import State
 from taskd.model.tasks import NewTask, Task
+from taskd.ports.attempts import Held
 from taskd.ports.scheduling import Pool, Turn
 from taskd.ports.workers import KindInfo
 from taskd.protocol.messages import encode
@@ -257,6 +258,21 @@ class Wishes(DispatchCase):
         self.stage.release(task)
         self.pass_time(GATHER)
         self.assertEqual([(t.state, t.dispatch) for t in self.stage.tasks(task)], [(State.QUEUED, 2)])
+
+    def test_a_task_that_waits_again_while_it_is_held_costs_a_second_without_events(self) -> None:
+        """The event that its worker has let go may be lost."""
+        [task] = self.stage.create(worker="w")
+        now(self.stage.other_store.cancel(task.user_id, task.id))
+        self.stage.dispatcher.changed([now(self.stage.other_store.retry(task.user_id, task.id))])
+        self.pass_time(3)
+        self.assertFalse(self.stage.pool().backlog, "new tasks do not wait behind it")
+        now(self.stage.other_store.release("w", [Held(task.id, 1)]))
+        self.pass_time(1 + STEP)
+        self.assertEqual([(t.state, t.dispatch) for t in self.stage.tasks(task)], [(State.QUEUED, 2)])
+        self.pass_time(1)
+        self.start_anew()
+        self.pass_time(5)
+        self.assertEqual(self.times(), [], "nothing is held that waits")
 
     def test_lost_events_make_a_turn_in_every_pool(self) -> None:
         self.stage.add_worker("render", name="v")

@@ -72,6 +72,7 @@ class _Told(msgspec.Struct):
     room: Mapping[str, float]
     backlog: bool
     after_user: int
+    returning: bool
     cut_short: bool
 
 
@@ -98,14 +99,14 @@ class PostgresScheduling(PostgresDatabase):
                 # what is assigned must be told
                 break
             after = turn.after_user if more.after_user == after_user else more.after_user
-            turn = Turn([*turn.tasks, *more.tasks], more.room, more.backlog, after)
+            turn = Turn([*turn.tasks, *more.tasks], more.room, more.backlog, after, more.returning)
         return turn
 
     async def _turn(self, args: Sequence[Any], limit: int, least: float) -> tuple[Turn, bool]:
         rows = await self._call(_turn, *args, limit, min(least, 1.0), repeat=False)
         told = _told.decode(rows[0][0])
         tasks = [to_task(row[1:]) for row in rows if row[1] is not None]
-        return Turn(tasks, told.room, told.backlog, told.after_user), told.cut_short
+        return Turn(tasks, told.room, told.backlog, told.after_user, told.returning), told.cut_short
 
     async def promote(self, limit: int) -> Sequence[tuple[Route, int]]:
         rows = await self._call("promote", limit, repeat=False)

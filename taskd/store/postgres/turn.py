@@ -8,7 +8,7 @@ No step joins two long lists, since the sessions have no hash joins: it looks co
 by side with UNION ALL and GROUP BY.
 
 - ``flight``: what each worker of the pool holds of the pool's kinds, in whatever queue: a worker may serve more queues
-  than this server assigns, and its slots are the same.
+  than this server assigns, and its slots are the same. What ``waits`` among it was cancelled and retried.
 - ``walk``: a loose scan of the backlog's index, from user to user, in all routes at the same time. It begins with round
   0, which has no user yet. In each round after the first, the half of the routes that is furthest behind in the circle
   goes on, so that all come about equally far. Where it breaks off (``edge``), everybody up to the least of their
@@ -95,9 +95,9 @@ WITH RECURSIVE executor AS MATERIALIZED (
 ), served AS MATERIALIZED (
     SELECT jsonb_object_agg(kind, true) AS kinds FROM route
 ), flight AS MATERIALIZED (
-    SELECT worker, user_id, sum(number * {_COST}) AS cost
+    SELECT worker, user_id, sum(number * {_COST}) AS cost, bool_or(waits) AS waits
     FROM (
-        SELECT t.worker, t.user_id, t.kind, count(*) AS number
+        SELECT t.worker, t.user_id, t.kind, count(*) AS number, bool_or(t.state = 'waiting') AS waits
         FROM executor e, LATERAL (SELECT * FROM tasks WHERE held AND worker = e.name OFFSET 0) AS t
         GROUP BY 1, 2, 3) AS f
     WHERE (SELECT kinds FROM served) ? kind
@@ -216,6 +216,7 @@ SELECT WHERE set_config('{SETTING}', (SELECT json_build_object(
         THEN (SELECT count(*) FROM known) > number OR NOT complete
             OR (SELECT count(*) FROM pair) > (SELECT count(*) FROM wish)
         ELSE EXISTS (SELECT FROM walk WHERE round > 0) END,
+    'returning', (SELECT coalesce(bool_or(waits), false) FROM flight),
     'cut_short', (SELECT level FROM cut) IS NOT NULL AND number BETWEEN 1 AND $8 - 1
         AND (SELECT max(free) FROM left_room) > {_ROUNDING},
     'after_user', coalesce(

@@ -21,7 +21,7 @@ DELAYED = "NOT due AND finished_at IS NULL"
 
 SERVING = "SELECT name FROM workers WHERE state = 'serving'"
 IN_FLIGHT = """
-SELECT worker, kind, user_id, count(*) FROM tasks INDEXED BY tasks_held
+SELECT worker, kind, user_id, count(*), max(state = 'waiting') FROM tasks INDEXED BY tasks_held
 WHERE held AND worker IN (SELECT value FROM json_each(?)) GROUP BY worker, kind, user_id
 """
 WEIGHTS = "SELECT id, weight FROM users WHERE id IN (SELECT value FROM json_each(?))"
@@ -67,7 +67,7 @@ class SqliteScheduling(SqliteDatabase):
         db.execute("BEGIN IMMEDIATE")
         attempts = {Route(s.queue, s.kind): s.max_attempts for s in pool.served}
         costs = {(c.user_id, c.kind): c.cost for c in pool.costs}
-        room, loads = _in_flight(db, pool, costs)
+        room, loads, returning = _in_flight(db, pool, costs)
         tasks: list[Task] = []
         if max(room.values(), default=0.0) > NO_ROOM:
             walk = _walk(db, list(attempts), after_user, loads)
@@ -75,7 +75,7 @@ class SqliteScheduling(SqliteDatabase):
             for worker, (_, task_id, route) in picks:
                 tasks.append(to_task(db.execute(ASSIGN, (worker, attempts[route], task_id)).fetchone()))
         backlog = any(db.execute(HAS_BACKLOG, route).fetchone() for route in attempts)
-        return Turn(tasks, room, backlog, after_user)
+        return Turn(tasks, room, backlog, after_user, returning)
 
     @transaction
     def promote(self, db: Cursor, now: int, limit: int) -> Sequence[tuple[Route, int]]:
@@ -90,20 +90,22 @@ class SqliteScheduling(SqliteDatabase):
         return [(Route(queue, kind), user) for queue, kind, user in sorted(rows)]
 
 
-def _in_flight(db: Cursor, pool: Pool, costs: Costs) -> tuple[dict[str, float], Loads]:
-    """The room of each worker of the pool, and what each user has in flight there."""
+def _in_flight(db: Cursor, pool: Pool, costs: Costs) -> tuple[dict[str, float], Loads, bool]:
+    """The room of each worker of the pool, what each user has in flight there, and whether some of it waits again."""
     serving = {name for (name,) in db.execute(SERVING)}
     room = {place.worker: float(place.slots if place.worker in serving else 0) for place in pool.places}
     # not of their queues alone: a worker may serve more of them than this server assigns
     kinds = {s.kind for s in pool.served}
     loads: Loads = {}
-    for worker, kind, user, count in db.execute(IN_FLIGHT, (json.dumps(list(room)),)):
+    returning = False
+    for worker, kind, user, count, waits in db.execute(IN_FLIGHT, (json.dumps(list(room)),)):
         # the other executors of a worker belong to other pools
         if kind in kinds:
             load = count * cost_in(costs, user, kind)
             room[worker] -= load
             loads[user] = loads.get(user, 0.0) + load
-    return room, loads
+            returning = returning or bool(waits)
+    return room, loads, returning
 
 
 def _walk(db: Cursor, routes: Sequence[Route], after_user: int, loads: Loads) -> Walk:

@@ -57,6 +57,21 @@ class AssigningTests(StoreCase):
         turn = await self.turn({"w": 3})
         self.assertEqual((len(turn.tasks), turn.backlog), (1, True))
 
+    async def test_a_turn_tells_of_tasks_that_wait_again_while_they_are_held(self) -> None:
+        [task, *_] = await self.queued(3)
+        await self.queued(1, worker="v", kind="other")
+        self.assertFalse((await self.turn()).returning)
+        await self.store.cancel(self.ana.id, task.id)
+        self.assertFalse((await self.turn()).returning, "a cancelled task does not wait")
+        await self.store.retry(self.ana.id, task.id)
+        turn = await self.turn()
+        self.assertEqual((list(turn.tasks), turn.backlog, turn.returning), ([], False, True))
+        self.check_room(turn, w=997)
+        self.assertFalse((await self.turn({"w": 9}, [Route("q", "other")])).returning, "another pool")
+        await self.release([task])
+        turn = await self.turn()
+        self.assertEqual(([t.id for t in turn.tasks], turn.returning), ([task.id], False))
+
     async def test_a_second_turn_finds_nothing_more(self) -> None:
         await self.create(3)
         await self.turn()
