@@ -50,11 +50,12 @@ def cost_in(costs: Mapping[tuple[int, str], float], user_id: int, kind: str) -> 
 
 class Pool(msgspec.Struct, frozen=True):
     """Workers whose executors serve the same routes, as one server sees them now. The shares of users are shares of a
-    pool."""
+    pool. Turns of pools with the same ``group`` exclude one another."""
 
     places: Sequence[Place]
     served: Sequence[Served]
     costs: Sequence[Cost] = ()
+    group: str = ""
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -91,7 +92,8 @@ class ISchedulingStore(Interface):
         the last user that got a task as the equal of another one. If there are more users than the turn looked at, and
         all those who had the least have got a task, it begins after the last user looked at.
 
-        Servers take turns one after the other (an advisory lock), and two turns never assign the same task. Flushed.
+        Turns of a group of pools are taken one after the other, by whichever servers (an advisory lock), and two turns
+        never assign the same task. Flushed.
         Not repeated after an ambiguous end: what it assigned is found by the worker, and by the next turn as in flight.
         Raises Unavailable, also if another server has the turn for longer than 0.1 s.
         """

@@ -12,6 +12,7 @@ from taskd.ports.workers import KindInfo, WorkerState, WorkerStatus
 from taskd.scheduling.costs import Costs
 from taskd.scheduling.credit import Credit
 from taskd.scheduling.served_kinds import ServedKind, Serving, served_kinds, serving_by_route
+from taskd.scheduling.turn_groups import TurnGroups
 
 Executor = tuple[WorkerStatus, Sequence[KindInfo]]
 """A worker, and its kinds of one isolation. They share the slots of that isolation."""
@@ -26,6 +27,8 @@ class WorkerPool:
         """Whether due tasks may be waiting, so that new ones wait behind them."""
         self._joined = False
         self.after_user = 0
+        self.group = ""
+        """See :class:`TurnGroups`."""
         self.costs = Costs()
         self.credit = Credit()
         self._places: Mapping[str, int] = {}
@@ -69,7 +72,7 @@ class WorkerPool:
     def picture(self) -> Pool:
         """The pool as a turn needs it."""
         served = [Served(route.queue, route.kind, self._attempts[route.kind]) for route in sorted(self.routes)]
-        return Pool([Place(*place) for place in self._places.items()], served, self.costs.rows())
+        return Pool([Place(*place) for place in self._places.items()], served, self.costs.rows(), self.group)
 
     def update(self, executors: Sequence[Executor]) -> bool:
         """These are its executors now. True if there is more or less to assign to."""
@@ -104,6 +107,7 @@ class Pools:
         self._workers: Sequence[WorkerStatus] = ()
         self._seen: object = None
         self._serving: Mapping[Route, Serving] = {}
+        self._groups = TurnGroups()
 
     def serve(self, workers: Sequence[WorkerStatus]) -> Sequence[WorkerPool]:
         """These are the living workers. Returns the pools that are new, or that have more or less slots than before."""
@@ -122,6 +126,9 @@ class Pools:
                     by_route.setdefault(route, []).append(pool)
             self._tell(by_route)
             self.by_route = by_route
+        self._groups.serve(workers)
+        for pool in self.all.values():
+            pool.group = self._groups.of(next(iter(pool.routes)))
         return [self.all[routes] for routes, theirs in executors.items() if self.all[routes].update(theirs)]
 
     def serving(self, route: Route) -> Serving | None:

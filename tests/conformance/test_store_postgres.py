@@ -19,7 +19,7 @@ from taskd.ports.logs import Report
 from taskd.ports.scheduling import Place, Pool, Served
 from taskd.ports.tasks import TaskQuery
 from taskd.store.listing import SCANNED_ROWS
-from taskd.store.postgres.scheduling import TURN, TURN_LOCK
+from taskd.store.postgres.scheduling import TURN, TURN_LOCKS, turn_lock
 from taskd.store.postgres.store import PREPARED
 from tests.conformance.postgres import Hooks, together, until
 from tests.conformance.store.case import Q
@@ -70,7 +70,7 @@ class Shared(Hooks):
         await self.create(20)
         await self.serve()
         pool = Pool([Place("w", 10)], [Served(*Q, 3)])
-        holder = self.transaction("SELECT pg_advisory_xact_lock(%s)", TURN_LOCK)
+        holder = self.transaction("SELECT pg_advisory_xact_lock(%s, %s)", TURN_LOCKS, turn_lock(""))
         turn = Deferred.fromCoroutine(self.store.assign(pool, 100, 0))
         await until(lambda: self.blocked() == 1)
         text = """
@@ -85,7 +85,7 @@ class Shared(Hooks):
         await self.create(3)
         await self.serve()
         pool = Pool([Place("w", 10)], [Served(*Q, 3)])
-        holder = self.transaction("SELECT pg_advisory_xact_lock(%s)", TURN_LOCK)
+        holder = self.transaction("SELECT pg_advisory_xact_lock(%s, %s)", TURN_LOCKS, turn_lock(""))
         store = self.build(size=1)
         await store.start()
         backends = self.backends()
@@ -101,6 +101,16 @@ class Shared(Hooks):
         holder.rollback()
         self.assertEqual(len((await store.assign(pool, 100, 0)).tasks), 3)
         self.assertEqual(self.backends(), backends)
+
+    async def test_a_turn_waits_only_for_turns_of_its_group(self) -> None:
+        await self.create(3)
+        await self.serve()
+        holder = self.transaction("SELECT pg_advisory_xact_lock(%s, %s)", TURN_LOCKS, turn_lock("render"))
+        with self.assertRaisesRegex(Unavailable, "lock timeout"):
+            await self.store.assign(Pool([Place("w", 9)], [Served(*Q, 3)], group="render"), 100, 0)
+        turn = await self.store.assign(Pool([Place("w", 9)], [Served(*Q, 3)], group="simulate"), 100, 0)
+        self.assertEqual(len(turn.tasks), 3)
+        holder.rollback()
 
     async def test_a_client_that_does_not_read_holds_up_no_turn(self) -> None:
         """The answer is large, and its beginning fills all buffers."""
@@ -124,7 +134,7 @@ class Shared(Hooks):
             tuple(f"'{{{','.join(map(str, column))}}}'" for column in zip(*rows, strict=True))
             for rows in (pool.places, pool.served)
         ]
-        values = [*places, *served, "'{}'", "0", str(limit), "1"]
+        values = [str(turn_lock(pool.group)), *places, *served, "'{}'", "0", str(limit), "1"]
         turn = TURN % tuple(values)
         texts = ";".join(f"PREPARE {name} AS {PREPARED[name]}" for name in ("assign", "told"))
         start = b"\0\3\0\0user\0%s\0database\0%s\0\0" % (self.server.user.encode(), str(self.database).encode())

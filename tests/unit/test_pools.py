@@ -55,6 +55,21 @@ class TestForming:
         forming = Forming(status("w", A, T))
         assert forming.shown() == [(["tasks#a"], {"w": 10}), (["tasks#t"], {"w": 2})]
 
+    def test_pools_that_share_routes_take_turns_one_after_the_other(self) -> None:
+        forming = Forming(status("u", T), status("v", A), status("w", A, B), status("x", B))
+        groups = {min(routes).name: pool.picture().group for routes, pool in forming.pools.all.items()}
+        assert groups == {"tasks#a": "tasks#a", "tasks#b": "tasks#a", "tasks#t": "tasks#t"}
+        # the worker that ties them together has gone
+        forming.pools.serve([status("v", A), status("x", B)])
+        assert [pool.picture().group for pool in forming.pools.all.values()] == ["tasks#a", "tasks#b"]
+
+    def test_groups_are_the_same_for_servers_of_other_queues(self) -> None:
+        workers = [status("v", A, queues=("slow", "far")), status("w", A, queues=("far", "tasks"))]
+        here, there = Forming(*workers), Pools(("slow",))
+        there.serve(workers)
+        found = [pool.picture().group for pools in (here.pools, there) for pool in pools.all.values()]
+        assert found == ["far#a"] * 3
+
     def test_workers_that_serve_more_or_less_form_others(self) -> None:
         forming = Forming(status("v", A), status("w", A, B), status("x", A, queues=("slow", "tasks")))
         assert [places for _, places in forming.shown()] == [{"x": 10}, {"v": 10}, {"w": 10}]

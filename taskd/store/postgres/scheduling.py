@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+from zlib import crc32
 
 import msgspec
 import psycopg2
@@ -18,13 +19,14 @@ from taskd.store.postgres.database import PostgresDatabase
 from taskd.store.postgres.rows import to_task
 from taskd.store.postgres.turn import ASSIGN, TOLD
 
-TURN_LOCK = 7_461_735_643
+TURN_LOCKS = 746_173_564
+"""The first key of the advisory locks of turns; see :func:`turn_lock` for the second one."""
 
 # One message. The lock is a statement of its own: the snapshot of a statement that waits for it would be older than
 # what the other server's turn has done. Nothing but this transaction is under the lock, and it sends no rows.
 TURN = f"""
 BEGIN; SET LOCAL lock_timeout = '100ms'; SET LOCAL statement_timeout = '2s';
-SELECT pg_advisory_xact_lock({TURN_LOCK}); EXECUTE assign ({", ".join(["%s"] * 9)}); COMMIT; EXECUTE told
+SELECT pg_advisory_xact_lock({TURN_LOCKS}, %s); EXECUTE assign ({", ".join(["%s"] * 9)}); COMMIT; EXECUTE told
 """
 
 PREPARED = {
@@ -81,6 +83,7 @@ class PostgresScheduling(PostgresDatabase):
 
     async def assign(self, pool: Pool, limit: int, after_user: int) -> Turn:
         args = (
+            turn_lock(pool.group),
             texts([place.worker for place in pool.places]),
             array([place.slots for place in pool.places]),
             texts([served.queue for served in pool.served]),
@@ -111,6 +114,12 @@ class PostgresScheduling(PostgresDatabase):
     async def promote(self, limit: int) -> Sequence[tuple[Route, int]]:
         rows = await self._call("promote", limit, repeat=False)
         return [(Route(queue, kind), user) for queue, kind, user in rows]
+
+
+def turn_lock(group: str) -> int:
+    """The second key of the lock of a group's turns, 32 bits with a sign. Two groups with the same key only wait for
+    each other."""
+    return crc32(group.encode()) - 2**31
 
 
 async def _turn(connection: PostgresConnection, again: bool, *args: Any) -> Rows:

@@ -1,0 +1,60 @@
+"""The groups of pools whose turns exclude one another: those that serve a common route, directly or through others.
+
+Turns of other groups never read the same backlog or the same slots, so they need not wait for each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from taskd.model.tasks import Route
+from taskd.ports.workers import WorkerStatus
+
+_Shape = tuple[frozenset[str], frozenset[str]]
+"""The queues and the kinds of an executor."""
+
+
+class TurnGroups:
+    """Knows the group of each route that a living worker serves.
+
+    All queues of the workers count, whichever a server assigns, and a group is named after its least route: so all
+    servers that see the same workers name the same groups. While two servers see different workers, for about a second
+    after a change, turns of one group may happen at the same time. They may then assign more than there is room for,
+    once, and workers give back what has to wait.
+    """
+
+    def __init__(self) -> None:
+        self._shapes: frozenset[_Shape] = frozenset()
+        self._names: Mapping[Route, str] = {}
+
+    def serve(self, workers: Iterable[WorkerStatus]) -> None:
+        """These are the living workers."""
+        shapes = set()
+        for status in workers:
+            queues = frozenset(status.info.queues)
+            kinds: dict[str, set[str]] = {}
+            for info in status.info.kinds:
+                kinds.setdefault(info.isolation, set()).add(info.kind)
+            shapes |= {(queues, frozenset(names)) for names in kinds.values()}
+        if shapes != self._shapes:
+            self._shapes = frozenset(shapes)
+            self._names = _names(self._shapes)
+
+    def of(self, route: Route) -> str:
+        """The name of the group of a route that a living worker serves."""
+        return self._names[route]
+
+
+def _names(shapes: Iterable[_Shape]) -> Mapping[Route, str]:
+    group_of: dict[Route, set[Route]] = {}
+    for queues, kinds in shapes:
+        merged = {Route(queue, kind) for queue in queues for kind in kinds}
+        for group in {id(group): group for route in merged if (group := group_of.get(route))}.values():
+            merged |= group
+        for route in merged:
+            group_of[route] = merged
+    names: dict[int, str] = {}
+    for group in group_of.values():
+        if id(group) not in names:
+            names[id(group)] = min(group).name
+    return {route: names[id(group)] for route, group in group_of.items()}
