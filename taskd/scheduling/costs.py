@@ -21,10 +21,10 @@ LONG = 1.0
 """Tasks that take so many seconds count a whole slot. One more would wait for another's end for about as long, and
 workers give back what has waited for a second."""
 
-FASTEST = 5000
+FASTEST = 8000
 """Tasks that one worker ends in a second at most, whatever they do: its process is busy then, not its slots. It bounds
-what is in flight there to slots + FASTEST x HORIZON, 600 for 100 slots. That is enough to do between two turns, and a
-worker that ends only 700 a second still begins all of them before they have waited for a second."""
+what is in flight there to slots + FASTEST x HORIZON, 900 for 100 slots. That is enough to do between two turns, and a
+worker that ends only 1,000 a second still begins all of them before they have waited for a second."""
 
 MOST = 1000
 """Costs in one turn, besides those of the kinds."""
