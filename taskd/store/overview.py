@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from taskd.model.tasks import Route
-from taskd.ports.overview import Counted, Overview
+from taskd.ports.overview import Counted, Line, Overview
 
 MAX_ROUTES = 1000
 """The most routes with a backlog that are looked at, and the most in an overview."""
@@ -15,6 +15,9 @@ COUNTED = 10_000
 
 DELAYED = 5000
 """The most delayed tasks of all routes together. They are read from the table: their index does not have the route."""
+
+_LINE_USERS = 300
+"""About the most steps from user to user that a look at the line of a pool takes, in all its routes together."""
 
 _COUNTED_IN_ALL = 100_000
 """About the most waiting tasks that one overview counts."""
@@ -32,6 +35,21 @@ def bounds(routes: int) -> tuple[int, int]:
     there are more."""
     each = max(1, routes)
     return max(_LEAST, min(COUNTED, _COUNTED_IN_ALL // each)), max(10, min(_USERS, _USERS_IN_ALL // each))
+
+
+def users_in_line(routes: int) -> int:
+    """Among how many users of each of a pool's so many routes the shares are counted. Two of them show whether there is
+    another one than the owner."""
+    return max(2, _LINE_USERS // max(1, routes))
+
+
+def line(before: Mapping[str, int], held: int, held_by_owner: int, others_wait: bool, share: float | None) -> Line:
+    """The line for these counts; one more task before than are counted means that there are more."""
+    total = sum(before.values())
+    if total > COUNTED:
+        most = max(before, key=lambda kind: before[kind])
+        before = {**before, most: before[most] - 1}
+    return Line(before, total > COUNTED, held, held_by_owner, others_wait, share)
 
 
 class Tally:

@@ -143,6 +143,7 @@ class Schema(Hooks):
             "overview_routes": {"tasks_backlog"},
             "overview_all": {"tasks_backlog", "tasks_delayed", "tasks_held"},
             "overview_own": {"tasks_backlog", "tasks_delayed_user", "tasks_held"},
+            "count_line": {"tasks_backlog", "tasks_held"},
             "find_tasks": by_key,
             "get_listed": by_key,
             "get_tasks": by_key,
@@ -167,7 +168,8 @@ class Schema(Hooks):
 
     async def test_what_each_worker_holds_is_read_by_its_name(self) -> None:
         """Not by a walk over what all workers hold, however few that are when a plan is made."""
-        for name in ("assign", "look", "standing", "in_step", "forget_workers", "worker_gone", "take_back"):
+        names = ("assign", "look", "standing", "in_step", "forget_workers", "worker_gone", "take_back", "count_line")
+        for name in names:
             count = max((int(n) for n in re.findall(r"\$(\d+)", PREPARED[name])), default=0)
             plan = await self.explain(f"EXECUTE {name} ({', '.join(['NULL'] * count)})" if count else f"EXECUTE {name}")
             lines = plan.splitlines()

@@ -18,7 +18,7 @@ from taskd.model.users import User
 from taskd.ports.accounts import Account
 from taskd.ports.attempts import Assigned, Begun, Finished, Held, Outcome, Standing, Started
 from taskd.ports.logs import LogChunk, LogPlace, Report
-from taskd.ports.overview import Overview
+from taskd.ports.overview import Line, Overview
 from taskd.ports.scheduling import Pool, Turn
 from taskd.ports.store import IStore
 from taskd.ports.tasks import Created, Keyed, Page, TaskQuery, TaskState
@@ -42,7 +42,7 @@ _PICTURES = frozenset({"poll_workers", "look", "standing"})
 """Calls whose answers tell what was, and may be old when they arrive."""
 
 READS = frozenset(
-    {"find_user", "find_session", "find_keys", "find_tasks", "get_tasks", "list_tasks", "count_tasks"}
+    {"find_user", "find_session", "find_keys", "find_tasks", "get_tasks", "list_tasks", "count_tasks", "count_line"}
     | {"find_states", "get_listed", "failed_attempts", "read_log", "log_bytes", "look", "standing"}
 )
 """Calls that a database which takes no changes answers. A poll is not one of them: beats fail then, and nobody may
@@ -351,6 +351,9 @@ class StoreLink:
 
     def count_tasks(self, user_id: int | None, routes: Sequence[Route]) -> Awaitable[Overview]:
         return self._call("count_tasks", user_id, routes)
+
+    def count_line(self, task: Task, pool: Pool) -> Awaitable[Line]:
+        return self._call("count_line", task, pool)
 
     def look(self, worker: str, known: Sequence[int]) -> Awaitable[Sequence[Assigned]]:
         return self._call("look", worker, known)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from taskd.model.tasks import Route
-from taskd.ports.overview import Overview
+import msgspec
+
+from taskd.model.tasks import Route, Task
+from taskd.ports.overview import Line, Overview
+from taskd.ports.scheduling import Pool
 from taskd.store import overview
-from taskd.store.overview import Tally, bounds
+from taskd.store.overview import Tally, bounds, line, users_in_line
 from taskd.store.postgres.arrays import texts
 from taskd.store.postgres.database import PostgresDatabase
-from taskd.store.postgres.turn import BACKLOG
+from taskd.store.postgres.turn import BACKLOG, IN_FLIGHT
 
 _DELAYED = "NOT due AND finished_at IS NULL"
 
@@ -60,6 +63,49 @@ UNION ALL SELECT state, queue, kind, number, NULL, NULL FROM held
 """
 
 
+# The line of the task $6, of the owner $4 and due at $5, in the pool of the workers $1 and the routes $2 and $3. Counts
+# up to $7 tasks before it, and walks from user to user, up to $8 of each route.
+_LINE = f"""
+WITH RECURSIVE executor AS MATERIALIZED (
+    SELECT name FROM unnest($1::text[]) AS e (name)
+), route AS MATERIALIZED (
+    SELECT queue, kind FROM unnest($2::text[], $3::text[]) AS r (queue, kind)
+), served AS MATERIALIZED (
+    SELECT jsonb_object_agg(kind, true) AS kinds FROM route
+), before AS MATERIALIZED (
+    SELECT kind, count(*) AS number FROM (
+        SELECT r.kind FROM route r, LATERAL (
+            SELECT FROM tasks
+            WHERE queue = r.queue AND kind = r.kind AND user_id = $4::bigint
+                AND (run_at, id) < ($5::timestamptz, $6::bigint) AND {BACKLOG}
+            ORDER BY run_at, id LIMIT $7 + 1) AS t
+        LIMIT $7 + 1) AS b
+    GROUP BY kind
+), flight AS MATERIALIZED (
+    SELECT user_id, sum(number)::bigint AS number FROM ({IN_FLIGHT}) AS f WHERE (SELECT kinds FROM served) ? kind
+    GROUP BY user_id
+), head AS (
+    SELECT r.queue, r.kind, first.user_id, 1 AS n FROM route r, LATERAL (
+        SELECT user_id FROM tasks WHERE queue = r.queue AND kind = r.kind AND {BACKLOG}
+        ORDER BY user_id, run_at, id LIMIT 1) AS first
+    UNION ALL
+    SELECT head.queue, head.kind, next.user_id, head.n + 1 FROM head, LATERAL (
+        SELECT user_id FROM tasks
+        WHERE queue = head.queue AND kind = head.kind AND user_id > head.user_id AND {BACKLOG}
+        ORDER BY user_id, run_at, id LIMIT 1) AS next
+    WHERE head.n < $8
+), crowd AS MATERIALIZED (
+    SELECT user_id, coalesce((SELECT weight FROM users WHERE users.id = c.user_id), 1) AS weight FROM (
+        SELECT user_id FROM head UNION SELECT user_id FROM flight UNION SELECT $4) AS c
+)
+SELECT (SELECT coalesce(jsonb_object_agg(kind, number), '{{}}')::text FROM before),
+    (SELECT coalesce(sum(number), 0)::bigint FROM flight),
+    coalesce((SELECT number FROM flight WHERE user_id = $4), 0),
+    EXISTS (SELECT FROM head WHERE user_id <> $4),
+    CASE WHEN (SELECT coalesce(max(n), 0) FROM head) < $8
+        THEN (SELECT sum(weight) FILTER (WHERE user_id = $4) / sum(weight) FROM crowd) END::float8
+"""
+
 PREPARED = {
     # The routes that have a backlog, up to $1, and whether user $2 has tasks there; user 0 stands for all users. The
     # whole key of tasks_backlog in the order: so the planner can use no other index.
@@ -87,6 +133,7 @@ FROM walk w
         "AND user_id + 0 = $4",
         False,
     ),
+    "count_line": _LINE,
 }
 
 
@@ -115,3 +162,12 @@ class PostgresOverview(PostgresDatabase):
                 tally.add(field, route, number)
         tally.delayed(delayed)
         return tally.overview(len(found) >= overview.MAX_ROUTES)
+
+    async def count_line(self, task: Task, pool: Pool) -> Line:
+        workers = texts([place.worker for place in pool.places])
+        queues, kinds = texts([s.queue for s in pool.served]), texts([s.kind for s in pool.served])
+        place = task.user_id, task.run_at, task.id
+        users = users_in_line(len(pool.served))
+        rows = await self._call("count_line", workers, queues, kinds, *place, overview.COUNTED, users)
+        before, held, held_by_owner, others_wait, share = rows[0]
+        return line(msgspec.json.decode(before, type=dict[str, int]), held, held_by_owner, others_wait, share)

@@ -49,6 +49,13 @@ task, and replace tasks that are locked."""
 BACKLOG = "NOT held AND finished_at IS NULL AND due"
 """The condition of the index tasks_backlog. PostgreSQL uses the index only for a query that repeats it."""
 
+IN_FLIGHT = """
+SELECT t.worker, t.user_id, t.kind, count(*) AS number, bool_or(t.state = 'waiting') AS waits
+FROM executor e, LATERAL (SELECT * FROM tasks WHERE held AND worker = e.name OFFSET 0) AS t
+GROUP BY 1, 2, 3
+"""
+"""What each ``executor`` holds, by user and kind. Only kinds that are ``served`` take slots of the pool."""
+
 SETTING = "taskd.turn"
 
 _COST = """
@@ -96,10 +103,7 @@ WITH RECURSIVE executor AS MATERIALIZED (
     SELECT jsonb_object_agg(kind, true) AS kinds FROM route
 ), flight AS MATERIALIZED (
     SELECT worker, user_id, sum(number * {_COST}) AS cost, bool_or(waits) AS waits
-    FROM (
-        SELECT t.worker, t.user_id, t.kind, count(*) AS number, bool_or(t.state = 'waiting') AS waits
-        FROM executor e, LATERAL (SELECT * FROM tasks WHERE held AND worker = e.name OFFSET 0) AS t
-        GROUP BY 1, 2, 3) AS f
+    FROM ({IN_FLIGHT}) AS f
     WHERE (SELECT kinds FROM served) ? kind
     GROUP BY 1, 2
 ), room AS MATERIALIZED (

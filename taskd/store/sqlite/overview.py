@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from sqlite3 import Cursor
 
-from taskd.model.tasks import Route
-from taskd.ports.overview import Overview
+from taskd.model.tasks import Route, Task
+from taskd.ports.overview import Line, Overview
+from taskd.ports.scheduling import Pool
 from taskd.store import overview
-from taskd.store.overview import Tally, bounds
+from taskd.store.overview import Tally, bounds, line, users_in_line
+from taskd.store.refusals import MAX_ID
 from taskd.store.sqlite.database import SqliteDatabase, transaction
-from taskd.store.sqlite.scheduling import BACKLOG, DELAYED
+from taskd.store.sqlite.rows import to_micros
+from taskd.store.sqlite.scheduling import BACKLOG, DELAYED, IN_FLIGHT, NEXT_USER, WEIGHTS
 
 # Two statements: for (queue, kind) > (?, ?), SQLite would read all tasks of the route before.
 _NEXT_KIND = f"""
@@ -48,6 +53,12 @@ SELECT queue, kind, state, count(*) FROM tasks INDEXED BY tasks_held
 WHERE held AND state IN ('queued', 'running') {} GROUP BY queue, kind, state
 """
 
+_BEFORE = f"""
+SELECT count(*) FROM (
+    SELECT 1 FROM tasks INDEXED BY tasks_backlog
+    WHERE queue = ? AND kind = ? AND user_id = ? AND (run_at, id) < (?, ?) AND {BACKLOG} LIMIT ?)
+"""
+
 
 class SqliteOverview(SqliteDatabase):
     """IOverviewStore on SQLite."""
@@ -80,6 +91,49 @@ class SqliteOverview(SqliteDatabase):
         for queue, kind, state, number in db.execute(_HELD.format("AND user_id = ?" if owner else ""), owner):
             tally.add(state, Route(queue, kind), number)
         return tally.overview(len(found) >= overview.MAX_ROUTES)
+
+    @transaction
+    def count_line(self, db: Cursor, now: int, task: Task, pool: Pool) -> Line:
+        db.execute("BEGIN")
+        routes = [Route(s.queue, s.kind) for s in pool.served]
+        before: Counter[str] = Counter()
+        left = overview.COUNTED + 1
+        for route in routes:
+            place = task.user_id, to_micros(task.run_at), task.id
+            [(number,)] = db.execute(_BEFORE, (*route, *place, left)).fetchall()
+            if number:
+                before[route.kind] += number
+                left -= number
+        kinds = {route.kind for route in routes}
+        held: Counter[int] = Counter()
+        for _, kind, user, count, _ in db.execute(IN_FLIGHT, (json.dumps([place.worker for place in pool.places]),)):
+            if kind in kinds:
+                held[user] += count
+        waiting, complete = _users(db, routes)
+        share = None
+        if complete:
+            weights = dict(db.execute(WEIGHTS, (json.dumps([*{*waiting, *held, task.user_id}]),)).fetchall())
+            share = weights[task.user_id] / sum(weights.values())
+        others_wait = bool(waiting - {task.user_id})
+        return line(before, held.total(), held[task.user_id], others_wait, share)
+
+
+def _users(db: Cursor, routes: Sequence[Route]) -> tuple[set[int], bool]:
+    """The users with a backlog in these routes, and whether there are no others."""
+    found: set[int] = set()
+    complete = True
+    most = users_in_line(len(routes))
+    for route in routes:
+        last = 0
+        for _ in range(most):
+            row = db.execute(NEXT_USER, (*route, last, MAX_ID)).fetchone()
+            if row is None:
+                break
+            last = row[0]
+            found.add(last)
+        else:
+            complete = False
+    return found, complete
 
 
 def _routes(db: Cursor) -> Iterator[Route]:

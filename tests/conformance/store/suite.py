@@ -19,6 +19,7 @@ from tests.conformance.store.assigning import AssigningTests
 from tests.conformance.store.attempts import AttemptTests
 from tests.conformance.store.creation import CreationTests
 from tests.conformance.store.holding import HoldingTests
+from tests.conformance.store.line import LineTests
 from tests.conformance.store.listing import ListingTests
 from tests.conformance.store.logs import LogTests
 from tests.conformance.store.losses import LossTests
@@ -39,6 +40,7 @@ class StoreTests(
     ShareTests,
     PromotionTests,
     OverviewTests,
+    LineTests,
     HoldingTests,
     AttemptTests,
     RetryTests,
