@@ -50,12 +50,19 @@ class Costs:
         for (_, kind), seconds in average.items():
             kinds.setdefault(kind, []).append(seconds)
         of_kinds = {(OTHERS, kind): sum(found) / len(found) for kind, found in kinds.items()}
+        self._seconds: Mapping[tuple[int, str], float] = {**of_kinds, **average}
         wanted = (*of_kinds.items(), *islice(average.items(), MOST))
         self._costs: Mapping[tuple[int, str], float] = {key: cost_of(seconds, slots) for key, seconds in wanted}
 
     def of(self, user_id: int, kind: str) -> float:
         """The cost of a task of this user and kind."""
         return cost_in(self._costs, user_id, kind)
+
+    def seconds_of(self, user_id: int, kind: str) -> float | None:
+        """For how many seconds tasks of this user and kind hold a slot, or else those of the kind; None if no worker
+        has measured it."""
+        found = self._seconds.get((user_id, kind))
+        return self._seconds.get((OTHERS, kind)) if found is None else found
 
     def rows(self) -> Sequence[Cost]:
         """All of them, for a turn."""

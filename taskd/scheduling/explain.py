@@ -2,46 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
+from taskd.events.end_rates import EndRates
 from taskd.model.errors import quote
+from taskd.model.spans import about
 from taskd.model.states import TERMINAL, State
 from taskd.model.tasks import DEFAULT_KIND, PROGRAM_PREFIX, Task, shown_attempt
+from taskd.ports.broker import IBroker
+from taskd.ports.overview import Line
+from taskd.ports.store import IStore
 from taskd.ports.workers import WorkerStatus
-from taskd.scheduling.pools import Pools
+from taskd.scheduling.estimate import ENDED_LATELY, FREE_SLOTS, MEASURED_TIMES, Estimate, estimate
+from taskd.scheduling.pools import Pools, WorkerPool
+from taskd.scheduling.scheduler import Scheduler
 from taskd.scheduling.served_kinds import Serving
 
+MOST_POOLS = 3
+"""In so many of the pools that serve a task its line is counted, those with the most slots."""
 
-def what_blocks(task: Task, alive: Iterable[WorkerStatus]) -> str | None:
+_BASES = {
+    ENDED_LATELY: "as fast as your tasks have ended lately",
+    MEASURED_TIMES: "by the times that workers have measured",
+}
+
+
+class _Place(NamedTuple):
+    """The line of a task in a pool, and when it probably begins there."""
+
+    pool: WorkerPool
+    line: Line
+    begins: Estimate | None
+
+    @property
+    def before(self) -> int:
+        """How many tasks of the owner are before it."""
+        return sum(self.line.before.values())
+
+
+class Explainer:
+    """Knows what the turns of this server know: the pools, and who is alive. ``rates`` is what the server has heard of
+    the ends of tasks."""
+
+    def __init__(self, store: IStore, broker: IBroker, scheduler: Scheduler, rates: EndRates) -> None:
+        self._store = store
+        self._broker = broker
+        self._pools = scheduler.pools
+        self._liveness = scheduler.liveness
+        self._rates = rates
+
+    async def explain(self, task: Task, now: datetime) -> dict[str, Any]:
+        """``code``, ``message``, and the values that a client needs to say it in another language. ``now`` is the
+        database's time. Raises Unavailable."""
+        code, message, fields = _why(task, now, self._pools, _what_blocks(task, self._liveness.alive))
+        if code == "waiting" and (pools := self._pools.by_route.get(task.route)):
+            place = await self._place(task, pools)
+            message = _in_line(place)
+            fields |= _line_fields(place)
+        if not self._broker.ready and code in ("queued", "waiting"):
+            message += " RabbitMQ cannot be reached, so it may begin about two seconds later than it could."
+        if task.returns and task.state not in TERMINAL:
+            message += f" Workers that were stopping have given it back {_times(task.returns)}."
+        known = {
+            "kind": task.kind,
+            "queue": task.queue,
+            "attempt": shown_attempt(task),
+            "max_attempts": task.max_attempts or None,
+            "losses": task.losses,
+            "returns": task.returns,
+        }
+        return {"code": code, "message": message, **known, **fields}
+
+    async def _place(self, task: Task, pools: Sequence[WorkerPool]) -> _Place:
+        """The place of a task in the pool in which it probably begins first. The pools are not summed up: what is
+        before it in one, in routes that another does not serve, does not delay it in the other."""
+        by_minute = self._rates.by_minute(task.user_id)
+        places: list[_Place] = []
+        for pool in sorted(pools, key=lambda pool: -pool.slots)[:MOST_POOLS]:
+            if pool.slots or not places:
+                line = await self._store.count_line(task, pool.picture())
+                places.append(_Place(pool, line, estimate(task, line, pool, by_minute)))
+        return min(places, key=lambda place: (place.begins.seconds if place.begins else math.inf, place.before))
+
+
+def _what_blocks(task: Task, alive: Iterable[WorkerStatus]) -> str | None:
     """What blocks the worker that holds this task; None if nothing does, or if nobody holds it."""
     if task.state in (State.QUEUED, State.RUNNING):
         for worker in alive:
             if worker.info.name == task.worker:
                 return worker.stalled
     return None
-
-
-def explain(
-    task: Task, now: datetime, pools: Pools, broker_ready: bool, blocked_by: str | None = None
-) -> dict[str, Any]:
-    """``code``, ``message``, and the values that a client needs to say it in another language. ``now`` is the
-    database's time, ``blocked_by`` what blocks the worker that holds the task."""
-    code, message, fields = _why(task, now, pools, blocked_by)
-    if not broker_ready and code in ("queued", "waiting"):
-        message += " RabbitMQ cannot be reached, so it may begin about two seconds later than it could."
-    if task.returns and task.state not in TERMINAL:
-        message += f" Workers that were stopping have given it back {_times(task.returns)}."
-    known = {
-        "kind": task.kind,
-        "queue": task.queue,
-        "attempt": shown_attempt(task),
-        "max_attempts": task.max_attempts or None,
-        "losses": task.losses,
-        "returns": task.returns,
-    }
-    return {"code": code, "message": message, **known, **fields}
 
 
 _Why = tuple[str, str, dict[str, Any]]
@@ -96,7 +149,10 @@ def _why(task: Task, now: datetime, pools: Pools, blocked_by: str | None) -> _Wh
         return "suspect", text, fields
     if task.state is State.QUEUED:
         return "queued", "A worker has the task, and begins it as soon as it has a free slot.", fields
-    return _backlogged(task, fields, pools, shown)
+    # of the queues of this server there is more to say
+    known = ", ".join(pools.queues)
+    text = f"This server does not assign tasks of the queue {quote(task.queue)}, only {known}: another server must."
+    return "waiting", text, fields
 
 
 def _later(task: Task, fields: dict[str, Any], but: str) -> _Why:
@@ -107,16 +163,53 @@ def _later(task: Task, fields: dict[str, Any], but: str) -> _Why:
     return "scheduled", f"The task is scheduled: it may run from {_time(task.run_at)} on.{but}", fields
 
 
-def _backlogged(task: Task, fields: dict[str, Any], pools: Pools, serving: Serving) -> _Why:
-    found = pools.by_route.get(task.route)
-    if found is None:
-        known = ", ".join(pools.queues)
-        text = f"This server does not assign tasks of the queue {quote(task.queue)}, only {known}: another server must."
-        return "waiting", text, fields
-    if any(pool.credit.room_left for pool in found):
-        return "waiting", "The task waits for earlier ones, or is just being assigned to a worker.", fields
-    text = f"The task waits for a free slot: {serving.slots} run tasks of its kind, and all are taken."
-    return "waiting", text, fields
+def _in_line(place: _Place) -> str:
+    """What a task waits for in a pool, and when it probably begins."""
+    pool, line, begins = place
+    if begins is not None and begins.basis == FREE_SLOTS:
+        return "The task is just being assigned to a worker: a slot is free, and nothing is before it."
+    before = f"{_some(place.before, line.more)} of your tasks {'is' if place.before == 1 else 'are'} before it"
+    if not pool.slots:
+        return f"The task waits for a free slot: no worker that serves it can take a task now, and {before}."
+    if pool.credit.room_left:
+        text = f"The task waits for earlier ones, or is just being assigned to a worker: {before}."
+    else:
+        slots = f"{pool.slots} {'runs' if pool.slots == 1 else 'run'} tasks of its kind"
+        held = "1 task holds" if line.held == 1 else f"{line.held} tasks hold"
+        held += " it" if pool.slots == 1 else " them"
+        if line.held > pool.slots:
+            held += " or are next"
+        text = f"The task waits for a free slot: {slots}, {held} ({_some(line.held_by_owner)} of yours), and {before}."
+    return f"{text} {_when(begins, line.more)}"
+
+
+def _line_fields(place: _Place) -> dict[str, Any]:
+    """``more`` names those that are at least what they say."""
+    begins = place.begins
+    more = []
+    if place.line.more:
+        more = ["before_you"] if begins is None else ["before_you", "estimate"]
+    return {
+        "slots": place.pool.slots,
+        "held": place.line.held,
+        "held_by_you": place.line.held_by_owner,
+        "before_you": place.before,
+        "estimate": None if begins is None else round(begins.seconds, 1),
+        "basis": None if begins is None else begins.basis,
+        "more": more,
+    }
+
+
+def _when(begins: Estimate | None, more: bool) -> str:
+    if begins is None:
+        return "Nothing has been measured yet that an estimate could rest on."
+    number, unit = about(begins.seconds)
+    span = f"about {number} {unit if number > 1 else unit[:-1]}{' at the earliest' if more else ''}"
+    return f"It probably begins in {span}, {_BASES[begins.basis]}."
+
+
+def _some(number: int, more: bool = False) -> str:
+    return f"more than {number:,}" if more else f"{number:,}" if number else "none"
 
 
 def _no_worker(task: Task) -> str:

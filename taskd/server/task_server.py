@@ -23,6 +23,7 @@ from taskd.health import HealthCheck
 from taskd.ports.broker import IBroker
 from taskd.ports.store import IStore
 from taskd.protocol.actions import Theme
+from taskd.scheduling.explain import Explainer
 from taskd.scheduling.scheduler import Scheduler
 from taskd.server.line_connection import LineFactory
 
@@ -75,7 +76,9 @@ class TaskServer:
                 ),
                 Theme.OVERVIEW: OverviewActions(clock, store, scheduler.pools, rates),
                 Theme.ACCOUNTS: AccountActions(accounts),
-                Theme.TASKS: TaskActions(store, broker, publisher, scheduler),
+                Theme.TASKS: TaskActions(
+                    store, broker, publisher, scheduler, Explainer(store, broker, scheduler, rates)
+                ),
                 Theme.LOGS: LogActions(clock, store, states, hub),
                 Theme.LIVE: LiveActions(clock, store, states, hub),
             }

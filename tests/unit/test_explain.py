@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
+from twisted.trial.unittest import SynchronousTestCase
+
+from taskd.model.spans import about
 from taskd.model.states import State
+from taskd.ports.workers import Mean
+from taskd.store import overview
+from taskd.store.rows import encode
 from tests.unit.test_actions import ActionCase
 
 NOON_TEXT = "2025-03-01T12:00:00Z"
 
 
-class Explaining(ActionCase):
+class ExplainCase(ActionCase):
     def explain(self, task_id: int) -> dict[str, Any]:
         """The reply, without the fields that every reply has."""
         reply = self.client.ask("explain", task_id=task_id)
@@ -20,6 +27,8 @@ class Explaining(ActionCase):
         del reply["id"]
         return reply
 
+
+class Explaining(ExplainCase):
     def test_a_completed_task(self) -> None:
         task_id = self.add()
         self.stage.run(task_id)
@@ -213,3 +222,180 @@ class Explaining(ActionCase):
         reply = self.explain(task.id)
         self.assertEqual((reply["code"], reply["queue"]), ("waiting", "elsewhere"))
         self.assertIn("only tasks, slow", reply["message"])
+
+    def test_the_store_is_away(self) -> None:
+        self.stage.add_worker()
+        task_id = self.add()
+        self.stage.runner.away = True
+        reply = self.client.ask("explain", task_id=task_id)
+        self.assertRefused(reply, "unavailable")
+        self.assertEqual(reply["message"], "the database cannot be used now: disk I/O error")
+
+
+class WaitingForSlots(ExplainCase):
+    """What a task that waits for a slot is told. The pool has four slots, and a turn has found no room."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.ben = self.stage.client("ben")
+        self.mine = self.stage.create(count=3, kind="count", worker="w")
+        [held] = self.stage.create("ben", worker="w")
+        self.stage.add_worker("simulate", "count")
+        self.theirs = self.add(self.ben)
+        self.stage.pass_time(0.2)
+        self.assertEqual(self.stage.states(*self.mine, held, self.theirs), ["queued"] * 4 + ["waiting"])
+
+    def told(self, task_id: int) -> dict[str, Any]:
+        """What the reply says about the line."""
+        reply = self.explain(task_id)
+        self.assertEqual((reply["code"], reply["slots"]), ("waiting", 4))
+        names = ("held", "held_by_you", "before_you", "estimate", "basis", "more", "message")
+        return {name: reply[name] for name in names}
+
+    def measure(self, *means: Mean) -> None:
+        """Workers have measured these times."""
+        self.stage.change_worker(means=encode(means))
+
+    def test_nothing_is_measured(self) -> None:
+        first, second = self.add(), self.add(kind="count")
+        nothing = "Nothing has been measured yet that an estimate could rest on."
+        start = "The task waits for a free slot: 4 run tasks of its kind, 4 tasks hold them (3 of yours)"
+        unknown: dict[str, Any] = {"held": 4, "held_by_you": 3, "estimate": None, "basis": None, "more": []}
+        text = f"{start}, and none of your tasks are before it. {nothing}"
+        self.assertEqual(self.told(first), {**unknown, "before_you": 0, "message": text})
+        text = f"{start}, and 1 of your tasks is before it. {nothing}"
+        self.assertEqual(self.told(second), {**unknown, "before_you": 1, "message": text})
+
+    def test_the_estimate_is_by_the_ends_of_the_owners_tasks(self) -> None:
+        """Not by those of others, nor in other pools."""
+        self.stage.add_worker("sculpt", name="w2")
+        for task in (
+            self.mine[0],
+            *self.stage.create("ben", worker="w"),
+            *self.stage.create(kind="sculpt", worker="w2"),
+        ):
+            self.stage.finish(task)
+        self.stage.create(worker="w")
+        self.stage.pass_time(1.1)
+        self.measure(Mean(1, "count", 1000.0))
+        self.add()
+        last = self.add()
+        told = self.told(last)
+        self.assertEqual((told["before_you"], told["basis"], told["more"]), (1, "ended_lately", []))
+        # one has ended in all the time that the server has counted, two must
+        self.assertEqual(told["estimate"], 2 * self.client.ask("overview")["rate_seconds"])
+        self.assertIn(
+            "It probably begins in about 3 seconds, as fast as your tasks have ended lately.", told["message"]
+        )
+
+    def test_the_estimate_is_by_measured_times(self) -> None:
+        self.add(kind="count")
+        last = self.add()
+        # ana and ben share four slots, but ana has three
+        self.measure(Mean(1, "count", 30.0), Mean(1, "simulate", 60.0), Mean(2, "simulate", 9000.0))
+        told = self.told(last)
+        self.assertEqual((told["estimate"], told["basis"]), (30.0, "measured_times"))
+        self.assertIn("begins in about 30 seconds, by the times that workers have measured.", told["message"])
+        self.measure(Mean(1, "count", 30.0))
+        self.assertEqual(self.told(last)["basis"], None)
+        # of other users: better than nothing
+        self.measure(Mean(1, "count", 30.0), Mean(2, "simulate", 360.0))
+        told = self.told(last)
+        self.assertEqual(told["estimate"], 130.0)
+        self.assertIn("about 2 minutes", told["message"])
+
+    def test_the_slots_that_the_owner_can_expect(self) -> None:
+        theirs = self.add(self.ben)
+        self.measure(Mean(2, "simulate", 60.0))
+        [ben] = self.stage.sql("SELECT id FROM users WHERE username = 'ben'")
+        self.assertEqual(ben, (2,))
+
+        def estimate() -> float | None:
+            reply = self.ben.ask("explain", task_id=theirs)
+            return float(reply["estimate"])
+
+        # one is before it; ben has one slot, and two of four as his share
+        self.assertEqual(estimate(), 60.0)
+        self.stage.sql("UPDATE users SET weight = 3 WHERE id = 2")
+        self.assertEqual(estimate(), 40.0)
+        # now ana waits, too, and nobody counts how many others
+        self.add()
+        self.assertEqual(estimate(), 40.0)
+        with patch.object(overview, "_LINE_USERS", 0):
+            self.assertEqual(estimate(), 120.0)
+
+    def test_more_tasks_than_are_counted(self) -> None:
+        self.stage.create(count=5)
+        self.stage.pass_time(0.1)
+        last = self.add()
+        with patch.object(overview, "COUNTED", 4):
+            told = self.told(last)
+            self.assertEqual((told["before_you"], told["more"]), (4, ["before_you"]))
+            self.assertIn("and more than 4 of your tasks are before it.", told["message"])
+            self.measure(Mean(1, "simulate", 3600.0))
+            told = self.told(last)
+            self.assertEqual(told["more"], ["before_you", "estimate"])
+            self.assertIn("It probably begins in about 2 hours at the earliest, by", told["message"])
+
+    def test_more_is_held_than_there_are_slots(self) -> None:
+        self.stage.create(count=3, worker="w")
+        told = self.told(self.add())
+        self.assertEqual((told["held"], told["held_by_you"]), (7, 6))
+        self.assertIn("4 run tasks of its kind, 7 tasks hold them or are next (6 of yours), and", told["message"])
+
+    def test_a_slot_is_free_and_others_wait(self) -> None:
+        self.stage.finish(self.mine[0])
+        told = self.told(self.stage.create()[0].id)
+        self.assertEqual((told["held"], told["before_you"]), (3, 0))
+        self.assertIn("or is just being assigned to a worker: none of your tasks are before it.", told["message"])
+
+    def test_a_slot_is_free_and_nothing_is_before_it(self) -> None:
+        self.ben.ask("cancel_task", task_id=self.theirs)
+        self.stage.finish(self.mine[0])
+        told = self.told(self.stage.create()[0].id)
+        self.assertEqual((told["estimate"], told["basis"], told["more"]), (0.0, "free_slots", []))
+        text = "The task is just being assigned to a worker: a slot is free, and nothing is before it."
+        self.assertEqual(told["message"], text)
+
+    def test_the_pool_in_which_it_begins_first(self) -> None:
+        """The other one has more slots, and more before it."""
+        self.add(kind="count")
+        last = self.add()
+        self.stage.create(count=2, worker="w2")
+        self.stage.add_worker(name="w2", slots=2)
+        self.stage.pass_time(0.2)
+        self.measure(Mean(1, "simulate", 40.0), Mean(1, "count", 40.0))
+        self.stage.change_worker("w2", means=encode([Mean(1, "simulate", 40.0)]))
+        reply = self.explain(last)
+        self.assertEqual((reply["slots"], reply["before_you"], reply["held"], reply["estimate"]), (2, 0, 2, 20.0))
+        self.stage.change_worker("w2", hung='{"async": 2}')
+        reply = self.explain(last)
+        self.assertEqual((reply["slots"], reply["before_you"], reply["held"]), (4, 1, 4))
+
+    def test_no_worker_can_take_a_task_now(self) -> None:
+        """One is blocked, and the slots of the other are hung."""
+        self.stage.add_worker("simulate", "count", name="w2")
+        self.stage.change_worker("w2", stalled="another")
+        self.stage.change_worker(hung='{"async": 4}')
+        reply = self.explain(self.add())
+        self.assertEqual((reply["code"], reply["slots"], reply["estimate"]), ("waiting", 0, None))
+        self.assertIn("no worker that serves it can take a task now", reply["message"])
+
+
+class Spans(SynchronousTestCase):
+    def test_they_are_rounded(self) -> None:
+        for seconds, expected in (
+            (0, (1, "seconds")),
+            (0.4, (1, "seconds")),
+            (19.6, (20, "seconds")),
+            (23.0, (25, "seconds")),
+            (87.0, (85, "seconds")),
+            (89.0, (1, "minutes")),
+            (150.0, (2, "minutes")),
+            (5000.0, (85, "minutes")),
+            (7000.0, (2, "hours")),
+            (100_000.0, (30, "hours")),
+            (150_000.0, (2, "days")),
+            (1e9, (11_575, "days")),
+        ):
+            self.assertEqual(about(seconds), expected)

@@ -22,21 +22,22 @@ from taskd.ports.store import IStore
 from taskd.ports.tasks import TaskQuery
 from taskd.protocol import messages as m
 from taskd.protocol.views import TaskView, view
-from taskd.scheduling.explain import explain, what_blocks
+from taskd.scheduling.explain import Explainer
 from taskd.scheduling.scheduler import Scheduler
 
 
 class TaskActions:
     """A user sees and changes only the user's own tasks: somebody else's task is not found."""
 
-    def __init__(self, store: IStore, broker: IBroker, publisher: Publisher, scheduler: Scheduler) -> None:
+    def __init__(
+        self, store: IStore, broker: IBroker, publisher: Publisher, scheduler: Scheduler, explainer: Explainer
+    ) -> None:
         self._store = store
         self._broker = broker
         self._publisher = publisher
         self._submitter = scheduler.submitter
         self._dispatcher = scheduler.dispatcher
-        self._pools = scheduler.pools
-        self._liveness = scheduler.liveness
+        self._explainer = explainer
         self._task_builder = TaskBuilder(store, scheduler.pools)
 
     async def new_task(self, principal: Principal, subscriptions: Subscriptions, request: m.TaskSpec) -> Reply:
@@ -96,11 +97,12 @@ class TaskActions:
         return Reply({"status": "success", "task": view(task, self._store.now())})
 
     async def explain(self, principal: Principal, subscriptions: Subscriptions, request: m.OneTask) -> Reply:
-        [task] = [task async for task in own_listed(self._store, principal.user_id, [request.task_id], "task_id")]
-        blocked_by = what_blocks(task, self._liveness.alive)
-        now = self._store.now()
-        why = explain(task, now, self._pools, self._broker.ready, blocked_by)
-        return Reply({"status": "success", "task_id": task.id, "state": shown_state(task, now), **why})
+        # it may count ten thousand tasks: not for all requests of a connection at the same time
+        async with subscriptions.large_reply:
+            [task] = [task async for task in own_listed(self._store, principal.user_id, [request.task_id], "task_id")]
+            now = self._store.now()
+            why = await self._explainer.explain(task, now)
+            return Reply({"status": "success", "task_id": task.id, "state": shown_state(task, now), **why})
 
     def _views(self, tasks: Iterable[Task]) -> list[TaskView]:
         now = self._store.now()
