@@ -214,6 +214,46 @@ class TestExplain:
         assert self.explain(stage, "queued", "es", **fields).endswith(" la han devuelto: 3 veces.")
         assert "devuelto" not in self.explain(stage, "completed", "es", **fields)
 
+    LINE: dict[str, Any] = {  # noqa: RUF012 (never changed)
+        **{"queue": "tasks", "slots": 4, "held": 7, "held_by_you": 3, "before_you": 12},
+        **{"estimate": 185.0, "basis": "ended_lately", "before_you_more": False},
+    }
+    TURN = "Espera su turno en la cola tasks. Puestos para ella: 4; tareas que los ocupan: 7, suyas: 3."
+
+    @pytest.mark.parametrize(
+        ("fields", "says"),
+        [
+            ({}, "empiece dentro de aproximadamente 3 minutos, al ritmo al que han terminado sus últimas tareas."),
+            (
+                {"estimate": 3600.0, "basis": "measured_times"},
+                "empiece dentro de aproximadamente 60 minutos, según los tiempos que han medido los workers.",
+            ),
+            ({"estimate": 0.2, "basis": "magic"}, "empiece dentro de aproximadamente 1 segundo."),
+            ({"estimate": 200_000}, "empiece dentro de aproximadamente 2 días, al"),
+            ({"estimate": None, "basis": None}, "Aún no se ha medido nada en que basar una estimación."),
+        ],
+    )
+    def test_a_task_in_the_line_in_spanish(self, stage: Stage, fields: dict[str, Any], says: str) -> None:
+        text = self.explain(stage, "waiting", "es", **{**self.LINE, **fields})
+        assert text.startswith(f"{self.TURN} Tareas suyas que van antes: 12. ")
+        assert says in text
+
+    def test_more_in_the_line_than_is_counted(self, stage: Stage) -> None:
+        fields = {**self.LINE, "before_you": 10_000, "before_you_more": True, "returns": 1}
+        text = self.explain(stage, "waiting", "es", **fields)
+        assert "que van antes: más de 10000. Probablemente" in text and "minutos como pronto, " in text
+        assert text.endswith("la han devuelto: una vez.")
+
+    def test_a_task_whose_turn_it_is_and_one_without_slots_in_spanish(self, stage: Stage) -> None:
+        fields = {**self.LINE, "before_you": 0, "estimate": 0.0, "basis": "free_slots"}
+        assert self.explain(stage, "waiting", "es", **fields).endswith("se está asignando a un worker ahora mismo.")
+        text = self.explain(stage, "waiting", "es", **{**self.LINE, "slots": 0, "estimate": None, "basis": None})
+        assert "ningún worker que la atiende puede tomar tareas ahora. Tareas suyas que van antes: 12." in text
+
+    def test_a_task_in_the_line_in_english_and_of_an_older_server(self, stage: Stage) -> None:
+        assert self.explain(stage, "waiting", **self.LINE) == "It waits\\x07."
+        assert self.explain(stage, "waiting", "es", queue="tasks").startswith("Espera su turno en la cola tasks: hay")
+
     @pytest.mark.parametrize("code", ["paused", "running", "retrying", "failed", "stalled", "suspect"])
     def test_unknown_codes_and_fields(self, stage: Stage, code: str) -> None:
         assert self.explain(stage, code, "es", error=None, since=None, losses=0) == "It waits\\x07."

@@ -16,6 +16,7 @@ from taskd.cli.ui.rendering import moment
 from taskd.cli.ui.text import visible
 from taskd.client.errors import Refused
 from taskd.client.messages import Received
+from taskd.model.spans import about
 from taskd.protocol.limits import DEFAULT_PAGE, MAX_PAGE
 from taskd.protocol.views import Moment
 
@@ -73,6 +74,13 @@ class Explanation(Struct):
     blocked_by: str | None = None
     losses: int = 0
     returns: int = 0
+    slots: int = 0
+    held: int | None = None
+    held_by_you: int = 0
+    before_you: int = 0
+    before_you_more: bool = False
+    estimate: float | None = None
+    basis: str | None = None
 
 
 async def explain(ctx: Context, options: Namespace) -> int:
@@ -98,9 +106,32 @@ def reason(ctx: Context, task_id: int, reply: Received) -> str:
         "retry": ctx.command("retry", str(task_id)),
     }
     text = ctx.texts.reason(why.code, why.message, **fields)
-    if why.returns and why.code not in ("completed", "failed", "cancelled") and text != visible(why.message):
+    if text == visible(why.message):
+        return text
+    if why.code == "waiting" and why.held is not None:
+        text = _line(ctx, why)
+    if why.returns and why.code not in ("completed", "failed", "cancelled"):
         text += " " + ctx.texts("given_back", times=ctx.renderer.times(why.returns))
     return text
+
+
+def _line(ctx: Context, why: Explanation) -> str:
+    """What is before a waiting task, and when it probably begins, in the user's language."""
+    t = ctx.texts
+    if why.basis == "free_slots":
+        return t("line.free")
+    before = t("line.more", n=why.before_you) if why.before_you_more else str(why.before_you)
+    if not why.slots:
+        return t("line.closed", queue=why.queue, before=before)
+    text = t("line.slots", queue=why.queue, slots=why.slots, held=why.held, yours=why.held_by_you, before=before)
+    if why.estimate is None:
+        return f"{text} {t('line.unknown')}"
+    number, unit = about(why.estimate)
+    span = t(f"span.{unit if number > 1 else unit[:-1]}", n=number)
+    if why.before_you_more:
+        span = t("line.earliest", span=span)
+    basis = why.basis if why.basis in ("ended_lately", "measured_times") else "begins"
+    return f"{text} {t(f'line.{basis}', span=span)}"
 
 
 async def cancel(ctx: Context, options: Namespace) -> int:

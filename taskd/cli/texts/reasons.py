@@ -45,3 +45,48 @@ REASONS: dict[str, tuple[str, str]] = {
     "waiting": ("", "Espera su turno en la cola {queue}: hay otras antes, o se está asignando ahora mismo."),
 }
 """Why a task is in its state, by the code of ``explain``. Where English is empty, the server's message is used."""
+
+LINE: dict[str, tuple[str, str]] = {
+    "line.free": (
+        "A slot is free, and nothing is before it: it is just being assigned to a worker.",
+        "Hay un puesto libre y no hay ninguna antes: se está asignando a un worker ahora mismo.",
+    ),
+    "line.closed": (
+        "It waits in the queue {queue}: no worker that serves it can take a task now. Your tasks before it: {before}.",
+        "Espera en la cola {queue}: ningún worker que la atiende puede tomar tareas ahora."
+        " Tareas suyas que van antes: {before}.",
+    ),
+    "line.slots": (
+        "It waits for its turn in the queue {queue}. Slots for it: {slots}; tasks that hold them: {held}, yours:"
+        " {yours}. Your tasks before it: {before}.",
+        "Espera su turno en la cola {queue}. Puestos para ella: {slots}; tareas que los ocupan: {held}, suyas: {yours}."
+        " Tareas suyas que van antes: {before}.",
+    ),
+    "line.more": ("more than {n}", "más de {n}"),
+    "line.unknown": (
+        "Nothing has been measured yet that an estimate could rest on.",
+        "Aún no se ha medido nada en que basar una estimación.",
+    ),
+    "line.begins": (
+        "It probably begins in about {span}.",
+        "Probablemente empiece dentro de aproximadamente {span}.",
+    ),
+    "line.ended_lately": (
+        "It probably begins in about {span}, as fast as your tasks have ended lately.",
+        "Probablemente empiece dentro de aproximadamente {span}, al ritmo al que han terminado sus últimas tareas.",
+    ),
+    "line.measured_times": (
+        "It probably begins in about {span}, by the times that workers have measured.",
+        "Probablemente empiece dentro de aproximadamente {span}, según los tiempos que han medido los workers.",
+    ),
+    "line.earliest": ("{span} at the earliest", "{span} como pronto"),
+    "span.second": ("{n} second", "{n} segundo"),
+    "span.seconds": ("{n} seconds", "{n} segundos"),
+    "span.minute": ("{n} minute", "{n} minuto"),
+    "span.minutes": ("{n} minutes", "{n} minutos"),
+    "span.hour": ("{n} hour", "{n} hora"),
+    "span.hours": ("{n} hours", "{n} horas"),
+    "span.day": ("{n} day", "{n} día"),
+    "span.days": ("{n} days", "{n} días"),
+}
+"""What a waiting task stands behind, in parts, from the fields of ``explain``: where our own text is used."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from taskd.cli.texts.labels import LABELS
+from taskd.cli.texts.reasons import LINE
 
 WORDS: dict[str, tuple[str, str]] = {
     # connections
@@ -357,4 +358,5 @@ WORDS: dict[str, tuple[str, str]] = {
         "la tarea {id} se devolvió {times}: sus workers se detienen antes de que termine",
     ),
     **LABELS,
+    **LINE,
 }
