@@ -184,19 +184,15 @@ def _in_line(place: _Place) -> str:
 
 
 def _line_fields(place: _Place) -> dict[str, Any]:
-    """``more`` names those that are at least what they say."""
     begins = place.begins
-    more = []
-    if place.line.more:
-        more = ["before_you"] if begins is None else ["before_you", "estimate"]
     return {
         "slots": place.pool.slots,
         "held": place.line.held,
         "held_by_you": place.line.held_by_owner,
         "before_you": place.before,
+        "before_you_more": place.line.more,
         "estimate": None if begins is None else round(begins.seconds, 1),
         "basis": None if begins is None else begins.basis,
-        "more": more,
     }
 
 

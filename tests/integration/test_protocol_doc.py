@@ -21,7 +21,7 @@ from taskd.model.tasks import Task
 from taskd.protocol import docs
 from taskd.protocol.actions import ACTIONS
 from taskd.protocol.views import AttemptView, TaskView
-from taskd.scheduling import explain
+from taskd.scheduling import estimate, explain
 from taskd.scheduling.served_kinds import ServedKind
 from tests.daemons import Daemon, LineClient, free_port
 
@@ -280,6 +280,18 @@ def test_every_code_of_explain_is_on_the_page() -> None:
     assert codes == set(
         re.findall(r"^\| (\w+) \|", PAGE.partition("| `code` of `explain` |")[2].partition("\n\n")[0], re.M)
     )
+
+
+def test_what_explain_says_of_the_line_is_on_the_page() -> None:
+    """The names in taskd.scheduling.explain, and the codes of taskd.scheduling.estimate, which are its constants."""
+    fields = re.findall(r'^ +"(\w+)": ', inspect.getsource(explain._line_fields), re.M)
+    bases = [value for name, value in vars(estimate).items() if name.isupper()]
+    for heading, names in (
+        ("| field of a `waiting` task |", [name for name in fields if name != "slots"]),
+        ("| `basis` of an estimate |", bases),
+    ):
+        table = PAGE.partition(heading)[2].partition("\n\n")[0]
+        assert re.findall(r"^\| (\w+) \|", table, re.M) == names
 
 
 def test_the_fields_of_kinds_and_attempts_match_the_code() -> None:

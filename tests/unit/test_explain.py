@@ -249,7 +249,7 @@ class WaitingForSlots(ExplainCase):
         """What the reply says about the line."""
         reply = self.explain(task_id)
         self.assertEqual((reply["code"], reply["slots"]), ("waiting", 4))
-        names = ("held", "held_by_you", "before_you", "estimate", "basis", "more", "message")
+        names = ("held", "held_by_you", "before_you", "before_you_more", "estimate", "basis", "message")
         return {name: reply[name] for name in names}
 
     def measure(self, *means: Mean) -> None:
@@ -260,7 +260,13 @@ class WaitingForSlots(ExplainCase):
         first, second = self.add(), self.add(kind="count")
         nothing = "Nothing has been measured yet that an estimate could rest on."
         start = "The task waits for a free slot: 4 run tasks of its kind, 4 tasks hold them (3 of yours)"
-        unknown: dict[str, Any] = {"held": 4, "held_by_you": 3, "estimate": None, "basis": None, "more": []}
+        unknown: dict[str, Any] = {
+            "held": 4,
+            "held_by_you": 3,
+            "estimate": None,
+            "basis": None,
+            "before_you_more": False,
+        }
         text = f"{start}, and none of your tasks are before it. {nothing}"
         self.assertEqual(self.told(first), {**unknown, "before_you": 0, "message": text})
         text = f"{start}, and 1 of your tasks is before it. {nothing}"
@@ -281,7 +287,7 @@ class WaitingForSlots(ExplainCase):
         self.add()
         last = self.add()
         told = self.told(last)
-        self.assertEqual((told["before_you"], told["basis"], told["more"]), (1, "ended_lately", []))
+        self.assertEqual((told["before_you"], told["basis"], told["before_you_more"]), (1, "ended_lately", False))
         # one has ended in all the time that the server has counted, two must
         self.assertEqual(told["estimate"], 2 * self.client.ask("overview")["rate_seconds"])
         self.assertIn(
@@ -330,11 +336,11 @@ class WaitingForSlots(ExplainCase):
         last = self.add()
         with patch.object(overview, "COUNTED", 4):
             told = self.told(last)
-            self.assertEqual((told["before_you"], told["more"]), (4, ["before_you"]))
+            self.assertEqual((told["before_you"], told["before_you_more"], told["estimate"]), (4, True, None))
             self.assertIn("and more than 4 of your tasks are before it.", told["message"])
             self.measure(Mean(1, "simulate", 3600.0))
             told = self.told(last)
-            self.assertEqual(told["more"], ["before_you", "estimate"])
+            self.assertEqual((told["before_you_more"], told["estimate"]), (True, 6000.0))
             self.assertIn("It probably begins in about 2 hours at the earliest, by", told["message"])
 
     def test_more_is_held_than_there_are_slots(self) -> None:
@@ -353,7 +359,7 @@ class WaitingForSlots(ExplainCase):
         self.ben.ask("cancel_task", task_id=self.theirs)
         self.stage.finish(self.mine[0])
         told = self.told(self.stage.create()[0].id)
-        self.assertEqual((told["estimate"], told["basis"], told["more"]), (0.0, "free_slots", []))
+        self.assertEqual((told["estimate"], told["basis"], told["before_you_more"]), (0.0, "free_slots", False))
         text = "The task is just being assigned to a worker: a slot is free, and nothing is before it."
         self.assertEqual(told["message"], text)
 
