@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 
@@ -69,12 +70,21 @@ class EndRates:
     def by_minute(self, user_id: int | None) -> Mapping[tuple[str, str], float]:
         """The ends a minute by queue and kind, of a user or of all users. Routes without any are missing."""
         self._forget()
+        return self._rates(user_id, 0, self.seconds)
+
+    def by_minute_in(self, user_id: int, seconds: float) -> Mapping[tuple[str, str], float]:
+        """The same of a user in the last ``seconds``, in whole steps; nothing if this is less than one step."""
+        self._forget()
+        first = math.ceil((self._clock.seconds() - seconds) / STEP)
+        counted = min(self.seconds, self._clock.seconds() - first * STEP)
+        return self._rates(user_id, first, counted) if counted >= STEP else {}
+
+    def _rates(self, user_id: int | None, first: int, seconds: float) -> Mapping[tuple[str, str], float]:
         total: _Routes = Counter()
         for step in self._steps:
             found = step.all if user_id is None else step.by_user.get(user_id)
-            if found:
+            if found and step.number >= first:
                 total.update(found)
-        seconds = self.seconds
         return {route: number * 60.0 / seconds for route, number in total.items()}
 
     def _now(self) -> int:

@@ -38,7 +38,8 @@ class Line(NamedTuple):
     ``before`` has by kind how many due tasks of the same owner a turn takes before it; ``more``: these and others.
     ``held`` tasks take slots of the pool, ``held_by_owner`` of them are of the same owner. ``others_wait``: due tasks
     of other users wait in the pool, too. ``share`` is the owner's part of the pool: the owner's weight, divided by the
-    sum of the weights of all users with tasks that wait or are held there; None if there are too many users.
+    sum of the weights of all users with tasks that wait or are held there; None if there are too many users. ``waits``
+    is for how many seconds this task or one before it has been due: so long the owner has had something waiting.
     """
 
     before: Mapping[str, int]
@@ -47,6 +48,7 @@ class Line(NamedTuple):
     held_by_owner: int
     others_wait: bool
     share: float | None
+    waits: float
 
 
 class IOverviewStore(Interface):

@@ -28,7 +28,7 @@ class Estimate(NamedTuple):
 
 def estimate(task: Task, line: Line, pool: WorkerPool, by_minute: Mapping[tuple[str, str], float]) -> Estimate | None:
     """When a task probably begins that waits in this line of a pool; ``by_minute`` is how many of its owner's tasks
-    have ended lately, by queue and kind. None if nothing is known that it could rest on.
+    have ended lately, while some waited, by queue and kind. None if nothing is known that it could rest on.
 
     It begins when as many tasks of the owner have ended as are before it, and one more, which gives it its place.
     """

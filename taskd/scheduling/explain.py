@@ -79,11 +79,12 @@ class Explainer:
     async def _place(self, task: Task, pools: Sequence[WorkerPool]) -> _Place:
         """The place of a task in the pool in which it probably begins first. The pools are not summed up: what is
         before it in one, in routes that another does not serve, does not delay it in the other."""
-        by_minute = self._rates.by_minute(task.user_id)
         places: list[_Place] = []
         for pool in sorted(pools, key=lambda pool: -pool.slots)[:MOST_POOLS]:
             if pool.slots or not places:
                 line = await self._store.count_line(task, pool.picture())
+                # only while something has waited: when the owner had nothing to run, nothing of it ended
+                by_minute = self._rates.by_minute_in(task.user_id, line.waits)
                 places.append(_Place(pool, line, estimate(task, line, pool, by_minute)))
         return min(places, key=lambda place: (place.begins.seconds if place.begins else math.inf, place.before))
 

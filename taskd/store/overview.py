@@ -43,13 +43,15 @@ def users_in_line(routes: int) -> int:
     return max(2, _LINE_USERS // max(1, routes))
 
 
-def line(before: Mapping[str, int], held: int, held_by_owner: int, others_wait: bool, share: float | None) -> Line:
+def line(
+    before: Mapping[str, int], held: int, held_by_owner: int, others_wait: bool, share: float | None, waits: float
+) -> Line:
     """The line for these counts; one more task before than are counted means that there are more."""
     total = sum(before.values())
     if total > COUNTED:
         most = max(before, key=lambda kind: before[kind])
         before = {**before, most: before[most] - 1}
-    return Line(before, total > COUNTED, held, held_by_owner, others_wait, share)
+    return Line(before, total > COUNTED, held, held_by_owner, others_wait, share, max(0.0, waits))
 
 
 class Tally:

@@ -272,27 +272,31 @@ class WaitingForSlots(ExplainCase):
         text = f"{start}, and 1 of your tasks is before it. {nothing}"
         self.assertEqual(self.told(second), {**unknown, "before_you": 1, "message": text})
 
+    def end(self, name: str, count: int, **spec: Any) -> None:
+        """Tasks of a user end that were held beyond the slots, so that nobody takes their place."""
+        self.stage.finish(*self.stage.create(name, count, **{"worker": "w", **spec}))
+
     def test_the_estimate_is_by_the_ends_of_the_owners_tasks(self) -> None:
-        """Not by those of others, nor in other pools."""
+        """While some waited; not by those of others, nor in other pools."""
         self.stage.add_worker("sculpt", name="w2")
-        for task in (
-            self.mine[0],
-            *self.stage.create("ben", worker="w"),
-            *self.stage.create(kind="sculpt", worker="w2"),
-        ):
-            self.stage.finish(task)
-        self.stage.create(worker="w")
-        self.stage.pass_time(1.1)
-        self.measure(Mean(1, "count", 1000.0))
+        self.measure(Mean(1, "simulate", 1000.0))
+        self.end("ana", 50)
+        self.stage.pass_time(30)
         self.add()
+        self.stage.pass_time(9)
         last = self.add()
+        self.assertEqual(self.told(last)["basis"], "measured_times")
+        self.stage.pass_time(6)
+        self.end("ana", 2)
+        self.end("ana", 1, kind="count")
+        self.end("ben", 70)
+        self.end("ana", 90, kind="sculpt", worker="w2")
+        self.stage.pass_time(10)
         told = self.told(last)
         self.assertEqual((told["before_you"], told["basis"], told["before_you_more"]), (1, "ended_lately", False))
-        # one has ended in all the time that the server has counted, two must
-        self.assertEqual(told["estimate"], 2 * self.client.ask("overview")["rate_seconds"])
-        self.assertIn(
-            "It probably begins in about 3 seconds, as fast as your tasks have ended lately.", told["message"]
-        )
+        # in the whole steps of the 25 seconds that the older one has waited, three have ended; two must
+        self.assertAlmostEqual(told["estimate"], 2 * 15.2 / 3, 0)
+        self.assertIn("in about 10 seconds, as fast as your tasks have ended lately.", told["message"])
 
     def test_the_estimate_is_by_measured_times(self) -> None:
         self.add(kind="count")

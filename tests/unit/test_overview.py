@@ -72,6 +72,27 @@ class Rates(SynchronousTestCase):
         self.assertEqual(self.rates.by_minute(None), {})
         self.assertEqual(len(self.rates._steps), 0)
 
+    def test_the_last_seconds_are_counted_in_whole_steps(self) -> None:
+        def lately(seconds: float, user: int = 1) -> float:
+            return round(self.rates.by_minute_in(user, seconds).get(ROUTE, 0.0), 6)
+
+        self.end(100)
+        self.clock.advance(WINDOW + 5.5)
+        self.end(30)
+        self.clock.advance(14)
+        self.end(6, user=2)
+        self.end(3)
+        self.clock.advance(6)
+        # it is 1380 now; 30 ended at 1360, three at 1374
+        self.assertEqual([lately(seconds) for seconds in (9.9, 10, 19.9, 20, 29)], [0, 18, 18, 99, 99])
+        self.assertEqual(lately(10, 2), 36)
+        # never more than the window, nor than it has counted
+        self.assertEqual(lately(1e6), lately(WINDOW - STEP))
+        self.rates = EndRates(self.clock)
+        self.clock.advance(15)
+        self.end(5)
+        self.assertEqual(lately(1e6), 20)
+
     def test_its_memory_is_bounded(self) -> None:
         self.patch(end_rates, "MAX_COUNTS", 3)
         self.assertGreater(MAX_COUNTS, 3)

@@ -73,9 +73,9 @@ WITH RECURSIVE executor AS MATERIALIZED (
 ), served AS MATERIALIZED (
     SELECT jsonb_object_agg(kind, true) AS kinds FROM route
 ), before AS MATERIALIZED (
-    SELECT kind, count(*) AS number FROM (
-        SELECT r.kind FROM route r, LATERAL (
-            SELECT FROM tasks
+    SELECT kind, count(*) AS number, min(run_at) AS oldest FROM (
+        SELECT r.kind, t.run_at FROM route r, LATERAL (
+            SELECT run_at FROM tasks
             WHERE queue = r.queue AND kind = r.kind AND user_id = $4::bigint
                 AND (run_at, id) < ($5::timestamptz, $6::bigint) AND {BACKLOG}
             ORDER BY run_at, id LIMIT $7 + 1) AS t
@@ -103,7 +103,8 @@ SELECT (SELECT coalesce(jsonb_object_agg(kind, number), '{{}}')::text FROM befor
     coalesce((SELECT number FROM flight WHERE user_id = $4), 0),
     EXISTS (SELECT FROM head WHERE user_id <> $4),
     CASE WHEN (SELECT coalesce(max(n), 0) FROM head) < $8
-        THEN (SELECT sum(weight) FILTER (WHERE user_id = $4) / sum(weight) FROM crowd) END::float8
+        THEN (SELECT sum(weight) FILTER (WHERE user_id = $4) / sum(weight) FROM crowd) END::float8,
+    extract(epoch FROM now() - least((SELECT min(oldest) FROM before), $5::timestamptz))::float8
 """
 
 PREPARED = {
@@ -169,5 +170,5 @@ class PostgresOverview(PostgresDatabase):
         place = task.user_id, task.run_at, task.id
         users = users_in_line(len(pool.served))
         rows = await self._call("count_line", workers, queues, kinds, *place, overview.COUNTED, users)
-        before, held, held_by_owner, others_wait, share = rows[0]
-        return line(msgspec.json.decode(before, type=dict[str, int]), held, held_by_owner, others_wait, share)
+        before, *rest = rows[0]
+        return line(msgspec.json.decode(before, type=dict[str, int]), *rest)

@@ -54,9 +54,9 @@ WHERE held AND state IN ('queued', 'running') {} GROUP BY queue, kind, state
 """
 
 _BEFORE = f"""
-SELECT count(*) FROM (
-    SELECT 1 FROM tasks INDEXED BY tasks_backlog
-    WHERE queue = ? AND kind = ? AND user_id = ? AND (run_at, id) < (?, ?) AND {BACKLOG} LIMIT ?)
+SELECT count(*), min(run_at) FROM (
+    SELECT run_at FROM tasks INDEXED BY tasks_backlog
+    WHERE queue = ? AND kind = ? AND user_id = ? AND (run_at, id) < (?, ?) AND {BACKLOG} ORDER BY run_at, id LIMIT ?)
 """
 
 
@@ -98,11 +98,13 @@ class SqliteOverview(SqliteDatabase):
         routes = [Route(s.queue, s.kind) for s in pool.served]
         before: Counter[str] = Counter()
         left = overview.COUNTED + 1
+        oldest = to_micros(task.run_at)
+        place = task.user_id, oldest, task.id
         for route in routes:
-            place = task.user_id, to_micros(task.run_at), task.id
-            [(number,)] = db.execute(_BEFORE, (*route, *place, left)).fetchall()
+            number, run_at = db.execute(_BEFORE, (*route, *place, left)).fetchone()
             if number:
                 before[route.kind] += number
+                oldest = min(oldest, run_at)
                 left -= number
         kinds = {route.kind for route in routes}
         held: Counter[int] = Counter()
@@ -115,7 +117,8 @@ class SqliteOverview(SqliteDatabase):
             weights = dict(db.execute(WEIGHTS, (json.dumps([*{*waiting, *held, task.user_id}]),)).fetchall())
             share = weights[task.user_id] / sum(weights.values())
         others_wait = bool(waiting - {task.user_id})
-        return line(before, held.total(), held[task.user_id], others_wait, share)
+        waits = (now - oldest) / 1_000_000
+        return line(before, held.total(), held[task.user_id], others_wait, share, waits)
 
 
 def _users(db: Cursor, routes: Sequence[Route]) -> tuple[set[int], bool]:
