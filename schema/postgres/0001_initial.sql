@@ -186,6 +186,7 @@ CREATE TABLE workers (
     slots      json NOT NULL,
     hung       json NOT NULL DEFAULT '{}',
     means      json NOT NULL DEFAULT '[]',
+    holds      bigint NOT NULL DEFAULT 0,
     stalled    text,
     -- jsonb, unlike json, refuses texts that could be stored but not read.
     culprit    jsonb,
@@ -205,6 +206,7 @@ COMMENT ON COLUMN workers.kinds IS 'A list of the kinds that it serves in all th
 COMMENT ON COLUMN workers.slots IS 'How many tasks of each isolation it runs at the same time.';
 COMMENT ON COLUMN workers.hung IS 'How many of these slots are taken by handlers that should have ended.';
 COMMENT ON COLUMN workers.means IS 'For how many seconds tasks of a user and a kind have held a slot lately, on average: a list of [user id, kind, seconds].';
+COMMENT ON COLUMN workers.holds IS 'How many tasks it held at its last own beat.';
 COMMENT ON COLUMN workers.stalled IS 'What blocks its reactor, for people; NULL if nothing does.';
 COMMENT ON COLUMN workers.culprit IS 'The task that has killed or stopped it: task_id, dispatch and reason. Or among: the tasks whose handlers were entered when it died, each with task_id and dispatch.';
 COMMENT ON COLUMN workers.started_at IS 'When it was registered.';

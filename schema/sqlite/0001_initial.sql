@@ -123,6 +123,7 @@ CREATE TABLE workers (
     slots      TEXT NOT NULL,              -- a JSON object: how many tasks of each isolation it runs at the same time
     hung       TEXT NOT NULL DEFAULT '{}', -- a JSON object: how many of these slots are taken by handlers that should have ended
     means      TEXT NOT NULL DEFAULT '[]', -- how long tasks have held a slot lately: a JSON list of [user id, kind, seconds]
+    holds      INTEGER NOT NULL DEFAULT 0, -- how many tasks it held at its last beat
     stalled    TEXT,                       -- what blocks its reactor, for people; NULL if nothing does
     culprit    TEXT,                       -- a JSON object, the task that has killed or stopped it: task_id, dispatch and reason
     started_at INTEGER NOT NULL,           -- when it was registered

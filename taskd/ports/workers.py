@@ -73,7 +73,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     ``beat`` is a counter that the worker or its watchdog moves every second or two. ``connected``: the database
     connection that sent the last beat is open. ``hung`` says for each isolation how many slots are taken by handlers
     that should have ended. ``stalled`` names what blocks its reactor, None if nothing does. ``means`` is what it has
-    measured.
+    measured. ``holds`` is how many tasks it held at its last own beat.
     """
 
     info: WorkerInfo
@@ -83,6 +83,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     hung: Mapping[str, int]
     stalled: str | None = None
     means: Sequence[Mean] = ()
+    holds: int = 0
 
 
 class WorkerPoll(msgspec.Struct, frozen=True):

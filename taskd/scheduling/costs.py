@@ -54,6 +54,9 @@ class Costs:
         wanted = (*of_kinds.items(), *islice(average.items(), MOST))
         self._costs: Mapping[tuple[int, str], float] = {key: cost_of(seconds, slots) for key, seconds in wanted}
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Costs) and self._costs == other._costs
+
     def of(self, user_id: int, kind: str) -> float:
         """The cost of a task of this user and kind."""
         return cost_in(self._costs, user_id, kind)

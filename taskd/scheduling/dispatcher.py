@@ -26,11 +26,9 @@ LIMIT = 500
 ROOM_LEFT = 0.2
 """Seconds until the next turn while there is a backlog, and room for more of it."""
 
-FULL = 1.0
-"""The same while there is no room. An end that is heard of makes a turn at once."""
-
-FULL_UNHEARD = 0.5
-"""The same while no end can be heard of."""
+FULL = 10.0
+"""The same while there is no room. An end that is heard of makes a turn at once, and so does a beat that says that its
+worker holds less."""
 
 RETURNING = 1.0
 """The same while workers hold tasks that wait again, and nothing else waits: the event may be lost that tells of their
@@ -96,7 +94,7 @@ class Dispatcher:
     # -- what makes a turn useful
 
     def serve(self, workers: Sequence[WorkerStatus]) -> None:
-        """These are the living workers."""
+        """These are the living workers, as each poll finds them."""
         before = self._serving
         self._serving = {worker.info.name for worker in workers}
         changed = self._pools.serve(workers)
@@ -107,6 +105,11 @@ class Dispatcher:
             self._forget(pool)
         for pool in changed:
             self.wish(pool)
+        if not self._broker.ready:
+            # no end can be heard of
+            for pool in self._pools.all.values():
+                if pool.backlog:
+                    self.wish(pool)
 
     def wish(self, pool: WorkerPool, within: float = 0.0, gather: bool = True) -> None:
         """Take a turn in this pool within so many seconds: see :meth:`Turns.wish`."""
@@ -121,7 +124,7 @@ class Dispatcher:
         """A due task of this route waits."""
         for pool in self._pools.by_route.get(route, ()):
             pool.joined()
-            self.wish(pool, 0.0 if pool.credit.room_left else self._until_next_look())
+            self.wish(pool, 0.0 if pool.credit.room_left else FULL)
 
     def follow(self, changes: Iterable[TaskChange]) -> None:
         """Other processes have changed these tasks."""
@@ -205,11 +208,7 @@ class Dispatcher:
             return 0.0
         if not pool.backlog:
             return RETURNING if turn.returning else None
-        return ROOM_LEFT if pool.credit.room_left else self._until_next_look()
-
-    def _until_next_look(self) -> float:
-        """The seconds until a full pool is looked at, although no end was heard of."""
-        return FULL if self._broker.ready else FULL_UNHEARD
+        return ROOM_LEFT if pool.credit.room_left else FULL
 
     def _forget(self, pool: WorkerPool) -> None:
         """No living worker serves it any more, or this server stops."""

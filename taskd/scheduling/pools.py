@@ -34,6 +34,7 @@ class WorkerPool:
         self._places: Mapping[str, int] = {}
         self._attempts: Mapping[str, int] = {}
         self._means: object = None
+        self._holds: Mapping[str, int] = {}
 
     @property
     def slots(self) -> int:
@@ -75,22 +76,28 @@ class WorkerPool:
         return Pool([Place(*place) for place in self._places.items()], served, self.costs.rows(), self.group)
 
     def update(self, executors: Sequence[Executor]) -> bool:
-        """These are its executors now. True if there is more or less to assign to."""
+        """These are its executors now. True if there is more or less to assign to, or if the pool has a backlog and
+        perhaps more room than the last turn saw."""
         places = {status.info.name: _open_slots(status, kinds) for status, kinds in executors}
         attempts: dict[str, int] = {}
         for _, kinds in executors:
             for info in kinds:
                 attempts[info.kind] = max(info.max_attempts, attempts.get(info.kind, 0))
+        before = self.costs
         means = [status.means for status, _ in executors]
         if means != self._means or places.keys() != self._places.keys():
             self._means = means
             of_pool = (mean for each in means for mean in each if mean.kind in attempts)
             self.costs = Costs(of_pool, max(_slots(status, kinds) for status, kinds in executors))
+        holds = {status.info.name: status.holds for status, _ in executors}
+        # nobody may have heard of the ends
+        eased = before != self.costs or any(holds.get(worker, 0) < held for worker, held in self._holds.items())
+        self._holds = holds
         changed = places != self._places
         self._places, self._attempts = places, attempts
         if changed:
             self.credit.only(self.open_workers)
-        return changed
+        return changed or (eased and self.backlog)
 
 
 class Pools:
@@ -110,8 +117,9 @@ class Pools:
         self._groups = TurnGroups()
 
     def serve(self, workers: Sequence[WorkerStatus]) -> Sequence[WorkerPool]:
-        """These are the living workers. Returns the pools that are new, or that have more or less slots than before."""
-        seen = [(worker.info, worker.state, worker.hung, worker.stalled, worker.means) for worker in workers]
+        """These are the living workers. Returns the pools in which a turn may find something to do now: those that are
+        new, those with more or less slots than before, and those with a backlog and perhaps more room."""
+        seen = [(w.info, w.state, w.hung, w.stalled, w.means, w.holds) for w in workers]
         if seen == self._seen:
             return ()
         self._seen = seen

@@ -14,7 +14,7 @@ from taskd.ports.attempts import Held
 from taskd.ports.scheduling import Pool, Turn
 from taskd.ports.workers import KindInfo
 from taskd.protocol.messages import encode
-from taskd.scheduling.dispatcher import CHECK, FULL, FULL_UNHEARD, LIMIT, MOST_FOLLOWED, ROOM_LEFT, Assignment
+from taskd.scheduling.dispatcher import CHECK, FULL, LIMIT, MOST_FOLLOWED, ROOM_LEFT, Assignment
 from taskd.scheduling.turns import GATHER
 from tests.unit.stage import StageCase, now
 
@@ -193,16 +193,26 @@ class Wishes(DispatchCase):
         self.pass_time(1)
         self.assertEqual(len(self.turns), 1 + round(1 / ROOM_LEFT) - 1)
 
-    def test_a_full_pool_with_a_backlog_is_looked_at_every_second(self) -> None:
+    def test_a_full_pool_with_a_backlog_is_looked_at_seldom(self) -> None:
         self.full()
-        self.pass_time(5)
-        self.assertEqual(len(self.turns), round(5 / FULL))
+        self.pass_time(3 * FULL)
+        self.assertEqual(len(self.turns), 3)
 
-    def test_and_more_often_while_no_end_is_heard_of(self) -> None:
+    def test_at_each_poll_while_no_end_is_heard_of(self) -> None:
         self.full()
         self.stage.broker.ready = False
-        self.pass_time(5)
-        self.assertEqual(len(self.turns), round(5 / FULL_UNHEARD) - 1)
+        for _ in range(10):
+            self.stage.liveness.on_event()
+            self.pass_time(0.5)
+        self.assertEqual(len(self.turns), 10)
+
+    def test_when_a_beat_says_that_its_worker_holds_less(self) -> None:
+        """The events of the ends may be lost."""
+        self.full()
+        for holds, turns in ((4, 0), (4, 0), (3, 1), (4, 1), (2, 2)):
+            self.stage.change_worker(beat=10 - holds, holds=holds)
+            self.pass_time(0.5)
+            self.assertEqual(len(self.turns), turns)
 
     def test_new_tasks_do_not_make_turns_in_a_full_pool(self) -> None:
         self.full()

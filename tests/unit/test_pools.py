@@ -37,6 +37,12 @@ class Forming:
         pools = self.pools.all.values()
         return sorted((sorted(route.name for route in pool.routes), dict(pool.picture().places)) for pool in pools)
 
+    def has_backlog(self, backlog: bool) -> None:
+        """A turn has found this in each pool."""
+        for pool in self.pools.all.values():
+            pool.turn_begins()
+            pool.turn_ended(Turn((), {}, backlog, 0))
+
     def only(self) -> WorkerPool:
         [pool] = self.pools.all.values()
         return pool
@@ -105,6 +111,7 @@ class TestChanging:
 
     def test_only_pools_with_other_slots_have_changed(self) -> None:
         forming = Forming(status("v", A), status("w", B))
+        forming.has_backlog(False)
         serve = forming.pools.serve
         assert serve([status("v", A), status("w", B)]) == ()
         assert list(serve([status("v", A, beat=2), status("w", B, means=[Mean(1, "b", 0.1)])])) == []
@@ -112,6 +119,18 @@ class TestChanging:
         assert changed.routes == {Route("tasks", "a")}
         [changed] = serve([status("v", A, hung={"async": 1}), status("w", B), status("x", B)])
         assert changed.routes == {Route("tasks", "b")}
+
+    def test_a_backlog_may_get_what_costs_less_now_or_is_held_no_longer(self) -> None:
+        for backlog in (True, False):
+            forming = Forming(status("w", A, holds=4))
+            forming.has_backlog(backlog)
+            for fields, eases in (
+                ({"holds": 5}, False),
+                ({"holds": 4}, True),
+                ({"holds": 4, "means": [Mean(1, "a", 0.1)]}, True),
+                ({"holds": 4, "means": [Mean(1, "a", 0.1), Mean(1, "b", 0.1)]}, False),
+            ):
+                assert bool(forming.pools.serve([status("w", A, **fields)])) is (backlog and eases), fields
 
     def test_new_means_change_the_costs(self) -> None:
         forming = Forming(status("w", A))

@@ -19,7 +19,8 @@ INSERT INTO workers (name, queues, kinds, slots, pid) VALUES ($1, $2, $3, $4, pg
 ON CONFLICT (name) DO NOTHING
 """,
     "beat": f"""
-UPDATE workers SET beat = beat + 1, pid = pg_backend_pid(), seen_at = now(), stalled = NULL, hung = $2, means = $3
+UPDATE workers SET beat = beat + 1, pid = pg_backend_pid(), seen_at = now(), stalled = NULL, hung = $2, means = $3,
+    holds = $4
 WHERE {RELAXED_COMMIT} AND name = $1 AND state IN ('serving', 'draining')
 RETURNING clock_timestamp()
 """,
@@ -44,7 +45,8 @@ WITH writable AS (DELETE FROM workers WHERE false)
 SELECT concat_ws(' ', pg_postmaster_start_time(), pg_is_in_recovery()), clock_timestamp(),
     w.state IN ('gone', 'fenced') AND w.seen_at < now() - interval '{WORKER_KEEP_SECONDS} s',
     w.name, w.queues, w.kinds, w.slots, w.state, w.beat,
-    w.pid IS NOT NULL AND EXISTS (SELECT FROM pg_stat_get_activity(w.pid)), w.hung, w.stalled, w.means
+    w.pid IS NOT NULL AND EXISTS (SELECT FROM pg_stat_get_activity(w.pid)), w.hung, w.stalled, w.means,
+    w.holds
 FROM (SELECT) AS always LEFT JOIN workers w ON true
 """,
     "forget_workers": f"""
@@ -63,7 +65,7 @@ class PostgresWorkers(PostgresDatabase):
         await self._call("register", *encode_worker(worker).values())
 
     async def beat(self, name: str, hung: Mapping[str, int], means: Sequence[Mean], holds: Digest) -> Beaten:
-        rows = await self._call("beat", name, encode(hung), encode(means), repeat=False)
+        rows = await self._call("beat", name, encode(hung), encode(means), holds.count, repeat=False)
         for (now,) in rows:
             self._told(now)
         if not rows:
@@ -91,11 +93,12 @@ class PostgresWorkers(PostgresDatabase):
         if any(old for _, _, old, *_ in rows):
             forgotten = {name for (name,) in await self._call("forget_workers")}
         found = []
-        for _, _, _, name, queues, kinds, slots, state, beat, connected, hung, stalled, means in rows:
+        for _, _, _, name, queues, kinds, slots, state, beat, connected, hung, *more in rows:
             if name is not None and name not in forgotten:
                 worker = decode_worker(name, queues, kinds, slots)
+                stalled, means, holds = more
                 counts, measured = decode_counts(hung), decode_means(means)
-                status = WorkerStatus(worker, WorkerState(state), beat, connected, counts, stalled, measured)
+                status = WorkerStatus(worker, WorkerState(state), beat, connected, counts, stalled, measured, holds)
                 found.append(status)
         return WorkerPoll(epoch, sorted(found, key=lambda status: status.info.name))
 

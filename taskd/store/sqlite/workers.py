@@ -15,13 +15,13 @@ INSERT INTO workers (name, queues, kinds, slots, started_at, seen_at)
 VALUES (:name, :queues, :kinds, :slots, :now, :now) ON CONFLICT (name) DO NOTHING
 """
 BEAT = """
-UPDATE workers SET beat = beat + 1, seen_at = ?, stalled = NULL, hung = ?, means = ?
+UPDATE workers SET beat = beat + 1, seen_at = ?, stalled = NULL, hung = ?, means = ?, holds = ?
 WHERE name = ? AND state IN ('serving', 'draining')
 """
 WORKER_DRAINING = "UPDATE workers SET state = 'draining' WHERE name = ? AND state = 'serving'"
 WORKER_GONE = "DELETE FROM workers WHERE name = ?"
 POLL_WORKERS = """
-SELECT name, queues, kinds, slots, state, beat, hung, means, stalled, seen_at FROM workers ORDER BY name
+SELECT name, queues, kinds, slots, state, beat, hung, means, holds, stalled, seen_at FROM workers ORDER BY name
 """
 HOLDS = "SELECT 1 FROM tasks INDEXED BY tasks_held WHERE held AND worker = ? LIMIT 1"
 # What taskd.ports.workers.digest computes.
@@ -45,7 +45,7 @@ class SqliteWorkers(SqliteDatabase):
     def beat(
         self, db: Cursor, now: int, name: str, hung: Mapping[str, int], means: Sequence[Mean], holds: Digest
     ) -> Beaten:
-        if not db.execute(BEAT, (now, encode(hung), encode(means), name)).rowcount:
+        if not db.execute(BEAT, (now, encode(hung), encode(means), holds.count, name)).rowcount:
             return Beaten(False, False)
         return Beaten(True, Digest(*db.execute(DIGEST, (name,)).fetchone()) == holds)
 
@@ -62,13 +62,13 @@ class SqliteWorkers(SqliteDatabase):
     def poll_workers(self, db: Cursor, now: int) -> WorkerPoll:
         found = []
         before = now - WORKER_KEEP_SECONDS * 1_000_000
-        for name, *serves, stored, beat, hung, means, stalled, seen_at in db.execute(POLL_WORKERS).fetchall():
+        for name, *serves, stored, beat, hung, means, holds, stalled, seen_at in db.execute(POLL_WORKERS).fetchall():
             state = WorkerState(stored)
             dead = state in (WorkerState.GONE, WorkerState.FENCED)
             if dead and seen_at < before and db.execute(HOLDS, (name,)).fetchone() is None:
                 db.execute(WORKER_GONE, (name,))
             else:
                 worker = decode_worker(name, *serves)
-                status = WorkerStatus(worker, state, beat, True, decode_counts(hung), stalled, decode_means(means))
-                found.append(status)
+                counts, measured = decode_counts(hung), decode_means(means)
+                found.append(WorkerStatus(worker, state, beat, True, counts, stalled, measured, holds))
         return WorkerPoll(_EPOCH, found)

@@ -65,6 +65,13 @@ class WorkerTests(StoreCase):
             await self.beat(means=means)
             self.assertEqual(list((await self.status()).means), means)
 
+    async def test_a_beat_tells_how_many_tasks_the_worker_holds(self) -> None:
+        await self.serve()
+        self.assertEqual((await self.status()).holds, 0)
+        for held in ([(1, 1), (2, 7)], []):
+            await self.beat(held=held)
+            self.assertEqual((await self.status()).holds, len(held))
+
     async def test_a_beat_compares_what_the_worker_holds(self) -> None:
         await self.serve()
         self.assertEqual(await self.beat(), Beaten(True, True))
