@@ -48,6 +48,10 @@ SOON_FOR = 15.0
 """Seconds for which there may be some after a worker's end, trouble with the database, and the server's own start: no
 statement takes longer."""
 
+BLOCKED_LOOK = 1.0
+"""Seconds between turns in all pools while a worker is blocked: its watchdog gives back what it has not begun, and has
+no way to announce it."""
+
 _LIVING = (WorkerState.SERVING, WorkerState.DRAINING)
 
 ORPHANED = "their worker is gone"
@@ -88,6 +92,7 @@ class Liveness:
         self._watched: dict[str, _Watched] = {}
         self._epoch: str | None = None
         self._blocked: dict[str, str] = {}
+        self._blocked_look = float("-inf")
         self._told: set[str] = set()
         self._news: dict[str, str] = {}
         self._poll_again = self._polling = self._taking = self._stopped = False
@@ -161,11 +166,21 @@ class Liveness:
         stopped = dict.fromkeys(before.keys() - self._watched.keys(), "stopped")
         lived = {status.info.name for status in self.alive}
         self.alive = [w.status for name, w in self._watched.items() if w.status.state in _LIVING and name not in deaths]
+        was_blocked = bool(self._blocked)
         self._tell(deaths, stopped)
         if self._news or not lived <= {status.info.name for status in self.alive}:
             self._search_soon()
         self._take_back_from({name: self._watched[name].status.beat for name in deaths})
         self._dispatcher.serve(self.alive)
+        self._look_for_given_back(was_blocked)
+
+    def _look_for_given_back(self, was_blocked: bool) -> None:
+        """Have turns taken while somebody is blocked, and once more after that."""
+        now = self._clock.seconds()
+        due = now >= self._blocked_look + BLOCKED_LOOK - EARLY
+        if self._lease is not None and (due if self._blocked else was_blocked):
+            self._blocked_look = now
+            self._dispatcher.gap()
 
     def _follow(self, watched: _Watched | None, status: WorkerStatus, began: float, prompt: bool) -> _Watched:
         """Count one poll of a worker."""

@@ -1,7 +1,14 @@
 """The board: memory that a worker shares with its watchdog. The worker writes, the watchdog reads.
 
-It has a header of counters, the worker's name, and one note for each thread that runs a handler. No side ever waits for
-the other. A sequence number, odd while a text is being written, tells the reader to read again.
+It has a header of counters, the worker's name, one note for each thread that runs a handler, and the table of what has
+begun. No side ever waits for the other. A sequence number, odd while a text is being written, tells the reader to read
+again.
+
+The gate needs no lock. It is a number that only the watchdog raises. The worker first notes that a task begins, then
+reads the gate. The watchdog first raises the gate, then waits for GATE_SECONDS, then reads what has begun. So either
+the worker sees that the gate was raised, and the task does not begin; or its note was written before that, and the
+watchdog sees it. A processor may keep to itself what it writes, but only for microseconds, even if the thread is
+stopped there.
 """
 
 from __future__ import annotations
@@ -17,14 +24,34 @@ from threading import get_ident
 from typing import NamedTuple
 
 # The header, in words of eight bytes. The name follows in bytes.
-_TICKS, _BEATS, _STOPPING, _IDENT, _NATIVE, _NAME_VERSION, _NAME_LENGTH = range(7)
-_NAME = 64
+(
+    _TICKS,
+    _BEATS,
+    _STOPPING,
+    _IDENT,
+    _NATIVE,
+    _NAME_VERSION,
+    _NAME_LENGTH,
+    _GATE,
+    _GATE_SEEN,
+    _NOT_NOTED,
+) = range(10)
+_NAME = 80
 MAX_NAME_BYTES = 255
 _HEADER = _NAME + MAX_NAME_BYTES + 1
 
 # A note: its version, then the thread's ident (0: no handler is entered), native id, task, dispatch and kind.
 _NOTE = struct.Struct("@QQQQ88s")
 _NOTE_BYTES = 8 + _NOTE.size
+
+# An entry of the table of what has begun: dispatch and task id. The id is written last, and 0 says that it is free.
+_BEGUN = struct.Struct("@QQ")
+BEGUN_TASKS = 20_000
+"""How many tasks the table has room for: more than run at a time, since the outcomes of others are on their way."""
+_BEGUN_BYTES = BEGUN_TASKS * _BEGUN.size
+
+GATE_SECONDS = 0.02
+"""How long the watchdog waits after it has raised the gate."""
 
 
 @lru_cache(maxsize=1000)
@@ -65,8 +92,12 @@ class Board:
         self._map: mmap.mmap | None = None
         self._me = _Thread()
         self._reactor = 0
-        self._size = _HEADER + (threads + 1) * _NOTE_BYTES
-        self._free = list(range(_HEADER // 8, self._size // 8, _NOTE_BYTES // 8))
+        self._table = _HEADER + (threads + 1) * _NOTE_BYTES
+        self._size = self._table + _BEGUN_BYTES
+        self._free = list(range(_HEADER // 8, self._table // 8, _NOTE_BYTES // 8))
+        self._free_begun: list[int] = []
+        self._next_begun = self._table
+        """Where the part of the table begins that was never used."""
         # the word of its note that has the thread's ident
         self._reactor_ident = self._free.pop() + 1
         self._use(memoryview(bytearray(self._size)))
@@ -74,7 +105,7 @@ class Board:
     @classmethod
     def open(cls, fd: int) -> Board:
         """The board of another process, to read."""
-        board = cls((os.fstat(fd).st_size - _HEADER) // _NOTE_BYTES - 1)
+        board = cls((os.fstat(fd).st_size - _HEADER - _BEGUN_BYTES) // _NOTE_BYTES - 1)
         board._map_shared(fd)
         return board
 
@@ -82,9 +113,10 @@ class Board:
         """Move to shared memory; its descriptor. To be called in the reactor's thread, after the process has become a
         daemon. Raises OSError."""
         fd = memory_file("taskd-board", len(self._bytes))
-        before = bytes(self._bytes)
+        # not the unused part of the table: memory that nobody has touched takes no room
+        before = bytes(self._bytes[: self._next_begun])
         self._map_shared(fd)
-        self._bytes[:] = before
+        self._bytes[: len(before)] = before
         self._me = _Thread()
         self._reactor = self._words[_IDENT] = self._me.ident
         self._words[_NATIVE] = self._me.native
@@ -158,7 +190,55 @@ class Board:
             me.note = -1
             self._free.append(at)
 
+    def begins(self, task_id: int, dispatch: int) -> int:
+        """This assignment is about to begin. Returns its place, for :meth:`forget`. To be called in the reactor's
+        thread, before :attr:`gate` is read."""
+        if self._free_begun:
+            at = self._free_begun.pop()
+        else:
+            at = self._next_begun
+            if at >= self._size:
+                self._words[_NOT_NOTED] += 1
+                return 0
+            self._next_begun = at + _BEGUN.size
+        self._note_begun(at, dispatch, task_id)
+        return at
+
+    def forget(self, at: int) -> None:
+        """The assignment at this place is not held any more, or does not begin after all."""
+        if at:
+            self._words[at // 8 + 1] = 0
+            self._free_begun.append(at)
+        else:
+            self._words[_NOT_NOTED] -= 1
+
+    def see_gate(self, number: int) -> None:
+        """Nothing begins any more that was found before the gate was raised to this number."""
+        self._words[_GATE_SEEN] = number
+
     # -- the watchdog's side
+
+    @property
+    def gate(self) -> int:
+        """How often :meth:`raise_gate` was called."""
+        return self._words[_GATE]
+
+    @property
+    def gate_seen(self) -> bool:
+        """Whether the worker has seen the last raising of the gate."""
+        return self._words[_GATE_SEEN] == self._words[_GATE]
+
+    def raise_gate(self) -> None:
+        """Nothing that the worker has found is to begin. To be called only when it has seen the last raising. What
+        has begun shows GATE_SECONDS later."""
+        self._words[_GATE] += 1
+
+    def begun(self) -> list[tuple[int, int]] | None:
+        """Task and dispatch of all that has begun and is held. None if there is more than the table has room for."""
+        if self._words[_NOT_NOTED]:
+            return None
+        table = bytes(self._bytes[self._table :])
+        return [(task_id, dispatch) for dispatch, task_id in _BEGUN.iter_unpack(table) if task_id]
 
     @property
     def ticks(self) -> int:
@@ -193,7 +273,7 @@ class Board:
     def notes(self) -> list[Note]:
         """The handlers that are entered now. One that is being entered at this moment may be missing."""
         found = []
-        for at in range(_HEADER // 8, len(self._bytes) // 8, _NOTE_BYTES // 8):
+        for at in range(_HEADER // 8, self._table // 8, _NOTE_BYTES // 8):
             for _ in range(3):
                 version = self._words[at]
                 thread, native, task_id, dispatch, kind = _NOTE.unpack_from(self._bytes, at * 8 + 8)
@@ -216,6 +296,7 @@ class Board:
         self._words = memory.cast("Q")
         note = self._reactor_ident * 8, self._reactor, self._words[_NATIVE]
         self._enter_reactor = partial(_NOTE.pack_into, memory, *note)
+        self._note_begun = partial(_BEGUN.pack_into, memory)
 
 
 def memory_file(name: str, size: int = 0) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from taskd.watchdog.board import Board, Note
+from taskd.watchdog.board import GATE_SECONDS, Board, Note
 from taskd.watchdog.culprit import Suspicion, Usage, suspect
 from taskd.watchdog.dumps import Frame, crash_reason, parse, place
 
@@ -16,8 +16,13 @@ SAMPLE_SECONDS = 0.3
 BEAT_SECONDS = 1.5
 """How long no beat of the reactor is accepted before the watchdog beats."""
 VOUCH_SECONDS = 1.0
+GIVE_BACK_SECONDS = 2.0
+"""How long the reactor stands still before the watchdog gives back what has not begun, and then with each beat: a
+server that has not yet heard of the standstill may assign more."""
 RETRY_SECONDS = 0.5
 LINE_CHARS = 1000
+STANDS_STILL = "its reactor stands still"
+"""What the store hears of a blocked worker while nobody knows more."""
 
 
 class IWorkerProcess(Protocol):
@@ -45,8 +50,11 @@ class IWorkerProcess(Protocol):
 class IBeats(Protocol):
     """See :class:`taskd.store.postgres.beats.BeatConnection`. Every method may raise any exception."""
 
-    def vouch(self, name: str, stalled: str | None) -> bool:
+    def vouch(self, name: str, stalled: str | None) -> int:
         """Beat for the worker."""
+
+    def give_back(self, name: str, beat: int, begun: Sequence[tuple[int, int]]) -> int:
+        """Give back what the worker holds and has not begun."""
 
     def gone(self, name: str, culprit: tuple[int, int, str] | None, among: Sequence[tuple[int, int]] = ()) -> bool:
         """The worker is dead."""
@@ -92,6 +100,10 @@ class Watch:
         self._sample: _Sample | None = None
         self._named: _Named | None = None
         self._stalled: str | None = None
+        self._raised_at: float | None = None
+        """When the gate was raised in this standstill, or found raised by a watchdog that has died since."""
+        self._gives_back = False
+        """What has not begun goes back with the next beat."""
         self._killed = self._told = False
         self._culprit: tuple[int, int, str] | None = None
         self._among: list[tuple[int, int]] = []
@@ -110,15 +122,17 @@ class Watch:
             self._accepted, self._beat_at = accepted, now
         if now - self._moved_at >= STEP_SECONDS * 3 and self._process.stopped():
             # a signal or a debugger has stopped it: no handler blocks it, and the watchdog must not beat for it
-            self._moved_at, self._sample = now, None
+            self._moved_at, self._sample, self._raised_at, self._gives_back = now, None, None, False
             return STEP_SECONDS
         told = self._stalled
         try:
             self._look(now)
         finally:
             late = now - self._beat_at >= BEAT_SECONDS and now - self._vouched_at >= VOUCH_SECONDS
-            if not self._killed and (late or told != self._stalled):
+            if not self._killed and (late or told != self._stalled or self._may_give_back(now)):
                 self._vouch(now)
+        if self._raised_at == now:
+            return 2 * GATE_SECONDS
         return SAMPLE_SECONDS if self._sample is not None else STEP_SECONDS
 
     def paused(self, seconds: float) -> None:
@@ -132,7 +146,24 @@ class Watch:
         if self._named is not None:
             self._say("info", f"the reactor runs again after {now - self._moved_at:.0f} s")
         self._ticks, self._moved_at = self._board.ticks, now
-        self._sample = self._named = self._stalled = None
+        self._sample = self._named = self._stalled = self._raised_at = None
+        self._gives_back = False
+
+    def _may_give_back(self, now: float) -> bool:
+        """Whether what has not begun is to be given back now for the first time in this standstill. Raises the gate
+        when it is time."""
+        if now - self._moved_at < GIVE_BACK_SECONDS or self._beats is None or not self._board.name:
+            return False
+        if self._board.gate_seen and not self._process.stopped():
+            # for the first time, or again: it has run for a moment
+            self._board.raise_gate()
+            self._raised_at = now
+        elif self._raised_at is None:
+            self._raised_at = now
+        if now - self._raised_at < GATE_SECONDS:
+            return False
+        first, self._gives_back = not self._gives_back, True
+        return first
 
     def _look(self, now: float) -> None:
         """Name what blocks the reactor, and end the worker when it is time."""
@@ -197,7 +228,9 @@ class Watch:
         self._vouched_at = now
         accepted = self._accepted
         try:
-            alive = self._beats.vouch(name, self._stalled)
+            beat = self._beats.vouch(name, self._stalled or (STANDS_STILL if self._gives_back else None))
+            if beat and self._gives_back:
+                self._give_back(name, beat)
         except Exception as e:
             if not self._trouble:
                 self._say("warn", f"the watchdog cannot reach the store: {_line(str(e))}")
@@ -206,10 +239,24 @@ class Watch:
         if self._trouble:
             self._say("info", "the watchdog has reached the store again")
         self._trouble = False
-        if not alive:
+        if not beat:
             # The worker takes another name when its reactor runs. A beat that is accepted later counts more.
             self._refused = accepted
             self._say("warn", f"the store counts {_line(name)} as dead: the watchdog does not beat for this name again")
+
+    def _give_back(self, name: str, beat: int) -> None:
+        """Give back what has not begun. If the reactor runs again after the gate is looked at here, its next beat makes
+        ``beat`` an old one, and the store does nothing."""
+        board = self._board
+        waited = self._raised_at is not None and self._clock() - self._raised_at >= GATE_SECONDS
+        if board.gate_seen or not waited or board.ticks != self._ticks or self._process.stopped():
+            return
+        begun = board.begun()
+        if begun is None or self._beats is None:
+            return
+        count = self._beats.give_back(name, beat, begun)
+        if count:
+            self._say("warn", f"{count} tasks that the worker has not begun are given back")
 
     # -- after its death
 

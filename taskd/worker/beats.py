@@ -10,6 +10,7 @@ from twisted.logger import Logger
 from taskd.model.errors import Unavailable
 from taskd.ports.store import IStore
 from taskd.worker.board import IBoard
+from taskd.worker.gate import Gate
 from taskd.worker.held import HeldTasks
 from taskd.worker.identity import Identity
 from taskd.worker.means import Means
@@ -41,6 +42,7 @@ class Beats:
         identity: Identity,
         registration: Registration,
         board: IBoard,
+        gate: Gate,
         on_beaten: Callable[[bool, float], None],
         on_fenced: Callable[[], None],
         on_recovered: Callable[[], None],
@@ -53,6 +55,7 @@ class Beats:
         self._identity = identity
         self._registration = registration
         self._board = board
+        self._gate = gate
         self._on_beaten = on_beaten
         self._on_fenced = on_fenced
         self._on_recovered = on_recovered
@@ -75,7 +78,8 @@ class Beats:
         try:
             if not await self._registration.renew():
                 return
-            sent = self._clock.seconds()
+            self._gate.check()
+            sent, gate = self._clock.seconds(), self._gate.number
             means = self._means.now(self._held.tasks.values())
             beaten = await self._store.beat(self._identity.name, self._runner.hung, means, self._held.digest)
         except Unavailable as e:
@@ -91,6 +95,7 @@ class Beats:
         if beaten.accepted:
             self._identity.heard(sent)
             self._board.beaten()
+            self._gate.beaten(gate)
             self._on_beaten(beaten.in_step, sent)
             if self._failing:
                 self._failing = False

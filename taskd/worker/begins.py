@@ -14,6 +14,8 @@ from taskd.model.errors import Unavailable
 from taskd.ports.attempts import Assigned, Begun, Started
 from taskd.ports.store import IStore
 from taskd.ports.workers import KindInfo
+from taskd.worker.board import IBoard
+from taskd.worker.gate import Gate
 from taskd.worker.held import HeldState, HeldTask, HeldTasks
 from taskd.worker.identity import Identity
 from taskd.worker.marks import note_started
@@ -51,6 +53,8 @@ class Begins:
         outcomes: Outcomes,
         returns: Returns,
         identity: Identity,
+        board: IBoard,
+        gate: Gate,
         kinds: Mapping[str, KindInfo],
         slots: Mapping[str, int],
         on_room: Callable[[], None],
@@ -63,6 +67,8 @@ class Begins:
         self._outcomes = outcomes
         self._returns = returns
         self._identity = identity
+        self._board = board
+        self._gate = gate
         self._kinds = kinds
         self._on_missing = on_missing
         self._suspects = Suspects(clock, self._begin, self.fill)
@@ -129,6 +135,7 @@ class Begins:
         return self._identity.is_alive
 
     async def _give_back_old(self) -> None:
+        self._gate.check()
         # while the store is away, nobody else could have it
         if not self._identity.is_alive:
             return
@@ -159,6 +166,13 @@ class Begins:
         task = held.task
         if is_suspect(held):
             held.on_free = self._suspects.ended
+        # in this order: see taskd.watchdog.board
+        held.begun = self._board.begins(task.id, task.dispatch)
+        if self._gate.is_raised:
+            self._free(held)
+            # gives it back, with all others that wait
+            self._gate.check()
+            return
         if task.losses or task.max_attempts == 1:
             held.state = HeldState.BEGINNING
             self._submit(held)
@@ -208,8 +222,12 @@ class Begins:
 
     def _give_up(self, held: HeldTask) -> None:
         """It does not begin after all."""
+        self._free(held)
+        self._returns.send(held)
+        held.pool.fill()
+
+    def _free(self, held: HeldTask) -> None:
+        self._held.erase_begun(held)
         held.pool.release(held)
         if held.on_free is not None:
             held.on_free(held)
-        self._returns.send(held)
-        held.pool.fill()

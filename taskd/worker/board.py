@@ -10,6 +10,20 @@ from taskd.worker.executors.entries import IEntries, NoEntries
 class IBoard(IEntries, Protocol):
     """Memory that the worker shares with its watchdog. All calls take microseconds. Only :meth:`rename` may fail."""
 
+    @property
+    def gate(self) -> int:
+        """Grows when the watchdog gives back, in the worker's place, what has not begun."""
+
+    def see_gate(self, number: int) -> None:
+        """Nothing begins any more that was found before the gate was raised to this number."""
+
+    def begins(self, task_id: int, dispatch: int) -> int:
+        """This assignment is about to begin, unless the gate turns out to be raised when it is read after this call.
+        Returns its place. The watchdog leaves it alone until :meth:`forget`."""
+
+    def forget(self, at: int) -> None:
+        """The assignment at this place is not held any more, or does not begin after all."""
+
     def beaten(self) -> None:
         """The store has accepted a beat of the reactor."""
 
@@ -22,6 +36,18 @@ class IBoard(IEntries, Protocol):
 
 class NoBoard(NoEntries):
     """For a worker without a watchdog."""
+
+    gate = 0
+
+    def see_gate(self, number: int) -> None:
+        """It is never raised."""
+
+    def begins(self, task_id: int, dispatch: int) -> int:
+        """Tell nobody."""
+        return 0
+
+    def forget(self, at: int) -> None:
+        """Tell nobody."""
 
     def beaten(self) -> None:
         """Tell nobody."""

@@ -13,6 +13,7 @@ from taskd.model.tasks import Task
 from taskd.ports.attempts import Held, Outcome
 from taskd.ports.workers import Digest
 from taskd.worker.attempt import Attempt
+from taskd.worker.board import IBoard
 from taskd.worker.reports import ReportBuffer
 from taskd.worker.slots import SlotPool
 
@@ -41,7 +42,8 @@ class HeldTask:
     ``user`` is its owner's name. ``since`` is when it began to wait, ``began`` when its handler was called, in seconds
     of the clock. ``unwanted``: it was cancelled, and perhaps retried since. ``on_free``, if any, is called when its
     slot is free. ``sent``: its return is on the way to the store. ``stored_before``: an earlier try to store the
-    outcome may have been committed. ``plain``: the outcome says only that the real one cannot be stored.
+    outcome may have been committed. ``plain``: the outcome says only that the real one cannot be stored. ``begun`` is
+    its place on the board among what has begun, None if it has none.
     """
 
     task: Task
@@ -59,6 +61,7 @@ class HeldTask:
     sent: bool = False
     stored_before: bool = False
     plain: bool = False
+    begun: int | None = None
 
     @property
     def in_store(self) -> Held:
@@ -73,8 +76,9 @@ class HeldTasks:
     ``draining`` is True from the beginning of the stop on.
     """
 
-    def __init__(self, clock: IReactorTime) -> None:
+    def __init__(self, clock: IReactorTime, board: IBoard) -> None:
         self._clock = clock
+        self._board = board
         self.tasks: dict[int, HeldTask] = {}
         self.leaving: set[HeldTask] = set()
         self.draining = False
@@ -122,7 +126,14 @@ class HeldTasks:
         if self.tasks.get(task.id) is held:
             del self.tasks[task.id]
             self.settle(task.id, task.dispatch)
+        self.erase_begun(held)
         self.check_idle()
+
+    def erase_begun(self, held: HeldTask) -> None:
+        """Tell the watchdog that it is not held any more, or does not begin after all."""
+        if held.begun is not None:
+            self._board.forget(held.begun)
+            held.begun = None
 
     def check_idle(self) -> None:
         """A task is done: let :meth:`until_idle` go on if it was the last one."""

@@ -12,6 +12,7 @@ from taskd.model.tasks import Task
 from taskd.ports.attempts import Assigned, Held, Standing
 from taskd.ports.store import IStore
 from taskd.worker.begins import Begins
+from taskd.worker.gate import Gate
 from taskd.worker.held import HeldState, HeldTask, HeldTasks
 from taskd.worker.identity import Identity
 from taskd.worker.periodic import Periodic
@@ -61,6 +62,7 @@ class Looks:
         returns: Returns,
         runner: Runner,
         identity: Identity,
+        gate: Gate,
         registration: Registration,
         hints_ready: Callable[[], bool],
     ) -> None:
@@ -71,6 +73,7 @@ class Looks:
         self._returns = returns
         self._runner = runner
         self._identity = identity
+        self._gate = gate
         self._registration = registration
         self._hints_ready = hints_ready
         self._look_wanted = True
@@ -138,7 +141,8 @@ class Looks:
         return BUSY if self._begins.has_room and not is_quiet else QUIET
 
     async def _round(self) -> None:
-        if not self._registration.registered:
+        self._gate.check()
+        if not (self._registration.registered and self._gate.is_open):
             return
         name = self._identity.name
         try:
@@ -165,13 +169,18 @@ class Looks:
         self._last_look = self._clock.seconds()
         # An id of which an attempt still runs is left in the store, even if it is the attempt of an earlier assignment.
         known = self._held.tasks.keys() | self._runner.running_ids
+        gate = self._gate.number
         try:
             found = await self._store.look(name, list(known))
         except Unavailable:
             self._look_wanted = True
             raise
+        self._gate.check()
+        if gate != self._gate.number:
+            # the watchdog may have given it back since
+            self._look_wanted = True
         # else it belongs to a name that was fenced while the answer was under way
-        if name == self._identity.name:
+        elif name == self._identity.name:
             self._cut_off = _is_cut_off(found)
             if found and self._begins.accept(found):
                 self._brought = True

@@ -17,6 +17,7 @@ from taskd.ports.store import IStore
 from taskd.worker.beats import Beats
 from taskd.worker.begins import Begins
 from taskd.worker.board import IBoard, IWatchdog, NoBoard, NoWatchdog
+from taskd.worker.gate import Gate
 from taskd.worker.held import HeldTasks
 from taskd.worker.identity import Identity
 from taskd.worker.looks import Looks
@@ -71,7 +72,8 @@ class Worker:
         self._hints: IHints | None = None
         self._identity = identity = Identity(clock, new_name)
         publisher = Publisher(clock, store, broker, identity.name)
-        self._held = held = HeldTasks(clock)
+        self._held = held = HeldTasks(clock, board)
+        gate = Gate(board, self._gate_raised, self._look_and_compare)
         self._registration = registration = Registration(
             store, publisher, identity, held, queues, self._kinds, slots, self._registered
         )
@@ -88,12 +90,16 @@ class Worker:
             outcomes,
             returns,
             identity,
+            board,
+            gate,
             runner.kinds,
             slots,
             self._has_room,
             self._look_and_compare,
         )
-        self._looks = Looks(clock, store, held, begins, returns, runner, identity, registration, self._can_be_hinted)
+        self._looks = Looks(
+            clock, store, held, begins, returns, runner, identity, gate, registration, self._can_be_hinted
+        )
         self._beats = Beats(
             clock,
             store,
@@ -103,6 +109,7 @@ class Worker:
             identity,
             registration,
             board,
+            gate,
             self._beaten,
             self._fenced,
             self._recovered,
@@ -214,6 +221,13 @@ class Worker:
 
     def _look_and_compare(self) -> None:
         self._looks.lost()
+
+    def _gate_raised(self) -> None:
+        """The reactor has stood still, and the watchdog has given back what had not begun, or is about to."""
+        self._log.info("the worker was blocked: what it had not begun goes back")
+        self._begins.give_back_unbegun()
+        # it looks again when this beat is accepted
+        self._beats.soon()
 
     def _report_fenced(self, task: Task) -> None:
         self._looks.report_fenced(task)

@@ -68,13 +68,22 @@ class FakeStore:
         self.alive = True
         self.trouble: Exception | None = None
         self.tries = 0
+        self.given_back: list[tuple[float, list[tuple[int, int]]]] = []
+        self.unbegun = 0
+        self.on_vouch: Callable[[], object] = lambda: None
 
-    def vouch(self, name: str, stalled: str | None) -> bool:
+    def vouch(self, name: str, stalled: str | None) -> int:
         self.tries += 1
         if self.trouble is not None:
             raise self.trouble
         self.vouched.append((self.clock.seconds(), name, stalled))
-        return self.alive
+        self.on_vouch()
+        return len(self.vouched) if self.alive else 0
+
+    def give_back(self, name: str, beat: int, begun: Sequence[tuple[int, int]]) -> int:
+        assert (name, beat) == (self.vouched[-1][1], len(self.vouched))
+        self.given_back.append((self.clock.seconds(), list(begun)))
+        return self.unbegun
 
     def gone(self, name: str, culprit: tuple[int, int, str] | None, among: Sequence[tuple[int, int]] = ()) -> bool:
         self.tries += 1

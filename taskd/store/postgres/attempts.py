@@ -10,6 +10,7 @@ from taskd.ports.attempts import Assigned, Begun, Finished, Held, Outcome, Stand
 from taskd.store.postgres.arrays import array, texts
 from taskd.store.postgres.connection import PostgresConnection, Rows
 from taskd.store.postgres.database import PostgresDatabase
+from taskd.store.postgres.giving_back import given_back
 from taskd.store.postgres.rows import HELD, LISTED, RELAXED_COMMIT, to_task, to_tasks
 from taskd.store.refusals import sanitize
 from taskd.store.rows import LOOKED_BYTES, LOOKED_TASKS, columns
@@ -35,20 +36,12 @@ def release(which: str, stopping: str) -> str:
     """CTEs that give back the tasks ``t`` for which ``which`` is true. The last, ``released``, returns those that wait
     now. The rows are locked in the order of every other batch. `+ 0` keeps the planner from walking all tasks by their
     primary key.
-
-    A cancelled task stays as it is, and so does one that was retried since.
     """
-    open_ = "(t.state IN ('queued', 'running'))"
     return f"""
 given AS MATERIALIZED (
     SELECT t.id FROM {which} ORDER BY t.id + 0 FOR UPDATE OF t
 ), dropped AS (
-    UPDATE tasks t SET held = false, state = CASE WHEN {open_} THEN 'waiting' ELSE t.state END,
-        attempt = t.attempt - {open_}::int, version = t.version + {open_}::int,
-        returns = t.returns + (t.state = 'running' AND {stopping})::int,
-        worker = CASE WHEN NOT {open_} THEN t.worker END,
-        started_at = CASE WHEN NOT {open_} THEN t.started_at END,
-        progress = CASE WHEN NOT {open_} THEN t.progress END, note = CASE WHEN NOT {open_} THEN t.note END
+    UPDATE tasks t SET {given_back(stopping)}
     FROM given WHERE t.id = given.id RETURNING {LISTED}
 ), released AS (
     SELECT * FROM dropped WHERE state = 'waiting'

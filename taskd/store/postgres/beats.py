@@ -1,4 +1,5 @@
-"""The watchdog's connection to PostgreSQL: it beats for its worker, and tells that the worker is gone.
+"""The watchdog's connection to PostgreSQL: it beats for its worker, gives back what a blocked worker has not begun, and
+tells that the worker is gone.
 
 It blocks, because the watchdog has no reactor, but never for long: not even if the server is stopped while the kernel
 still acknowledges what is sent to it. Only psycopg2 is imported, so that the process stays small.
@@ -15,6 +16,8 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions
 
+from taskd.store.postgres.giving_back import given_back
+
 CONNECT_SECONDS = 3.0
 STATEMENT_SECONDS = 3.0
 GRACE_SECONDS = 0.5
@@ -25,6 +28,26 @@ VOUCH = """
 UPDATE workers SET beat = beat + 1, pid = pg_backend_pid(), seen_at = now(), stalled = nullif(%s, '')
 WHERE name = %s AND state IN ('serving', 'draining')
     AND (SELECT set_config('synchronous_commit', 'off', true)) = 'off'
+RETURNING beat
+"""
+# The worker may run again when this is executed, and that may be late. Then its reactor beats first, and begins nothing
+# of what is given back here before that beat is accepted: so this has an effect only while the watchdog's own beat is
+# the last one, and the row of the worker is locked until what is given back is committed. The tasks are locked first,
+# so a lock on them delays no beat. Whatever somebody else has locked is left to the next call: no deadlock.
+GIVE_BACK = f"""
+WITH begun AS MATERIALIZED (
+    SELECT * FROM unnest(%(ids)s::bigint[], %(dispatches)s::int[]) AS b (id, dispatch)
+), given AS MATERIALIZED (
+    SELECT t.id FROM tasks t
+    WHERE t.held AND t.worker = %(name)s AND t.state <> 'running'
+        AND (t.id, t.dispatch) NOT IN (SELECT id, dispatch FROM begun)
+    ORDER BY t.id FOR UPDATE OF t SKIP LOCKED
+), blocked AS MATERIALIZED (
+    SELECT name FROM workers
+    WHERE name = %(name)s AND beat = %(beat)s AND state IN ('serving', 'draining') AND (SELECT count(*) FROM given) > 0
+    FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE tasks t SET {given_back("false")} FROM given, blocked WHERE t.id = given.id
 """
 GONE = """
 UPDATE workers SET state = 'gone', culprit = %s::json WHERE name = %s AND state IN ('serving', 'draining')
@@ -74,9 +97,20 @@ class BeatConnection:
             self._connection = connection
         return self._connection
 
-    def vouch(self, name: str, stalled: str | None) -> bool:
-        """Beat for the worker. ``stalled`` says what blocks its reactor. False if the store counts it as dead."""
-        return self._execute(VOUCH, stalled or "", name)
+    def vouch(self, name: str, stalled: str | None) -> int:
+        """Beat for the worker. ``stalled`` says what blocks its reactor. Returns the number of this beat; 0 if the
+        store counts the worker as dead."""
+        found = self._execute(VOUCH, (stalled or "", name), returns=True)
+        return found[0] if found else 0
+
+    def give_back(self, name: str, beat: int, begun: Sequence[tuple[int, int]]) -> int:
+        """Give back, unspent, what this worker holds and has not begun. ``begun`` has the task and the dispatch of what
+        it has. No effect unless ``beat`` is the number of the worker's last beat, and came over this connection: a
+        crash of the database may undo a beat. Returns how many tasks were given back."""
+        if self._connection is None:
+            return 0
+        ids, dispatches = [task_id for task_id, _ in begun], [dispatch for _, dispatch in begun]
+        return self._execute(GIVE_BACK, {"name": name, "beat": beat, "ids": ids, "dispatches": dispatches})[0]
 
     def gone(self, name: str, culprit: tuple[int, int, str] | None, among: Sequence[tuple[int, int]] = ()) -> bool:
         """The worker is dead. ``culprit`` is the task, its dispatch and the reason, if one is known. If not, ``among``
@@ -87,7 +121,7 @@ class BeatConnection:
             found = dict(zip(("task_id", "dispatch", "reason"), culprit, strict=True))
         elif among:
             found = {"among": [{"task_id": task_id, "dispatch": dispatch} for task_id, dispatch in among]}
-        return self._execute(GONE, json.dumps(found) if found else None, name)
+        return bool(self._execute(GONE, (json.dumps(found) if found else None, name))[0])
 
     def close(self) -> None:
         """Disconnect."""
@@ -95,13 +129,14 @@ class BeatConnection:
             self._connection.close()
             self._connection = None
 
-    def _execute(self, statement: str, *args: object) -> bool:
+    def _execute(self, statement: str, args: Any, returns: bool = False) -> Sequence[int]:
+        """The first row if the statement ``returns`` any, empty if there is none; else the number of rows."""
         try:
             connection = self.connect()
             with connection.cursor() as cursor:
                 cursor.execute(statement, args)
                 _wait(connection, self._timeout + self._patience)
-                return bool(cursor.rowcount)
+                return (cursor.fetchone() or ()) if returns else (cursor.rowcount,)
         except psycopg2.Error:
             self.close()
             raise
