@@ -8,6 +8,7 @@ import unittest
 
 import pytest
 
+from taskd.watchdog import board
 from taskd.watchdog.board import MAX_NAME_BYTES, Board
 
 
@@ -118,6 +119,73 @@ class BoardCase(unittest.TestCase):
             end.set()
             thread.join(10)
 
+    def test_what_has_begun_stands_until_it_is_forgotten(self) -> None:
+        assert self.seen.begun() == []
+        first, second = self.board.begins(2**40, 7), self.board.begins(2, 1)
+        assert self.seen.begun() == [(2**40, 7), (2, 1)]
+        self.board.forget(first)
+        assert self.seen.begun() == [(2, 1)]
+        # the place is used again
+        assert self.board.begins(3, 2**31 - 1) == first
+        assert sorted(self.seen.begun() or ()) == [(2, 1), (3, 2**31 - 1)]
+        self.board.forget(second)
+        self.board.forget(first)
+        assert self.seen.begun() == []
+
+    def test_what_had_begun_before_the_memory_was_shared_stands_there(self) -> None:
+        private = Board(threads=2)
+        at = private.begins(5, 1)
+        fd = private.share()
+        self.addCleanup(private.close)
+        seen = Board.open(os.dup(fd))
+        self.addCleanup(seen.close)
+        assert seen.begun() == [(5, 1)]
+        private.forget(at)
+        assert seen.begun() == []
+
+    def test_more_than_it_has_room_for(self) -> None:
+        """Then the watchdog knows that it does not know all."""
+        places = [self.board.begins(n + 1, 1) for n in range(board.BEGUN_TASKS)]
+        assert len(set(places)) == len(self.seen.begun() or ()) == board.BEGUN_TASKS
+        more = [self.board.begins(n, 2) for n in (1, 2)]
+        assert self.seen.begun() is None
+        self.board.forget(more[0])
+        self.board.forget(places[0])
+        assert self.seen.begun() is None
+        self.board.forget(more[1])
+        assert len(self.seen.begun() or ()) == board.BEGUN_TASKS - 1
+        assert self.seen.notes() == []
+
+    def test_an_entry_is_whole_or_free_while_it_is_written(self) -> None:
+        """Places are used again and again, and no entry shows an id without its dispatch. Only one that is written at
+        that very moment may show the dispatch of the next: the gate is read after it."""
+        self.board.begins(77, 7)
+        end = threading.Event()
+
+        def run() -> None:
+            number = 100
+            while not end.is_set():
+                number += 1
+                self.board.forget(self.board.begins(number, number))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            for _ in range(300):
+                found = self.seen.begun()
+                assert found is not None and (77, 7) in found and len(found) <= 2
+                assert all(dispatch for _, dispatch in found)
+        finally:
+            end.set()
+            thread.join(10)
+
+    def test_the_gate(self) -> None:
+        assert (self.board.gate, self.seen.gate_seen) == (0, True)
+        self.seen.raise_gate()
+        assert (self.board.gate, self.seen.gate_seen) == (1, False)
+        self.board.see_gate(1)
+        assert self.seen.gate_seen
+
     def test_a_forked_child_writes_to_memory_of_its_own(self) -> None:
         self.board.enter(1, 1, "parent")
         child = os.fork()
@@ -128,6 +196,8 @@ class BoardCase(unittest.TestCase):
                 self.board.beaten()
                 self.board.leave()
                 self.board.enter(2, 1, "child")
+                self.board.begins(2, 1)
+                self.board.see_gate(9)
                 self.board.rename("child")
                 self.board.stopping()
                 status = 0
@@ -136,6 +206,7 @@ class BoardCase(unittest.TestCase):
         assert os.waitpid(child, 0)[1] == 0
         assert (self.seen.ticks, self.seen.beats, self.seen.name, self.seen.is_stopping) == (0, 0, "before", False)
         assert [note.kind for note in self.seen.notes()] == ["parent"]
+        assert (self.seen.begun(), self.seen.gate_seen) == ([], True)
         self.board.tick()
         assert self.seen.ticks == 1
 
@@ -144,4 +215,5 @@ class BoardCase(unittest.TestCase):
         self.board.tick()
         self.board.enter(1, 1, "a")
         self.board.leave()
-        assert self.seen.ticks == 0
+        self.board.forget(self.board.begins(1, 1))
+        assert (self.seen.ticks, self.board.gate) == (0, 0)
