@@ -175,9 +175,8 @@ class Looks:
         except Unavailable:
             self._look_wanted = True
             raise
-        self._gate.check()
-        if gate != self._gate.number:
-            # the watchdog may have given it back since
+        if self._was_raised_since(gate):
+            # the watchdog may have given back what was found
             self._look_wanted = True
         # else it belongs to a name that was fenced while the answer was under way
         elif name == self._identity.name:
@@ -185,6 +184,11 @@ class Looks:
             if found and self._begins.accept(found):
                 self._brought = True
                 self._last_found = self._clock.seconds()
+
+    def _was_raised_since(self, gate: int) -> bool:
+        """Whether the gate was raised since it had this number."""
+        self._gate.check()
+        return gate != self._gate.number
 
     # -- what is to be stopped, and what nobody knows
 

@@ -11,6 +11,7 @@ from twisted.python.failure import Failure
 
 from taskd.model.tasks import NewTask
 from taskd.ports.tasks import Created
+from taskd.store.sqlite import attempts
 from taskd.store.sqlite.database import InlineRunner
 from taskd.store.sqlite.store import SqliteStore
 from tests.simulation.holders import WorkerChange
@@ -62,7 +63,10 @@ ASYNC_COMMITS = frozenset({"begin", "beat", "vouch"})
 # The watchdog has its own connection, not a store. These are the statements of taskd/store/postgres/beats.py.
 _VOUCH = """
 UPDATE workers SET beat = beat + 1, seen_at = ?, stalled = ? WHERE name = ? AND state IN ('serving', 'draining')
+RETURNING beat
 """
+BLOCKED = "SELECT 1 FROM workers WHERE name = ? AND beat = ? AND state IN ('serving', 'draining')"
+_UNBEGUN = "SELECT id, dispatch FROM tasks WHERE held AND worker = ? AND state <> 'running' ORDER BY id"
 _GONE = "UPDATE workers SET state = 'gone', culprit = ? WHERE name = ? AND state IN ('serving', 'draining')"
 
 _WAITING = "SELECT id, run_at FROM tasks WHERE state = 'waiting' AND NOT held"
@@ -171,6 +175,8 @@ class Database:
             self._holders.taken_back(changes, recorded)
         elif how == "release":
             self._holders.released(who, changes)
+        elif how == "give_back":
+            self._holders.given_back(changes)
 
     def _forget_audit(self) -> None:
         connection = self._runner.connection
@@ -194,23 +200,39 @@ class Database:
         connection = self._beat_by.get(name)
         return connection is not None and self.is_open(connection)
 
-    def vouch(self, name: str, stalled: str | None, connection: Connection) -> bool:
+    def vouch(self, name: str, stalled: str | None, connection: Connection) -> int:
         """A watchdog beats for its worker."""
         now = round(self._clock.seconds() * 1_000_000)
-        accepted = self._execute("vouch", name, _VOUCH, now, stalled, name)
-        if accepted:
-            self.beaten(name, connection)
-        return accepted
+        row = self._execute("vouch", name, lambda c: c.execute(_VOUCH, (now, stalled, name)).fetchone())
+        if row is None:
+            return 0
+        self.beaten(name, connection)
+        return int(row[0])
+
+    def give_back(self, name: str, beat: int, begun: Sequence[tuple[int, int]]) -> int:
+        """A watchdog gives back what its worker has not begun."""
+
+        def give_back(connection: Any) -> int:
+            if connection.execute(BLOCKED, (name, beat)).fetchone() is None:
+                return 0
+            rows = connection.execute(_UNBEGUN, (name,)).fetchall()
+            unbegun = [key for key in rows if key not in begun]
+            for key in unbegun:
+                if not connection.execute(attempts.RELEASE, (False, *key, name)).fetchall():
+                    connection.execute(attempts.DROP, (*key, name)).fetchall()
+            return len(unbegun)
+
+        return int(self._execute("give_back", name, give_back))
 
     def gone(self, name: str, culprit: tuple[int, int, str] | None) -> bool:
         """A watchdog tells that its worker is dead."""
         keys = ("task_id", "dispatch", "reason")
         text = json.dumps(dict(zip(keys, culprit, strict=True))) if culprit else None
-        return self._execute("gone", name, _GONE, text, name)
+        return bool(self._execute("gone", name, lambda c: c.execute(_GONE, (text, name)).rowcount))
 
-    def _execute(self, how: str, name: str, statement: str, *values: Any) -> bool:
+    def _execute(self, how: str, name: str, work: Callable[[Any], Any]) -> Any:
         connection = self._runner.connection
-        found = bool(connection.execute(statement, values).rowcount)
+        found = work(connection)
         connection.commit()
         self._audit(f"watchdog of {name}", how, (name,))
         return found

@@ -7,7 +7,7 @@ beat that the database has stored, or since the database was started.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,6 +26,8 @@ DEAD_LOSES = "a dead holder's task runs again within its bound"
 SPENT_BY_CULPRIT = "every spent attempt has a culprit"
 FEW_SUSPECTS = "a worker runs few tasks with losses at a time"
 FENCED_STOPS = "a fenced worker stops what it runs"
+BLOCKED_LOSES = "nothing that has not begun stays on a blocked worker"
+GIVEN_BACK_RUNS = "what a watchdog has given back is assigned soon"
 UNKNOWN_RETURNS = "a task that its holder does not know goes back"
 
 TICK = 0.25
@@ -55,6 +57,14 @@ LOST_SILENCE = 1.5
 LATEST_LOOK = 30.0
 """Seconds after which a task that its living holder does not know is released: two beats that are not in step, and a
 margin for answers that are lost."""
+
+BLOCKED_BOUND = 4.0
+"""Seconds after which nothing stands under the name of a blocked worker that it has not begun, while its watchdog
+reaches the store."""
+
+HEARD_WITHIN = 3.0
+"""Seconds within which what a watchdog gives back is assigned, while somebody has a free slot. Servers look once a
+second."""
 
 _RUNS = (State.QUEUED, State.RUNNING)
 
@@ -105,6 +115,8 @@ class Holder:
     unknown: dict[tuple[int, int, int], float] = field(default_factory=dict)
     free_since: float | None = None
     """Since when it has had a free slot without a break."""
+    blocked_since: float | None = None
+    """Since when it is blocked, and its watchdog could give back without a break what it has not begun."""
 
     @property
     def alive(self) -> bool:
@@ -178,6 +190,8 @@ class Holders:
         self.series: dict[str, Series] = {}
         self._suspects: dict[str, dict[tuple[int, int, int], Suspect]] = {}
         """By process."""
+        self._given_back: dict[tuple[int, int], float] = {}
+        """When a watchdog has given back what waits since then: tasks and dispatches."""
         self._bounds = Bounds(world, referee, now)
 
     def start(self) -> None:
@@ -305,6 +319,10 @@ class Holders:
             if stays and (c.task_id, c.old_dispatch, c.old_attempt) in running:
                 self._referee.fail(HEALTHY_KEEPS, f"{who} runs what it has released: {c}")
 
+    def given_back(self, changes: Sequence[Change]) -> None:
+        """A watchdog has given tasks back."""
+        self._given_back.update(((c.task_id, c.dispatch), self._now()) for c in changes if c.state == "waiting")
+
     def taken_back(self, changes: Sequence[Change], recorded: set[tuple[int, int, int]]) -> None:
         """A server has taken tasks back. ``recorded`` are the attempts that were recorded as lost."""
         by_worker: dict[str | None, list[Change]] = {}
@@ -376,8 +394,10 @@ class Holders:
             if holder.name in holding and database.up:
                 self._check_bound(holder, now, holding[holder.name])
                 self._check_known(holder, now, tasks[holder.name])
+            self._check_blocked(holder, now, tasks.get(holder.name, ()))
             self._bounds.check_work(holder, now, tasks.get(holder.name, []))
         self._bounds.check_idle(now, list(self.by_name.values()))
+        self._check_given_back(now, tasks)
         if not self._world.over:
             self._world.clock.call(None, TICK, self._look)
 
@@ -418,3 +438,47 @@ class Holders:
         for key, since in holder.unknown.items():
             if now - since > LATEST_LOOK:
                 self._referee.fail(UNKNOWN_RETURNS, f"{holder.name} does not know task {key} for {now - since:.0f} s")
+
+    @property
+    def _store_fails(self) -> bool:
+        """Whether calls of the store fail now, or are slow."""
+        world, now = self._world, self._now()
+        rates, database = world.rates, world.database
+        troubled = rates and (rates.refused or rates.ambiguous or rates.straggling or rates.slow_store or rates.stale)
+        return bool(troubled) or not database.up or max(database.locked_until, database.read_only_until) > now
+
+    def _check_blocked(self, holder: Holder, now: float, tasks: Sequence[Known]) -> None:
+        process = holder.process
+        named = process.board.name == holder.name
+        if self._store_fails or not (process.stalled and process.watchdog.can_vouch and holder.alive and named):
+            holder.blocked_since = None
+            return
+        if holder.blocked_since is None:
+            holder.blocked_since = now
+        begun = process.board.begun() or ()
+        for known in tasks:
+            waits = known.state is State.QUEUED and (known.task_id, known.dispatch) not in begun
+            passed = now - max(known.changed, holder.blocked_since)
+            if waits and passed > BLOCKED_BOUND:
+                self._referee.fail(BLOCKED_LOSES, f"{holder.name} holds task {known.task_id} for {passed:.3f} s")
+
+    def _check_given_back(self, now: float, tasks: Mapping[str, Sequence[Known]]) -> None:
+        known = self._referee.tasks
+        for task_id, dispatch in tuple(self._given_back):
+            if known[task_id].state is not State.WAITING or known[task_id].dispatch != dispatch:
+                del self._given_back[task_id, dispatch]
+        free = [
+            holder.free_since
+            for holder in self.by_name.values()
+            if holder.free_since is not None and len(tasks.get(holder.name, ())) < holder.process.slots
+        ]
+        steady = [series.since for series in self.series.values() if series.since is not None]
+        if self._store_fails or not free or not steady:
+            # all that waits gets its time again
+            self._given_back = dict.fromkeys(self._given_back, now)
+            return
+        begin = max(min(free), min(steady), self._referee.last_assigned)
+        for (task_id, _), at in self._given_back.items():
+            passed = now - max(at, begin)
+            if passed > HEARD_WITHIN:
+                self._referee.fail(GIVEN_BACK_RUNS, f"task {task_id} waits for {passed:.3f} s")

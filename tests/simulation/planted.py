@@ -18,6 +18,7 @@ from taskd.scheduling.dispatcher import Dispatcher
 from taskd.scheduling.liveness import Liveness
 from taskd.store.sqlite import attempts, losses, scheduling, workers
 from taskd.watchdog.watch import Watch
+from taskd.worker.gate import Gate
 from taskd.worker.held import HeldTasks
 from taskd.worker.identity import Identity
 from taskd.worker.looks import Looks
@@ -27,9 +28,11 @@ from taskd.worker.worker import Worker
 from tests.simulation import database
 from tests.simulation.database import at_once
 from tests.simulation.holders import (
+    BLOCKED_LOSES,
     DEAD_LOSES,
     FENCED_STOPS,
     FEW_SUSPECTS,
+    GIVEN_BACK_RUNS,
     HEALTHY_KEEPS,
     SPENT_BY_CULPRIT,
     UNKNOWN_RETURNS,
@@ -48,6 +51,7 @@ from tests.simulation.referee import (
     NO_IDLE_SLOT,
     SERVING_GETS,
     WATCH_COMPLETE,
+    WATCHDOG_KEEPS,
 )
 from tests.simulation.store import StoreLink
 from tests.simulation.watchdog import Board
@@ -93,6 +97,7 @@ def _without(statement: str, check: str, instead: str) -> str:
 
 _publish_tasks = Publisher.publish
 _follow = Liveness._follow
+_check = Gate.check
 _send = StoreLink._send
 _create_tasks: Callable[..., Any] = StoreLink.create_tasks
 
@@ -136,6 +141,18 @@ def _never(*_: Any) -> bool:
 
 def _always_in_step(accepted: bool, in_step: bool) -> Beaten:
     return Beaten(accepted, accepted)
+
+
+def _knows_nothing(*_: Any) -> Sequence[tuple[int, int]]:
+    return []
+
+
+def _looks_at_once(self: Gate) -> None:
+    number = self.number
+    _check(self)
+    if self.number != number:
+        self.is_open = True
+        self._on_open()
 
 
 def _repeats_with_new_ids(self: StoreLink, call: Any) -> None:
@@ -271,6 +288,51 @@ DEFECTS: Mapping[str, Defect] = {
     "servers take no turns": Defect(Dispatcher, "wish", _does_nothing, NO_IDLE_SLOT, within=30),
     "a watchdog does not beat": Defect(
         Watch, "_vouch", _does_nothing, HEALTHY_KEEPS, within=30, kinds=("stall_worker",)
+    ),
+    "a watchdog gives nothing back": Defect(
+        Watch, "_give_back", _does_nothing, BLOCKED_LOSES, within=30, kinds=("stall_worker",)
+    ),
+    "a watchdog does not know what has begun": Defect(
+        Board, "begun", _knows_nothing, WATCHDOG_KEEPS, within=30, kinds=("stall_worker",)
+    ),
+    "a worker does not see the gate": Defect(
+        Gate,
+        "check",
+        _does_nothing,
+        WATCHDOG_KEEPS,
+        within=30,
+        kinds=("stall_worker",),
+        also=(Gate, "is_raised", False),
+    ),
+    "a worker begins what it finds before its beat": Defect(
+        Gate,
+        "check",
+        _looks_at_once,
+        WATCHDOG_KEEPS,
+        within=200,
+        kinds=("stall_worker",),
+        changes={"rates": {"slow_store": 0.4}},
+    ),
+    "what a watchdog gives back late counts": Defect(
+        database,
+        "BLOCKED",
+        _without(database.BLOCKED, "beat = ?", "? > 0"),
+        WATCHDOG_KEEPS,
+        within=200,
+        kinds=("stall_worker",),
+        changes={"rates": {"slow_store": 0.1}},
+    ),
+    "a look from before the standstill counts": Defect(
+        Looks,
+        "_was_raised_since",
+        _never,
+        WATCHDOG_KEEPS,
+        within=200,
+        kinds=("stall_worker",),
+        changes={"rates": {"stale": 0.3}},
+    ),
+    "servers do not look while a worker is blocked": Defect(
+        Liveness, "_look_for_given_back", _does_nothing, GIVEN_BACK_RUNS, within=100, kinds=("stall_worker",)
     ),
     "a watchdog sees no ticks of its worker": Defect(Board, "ticks", 0, HEALTHY_KEEPS, within=30),
     "a watchdog tells nobody": Defect(Watch, "tell", _does_nothing, DEAD_LOSES, within=30, kinds=("kill_worker",)),

@@ -40,6 +40,7 @@ NO_IDLE_SLOT = "no slot idles while a task may run there"
 LOST_HINTS = "an assigned task begins soon, whatever becomes of hints"
 CANCEL_STOPS = "what is cancelled stops soon, and does not begin later, whatever becomes of hints"
 FREE_BEGINS = "a worker with free slots begins what it has, and does not give it back"
+WATCHDOG_KEEPS = "what a watchdog gives back has not begun, and does not begin there"
 NOTHING_KEPT = "a server keeps nothing of closed connections"
 DRAIN_ENDS = "a draining process ends"
 NO_ERROR = "no unexpected error"
@@ -133,6 +134,8 @@ class Referee:
         """Task and dispatch, and when it was assigned."""
         self.last_assigned = now()
         self._begun: set[tuple[int, int]] = set()
+        self._not_to_begin: set[tuple[int, int]] = set()
+        """What watchdogs have given back: tasks and dispatches."""
         """Task and dispatch of everything that has begun."""
         self._retries: set[tuple[int, int, int, str]] = set()
         """Task, dispatch, attempt and worker of failed attempts that a further attempt follows."""
@@ -154,6 +157,15 @@ class Referee:
                 self._created(c, state)
             else:
                 self._moved(how, c, _STATES[c.old_state], state)
+            if how == "give_back":
+                self._given_back(c)
+
+    def _given_back(self, c: Change) -> None:
+        """A watchdog has given this back."""
+        key = c.task_id, c.old_dispatch
+        self._not_to_begin.add(key)
+        if key in self._begun:
+            self.fail(WATCHDOG_KEEPS, f"it has begun: {c}")
 
     def _created(self, c: Change, state: State) -> None:
         if c.text in self.texts:
@@ -189,6 +201,7 @@ class Referee:
         allowed = {
             "assign": (1,),
             "release": (-1,),
+            "give_back": (-1,),
             "worker_gone": (-1,),
             "retry": (-c.old_attempt,),
             "take_back": (-1, 0),
@@ -197,7 +210,7 @@ class Referee:
             self.fail(BOUNDED_ATTEMPTS, what)
         if how in ("finish", "take_back") and c.losses != (0 if how == "finish" else c.old_losses + c.candidate):
             self.fail(LOSSES, f"{what}, losses from {c.old_losses} to {c.losses}")
-        gives_back = how in ("release", "worker_gone")
+        gives_back = how in ("release", "worker_gone", "give_back")
         if c.returns - c.old_returns not in ((0, 1) if gives_back else (0, -c.old_returns)):
             self.fail(RETURNS, f"{what}, returns from {c.old_returns} to {c.returns}")
         if gives_back and (new is not State.WAITING or spent != -1):
@@ -221,7 +234,7 @@ class Referee:
 
     def _dropped(self, how: str, c: Change, known: Known) -> None:
         """A worker, or its death, ends that an ended or retried task is held."""
-        drops = how in ("release", "take_back", "worker_gone")
+        drops = how in ("release", "take_back", "worker_gone", "give_back")
         if not drops or not c.old_held or c.held or _STATES[c.state] in (State.QUEUED, State.RUNNING):
             self.fail(HELD, f"{how}: {c}, held from {c.old_held} to {c.held}")
         known.held, known.worker, known.changed = False, c.worker, self._now()
@@ -270,6 +283,8 @@ class Referee:
         attempt, known = (task.id, task.dispatch, task.attempt), self.tasks[task.id]
         if attempt[:2] in self._begun:
             self.fail(BEGIN_ONCE, f"task {task.id} dispatch {task.dispatch} by {worker}")
+        if attempt[:2] in self._not_to_begin:
+            self.fail(WATCHDOG_KEEPS, f"task {task.id} dispatch {task.dispatch} begins on {worker}")
         self._begun.add(attempt[:2])
         mine = known.held and known.worker is not None and known.worker.startswith(f"{worker}.")
         if not mine or known.dispatch != task.dispatch:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from taskd.store.postgres.beats import STATEMENT_SECONDS
 from taskd.watchdog.board import Note
 from taskd.watchdog.culprit import Usage
 from taskd.watchdog.watch import Watch
@@ -36,6 +38,9 @@ class Board:
         self.beats = 0
         self.name = ""
         self.is_stopping = False
+        self.gate = self._gate_seen = 0
+        self._begun: dict[int, tuple[int, int]] = {}
+        self._places = itertools.count(1)
         self.entered: tuple[int, int] | None = None
         """Task and dispatch of the handler that runs on the reactor at this moment."""
 
@@ -58,6 +63,33 @@ class Board:
     def stopping(self) -> None:
         """The worker ends in order."""
         self.is_stopping = True
+
+    def begins(self, task_id: int, dispatch: int) -> int:
+        """An assignment is about to begin."""
+        at = next(self._places)
+        self._begun[at] = task_id, dispatch
+        return at
+
+    def forget(self, at: int) -> None:
+        """It is not held any more."""
+        del self._begun[at]
+
+    def begun(self) -> list[tuple[int, int]] | None:
+        """What has begun and is held."""
+        return list(self._begun.values())
+
+    def raise_gate(self) -> None:
+        """Nothing that the worker has found is to begin."""
+        self.gate += 1
+
+    def see_gate(self, number: int) -> None:
+        """The worker has seen it."""
+        self._gate_seen = number
+
+    @property
+    def gate_seen(self) -> bool:
+        """Whether the worker has seen the last raising."""
+        return self._gate_seen == self.gate
 
     def enter(self, task_id: int, dispatch: int, kind: str) -> None:
         """A step of a handler begins. No step takes time here, except one that blocks: see ``entered``."""
@@ -182,7 +214,7 @@ class Watchdog:
 
     # -- its connection
 
-    def vouch(self, name: str, stalled: str | None) -> bool:
+    def vouch(self, name: str, stalled: str | None) -> int:
         """Beat for the worker. Raises OSError."""
         slow = self._reach(name)
         if slow:
@@ -191,6 +223,21 @@ class Watchdog:
             self._world.clock.call(None, slow, self._vouch_late, name, stalled, connection)
             raise OSError("canceling statement due to statement timeout")
         return self._database.vouch(name, stalled, self._connection)
+
+    def give_back(self, name: str, beat: int, begun: Sequence[tuple[int, int]]) -> int:
+        """Give back what the worker has not begun. Raises OSError."""
+        database, connection = self._database, self._connection
+        if not database.is_open(connection):
+            return 0
+        slow = max(self._reach(name), database.locked_until - self._world.clock.seconds())
+        if self._connection is not connection:
+            return 0
+        if slow > 0:
+            if slow <= STATEMENT_SECONDS:
+                # the statement is executed, also if the watchdog has been killed by then
+                self._world.clock.call(None, slow, self._give_back_late, name, beat, begun, connection)
+            raise OSError("canceling statement due to statement timeout")
+        return database.give_back(name, beat, begun)
 
     def gone(self, name: str, culprit: tuple[int, int, str] | None, among: Sequence[tuple[int, int]] = ()) -> bool:
         """The worker is dead. ``among`` is for PostgreSQL, which the simulation does not have. Raises OSError."""
@@ -216,6 +263,10 @@ class Watchdog:
                 raise OSError("server closed the connection unexpectedly")
             return self._stream.uniform(0.1, 3.0)
         return 0.0
+
+    def _give_back_late(self, name: str, beat: int, begun: Sequence[tuple[int, int]], connection: Connection) -> None:
+        if self._database.up and connection.epoch == self._database.epoch:
+            self._database.give_back(name, beat, begun)
 
     def _vouch_late(self, name: str, stalled: str | None, connection: Connection) -> None:
         if not (self.dead or self._cut) and self._database.is_open(connection):
