@@ -25,6 +25,9 @@ from tests.processes import eventually
 NAMED_WITHIN = 2.0
 """Seconds within which a blocked reactor is known, and what blocks it."""
 
+BEGUN_ELSEWHERE = 4.0
+"""Seconds of standstill within which another worker begins what a blocked one has not begun."""
+
 STALL_KILL = 2.0
 """Seconds after TASKD_STALL within which a blocked worker has ended."""
 
@@ -72,6 +75,33 @@ def _must_be_named(stage: Stage, worker: Daemon, kind: str) -> None:
 def _names(line: str, kind: str, task_id: int) -> bool:
     at = re.search(r"handlers\.py\D{1,12}(\d+)", line)
     return bool(at and int(at[1]) in handlers.lines_of(kind) and kind in line and re.search(rf"\b{task_id}\b", line))
+
+
+def unbegun_behind_a_block(stage: Stage, *, seconds: float, tasks: int) -> Line:
+    """An async handler sleeps, and more is assigned to its worker before anybody knows of that. The other worker begins
+    this soon, while the first one is still blocked. Nothing runs twice."""
+    stage.start(workers=2, options=("--slots", "20"))
+    blocking: list[Spec] = [{"task": "block", "kind": "block", "payload": {"seconds": seconds}}]
+    short = lasting(0.0, 0.1)
+    load = stage.load(lambda n: short(n) if n else dict(blocking[0]), total=1 + tasks)
+    load.allow(1)
+    eventually(stage.runs, 20, "the handler blocks")
+    load.allow(1 + tasks)
+    stage.await_end(load)
+    [block] = [run for run in stage.runs() if run.until is not None and run.until - run.at >= seconds]
+    given_back = {
+        change.task_id: change.at
+        for change in stage.records().changes
+        if (change.old, change.new, pid_of(change.holder)) == ("queued", "waiting", block.worker)
+        and change.at < block.at + seconds
+    }
+    begun = [run.at - block.at for run in stage.runs() if run.task_id in given_back]
+    slowest = max(begun, default=float("inf"))
+    stage.extra |= {"given_back": len(given_back), "slowest_begin_s": round(slowest, 2)}
+    stage.must(given_back, "the blocked worker held nothing that it had not begun")
+    stage.must(slowest < seconds, f"what was behind the block began only after {slowest:.1f} s, with its end")
+    stage.must(slowest <= BEGUN_ELSEWHERE + stage.slack, f"what was behind the block began after {slowest:.1f} s")
+    return stage.finish(load, {"run_twice": 0, "losses": 0, "spent": 0})
 
 
 def stalled_too_long(stage: Stage, *, stall: float, neighbours: int) -> Line:

@@ -103,6 +103,9 @@ SCENARIOS: dict[str, Scenario] = {
     "reactor_blocked": Scenario(
         culprits.reactor_blocked, {"seconds": 5, "neighbours": 20}, {"seconds": 25, "neighbours": 40}
     ),
+    "unbegun_behind_a_block": Scenario(
+        culprits.unbegun_behind_a_block, {"seconds": 8, "tasks": 20}, {"seconds": 12, "tasks": 400}
+    ),
     "stalled_too_long": Scenario(
         culprits.stalled_too_long, {"stall": 5, "neighbours": 20}, {"stall": 15, "neighbours": 40}
     ),

@@ -16,6 +16,11 @@ def test_a_handler_that_blocks_for_too_long(own: Services) -> None:
     assert play("stalled_too_long", own)["deaths"] == 2
 
 
+def test_what_stands_behind_a_block(own: Services) -> None:
+    """Another worker begins it within seconds, and nothing runs twice."""
+    assert play("unbegun_behind_a_block", own)["given_back"] > 0
+
+
 def test_a_worker_that_dies_under_last_attempts(own: Services) -> None:
     """They run again side by side."""
     play("kill_with_last_attempts", own)

@@ -62,6 +62,9 @@ BLOCKED_BOUND = 4.0
 """Seconds after which nothing stands under the name of a blocked worker that it has not begun, while its watchdog
 reaches the store."""
 
+STORE_ANSWERS = 11.0
+"""Seconds after trouble with the store after which no call from before waits for its answer any more."""
+
 HEARD_WITHIN = 3.0
 """Seconds within which what a watchdog gives back is assigned, while somebody has a free slot. Servers look once a
 second."""
@@ -192,6 +195,7 @@ class Holders:
         """By process."""
         self._given_back: dict[tuple[int, int], float] = {}
         """When a watchdog has given back what waits since then: tasks and dispatches."""
+        self._store_failed = 0.0
         self._bounds = Bounds(world, referee, now)
 
     def start(self) -> None:
@@ -458,7 +462,8 @@ class Holders:
         begun = process.board.begun() or ()
         for known in tasks:
             waits = known.state is State.QUEUED and (known.task_id, known.dispatch) not in begun
-            passed = now - max(known.changed, holder.blocked_since)
+            # between two blocks it may have run for a moment
+            passed = now - max(known.changed, holder.blocked_since, process.stalled_since)
             if waits and passed > BLOCKED_BOUND:
                 self._referee.fail(BLOCKED_LOSES, f"{holder.name} holds task {known.task_id} for {passed:.3f} s")
 
@@ -473,7 +478,9 @@ class Holders:
             if holder.free_since is not None and len(tasks.get(holder.name, ())) < holder.process.slots
         ]
         steady = [series.since for series in self.series.values() if series.since is not None]
-        if self._store_fails or not free or not steady:
+        if self._store_fails:
+            self._store_failed = now
+        if now - self._store_failed < STORE_ANSWERS or not free or not steady:
             # all that waits gets its time again
             self._given_back = dict.fromkeys(self._given_back, now)
             return

@@ -329,7 +329,7 @@ DEFECTS: Mapping[str, Defect] = {
         WATCHDOG_KEEPS,
         within=200,
         kinds=("stall_worker",),
-        changes={"rates": {"stale": 0.3}},
+        changes={"rates": {"stale": 0.9}},
     ),
     "servers do not look while a worker is blocked": Defect(
         Liveness, "_look_for_given_back", _does_nothing, GIVEN_BACK_RUNS, within=100, kinds=("stall_worker",)
