@@ -364,7 +364,7 @@ def test_a_stopped_database_does_not_hold_the_watchdog(row: Row) -> None:
     from taskd.store.postgres.beats import BeatConnection
 
     beats = BeatConnection(row.dsn, statement_timeout=0.2, patience=0.3)
-    assert beats.vouch(NAME, "a handler") is True
+    assert beats.vouch(NAME, "a handler") == 2
     assert row.read()[:3] == (2, "serving", "a handler")
     [(pid,)] = row.server.query("SELECT pid FROM workers", (), row.database)
     os.kill(pid, signal.SIGSTOP)
@@ -375,9 +375,10 @@ def test_a_stopped_database_does_not_hold_the_watchdog(row: Row) -> None:
         assert time.monotonic() - began < 2
     finally:
         os.kill(pid, signal.SIGCONT)
-    assert beats.vouch(NAME, None) is True
+    # the one that got no answer may count
+    assert beats.vouch(NAME, None) in (3, 4)
     assert beats.gone(NAME, (7, 2, "reason")) is True
     assert beats.gone(NAME, None) is False
-    assert beats.vouch(NAME, None) is False
+    assert beats.vouch(NAME, None) == 0
     assert row.read()[3] == {"task_id": 7, "dispatch": 2, "reason": "reason"}
     beats.close()
