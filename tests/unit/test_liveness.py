@@ -560,6 +560,37 @@ class Stalls(LivenessCase):
         self.assertEqual((status.stalled, status.hung), (self.BLOCK, {"thread": 2}))
 
 
+class GivenBack(LivenessCase):
+    """What the watchdog of a blocked worker gives back is announced by nobody."""
+
+    def gaps_within(self, seconds: float) -> int:
+        """How often turns were asked for while time passes."""
+        before = self.dispatcher.gaps
+        self.pass_time(seconds, ["w"])
+        return self.dispatcher.gaps - before
+
+    def test_turns_are_taken_once_a_second_while_somebody_is_blocked_and_once_more(self) -> None:
+        self.start()
+        self.assertEqual(self.gaps_within(10), 0)
+        self.store.set(stalled=Stalls.BLOCK)
+        self.assertEqual(self.gaps_within(10), 10)
+        self.store.set(stalled=None)
+        self.assertEqual(self.gaps_within(10), 1)
+
+    def test_once_more_after_its_death(self) -> None:
+        self.start()
+        self.store.set(stalled=Stalls.BLOCK)
+        self.pass_time(2, ["w"])
+        self.store.set(state=WorkerState.GONE)
+        self.assertGreaterEqual(self.gaps_within(5), 1)
+
+    def test_at_once_when_somebody_is_blocked(self) -> None:
+        self.start()
+        self.pass_time(3, ["w"])
+        self.store.set(stalled=Stalls.BLOCK)
+        self.assertEqual(self.gaps_within(STEP), 1)
+
+
 class Embedded(LivenessCase):
     """Without a lease nobody is dead, and nothing is taken back."""
 

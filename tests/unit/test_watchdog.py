@@ -218,6 +218,150 @@ class Beating(Case):
         assert (self.store.vouched, self.said, self.process.killed) == ([], [], False)
 
 
+class GivingBack(Case):
+    """What a blocked worker has not begun."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.healthy(5)
+        self.since = self.clock.seconds()
+
+    @property
+    def times(self) -> list[float]:
+        """When something was given back, in seconds of the standstill."""
+        return [at - self.since for at, _ in self.store.given_back]
+
+    def test_it_goes_back_after_2_s_and_then_with_each_beat(self) -> None:
+        self.board.begins(7, 2)
+        self.run_for(1.9)
+        assert (self.board.gate, self.store.given_back) == (0, [])
+        self.store.unbegun = 3
+        self.run_for(0.4)
+        [first] = self.times
+        assert 2.0 < first < 2.3
+        assert self.store.given_back[0][1] == [(7, 2)]
+        assert self.said[-1] == "warn: 3 tasks that the worker has not begun are given back"
+        self.store.unbegun = 0
+        self.run_for(5)
+        assert len(self.times) in (5, 6)
+        assert all(later - earlier < 1.2 for earlier, later in itertools.pairwise(self.times))
+        # the worker has not run since, so this is still the same gate
+        assert self.board.gate == 1
+
+    def test_what_has_begun_is_read_a_while_after_the_gate_was_raised(self) -> None:
+        raised: list[float] = []
+        raise_gate = self.board.raise_gate
+
+        def begin_late() -> None:
+            raise_gate()
+            raised.append(self.clock.seconds())
+            # was written before, and shows now
+            self.board.begins(9, 1)
+
+        self.board.raise_gate = begin_late  # type: ignore[method-assign]
+        self.run_for(3)
+        assert self.store.given_back[0][0] - raised[0] >= 0.02
+        assert self.store.given_back[0][1] == [(9, 1)]
+
+    def test_nothing_before_2_s(self) -> None:
+        for _ in range(10):
+            self.run_for(1.8)
+            self.board.tick()
+            self.run_for(0.1)
+        assert (self.board.gate, self.store.given_back) == (0, [])
+
+    def test_the_next_standstill_has_a_gate_of_its_own(self) -> None:
+        self.run_for(3)
+        assert self.board.gate == 1
+        self.board.see_gate(1)
+        self.healthy(3)
+        before = len(self.times)
+        self.run_for(1.9)
+        assert (self.board.gate, len(self.times)) == (1, before)
+        self.run_for(0.4)
+        assert (self.board.gate, len(self.times)) == (2, before + 1)
+
+    def test_a_gate_that_the_worker_has_not_seen_serves_again(self) -> None:
+        self.run_for(3)
+        self.healthy(3)
+        self.run_for(2.4)
+        assert self.board.gate == 1
+        assert 2.0 < self.times[-1] - 6 < 2.4
+
+    def test_a_worker_that_has_run_for_a_moment(self) -> None:
+        """It saw the gate between two handlers of the same turn, and what it begins then is not noted yet."""
+        self.run_for(2.4)
+        self.board.see_gate(1)
+        before = len(self.times)
+        self.run_for(0.15)
+        assert self.board.gate == 2
+        self.run_for(1.2)
+        assert len(self.times) > before
+
+    def test_nothing_if_the_worker_has_seen_the_gate_since_the_beat(self) -> None:
+        self.store.on_vouch = lambda: self.board.see_gate(self.board.gate)
+        self.run_for(10)
+        assert self.store.given_back == []
+
+    def test_nothing_if_the_reactor_has_run_since_the_beat(self) -> None:
+        self.store.on_vouch = self.board.tick
+        self.run_for(10)
+        assert self.store.given_back == []
+
+    def test_nothing_of_a_worker_that_was_stopped_meanwhile(self) -> None:
+        def stop() -> None:
+            self.process.is_stopped = True
+
+        self.run_for(1.95)
+        self.store.on_vouch = stop
+        self.run_for(10)
+        assert self.store.given_back == []
+        # what was stopped is not blocked when it goes on
+        self.process.is_stopped = False
+        self.store.on_vouch = lambda: None
+        self.run_for(1.6)
+        assert self.store.given_back == []
+
+    def test_nothing_if_more_has_begun_than_the_board_knows(self) -> None:
+        self.board.begun = lambda: None  # type: ignore[method-assign]
+        self.run_for(10)
+        assert self.store.given_back == []
+
+    def test_a_store_that_fails_is_tried_again(self) -> None:
+        self.store.trouble = RuntimeError("away")
+        self.run_for(5)
+        assert self.store.given_back == []
+        self.store.trouble = None
+        self.run_for(1.2)
+        assert self.store.given_back
+
+    def test_nothing_of_the_dead(self) -> None:
+        self.store.alive = False
+        self.run_for(10)
+        assert self.store.given_back == []
+
+    def test_servers_hear_that_it_stands_still_although_nobody_is_named(self) -> None:
+        self.process.broken = True
+        for _ in range(40):
+            with contextlib.suppress(OSError):
+                self.watch.step()
+            self.clock.advance(0.1)
+        assert self.store.vouched[-1][2] == "its reactor stands still"
+        assert self.store.given_back
+
+    def test_a_watchdog_that_takes_the_place_of_another(self) -> None:
+        """It finds a gate that was raised, and waits all the same."""
+        self.run_for(3)
+        before = len(self.times)
+        self.watch = Watch(
+            self.board, self.process, self.store, self.clock.seconds, lambda *_: None, stall=self.stall, lease=10
+        )
+        self.run_for(1.9)
+        assert len(self.times) == before
+        self.run_for(0.4)
+        assert (len(self.times), self.board.gate) == (before + 1, 1)
+
+
 class Naming(Case):
     """Whom the watchdog names, and what follows."""
 

@@ -29,7 +29,7 @@ from taskd.store.sqlite.database import InlineRunner
 from taskd.store.sqlite.store import SqliteStore
 from taskd.worker import handler
 from taskd.worker.attempt import Attempt
-from taskd.worker.board import NoBoard
+from taskd.worker.board import IBoard, NoBoard
 from taskd.worker.context import OutputListener
 from taskd.worker.runner import Runner
 from taskd.worker.simulate import Simulate
@@ -235,7 +235,7 @@ class Stage:
         slots: int = 10,
         name: str = "w",
         threads: int = 0,
-        board: RecordingBoard | None = None,
+        board: IBoard | None = None,
         kinds: Mapping[str, Callable[[Clock, ITaskContext], Any]] = KINDS,
     ) -> Worker:
         """Start another worker. Its first name is ``name``, the next ones have a number."""
