@@ -140,8 +140,9 @@ class Worker:
     def __init__(self, folder: Path, what: str, dsn: Any = None) -> None:
         command = [sys.executable, "-m", "tests.integration.test_watchdog", what, json.dumps(dsn)]
         self.process = Process(command, folder / "log", env=clean_environment(), cwd=Path(__file__).parents[2])
-        eventually(lambda: "begins" in self.output, 20, "the worker begins")
-        match = re.search(r"begins (\S+) (\d+)", self.output)
+        line = re.compile(r"begins (\S+) (\d+)\n")
+        eventually(lambda: line.search(self.output), 20, "the worker begins")
+        match = line.search(self.output)
         assert match is not None
         self.began = float(match[1])
         self.watchdog = int(match[2])
