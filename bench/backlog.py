@@ -2,7 +2,8 @@
 
 In both cases, five users have no-op tasks in the backlog. They are assigned in fair order and run by one worker. The
 rates are those of all five users until the tasks of the first four have ended. The fifth user has as many tasks as each
-of the others in one case, and a million in the other. Prints one line of JSON:
+of the others in one case, and a million in the other. With ``--users``, other users have the million in equal parts.
+Prints one line of JSON:
 
 - ``empty`` and ``full``: the medians of the two cases; ``ratio``: the median of full / empty, round by round;
 - ``ended_per_s``: tasks that end in a second, without the first of them;
@@ -43,6 +44,15 @@ _INSERT = """
 INSERT INTO tasks (user_id, task, queue, payload, run_at)
 SELECT %s, 't', %s, %s::json, now() - interval '1 minute' FROM generate_series(1, %s)
 """
+_INSERT_USERS = """
+INSERT INTO users (username, username_key, password) SELECT 'crowd-' || n, 'crowd-' || n, 'none'
+FROM generate_series(1, %s) AS n RETURNING id
+"""
+_INSERT_FOR = """
+INSERT INTO tasks (user_id, task, payload, queue, run_at)
+SELECT user_id, 't', %s::json, %s, now() - interval '1 minute'
+FROM unnest(%s::bigint[]) AS u (user_id), generate_series(1, %s)
+"""
 _OPEN = "SELECT FROM tasks WHERE user_id = ANY (%s) AND status = 'Procesando' LIMIT 1"
 # The times of all users' tasks until the last task of these users. After that, the cases differ.
 _TIMES = """
@@ -65,7 +75,7 @@ def _compare(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
     place = stack.enter_context(folder())
     without = stack.enter_context(_Case(place, "without", services))
     with_it = stack.enter_context(_Case(place, "with", services))
-    filling = with_it.fill(options.backlog, options.seconds)
+    filling = with_it.fill(options.backlog, options.seconds, options.users)
     rounds = []
     for n in range(options.repeat):
         # in alternating order, so that other load of the machine affects both
@@ -85,6 +95,7 @@ def _line(options: argparse.Namespace, rounds: Sequence[tuple[Figures, Figures]]
         "system": "taskd",
         "version": __version__,
         "backlog": options.backlog,
+        "users": options.users,
         "tasks": options.tasks,
         "rounds": options.repeat,
         "empty": empty,
@@ -121,10 +132,14 @@ class _Case(Deployment):
             self._store.connection.close()
         self.stop()
 
-    def fill(self, tasks: int, seconds: float) -> float:
-        """Give the last user a backlog. Returns the seconds that the statement took."""
+    def fill(self, tasks: int, seconds: float, users: int) -> float:
+        """Give the last user a backlog, or so many users an equal part of it. Returns the seconds that this took."""
         start = time.monotonic()
-        self._insert(self._users[-1], tasks, seconds)
+        if users == 1:
+            self._insert(self._users[-1], tasks, seconds)
+        else:
+            ids = [user for (user,) in self._query(_INSERT_USERS, users)]
+            self._query(_INSERT_FOR, json.dumps({"seconds": seconds}), self._env["RABBITMQ_QUEUE"], ids, tasks // users)
         return round(time.monotonic() - start, 1)
 
     def measure(self, options: argparse.Namespace) -> Figures:
@@ -199,6 +214,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.backlog", description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("--backlog", type=int, default=1_000_000, metavar="N", help="waiting tasks of the user with the backlog")
+    add("--users", type=int, default=1, metavar="N", help="users who share the backlog equally (1)")
     add("--seconds", type=float, default=0.0, metavar="S", help="seconds that each of them takes (0)")
     add("--tasks", type=int, default=20_000, metavar="N", help="tasks of all five users that are measured")
     add("--repeat", type=int, default=5, metavar="N", help="rounds of both cases; the line has the medians")

@@ -11,7 +11,7 @@ one line of JSON for each case:
 - ``kinds``: a user with 40 kinds beside a user with one: ``share`` is what the first one gets of all slot time; 0.5 is
   fair.
 - ``newcomer``: one user has a backlog; ``waits_s`` are the times until a single task of another user begins. The tasks
-  of the backlog take ``task_s`` each.
+  of the backlog take ``task_s`` each. With ``--before``, that user has just had tasks of this other length.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ from tests.slot_time import Span, jain, slot_seconds
 LENGTHS = [round(0.05 * 200 ** (n / 9), 3) for n in range(10)]
 """Seconds that a task of each of the ten users takes: 0.05 to 10."""
 
+BATCH = MAX_BATCH // 2
+"""Tasks in one request, whose line is not too long."""
+
 WINDOW = 5.0
 STEP = 1.0
 
@@ -50,12 +53,14 @@ class Bench:
         self._names += 1
         return self.deployment.client(f"user{self._names}", server % len(self.deployment.ports))
 
-    def submit(self, client: Any, count: int, seconds: float, kinds: Sequence[str] = KINDS[:1]) -> list[int]:
+    def submit(
+        self, client: Any, count: int, seconds: float, kinds: Sequence[str] = KINDS[:1], text: str = "t"
+    ) -> list[int]:
         """Create tasks; their ids."""
         ids: list[int] = []
-        for first in range(0, count, MAX_BATCH):
-            some = range(first, min(count, first + MAX_BATCH))
-            specs = [{"task": "t", "kind": kinds[n % len(kinds)], "payload": {"seconds": seconds}} for n in some]
+        for first in range(0, count, BATCH):
+            some = range(first, min(count, first + BATCH))
+            specs = [{"task": text, "kind": kinds[n % len(kinds)], "payload": {"seconds": seconds}} for n in some]
             reply = client.request("new_tasks", tasks=specs)
             if not reply["ok"]:
                 raise Failed(f"not created: {reply}")
@@ -149,17 +154,24 @@ def kinds(bench: Bench, slots: int, seconds: float) -> Figures:
     return {"share": round(had.get(first, 0.0) / sum(had.values()), 4), "users": [first, second], "slots": slots}
 
 
-def newcomer(bench: Bench, backlog: int, length: float, probes: int) -> Figures:
+def newcomer(bench: Bench, backlog: int, length: float, probes: int, before: float, slots: int) -> Figures:
     """A single task of a new user behind somebody's backlog."""
     big, _ = bench.user(0)
-    bench.submit(big, backlog, length)
-    time.sleep(max(2.0, 3 * length))
+    if before:
+        # so many that some still wait when the others come
+        bench.submit(big, min(30_000, round(3 * slots / before)), before)
+    bench.submit(big, backlog, length, text="backlog")
+    if before:
+        begun = "SELECT 1 FROM tasks WHERE task = 'backlog' AND started_at IS NOT NULL LIMIT 1"
+        wait_until(lambda: bool(bench.query(begun)), 60, "the backlog begins", 0.02)
+    else:
+        time.sleep(max(2.0, 3 * length))
     waits = []
     for n in range(probes):
         client, _ = bench.user(n)
         (task_id,) = bench.submit(client, 1, 0.01)
         waits.append(bench.begun_at(task_id))
-    return {"backlog": backlog, "task_s": length, "waits_s": waits, "worst_s": max(waits)}
+    return {"backlog": backlog, "before_s": before, "task_s": length, "waits_s": waits, "worst_s": max(waits)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -190,7 +202,7 @@ def _play(case: str, options: argparse.Namespace, services: Services | None) -> 
         elif case == "kinds":
             figures = kinds(bench, slots, options.seconds)
         else:
-            figures = newcomer(bench, options.backlog, options.length, options.probes)
+            figures = newcomer(bench, options.backlog, options.length, options.probes, options.before, slots)
         deployment.check_alive()
     mode = "embedded" if services is None else "distributed"
     emit({"system": "taskd", "version": __version__, "mode": mode, "servers": options.servers, "case": case} | figures)
@@ -217,6 +229,13 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--embedded", action="store_true", help="one server on SQLite with its own worker")
     add("--backlog", type=int, default=3000, metavar="N", help="tasks of the user before the newcomer (3000)")
     add("--length", type=float, default=0.2, metavar="S", help="seconds that each of them takes (0.2)")
+    add(
+        "--before",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="seconds that the same user's tasks took before (0: none)",
+    )
     add("--probes", type=int, default=5, metavar="N", help="newcomers, one after the other (5)")
     options = parser.parse_args(arguments)
     if unknown := [case for case in options.cases if case not in all_cases]:
