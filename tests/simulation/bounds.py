@@ -1,4 +1,4 @@
-"""The bounds of a healthy system: who is free begins what is due, and what is cancelled stops.
+"""The bounds of a healthy system: who is free begins what is due, what is cancelled stops, and explain is right.
 
 They hold after the faults, and all the time in games in which only the broker and clients fail: work needs no broker.
 """
@@ -7,11 +7,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from taskd.model.states import State
 from tests.simulation.clock import START
-from tests.simulation.referee import CANCEL_STOPS, FREE_BEGINS, LOST_HINTS, NO_IDLE_SLOT, Change, Known, Referee
+from tests.simulation.referee import (
+    CANCEL_STOPS,
+    EXPLAINED,
+    FREE_BEGINS,
+    LOST_HINTS,
+    NO_IDLE_SLOT,
+    Change,
+    Known,
+    Referee,
+)
 
 if TYPE_CHECKING:
     from tests.simulation.holders import Holder
@@ -30,6 +39,14 @@ the task; here events are lost and late."""
 CALM_AFTER = 10.0
 """Seconds after the last effect of a fault, or after the start. Suspects and returned tasks have found their places by
 then."""
+
+OLD_READS = 1.0
+"""Seconds by which the answer to a read may be older than its request: a crash of the database undoes what was read."""
+
+SEEN_WITHIN = 3.0
+"""Seconds within which servers know of a worker."""
+
+_ENDED = (State.COMPLETED, State.FAILED, State.CANCELLED)
 
 _WANTED = (State.QUEUED, State.RUNNING)
 
@@ -109,3 +126,34 @@ class Bounds:
         assigned = self._referee.assigned_at.get((c.task_id, c.old_dispatch), now)
         if holder.free_since < assigned and not self._referee.has_begun(c.task_id, c.old_dispatch):
             self._referee.fail(FREE_BEGINS, f"{c}, after {now - assigned:.3f} s")
+
+    def explained(self, message: dict[str, Any], asked: float) -> None:
+        """A client has asked at this time why a task is in its state, and reads the answer. Only the reason of a task
+        that has not changed since then is sure."""
+        now, known = self._now(), self._referee.tasks[message["task_id"]]
+        if known.changed >= asked - OLD_READS or asked < START + CALM_AFTER or not self._calm(asked):
+            return
+        holders = [holder for holder in self._world.holders.by_name.values() if holder.alive]
+        fit = [h for h in holders if not (h.process.dead or h.process.paused or h.process.draining)]
+        right = self._reasons(known, asked)
+        if known.state in (State.WAITING, State.QUEUED):
+            right |= {"no_worker"} - {"no_worker" for h in fit if h.changed < asked - SEEN_WITHIN}
+            right |= {"hung" for h in holders if h.process.runner.hung}
+        if message["code"] not in right:
+            what = f"task {known.task_id}, {known.state.value} since {known.changed:.3f}, held by {known.worker}"
+            self._referee.fail(
+                EXPLAINED, f"{what}: {message['code']} instead of {sorted(right)}, asked {now - asked:.3f} s ago"
+            )
+
+    def _reasons(self, known: Known, asked: float) -> set[str]:
+        """The codes that are right for a task in this state while all is well with the workers."""
+        if known.state in (*_ENDED, State.RUNNING):
+            return {known.state.value}
+        if known.state is State.QUEUED:
+            return {"suspect" if known.losses else "queued"}
+        run_at = self._world.database.run_at(known.task_id)
+        later = {"retrying" if known.attempt else "scheduled"}
+        due = {"suspect" if known.losses else "waiting"}
+        if run_at > self._now():
+            return later
+        return due if run_at <= asked else later | due

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+from msgspec.structs import replace
 from zope.interface import implementer
 
+from taskd.events.records import EventBatch, decode_batch
 from taskd.ports.broker import IBroker, IHints
 
 if TYPE_CHECKING:
@@ -15,6 +18,12 @@ if TYPE_CHECKING:
 
 LATE_HINT = 120.0
 """Seconds that a hint may take."""
+
+FOREIGN = 0.03
+"""How often an event batch is followed by one of another installation, as if an operator had bound their exchanges
+together. Users, tasks and versions have the same numbers there."""
+
+FOREIGN_TEXT = "another installation's"
 
 
 @implementer(IHints)
@@ -93,6 +102,7 @@ class BrokerLink:
         self._connecting = self.stream("connecting")
         self._event_stream = self.stream("events")
         self._hint_stream = self.stream("hints")
+        self._foreign_stream = self.stream("foreign")
         self._broker.links.append(self)
 
     @property
@@ -222,6 +232,9 @@ class BrokerLink:
             if not body or self._broker.eats or (rates and stream.random() < rates.event_gap):
                 self.later(stream.uniform(0, 2.0), on_gap)
                 continue
+            foreign = self._foreign_stream
+            if rates and foreign.random() < FOREIGN:
+                self.later(foreign.uniform(0, 1.0), on_event, _of_another_installation(body))
             copies = 2 if rates and stream.random() < rates.event_duplicated else 1
             for _ in range(copies):
                 slow = rates and stream.random() < rates.reordered
@@ -229,3 +242,13 @@ class BrokerLink:
 
     def subscribe(self, on_batch: Callable[[bytes], None], on_gap: Callable[[], None]) -> None:
         self._listeners.append((on_batch, on_gap))
+
+
+def _of_another_installation(body: bytes) -> bytes:
+    """The same changes, of tasks of another installation, which are a little further."""
+    batch, changes = decode_batch(body), []
+    for change in batch.changes:
+        version = change.version + 1
+        view = {**msgspec.json.decode(change.view), "task": FOREIGN_TEXT, "version": version}
+        changes.append(replace(change, version=version, view=msgspec.Raw(msgspec.json.encode(view))))
+    return msgspec.json.encode(EventBatch("another", "a process there", changes, batch.outputs, batch.workers))

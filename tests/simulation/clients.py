@@ -41,11 +41,12 @@ class User(NamedTuple):
 class _Request:
     """A request that is not answered yet."""
 
-    __slots__ = ("action", "done", "fields")
+    __slots__ = ("action", "asked", "done", "fields")
 
-    def __init__(self, action: str, fields: dict[str, Any]) -> None:
+    def __init__(self, action: str, fields: dict[str, Any], asked: float) -> None:
         self.action = action
         self.fields = fields
+        self.asked = asked
         self.done: Deferred[dict[str, Any] | None] = Deferred()
 
 
@@ -69,7 +70,7 @@ class CheckedConnection:
     def request(self, action: str, **fields: Any) -> Deferred[dict[str, Any] | None]:
         """Send a request. Fires with the reply, or with None if the connection ends before the reply."""
         self._sent += 1
-        request = _Request(action, fields)
+        request = _Request(action, fields, self._client.world.clock.seconds())
         if self.over:
             request.done.callback(None)
             return request.done
@@ -174,6 +175,8 @@ class CheckedConnection:
         elif action == "unwatch":
             if number > self._latest:
                 self._latest, self._watching = number, False
+        elif action == "explain":
+            self._client.world.holders.bounds.explained(message, request.asked)
         elif action == "wait" and message["done"]:
             left = [view["id"] for view in message["tasks"] if view["state"] not in _ENDED]
             if left or len(message["tasks"]) != len(request.fields["task_ids"]):
@@ -362,6 +365,7 @@ class Client:
                 return
             self._extra_tasks -= 1
         for start in range(0, len(self.mine), 30):
+            connection.request("explain", task_id=self._stream.choice(self.mine))
             reply = await self._reply_in_time(
                 connection.request("wait", task_ids=self.mine[start : start + 30], timeout=15)
             )

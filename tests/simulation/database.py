@@ -283,6 +283,11 @@ class Database:
         """The tasks that wait for a worker, and from when on they may run."""
         return [(task_id, run_at / 1e6) for task_id, run_at in self.query(_WAITING)]
 
+    def run_at(self, task_id: int) -> float:
+        """From when on a task may run."""
+        [(run_at,)] = self.query(f"SELECT run_at FROM tasks WHERE id = {task_id:d}")
+        return float(run_at) / 1e6
+
     def close(self) -> None:
         """Close the database."""
         self._runner.close()

@@ -196,7 +196,7 @@ class Holders:
         self._given_back: dict[tuple[int, int], float] = {}
         """When a watchdog has given back what waits since then: tasks and dispatches."""
         self._store_failed = 0.0
-        self._bounds = Bounds(world, referee, now)
+        self.bounds = Bounds(world, referee, now)
 
     def start(self) -> None:
         """Look at all workers from now on."""
@@ -208,7 +208,7 @@ class Holders:
         """A worker has registered under this name."""
         holder = self.by_name.get(name)
         if holder is None:
-            self.by_name[name] = Holder(name, process, self._now())
+            self.by_name[name] = Holder(name, process, self._now(), changed=self._now())
         elif holder.state == "deleted":
             # a registration that was counted as lost has come after the worker's end: only its silence tells
             holder.state, holder.changed, holder.beat = "serving", self._now(), self._now()
@@ -302,7 +302,7 @@ class Holders:
                 self._referee.fail(FEW_SUSPECTS, f"{what} beside {others} with {n} losses or more, in {slots} slots")
         if task.losses:
             there[attempt] = Suspect(task.losses, self._now(), waited >= SUSPECT_WAITS)
-        self._bounds.began(process, self._referee.tasks[task.id])
+        self.bounds.began(process, self._referee.tasks[task.id])
 
     # -- what the store did
 
@@ -319,7 +319,7 @@ class Holders:
         stays = any(worker.name == who and not worker.draining for worker in self._world.workers)
         for c in changes:
             if stays:
-                self._bounds.gave_back(self.by_name.get(c.old_worker or ""), c)
+                self.bounds.gave_back(self.by_name.get(c.old_worker or ""), c)
             if stays and (c.task_id, c.old_dispatch, c.old_attempt) in running:
                 self._referee.fail(HEALTHY_KEEPS, f"{who} runs what it has released: {c}")
 
@@ -399,8 +399,8 @@ class Holders:
                 self._check_bound(holder, now, holding[holder.name])
                 self._check_known(holder, now, tasks[holder.name])
             self._check_blocked(holder, now, tasks.get(holder.name, ()))
-            self._bounds.check_work(holder, now, tasks.get(holder.name, []))
-        self._bounds.check_idle(now, list(self.by_name.values()))
+            self.bounds.check_work(holder, now, tasks.get(holder.name, []))
+        self.bounds.check_idle(now, list(self.by_name.values()))
         self._check_given_back(now, tasks)
         if not self._world.over:
             self._world.clock.call(None, TICK, self._look)

@@ -7,15 +7,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec.structs import replace
 from twisted.internet.defer import Deferred, succeed
 
 from taskd.events.publisher import Publisher
+from taskd.events.records import decode_batch
+from taskd.events.subscriber import Subscriber
 from taskd.model.tasks import NewTask, Task
 from taskd.ports.tasks import Created
 from taskd.ports.workers import Beaten
-from taskd.scheduling import liveness
+from taskd.protocol.messages import encode
+from taskd.scheduling import explain, liveness
 from taskd.scheduling.dispatcher import Dispatcher
 from taskd.scheduling.liveness import Liveness
+from taskd.scheduling.pools import Pools
 from taskd.store.sqlite import attempts, losses, scheduling, workers
 from taskd.watchdog.watch import Watch
 from taskd.worker.gate import Gate
@@ -44,11 +49,13 @@ from tests.simulation.referee import (
     CANCEL_STOPS,
     CONFIRMED_EXIST,
     CREATED_ONCE,
+    EXPLAINED,
     FENCED,
     FREE_BEGINS,
     HELD,
     LOST_HINTS,
     NO_IDLE_SLOT,
+    ONE_INSTALLATION,
     SERVING_GETS,
     WATCH_COMPLETE,
     WATCHDOG_KEEPS,
@@ -96,6 +103,8 @@ def _without(statement: str, check: str, instead: str) -> str:
 
 
 _publish_tasks = Publisher.publish
+_received = Subscriber._received
+_why = explain._why
 _follow = Liveness._follow
 _check = Gate.check
 _send = StoreLink._send
@@ -106,6 +115,19 @@ def _replies_before_the_commit(self: StoreLink, tasks: Sequence[NewTask], spare:
     created = self._database.rehearse(tasks, spare)
     _create_tasks(self, tasks, spare).addErrback(lambda _: None)
     return succeed(created)
+
+
+def _takes_any_installation(self: Subscriber, body: bytes) -> None:
+    batch = decode_batch(body)
+    _received(self, encode(replace(batch, installation=self._installation)))
+
+
+def _forgets_losses(task: Task, *rest: Any) -> Any:
+    return _why(replace(task, losses=0), *rest)
+
+
+def _takes_the_creation_for_now(task: Task, now: Any, *rest: Any) -> Any:
+    return _why(task, task.created_at, *rest)
 
 
 def _only_servers_publish(self: Publisher, tasks: Sequence[Task]) -> None:
@@ -362,5 +384,15 @@ DEFECTS: Mapping[str, Defect] = {
     "no loss spends the attempt of its culprit": Defect(
         losses, "RECORD_LOST", "SELECT ?, ?, ?", SPENT_BY_CULPRIT, within=30
     ),
+    "a server takes event batches of any installation": Defect(
+        Subscriber, "_received", _takes_any_installation, ONE_INSTALLATION, within=30
+    ),
+    "explain does not know that workers have died": Defect(
+        explain, "_why", _forgets_losses, EXPLAINED, within=100, kinds=("kill_worker",)
+    ),
+    "explain takes what is due for scheduled": Defect(
+        explain, "_why", _takes_the_creation_for_now, EXPLAINED, within=100
+    ),
+    "explain sees no worker": Defect(Pools, "serving", _does_nothing, EXPLAINED, within=30),
     "all suspects run at a time": Defect(Suspects, "_has_place", _always, FEW_SUSPECTS, within=100),
 }

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from taskd.model.states import MOVES, TERMINAL, State
 from taskd.model.tasks import Task
 from taskd.ports.attempts import Finished, Outcome
+from tests.simulation.broker_link import FOREIGN_TEXT
 
 CONFIRMED_EXIST = "every confirmed task is in the store"
 CREATED_ONCE = "a task is created once"
@@ -29,6 +30,7 @@ RETURNS = "every give-back of a stopping worker is counted"
 INTERRUPTED = "an interrupted attempt does not count"
 TRUE_VIEWS = "a client sees only states that a task had"
 OWN_TASKS = "a client sees only tasks of its user"
+ONE_INSTALLATION = "one installation never hears another"
 WATCH_ORDER = "a watch sends the versions of a task in rising order"
 WATCH_COMPLETE = "a watch sends every change while nothing fails"
 WATCH_STATE = "a client gets events exactly while it watches"
@@ -41,6 +43,7 @@ LOST_HINTS = "an assigned task begins soon, whatever becomes of hints"
 CANCEL_STOPS = "what is cancelled stops soon, and does not begin later, whatever becomes of hints"
 FREE_BEGINS = "a worker with free slots begins what it has, and does not give it back"
 WATCHDOG_KEEPS = "what a watchdog gives back has not begun, and does not begin there"
+EXPLAINED = "explain gives the reason that the model has"
 NOTHING_KEPT = "a server keeps nothing of closed connections"
 DRAIN_ENDS = "a draining process ends"
 NO_ERROR = "no unexpected error"
@@ -320,6 +323,8 @@ class Referee:
 
     def saw(self, user: str, view: Mapping[str, Any]) -> None:
         """A client has got this view of a task."""
+        if view["task"] == FOREIGN_TEXT:
+            self.fail(ONE_INSTALLATION, f"{user} sees {view}")
         known = self.tasks.get(view["id"])
         if not view["task"].startswith(f"{user} ") or known is None or known.text != view["task"]:
             self.fail(OWN_TASKS, f"{user} sees {view}")
