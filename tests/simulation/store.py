@@ -54,9 +54,20 @@ _WITHOUT_TASKS = frozenset({"beat", "poll_workers", "register", "worker_draining
 
 class _Call:
     """A call under way. ``maybe_executed`` means that it may have been executed. ``sent`` counts its tries,
-    ``connection`` is that of the last."""
+    ``connection`` is that of the last. ``hindered``: a try was sent while faults occurred."""
 
-    __slots__ = ("args", "connection", "deadline", "done", "maybe_executed", "name", "repeat", "sent", "stream")
+    __slots__ = (
+        "args",
+        "connection",
+        "deadline",
+        "done",
+        "hindered",
+        "maybe_executed",
+        "name",
+        "repeat",
+        "sent",
+        "stream",
+    )
 
     def __init__(self, name: str, args: Sequence[Any], repeat: bool, stream: Any) -> None:
         self.name = name
@@ -64,6 +75,7 @@ class _Call:
         self.repeat = repeat
         self.stream = stream
         self.done: Deferred[Any] = Deferred()
+        self.hindered = False
         self.maybe_executed = False
         self.sent = 0
         self.connection: Connection | None = None
@@ -133,6 +145,11 @@ class StoreLink:
 
     # -- calls
 
+    @property
+    def hindered(self) -> bool:
+        """Whether the process waits for the answer to a call that faults may still delay."""
+        return any(call.hindered for call in self._open)
+
     def _call(self, name: str, *args: Any, repeat: bool = True, about: str = "") -> Deferred[Any]:
         call = _Call(name, args, repeat, self._world.stream(self._process.name, name, about))
         if self._stopped:
@@ -147,6 +164,8 @@ class StoreLink:
     def _closed(self, call: _Call, result: Any) -> None:
         """The process has an answer, or gets none."""
         del self._open[call]
+        if call.hindered:
+            self._world.late_effect()
         process, good = self._process, not isinstance(result, Exception)
         if call.name in _SERIES:
             cast("ServerProcess", process).series.answered(call, self._world.clock.seconds(), good)
@@ -168,6 +187,7 @@ class StoreLink:
             later(stream.choice((0.0, 0.2, 1.0)), self._refuse, call)
             return
         rates, kind = self._world.rates, stream.random()
+        call.hindered = call.hindered or rates is not None
         there, back = self._delay(stream), self._delay(stream)
         if rates and call.name in _PICTURES and stream.random() < rates.stale:
             back = stream.uniform(0, 10.0)
@@ -225,9 +245,14 @@ class StoreLink:
             if locked > STATEMENT_TIMEOUT:
                 self._world.clock.call(None, STATEMENT_TIMEOUT, self._time_out, answer)
             else:
-                self._world.clock.call(None, locked, self._arrive, call, answer)
+                self._world.clock.call(None, locked, self._go_on, call, answer)
             return
         answer(self._perform(call))
+
+    def _go_on(self, call: _Call, answer: Any) -> None:
+        """The lock has ended for a call that has waited for it: perhaps after the faults, or for a dead process."""
+        self._world.late_effect()
+        self._arrive(call, answer)
 
     def _time_out(self, answer: Any) -> None:
         # a fault may have ended meanwhile, and a process still waits for this answer

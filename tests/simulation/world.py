@@ -157,7 +157,9 @@ class World:
 
     @property
     def last_effects(self) -> float:
-        """The time after which no call from before the last fault takes effect any more."""
+        """The time after which no call from before the last fault takes effect any more; now if one is still open."""
+        if any(link.hindered for link in self.database.links):
+            return self.clock.seconds()
         return max(self._faults_ended + EFFECT_SECONDS, self._late_effect)
 
     def late_effect(self) -> None:
