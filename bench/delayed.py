@@ -19,10 +19,20 @@ from typing import Any
 
 import psutil
 
-from bench.harness import Deployment, Failed, Figures, Services, emit, folder, milliseconds, run_benchmark, wait_until
+from bench.harness import (
+    Deployment,
+    Failed,
+    Figures,
+    Services,
+    emit,
+    folder,
+    milliseconds,
+    run_benchmark,
+    time_tasks,
+    wait_until,
+)
 from taskd import __version__
 from taskd.protocol.limits import MAX_BATCH
-from tests.daemons import LineClient
 
 PROBES = 100
 _DUE = "UPDATE tasks SET run_at = now() WHERE id IN (SELECT id FROM tasks WHERE NOT due ORDER BY run_at LIMIT %s)"
@@ -46,7 +56,7 @@ def _play(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
 def _measure(options: argparse.Namespace, deployment: Deployment, services: Services) -> Figures:
     big_user, _ = deployment.client("big_user")
     other, _ = deployment.client("other")
-    idle = _measure_new_tasks(other)
+    idle = time_tasks(other, PROBES)
     server = psutil.Process(deployment.daemons[0].pid)
     before, began = server.memory_info().rss, time.monotonic()
     spec = {"task": "later", "payload": {"seconds": 0}, "delay": 3600}
@@ -60,7 +70,7 @@ def _measure(options: argparse.Namespace, deployment: Deployment, services: Serv
         "created_per_s": round(options.tasks / created),
         "server_grew_mib": round((server.memory_info().rss - before) / 2**20, 1),
         **milliseconds(idle, "idle_"),
-        **milliseconds(_measure_new_tasks(other), "new_task_"),
+        **milliseconds(time_tasks(other, PROBES), "new_task_"),
     }
 
     def query(sql: str, *arguments: Any) -> list[Any]:
@@ -71,17 +81,6 @@ def _measure(options: argparse.Namespace, deployment: Deployment, services: Serv
     ended = "SELECT count(*) >= %s FROM tasks WHERE status = 'Completada' AND task = 'later'"
     end = wait_until(lambda: query(ended, options.due)[0][0], options.limit, "what is due has ended", 0.2)
     return found | {"due": options.due, "due_per_s": round(options.due / (end - began))}
-
-
-def _measure_new_tasks(client: LineClient) -> list[float]:
-    took = []
-    for _ in range(PROBES):
-        began = time.monotonic()
-        task_id = client.request("new_task", task="t", payload={"seconds": 0})["task_id"]
-        if not client.request("wait", task_ids=[task_id])["done"]:
-            raise Failed("a task of the other user did not end")
-        took.append(time.monotonic() - began)
-    return took
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

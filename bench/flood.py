@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from bench.harness import Deployment, Failed, Services, emit, folder, milliseconds, run_benchmark
+from bench.harness import Deployment, Failed, Services, emit, folder, milliseconds, run_benchmark, time_tasks
 from taskd import __version__
 from taskd.protocol.limits import MAX_BATCH
 from tests.daemons import LineClient
@@ -39,15 +39,15 @@ def _play(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
     deployment.start()
     flooder, _ = deployment.client("flooder")
     other, _ = deployment.client("other")
-    found = {"tasks": options.tasks, "slots": options.slots, "idle": _measure(other)}
+    found = {"tasks": options.tasks, "slots": options.slots, "idle": milliseconds(time_tasks(other, PROBES))}
     began = time.monotonic()
     ids = _create(flooder, options.tasks)
     found["create_s"] = round(time.monotonic() - began, 2)
-    found["created"] = _measure(other)
+    found["created"] = milliseconds(time_tasks(other, PROBES))
     began = time.monotonic()
     _cancel(flooder, ids)
     found["cancel_s"] = round(time.monotonic() - began, 2)
-    found["cancelled"] = _measure(other)
+    found["cancelled"] = milliseconds(time_tasks(other, PROBES))
     deployment.check_alive()
     mode = "embedded" if services is None else "distributed"
     emit({"system": "taskd", "version": __version__, "mode": mode, **found})
@@ -74,17 +74,6 @@ def _cancel(client: LineClient, ids: Sequence[int]) -> None:
             reply = json.loads(client.read_line())
             if not reply["ok"] and reply["code"] != "conflict":
                 raise Failed(f"not cancelled: {reply}")
-
-
-def _measure(client: LineClient) -> dict[str, float]:
-    took = []
-    for _ in range(PROBES):
-        began = time.monotonic()
-        task_id = client.request("new_task", task="t", payload={"seconds": 0})["task_id"]
-        if not client.request("wait", task_ids=[task_id])["done"]:
-            raise Failed("a task of the other user did not end")
-        took.append(time.monotonic() - began)
-    return milliseconds(took)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

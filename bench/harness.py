@@ -300,6 +300,18 @@ class Deployment:
             raise Failed(f"the server on port {port} does not answer: {daemon.output()[-2000:]}") from None
 
 
+def time_tasks(client: LineClient, count: int) -> list[float]:
+    """Submit no-op tasks, each after the end of the one before. Returns the seconds until each had ended."""
+    took = []
+    for _ in range(count):
+        began = time.monotonic()
+        task_id = client.request("new_task", task="t", payload={"seconds": 0})["task_id"]
+        if not client.request("wait", task_ids=[task_id])["done"]:
+            raise Failed("a new task did not end")
+        took.append(time.monotonic() - began)
+    return took
+
+
 def run_python(place: Path, name: str, *command: str | int) -> Process:
     """Run ``python COMMAND`` in the root of the project, with its output in ``place/name``."""
     line = [sys.executable, *map(str, command)]

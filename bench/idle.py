@@ -25,7 +25,18 @@ import time
 from collections.abc import Sequence
 
 from bench.fairness_handlers import KINDS
-from bench.harness import Deployment, Failed, Figures, Meter, Services, emit, folder, run_benchmark, wait_until
+from bench.harness import (
+    Deployment,
+    Failed,
+    Figures,
+    Meter,
+    Services,
+    emit,
+    folder,
+    run_benchmark,
+    time_tasks,
+    wait_until,
+)
 from taskd import __version__
 from taskd.protocol.limits import MAX_BATCH
 
@@ -91,11 +102,7 @@ class Bench:
     def run_one(self) -> float:
         """The seconds until a new task has ended."""
         client, _ = self.deployment.client("someone")
-        began = time.monotonic()
-        reply = client.request("new_task", task="t", kind=KINDS[0], payload={"seconds": 0})
-        if not client.request("wait", task_ids=[reply["task_id"]], timeout=30)["done"]:
-            raise Failed("a new task did not end")
-        return round(time.monotonic() - began, 3)
+        return round(time_tasks(client, 1)[0], 3)
 
     def stop_all(self) -> int:
         """Let all tasks end, so that the workers can stop at once; returns how many were running."""
