@@ -54,7 +54,9 @@ def broker_restart(stage: Stage, *, tasks: int, seconds: float, lease: float) ->
     stage.must_run_again([with_watchdog], CLOSED_WITHIN, "after_both")
     stage.must_run_again([stopped], lease + SEEN_WITHIN + KILLED_WITHIN, "after_freeze")
     stage.extra |= {"taken_back_s": round(taken_back, 2), "healthy": [worker.pid for worker in healthy]}
-    stage.must(min(stage.extra[f"ran_after_{what}"] for what in ("kill", "both", "freeze")) > 0, "a victim had no task")
+    stage.must(
+        min(stage.extra[f"begun_after_{what}"] for what in ("kill", "both", "freeze")) > 0, "a victim had no task"
+    )
     return stage.finish(load, {"spent": 0})
 
 

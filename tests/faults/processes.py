@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from taskd.worker.suspects import MAX_WAIT
 from tests.daemons import Daemon
 from tests.faults.load import Load, Spec
 from tests.faults.stage import ATTEMPTS, END_SECONDS, SEEN_WITHIN, Stage
@@ -66,7 +67,7 @@ def kills(stage: Stage, *, tasks: int, workers: int, servers: int, rate: float) 
             stage.launch_worker()
     load.allow(tasks)
     stage.await_end(load)
-    stage.must_run_again(killed)
+    stage.must_run_again(killed, waits=MAX_WAIT)
     return stage.finish(load)
 
 

@@ -74,7 +74,7 @@ class Bounds:
         process = holder.process
         running = self._referee.running.get(process.name, set())
         fit = holder.alive and not (process.dead or process.paused or process.draining or process.stalled)
-        if not fit or len(running) >= process.slots or process.runner.hung:
+        if not fit or len(running) + process.stubborn >= process.slots or process.runner.hung:
             holder.free_since = None
             return
         if holder.free_since is None:

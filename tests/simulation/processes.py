@@ -202,6 +202,8 @@ class WorkerProcess(Process):
         self.stalled = False
         """Whether it is blocked by a handler, and not stopped."""
         self.stalled_since = 0.0
+        self.stubborn = 0
+        """How many handlers go on although they were cancelled."""
         self.crashed = False
         """Whether a handler has crashed it, and left a dump."""
         self._names = 0
@@ -353,7 +355,7 @@ class Handler:
         else:
             stubborn = False
         finally:
-            # the slot is free, even if the handler ignores its cancellation
+            # what a handler that ignores its cancellation still does counts no more
             referee.ended(process.name, mine)
         if payload.get("kills"):
             # a crash leaves a dump, which names the task; the end of a process that takes all the memory leaves none
@@ -363,7 +365,12 @@ class Handler:
                 process.world.clock.call(None, 0, process.kill)
             await Deferred()
         if stubborn:
-            await deferLater(process.clock, 1.0)
+            # its slot stays taken
+            process.stubborn += 1
+            try:
+                await deferLater(process.clock, 1.0)
+            finally:
+                process.stubborn -= 1
         if payload.get("fails"):
             raise ValueError("it was to fail")
         if payload.get("talks"):
