@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from msgspec.structs import replace
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
@@ -35,6 +36,11 @@ ANSWERED_WITHIN = 1.0
 
 POLLS_AFTER_LOSS = 3
 """So many counted polls without a beat after the worker's connection to the database was seen closed."""
+
+QUIET_POLLS = 3
+"""After so many counted polls without a beat a worker gets nothing new: it may be frozen, or cut off."""
+
+QUIET = f"neither it nor its watchdog has beaten for {QUIET_POLLS} s"
 
 ORPHANS_EVERY = 5.0
 """Seconds between searches for tasks that are held by workers that are dead already. None should be there: whoever dies
@@ -165,7 +171,8 @@ class Liveness:
         deaths = {name: why for name, watched in self._watched.items() if (why := self._death(watched))}
         stopped = dict.fromkeys(before.keys() - self._watched.keys(), "stopped")
         lived = {status.info.name for status in self.alive}
-        self.alive = [w.status for name, w in self._watched.items() if w.status.state in _LIVING and name not in deaths]
+        living = (w for name, w in self._watched.items() if w.status.state in _LIVING and name not in deaths)
+        self.alive = [self._as_it_seems(watched) for watched in living]
         was_blocked = bool(self._blocked)
         self._tell(deaths, stopped)
         if self._news or not lived <= {status.info.name for status in self.alive}:
@@ -173,6 +180,13 @@ class Liveness:
         self._take_back_from({name: self._watched[name].status.beat for name in deaths})
         self._dispatcher.serve(self.alive)
         self._look_for_given_back(was_blocked)
+
+    def _as_it_seems(self, watched: _Watched) -> WorkerStatus:
+        """A worker that has been silent for a while counts as blocked."""
+        status = watched.status
+        if self._lease is None or watched.silent < QUIET_POLLS or status.stalled is not None:
+            return status
+        return replace(status, stalled=QUIET)
 
     def _look_for_given_back(self, was_blocked: bool) -> None:
         """Have turns taken while somebody is blocked, and once more after that."""

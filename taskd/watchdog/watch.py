@@ -21,6 +21,9 @@ GIVE_BACK_SECONDS = 2.0
 server that has not yet heard of the standstill may assign more."""
 RETRY_SECONDS = 0.5
 LINE_CHARS = 1000
+STOPPED_SECONDS = 0.5
+"""Seconds between two times that what a stopped worker has not begun goes back."""
+STOPPED = "it was stopped by a signal or a debugger"
 STANDS_STILL = "its reactor stands still"
 """What the store hears of a blocked worker while nobody knows more."""
 
@@ -52,6 +55,9 @@ class IBeats(Protocol):
 
     def vouch(self, name: str, stalled: str | None) -> int:
         """Beat for the worker."""
+
+    def stopped(self, name: str, stalled: str) -> int:
+        """The worker is stopped. Returns its last beat."""
 
     def give_back(self, name: str, beat: int, begun: Sequence[tuple[int, int]]) -> int:
         """Give back what the worker holds and has not begun."""
@@ -104,6 +110,8 @@ class Watch:
         """When the gate was raised in this standstill, or found raised by a watchdog that has died since."""
         self._gives_back = False
         """What has not begun goes back with the next beat."""
+        self._stopped_next: float | None = None
+        """While the worker is stopped: when what it has not begun goes back again."""
         self._killed = self._told = False
         self._culprit: tuple[int, int, str] | None = None
         self._among: list[tuple[int, int]] = []
@@ -120,10 +128,12 @@ class Watch:
             self._runs(now)
         if (accepted := (self._board.name, self._board.beats)) != self._accepted:
             self._accepted, self._beat_at = accepted, now
-        if now - self._moved_at >= STEP_SECONDS * 3 and self._process.stopped():
+        was_stopped, self._stopped_next = self._stopped_next, None
+        if (now - self._moved_at >= STEP_SECONDS * 3 or was_stopped is not None) and self._process.stopped():
             # a signal or a debugger has stopped it: no handler blocks it, and the watchdog must not beat for it
-            self._moved_at, self._sample, self._raised_at, self._gives_back = now, None, None, False
-            return STEP_SECONDS
+            self._moved_at, self._sample, self._gives_back = now, None, False
+            self._stopped_next = now if was_stopped is None else was_stopped
+            return self._while_stopped(now)
         told = self._stalled
         try:
             self._look(now)
@@ -148,6 +158,27 @@ class Watch:
         self._ticks, self._moved_at = self._board.ticks, now
         self._sample = self._named = self._stalled = self._raised_at = None
         self._gives_back = False
+
+    def _while_stopped(self, now: float) -> float:
+        """Give back what a stopped worker has not begun. Returns the seconds after which to look again."""
+        name = self._board.name
+        if self._beats is None or not name or self._refused == self._accepted:
+            return STEP_SECONDS
+        if self._board.gate_seen:
+            self._board.raise_gate()
+            self._raised_at = now
+        elif self._raised_at is None:
+            self._raised_at = now
+        if now - self._raised_at < GATE_SECONDS:
+            return 2 * GATE_SECONDS
+        if self._stopped_next is not None and now >= self._stopped_next:
+            self._stopped_next = now + STOPPED_SECONDS
+            try:
+                if beat := self._beats.stopped(name, STOPPED):
+                    self._give_back(name, beat)
+            except Exception as e:
+                self._has_trouble(e)
+        return STEP_SECONDS
 
     def _may_give_back(self, now: float) -> bool:
         """Whether what has not begun is to be given back now for the first time in this standstill. Raises the gate
@@ -232,9 +263,7 @@ class Watch:
             if beat and self._gives_back:
                 self._give_back(name, beat)
         except Exception as e:
-            if not self._trouble:
-                self._say("warn", f"the watchdog cannot reach the store: {_line(str(e))}")
-            self._trouble = True
+            self._has_trouble(e)
             return
         if self._trouble:
             self._say("info", "the watchdog has reached the store again")
@@ -244,12 +273,17 @@ class Watch:
             self._refused = accepted
             self._say("warn", f"the store counts {_line(name)} as dead: the watchdog does not beat for this name again")
 
+    def _has_trouble(self, error: Exception) -> None:
+        if not self._trouble:
+            self._say("warn", f"the watchdog cannot reach the store: {_line(str(error))}")
+        self._trouble = True
+
     def _give_back(self, name: str, beat: int) -> None:
         """Give back what has not begun. If the reactor runs again after the gate is looked at here, its next beat makes
         ``beat`` an old one, and the store does nothing."""
         board = self._board
         waited = self._raised_at is not None and self._clock() - self._raised_at >= GATE_SECONDS
-        if board.gate_seen or not waited or board.ticks != self._ticks or self._process.stopped():
+        if board.gate_seen or not waited or board.ticks != self._ticks:
             return
         begun = board.begun()
         if begun is None or self._beats is None:

@@ -66,6 +66,23 @@ class GivingBack(Hooks):
         self.assertEqual((await self.get(cancelled)).version, cancelled.version + 1)
         self.assertEqual(await self.due(), [retried.id])
 
+    async def test_a_stopped_worker_gives_back_without_a_beat(self) -> None:
+        unbegun, begun = await self.queued(2)
+        await self.beat()
+        before = await self.status()
+        beat = self.watchdog.stopped("w", "it was stopped")
+        self.assertEqual(beat, before.beat)
+        status = await self.status()
+        self.assertEqual((status.beat, status.stalled), (before.beat, "it was stopped"))
+        self.assertEqual(self.watchdog.give_back("w", beat, self.pairs([begun])), 1)
+        self.assertEqual(await self.states(unbegun, begun), ["waiting", "queued"])
+        await self.beat()
+        self.assertIsNone((await self.status()).stalled)
+        [late] = await self.assign()
+        self.assertEqual(self.watchdog.give_back("w", beat, self.pairs([begun])), 0, "it has beaten since")
+        self.assertEqual(await self.states(late), ["queued"])
+        self.assertEqual(self.watchdog.stopped("nobody", "it was stopped"), 0)
+
     async def test_nothing_after_a_beat_of_the_worker(self) -> None:
         """It may have looked since, and may have begun what it found."""
         [task] = await self.queued()

@@ -65,6 +65,7 @@ _VOUCH = """
 UPDATE workers SET beat = beat + 1, seen_at = ?, stalled = ? WHERE name = ? AND state IN ('serving', 'draining')
 RETURNING beat
 """
+_STOPPED = "UPDATE workers SET stalled = ? WHERE name = ? AND state IN ('serving', 'draining') RETURNING beat"
 BLOCKED = "SELECT 1 FROM workers WHERE name = ? AND beat = ? AND state IN ('serving', 'draining')"
 _UNBEGUN = "SELECT id, dispatch FROM tasks WHERE held AND worker = ? AND state <> 'running' ORDER BY id"
 _GONE = "UPDATE workers SET state = 'gone', culprit = ? WHERE name = ? AND state IN ('serving', 'draining')"
@@ -208,6 +209,11 @@ class Database:
             return 0
         self.beaten(name, connection)
         return int(row[0])
+
+    def stopped(self, name: str, stalled: str) -> int:
+        """A watchdog says that its worker is stopped."""
+        row = self._execute("stopped", name, lambda c: c.execute(_STOPPED, (stalled, name)).fetchone())
+        return 0 if row is None else int(row[0])
 
     def give_back(self, name: str, beat: int, begun: Sequence[tuple[int, int]]) -> int:
         """A watchdog gives back what its worker has not begun."""

@@ -224,6 +224,12 @@ class Watchdog:
             raise OSError("canceling statement due to statement timeout")
         return self._database.vouch(name, stalled, self._connection)
 
+    def stopped(self, name: str, stalled: str) -> int:
+        """The worker is stopped. Raises OSError."""
+        if self._reach(name):
+            raise OSError("canceling statement due to statement timeout")
+        return self._database.stopped(name, stalled)
+
     def give_back(self, name: str, beat: int, begun: Sequence[tuple[int, int]]) -> int:
         """Give back what the worker has not begun. Raises OSError."""
         database, connection = self._database, self._connection

@@ -202,6 +202,7 @@ class Wishes(DispatchCase):
         self.full()
         self.stage.broker.ready = False
         for _ in range(10):
+            self.stage.sql("UPDATE workers SET beat = beat + 1")
             self.stage.liveness.on_event()
             self.pass_time(0.5)
         self.assertEqual(len(self.turns), 10)

@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from taskd.model.errors import Unavailable
 from taskd.ports.workers import KindInfo, WorkerInfo, WorkerPoll, WorkerState, WorkerStatus
-from taskd.scheduling.liveness import INTERVAL, ORPHANED, SOON_FOR, Liveness
+from taskd.scheduling.liveness import INTERVAL, ORPHANED, QUIET, QUIET_POLLS, SOON_FOR, Liveness
 
 LEASE = 10
 STEP = INTERVAL
@@ -213,6 +213,22 @@ class Silence(LivenessCase):
         self.assertDead(False)
         self.pass_time(STEP)
         self.assertDead()
+
+    def test_a_silent_worker_gets_nothing_new_until_it_beats(self) -> None:
+        self.start()
+        self.pass_time(QUIET_POLLS - STEP)
+        self.assertIsNone(self.dispatcher.last[0].stalled)
+        self.pass_time(1)
+        self.assertEqual(self.dispatcher.last[0].stalled, QUIET)
+        self.assertEqual(len(self.lines(f"worker w is blocked: {QUIET}")), 1)
+        self.store.beat()
+        self.pass_time(STEP)
+        self.assertIsNone(self.dispatcher.last[0].stalled)
+        self.assertEqual(len(self.lines("worker w is not blocked any more")), 1)
+        # what its watchdog says of it says more
+        self.store.set(stalled="task 7")
+        self.pass_time(QUIET_POLLS + 1)
+        self.assertEqual(self.dispatcher.last[0].stalled, "task 7")
 
     def test_a_draining_worker_takes_nothing_new_and_dies_like_any_other(self) -> None:
         self.store.set(state=WorkerState.DRAINING)

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 
 from taskd.watchdog.board import Board, Note
 from taskd.watchdog.culprit import Suspicion, Usage, suspect
-from taskd.watchdog.watch import Watch
+from taskd.watchdog.watch import STOPPED, Watch
 
 REACTOR, THREAD, OTHER = 100, 101, 102
 STACK = 'Stack (most recent call first):\n  File "/srv/lab.py", line 12 in work\n'
@@ -70,6 +70,9 @@ class FakeStore:
         self.tries = 0
         self.given_back: list[tuple[float, list[tuple[int, int]]]] = []
         self.unbegun = 0
+        self.stops: list[tuple[float, str, str]] = []
+        self._last: tuple[str, int] | None = None
+        """The worker and the beat that the watchdog has made or heard of last."""
         self.on_vouch: Callable[[], object] = lambda: None
 
     def vouch(self, name: str, stalled: str | None) -> int:
@@ -77,11 +80,21 @@ class FakeStore:
         if self.trouble is not None:
             raise self.trouble
         self.vouched.append((self.clock.seconds(), name, stalled))
+        self._last = name, len(self.vouched)
         self.on_vouch()
         return len(self.vouched) if self.alive else 0
 
+    def stopped(self, name: str, stalled: str) -> int:
+        self.tries += 1
+        if self.trouble is not None:
+            raise self.trouble
+        self.stops.append((self.clock.seconds(), name, stalled))
+        self._last = name, 1000
+        self.on_vouch()
+        return 1000 if self.alive else 0
+
     def give_back(self, name: str, beat: int, begun: Sequence[tuple[int, int]]) -> int:
-        assert (name, beat) == (self.vouched[-1][1], len(self.vouched))
+        assert (name, beat) == self._last
         self.given_back.append((self.clock.seconds(), list(begun)))
         return self.unbegun
 
@@ -308,19 +321,44 @@ class GivingBack(Case):
         self.run_for(10)
         assert self.store.given_back == []
 
-    def test_nothing_of_a_worker_that_was_stopped_meanwhile(self) -> None:
-        def stop() -> None:
-            self.process.is_stopped = True
-
-        self.run_for(1.95)
-        self.store.on_vouch = stop
-        self.run_for(10)
-        assert self.store.given_back == []
-        # what was stopped is not blocked when it goes on
+    def test_what_a_stopped_worker_has_not_begun_goes_back_without_a_beat(self) -> None:
+        self.board.begins(7, 2)
+        self.process.is_stopped = True
+        began = self.clock.seconds()
+        self.run_for(3)
+        assert self.store.vouched == []
+        assert {(name, stalled) for _, name, stalled in self.store.stops} == {("w", STOPPED)}
+        times = [at - began for at, _ in self.store.given_back]
+        assert times[0] < 0.6
+        assert all(0.45 < later - earlier < 0.7 for earlier, later in itertools.pairwise(times))
+        assert [begun for _, begun in self.store.given_back] == [[(7, 2)]] * len(times)
+        # it goes on, and is not blocked then
         self.process.is_stopped = False
-        self.store.on_vouch = lambda: None
-        self.run_for(1.6)
-        assert self.store.given_back == []
+        before = len(self.store.given_back)
+        self.run_for(0.9)
+        assert len(self.store.given_back) == before
+
+    def test_nothing_of_a_stopped_worker_that_has_gone_on_since(self) -> None:
+        for go_on in (self.board.tick, lambda: self.board.see_gate(self.board.gate)):
+            self.process.is_stopped = True
+            self.store.on_vouch = go_on
+            self.run_for(3)
+            assert self.store.stops and self.store.given_back == []
+
+    def test_nothing_of_a_stopped_worker_whose_name_is_dead(self) -> None:
+        self.process.is_stopped = True
+        self.store.alive = False
+        self.run_for(3)
+        assert self.store.stops and self.store.given_back == []
+
+    def test_a_store_that_fails_does_not_end_it_while_the_worker_is_stopped(self) -> None:
+        self.process.is_stopped = True
+        self.store.trouble = OSError("no route")
+        self.run_for(2)
+        self.store.trouble = None
+        self.run_for(1)
+        assert self.store.given_back
+        assert sum("cannot reach the store: no route" in text for text in self.said) == 1
 
     def test_nothing_if_more_has_begun_than_the_board_knows(self) -> None:
         self.board.begun = lambda: None  # type: ignore[method-assign]

@@ -30,10 +30,18 @@ WHERE name = %s AND state IN ('serving', 'draining')
     AND (SELECT set_config('synchronous_commit', 'off', true)) = 'off'
 RETURNING beat
 """
+# No beat: who is stopped must be missed. Servers assign nothing to a worker with this text.
+STOPPED = """
+UPDATE workers SET stalled = %s
+WHERE name = %s AND state IN ('serving', 'draining')
+    AND (SELECT set_config('synchronous_commit', 'off', true)) = 'off'
+RETURNING beat
+"""
 # The worker may run again when this is executed, and that may be late. Then its reactor beats first, and begins nothing
-# of what is given back here before that beat is accepted: so this has an effect only while the watchdog's own beat is
-# the last one, and the row of the worker is locked until what is given back is committed. The tasks are locked first,
-# so a lock on them delays no beat. Whatever somebody else has locked is left to the next call: no deadlock.
+# of what is given back here before that beat is accepted: so this has an effect only while the beat that the watchdog
+# has made or seen is the last one, and the row of the worker is locked until what is given back is committed. The tasks
+# are locked first, so a lock on them delays no beat. Whatever somebody else has locked is left to the next call: no
+# deadlock.
 GIVE_BACK = f"""
 WITH begun AS MATERIALIZED (
     SELECT * FROM unnest(%(ids)s::bigint[], %(dispatches)s::int[]) AS b (id, dispatch)
@@ -101,6 +109,12 @@ class BeatConnection:
         """Beat for the worker. ``stalled`` says what blocks its reactor. Returns the number of this beat; 0 if the
         store counts the worker as dead."""
         found = self._execute(VOUCH, (stalled or "", name), returns=True)
+        return found[0] if found else 0
+
+    def stopped(self, name: str, stalled: str) -> int:
+        """The worker is stopped, and its watchdog does not beat for it. Returns the number of its last beat; 0 if the
+        store counts it as dead."""
+        found = self._execute(STOPPED, (stalled, name), returns=True)
         return found[0] if found else 0
 
     def give_back(self, name: str, beat: int, begun: Sequence[tuple[int, int]]) -> int:
