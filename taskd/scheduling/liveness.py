@@ -40,6 +40,8 @@ POLLS_AFTER_LOSS = 3
 QUIET_POLLS = 3
 """After so many counted polls without a beat a worker gets nothing new: it may be frozen, or cut off."""
 
+CUT_OFF = "its connection to the database is closed"
+
 QUIET = f"neither it nor its watchdog has beaten for {QUIET_POLLS} s"
 
 ORPHANS_EVERY = 5.0
@@ -54,7 +56,7 @@ SOON_FOR = 15.0
 """Seconds for which there may be some after a worker's end, trouble with the database, and the server's own start: no
 statement takes longer."""
 
-BLOCKED_LOOK = 1.0
+BLOCKED_LOOK = 0.5
 """Seconds between turns in all pools while a worker is blocked: its watchdog gives back what it has not begun, and has
 no way to announce it."""
 
@@ -182,11 +184,14 @@ class Liveness:
         self._look_for_given_back(was_blocked)
 
     def _as_it_seems(self, watched: _Watched) -> WorkerStatus:
-        """A worker that has been silent for a while counts as blocked."""
+        """A worker that has been silent for a while counts as blocked, and so does one whose connection was seen open
+        and is closed, until its next beat."""
         status = watched.status
-        if self._lease is None or watched.silent < QUIET_POLLS or status.stalled is not None:
+        if self._lease is None or status.stalled is not None:
             return status
-        return replace(status, stalled=QUIET)
+        if watched.seen_connected and not status.connected:
+            return replace(status, stalled=CUT_OFF)
+        return replace(status, stalled=QUIET) if watched.silent >= QUIET_POLLS else status
 
     def _look_for_given_back(self, was_blocked: bool) -> None:
         """Have turns taken while somebody is blocked, and once more after that."""

@@ -17,6 +17,10 @@ from tests.processes import eventually
 KILLED_WITHIN = 1.0
 """Seconds within which the tasks of a worker that was killed run again."""
 
+FROM_STOPPED = 1.5
+"""So much later those begin that were assigned to a worker that was stopped at the same moment: its watchdog gives them
+back."""
+
 CLOSED_WITHIN = 5.0
 """The same if its watchdog was killed with it."""
 
@@ -50,7 +54,7 @@ def broker_restart(stage: Stage, *, tasks: int, seconds: float, lease: float) ->
     must_begin_anew(stage, frozen)
 
     stage.await_end(load)
-    stage.must_run_again([without], KILLED_WITHIN, "after_kill")
+    stage.must_run_again([without], KILLED_WITHIN, "after_kill", FROM_STOPPED)
     stage.must_run_again([with_watchdog], CLOSED_WITHIN, "after_both")
     stage.must_run_again([stopped], lease + SEEN_WITHIN + KILLED_WITHIN, "after_freeze")
     stage.extra |= {"taken_back_s": round(taken_back, 2), "healthy": [worker.pid for worker in healthy]}

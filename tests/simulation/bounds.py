@@ -139,6 +139,7 @@ class Bounds:
         if known.state in (State.WAITING, State.QUEUED):
             right |= {"no_worker"} - {"no_worker" for h in fit if h.changed < asked - SEEN_WITHIN}
             right |= {"hung" for h in holders if h.process.runner.hung}
+            right |= {"stalled" for h in holders if h.process.paused or not h.process.can_beat}
         if message["code"] not in right:
             what = f"task {known.task_id}, {known.state.value} since {known.changed:.3f}, held by {known.worker}"
             self._referee.fail(

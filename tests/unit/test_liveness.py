@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from taskd.model.errors import Unavailable
 from taskd.ports.workers import KindInfo, WorkerInfo, WorkerPoll, WorkerState, WorkerStatus
-from taskd.scheduling.liveness import INTERVAL, ORPHANED, QUIET, QUIET_POLLS, SOON_FOR, Liveness
+from taskd.scheduling.liveness import CUT_OFF, INTERVAL, ORPHANED, QUIET, QUIET_POLLS, SOON_FOR, Liveness
 
 LEASE = 10
 STEP = INTERVAL
@@ -229,6 +229,16 @@ class Silence(LivenessCase):
         self.store.set(stalled="task 7")
         self.pass_time(QUIET_POLLS + 1)
         self.assertEqual(self.dispatcher.last[0].stalled, "task 7")
+
+    def test_a_worker_whose_connection_was_closed_gets_nothing_new_until_it_beats(self) -> None:
+        self.start()
+        self.store.set(connected=False)
+        self.pass_time(INTERVAL)
+        self.assertEqual(self.dispatcher.last[0].stalled, CUT_OFF)
+        self.store.beat()
+        self.store.set(connected=True)
+        self.pass_time(INTERVAL)
+        self.assertIsNone(self.dispatcher.last[0].stalled)
 
     def test_a_draining_worker_takes_nothing_new_and_dies_like_any_other(self) -> None:
         self.store.set(state=WorkerState.DRAINING)
@@ -585,11 +595,11 @@ class GivenBack(LivenessCase):
         self.pass_time(seconds, ["w"])
         return self.dispatcher.gaps - before
 
-    def test_turns_are_taken_once_a_second_while_somebody_is_blocked_and_once_more(self) -> None:
+    def test_turns_are_taken_with_each_poll_while_somebody_is_blocked_and_once_more(self) -> None:
         self.start()
         self.assertEqual(self.gaps_within(10), 0)
         self.store.set(stalled=Stalls.BLOCK)
-        self.assertEqual(self.gaps_within(10), 10)
+        self.assertEqual(self.gaps_within(10), 20)
         self.store.set(stalled=None)
         self.assertEqual(self.gaps_within(10), 1)
 
