@@ -138,6 +138,9 @@ class Stage:
         for _ in range(workers):
             self.launch_worker(*options)
         self.await_ready()
+        # a server has seen a worker that has beaten again since it was registered
+        seen = "SELECT count(*) FROM workers WHERE beat > 2"
+        eventually(lambda: self.rows(seen)[0][0] >= workers, 20, "servers know all workers")
         self.postgres.query(audit.TRIGGER, database=self.database)
         self._rss = {server: _mebibytes(server) for server in self.servers}
 
