@@ -472,10 +472,12 @@ class Holders:
         for task_id, dispatch in tuple(self._given_back):
             if known[task_id].state is not State.WAITING or known[task_id].dispatch != dispatch:
                 del self._given_back[task_id, dispatch]
+        # nobody assigns to a worker whose connection is closed
         free = [
             holder.free_since
             for holder in self.by_name.values()
-            if holder.free_since is not None and len(tasks.get(holder.name, ())) < holder.process.slots
+            if holder.free_since is not None and holder.lost is None
+            if len(tasks.get(holder.name, ())) < holder.process.slots
         ]
         steady = [series.since for series in self.series.values() if series.since is not None]
         if self._store_fails:
