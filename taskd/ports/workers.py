@@ -33,6 +33,14 @@ class WorkerInfo(msgspec.Struct, frozen=True):
     slots: Mapping[str, int]
 
 
+def by_isolation(kinds: Iterable[KindInfo]) -> Mapping[str, Sequence[KindInfo]]:
+    """The kinds by the executor that runs them, in their order. Kinds of one executor share its slots."""
+    found: dict[str, list[KindInfo]] = {}
+    for info in kinds:
+        found.setdefault(info.isolation, []).append(info)
+    return found
+
+
 class WorkerState(enum.Enum):
     """What a worker says of itself, or a server or its watchdog says of it."""
 

@@ -150,7 +150,7 @@ def _why(task: Task, now: datetime, pools: Pools, blocked_by: str | None) -> _Wh
         return "suspect", text, fields
     if task.state is State.QUEUED:
         return "queued", "A worker has the task, and begins it as soon as it has a free slot.", fields
-    # of the queues of this server there is more to say
+    # Explainer replaces this text if the server assigns tasks of the queue
     known = ", ".join(pools.queues)
     text = f"This server does not assign tasks of the queue {quote(task.queue)}, only {known}: another server must."
     return "waiting", text, fields

@@ -8,7 +8,7 @@ from twisted.logger import Logger
 
 from taskd.model.tasks import Route
 from taskd.ports.scheduling import Place, Pool, Served, Turn
-from taskd.ports.workers import KindInfo, WorkerState, WorkerStatus
+from taskd.ports.workers import KindInfo, WorkerState, WorkerStatus, by_isolation
 from taskd.scheduling.costs import Costs
 from taskd.scheduling.credit import Credit
 from taskd.scheduling.served_kinds import ServedKind, Serving, served_kinds, serving_by_route
@@ -134,7 +134,7 @@ class Pools:
                     by_route.setdefault(route, []).append(pool)
             self._tell(by_route)
             self.by_route = by_route
-        self._groups.serve(workers)
+        self._groups.serve([worker.info for worker in workers])
         for pool in self.all.values():
             pool.group = self._groups.of(next(iter(pool.routes)))
         return [self.all[routes] for routes, theirs in executors.items() if self.all[routes].update(theirs)]
@@ -156,10 +156,7 @@ class Pools:
         found: dict[frozenset[Route], list[Executor]] = {}
         for status in workers:
             queues = [queue for queue in self.queues if queue in status.info.queues]
-            by_isolation: dict[str, list[KindInfo]] = {}
-            for info in status.info.kinds:
-                by_isolation.setdefault(info.isolation, []).append(info)
-            for kinds in by_isolation.values():
+            for kinds in by_isolation(status.info.kinds).values():
                 routes = frozenset(Route(queue, info.kind) for queue in queues for info in kinds)
                 if routes:
                     found.setdefault(routes, []).append((status, kinds))

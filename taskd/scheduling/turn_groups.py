@@ -1,14 +1,15 @@
-"""The groups of pools whose turns exclude one another: those that serve a common route, directly or through others.
+"""The groups of pools whose turns are taken one after the other. Pools that share a route are in the same group, and so
+are pools that are connected by other pools which share routes with both.
 
-Turns of other groups never read the same backlog or the same slots, so they need not wait for each other.
+Turns of different groups never read the same backlog or the same slots, so they need not wait for each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from taskd.model.tasks import Route
-from taskd.ports.workers import WorkerStatus
+from taskd.ports.workers import WorkerInfo, by_isolation
 
 _Shape = tuple[frozenset[str], frozenset[str]]
 """The queues and the kinds of an executor."""
@@ -24,25 +25,24 @@ class TurnGroups:
     """
 
     def __init__(self) -> None:
-        self._shapes: frozenset[_Shape] = frozenset()
+        self._infos: Sequence[WorkerInfo] = ()
         self._names: Mapping[Route, str] = {}
 
-    def serve(self, workers: Iterable[WorkerStatus]) -> None:
+    def serve(self, infos: Sequence[WorkerInfo]) -> None:
         """These are the living workers."""
-        shapes = set()
-        for status in workers:
-            queues = frozenset(status.info.queues)
-            kinds: dict[str, set[str]] = {}
-            for info in status.info.kinds:
-                kinds.setdefault(info.isolation, set()).add(info.kind)
-            shapes |= {(queues, frozenset(names)) for names in kinds.values()}
-        if shapes != self._shapes:
-            self._shapes = frozenset(shapes)
-            self._names = _names(self._shapes)
+        if infos != self._infos:
+            self._infos = infos
+            self._names = _names({shape for info in infos for shape in _shapes(info)})
 
     def of(self, route: Route) -> str:
         """The name of the group of a route that a living worker serves."""
         return self._names[route]
+
+
+def _shapes(info: WorkerInfo) -> Iterable[_Shape]:
+    """The executors of a worker. Workers of the same shape are merged once."""
+    queues = frozenset(info.queues)
+    return [(queues, frozenset(kind.kind for kind in kinds)) for kinds in by_isolation(info.kinds).values()]
 
 
 def _names(shapes: Iterable[_Shape]) -> Mapping[Route, str]:

@@ -25,7 +25,7 @@ STOPPED_SECONDS = 0.5
 """Seconds between two times that what a stopped worker has not begun goes back."""
 STOPPED = "it was stopped by a signal or a debugger"
 STANDS_STILL = "its reactor stands still"
-"""What the store hears of a blocked worker while nobody knows more."""
+"""The text for the store while the watchdog has not found out yet what blocks the worker."""
 
 
 class IWorkerProcess(Protocol):
@@ -164,12 +164,7 @@ class Watch:
         name = self._board.name
         if self._beats is None or not name or self._refused == self._accepted:
             return STEP_SECONDS
-        if self._board.gate_seen:
-            self._board.raise_gate()
-            self._raised_at = now
-        elif self._raised_at is None:
-            self._raised_at = now
-        if now - self._raised_at < GATE_SECONDS:
+        if not self._gate_is_up(now):
             return 2 * GATE_SECONDS
         if self._stopped_next is not None and now >= self._stopped_next:
             self._stopped_next = now + STOPPED_SECONDS
@@ -185,16 +180,20 @@ class Watch:
         when it is time."""
         if now - self._moved_at < GIVE_BACK_SECONDS or self._beats is None or not self._board.name:
             return False
-        if self._board.gate_seen and not self._process.stopped():
-            # for the first time, or again: it has run for a moment
+        if not self._gate_is_up(now):
+            return False
+        first, self._gives_back = not self._gives_back, True
+        return first
+
+    def _gate_is_up(self, now: float) -> bool:
+        """Raise the gate if the worker has seen the last raising: for the first time, or again after it has run for a
+        moment. Returns whether what has begun shows on the board."""
+        if self._board.gate_seen:
             self._board.raise_gate()
             self._raised_at = now
         elif self._raised_at is None:
             self._raised_at = now
-        if now - self._raised_at < GATE_SECONDS:
-            return False
-        first, self._gives_back = not self._gives_back, True
-        return first
+        return now - self._raised_at >= GATE_SECONDS
 
     def _look(self, now: float) -> None:
         """Name what blocks the reactor, and end the worker when it is time."""

@@ -14,6 +14,7 @@ from taskd.model.errors import Unavailable
 from taskd.model.tasks import Task
 from taskd.ports.broker import IBroker, IHints
 from taskd.ports.store import IStore
+from taskd.ports.workers import by_isolation
 from taskd.worker.beats import Beats
 from taskd.worker.begins import Begins
 from taskd.worker.board import IBoard, IWatchdog, NoBoard, NoWatchdog
@@ -123,11 +124,10 @@ class Worker:
     @property
     def serves(self) -> str:
         """Which kinds, and how many at a time, in words for the log."""
-        by_isolation: dict[str, list[str]] = {}
-        for info in self._kinds:
-            by_isolation.setdefault(info.isolation, []).append(info.kind)
-        parts = [f"{self._slots[way]} at a time of {', '.join(kinds)}" for way, kinds in by_isolation.items()]
-        return "; ".join(parts)
+        ways = by_isolation(self._kinds).items()
+        return "; ".join(
+            f"{self._slots[way]} at a time of {', '.join(kind.kind for kind in kinds)}" for way, kinds in ways
+        )
 
     @property
     def consuming(self) -> bool:

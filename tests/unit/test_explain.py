@@ -233,7 +233,7 @@ class Explaining(ExplainCase):
 
 
 class WaitingForSlots(ExplainCase):
-    """What a task that waits for a slot is told. The pool has four slots, and a turn has found no room."""
+    """The answer for a task that waits for a slot. The pool has four slots, and a turn has found no room."""
 
     def setUp(self) -> None:
         super().setUp()

@@ -89,4 +89,5 @@ LINE: dict[str, tuple[str, str]] = {
     "span.day": ("{n} day", "{n} día"),
     "span.days": ("{n} days", "{n} días"),
 }
-"""What a waiting task stands behind, in parts, from the fields of ``explain``: where our own text is used."""
+"""Parts of the text about the tasks before a waiting one, from the fields of ``explain``, for languages that do not use
+the server's message."""

@@ -30,7 +30,7 @@ WHERE name = %s AND state IN ('serving', 'draining')
     AND (SELECT set_config('synchronous_commit', 'off', true)) = 'off'
 RETURNING beat
 """
-# No beat: who is stopped must be missed. Servers assign nothing to a worker with this text.
+# No beat: servers must notice that a stopped worker is silent. They assign nothing to a worker with this text.
 STOPPED = """
 UPDATE workers SET stalled = %s
 WHERE name = %s AND state IN ('serving', 'draining')
@@ -108,14 +108,12 @@ class BeatConnection:
     def vouch(self, name: str, stalled: str | None) -> int:
         """Beat for the worker. ``stalled`` says what blocks its reactor. Returns the number of this beat; 0 if the
         store counts the worker as dead."""
-        found = self._execute(VOUCH, (stalled or "", name), returns=True)
-        return found[0] if found else 0
+        return self._execute(VOUCH, (stalled or "", name))
 
     def stopped(self, name: str, stalled: str) -> int:
         """The worker is stopped, and its watchdog does not beat for it. Returns the number of its last beat; 0 if the
         store counts it as dead."""
-        found = self._execute(STOPPED, (stalled, name), returns=True)
-        return found[0] if found else 0
+        return self._execute(STOPPED, (stalled, name))
 
     def give_back(self, name: str, beat: int, begun: Sequence[tuple[int, int]]) -> int:
         """Give back, unspent, what this worker holds and has not begun. ``begun`` has the task and the dispatch of what
@@ -124,7 +122,7 @@ class BeatConnection:
         if self._connection is None:
             return 0
         ids, dispatches = [task_id for task_id, _ in begun], [dispatch for _, dispatch in begun]
-        return self._execute(GIVE_BACK, {"name": name, "beat": beat, "ids": ids, "dispatches": dispatches})[0]
+        return self._execute(GIVE_BACK, {"name": name, "beat": beat, "ids": ids, "dispatches": dispatches})
 
     def gone(self, name: str, culprit: tuple[int, int, str] | None, among: Sequence[tuple[int, int]] = ()) -> bool:
         """The worker is dead. ``culprit`` is the task, its dispatch and the reason, if one is known. If not, ``among``
@@ -135,7 +133,7 @@ class BeatConnection:
             found = dict(zip(("task_id", "dispatch", "reason"), culprit, strict=True))
         elif among:
             found = {"among": [{"task_id": task_id, "dispatch": dispatch} for task_id, dispatch in among]}
-        return bool(self._execute(GONE, (json.dumps(found) if found else None, name))[0])
+        return bool(self._execute(GONE, (json.dumps(found) if found else None, name)))
 
     def close(self) -> None:
         """Disconnect."""
@@ -143,14 +141,18 @@ class BeatConnection:
             self._connection.close()
             self._connection = None
 
-    def _execute(self, statement: str, args: Any, returns: bool = False) -> Sequence[int]:
-        """The first row if the statement ``returns`` any, empty if there is none; else the number of rows."""
+    def _execute(self, statement: str, args: Any) -> int:
+        """The number in the first row that the statement returns, 0 if there is none; without RETURNING, the number of
+        rows that it has changed."""
         try:
             connection = self.connect()
             with connection.cursor() as cursor:
                 cursor.execute(statement, args)
                 _wait(connection, self._timeout + self._patience)
-                return (cursor.fetchone() or ()) if returns else (cursor.rowcount,)
+                if cursor.description is None:
+                    return int(cursor.rowcount)
+                row = cursor.fetchone()
+                return int(row[0]) if row else 0
         except psycopg2.Error:
             self.close()
             raise

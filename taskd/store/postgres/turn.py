@@ -24,8 +24,8 @@ by side with UNION ALL and GROUP BY.
   is never below its level.
 - ``dealt``: each task in turn goes to the worker with the most room, until none has room: the places of these workers
   in ``names``. The function ``deal`` of the schema does it in less than half of the time of a recursive query.
-- ``locked``: the tasks whose turn it is. The statement skips tasks that other transactions have locked, and takes the
-  next ones in the line instead; ``matched`` numbers them again, as ``n``.
+- ``locked``: the rows of the tasks that are assigned now. The statement skips tasks that other transactions have
+  locked, and takes the next ones in the line instead; ``matched`` numbers them again, as ``n``.
 """
 
 from __future__ import annotations
