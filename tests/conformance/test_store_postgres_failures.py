@@ -81,6 +81,44 @@ class Failing(Hooks):
         [task] = (await store.create_tasks(rows)).tasks
         self.assertEqual(self.sql("SELECT id FROM tasks"), [(task.id,)])
 
+    async def test_statements_that_daemons_need_to_go_on_are_given_up_early(self) -> None:
+        await self.serve()
+        [task] = await self.queued()
+        pool = Pool([Place("w", 3)], [Served(*Q, 3)])
+        calls: list[Callable[[Any], Awaitable[Any]]] = [
+            lambda store: store.look("w", []),
+            lambda store: store.standing("w"),
+            lambda store: store.beat("w", {}, [], digest([])),
+            lambda store: store.poll_workers(),
+            lambda store: store.assign(pool, 10, 0),
+        ]
+
+        async def unanswered(call: Callable[[Any], Awaitable[Any]]) -> Any:
+            # without their own timeout they would wait for longer than this test may take
+            store, proxy = await self.through_proxy(statement_timeout=600)
+            proxy.swallow_answer()
+            try:
+                return await call(store)
+            except Unavailable as e:
+                return e.message.partition(":")[0]
+
+        look, standing, *others = await together(unanswered(call) for call in calls)
+        self.assertEqual([found.task.id for found in look], [task.id])
+        self.assertEqual([found.task_id for found in standing], [task.id])
+        self.assertEqual(others, ["the database connection was lost"] * 3)
+
+    async def test_a_look_behind_a_lock_is_given_up_early_and_its_connection_lives_on(self) -> None:
+        store = self.build(size=1, statement_timeout=600)
+        await store.start()
+        await self.queued()
+        before = self.backends()
+        holder = self.transaction("LOCK TABLE tasks")
+        with self.assertRaisesRegex(Unavailable, "statement timeout"):
+            await store.look("w", [])
+        holder.rollback()
+        self.assertEqual(len(await store.look("w", [])), 1)
+        self.assertEqual(before - self.backends(), set())
+
     async def test_handshake_that_is_cut_is_retried(self) -> None:
         store, proxy = await self.through_proxy()
         for _ in range(3):

@@ -12,8 +12,10 @@ from tests.faults.load import Load
 from tests.faults.worker import Run
 
 # A write that does not change the version is no change of state and gets no record: a worker drops a cancelled task. Of
-# a worker, only what is not a plain beat gets a record.
-TRIGGER = """
+# a worker, only what is not a plain beat gets a record. Each text is a transaction of its own, which locks one table:
+# with two, it could meet a daemon's transaction that locks them in the other order.
+TRIGGERS = (
+    """
 CREATE TABLE audit (
     n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, task_id bigint NOT NULL, old text, new text NOT NULL,
     attempt integer NOT NULL, worker text, at double precision NOT NULL DEFAULT extract(epoch FROM clock_timestamp()),
@@ -35,7 +37,8 @@ BEGIN
     RETURN NULL;
 END $$;
 CREATE TRIGGER audit AFTER INSERT OR UPDATE OF state, version ON tasks FOR EACH ROW EXECUTE FUNCTION audit();
-
+""",
+    """
 CREATE TABLE worker_audit (
     n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text NOT NULL, state text NOT NULL, stalled text,
     culprit_task bigint, culprit_dispatch integer, reason text,
@@ -52,7 +55,8 @@ CREATE TRIGGER worker_changed AFTER UPDATE ON workers FOR EACH ROW
     WHEN (OLD.state <> NEW.state OR OLD.stalled IS DISTINCT FROM NEW.stalled
         OR OLD.culprit::text IS DISTINCT FROM NEW.culprit::text)
     EXECUTE FUNCTION worker_audit();
-"""
+""",
+)
 
 CHANGES = """
 SELECT task_id, old, new, attempt, worker, at, dispatch, holder, spent, lost, losses, max_attempts, xact

@@ -141,7 +141,8 @@ class Stage:
         # a server has seen a worker that has beaten again since it was registered
         seen = "SELECT count(*) FROM workers WHERE beat > 2"
         eventually(lambda: self.rows(seen)[0][0] >= workers, 20, "servers know all workers")
-        self.postgres.query(audit.TRIGGER, database=self.database)
+        for text in audit.TRIGGERS:
+            self.postgres.query(text, database=self.database)
         self._rss = {server: _mebibytes(server) for server in self.servers}
 
     def launch_worker(self, *options: str, **env: str) -> Daemon:

@@ -138,10 +138,11 @@ class PostgresAttempts(PostgresDatabase):
     in the same order and cannot deadlock."""
 
     async def look(self, worker: str, known: Sequence[int]) -> Sequence[Assigned]:
-        return [Assigned(to_task(row), user) for user, *row in await self._call("look", worker, array(known))]
+        rows = await self._call("look", worker, array(known), brief=True)
+        return [Assigned(to_task(row), user) for user, *row in rows]
 
     async def standing(self, worker: str) -> Sequence[Standing]:
-        return [Standing(*row) for row in await self._call("standing", worker)]
+        return [Standing(*row) for row in await self._call("standing", worker, brief=True)]
 
     async def begin(self, worker: str, begun: Sequence[Begun], flush: bool) -> Mapping[int, Started]:
         if not begun:

@@ -19,6 +19,10 @@ from txpostgres import txpostgres
 
 CONNECT_SECONDS = 5.0
 STATEMENT_SECONDS = 10
+BRIEF_SECONDS = 3
+"""The same for a statement that a daemon needs every few seconds to go on. If its answer is lost, the daemon soon asks
+again over another connection."""
+
 GRACE_SECONDS = 2.0
 """How long after the server's own timeout a statement is given up. A stopped backend does not enforce its timeout."""
 
@@ -123,6 +127,7 @@ class PostgresConnection(_UnwatchedDuringSteps, txpostgres.Connection):
         self._dsn = dsn
         self._prepared = prepared
         self._statement_timeout = statement_timeout
+        self._brief = min(BRIEF_SECONDS, statement_timeout)
         self._on_lost: Callable[[BaseException], None] = _ignore
         self._lookup: Deferred[Any] | None = None
 
@@ -161,15 +166,20 @@ class PostgresConnection(_UnwatchedDuringSteps, txpostgres.Connection):
                 each.unwatch()
             super().close()
 
-    def call(self, name: str, *args: Any) -> Awaitable[Rows]:
-        """The rows of a prepared statement."""
+    def call(self, name: str, *args: Any, brief: bool = False) -> Awaitable[Rows]:
+        """The rows of a prepared statement. With ``brief`` it may take BRIEF_SECONDS at most."""
         values = f" ({', '.join(['%s'] * len(args))})" if args else ""
-        return self.query(f"EXECUTE {name}{values}", args)
+        text = f"EXECUTE {name}{values}"
+        if brief:
+            text = f"SET LOCAL statement_timeout = '{self._brief}s'; {text}"
+        return self.query(text, args, brief)
 
-    async def query(self, text: str, args: Sequence[Any] = ()) -> Rows:
-        """The rows of a statement with ``%s`` parameters. Raises psycopg2.Error."""
+    async def query(self, text: str, args: Sequence[Any] = (), brief: bool = False) -> Rows:
+        """The rows of a statement with ``%s`` parameters. Raises psycopg2.Error. A ``brief`` one sets its own timeout,
+        BRIEF_SECONDS at most."""
         cursor = self.cursor()
-        timer = self.reactor.callLater(self._statement_timeout + GRACE_SECONDS, self.close)
+        seconds = self._brief if brief else self._statement_timeout
+        timer = self.reactor.callLater(seconds + GRACE_SECONDS, self.close)
         # The caller may cancel this; txpostgres must not see a cancellation.
         answer: Deferred[None] = Deferred()
         cursor.execute(text, args or None).addBoth(answer.callback)

@@ -113,13 +113,16 @@ class PostgresDatabase(Startable):
             raise
         return None
 
-    async def _call(self, work: str | Callable[..., Awaitable[Any]], *args: Any, repeat: bool = True) -> Any:
+    async def _call(
+        self, work: str | Callable[..., Awaitable[Any]], *args: Any, repeat: bool = True, brief: bool = False
+    ) -> Any:
         """The rows of the prepared statement ``work``, or the result of ``work(connection, again, *args)``; repeated
         until the outcome is known. ``again`` is True when an earlier run may have been committed.
 
         With ``repeat`` False a run that may have been committed is not repeated: that is for statements whose rows a
         second run could not return. Raises Unavailable then, so that the caller knows that something may have changed;
-        its next call finds what is left. Raises BadRequest, and what ``work`` raises.
+        its next call finds what is left. ``brief`` is for a prepared statement, see :meth:`PostgresConnection.call`.
+        Raises BadRequest, and what ``work`` raises.
         """
         again = False
         deadline = float("inf")
@@ -128,7 +131,7 @@ class PostgresDatabase(Startable):
                 connection = await self._pool.acquire()
                 try:
                     if isinstance(work, str):
-                        result = await connection.call(work, *args)
+                        result = await connection.call(work, *args, brief=brief)
                     else:
                         result = await work(connection, again, *args)
                 except BaseException as e:

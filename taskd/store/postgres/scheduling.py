@@ -125,7 +125,7 @@ def turn_lock(group: str) -> int:
 async def _turn(connection: PostgresConnection, again: bool, *args: Any) -> Rows:
     """Take a turn. After an error the connection is outside of a transaction again."""
     try:
-        return await connection.query(TURN, args)
+        return await connection.query(TURN, args, brief=True)
     except psycopg2.Error as e:
         if not is_dead(e):
             await connection.query("ROLLBACK")

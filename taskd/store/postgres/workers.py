@@ -8,7 +8,7 @@ from typing import Any
 from taskd.model.errors import Unavailable
 from taskd.ports.workers import Beaten, Digest, Mean, WorkerInfo, WorkerPoll, WorkerState, WorkerStatus
 from taskd.store.postgres.attempts import release
-from taskd.store.postgres.connection import PostgresConnection, Rows
+from taskd.store.postgres.connection import BRIEF_SECONDS, PostgresConnection, Rows
 from taskd.store.postgres.database import PostgresDatabase
 from taskd.store.postgres.rows import RELAXED_COMMIT
 from taskd.store.rows import WORKER_KEEP_SECONDS, decode_counts, decode_means, decode_worker, encode, encode_worker
@@ -65,7 +65,7 @@ class PostgresWorkers(PostgresDatabase):
         await self._call("register", *encode_worker(worker).values())
 
     async def beat(self, name: str, hung: Mapping[str, int], means: Sequence[Mean], holds: Digest) -> Beaten:
-        rows = await self._call("beat", name, encode(hung), encode(means), holds.count, repeat=False)
+        rows = await self._call("beat", name, encode(hung), encode(means), holds.count, repeat=False, brief=True)
         for (now,) in rows:
             self._told(now)
         if not rows:
@@ -84,7 +84,7 @@ class PostgresWorkers(PostgresDatabase):
         await self._call("worker_gone", name)
 
     async def poll_workers(self) -> WorkerPoll:
-        rows = await self._call("poll_workers", repeat=False)
+        rows = await self._call("poll_workers", repeat=False, brief=True)
         epoch, now = rows[0][:2]
         self._told(now)
         # after a crash PostgreSQL goes on with the same start time, but without its connections
@@ -105,4 +105,10 @@ class PostgresWorkers(PostgresDatabase):
 
 async def _in_step(connection: PostgresConnection, again: bool, *args: Any) -> Rows:
     """Whether a worker's digest is right. While somebody has locked the whole table, it fails soon."""
-    return await connection.query("SET LOCAL lock_timeout = '100ms'; EXECUTE in_step (%s, %s, %s)", args)
+    return await connection.query(
+        f"""
+SET LOCAL lock_timeout = '100ms'; SET LOCAL statement_timeout = '{BRIEF_SECONDS}s'; EXECUTE in_step (%s, %s, %s)
+""",
+        args,
+        brief=True,
+    )
