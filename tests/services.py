@@ -90,6 +90,7 @@ class Postgres:
         self._settings |= settings or {}
         self._folder = _folder("postgres")
         self._data = self._folder / "data"
+        self._standby = self._folder / "standby"
         self._process: Process | None = None
 
     def start(self) -> None:
@@ -134,6 +135,26 @@ class Postgres:
         if self._process is not None:
             self._process.stop({"fast": signal.SIGINT, "immediate": signal.SIGQUIT}[mode], 60)
             self._process = None
+
+    def keep_standby(self) -> None:
+        """Keep a copy of the present data, for :meth:`fail_over`. Restarts the server."""
+        self.stop()
+        shutil.rmtree(self._standby, ignore_errors=True)
+        shutil.copytree(self._data, self._standby)
+        if (user := programs.service_user()) is not None:
+            for path in (self._standby, *self._standby.rglob("*")):
+                shutil.chown(path, *user)
+        self.start()
+
+    def fail_over(self) -> None:
+        """Crash, and go on with that copy on a new timeline, as a standby does that is promoted and has received
+        nothing since."""
+        self.stop("immediate")
+        shutil.rmtree(self._data)
+        self._standby.rename(self._data)
+        (self._data / "standby.signal").touch()
+        self.start()
+        self.query("SELECT pg_promote()", database="postgres")
 
     def create_database(self, name: str | None = None) -> str:
         """Create an empty database and return its name. The default is a name that no other test uses."""

@@ -180,6 +180,7 @@ CREATE TABLE workers (
     name       text PRIMARY KEY,
     beat       bigint NOT NULL DEFAULT 1,
     pid        integer,
+    timeline   text NOT NULL,
     state      text NOT NULL DEFAULT 'serving' CHECK (state IN ('serving', 'draining', 'gone', 'fenced')),
     queues     json NOT NULL,
     kinds      json NOT NULL,
@@ -200,6 +201,7 @@ COMMENT ON TABLE workers IS 'The workers, what each serves, and whether it is al
 COMMENT ON COLUMN workers.name IS 'Host, process id and a random part: a new name each time the process starts or was fenced.';
 COMMENT ON COLUMN workers.beat IS 'Grows every second or two while the worker or its watchdog lives. No time is compared.';
 COMMENT ON COLUMN workers.pid IS 'The backend of the connection that sent the last beat.';
+COMMENT ON COLUMN workers.timeline IS 'PostgreSQL''s timeline when it last said all that it holds. Another one since: a standby has taken over, or a backup was restored.';
 COMMENT ON COLUMN workers.state IS 'serving; draining: it takes nothing more; gone: its watchdog saw it die; fenced: a server took its tasks back.';
 COMMENT ON COLUMN workers.queues IS 'A list of the queues that it takes tasks from.';
 COMMENT ON COLUMN workers.kinds IS 'A list of the kinds that it serves in all these queues, each with its description.';

@@ -20,6 +20,18 @@ class Held(NamedTuple):
     dispatch: int
 
 
+class Claim(NamedTuple):
+    """A task that a worker holds, as it knows it. The time of the creation tells it from another task that has got the
+    same id since."""
+
+    task_id: int
+    dispatch: int
+    attempt: int
+    max_attempts: int
+    version: int
+    created_at: datetime
+
+
 class Assigned(NamedTuple):
     """A task that a worker has just found under its name, and its owner's name."""
 
@@ -92,6 +104,14 @@ class IAttemptStore(Interface):
 
     def standing(worker: str) -> Awaitable[Sequence[Standing]]:
         """Everything that the worker holds, in whatever state."""
+
+    def assert_held(worker: str, claims: Sequence[Claim]) -> Awaitable[Sequence[int]]:
+        """The worker says what it holds, after the database has gone on from an older state: a standby that lagged
+        behind has taken over, or a backup was restored. Assignments that are lost are made again: a task that has not
+        ended and whose dispatch is lower is QUEUED under this worker's name, with the numbers of the claim and a
+        version that nobody has seen. Returns the ids of those that the worker holds now; to the others it has no
+        right. Nothing is assigned to anybody before all living workers have said it. Nothing happens if the worker is
+        fenced or gone or not registered. Running it again changes nothing."""
 
     def begin(worker: str, begun: Sequence[Begun], flush: bool) -> Awaitable[Mapping[int, Started]]:
         """queued -> running; ``started_at`` is now less the age, ``version`` + 1. Returns by id those that the worker

@@ -65,7 +65,8 @@ class ITaskStore(Interface):
 
     def create_tasks(tasks: Sequence[NewTask], spare: int = 0) -> Awaitable[Created]:
         """Insert all tasks or none, under the ids that they have, and draw ``spare`` fresh ids. Running it again with
-        the same ids creates nothing and returns the same tasks as they are now.
+        the same ids creates nothing and returns the same tasks as they are now. An id that another task has, because
+        the database has gone on from an older state and drawn it again, is replaced by a fresh one.
 
         A task with a ``worker`` is queued and held by it, with dispatch and attempt 1, if that worker is serving;
         otherwise it waits like any other. A waiting task with a ``delay`` or a ``run_at`` in the future joins the

@@ -69,10 +69,13 @@ class Digest(NamedTuple):
 
 
 class Beaten(NamedTuple):
-    """The answer to a beat. ``in_step``: what stands under the worker's name is what its digest says."""
+    """The answer to a beat. ``in_step``: what stands under the worker's name is what its digest says. ``asserted`` is
+    False if the worker has not said what it holds since the database went on from an older state: then
+    :meth:`IAttemptStore.assert_held` is due."""
 
     accepted: bool
     in_step: bool
+    asserted: bool = True
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
@@ -81,7 +84,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     ``beat`` is a counter that the worker or its watchdog moves every second or two. ``connected``: the database
     connection that sent the last beat is open. ``hung`` says for each isolation how many slots are taken by handlers
     that should have ended. ``stalled`` names what blocks its reactor, None if nothing does. ``means`` is what it has
-    measured. ``holds`` is how many tasks it held at its last own beat.
+    measured. ``holds`` is how many tasks it held at its last own beat. ``asserted`` is as in :class:`Beaten`.
     """
 
     info: WorkerInfo
@@ -92,6 +95,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     stalled: str | None = None
     means: Sequence[Mean] = ()
     holds: int = 0
+    asserted: bool = True
 
 
 class WorkerPoll(msgspec.Struct, frozen=True):

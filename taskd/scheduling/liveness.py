@@ -44,6 +44,9 @@ CUT_OFF = "its connection to the database is closed"
 
 QUIET = f"neither it nor its watchdog has beaten for {QUIET_POLLS} s"
 
+NOT_ASSERTED = "the database has gone on from an older state, and worker {} has not yet said what it holds"
+"""What seems to wait may run there, so nothing is assigned to anybody: see :meth:`IAttemptStore.assert_held`."""
+
 ORPHANS_EVERY = 5.0
 """Seconds between searches for tasks that are held by workers that are dead already. None should be there: whoever dies
 leaves its tasks to the search that its death begins."""
@@ -173,8 +176,10 @@ class Liveness:
         deaths = {name: why for name, watched in self._watched.items() if (why := self._death(watched))}
         stopped = dict.fromkeys(before.keys() - self._watched.keys(), "stopped")
         lived = {status.info.name for status in self.alive}
-        living = (w for name, w in self._watched.items() if w.status.state in _LIVING and name not in deaths)
-        self.alive = [self._as_it_seems(watched) for watched in living]
+        living = [w for name, w in self._watched.items() if w.status.state in _LIVING and name not in deaths]
+        behind = [watched.status.info.name for watched in living if not watched.status.asserted]
+        all_wait = NOT_ASSERTED.format(behind[0]) if behind else None
+        self.alive = [self._as_it_seems(watched, all_wait) for watched in living]
         was_blocked = bool(self._blocked)
         self._tell(deaths, stopped)
         if self._news or not lived <= {status.info.name for status in self.alive}:
@@ -183,15 +188,17 @@ class Liveness:
         self._dispatcher.serve(self.alive)
         self._look_for_given_back(was_blocked)
 
-    def _as_it_seems(self, watched: _Watched) -> WorkerStatus:
+    def _as_it_seems(self, watched: _Watched, all_wait: str | None) -> WorkerStatus:
         """A worker that has been silent for a while counts as blocked, and so does one whose connection was seen open
-        and is closed, until its next beat."""
+        and is closed, until its next beat; and everybody while ``all_wait``."""
         status = watched.status
         if self._lease is None or status.stalled is not None:
             return status
         if watched.seen_connected and not status.connected:
             return replace(status, stalled=CUT_OFF)
-        return replace(status, stalled=QUIET) if watched.silent >= QUIET_POLLS else status
+        if watched.silent >= QUIET_POLLS:
+            return replace(status, stalled=QUIET)
+        return replace(status, stalled=all_wait) if all_wait else status
 
     def _look_for_given_back(self, was_blocked: bool) -> None:
         """Have turns taken while somebody is blocked, and once more after that."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -26,8 +26,9 @@ class Beats:
     """Beats once a second. While the worker is not registered it tries to register instead.
 
     ``on_beaten`` is called with each beat that is accepted: whether what the worker holds is what the store has, and
-    when the beat was sent. ``on_fenced`` is called when the store counts the worker as dead, ``on_recovered`` when a
-    beat is accepted after one that failed: the database may have crashed meanwhile.
+    when the beat was sent. Before it, ``assert_held`` says what the worker holds, if the store has gone on from an
+    older state since it has heard that. ``on_fenced`` is called when the store counts the worker as dead,
+    ``on_recovered`` when a beat is accepted after one that failed: the database may have crashed meanwhile.
     """
 
     _log = Logger()
@@ -43,6 +44,7 @@ class Beats:
         registration: Registration,
         board: IBoard,
         gate: Gate,
+        assert_held: Callable[[], Awaitable[None]],
         on_beaten: Callable[[bool, float], None],
         on_fenced: Callable[[], None],
         on_recovered: Callable[[], None],
@@ -56,6 +58,7 @@ class Beats:
         self._registration = registration
         self._board = board
         self._gate = gate
+        self._assert_held = assert_held
         self._on_beaten = on_beaten
         self._on_fenced = on_fenced
         self._on_recovered = on_recovered
@@ -82,6 +85,10 @@ class Beats:
             sent, gate = self._clock.seconds(), self._gate.number
             means = self._means.now(self._held.tasks.values())
             beaten = await self._store.beat(self._identity.name, self._runner.hung, means, self._held.digest)
+            if beaten.accepted and not beaten.asserted:
+                await self._assert_held()
+                # running tasks are marked again, and all is compared
+                self._failing = True
         except Unavailable as e:
             if not self._failing:
                 self._log.warn("the worker cannot tell the store that it lives: {why}", why=e.message)

@@ -9,7 +9,7 @@ from twisted.logger import Logger
 
 from taskd.model.errors import Unavailable
 from taskd.model.tasks import Task
-from taskd.ports.attempts import Assigned, Held, Standing
+from taskd.ports.attempts import Assigned, Claim, Held, Standing
 from taskd.ports.store import IStore
 from taskd.worker.begins import Begins
 from taskd.worker.gate import Gate
@@ -122,6 +122,19 @@ class Looks:
         if held is not None and held.task is task:
             self.hinted(True)
 
+    async def assert_held(self) -> None:
+        """Say all that the worker holds, and drop what the store does not grant: see
+        :meth:`IAttemptStore.assert_held`. Raises Unavailable."""
+        name = self._identity.name
+        claimed = {held.task.id: held for held in self._held.tasks.values() if not held.sent}
+        granted = set(await self._store.assert_held(name, [_claim(held.task) for held in claimed.values()]))
+        lost = [held for task_id, held in claimed.items() if task_id not in granted]
+        text = "the database has gone on from an older state: of {count} tasks that are held here, it has lost {lost}"
+        self._log.warn(text, count=len(claimed), lost=len(lost))
+        for held in lost:
+            if self._held.tasks.get(held.task.id) is held:
+                self._returns.drop(held)
+
     async def give_back_rest(self) -> None:
         """Nothing runs here any more: give back, unspent, all that still stands under this worker's name. Raises
         Unavailable."""
@@ -233,6 +246,10 @@ class Looks:
         release += sorted(self._unknown & before)
         if release:
             await self._returns.release(release)
+
+
+def _claim(task: Task) -> Claim:
+    return Claim(task.id, task.dispatch, task.attempt, task.max_attempts, task.version, task.created_at)
 
 
 def _is_cut_off(found: Sequence[Assigned]) -> bool:

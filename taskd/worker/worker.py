@@ -111,6 +111,7 @@ class Worker:
             registration,
             board,
             gate,
+            self._looks.assert_held,
             self._beaten,
             self._fenced,
             self._recovered,

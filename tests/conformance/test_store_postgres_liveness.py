@@ -6,13 +6,14 @@ import contextlib
 from datetime import datetime, timedelta, timezone
 
 import psycopg2
+from msgspec import structs
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 
 from taskd.model.errors import Unavailable
 from taskd.model.states import State
 from taskd.model.tasks import Task
-from taskd.ports.attempts import Begun
+from taskd.ports.attempts import Begun, Claim
 from taskd.ports.scheduling import Place, Pool, Served
 from taskd.ports.workers import Beaten, Culprit, digest
 from tests.conformance.postgres import Hooks, together, until
@@ -134,6 +135,47 @@ class Liveness(Hooks):
         self.assertEqual(await self.beat("w", [(1, 1)]), Beaten(True, True))
         self.assertLess(reactor.seconds() - asked, 2)
         self.assertEqual((await self.status()).beat, before.beat + 1)
+
+    async def test_nothing_is_assigned_before_all_have_said_what_they_hold(self) -> None:
+        """After PostgreSQL has gone on from an older state: it says so by another timeline."""
+        await self.serve()
+        await self.serve("v")
+        [waits, _] = await self.create(2)
+        self.sql("UPDATE workers SET timeline = '00000000'")
+        for name, other in (("w", "v"), ("v", None)):
+            self.assertEqual(len((await self.turn({"w": 9, "v": 9})).tasks), 0)
+            self.assertIs((await self.create(1, worker=name))[0].state, State.WAITING)
+            self.assertEqual(await self.beat(name), Beaten(True, True, asserted=False))
+            self.assertFalse((await self.status(name)).asserted)
+            await self.store.assert_held(name, [Claim(waits.id, 1, 1, 3, 2, waits.created_at)] if other else [])
+            self.assertTrue((await self.status(name)).asserted)
+            self.assertEqual((await self.beat(name)).asserted, True)
+            # a worker that has said it may get a new task, which nobody can have
+            self.assertIs((await self.create(1, worker=name))[0].state, State.QUEUED)
+        turn = await self.turn({"w": 9, "v": 9})
+        self.assertEqual(
+            (len(turn.tasks), await self.look("w", [])), (3, [waits.id, *(await self.look("w", [waits.id]))])
+        )
+
+    async def test_the_dead_are_not_waited_for(self) -> None:
+        await self.serve()
+        await self.serve("v")
+        await self.create()
+        self.sql("UPDATE workers SET timeline = '00000000' WHERE name = 'v'")
+        self.assertEqual(len((await self.turn()).tasks), 0)
+        await self.fence("v")
+        self.assertEqual(len((await self.turn()).tasks), 1)
+
+    async def test_an_id_that_was_drawn_again_is_replaced(self) -> None:
+        rows = await self.new(3)
+        same = [structs.replace(rows[0]), structs.replace(rows[1], task="of somebody else", user_id=self.ben.id)]
+        await self.store.create_tasks(same)
+        created = (await self.store.create_tasks(rows)).tasks
+        self.assertEqual([t.task for t in created], [row.task for row in rows])
+        self.assertEqual([t.id for t in created], [row.id for row in rows])
+        self.assertEqual([t.id == before.id for t, before in zip(created, same, strict=False)], [True, False])
+        self.assertEqual(len(await self.pages()), 3)
+        self.assertEqual(await self.pages(self.ben), [same[1].id])
 
     async def test_the_digest_of_a_worker_that_holds_much(self) -> None:
         tasks = await self.queued(2000)

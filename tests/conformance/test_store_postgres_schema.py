@@ -96,8 +96,8 @@ class Schema(Hooks):
             theirs.executescript(migration.sql)
         columns = [row[:2] for row in self.described() if len(row) > 1]
         for table in {table for table, _ in columns}:
-            # only PostgreSQL has a backend for each connection
-            ours = {column for name, column in columns if name == table} - {"pid"}
+            # only PostgreSQL has a backend for each connection, and standbys
+            ours = {column for name, column in columns if name == table} - {"pid", "timeline"}
             self.assertEqual(ours, {row[1] for row in theirs.execute(f"PRAGMA table_xinfo({table})")}, table)
         names = "SELECT name FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL"
         ours = {name for (name,) in self.sql("SELECT indexname FROM pg_indexes WHERE schemaname = 'public'")}
@@ -120,6 +120,7 @@ class Schema(Hooks):
             "look": {"tasks_held"},
             "standing": {"tasks_held"},
             "in_step": {"tasks_held"},
+            "assert_held": by_key,
             "begin": by_key,
             "mark_begun": by_key,
             "complete": by_key,
@@ -158,7 +159,7 @@ class Schema(Hooks):
                 # what is joined is looked up, not compared with everything; there are few workers
                 if name != "take_back":
                     self.assertNotIn("Join Filter", plan, what)
-                if name not in ("poll_workers", "forget_workers", "reset_in_flight"):
+                if name not in ("poll_workers", "forget_workers", "reset_in_flight", "assign"):
                     self.assertNotIn("Seq Scan on workers", plan, what)
                 # every column of the route is a condition of the index, not a filter on its rows
                 self.assertNotRegex(plan, r"queue = \$\d\)(?! AND \(kind = )", what)

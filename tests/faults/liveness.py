@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Sequence
+from typing import Any
+
+import psycopg2
 
 from tests.daemons import Daemon
 from tests.faults.audit import Killed, pid_of
@@ -128,7 +131,7 @@ def tables_locked(stage: Stage, *, locks: Sequence[str], lease: float, tasks: in
     for tables in locks:
         with contextlib.closing(stage.postgres.connect(stage.database)) as connection:
             connection.autocommit = False
-            connection.cursor().execute(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE")
+            _lock(connection, tables)
             time.sleep(lease + 4)
             connection.rollback()
         # what was judged by old beats would be taken back now
@@ -136,6 +139,16 @@ def tables_locked(stage: Stage, *, locks: Sequence[str], lease: float, tasks: in
         back(stage, load)
     stage.extra["locks"] = list(locks)
     return untouched(stage, load)
+
+
+def _lock(connection: Any, tables: str) -> None:
+    """Lock tables, again if that has met a transaction which has locked one of them and waits for another one."""
+    while True:
+        try:
+            connection.cursor().execute(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE")
+            return
+        except psycopg2.errors.DeadlockDetected:
+            connection.rollback()
 
 
 # -- what these scenarios share

@@ -12,6 +12,7 @@ from tests.cluster import user
 from tests.faults.processes import Line, lasting
 from tests.faults.stage import ATTEMPTS, Stage
 from tests.faults.worker import KIND
+from tests.processes import eventually
 
 
 @contextlib.contextmanager
@@ -62,6 +63,28 @@ def postgres_crashes(stage: Stage, *, pauses: Sequence[float], rate: float) -> L
     if max(pauses) > 6:
         stage.must(load.refusals["unavailable"], "no client got the answer unavailable")
     return stage.finish(load)
+
+
+def failover(stage: Stage, *, tasks: int, delay: float, seconds: float) -> Line:
+    """PostgreSQL crashes, and a standby takes over that has the tasks but none of their assignments. The workers that
+    run them say so, and no task begins a second time."""
+    stage.start(servers=2, workers=2, options=("--slots", str(tasks)))
+    long, short = lasting(seconds, seconds + 2), lasting(0.0, 0.1)
+    load = stage.load(lambda n: long(n) | {"delay": delay} if n < tasks else short(n), total=tasks + 1)
+    load.allow(tasks)
+    load.await_confirmed(tasks)
+    stage.postgres.keep_standby()
+    waiting = stage.count("state = 'waiting'")
+    stage.must(waiting == tasks, f"only {waiting} of {tasks} tasks waited when the standby stopped to follow")
+    eventually(lambda: stage.count("state = 'running'") == tasks, delay + 20, "all tasks run")
+    stage.postgres.fail_over()
+    since = time.time()
+    load.allow(tasks + 1)
+    stage.extra["back_s"] = round(stage.await_back(load, since), 2)
+    eventually(lambda: stage.count("state = 'running'") == tasks, seconds, "all tasks run, says the standby")
+    [(timeline,)] = stage.rows("SELECT DISTINCT timeline FROM workers WHERE state = 'serving'")
+    stage.must(timeline == "00000002", f"the workers are on timeline {timeline}")
+    return stage.finish(load, {"run_twice": 0, "losses": 0, "spent": 0})
 
 
 def rabbitmq_crashes(stage: Stage, *, times: int, rate: float) -> Line:

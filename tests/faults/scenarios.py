@@ -42,6 +42,11 @@ SCENARIOS: dict[str, Scenario] = {
         {"pauses": [0, 7], "rate": 40},
         {"pauses": [0, 0, 0.5, 0.5, 1, 1, 2, 5, 7, 15], "rate": 100},
     ),
+    "failover": Scenario(
+        outages.failover,
+        {"tasks": 20, "delay": 8, "seconds": 15},
+        {"tasks": 200, "delay": 15, "seconds": 40},
+    ),
     "rabbitmq_crashes": Scenario(outages.rabbitmq_crashes, {"times": 1, "rate": 40}, {"times": 5, "rate": 100}),
     "rabbitmq_down": Scenario(
         outages.rabbitmq_down,

@@ -11,6 +11,11 @@ def test_crashes_of_postgresql(own: Services) -> None:
     play("postgres_crashes", own)
 
 
+def test_a_standby_that_lagged_behind_takes_over(own: Services) -> None:
+    """What runs is not begun again."""
+    play("failover", own)
+
+
 def test_crashes_of_rabbitmq(own: Services) -> None:
     """taskd recovers by itself."""
     play("rabbitmq_crashes", own)

@@ -16,7 +16,7 @@ from taskd.model.errors import Unavailable
 from taskd.model.tasks import FailedAttempt, NewTask, Route, Task
 from taskd.model.users import User
 from taskd.ports.accounts import Account
-from taskd.ports.attempts import Assigned, Begun, Finished, Held, Outcome, Standing, Started
+from taskd.ports.attempts import Assigned, Begun, Claim, Finished, Held, Outcome, Standing, Started
 from taskd.ports.logs import LogChunk, LogPlace, Report
 from taskd.ports.overview import Line, Overview
 from taskd.ports.scheduling import Pool, Turn
@@ -385,6 +385,9 @@ class StoreLink:
 
     def standing(self, worker: str) -> Awaitable[Sequence[Standing]]:
         return self._call("standing", worker)
+
+    def assert_held(self, worker: str, claims: Sequence[Claim]) -> Awaitable[Sequence[int]]:
+        return self._call("assert_held", worker, claims)
 
     def begin(self, worker: str, begun: Sequence[Begun], flush: bool) -> Awaitable[Mapping[int, Started]]:
         return self._call("begin", worker, begun, flush)

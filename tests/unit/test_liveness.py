@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from taskd.model.errors import Unavailable
 from taskd.ports.workers import KindInfo, WorkerInfo, WorkerPoll, WorkerState, WorkerStatus
-from taskd.scheduling.liveness import CUT_OFF, INTERVAL, ORPHANED, QUIET, QUIET_POLLS, SOON_FOR, Liveness
+from taskd.scheduling.liveness import CUT_OFF, INTERVAL, NOT_ASSERTED, ORPHANED, QUIET, QUIET_POLLS, SOON_FOR, Liveness
 
 LEASE = 10
 STEP = INTERVAL
@@ -239,6 +239,23 @@ class Silence(LivenessCase):
         self.store.set(connected=True)
         self.pass_time(INTERVAL)
         self.assertIsNone(self.dispatcher.last[0].stalled)
+
+    def test_nobody_gets_anything_new_before_all_have_said_what_they_hold(self) -> None:
+        self.store.workers["v"] = structs.replace(worker("v"), asserted=False)
+        self.store.workers["u"] = structs.replace(worker("u"), stalled="task 7")
+        self.start()
+        text = NOT_ASSERTED.format("v")
+        stalled = {status.info.name: status.stalled for status in self.dispatcher.last}
+        self.assertEqual(stalled, {"w": text, "v": text, "u": "task 7"})
+        self.store.set("v", asserted=True)
+        self.pass_time(INTERVAL)
+        stalled = {status.info.name: status.stalled for status in self.dispatcher.last}
+        self.assertEqual(stalled, {"w": None, "v": None, "u": "task 7"})
+
+    def test_the_dead_are_not_waited_for(self) -> None:
+        self.store.workers["v"] = structs.replace(worker("v"), asserted=False, state=WorkerState.GONE)
+        self.start()
+        self.assertEqual([(s.info.name, s.stalled) for s in self.dispatcher.last], [("w", None)])
 
     def test_a_draining_worker_takes_nothing_new_and_dies_like_any_other(self) -> None:
         self.store.set(state=WorkerState.DRAINING)

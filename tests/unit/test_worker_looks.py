@@ -8,7 +8,7 @@ from twisted.logger import LogEvent
 
 from taskd.model.tasks import NewTask
 from taskd.ports.attempts import Held
-from taskd.ports.workers import WorkerState
+from taskd.ports.workers import Beaten, WorkerState
 from tests.unit.worker_stage import RecordingBoard, Stage, events, notes, stage
 
 __all__ = ["events", "stage"]
@@ -204,6 +204,44 @@ def test_a_give_back_whose_answer_is_lost_is_final_here(stage: Stage) -> None:
     stage.store.away = set()
     stage.advance(2)
     assert stage.begun(worker) == [first] and stage.states([task]) == [("waiting", 0)]
+
+
+# -- the database has gone on from an older state
+
+
+def test_a_worker_says_what_it_holds(stage: Stage) -> None:
+    """An assignment that is lost is made again; a task that is lost is stopped."""
+    worker = stage.worker(2)
+    kept, lost = stage.simulate(100, 2)
+    stage.advance(1.9)
+    [waits] = stage.simulate(100)
+    assert stage.running(worker) == [kept, lost] and stage.states([kept]) == [("running", 1)]
+    stage.sql(f"DELETE FROM tasks WHERE id = {lost}")
+    stage.sql(f"""
+        UPDATE tasks SET state = 'waiting', held = false, worker = NULL, dispatch = 0, attempt = 0, started_at = NULL,
+            version = 1 WHERE id IN ({kept}, {waits})
+    """)
+    stage.store.answer_once("beat", Beaten(True, False, asserted=False))
+    stage.advance(0.5)
+    assert stage.running(worker) == [kept, waits]
+    assert stage.states([kept, waits]) == [("running", 1)] * 2
+    assert stage.workers([kept, waits]) == ["w"] * 2
+    stage.advance(110)
+    assert stage.states([kept, waits]) == [("completed", 1)] * 2 and worker.busy == 0
+    assert stage.begun(worker) == [kept, lost, waits], "no handler is called twice"
+
+
+def test_a_worker_that_cannot_say_it_says_it_with_its_next_beat(stage: Stage) -> None:
+    worker = stage.worker()
+    [task] = stage.simulate(100)
+    stage.advance(1.1)
+    stage.store.away = {"assert_held"}
+    for n in range(2):
+        stage.store.answer_once("beat", Beaten(True, False, asserted=False))
+        stage.advance(1)
+        assert stage.store.count("assert_held") == n + 1
+        stage.store.away = set()
+    assert stage.running(worker) == [task] and stage.states([task]) == [("running", 1)]
 
 
 # -- fenced

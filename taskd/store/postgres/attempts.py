@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from taskd.model.states import State
 from taskd.model.tasks import Task
-from taskd.ports.attempts import Assigned, Begun, Finished, Held, Outcome, Standing, Started
+from taskd.ports.attempts import Assigned, Begun, Claim, Finished, Held, Outcome, Standing, Started
 from taskd.store.postgres.arrays import array, texts
 from taskd.store.postgres.connection import PostgresConnection, Rows
 from taskd.store.postgres.database import PostgresDatabase
 from taskd.store.postgres.giving_back import given_back
-from taskd.store.postgres.rows import HELD, LISTED, RELAXED_COMMIT, to_task, to_tasks
+from taskd.store.postgres.rows import HELD, LISTED, RELAXED_COMMIT, TIMELINE, to_task, to_tasks
 from taskd.store.refusals import sanitize
-from taskd.store.rows import LOOKED_BYTES, LOOKED_TASKS, columns
+from taskd.store.rows import LOOKED_BYTES, LOOKED_TASKS, NOT_BEGUN, columns
 
 _BEGIN = """
 UPDATE tasks t SET state = 'running', version = CASE t.state WHEN 'queued' THEN t.version + 1 ELSE t.version END,
@@ -65,6 +65,25 @@ ORDER BY t.id
 """,
     "standing": """
 SELECT id, dispatch, state IN ('queued', 'running') FROM tasks WHERE held AND worker = $1
+""",
+    # The row of the worker says it in the same transaction: until then no turn assigns anything.
+    "assert_held": f"""
+WITH said AS MATERIALIZED (
+    UPDATE workers SET timeline = {TIMELINE} WHERE name = $1 AND state IN ('serving', 'draining') RETURNING name
+), known AS MATERIALIZED (
+    SELECT c.*
+    FROM said, unnest($2::bigint[], $3::int[], $4::int[], $5::int[], $6::int[], $7::timestamptz[])
+        AS c (id, dispatch, attempt, max_attempts, version, created_at)
+        JOIN tasks t ON t.id = c.id AND t.created_at = c.created_at AND (
+            t.dispatch < c.dispatch AND t.state IN ('waiting', 'queued', 'running')
+            OR t.dispatch = c.dispatch AND t.worker = $1 AND {HELD})
+    ORDER BY t.id + 0 FOR UPDATE OF t
+), made_again AS (
+    UPDATE tasks t SET state = 'queued', worker = $1, held = true, due = true, dispatch = c.dispatch,
+        attempt = c.attempt, max_attempts = c.max_attempts, version = greatest(t.version, c.version) + 1, {NOT_BEGUN}
+    FROM known c WHERE t.id = c.id AND t.dispatch < c.dispatch
+)
+SELECT id FROM known
 """,
     "begin": _BEGIN.format("true"),
     "mark_begun": _BEGIN.format(RELAXED_COMMIT),
@@ -143,6 +162,11 @@ class PostgresAttempts(PostgresDatabase):
 
     async def standing(self, worker: str) -> Sequence[Standing]:
         return [Standing(*row) for row in await self._call("standing", worker, brief=True)]
+
+    async def assert_held(self, worker: str, claims: Sequence[Claim]) -> Sequence[int]:
+        # one array for each field of Claim
+        columns = [array(column) for column in zip(*sorted(claims), strict=True)] or ["{}"] * len(Claim._fields)
+        return [task_id for (task_id,) in await self._call("assert_held", worker, *columns)]
 
     async def begin(self, worker: str, begun: Sequence[Begun], flush: bool) -> Mapping[int, Started]:
         if not begun:

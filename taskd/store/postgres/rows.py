@@ -26,6 +26,10 @@ to be empty when its statistics are old."""
 # the subquery once, before the commit.
 RELAXED_COMMIT = "(SELECT set_config('synchronous_commit', 'off', true)) = 'off'"
 
+TIMELINE = "(SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8))"
+"""The timeline that PostgreSQL writes to: another one after each failover and each restore from an archive. What it had
+committed before may be lost then. See "Timelines" in PostgreSQL's manual, "Continuous Archiving"."""
+
 
 def to_task(row: Sequence[Any]) -> Task:
     """The task in a row of :func:`taskd.store.rows.columns`."""

@@ -13,7 +13,7 @@ from taskd.ports.tasks import Created, Keyed, TaskState
 from taskd.store.postgres.arrays import array, texts
 from taskd.store.postgres.connection import PostgresConnection, Rows
 from taskd.store.postgres.listing import PostgresListing
-from taskd.store.postgres.rows import LISTED, to_task, to_tasks
+from taskd.store.postgres.rows import LISTED, TIMELINE, to_task, to_tasks
 from taskd.store.refusals import check_cancelled, check_retryable, found_task, key_taken, valid_ids
 from taskd.store.rows import ALL, NOT_BEGUN, STATES, created_task, whole_micros
 
@@ -41,7 +41,7 @@ WITH new AS (
     FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::json[], $7::int[], $8::text[],
         $9::timestamptz[], $10::float8[], $11::float8[], $12::text[], $13::text[])
         AS n (id, user_id, task, kind, queue, payload, max_attempts, worker, run_at, delay, timeout, key, fingerprint)
-        LEFT JOIN workers w ON w.name = n.worker AND w.state = 'serving'
+        LEFT JOIN workers w ON w.name = n.worker AND w.state = 'serving' AND w.timeline = {TIMELINE}
     ON CONFLICT (id) DO NOTHING RETURNING id, held
 )
 SELECT array_agg(id) FILTER (WHERE held), array_agg(id) FILTER (WHERE NOT held), {_FRESH.format("$14")}, now() FROM new
@@ -116,6 +116,12 @@ class PostgresTasks(PostgresListing):
         if len(created) < len(tasks):
             # an earlier run of this batch has created them
             found = {t.id: t for t in await self.find_tasks([task.id for task in tasks if task.id not in created])}
+            # or the database has gone on from an older state, and has drawn their ids a second time, for other tasks
+            others = [task for task in tasks if task.id in found and not _is_same(task, found[task.id])]
+            if others:
+                for task, task_id in zip(others, await self.draw_ids(len(others)), strict=True):
+                    task.id, task.worker = task_id, None
+                found |= {t.id: t for t in (await self.create_tasks(others)).tasks}
             for task in tasks:
                 if task.id in found:
                     found[task.id].payload = task.payload
@@ -173,6 +179,10 @@ async def _create(connection: PostgresConnection, again: bool, *args: Any) -> Ro
         if e.diag.constraint_name != "tasks_key":
             raise
         raise key_taken() from None
+
+
+def _is_same(new: NewTask, task: Task) -> bool:
+    return (new.user_id, new.task, new.kind, new.queue) == (task.user_id, task.task, task.kind, task.queue)
 
 
 def _sparse(make: Callable[[Sequence[Any]], str], values: Sequence[Any]) -> str:

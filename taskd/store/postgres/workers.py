@@ -10,19 +10,19 @@ from taskd.ports.workers import Beaten, Digest, Mean, WorkerInfo, WorkerPoll, Wo
 from taskd.store.postgres.attempts import release
 from taskd.store.postgres.connection import BRIEF_SECONDS, PostgresConnection, Rows
 from taskd.store.postgres.database import PostgresDatabase
-from taskd.store.postgres.rows import RELAXED_COMMIT
+from taskd.store.postgres.rows import RELAXED_COMMIT, TIMELINE
 from taskd.store.rows import WORKER_KEEP_SECONDS, decode_counts, decode_means, decode_worker, encode, encode_worker
 
 PREPARED = {
-    "register": """
-INSERT INTO workers (name, queues, kinds, slots, pid) VALUES ($1, $2, $3, $4, pg_backend_pid())
+    "register": f"""
+INSERT INTO workers (name, queues, kinds, slots, pid, timeline) VALUES ($1, $2, $3, $4, pg_backend_pid(), {TIMELINE})
 ON CONFLICT (name) DO NOTHING
 """,
     "beat": f"""
 UPDATE workers SET beat = beat + 1, pid = pg_backend_pid(), seen_at = now(), stalled = NULL, hung = $2, means = $3,
     holds = $4
 WHERE {RELAXED_COMMIT} AND name = $1 AND state IN ('serving', 'draining')
-RETURNING clock_timestamp()
+RETURNING clock_timestamp(), timeline = {TIMELINE}
 """,
     # Of what it holds. A statement of its own, so that no lock on tasks can delay the beat.
     "in_step": """
@@ -46,7 +46,7 @@ SELECT concat_ws(' ', pg_postmaster_start_time(), pg_is_in_recovery()), clock_ti
     w.state IN ('gone', 'fenced') AND w.seen_at < now() - interval '{WORKER_KEEP_SECONDS} s',
     w.name, w.queues, w.kinds, w.slots, w.state, w.beat,
     w.pid IS NOT NULL AND EXISTS (SELECT FROM pg_stat_get_activity(w.pid)), w.hung, w.stalled, w.means,
-    w.holds
+    w.holds, w.timeline = {TIMELINE}
 FROM (SELECT) AS always LEFT JOIN workers w ON true
 """,
     "forget_workers": f"""
@@ -66,16 +66,16 @@ class PostgresWorkers(PostgresDatabase):
 
     async def beat(self, name: str, hung: Mapping[str, int], means: Sequence[Mean], holds: Digest) -> Beaten:
         rows = await self._call("beat", name, encode(hung), encode(means), holds.count, repeat=False, brief=True)
-        for (now,) in rows:
-            self._told(now)
         if not rows:
             return Beaten(False, True)
+        [(now, asserted)] = rows
+        self._told(now)
         try:
             [(in_step,)] = await self._call(_in_step, name, *holds, repeat=False)
         except Unavailable:
             # the beat counts; the next one compares again
             in_step = True
-        return Beaten(True, in_step)
+        return Beaten(True, in_step, asserted)
 
     async def worker_draining(self, name: str) -> None:
         await self._call("worker_draining", name)
@@ -96,9 +96,9 @@ class PostgresWorkers(PostgresDatabase):
         for _, _, _, name, queues, kinds, slots, state, beat, connected, hung, *more in rows:
             if name is not None and name not in forgotten:
                 worker = decode_worker(name, queues, kinds, slots)
-                stalled, means, holds = more
+                stalled, means, *rest = more
                 counts, measured = decode_counts(hung), decode_means(means)
-                status = WorkerStatus(worker, WorkerState(state), beat, connected, counts, stalled, measured, holds)
+                status = WorkerStatus(worker, WorkerState(state), beat, connected, counts, stalled, measured, *rest)
                 found.append(status)
         return WorkerPoll(epoch, sorted(found, key=lambda status: status.info.name))
 

@@ -8,11 +8,11 @@ from sqlite3 import Cursor
 
 from taskd.model.states import State
 from taskd.model.tasks import Task
-from taskd.ports.attempts import Assigned, Begun, Finished, Held, Outcome, Standing, Started
+from taskd.ports.attempts import Assigned, Begun, Claim, Finished, Held, Outcome, Standing, Started
 from taskd.store.refusals import nul_refused, sanitize
 from taskd.store.rows import LOOKED_BYTES, LOOKED_TASKS, NOT_BEGUN, TO_WAITING, columns
 from taskd.store.sqlite.database import SqliteDatabase, transaction
-from taskd.store.sqlite.rows import LISTED, from_micros, micros_of, to_task
+from taskd.store.sqlite.rows import LISTED, from_micros, micros_of, to_micros, to_task
 
 LOOK = """
 SELECT id FROM tasks INDEXED BY tasks_held
@@ -24,6 +24,14 @@ SELECT id, dispatch, state IN ('queued', 'running') FROM tasks INDEXED BY tasks_
 """
 # What a worker may still end or give back.
 OPEN = "id = ? AND dispatch = ? AND worker = ? AND held AND state IN ('queued', 'running')"
+
+ASSERT = f"""
+UPDATE tasks SET state = 'queued', worker = ?, held = true, due = true, dispatch = ?, attempt = ?, max_attempts = ?,
+    version = max(version, ?) + 1, {NOT_BEGUN}
+WHERE id = ? AND created_at = ? AND dispatch < ? AND state IN ('waiting', 'queued', 'running')
+"""
+ASSERTED = "SELECT 1 FROM tasks WHERE id = ? AND created_at = ? AND dispatch = ? AND worker = ? AND held"
+ALIVE = "SELECT 1 FROM workers WHERE name = ? AND state IN ('serving', 'draining')"
 
 BEGIN = """
 UPDATE tasks SET state = 'running', version = version + 1, started_at = ?
@@ -90,6 +98,16 @@ class SqliteAttempts(SqliteDatabase):
     def standing(self, db: Cursor, now: int, worker: str) -> Sequence[Standing]:
         rows = db.execute(STANDING, (worker,))
         return [Standing(task_id, dispatch, bool(wanted)) for task_id, dispatch, wanted in rows]
+
+    @transaction
+    def assert_held(self, db: Cursor, now: int, worker: str, claims: Sequence[Claim]) -> Sequence[int]:
+        if db.execute(ALIVE, (worker,)).fetchone() is None:
+            return []
+        for c in claims:
+            numbers = c.dispatch, c.attempt, c.max_attempts, c.version
+            db.execute(ASSERT, (worker, *numbers, c.task_id, to_micros(c.created_at), c.dispatch))
+        keys = [(c.task_id, to_micros(c.created_at), c.dispatch, worker) for c in claims]
+        return [key[0] for key in keys if db.execute(ASSERTED, key).fetchone()]
 
     @transaction
     def begin(self, db: Cursor, now: int, worker: str, begun: Sequence[Begun], flush: bool) -> Mapping[int, Started]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from taskd.model.states import State
-from taskd.ports.attempts import Assigned, Begun
+from taskd.model.tasks import Task
+from taskd.ports.attempts import Assigned, Begun, Claim
 from taskd.ports.logs import Report
 from tests.conformance.store.case import PAYLOADS, TEXTS, StoreCase
 
@@ -30,6 +32,55 @@ class HoldingTests(StoreCase):
         self.assertEqual((found, user), (await self.get(task), "Ana"))
         self.assertEqual((found.payload, found.dispatch, found.attempt), ('{"x":1}', 1, 1))
         self.assertEqual([t.id for t in turn.tasks], [found.id])
+
+    async def test_lost_assignments_are_made_again(self) -> None:
+        [own] = await self.queued()
+        [elsewhere, cancelled] = await self.queued(2, "v")
+        [begun] = await self.running()
+        await self.store.cancel(self.ana.id, cancelled.id)
+        [waits, ended, other, later] = await self.create(4)
+        await self.store.cancel(self.ana.id, ended.id)
+        [later] = [t for t in await self.assign("v") if t.id == later.id]
+
+        def claim(task: Task, dispatch: int, **kw: Any) -> Claim:
+            fields = {"attempt": dispatch, "max_attempts": 7, "version": 20, "created_at": task.created_at}
+            return Claim(task.id, dispatch, **{**fields, **kw})
+
+        claims = [
+            claim(own, 1),
+            claim(elsewhere, 2, attempt=1),
+            claim(cancelled, 2),
+            claim(begun, 1),
+            claim(waits, 3),
+            claim(ended, 1),
+            claim(other, 4, created_at=other.created_at - timedelta(microseconds=1)),
+            claim(later, later.dispatch),
+        ]
+        for _ in range(2):
+            granted = await self.store.assert_held("w", claims)
+            self.assertEqual(sorted(granted), sorted(task.id for task in (own, elsewhere, begun, waits)))
+            self.assertEqual(
+                await self.standing(),
+                [(own.id, 1, True), (elsewhere.id, 2, True), (begun.id, 1, True), (waits.id, 3, True)],
+            )
+            found = await self.get(waits)
+            self.assertEqual((found.state, found.attempt, found.max_attempts), (State.QUEUED, 3, 7))
+            self.assertEqual((found.version, found.worker, found.started_at), (21, "w", None))
+            self.assertEqual((await self.get(elsewhere)).attempt, 1)
+            self.assertEqual(await self.get(own), own)
+            self.assertIs((await self.get(begun)).state, State.RUNNING)
+        self.assertEqual(len(await self.begin([await self.get(waits)])), 1)
+        self.assertIsNotNone(await self.finish(await self.get(elsewhere)))
+
+    async def test_the_dead_have_no_claims(self) -> None:
+        [task] = await self.create()
+        claims = [Claim(task.id, 1, 1, 3, 2, task.created_at)]
+        self.assertEqual(list(await self.store.assert_held("w", claims)), [])
+        await self.serve()
+        self.assertEqual(list(await self.store.assert_held("w", [])), [])
+        await self.die("w")
+        self.assertEqual(list(await self.store.assert_held("w", claims)), [])
+        self.assertEqual(await self.get(task), task)
 
     async def test_what_a_worker_knows_it_does_not_find_again(self) -> None:
         ids = [task.id for task in await self.queued(4)]
