@@ -210,7 +210,7 @@ COMMENT ON COLUMN workers.hung IS 'How many of these slots are taken by handlers
 COMMENT ON COLUMN workers.means IS 'For how many seconds tasks of a user and a kind have held a slot lately, on average: a list of [user id, kind, seconds].';
 COMMENT ON COLUMN workers.holds IS 'How many tasks it held at its last own beat.';
 COMMENT ON COLUMN workers.stalled IS 'What blocks its reactor, for people; NULL if nothing does.';
-COMMENT ON COLUMN workers.culprit IS 'The task that has killed or stopped it: task_id, dispatch and reason. Or among: the tasks whose handlers were entered when it died, each with task_id and dispatch.';
+COMMENT ON COLUMN workers.culprit IS 'The task that has killed or stopped it: task_id, dispatch and reason. And among: the dispatches, by task id, of the tasks that may have had to do with its death; only these have a loss.';
 COMMENT ON COLUMN workers.started_at IS 'When it was registered.';
 COMMENT ON COLUMN workers.seen_at IS 'When it last beat, for people and for deleting old rows.';
 

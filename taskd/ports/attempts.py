@@ -141,7 +141,7 @@ class IAttemptStore(Interface):
 
         A cancelled or retried task is no longer held, nothing else. Of the others, queued or running, a task is a
         candidate if its worker ran its kind in the worker's own process (isolation async or thread, or not known); if
-        it may have begun; and if its handler was entered at the death, when the watchdog has seen any that was. A
+        it may have begun; and if the watchdog, when it has seen the death, counts it among those that had begun. A
         queued task with losses, or with ``max_attempts`` 1, has not begun, because workers store such a begin first;
         any other may have.
 

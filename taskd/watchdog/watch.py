@@ -62,7 +62,9 @@ class IBeats(Protocol):
     def give_back(self, name: str, beat: int, begun: Sequence[tuple[int, int]]) -> int:
         """Give back what the worker holds and has not begun."""
 
-    def gone(self, name: str, culprit: tuple[int, int, str] | None, among: Sequence[tuple[int, int]] = ()) -> bool:
+    def gone(
+        self, name: str, culprit: tuple[int, int, str] | None, among: Sequence[tuple[int, int]] | None = None
+    ) -> bool:
         """The worker is dead."""
 
 
@@ -114,7 +116,7 @@ class Watch:
         """While the worker is stopped: when what it has not begun goes back again."""
         self._killed = self._told = False
         self._culprit: tuple[int, int, str] | None = None
-        self._among: list[tuple[int, int]] = []
+        self._among: Sequence[tuple[int, int]] = ()
         self._deadline: float | None = None
 
     # -- while it lives
@@ -303,7 +305,8 @@ class Watch:
         if crash.fatal is None:
             # who kills its process is in its handler then; who only waits for something is not
             notes = self._board.notes()
-            self._among = [(note.task_id, note.dispatch) for note in notes]
+            if notes:
+                self._among = [(note.task_id, note.dispatch) for note in notes]
             within = f" in {', '.join(map(_handler, notes[:3]))}" if notes else ""
             self._say("error", f"the worker has died{within}")
             return
@@ -326,10 +329,8 @@ class Watch:
         if self._beats is None or not name or self._told:
             return None
         try:
-            if self._among:
-                self._beats.gone(name, self._culprit, self._among)
-            else:
-                self._beats.gone(name, self._culprit)
+            # what has not begun has no part in it
+            self._beats.gone(name, self._culprit, self._among or self._board.begun())
             self._told = True
             return None
         except Exception as e:

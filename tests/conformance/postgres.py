@@ -193,7 +193,9 @@ class Hooks(StoreCase):
     async def age_workers(self, seconds: int) -> None:
         self.sql("UPDATE workers SET seen_at = seen_at - make_interval(secs => %s)", seconds)
 
-    async def die(self, worker: str, culprit: Culprit | None = None, among: Sequence[tuple[int, int]] = ()) -> None:
+    async def die(
+        self, worker: str, culprit: Culprit | None = None, among: Sequence[tuple[int, int]] | None = None
+    ) -> None:
         watchdog = BeatConnection(self.server.dsn(self.database))
         try:
             watchdog.gone(worker, (culprit.task_id, culprit.dispatch, culprit.reason) if culprit else None, among)

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
 from twisted.internet import reactor
 from twisted.internet.task import Clock
 
@@ -43,12 +44,14 @@ class Hooks(StoreCase):
     async def age_workers(self, seconds: int) -> None:
         await self._sql("UPDATE workers SET seen_at = seen_at - ?", seconds * 1_000_000)
 
-    async def die(self, worker: str, culprit: Culprit | None = None, among: Sequence[tuple[int, int]] = ()) -> None:
-        found: object = culprit
-        if culprit is None and among:
-            found = {"among": [{"task_id": task_id, "dispatch": dispatch} for task_id, dispatch in among]}
+    async def die(
+        self, worker: str, culprit: Culprit | None = None, among: Sequence[tuple[int, int]] | None = None
+    ) -> None:
+        found: dict[str, object] = {} if culprit is None else structs.asdict(culprit)
+        if among is not None:
+            found["among"] = dict(among)
         text = "UPDATE workers SET state = 'gone', culprit = ? WHERE name = ?"
-        await self._sql(text, found and encode(found), worker)
+        await self._sql(text, encode(found) if found else None, worker)
 
     async def stall(self, worker: str, text: str) -> None:
         await self._sql("UPDATE workers SET beat = beat + 1, stalled = ? WHERE name = ?", text, worker)

@@ -279,7 +279,7 @@ def test_a_watchdog_that_dies_is_replaced(worker: Any) -> None:
 
 # -- with a database
 
-INSERT = "INSERT INTO workers (name, queues, kinds, slots) VALUES (%s, '[]', '[]', '{}')"
+INSERT = "INSERT INTO workers (name, queues, kinds, slots, timeline) VALUES (%s, '[]', '[]', '{}', '1')"
 READ = "SELECT beat, state, stalled, culprit FROM workers WHERE name = %s"
 
 
@@ -330,7 +330,7 @@ def test_the_store_hears_of_a_death_at_once(row: Row, worker: Any) -> None:
     eventually(lambda: row.read()[0] > 1, 3, "a beat")
     it.process.send(signal.SIGKILL)
     eventually(lambda: row.read()[1] == "gone", 1, "gone")
-    assert row.read()[3] is None
+    assert row.read()[3] == {"among": {}}, "nothing had begun"
 
 
 def test_nobody_vouches_for_a_stopped_worker(row: Row, worker: Any) -> None:

@@ -161,6 +161,8 @@ class Database:
         changes = [Change(*row) for row in self.query("SELECT * FROM audit ORDER BY rowid")]
         workers = [WorkerChange(*row) for row in self.query("SELECT * FROM audit_workers ORDER BY rowid")]
         recorded = {tuple(row) for row in self.query("SELECT * FROM audit_lost")}
+        if how == "take_back":
+            changes = self._judge(changes)
         self._forget_audit()
         if how not in ASYNC_COMMITS or (how == "begin" and args[2]):
             self._unflushed.clear()
@@ -178,6 +180,16 @@ class Database:
             self._holders.released(who, changes)
         elif how == "give_back":
             self._holders.given_back(changes)
+
+    def _judge(self, changes: Sequence[Change]) -> list[Change]:
+        """The same, with what the watchdogs know of what had begun."""
+        rows = self.query("SELECT name, culprit FROM workers WHERE culprit IS NOT NULL")
+        begun = {name: json.loads(culprit).get("among") for name, culprit in rows}
+        judged = []
+        for c in changes:
+            known = begun.get(c.old_worker)
+            judged.append(c._replace(had_begun=known is None or known.get(str(c.task_id)) == c.old_dispatch))
+        return judged
 
     def _forget_audit(self) -> None:
         connection = self._runner.connection
@@ -230,10 +242,12 @@ class Database:
 
         return int(self._execute("give_back", name, give_back))
 
-    def gone(self, name: str, culprit: tuple[int, int, str] | None) -> bool:
+    def gone(self, name: str, culprit: tuple[int, int, str] | None, among: Sequence[tuple[int, int]] | None) -> bool:
         """A watchdog tells that its worker is dead."""
-        keys = ("task_id", "dispatch", "reason")
-        text = json.dumps(dict(zip(keys, culprit, strict=True))) if culprit else None
+        found: dict[str, Any] = dict(zip(("task_id", "dispatch", "reason"), culprit, strict=True)) if culprit else {}
+        if among is not None:
+            found["among"] = dict(among)
+        text = json.dumps(found) if found else None
         return bool(self._execute("gone", name, lambda c: c.execute(_GONE, (text, name)).rowcount))
 
     def _execute(self, how: str, name: str, work: Callable[[Any], Any]) -> Any:

@@ -335,10 +335,10 @@ class Holders:
                 by_worker.setdefault(c.old_worker, []).append(c)
         for name, those in by_worker.items():
             holder = self.by_name.get(name or "")
-            culprit = json.loads(holder.culprit) if holder is not None and holder.culprit else None
+            culprit = json.loads(holder.culprit) if holder is not None and holder.culprit else {}
             suspects = [c.task_id for c in those if c.old_losses and c.candidate]
             for c in those:
-                if culprit is not None:
+                if "task_id" in culprit:
                     guilty = (culprit["task_id"], culprit["dispatch"]) == (c.task_id, c.old_dispatch)
                 else:
                     guilty = suspects == [c.task_id]

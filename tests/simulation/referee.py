@@ -83,12 +83,15 @@ class Change(NamedTuple):
     old_started_at: int | None
     old_held: int
     held: int
+    had_begun: bool = True
+    """False if the watchdog of a worker that has died knows that it had not begun there."""
 
     @property
     def candidate(self) -> bool:
         """Whether its loss counts: it may have begun. A begin of a task with losses or with one attempt is stored."""
-        return self.old_state == "running" or (
-            self.old_state == "queued" and not self.old_losses and self.max_attempts != 1
+        return self.had_begun and (
+            self.old_state == "running"
+            or (self.old_state == "queued" and not self.old_losses and self.max_attempts != 1)
         )
 
     def __str__(self) -> str:

@@ -245,11 +245,13 @@ class Watchdog:
             raise OSError("canceling statement due to statement timeout")
         return database.give_back(name, beat, begun)
 
-    def gone(self, name: str, culprit: tuple[int, int, str] | None, among: Sequence[tuple[int, int]] = ()) -> bool:
-        """The worker is dead. ``among`` is for PostgreSQL, which the simulation does not have. Raises OSError."""
+    def gone(
+        self, name: str, culprit: tuple[int, int, str] | None, among: Sequence[tuple[int, int]] | None = None
+    ) -> bool:
+        """The worker is dead. Raises OSError."""
         if self._reach(name):
             raise OSError("canceling statement due to statement timeout")
-        return self._database.gone(name, culprit)
+        return self._database.gone(name, culprit, among)
 
     def _reach(self, name: str) -> float:
         """The seconds that the call takes, 0 for a moment."""

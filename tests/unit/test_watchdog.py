@@ -64,7 +64,7 @@ class FakeStore:
         self.clock = clock
         self.vouched: list[tuple[float, str, str | None]] = []
         self.told: list[tuple[str, tuple[int, int, str] | None]] = []
-        self.among: list[tuple[int, int]] = []
+        self.among: list[tuple[int, int]] | None = []
         self.alive = True
         self.trouble: Exception | None = None
         self.tries = 0
@@ -98,12 +98,14 @@ class FakeStore:
         self.given_back.append((self.clock.seconds(), list(begun)))
         return self.unbegun
 
-    def gone(self, name: str, culprit: tuple[int, int, str] | None, among: Sequence[tuple[int, int]] = ()) -> bool:
+    def gone(
+        self, name: str, culprit: tuple[int, int, str] | None, among: Sequence[tuple[int, int]] | None = None
+    ) -> bool:
         self.tries += 1
         if self.trouble is not None:
             raise self.trouble
         self.told.append((name, culprit))
-        self.among = list(among)
+        self.among = None if among is None else list(among)
         return True
 
 
@@ -482,9 +484,9 @@ class Ending(Case):
         told: list[tuple[bool, bool]] = []
         gone = self.store.gone
 
-        def listen(name: str, culprit: tuple[int, int, str] | None) -> bool:
+        def listen(name: str, culprit: tuple[int, int, str] | None, among: Sequence[tuple[int, int]] | None) -> bool:
             told.append((self.process.is_stopped, self.process.killed))
-            return gone(name, culprit)
+            return gone(name, culprit, among)
 
         self.store.gone = listen  # type: ignore[method-assign, assignment]
         self.note(REACTOR)
@@ -551,6 +553,13 @@ class Dying(Case):
         assert self.store.told == [("w", None)]
         assert self.store.among == [(7, 2)]
         assert self.said == ["error: the worker has died in task 7 (lab.work)"]
+
+    def test_only_what_had_begun_has_a_loss(self) -> None:
+        self.board.begins(8, 3)
+        self.board.forget(self.board.begins(9, 1))
+        self.watch.dead()
+        assert self.watch.tell() is None
+        assert (self.store.told, self.store.among) == ([("w", None)], [(8, 3)])
 
     def test_a_worker_that_was_killed_while_it_waited_has_no_suspects(self) -> None:
         self.watch.dead()

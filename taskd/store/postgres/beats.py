@@ -124,15 +124,17 @@ class BeatConnection:
         ids, dispatches = [task_id for task_id, _ in begun], [dispatch for _, dispatch in begun]
         return self._execute(GIVE_BACK, {"name": name, "beat": beat, "ids": ids, "dispatches": dispatches})
 
-    def gone(self, name: str, culprit: tuple[int, int, str] | None, among: Sequence[tuple[int, int]] = ()) -> bool:
-        """The worker is dead. ``culprit`` is the task, its dispatch and the reason, if one is known. If not, ``among``
-        has the tasks, with their dispatches, whose handlers were entered at the death: only these are suspects. False
-        if the store knew already that it is dead."""
-        found: dict[str, object] | None = None
+    def gone(
+        self, name: str, culprit: tuple[int, int, str] | None, among: Sequence[tuple[int, int]] | None = None
+    ) -> bool:
+        """The worker is dead. ``culprit`` is the task, its dispatch and the reason, if one is known. ``among`` has the
+        tasks, with their dispatches, that may have had to do with it: only these have a loss. None if nobody knows.
+        False if the store knew already that it is dead."""
+        found: dict[str, object] = {}
         if culprit is not None:
-            found = dict(zip(("task_id", "dispatch", "reason"), culprit, strict=True))
-        elif among:
-            found = {"among": [{"task_id": task_id, "dispatch": dispatch} for task_id, dispatch in among]}
+            found |= zip(("task_id", "dispatch", "reason"), culprit, strict=True)
+        if among is not None:
+            found["among"] = dict(among)
         return bool(self._execute(GONE, (json.dumps(found) if found else None, name)))
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from taskd.store.rows import FAILED_ATTEMPTS_LISTED, UNSPENT_LOSSES
 def _take_back(seen: str, culprit: str, together: str) -> str:
     """CTEs that take back the tasks of ``seen``, a statement that returns id, worker and dispatch. The last,
     ``taken``, returns those that have changed their state. ``culprit`` is what their worker's record says,
-    ``together`` is what those share that died together.
+    ``together`` is what those share that died together. What the record says is read once, not for each task.
 
     The rows are locked, in the order of every other batch, before they are judged: a task that is just being finished
     is no suspect any more. It waits for them instead of leaving them to the next call, where another suspect of the
@@ -32,15 +32,21 @@ seen AS MATERIALIZED (
     ORDER BY t.id + 0 FOR UPDATE OF t
 ), dropped AS (
     UPDATE tasks t SET held = false FROM held WHERE t.id = held.id AND held.state NOT IN ('queued', 'running')
+), death AS MATERIALIZED (
+    SELECT w.name, w.state, w.kinds, {culprit} - 'among' AS culprit, {culprit} ? 'among' AS has_among
+    FROM workers w WHERE w.name IN (SELECT worker FROM held)
+), among AS MATERIALIZED (
+    SELECT w.name, a.key::bigint AS id, a.value::int AS dispatch
+    FROM workers w, jsonb_each({culprit} -> 'among') AS a WHERE w.name IN (SELECT worker FROM held)
 ), known AS MATERIALIZED (
-    SELECT held.*, {culprit} AS culprit, (held.state = 'running' OR losses = 0 AND max_attempts <> 1)
-        AND coalesce({culprit} -> 'among' @> jsonb_build_array(
-            jsonb_build_object('task_id', held.id, 'dispatch', held.dispatch)), true)
+    SELECT held.*, culprit, (held.state = 'running' OR losses = 0 AND max_attempts <> 1)
+        AND CASE WHEN has_among
+            THEN (held.worker, held.id, held.dispatch) IN (SELECT name, id, dispatch FROM among) ELSE true END
         AND coalesce((
-            SELECT k ->> 'isolation' FROM json_array_elements(w.kinds) AS k WHERE k ->> 'kind' = held.kind LIMIT 1
+            SELECT k ->> 'isolation' FROM json_array_elements(death.kinds) AS k WHERE k ->> 'kind' = held.kind LIMIT 1
             ), '{IN_PROCESS[0]}') IN {IN_PROCESS} AS candidate,
-        CASE WHEN w.state <> 'gone' THEN 'its worker stopped answering' ELSE 'its worker died' END AS reason
-    FROM held LEFT JOIN workers w ON w.name = held.worker
+        CASE WHEN death.state <> 'gone' THEN 'its worker stopped answering' ELSE 'its worker died' END AS reason
+    FROM held LEFT JOIN death ON death.name = held.worker
     WHERE held.state IN ('queued', 'running')
 ), suspected AS MATERIALIZED (
     SELECT *, coalesce((culprit ->> 'task_id')::bigint = id AND (culprit ->> 'dispatch')::int = dispatch, false)

@@ -45,20 +45,13 @@ WHERE task_id = ? ORDER BY dispatch DESC, attempt DESC LIMIT ?
 """
 
 
-class _Entered(msgspec.Struct, frozen=True):
-    """A task whose handler was entered when its worker died."""
-
-    task_id: int
-    dispatch: int
-
-
 class _Death(msgspec.Struct, frozen=True):
-    """What a watchdog knows of a death: the culprit, or ``among`` whom it is."""
+    """What a watchdog knows of a death: the culprit, and the dispatches of the tasks ``among`` which it is, by id."""
 
     task_id: int = 0
     dispatch: int = 0
     reason: str = ""
-    among: Sequence[_Entered] = ()
+    among: Mapping[int, int] | None = None
 
 
 class _Worker(NamedTuple):
@@ -100,7 +93,7 @@ class _Lost(NamedTuple):
         return (
             self.may_have_begun()
             and worker.isolations.get(self.kind, IN_PROCESS[0]) in IN_PROCESS
-            and (not among or _Entered(self.id, self.dispatch) in among)
+            and (among is None or among.get(self.id) == self.dispatch)
         )
 
 

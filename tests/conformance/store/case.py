@@ -77,7 +77,7 @@ class StoreCase(TestCase):
         raise NotImplementedError
 
     def die(
-        self, worker: str, culprit: Culprit | None = None, among: Sequence[tuple[int, int]] = ()
+        self, worker: str, culprit: Culprit | None = None, among: Sequence[tuple[int, int]] | None = None
     ) -> Awaitable[None]:
         """What a watchdog does when its worker has died. ``among``: without a culprit, the tasks, with their
         dispatches, whose handlers were entered."""

@@ -18,7 +18,7 @@ LATER_DISPATCH = 7
 
 class Lost(NamedTuple):
     """A task that a worker holds when it dies, and whether the attempt is spent. ``queued``: no begin of it is stored.
-    ``entered``: the watchdog knows that its handler was entered."""
+    ``entered``: the watchdog knows that it had begun, or that its handler was entered. None if it knows nothing."""
 
     spent: bool
     losses: int = 0
@@ -27,14 +27,17 @@ class Lost(NamedTuple):
     most: int = 3
     culprit: bool = False
     queued: bool = False
-    entered: bool = False
+    entered: bool | None = None
 
     @property
     def candidate(self) -> bool:
-        """Whether it may have killed its worker, if the watchdog has not seen who was entered."""
+        """Whether it may have killed its worker."""
         began = not self.queued or (not self.losses and self.most != 1)
-        return began and self.kind not in ("process", "program")
+        return began and self.entered is not False and self.kind not in ("process", "program")
 
+
+NOT_BEGUN = Lost(False, queued=True, entered=False)
+"""The watchdog knows that it had not begun."""
 
 CASES = {
     "an innocent": [Lost(False)],
@@ -63,11 +66,14 @@ CASES = {
     "the only suspect that has begun": [Lost(True, 1), Lost(False, 1, queued=True), Lost(False, queued=True)],
     "a single attempt that has not begun": [Lost(False, most=1, queued=True), Lost(False, 2, most=1, queued=True)],
     "the last attempt of a single suspect": [Lost(True, 1, attempt=3)],
-    "who was entered": [Lost(False, entered=True), Lost(False), Lost(False, queued=True)],
-    "the only suspect that was entered": [Lost(True, 1, entered=True), Lost(False, 1), Lost(False, 3)],
-    "two suspects that were entered": [Lost(False, 1, entered=True), Lost(False, 2, entered=True), Lost(False, 3)],
-    "who was entered without a stored begin": [Lost(False, entered=True, queued=True), Lost(False, queued=True)],
-    "a single attempt that was not entered": [Lost(True, most=1), Lost(False, entered=True)],
+    "who was entered": [Lost(False, entered=True), Lost(False, entered=False), NOT_BEGUN],
+    "the only suspect that was entered": [Lost(True, 1, entered=True), Lost(False, 1, entered=False)],
+    "a suspect that had not begun is no suspect": [Lost(True, 1, entered=True), Lost(False, 3, entered=False)],
+    "two suspects that were entered": [Lost(False, 1, entered=True), Lost(False, 2, entered=True), NOT_BEGUN],
+    "who was entered without a stored begin": [Lost(False, entered=True, queued=True), NOT_BEGUN],
+    "a single attempt that was not entered": [Lost(True, most=1, entered=False), Lost(False, entered=True)],
+    "nothing had begun": [NOT_BEGUN, Lost(False, attempt=3, queued=True, entered=False)],
+    "a culprit beside what had not begun": [Lost(True, culprit=True, entered=True), NOT_BEGUN],
 }
 
 
@@ -114,13 +120,15 @@ class LossTests(StoreCase):
             pairs = list(zip(case, tasks, strict=True))
             guilty = [task for lost, task in pairs if lost.culprit]
             among = [(task.id, task.dispatch) for lost, task in pairs if lost.entered]
-            await self.die(worker, Culprit(guilty[0].id, guilty[0].dispatch, REASON) if guilty else None, among)
+            known = any(lost.entered is not None for lost in case)
+            await self.die(
+                worker, Culprit(guilty[0].id, guilty[0].dispatch, REASON) if guilty else None, among if known else None
+            )
             taken = await self.store.take_back({})
             self.assertEqual(sorted(t.id for t in taken), [t.id for t in tasks], name)
             for lost, task in pairs:
                 reason = REASON if lost.culprit else "its worker died"
-                candidate = lost.candidate and (not among or lost.entered)
-                after = await self.check(lost, task, reason, worker, candidate)
+                after = await self.check(lost, task, reason, worker, lost.candidate)
                 self.assertIn(after, taken, name)
                 self.assertIsNone(await self.finish(task, worker), name)
                 self.assertEqual(await self.release([task], worker), [], name)
