@@ -234,7 +234,7 @@ class _InlineThreads:
     def call(self, function: Callable[[], None]) -> None:
         function()
 
-    wake = call
+    wake = call_aside = call
 
 
 def _inline(handler: ITaskHandler) -> ITaskHandler:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timezone
+from typing import TypeVar
 
 from msgspec import Raw
 from twisted.internet.interfaces import IReactorTime
@@ -23,6 +24,7 @@ MAX_BATCH_BYTES = 256 * 1024
 RETURNS_TOLD = 3
 """From so many give-backs on, the owner gets an event of each: workers stop more often than the task can end."""
 
+E = TypeVar("E", TaskChange, TaskOutput)
 
 LONG_AGO = datetime.min.replace(tzinfo=timezone.utc)
 
@@ -62,7 +64,7 @@ class Publisher:
             if not self._for_hub:
                 self._clock.callLater(0, self._deliver, self._hub)
             self._for_hub += changes
-        for piece in _pieces(changes):
+        for piece in _pieces(changes, lambda change: change.view):
             self._broker.announce(encode(EventBatch(self._store.installation, self._origin, piece)))
 
     def publish_returned(self, tasks: Sequence[Task]) -> None:
@@ -74,11 +76,16 @@ class Publisher:
 
     def publish_outputs(self, outputs: Sequence[TaskOutput]) -> None:
         """Publish progress and log lines of running tasks."""
-        self._broker.announce(encode(EventBatch(self._store.installation, self._origin, outputs=outputs)))
+        for piece in _pieces(outputs, lambda output: output.event):
+            self._broker.announce(encode(EventBatch(self._store.installation, self._origin, outputs=piece)))
 
     def publish_worker_change(self) -> None:
         """Publish that this worker has started, stopped, or serves other kinds than before."""
         self._broker.announce(encode(EventBatch(self._store.installation, self._origin, workers=True)))
+
+    def publish_routes(self, routes: Iterable[tuple[str, str]]) -> None:
+        """Publish that in these routes due tasks wait or slots are free, which no change tells of."""
+        self._broker.announce(encode(EventBatch(self._store.installation, self._origin, routes=sorted(set(routes)))))
 
     def _deliver(self, hub: Hub) -> None:
         changes, self._for_hub = self._for_hub, []
@@ -94,12 +101,13 @@ def changes_of(tasks: Iterable[Task], now: datetime) -> list[TaskChange]:
     return changes
 
 
-def _pieces(changes: Sequence[TaskChange]) -> Iterator[Sequence[TaskChange]]:
+def _pieces(events: Sequence[E], text: Callable[[E], Raw]) -> Iterator[Sequence[E]]:
+    """``text`` is the largest part of an event."""
     start = size = 0
-    for n, change in enumerate(changes):
-        size += len(bytes(change.view))
+    for n, event in enumerate(events):
+        size += len(bytes(text(event)))
         if size >= MAX_BATCH_BYTES:
-            yield changes[start : n + 1]
+            yield events[start : n + 1]
             start, size = n + 1, 0
-    if start < len(changes):
-        yield changes[start:]
+    if start < len(events):
+        yield events[start:]

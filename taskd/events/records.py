@@ -39,13 +39,15 @@ class TaskOutput(Struct, array_like=True):
 
 class EventBatch(Struct, array_like=True):
     """What one process announces at a time. ``installation`` and ``origin`` are those of that process. ``workers`` is
-    True when a worker has started, stopped, or serves other kinds than before."""
+    True when a worker has started, stopped, or serves other kinds than before. In the ``routes``, each a queue and a
+    kind, due tasks wait or slots are free, which no change tells of."""
 
     installation: str
     origin: str
     changes: Sequence[TaskChange] = ()
     outputs: Sequence[TaskOutput] = ()
     workers: bool = False
+    routes: Sequence[tuple[str, str]] = ()
 
 
 decode_batch = msgspec.json.Decoder(EventBatch).decode

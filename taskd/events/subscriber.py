@@ -14,8 +14,8 @@ from taskd.ports.broker import IBroker
 
 class Subscriber:
     """``origin`` is the name of this process: it skips its own batches. ``on_changes`` gets the changes that others
-    made, ``on_workers`` is called when a worker has started, stopped, or serves other kinds than before, ``on_gap``
-    when batches may have been lost."""
+    made, ``on_routes`` the routes in which others say that there may be something to do. ``on_workers`` is called when
+    a worker has started, stopped, or serves other kinds than before, ``on_gap`` when batches may have been lost."""
 
     _log = Logger()
 
@@ -26,6 +26,7 @@ class Subscriber:
         origin: str,
         on_changes: Callable[[Sequence[TaskChange]], None],
         on_workers: Callable[[], None],
+        on_routes: Callable[[Sequence[tuple[str, str]]], None],
         on_gap: Callable[[], None],
     ) -> None:
         self._broker = broker
@@ -35,6 +36,7 @@ class Subscriber:
         self._own_prefix = b""
         self._on_changes = on_changes
         self._on_workers = on_workers
+        self._on_routes = on_routes
         self._on_gap = on_gap
         self._warned = False
         self._refused = False
@@ -65,6 +67,8 @@ class Subscriber:
             return
         if batch.workers:
             self._on_workers()
+        if batch.routes:
+            self._on_routes(batch.routes)
         if batch.outputs:
             self._hub.deliver_outputs(batch.outputs)
         if batch.changes:

@@ -124,9 +124,16 @@ class Wait:
 
     def __init__(self, hub: Hub, ids: Iterable[int]) -> None:
         self._hub = hub
-        self.remaining = set(ids)
-        self.size = len(self.remaining)
+        self.remaining: set[int] = set()
         self.changed: Deferred[None] = Deferred()
+        self.more(ids)
+        self.size = len(self.remaining)
+
+    def more(self, ids: Iterable[int]) -> None:
+        """Wait for the end of these, too."""
+        for task_id in ids:
+            self.remaining.add(task_id)
+            self._hub.note_wait(self, task_id)
 
     def ended(self, ids: Iterable[int]) -> None:
         """These tasks have reached a terminal state."""
@@ -168,10 +175,7 @@ class Hub:
 
     def wait(self, ids: Iterable[int]) -> Wait:
         """A new wait for the end of these tasks."""
-        wait = Wait(self, ids)
-        for task_id in wait.remaining:
-            self._waits.setdefault(task_id, set()).add(wait)
-        return wait
+        return Wait(self, ids)
 
     def listen(self, task_id: int, on_event: Callable[[], None]) -> None:
         """Call ``on_event`` whenever this task has a change or output, or when events may have been missed."""
@@ -211,6 +215,10 @@ class Hub:
     def forget_watch(self, watch: Watch) -> None:
         """Drop a watch, if it is there."""
         _drop(self._watches, watch.user_id, watch)
+
+    def note_wait(self, wait: Wait, task_id: int) -> None:
+        """A wait is for this task."""
+        self._waits.setdefault(task_id, set()).add(wait)
 
     def forget_wait(self, wait: Wait, task_id: int) -> None:
         """Drop a wait for one task, if it is there."""

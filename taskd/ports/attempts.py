@@ -100,7 +100,7 @@ class IAttemptStore(Interface):
 
     def look(worker: str, known: Sequence[int]) -> Awaitable[Sequence[Assigned]]:
         """The QUEUED tasks under this worker's name, without those whose ids are ``known``: lowest ids first, up to 500
-        tasks and about 4 MiB of payloads, at least one."""
+        tasks and about 1 MiB of payloads, at least one."""
 
     def standing(worker: str) -> Awaitable[Sequence[Standing]]:
         """Everything that the worker holds, in whatever state."""

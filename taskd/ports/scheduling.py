@@ -8,6 +8,7 @@ from typing import NamedTuple
 import msgspec
 from zope.interface import Interface
 
+from taskd.model.errors import Unavailable
 from taskd.model.tasks import Route, Task
 
 
@@ -73,10 +74,14 @@ class Turn(msgspec.Struct, frozen=True):
     returning: bool = False
 
 
+class TurnTooSlow(Unavailable):
+    """A turn took longer than it may, and has assigned nothing. One for fewer tasks may succeed."""
+
+
 class ISchedulingStore(Interface):
     """The backlog, and who gets what is in it."""
 
-    def assign(pool: Pool, limit: int, after_user: int) -> Awaitable[Turn]:
+    def assign(pool: Pool, limit: int, after_user: int, patient: bool = False) -> Awaitable[Turn]:
         """waiting -> queued, for up to ``limit`` tasks of the pool's backlog: each is assigned to a worker, which holds
         it from now on. ``dispatch`` and ``attempt`` grow by one, ``max_attempts`` 0 becomes that of the route, and
         ``error`` is cleared.
@@ -95,7 +100,8 @@ class ISchedulingStore(Interface):
         Turns of a group of pools are taken one after the other, by whichever servers (an advisory lock), and two turns
         never assign the same task. Flushed.
         Not repeated after an ambiguous end: what it assigned is found by the worker, and by the next turn as in flight.
-        Raises Unavailable, also if another server has the turn for longer than 0.1 s.
+        Raises Unavailable, also if another server has the turn for longer than 0.1 s, and TurnTooSlow after 2 seconds,
+        with ``patient`` after 8.
         """
 
     def promote(limit: int) -> Awaitable[Sequence[tuple[Route, int]]]:

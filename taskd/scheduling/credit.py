@@ -65,6 +65,10 @@ class Credit:
         if worker in self._room:
             self._room[worker] += cost
 
+    def eased(self) -> None:
+        """Something has ended, or costs less now, and nobody knows what: a turn may find room."""
+        self.freed = max(self.freed, LEAST)
+
     def turn_begins(self) -> None:
         """From now on ends may be too late for this turn, and so may creations that are not answered yet."""
         self._unseen = dict(self._unanswered)

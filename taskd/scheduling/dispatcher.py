@@ -15,13 +15,17 @@ from taskd.events.records import TaskChange
 from taskd.model.states import TERMINAL, State
 from taskd.model.tasks import Task
 from taskd.ports.broker import IBroker
+from taskd.ports.scheduling import TurnTooSlow
 from taskd.ports.store import IStore
 from taskd.ports.workers import WorkerStatus
-from taskd.scheduling.pools import Pools, WorkerPool
+from taskd.scheduling.pools import LIMIT, Pools, WorkerPool
 from taskd.scheduling.turns import GATHER, Turns
 
-LIMIT = 500
-"""Tasks in one turn at most."""
+LEAST = 20
+"""Tasks in one turn at most, after some that took too long."""
+
+PATIENT = LIMIT // 8
+"""A turn for no more tasks than this may take longer: it does not help to make it smaller still."""
 
 ROOM_LEFT = 0.2
 """Seconds until the next turn while there is a backlog, and room for more of it."""
@@ -93,11 +97,11 @@ class Dispatcher:
 
     # -- what makes a turn useful
 
-    def serve(self, workers: Sequence[WorkerStatus]) -> None:
-        """These are the living workers, as each poll finds them."""
+    def serve(self, workers: Sequence[WorkerStatus], paused: bool = False) -> None:
+        """These are the living workers, as each poll finds them. ``paused``: none of them may get anything now."""
         before = self._serving
         self._serving = {worker.info.name for worker in workers}
-        changed = self._pools.serve(workers)
+        changed = self._pools.serve(workers, paused)
         if before - self._serving:
             # who has stopped has given its last tasks back without a word
             self.gap()
@@ -105,7 +109,7 @@ class Dispatcher:
             self._forget(pool)
         for pool in changed:
             self.wish(pool)
-        if not self._broker.ready:
+        if not (self._broker.ready and self._broker.consuming):
             # no end can be heard of
             for pool in self._pools.all.values():
                 if pool.backlog:
@@ -129,9 +133,18 @@ class Dispatcher:
     def follow(self, changes: Iterable[TaskChange]) -> None:
         """Other processes have changed these tasks."""
         for change in changes:
+            if change.state is State.QUEUED:
+                self._taken((change.queue, change.kind))
             self._follow(
                 change.task_id, change.user_id, (change.queue, change.kind), change.state, change.version, change.due
             )
+
+    def look_at(self, routes: Iterable[tuple[str, str]]) -> None:
+        """In these routes due tasks wait or slots are free."""
+        for pool in {pool for route in routes for pool in self._pools.by_route.get(route, ())}:
+            pool.joined()
+            pool.credit.eased()
+            self.wish(pool)
 
     def changed(self, tasks: Iterable[Task]) -> None:
         """This server has cancelled, retried or taken back these tasks."""
@@ -161,6 +174,12 @@ class Dispatcher:
             self._ended(mine, user_id, route, state)
         if waits and due:
             self.came(route)
+
+    def _taken(self, route: tuple[str, str]) -> None:
+        """Another server has assigned a task: this one must not count on that room for long."""
+        for pool in self._pools.by_route.get(route, ()):
+            if pool.credit.room_left:
+                self.wish(pool, USED)
 
     def _ended(self, mine: Assignment | None, user_id: int, route: tuple[str, str], state: State) -> None:
         """A task that was in flight, or may have been, is no longer."""
@@ -193,18 +212,22 @@ class Dispatcher:
             pool.turn_failed()
             return None
         pool.turn_begins()
+        limit = pool.limit
         try:
-            turn = await self._store.assign(pool.picture(), LIMIT, pool.after_user)
-        except BaseException:
+            turn = await self._store.assign(pool.picture(), limit, pool.after_user, limit <= PATIENT)
+        except BaseException as e:
+            if isinstance(e, TurnTooSlow):
+                pool.limit = max(limit // 2, LEAST)
             pool.turn_failed()
             raise
+        pool.limit = min(limit * 2, LIMIT)
         pool.turn_ended(turn)
         for task in turn.tasks:
             cost = pool.costs.of(task.user_id, task.kind)
             self.assigned(task.id, Assignment(pool, task.worker or "", cost))
         self._publisher.publish(turn.tasks)
         self._broker.hint({task.worker for task in turn.tasks if task.worker})
-        if len(turn.tasks) >= LIMIT:
+        if len(turn.tasks) >= limit:
             return 0.0
         if not pool.backlog:
             return RETURNING if turn.returning else None

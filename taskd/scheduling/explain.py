@@ -58,6 +58,14 @@ class Explainer:
         """``code``, ``message``, and the values that a client needs to say it in another language. ``now`` is the
         database's time. Raises Unavailable."""
         code, message, fields = _why(task, now, self._pools, _what_blocks(task, self._liveness.alive))
+        waits_for = self._liveness.waits_for
+        if code == "waiting" and waits_for is not None:
+            code = "failover"
+            message = (
+                "The database has gone on from an older state, so tasks are assigned again when all workers have"
+                f" said what they hold: worker {waits_for} has not yet."
+            )
+            fields["waits_for"] = waits_for
         if code == "waiting" and (pools := self._pools.by_route.get(task.route)):
             place = await self._place(task, pools)
             message = _in_line(place)
@@ -142,7 +150,7 @@ def _why(task: Task, now: datetime, pools: Pools, blocked_by: str | None) -> _Wh
             " workers that serve it."
         )
         return "hung", text, fields
-    if task.losses:
+    if task.losses and task.state is State.QUEUED:
         text = (
             f"Its worker died {_times(task.losses)} while it ran, so it runs with few others beside it: it waits for"
             " such a place, but not for long."

@@ -51,10 +51,18 @@ class Ids:
         if not ids:
             return
         if self._stock and ids[0] < self._stock[-1]:
-            self._stock = deque(sorted((*self._stock, *ids)))
+            self._stock = deque(sorted({*self._stock, *ids}))
         else:
             self._stock += ids
         self._drawn_at = self._clock.seconds()
+
+    def drawn(self, ids: Sequence[int]) -> None:
+        """The store has drawn these after it has drawn all that were given out. If they are not above those, it has
+        gone on from an older state, and begins anew."""
+        if ids and ids[-1] <= self._last:
+            self._stock.clear()
+            self._last = 0
+        self.add(ids)
 
     def seen(self, task_id: int) -> None:
         """Another server has given this id to a task."""

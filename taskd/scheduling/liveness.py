@@ -44,9 +44,6 @@ CUT_OFF = "its connection to the database is closed"
 
 QUIET = f"neither it nor its watchdog has beaten for {QUIET_POLLS} s"
 
-NOT_ASSERTED = "the database has gone on from an older state, and worker {} has not yet said what it holds"
-"""What seems to wait may run there, so nothing is assigned to anybody: see :meth:`IAttemptStore.assert_held`."""
-
 ORPHANS_EVERY = 5.0
 """Seconds between searches for tasks that are held by workers that are dead already. None should be there: whoever dies
 leaves its tasks to the search that its death begins."""
@@ -71,13 +68,16 @@ ORPHANED = "their worker is gone"
 @dataclass
 class _Watched:
     """What a series of polls has seen of one worker. ``silent`` counts polls since its last beat, and ``lost`` those of
-    them since its connection was seen closed; the next poll that begins at ``due`` counts."""
+    them since its connection was seen closed; the next poll that begins at ``due`` counts. ``behind`` counts polls in
+    which it had not said what it holds, from ``behind_due`` on."""
 
     status: WorkerStatus
     due: float
     silent: int = 0
     lost: int = 0
     seen_connected: bool = False
+    behind: int = 0
+    behind_due: float = 0.0
 
 
 class Liveness:
@@ -100,6 +100,9 @@ class Liveness:
         self._lease = None if lease is None else math.ceil(lease)
         self.alive: Sequence[WorkerStatus] = ()
         """The living workers of the last poll, those that are draining included."""
+        self.waits_for: str | None = None
+        """The name of a living worker that has not said what it holds since the database has gone on from an older
+        state: see :meth:`IAttemptStore.assert_held`. Nothing is assigned meanwhile."""
         self._watched: dict[str, _Watched] = {}
         self._epoch: str | None = None
         self._blocked: dict[str, str] = {}
@@ -166,7 +169,8 @@ class Liveness:
         self._search_soon()
 
     def _look(self, poll: WorkerPoll, began: float, prompt: bool) -> None:
-        if poll.epoch != self._epoch:
+        is_new = poll.epoch != self._epoch
+        if is_new:
             self._break("the database was restarted")
             self._epoch = poll.epoch
         before, self._watched = self._watched, {}
@@ -177,28 +181,41 @@ class Liveness:
         stopped = dict.fromkeys(before.keys() - self._watched.keys(), "stopped")
         lived = {status.info.name for status in self.alive}
         living = [w for name, w in self._watched.items() if w.status.state in _LIVING and name not in deaths]
-        behind = [watched.status.info.name for watched in living if not watched.status.asserted]
-        all_wait = NOT_ASSERTED.format(behind[0]) if behind else None
-        self.alive = [self._as_it_seems(watched, all_wait) for watched in living]
+        self.alive = [self._as_it_seems(watched) for watched in living]
+        self._pause(next((status.info.name for status in self.alive if not status.asserted), None))
         was_blocked = bool(self._blocked)
         self._tell(deaths, stopped)
         if self._news or not lived <= {status.info.name for status in self.alive}:
             self._search_soon()
         self._take_back_from({name: self._watched[name].status.beat for name in deaths})
-        self._dispatcher.serve(self.alive)
+        self._dispatcher.serve(self.alive, self.waits_for is not None)
+        if is_new:
+            # turns that came before this poll may have seen others than it did
+            self._dispatcher.gap()
         self._look_for_given_back(was_blocked)
 
-    def _as_it_seems(self, watched: _Watched, all_wait: str | None) -> WorkerStatus:
+    def _pause(self, waits_for: str | None) -> None:
+        """While one of the living has not said what it holds, nobody gets anything: what seems to wait may run there.
+        Turns see to it; this spares them, and tells people."""
+        if waits_for is not None and self.waits_for is None:
+            text = (
+                "the database has gone on from an older state (a failover, or a restored archive): tasks are assigned"
+                " again when all workers have said what they hold; worker {name} has not yet"
+            )
+            self._log.warn(text, name=waits_for)
+        elif waits_for is None and self.waits_for is not None:
+            self._log.info("all workers have said what they hold: tasks are assigned again")
+        self.waits_for = waits_for
+
+    def _as_it_seems(self, watched: _Watched) -> WorkerStatus:
         """A worker that has been silent for a while counts as blocked, and so does one whose connection was seen open
-        and is closed, until its next beat; and everybody while ``all_wait``."""
+        and is closed, until its next beat."""
         status = watched.status
         if self._lease is None or status.stalled is not None:
             return status
         if watched.seen_connected and not status.connected:
             return replace(status, stalled=CUT_OFF)
-        if watched.silent >= QUIET_POLLS:
-            return replace(status, stalled=QUIET)
-        return replace(status, stalled=all_wait) if all_wait else status
+        return replace(status, stalled=QUIET) if watched.silent >= QUIET_POLLS else status
 
     def _look_for_given_back(self, was_blocked: bool) -> None:
         """Have turns taken while somebody is blocked, and once more after that."""
@@ -208,8 +225,19 @@ class Liveness:
             self._blocked_look = now
             self._dispatcher.gap()
 
-    def _follow(self, watched: _Watched | None, status: WorkerStatus, began: float, prompt: bool) -> _Watched:
+    def _follow(self, before: _Watched | None, status: WorkerStatus, began: float, prompt: bool) -> _Watched:
         """Count one poll of a worker."""
+        watched = self._follow_beats(before, status, began, prompt)
+        if status.asserted or before is None:
+            watched.behind, watched.behind_due = 0, began + APART
+        else:
+            watched.behind, watched.behind_due = before.behind, before.behind_due
+            if prompt and began >= watched.behind_due - EARLY:
+                watched.behind += 1
+                watched.behind_due = max(watched.behind_due, began) + APART
+        return watched
+
+    def _follow_beats(self, watched: _Watched | None, status: WorkerStatus, began: float, prompt: bool) -> _Watched:
         if watched is None or watched.status.beat != status.beat:
             seen = watched is not None and watched.seen_connected
             return _Watched(status, began + APART, seen_connected=seen or status.connected)
@@ -233,7 +261,10 @@ class Liveness:
             return f"killed while it was blocked: {status.stalled}" if status.stalled else "killed"
         if watched.lost >= POLLS_AFTER_LOSS:
             return "its database connection is gone"
-        return f"silent for {self._lease} s" if watched.silent >= self._lease else ""
+        if watched.silent >= self._lease:
+            return f"silent for {self._lease} s"
+        # all others wait for it, so its tasks are given up rather than everybody's
+        return f"it has not said for {self._lease} s what it holds" if watched.behind >= self._lease else ""
 
     def _tell(self, deaths: dict[str, str], stopped: dict[str, str]) -> None:
         """Log who has died, whose reactor is blocked now, and whose is no longer."""

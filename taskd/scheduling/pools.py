@@ -14,6 +14,9 @@ from taskd.scheduling.credit import Credit
 from taskd.scheduling.served_kinds import ServedKind, Serving, served_kinds, serving_by_route
 from taskd.scheduling.turn_groups import TurnGroups
 
+LIMIT = 500
+"""Tasks in one turn at most."""
+
 Executor = tuple[WorkerStatus, Sequence[KindInfo]]
 """A worker, and its kinds of one isolation. They share the slots of that isolation."""
 
@@ -27,6 +30,8 @@ class WorkerPool:
         """Whether due tasks may be waiting, so that new ones wait behind them."""
         self._joined = False
         self.after_user = 0
+        self.limit = LIMIT
+        """Tasks in the next turn at most: fewer after turns that took too long."""
         self.group = ""
         """See :class:`TurnGroups`."""
         self.costs = Costs()
@@ -75,10 +80,10 @@ class WorkerPool:
         served = [Served(route.queue, route.kind, self._attempts[route.kind]) for route in sorted(self.routes)]
         return Pool([Place(*place) for place in self._places.items()], served, self.costs.rows(), self.group)
 
-    def update(self, executors: Sequence[Executor]) -> bool:
-        """These are its executors now. True if there is more or less to assign to, or if the pool has a backlog and
-        perhaps more room than the last turn saw."""
-        places = {status.info.name: _open_slots(status, kinds) for status, kinds in executors}
+    def update(self, executors: Sequence[Executor], paused: bool = False) -> bool:
+        """These are its executors now; while ``paused``, they get nothing. True if there is more or less to assign to,
+        or if the pool has a backlog and perhaps more room than the last turn saw."""
+        places = {status.info.name: 0 if paused else _open_slots(status, kinds) for status, kinds in executors}
         attempts: dict[str, int] = {}
         for _, kinds in executors:
             for info in kinds:
@@ -92,6 +97,8 @@ class WorkerPool:
         holds = {status.info.name: status.holds for status, _ in executors}
         # nobody may have heard of the ends
         eased = before != self.costs or any(holds.get(worker, 0) < held for worker, held in self._holds.items())
+        if eased:
+            self.credit.eased()
         self._holds = holds
         changed = places != self._places
         self._places, self._attempts = places, attempts
@@ -116,10 +123,11 @@ class Pools:
         self._serving: Mapping[Route, Serving] = {}
         self._groups = TurnGroups()
 
-    def serve(self, workers: Sequence[WorkerStatus]) -> Sequence[WorkerPool]:
-        """These are the living workers. Returns the pools in which a turn may find something to do now: those that are
-        new, those with more or less slots than before, and those with a backlog and perhaps more room."""
-        seen = [(w.info, w.state, w.hung, w.stalled, w.means, w.holds) for w in workers]
+    def serve(self, workers: Sequence[WorkerStatus], paused: bool = False) -> Sequence[WorkerPool]:
+        """These are the living workers; while ``paused``, none of them has an open slot. Returns the pools in which a
+        turn may find something to do now: those that are new, those with more or less slots than before, and those with
+        a backlog and perhaps more room."""
+        seen = paused, [(w.info, w.state, w.hung, w.stalled, w.means, w.holds) for w in workers]
         if seen == self._seen:
             return ()
         self._seen = seen
@@ -137,7 +145,7 @@ class Pools:
         self._groups.serve([worker.info for worker in workers])
         for pool in self.all.values():
             pool.group = self._groups.of(next(iter(pool.routes)))
-        return [self.all[routes] for routes, theirs in executors.items() if self.all[routes].update(theirs)]
+        return [self.all[routes] for routes, theirs in executors.items() if self.all[routes].update(theirs, paused)]
 
     def serving(self, route: Route) -> Serving | None:
         """Who serves a route, None if no living worker does."""

@@ -42,7 +42,7 @@ class Scheduler:
         self.submitter = Submitter(clock, store, broker, publisher, dispatcher, FastPath(dispatcher, pools))
         self.liveness = Liveness(clock, store, dispatcher, TakeBack(publisher, dispatcher), lease)
         self.maintenance = MaintenanceRounds(
-            clock, store, [PromoteDue(store, dispatcher), DeleteFinished(clock, store, keep)]
+            clock, store, [PromoteDue(store, publisher, dispatcher), DeleteFinished(clock, store, keep)]
         )
 
     def start(self) -> None:

@@ -107,7 +107,8 @@ class Submitter:
             free = [taken.keys().isdisjoint(theirs) for theirs in keys]
             if all(free):
                 raise
-            created = iter(await self._create_all(list(compress(requests, free))) if any(free) else ())
+            # another key may be taken meanwhile
+            created = iter(await self._create(list(compress(requests, free))) if any(free) else ())
             return [next(created) if is_free else KeyTaken(e.message, field=e.field) for is_free in free]
 
     async def _create_all(self, requests: list[Sequence[NewTask]]) -> Sequence[Sequence[Created]]:
@@ -140,7 +141,7 @@ class Submitter:
         await self._giving_ids.acquire()
         try:
             while missing := self.ids.missing(len(new)):
-                self.ids.add(await self._store.draw_ids(missing))
+                self.ids.drawn(await self._store.draw_ids(missing))
             for task in new:
                 task.id = self.ids.take()
         finally:

@@ -66,7 +66,13 @@ class TaskServer:
             keep=keep,
         )
         self.subscriber = Subscriber(
-            broker, hub, node, scheduler.follow, scheduler.liveness.on_event, scheduler.dispatcher.gap
+            broker,
+            hub,
+            node,
+            scheduler.follow,
+            scheduler.liveness.on_event,
+            scheduler.dispatcher.look_at,
+            scheduler.dispatcher.gap,
         )
         states = StateReader(clock, store)
         self.api = Api(

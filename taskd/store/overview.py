@@ -62,6 +62,7 @@ class Tally:
         self._wanted = set(self._counts)
         self._oldest: dict[Route, float] = {}
         self._more: dict[Route, set[str]] = {}
+        self._more_delayed = False
 
     def add(self, field: str, route: Route, number: int, limit: int = COUNTED) -> None:
         """So many tasks are in this state; up to ``limit`` of them count."""
@@ -78,16 +79,15 @@ class Tally:
 
     def delayed(self, counts: Sequence[tuple[Route, int]]) -> None:
         """The delayed tasks by route; one more than are counted in all means that there are more."""
-        total = sum(number for _, number in counts)
+        self._more_delayed = sum(number for _, number in counts) > DELAYED
         for route, number in counts:
             self.add("delayed", route, number, DELAYED)
-            if total > DELAYED:
-                self._more.setdefault(route, set()).add("delayed")
 
     def overview(self, more: bool) -> Overview:
         """Everything. ``more``: not all routes with a backlog were looked at."""
         others = sorted(self._counts.keys() - self._wanted)
         shown = others[: max(0, MAX_ROUTES - len(self._wanted))]
+        everywhere = {"delayed"} if self._more_delayed else set()
         found = [
             Counted(
                 route,
@@ -96,8 +96,8 @@ class Tally:
                 counts.get("queued", 0),
                 counts.get("running", 0),
                 self._oldest.get(route),
-                frozenset(self._more.get(route, ())),
+                frozenset(self._more.get(route, ())) | everywhere,
             )
             for route, counts in ((route, self._counts[route]) for route in sorted([*self._wanted, *shown]))
         ]
-        return Overview(found, more or len(shown) < len(others))
+        return Overview(found, more or self._more_delayed or len(shown) < len(others))

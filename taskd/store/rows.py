@@ -17,7 +17,7 @@ from taskd.store.refusals import sanitize
 LOOKED_TASKS = 500
 """The most tasks that a worker reads in one look."""
 
-LOOKED_BYTES = 4 * 2**20
+LOOKED_BYTES = 2**20
 """About how much of payloads it reads in one look; a larger one is read alone."""
 
 WALKED_USERS = 500

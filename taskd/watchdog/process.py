@@ -136,9 +136,11 @@ def say(level: str, text: str) -> None:
     line = f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} [taskd.watchdog#{level}] {text.rstrip()}\n"
     poll = select.poll()
     poll.register(2, select.POLLOUT)
+    rest = line.encode(errors="replace")
     with contextlib.suppress(OSError):
-        if poll.poll(0):
-            os.write(2, line.encode(errors="replace"))
+        # a pipe that can take something takes PIPE_BUF bytes without blocking
+        while rest and poll.poll(0):
+            rest = rest[os.write(2, rest[: select.PIPE_BUF]) :]
 
 
 def main() -> None:

@@ -107,9 +107,12 @@ class Watchdog:
         anything; else it lives on until the worker is dead, and tells the store."""
         if self._loop is None:
             return
+        if self._process is not None and not self._board.is_stopping:
+            # it goes on to ask for stacks, by a signal that would kill the process without faulthandler
+            return
         self._loop.stop()
         self._loop = None
-        if self._process is not None and self._board.is_stopping:
+        if self._process is not None:
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 self._process.kill()
                 self._process.wait(STOP_SECONDS)

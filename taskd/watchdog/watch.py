@@ -24,6 +24,9 @@ LINE_CHARS = 1000
 STOPPED_SECONDS = 0.5
 """Seconds between two times that what a stopped worker has not begun goes back."""
 STOPPED = "it was stopped by a signal or a debugger"
+CUT_OFF_SECONDS = 3.0
+CUT_OFF = "its own beats do not reach the database"
+"""The text for the store while the reactor runs, and for so long no beat of its was accepted."""
 STANDS_STILL = "its reactor stands still"
 """The text for the store while the watchdog has not found out yet what blocks the worker."""
 
@@ -260,7 +263,7 @@ class Watch:
         self._vouched_at = now
         accepted = self._accepted
         try:
-            beat = self._beats.vouch(name, self._stalled or (STANDS_STILL if self._gives_back else None))
+            beat = self._beats.vouch(name, self._trouble_of_worker(now))
             if beat and self._gives_back:
                 self._give_back(name, beat)
         except Exception as e:
@@ -273,6 +276,12 @@ class Watch:
             # The worker takes another name when its reactor runs. A beat that is accepted later counts more.
             self._refused = accepted
             self._say("warn", f"the store counts {_line(name)} as dead: the watchdog does not beat for this name again")
+
+    def _trouble_of_worker(self, now: float) -> str | None:
+        """What keeps the worker from its work, for people: servers assign nothing to it meanwhile."""
+        if self._stalled is not None or self._gives_back:
+            return self._stalled or STANDS_STILL
+        return CUT_OFF if now - self._beat_at >= CUT_OFF_SECONDS else None
 
     def _has_trouble(self, error: Exception) -> None:
         if not self._trouble:
@@ -303,9 +312,10 @@ class Watch:
         if self._killed:
             return
         if crash.fatal is None:
-            # who kills its process is in its handler then; who only waits for something is not
+            # A handler on the reactor that kills its process is in it then. If none is, it was a thread, which may
+            # work for a handler that waits.
             notes = self._board.notes()
-            if notes:
+            if any(note.native == self._board.reactor_thread for note in notes):
                 self._among = [(note.task_id, note.dispatch) for note in notes]
             within = f" in {', '.join(map(_handler, notes[:3]))}" if notes else ""
             self._say("error", f"the worker has died{within}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -77,14 +78,21 @@ class Beats:
         """Beat no more."""
         self._beats.stop()
 
+    def _hung(self) -> Mapping[str, int]:
+        """By isolation, how many slots are taken by handlers that should have ended, and by those that have just been
+        stopped because their tasks were taken back."""
+        hung = Counter(self._runner.hung)
+        hung.update(held.isolation for held in self._held.leaving if held.attempt and not held.attempt.hung)
+        return hung
+
     async def _beat(self) -> None:
         try:
             if not await self._registration.renew():
                 return
             self._gate.check()
-            sent, gate = self._clock.seconds(), self._gate.number
+            sent, gate = self._identity.now(), self._gate.number
             means = self._means.now(self._held.tasks.values())
-            beaten = await self._store.beat(self._identity.name, self._runner.hung, means, self._held.digest)
+            beaten = await self._store.beat(self._identity.name, self._hung(), means, self._held.digest)
             if beaten.accepted and not beaten.asserted:
                 await self._assert_held()
                 # running tasks are marked again, and all is compared
@@ -103,7 +111,7 @@ class Beats:
             self._identity.heard(sent)
             self._board.beaten()
             self._gate.beaten(gate)
-            self._on_beaten(beaten.in_step, sent)
+            self._on_beaten(beaten.in_step, sent.seconds)
             if self._failing:
                 self._failing = False
                 self._log.info("the store knows again that the worker lives")

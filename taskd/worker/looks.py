@@ -34,7 +34,7 @@ free."""
 QUIET_AFTER = 10.0
 
 LOOKED_TASKS = 500
-LOOKED_BYTES = 4 * 1024 * 1024
+LOOKED_BYTES = 1024 * 1024
 """A look brings so much at most: one that brings less has brought all. See IAttemptStore.look."""
 
 STILL_HERE = (HeldState.WAITING, HeldState.BEGINNING, HeldState.RUNNING)
@@ -80,6 +80,8 @@ class Looks:
         self._compare_wanted = True
         self._cut_off = False
         """The last look has left something behind."""
+        self._hides = False
+        """It has brought nothing new, and as much as a look brings."""
         self._brought = False
         self._failing = False
         self._last_found = self._last_look = self._last_in_step = float("-inf")
@@ -193,9 +195,11 @@ class Looks:
             self._look_wanted = True
         # else it belongs to a name that was fenced while the answer was under way
         elif name == self._identity.name:
-            self._cut_off = _is_cut_off(found)
-            if found and self._begins.accept(found):
-                self._brought = True
+            self._brought = bool(found) and self._begins.accept(found) > 0
+            is_full = _is_cut_off(found)
+            # what is settled here hides the rest until the comparison has given it back
+            self._cut_off, self._hides = is_full and self._brought, is_full and not self._brought
+            if self._brought:
                 self._last_found = self._clock.seconds()
 
     def _was_raised_since(self, gate: int) -> bool:
@@ -239,7 +243,7 @@ class Looks:
                     self._returns.give_back(held)
             elif not each.wanted:
                 release.append(one)
-            else:
+            elif not self._hides or self._held.is_settled(*one):
                 unknown.add(one)
         # What a look has left behind may be unknown. What it had to bring is not, unless it is not to begin here.
         before, self._unknown = self._unknown, frozenset() if self._cut_off else frozenset(unknown)

@@ -60,6 +60,10 @@ class Registration:
     async def _register(self) -> None:
         self._may_stand = True
         await self._store.register(WorkerInfo(self._identity.name, self._queues, self._kinds, self._slots))
+        if self._held.draining:
+            # it has begun to stop meanwhile: servers would assign tasks to its row
+            await self._store.worker_gone(self._identity.name)
+            return
         self.registered = True
         self._publisher.publish_worker_change()
         self._on_registered()

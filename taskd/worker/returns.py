@@ -126,8 +126,12 @@ class Returns:
             )
 
     async def _release(self, batch: Sequence[HeldTask]) -> Sequence[None]:
-        if ours := [held.in_store for held in batch if held.state is not HeldState.DROPPED]:
-            await self._give_back(ours)
+        ours = [held for held in batch if held.state is not HeldState.DROPPED]
+        if ours:
+            await self._give_back([held.in_store for held in ours])
+        # servers heard of the cancellation, but not that the handler has stopped
+        if routes := [held.task.route for held in ours if held.unwanted]:
+            self._publisher.publish_routes(routes)
         return [None] * len(batch)
 
     async def _give_back(self, held: Sequence[Held]) -> None:

@@ -18,6 +18,9 @@ from taskd.store.postgres.store import PostgresStore
 from tests import services
 from tests.conformance.store.case import StoreCase
 
+POOL_SIZE = 2
+"""Connections of a store, if a test does not say otherwise."""
+
 END_OF_ANSWER = b"Z\0\0\0\5I"
 """ReadyForQuery outside of a transaction: the statement is committed."""
 
@@ -129,6 +132,8 @@ class Hooks(StoreCase):
             self.new_database()
         store = self.build()
         await store.start()
+        # the other connections are opened in the background, and tests count connections and lock tables
+        await until(lambda: store._pool.live == POOL_SIZE)
         return store
 
     def new_database(self) -> None:
@@ -139,7 +144,7 @@ class Hooks(StoreCase):
     def build(self, **options: Any) -> PostgresStore:
         """A store that is not started."""
         dsn = {**self.server.dsn(self.database), **options.pop("dsn", {})}
-        store = PostgresStore(dsn, reactor, **{"size": 2, **options})
+        store = PostgresStore(dsn, reactor, **{"size": POOL_SIZE, **options})
         self.addCleanup(store.stop)
         return store
 

@@ -9,7 +9,7 @@ from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 
-from taskd.broker.rabbitmq import incoming, reconnecting
+from taskd.broker.rabbitmq import incoming, outgoing, reconnecting
 from tests import services
 from tests.conformance.broker import BrokerTests
 from tests.conformance.broker_case import Inbox
@@ -43,6 +43,7 @@ class DeclaredTests(LoggedCase):
 
     async def test_exchanges_are_deleted(self) -> None:
         self.patch(incoming, "BIND_SECONDS", 0.05)
+        self.patch(outgoing, "BIND_SECONDS", 0.05)
         inbox = await self.receive()
         received_events, gaps = self.subscribe()
         await self.until(lambda: gaps, "the subscription")
@@ -50,9 +51,11 @@ class DeclaredTests(LoggedCase):
         for exchange in await self.ours("exchanges"):
             await self.amqp(lambda channel, name=exchange: channel.exchange_delete(name))  # type: ignore[misc]
         received_events.clear()
+        before = len(gaps)
         await self.until(lambda: self.broker.announce(b"y") or b"y" in received_events, "an event again")
         await self.hinted(inbox, orders=True)
         await self.until(lambda: self.broker.ready, "ready again")
+        await self.until(lambda: len(gaps) > before, "events may have been lost")
 
     async def test_the_exchange_stays_while_receivers_come_and_go(self) -> None:
         other = await self.another()

@@ -183,10 +183,16 @@ class BindTests(LoggedCase):
         self.assertEqual(connection.calls, ["exchange_declare", "queue_bind"] * BIND_ATTEMPTS)
 
     async def test_not_for_ever(self) -> None:
-        for connection, attempts in ((_Vanishing(99), BIND_ATTEMPTS), (_Vanishing(99, 403), 1)):
-            with self.assertRaisesRegex(ConnectionLost, "no exchange"):
-                await self.bind(connection)
-            self.assertEqual(connection.calls, ["exchange_declare", "queue_bind"] * attempts)
+        connection = _Vanishing(99)
+        with self.assertRaisesRegex(ConnectionLost, "no exchange"):
+            await self.bind(connection)
+        self.assertEqual(connection.calls, ["exchange_declare", "queue_bind"] * BIND_ATTEMPTS)
+
+    async def test_an_exchange_that_nobody_may_use_does_not_stay(self) -> None:
+        connection = _Vanishing(99, 403)
+        with self.assertRaisesRegex(ConnectionLost, "no exchange"):
+            await self.bind(connection)
+        self.assertEqual(connection.calls, ["exchange_declare", "queue_bind", "exchange_delete"])
 
 
 del InstallationCase, LoggedCase

@@ -62,6 +62,24 @@ class ServerTests(LoggedCase):
         await self.until(lambda: self.broker.announce(b"x") or received_events, "an event")
         self.assertNotIn(b"dropped", received_events)
 
+    async def test_reads_nothing_for_a_while(self) -> None:
+        """What is sent does not gather in memory without end."""
+        self.patch(connection, "BEHIND_SECONDS", 0.2)
+        received_events, gaps = self.subscribe()
+        await self.until(lambda: gaps, "the subscription")
+        before = len(gaps)
+        os.kill(self.pid(), signal.SIGSTOP)
+        try:
+            for _ in range(40):
+                self.broker.announce(b"x" * 2**20)
+            await self.until(lambda: not self.broker.ready, "it is behind")
+            self.broker.announce(b"dropped")
+        finally:
+            os.kill(self.pid(), signal.SIGCONT)
+        await self.until(lambda: self.broker.ready, "it takes messages again")
+        await self.until(lambda: len(gaps) > before, "the gap")
+        self.assertNotIn(b"dropped", received_events)
+
     async def test_memory_alarm(self) -> None:
         inbox = await self.receive()
         received_events, gaps = self.subscribe()

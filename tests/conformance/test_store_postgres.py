@@ -134,7 +134,7 @@ class Shared(Hooks):
             tuple(f"'{{{','.join(map(str, column))}}}'" for column in zip(*rows, strict=True))
             for rows in (pool.places, pool.served)
         ]
-        values = [str(turn_lock(pool.group)), *places, *served, "'{}'", "0", str(limit), "1"]
+        values = ["2", str(turn_lock(pool.group)), *places, *served, "'{}'", "0", str(limit), "1"]
         turn = TURN % tuple(values)
         texts = ";".join(f"PREPARE {name} AS {PREPARED[name]}" for name in ("assign", "told"))
         start = b"\0\3\0\0user\0%s\0database\0%s\0\0" % (self.server.user.encode(), str(self.database).encode())

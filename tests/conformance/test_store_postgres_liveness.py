@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import psycopg2
 from msgspec import structs
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 
-from taskd.model.errors import Unavailable
+from taskd.model.errors import KeyTaken, Unavailable
 from taskd.model.states import State
 from taskd.model.tasks import Task
 from taskd.ports.attempts import Begun, Claim
@@ -156,6 +158,66 @@ class Liveness(Hooks):
         self.assertEqual(
             (len(turn.tasks), await self.look("w", [])), (3, [waits.id, *(await self.look("w", [waits.id]))])
         )
+
+    async def test_what_a_worker_says_before_it_has_said_what_it_holds_is_for_later(self) -> None:
+        [done] = await self.queued()
+        lost, begun = (await self.running(2)), None
+        self.sql("UPDATE workers SET timeline = '00000000'")
+        self.sql("UPDATE tasks SET state = 'waiting', held = false, worker = NULL, started_at = NULL, dispatch = 0")
+        calls: list[Callable[[], Awaitable[Any]]] = [
+            lambda: self.standing(),
+            lambda: self.finish(done),
+            lambda: self.retry_later(lost[0]),
+        ]
+        for call in calls:
+            with self.assertRaisesRegex(Unavailable, "older state"):
+                await call()
+        self.assertEqual(await self.look(), [])
+        claims = [Claim(t.id, t.dispatch, t.attempt, 3, t.version, t.created_at) for t in (done, *lost)]
+        self.assertEqual(len(await self.store.assert_held("w", claims)), 3)
+        self.assertIsNotNone(await self.finish(done))
+        self.assertIsNotNone(await self.retry_later(lost[0]))
+        self.assertEqual(await self.standing(), [(lost[1].id, 1, True)])
+        begun = await self.begin([lost[1]])
+        self.assertEqual(len(begun), 1)
+
+    async def test_nothing_is_found_before_all_have_said_what_they_hold(self) -> None:
+        """What stands under the name of one may run at another one, whose later assignment is lost."""
+        [task] = await self.queued()
+        await self.serve("v")
+        self.sql("UPDATE workers SET timeline = '00000000'")
+        await self.store.assert_held("w", [])
+        self.assertEqual(await self.look(), [])
+        await self.store.assert_held("v", [Claim(task.id, 2, 1, 3, 3, task.created_at)])
+        self.assertEqual((await self.look(), await self.standing("v")), ([], [(task.id, 2, True)]))
+
+    async def test_a_worker_that_waits_for_locked_tasks_can_be_vouched_for(self) -> None:
+        [task] = await self.queued()
+        self.sql("UPDATE workers SET timeline = '00000000'")
+        holder = self.transaction("SELECT FROM tasks FOR UPDATE")
+        claims = [Claim(task.id, 1, 1, 3, 2, task.created_at)]
+        with self.assertRaisesRegex(Unavailable, "lock timeout"):
+            await self.store.assert_held("w", claims)
+        holder.rollback()
+        self.assertEqual(list(await self.store.assert_held("w", claims)), [task.id])
+
+    async def test_keys_in_any_order_on_two_servers_do_not_deadlock(self) -> None:
+        other = await self.make()
+        deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = %s"
+        before = self.sql(deadlocks, self.database)
+
+        async def create(store: Any, names: Sequence[str]) -> int:
+            rows = [row for name in names for row in await self.new(1, key=name)]
+            try:
+                return len((await store.create_tasks(rows)).tasks)
+            except KeyTaken:
+                return 0
+
+        for n in range(20):
+            names = [f"{n} {i}" for i in range(100)]
+            made = await together([create(self.store, names), create(other, names[::-1])])
+            self.assertEqual(sorted(made), [0, 100])
+        self.assertEqual(self.sql(deadlocks, self.database), before)
 
     async def test_the_dead_are_not_waited_for(self) -> None:
         await self.serve()

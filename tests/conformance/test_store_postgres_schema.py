@@ -140,6 +140,7 @@ class Schema(Hooks):
             "forget_workers": {"tasks_held"},
             "reset_in_flight": held,
             "delete_finished": {"task_attempts_pkey", "task_log_pkey", "tasks_pkey"},
+            "find_created": by_key,
             "find_states": by_key,
             "overview_routes": {"tasks_backlog"},
             "overview_all": {"tasks_backlog", "tasks_delayed", "tasks_held"},
@@ -159,7 +160,7 @@ class Schema(Hooks):
                 # what is joined is looked up, not compared with everything; there are few workers
                 if name not in ("take_back", "reset_in_flight"):
                     self.assertNotIn("Join Filter", plan, what)
-                if name not in ("poll_workers", "forget_workers", "reset_in_flight", "assign"):
+                if name not in ("poll_workers", "forget_workers", "reset_in_flight", "assign", "look"):
                     self.assertNotIn("Seq Scan on workers", plan, what)
                 # every column of the route is a condition of the index, not a filter on its rows
                 self.assertNotRegex(plan, r"queue = \$\d\)(?! AND \(kind = )", what)

@@ -26,6 +26,7 @@ from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.protocol import Factory, ProcessProtocol, connectionDone
 from twisted.internet.stdio import StandardIO
 from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 
@@ -105,6 +106,13 @@ async def in_callback(task: Any) -> Any:
     """Fork in a callback; the child goes on here and returns."""
     pid = await deferLater(reactor, 0.01, os.fork)
     return end_of(pid) if pid else None
+
+
+@serve("async", "helper")
+async def in_thread_of_reactor(task: Any) -> Any:
+    """Fork in a thread of the reactor's pool; the child returns to the pool."""
+    pid = await deferToThread(os.fork)
+    return end_of(pid)
 
 
 @serve("async", "reactor")

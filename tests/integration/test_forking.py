@@ -125,7 +125,7 @@ def test_a_child_ends_where_its_handler_ends(tmp_path: Path, way: str) -> None:
     assert errors.count("Traceback") == errors.count("ValueError: in the child") == 1
 
 
-@pytest.mark.parametrize("kind", ["awaits", "callback", "reactor"])
+@pytest.mark.parametrize("kind", ["awaits", "callback", "helper", "reactor"])
 def test_a_child_never_runs_the_reactor(tmp_path: Path, kind: str) -> None:
     with worker(tmp_path, kind, "simulate") as one:
         client = one.connect()

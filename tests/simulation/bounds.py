@@ -154,7 +154,7 @@ class Bounds:
             return {"suspect" if known.losses else "queued"}
         run_at = self._world.database.run_at(known.task_id)
         later = {"retrying" if known.attempt else "scheduled"}
-        due = {"suspect" if known.losses else "waiting"}
+        due = {"waiting"}
         if run_at > self._now():
             return later
         return due if run_at <= asked else later | due

@@ -368,8 +368,8 @@ class StoreLink:
     def find_keys(self, keys: Sequence[tuple[int, str]]) -> Awaitable[Mapping[tuple[int, str], Keyed]]:
         return self._call("find_keys", keys)
 
-    def assign(self, pool: Pool, limit: int, after_user: int) -> Awaitable[Turn]:
-        return self._call("assign", pool, limit, after_user, repeat=False)
+    def assign(self, pool: Pool, limit: int, after_user: int, patient: bool = False) -> Awaitable[Turn]:
+        return self._call("assign", pool, limit, after_user, patient, repeat=False)
 
     def promote(self, limit: int) -> Awaitable[Sequence[tuple[Route, int]]]:
         return self._call("promote", limit, repeat=False)

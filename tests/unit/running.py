@@ -68,6 +68,10 @@ class FakeThreads:
         if not self.held:
             self.run()
 
+    def call_aside(self, function: Callable[[], None]) -> None:
+        """Run it now or later."""
+        self.call(function)
+
     def wake(self, function: Callable[[], None]) -> None:
         """Run it now or later."""
         self._for_reactor.append(function)

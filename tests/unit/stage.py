@@ -369,6 +369,11 @@ class Stage:
         self.broker.announce(encode(EventBatch(self.store.installation, "worker", workers=True)))
         self.run_pending()
 
+    def announce_routes(self, *routes: tuple[str, str]) -> None:
+        """Announce that there is something to do in these routes."""
+        self.broker.announce(encode(EventBatch(self.store.installation, "other", routes=routes)))
+        self.run_pending()
+
     def report(
         self, task: Task | int, *lines: str, first_line: int = 1, keep_from: int = 1, progress: float | None = None
     ) -> None:

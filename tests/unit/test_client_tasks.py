@@ -173,6 +173,7 @@ class TestExplain:
         "error": "no disk.\x07",
         "blocked_by": "render of task 12 at lab.py:7.",
         "losses": 2,
+        "waits_for": "host:7:ab",
     }
 
     def explain(self, stage: Stage, code: str, lang: str = "en", **fields: Any) -> str:

@@ -156,6 +156,20 @@ class TestIds:
         self.ids.add([5, 6])
         assert [self.ids.take() for _ in range(4)] == [5, 6, 10, 11]
 
+    def test_no_id_is_given_out_twice(self) -> None:
+        self.ids.add([10, 11, 12])
+        self.ids.add([11, 12, 13])
+        assert [self.ids.take() for _ in range(4)] == [10, 11, 12, 13]
+
+    def test_a_sequence_that_has_gone_back(self) -> None:
+        """The database has gone on from an older state."""
+        self.ids.add([1000, 1001])
+        self.ids.take()
+        self.ids.drawn([5, 6])
+        assert [self.ids.take() for _ in range(2)] == [5, 6]
+        self.ids.drawn([7])
+        assert self.ids.take() == 7
+
     def test_a_creation_draws_for_the_next_one_of_its_size(self) -> None:
         assert self.ids.spare(1) == LEAST
         assert self.ids.spare(1000) == 2000

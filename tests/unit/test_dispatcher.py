@@ -11,10 +11,11 @@ from taskd.model.errors import Unavailable
 from taskd.model.states import State
 from taskd.model.tasks import NewTask, Task
 from taskd.ports.attempts import Held
-from taskd.ports.scheduling import Pool, Turn
+from taskd.ports.scheduling import Pool, Turn, TurnTooSlow
 from taskd.ports.workers import KindInfo
 from taskd.protocol.messages import encode
-from taskd.scheduling.dispatcher import CHECK, FULL, LIMIT, MOST_FOLLOWED, ROOM_LEFT, Assignment
+from taskd.scheduling.dispatcher import CHECK, FULL, MOST_FOLLOWED, PATIENT, ROOM_LEFT, Assignment
+from taskd.scheduling.pools import LIMIT
 from taskd.scheduling.turns import GATHER
 from tests.unit.stage import StageCase, now
 
@@ -31,10 +32,10 @@ class DispatchCase(StageCase):
         self.began = self.stage.clock.seconds()
         assign = self.stage.store.assign
 
-        def counted(pool: Pool, limit: int, after_user: int) -> Any:
+        def counted(pool: Pool, limit: int, after_user: int, patient: bool = False) -> Any:
             self.turns.append((self.stage.clock.seconds() - self.began, pool))
             self.assertEqual(limit, LIMIT)
-            return assign(pool, limit, after_user) if self.answer is None else self.answer()
+            return assign(pool, limit, after_user, patient) if self.answer is None else self.answer()
 
         self.stage.store.assign = counted  # type: ignore[method-assign]
 
@@ -96,10 +97,59 @@ class Assigning(DispatchCase):
         self.assertEqual(len(self.turns), 3)
         self.assertEqual(set(self.stage.states(*tasks)), {"queued"})
 
+    def test_routes_in_which_there_is_something_to_do(self) -> None:
+        """Others say so: tasks have become due, or a cancelled task has left its slot."""
+        self.stage.add_worker()
+        self.answer_with(False, 0.0)
+        self.pass_time(2)
+        for _ in range(2):
+            self.start_anew()
+            self.stage.announce_routes(("tasks", "simulate"), ("elsewhere", "simulate"))
+            self.pass_time(0.2)
+            self.assertEqual(len(self.turns), 1)
+
+    def test_room_that_another_server_takes_is_counted_within_a_second(self) -> None:
+        self.stage.add_worker()
+        self.answer_with(False, 4.0)
+        self.pass_time(5)
+        self.start_anew()
+        [task] = self.stage.create(worker="w")
+        self.assertIs(task.state, State.QUEUED)
+        self.announce_new(task)
+        self.pass_time(3)
+        [at] = self.times()
+        self.assertLess(abs(at - 1.0), 0.1)
+
+    def test_a_pool_that_was_full_is_looked_at_when_a_task_comes(self) -> None:
+        """Its worker holds less by now, and nobody has heard of the end."""
+        self.stage.add_worker()
+        self.stage.change_worker(holds=4)
+        self.answer_with(False, 0.0)
+        self.pass_time(5)
+        self.stage.change_worker(holds=3)
+        self.start_anew()
+        self.announce_new(*self.stage.create())
+        self.pass_time(0.1)
+        self.assertEqual(len(self.turns), 1)
+
+    def test_a_turn_that_takes_too_long_is_taken_for_fewer_tasks(self) -> None:
+        asked: list[tuple[int, bool]] = []
+
+        def assign(pool: Pool, limit: int, after_user: int, patient: bool = False) -> Any:
+            asked.append((limit, patient))
+            return fail(TurnTooSlow("it took long")) if len(asked) <= 6 else succeed(Turn((), {"w": 1.0}, True, 0))
+
+        self.stage.store.assign = assign  # type: ignore[method-assign]
+        self.stage.add_worker()
+        self.pass_time(2.5)
+        limits = [limit for limit, _ in asked]
+        self.assertEqual(limits[:10], [500, 250, 125, 62, 31, 20, 20, 40, 80, 160])
+        self.assertEqual([patient for _, patient in asked[:10]], [limit <= PATIENT for limit in limits[:10]])
+
     def test_the_next_turn_begins_after_the_user_that_the_last_one_said(self) -> None:
         asked = []
 
-        def assign(pool: Pool, limit: int, after_user: int) -> Any:
+        def assign(pool: Pool, limit: int, after_user: int, patient: bool = False) -> Any:
             asked.append(after_user)
             return succeed(Turn((), {"w": 1.0}, True, after_user + 7))
 

@@ -269,9 +269,9 @@ class PublisherTests(StageCase):
         hub = Hub()
         reader = WatchReader(hub)
         reader.watch.open([])
-        Subscriber(self.stage.broker, hub, "other", lambda changes: None, lambda: None, lambda: None).start(
-            self.stage.store.installation
-        )
+        Subscriber(
+            self.stage.broker, hub, "other", lambda changes: None, lambda: None, lambda routes: None, lambda: None
+        ).start(self.stage.store.installation)
         tasks = [structs.replace(task(n, state=State.WAITING), returns=n) for n in (1, 2, 3, 4)]
         self.stage.publisher.publish_returned(tasks)
         self.stage.run_pending()
@@ -296,7 +296,15 @@ class PublisherTests(StageCase):
         hub, moved = Hub(), []
         reader = WatchReader(hub)
         reader.watch.open([])
-        other = Subscriber(self.stage.broker, hub, "other", lambda changes: moved.append(1), lambda: None, lambda: None)
+        other = Subscriber(
+            self.stage.broker,
+            hub,
+            "other",
+            lambda changes: moved.append(1),
+            lambda: None,
+            lambda routes: None,
+            lambda: None,
+        )
         other.start(self.stage.store.installation)
         self.stage.publisher.publish([task(1), task(2)])
         self.stage.run_pending()
@@ -329,14 +337,22 @@ class PublisherTests(StageCase):
         reader = WatchReader(hub)
         reader.watch.open([])
         other = Subscriber(
-            self.stage.broker, hub, "other", lambda changes: moved.append(1), lambda: moved.append(2), lambda: None
+            self.stage.broker,
+            hub,
+            "other",
+            lambda changes: moved.append(1),
+            lambda: moved.append(2),
+            lambda routes: moved.append(3),
+            lambda: None,
         )
         other.start(self.stage.store.installation)
         outputs = [log_event(task(), 1, ["secret"], NOON)]
         with capturedLogs() as events:
             for _ in range(2):
                 self.stage.broker.announce(
-                    encode(EventBatch("elsewhere", "worker", changes(task()), outputs, workers=True))
+                    encode(
+                        EventBatch("elsewhere", "worker", changes(task()), outputs, workers=True, routes=[("q", "k")])
+                    )
                 )
                 self.stage.run_pending()
         self.assertEqual((reader.seen(), moved), ([], []))
@@ -345,10 +361,25 @@ class PublisherTests(StageCase):
         self.assertEqual(len(lines), 2)
         self.assertIn("installation elsewhere", lines[0])
 
+    def test_much_output_is_sent_in_several_batches(self) -> None:
+        outputs = [log_event(task(n), 1, ["x" * 16_000], NOON) for n in range(1, 101)]
+        before = len(self.stage.broker.event_batches)
+        self.stage.publisher.publish_outputs(outputs)
+        bodies = self.stage.broker.event_batches[before:]
+        self.assertLess(max(map(len, bodies)), 2 * MAX_BATCH_BYTES)
+        sent = [output.task_id for body in bodies for output in decode_batch(body).outputs]
+        self.assertEqual(sent, list(range(1, 101)))
+
     def test_batches_of_workers_or_outputs_bring_no_changes(self) -> None:
         moved, came = [], []
         other = Subscriber(
-            self.stage.broker, Hub(), "other", lambda changes: moved.append(1), lambda: came.append(1), lambda: None
+            self.stage.broker,
+            Hub(),
+            "other",
+            lambda changes: moved.append(1),
+            lambda: came.append(1),
+            lambda routes: came.append(2),
+            lambda: None,
         )
         other.start(self.stage.store.installation)
         self.stage.announce_workers()
@@ -366,7 +397,13 @@ class PublisherTests(StageCase):
         hub = Hub()
         hub.listen(1, lambda: told.append("listener"))
         Subscriber(
-            self.stage.broker, hub, "other", lambda changes: None, lambda: None, lambda: told.append("server")
+            self.stage.broker,
+            hub,
+            "other",
+            lambda changes: None,
+            lambda: None,
+            lambda routes: None,
+            lambda: told.append("server"),
         ).start("here")
         [(_, on_gap)] = subscribed
         on_gap()

@@ -41,6 +41,30 @@ class WaitAction(ActionCase):
         self.assertTrue(reply["done"])
         self.assertEqual(self.stage.clock.getDelayedCalls(), [])
 
+    def test_a_task_that_is_retried_is_waited_for_again(self) -> None:
+        a, b = self.add(), self.add()
+        request = self.wait(a, b)
+        self.stage.begin(a)
+        self.stage.finish(a, state=State.FAILED, result=None)
+        self.client.ask("retry_task", task_id=a)
+        self.stage.run(b)
+        self.assertFalse(self.answered(request))
+        self.stage.run(a)
+        reply = self.client.reply(request)
+        self.assertEqual((reply["done"], [t["state"] for t in reply["tasks"]]), (True, ["completed"] * 2))
+        self.assertEqual(self.stage.clock.getDelayedCalls(), [])
+
+    def test_a_retried_task_is_waited_for_until_the_time_is_up(self) -> None:
+        a, b = self.add(), self.add()
+        request = self.wait(a, b, timeout=5)
+        self.client.ask("cancel_task", task_id=a)
+        self.client.ask("retry_task", task_id=a)
+        self.stage.run(b)
+        self.stage.clock.advance(4.9)
+        self.assertFalse(self.answered(request))
+        self.stage.clock.advance(0.1)
+        self.assertFalse(self.client.reply(request)["done"])
+
     def test_a_timeout_of_zero_is_answered_at_once(self) -> None:
         a, b = self.add(), self.add()
         self.stage.run(a)

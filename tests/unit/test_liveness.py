@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from taskd.model.errors import Unavailable
 from taskd.ports.workers import KindInfo, WorkerInfo, WorkerPoll, WorkerState, WorkerStatus
-from taskd.scheduling.liveness import CUT_OFF, INTERVAL, NOT_ASSERTED, ORPHANED, QUIET, QUIET_POLLS, SOON_FOR, Liveness
+from taskd.scheduling.liveness import CUT_OFF, INTERVAL, ORPHANED, QUIET, QUIET_POLLS, SOON_FOR, Liveness
 
 LEASE = 10
 STEP = INTERVAL
@@ -80,6 +80,7 @@ class FakeDispatcher:
 
     def __init__(self) -> None:
         self.workers: list[str] = []
+        self.paused = False
         self.last: Sequence[WorkerStatus] = ()
         self.error: Exception | None = None
         self.gaps = 0
@@ -87,7 +88,8 @@ class FakeDispatcher:
     def gap(self) -> None:
         self.gaps += 1
 
-    def serve(self, workers: Sequence[WorkerStatus]) -> None:
+    def serve(self, workers: Sequence[WorkerStatus], paused: bool) -> None:
+        self.paused = paused
         if self.error is not None:
             raise self.error
         self.last = workers
@@ -244,18 +246,37 @@ class Silence(LivenessCase):
         self.store.workers["v"] = structs.replace(worker("v"), asserted=False)
         self.store.workers["u"] = structs.replace(worker("u"), stalled="task 7")
         self.start()
-        text = NOT_ASSERTED.format("v")
-        stalled = {status.info.name: status.stalled for status in self.dispatcher.last}
-        self.assertEqual(stalled, {"w": text, "v": text, "u": "task 7"})
+        self.assertEqual((self.dispatcher.paused, self.liveness.waits_for), (True, "v"))
+        self.assertEqual(len(self.lines("worker v has not yet")), 1)
+        self.pass_time(LEASE - 1)
         self.store.set("v", asserted=True)
         self.pass_time(INTERVAL)
-        stalled = {status.info.name: status.stalled for status in self.dispatcher.last}
-        self.assertEqual(stalled, {"w": None, "v": None, "u": "task 7"})
+        self.assertEqual((self.dispatcher.paused, self.liveness.waits_for), (False, None))
+        self.assertEqual(len(self.lines("tasks are assigned again")), 2)
+        self.assertEqual(self.store.fenced, [])
+
+    def test_who_does_not_say_what_it_holds_is_waited_for_as_long_as_the_lease(self) -> None:
+        self.store.set(asserted=False)
+        self.start()
+        for _ in range(LEASE):
+            self.store.beat()
+            self.pass_time(1)
+        self.assertEqual(len(self.store.fenced), 1)
+        self.assertEqual(len(self.lines(f"worker w is dead: it has not said for {LEASE} s what it holds")), 1)
+
+    def test_turns_are_taken_when_another_database_answers(self) -> None:
+        """One that came before may have found that nobody may get anything."""
+        self.start()
+        self.pass_time(1)
+        gaps = self.dispatcher.gaps
+        self.store.epoch = "2"
+        self.pass_time(INTERVAL)
+        self.assertEqual(self.dispatcher.gaps, gaps + 1)
 
     def test_the_dead_are_not_waited_for(self) -> None:
         self.store.workers["v"] = structs.replace(worker("v"), asserted=False, state=WorkerState.GONE)
         self.start()
-        self.assertEqual([(s.info.name, s.stalled) for s in self.dispatcher.last], [("w", None)])
+        self.assertEqual((self.dispatcher.workers, self.dispatcher.paused), (["w"], False))
 
     def test_a_draining_worker_takes_nothing_new_and_dies_like_any_other(self) -> None:
         self.store.set(state=WorkerState.DRAINING)

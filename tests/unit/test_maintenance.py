@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from twisted.internet.defer import succeed
 
+from taskd.events.records import decode_batch
 from taskd.model.states import State
 from taskd.scheduling.maintenance import delete_finished, promote_due
 from taskd.scheduling.maintenance.rounds import ROUND
@@ -85,6 +86,14 @@ class Rounds(StageCase):
         self.delayed("ana", promote_due.BATCH + 20)
         self.pass_time(3600)
         self.assertEqual(self.stage.sql("SELECT count(*) FROM tasks WHERE NOT due"), [(0,)])
+
+    def test_other_servers_hear_of_what_has_become_due(self) -> None:
+        self.delayed("ana", 3)
+        self.stage.clock.advance(3600)
+        before = len(self.stage.broker.event_batches)
+        self.stage.run_maintenance()
+        routes = [decode_batch(body).routes for body in self.stage.broker.event_batches[before:]]
+        self.assertIn([("tasks", "simulate")], routes)
 
     # dead workers
 

@@ -257,7 +257,7 @@ class Living(StageCase):
         tasks = self.stage.create(kind="render")
         assign = self.stage.store.assign
 
-        async def away(pool: Pool, limit: int, after_user: int) -> Turn:
+        async def away(pool: Pool, limit: int, after_user: int, patient: bool = False) -> Turn:
             raise Unavailable("for a moment")
 
         self.stage.store.assign = away  # type: ignore[method-assign]

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 
 from taskd.watchdog.board import Board, Note
 from taskd.watchdog.culprit import Suspicion, Usage, suspect
-from taskd.watchdog.watch import STOPPED, Watch
+from taskd.watchdog.watch import CUT_OFF, STOPPED, Watch
 
 REACTOR, THREAD, OTHER = 100, 101, 102
 STACK = 'Stack (most recent call first):\n  File "/srv/lab.py", line 12 in work\n'
@@ -178,7 +178,10 @@ class Beating(Case):
         assert len(times) == 4
         assert 11.3 < times[0] < 11.7
         assert all(0.9 < later - earlier < 1.2 for earlier, later in itertools.pairwise(times))
-        assert {(name, stalled) for _, name, stalled in self.store.vouched} == {("w", None)}
+        # servers assign nothing any more to a worker whose own beats do not arrive
+        assert [(name, stalled) for _, name, stalled in self.store.vouched] == [("w", None)] * 2 + [("w", CUT_OFF)] * 2
+        self.healthy(10)
+        assert len(self.store.vouched) == 4
 
     def test_it_does_not_beat_for_a_stopped_worker(self) -> None:
         self.healthy(5)
@@ -553,6 +556,15 @@ class Dying(Case):
         assert self.store.told == [("w", None)]
         assert self.store.among == [(7, 2)]
         assert self.said == ["error: the worker has died in task 7 (lab.work)"]
+
+    def test_a_thread_that_kills_may_work_for_a_handler_that_waits(self) -> None:
+        """So it is not only the handlers that were entered in threads."""
+        self.note(THREAD, 7)
+        self.board.begins(7, 2)
+        self.board.begins(8, 3)
+        self.watch.dead()
+        assert self.watch.tell() is None
+        assert self.store.among == [(7, 2), (8, 3)]
 
     def test_only_what_had_begun_has_a_loss(self) -> None:
         self.board.begins(8, 3)

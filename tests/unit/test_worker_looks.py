@@ -9,6 +9,7 @@ from twisted.logger import LogEvent
 from taskd.model.tasks import NewTask
 from taskd.ports.attempts import Held
 from taskd.ports.workers import Beaten, WorkerState
+from taskd.worker.looks import LOOKED_TASKS
 from tests.unit.worker_stage import RecordingBoard, Stage, events, notes, stage
 
 __all__ = ["events", "stage"]
@@ -70,6 +71,21 @@ def test_more_tasks_than_one_look_brings_are_read_as_slots_are_free(stage: Stage
     ids = stage.simulate(0, 1300)
     assert {s for s, _ in stage.states(ids)} == {"completed"}, "within milliseconds"
     assert stage.store.count("look") == 3
+
+
+def test_settled_tasks_do_not_hide_the_others(stage: Stage) -> None:
+    """More than a look brings: their ends are lost, because the database has gone on from an older state."""
+    worker = stage.worker(1000)
+    ids = stage.simulate(0, LOOKED_TASKS)
+    assert {s for s, _ in stage.states(ids)} == {"completed"}
+    stage.sql("UPDATE tasks SET state = 'queued', held = true, finished_at = NULL, result = NULL")
+    stage.store.calls.clear()
+    [last] = stage.simulate(100)
+    stage.advance(0.05)
+    assert stage.store.count("look") == 1
+    stage.advance(4)
+    assert stage.running(worker) == [last]
+    assert {s for s, _ in stage.states(ids)} == {"waiting"}
 
 
 def test_no_more_is_read_while_the_slots_are_taken(stage: Stage) -> None:
@@ -356,6 +372,16 @@ def test_an_order_stops_a_cancelled_task(stage: Stage) -> None:
     assert stage.running(worker) == [other]
     assert stage.states([task, other]) == [("cancelled", 1), ("queued", 1)]
     assert stage.held() == [other], "the place of the cancelled task is free"
+
+
+def test_servers_hear_when_a_cancelled_task_leaves_its_slot(stage: Stage) -> None:
+    """They heard of the cancellation when its handler still ran."""
+    stage.worker()
+    task = stage.kind("stubborn")
+    stage.cancel(task)
+    assert stage.routes == []
+    stage.advance(3.1)
+    assert stage.routes == [("tasks", "stubborn")]
 
 
 def test_without_its_order_a_cancelled_task_is_stopped_within_a_second(stage: Stage) -> None:

@@ -209,6 +209,7 @@ class Stage:
         self.versions: list[tuple[int, int]] = []
         self.outputs: list[dict[str, Any]] = []
         self.worker_changes = 0
+        self.routes: list[tuple[str, str]] = []
         self.broker.subscribe(self._received, lambda: None)
         self._runners: dict[Worker, StageRunner] = {}
 
@@ -218,6 +219,7 @@ class Stage:
         self.versions += [(change.task_id, change.version) for change in batch.changes]
         self.outputs += [json.loads(bytes(output.event)) for output in batch.outputs]
         self.worker_changes += batch.workers
+        self.routes += [(queue, kind) for queue, kind in batch.routes]
 
     def done(self, work: Any) -> Any:
         """The result of a coroutine that must not need time. Raises what it failed with."""

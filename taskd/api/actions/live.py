@@ -68,19 +68,25 @@ class LiveActions:
         subscriptions.waits.add(wait)
         try:
             await self._note_ended(user_id, wait, ids)
-            while wait.remaining and deadline > self._clock.seconds() and not subscriptions.closed:
-                timer = self._clock.callLater(min(deadline - self._clock.seconds(), RECHECK), wait.wake)
-                await wait.changed
-                if timer.active():
-                    timer.cancel()
-                wait.rearm()
-                await self._note_ended(user_id, wait, tuple(wait.remaining))
-            async with subscriptions.large_reply:
-                views, done, now = [], True, self._store.now()
-                async for task in own_listed(self._store, user_id, ids, "task_ids"):
-                    views.append(view(task, now))
-                    done = done and task.state in TERMINAL
-                return Reply({"status": "success", "done": done, "tasks": views})
+            while True:
+                while wait.remaining and deadline > self._clock.seconds() and not subscriptions.closed:
+                    timer = self._clock.callLater(min(deadline - self._clock.seconds(), RECHECK), wait.wake)
+                    await wait.changed
+                    if timer.active():
+                        timer.cancel()
+                    wait.rearm()
+                    if wait.remaining:
+                        await self._note_ended(user_id, wait, tuple(wait.remaining))
+                async with subscriptions.large_reply:
+                    now = self._store.now()
+                    tasks = [task async for task in own_listed(self._store, user_id, ids, "task_ids")]
+                    again = [task.id for task in tasks if task.state not in TERMINAL]
+                    if not again or deadline <= self._clock.seconds() or subscriptions.closed:
+                        views = [view(task, now) for task in tasks]
+                        return Reply({"status": "success", "done": not again, "tasks": views})
+                # the owner has retried these since they had ended
+                wait.more(again)
+                await self._note_ended(user_id, wait, again)
         finally:
             subscriptions.waits.discard(wait)
             wait.close()

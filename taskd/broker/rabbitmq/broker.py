@@ -87,7 +87,7 @@ class RabbitBroker:
 
     def receive_hints(self, worker: str, on_hint: Callable[[bool], None], on_lost: Callable[[], None]) -> HintReceiver:
         """Receive the hints for a worker."""
-        receiver = HintReceiver(self._reactor, self._names, worker, on_hint, on_lost)
+        receiver = HintReceiver(self._reactor, self._names, worker, on_hint, on_lost, self._outgoing.exchange_missing)
         self._add(receiver)
         return receiver
 
@@ -98,7 +98,7 @@ class RabbitBroker:
     def subscribe(self, on_batch: Callable[[bytes], None], on_gap: Callable[[], None]) -> None:
         """Call ``on_batch`` for all events, and ``on_gap`` each time that the subscription starts again."""
         if self._subscription is None:
-            self._subscription = EventSubscription(self._reactor, self._names)
+            self._subscription = EventSubscription(self._reactor, self._names, self._outgoing.exchange_missing)
             self._add(self._subscription)
         self._subscription.listeners.append((on_batch, on_gap))
 

@@ -16,11 +16,12 @@ from typing import Any, NoReturn
 from pika import ConnectionParameters, PlainCredentials
 from pika.exceptions import AMQPError, ChannelClosed, ConnectionClosed
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from taskd.broker.rabbitmq.frames import MAX_FRAME, FrameReader, Handler
 from taskd.config import RabbitMQ
@@ -32,6 +33,9 @@ with warnings.catch_warnings():
 
 HEARTBEAT = 10
 """Seconds. pika notices a silent peer within two and a half of these intervals."""
+
+BEHIND_SECONDS = 5.0
+"""How long RabbitMQ may take to read what is sent before nothing more is. So much gathers in memory at most."""
 
 CLOSE_SECONDS = 2.0
 """How long an orderly close may take before the transport is aborted."""
@@ -152,13 +156,15 @@ class _PikaTransport:
         self.loseConnection = close
 
 
+@implementer(IPushProducer)
 class Connection(Protocol):
-    """One TCP connection that speaks AMQP.
+    """One TCP connection that speaks AMQP. It is the push producer of its transport, to know when RabbitMQ does not
+    read.
 
     ``opened`` fires when AMQP is ready, and fails with ConnectionLost. ``closed`` fires with the reason when the
     connection has ended; ``close_reason`` is set a little earlier, when it begins to end. While ``blocked`` has a
     reason, RabbitMQ reads nothing that this connection publishes. The callbacks in ``on_blocked`` get the new value
-    whenever that changes.
+    whenever that changes, and the old one when RabbitMQ reads again after it was slow.
     """
 
     log = Logger()
@@ -173,6 +179,7 @@ class Connection(Protocol):
         self._clock = clock
         self._logged_in = False
         self._abort_timer: IDelayedCall | None = None
+        self._full_since: float | None = None
         self._sleeping: set[Deferred[None]] = set()
         parameters = ConnectionParameters(
             virtual_host=settings.vhost,
@@ -196,6 +203,14 @@ class Connection(Protocol):
     def is_open(self) -> bool:
         """Whether channels can be opened and used."""
         return self.close_reason is None and bool(self._impl.is_open)
+
+    @property
+    def can_publish(self) -> bool:
+        """Whether RabbitMQ reads what is published. If it reads slowly, what is sent gathers in memory."""
+        return self.is_open and not self.blocked and not self._is_behind()
+
+    def _is_behind(self) -> bool:
+        return self._full_since is not None and self._clock.seconds() - self._full_since > BEHIND_SECONDS
 
     async def call(self, method: str, **arguments: Any) -> Any:
         """The reply to a method on a channel of its own, because a refusal closes the channel. Raises ConnectionLost.
@@ -254,6 +269,7 @@ class Connection(Protocol):
         """The TCP connection is open: pika starts the handshake."""
         transport.setTcpNoDelay(True)
         super().makeConnection(transport)
+        transport.registerProducer(self, True)
         self._pika.makeConnection(_PikaTransport(transport, self._close_for_pika))
 
     def dataReceived(self, data: bytes) -> None:
@@ -282,6 +298,22 @@ class Connection(Protocol):
             sleeping.cancel()
         self.closed.callback(self.close_reason)
 
+    # -- IPushProducer
+
+    def pauseProducing(self) -> None:
+        """The transport has more to send than it likes."""
+        self._full_since = self._clock.seconds()
+
+    def resumeProducing(self) -> None:
+        """The transport has sent all."""
+        was_behind = self._is_behind()
+        self._full_since = None
+        if was_behind:
+            self._tell_blocked()
+
+    def stopProducing(self) -> None:
+        """The transport is closed."""
+
     def _on_ready(self, _: object) -> None:
         self._logged_in = True
         self.opened.callback(None)
@@ -289,11 +321,16 @@ class Connection(Protocol):
     def _on_blocked(self, _: Any, frame: Any) -> None:
         # the frame that ends it has no reason
         self.blocked = _one_line(getattr(frame.method, "reason", "")) or None
+        self._tell_blocked()
+
+    def _tell_blocked(self) -> None:
         for callback in tuple(self.on_blocked):
             callback(self.blocked)
 
     def _set_close_reason(self, reason: ConnectionLost) -> None:
         if self.close_reason is None:
+            # a paused producer would keep the transport from closing
+            self.transport.unregisterProducer()
             hint = (_HINTS if self._logged_in else _LOGIN_HINTS).get(reason.code, "")
             self.close_reason = ConnectionLost(str(reason), reason.code, hint)
 

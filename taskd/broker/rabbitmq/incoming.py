@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -11,13 +10,10 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from taskd.broker.rabbitmq.connection import Channel, ConnectionLost
-from taskd.broker.rabbitmq.names import EVENTS, Names, hint_key
+from taskd.broker.rabbitmq.names import BIND_SECONDS, EVENTS, Names, hint_key
 from taskd.broker.rabbitmq.outgoing import GAP, ORDERS
 from taskd.broker.rabbitmq.reconnecting import ChannelSupervisor
 from taskd.ports.broker import IHints
-
-BIND_SECONDS = 10.0
-"""How often a queue is bound again, in case somebody deleted its exchange: RabbitMQ does not tell."""
 
 EVENT_QUEUE = {"x-overflow": "drop-head", "x-max-length": 10_000, "x-message-ttl": 60_000}
 """Arguments of a subscriber's queue: older events are useless to a subscriber that is so late. Time in milliseconds."""
@@ -27,13 +23,15 @@ HINT_QUEUE = {"x-overflow": "drop-head", "x-max-length": 10}
 
 
 class Receiver(ChannelSupervisor):
-    """Consumes one exclusive queue, which lives as long as its channel."""
+    """Consumes one exclusive queue, which lives as long as its channel. ``on_missing`` is called when somebody has
+    deleted the exchange, which is there again."""
 
     log = Logger()
 
-    def __init__(self, clock: IReactorTime, names: Names, purpose: str) -> None:
+    def __init__(self, clock: IReactorTime, names: Names, purpose: str, on_missing: Callable[[], None]) -> None:
         super().__init__(clock, purpose)
         self._names = names
+        self._on_missing = on_missing
 
     async def consume(self, channel: Channel, purpose: str, arguments: Mapping[str, object], key: str) -> None:
         """Consume from a new queue that gets the messages with this routing key. Raises ConnectionLost."""
@@ -46,11 +44,23 @@ class Receiver(ChannelSupervisor):
         raise NotImplementedError
 
     async def _keep_bound(self, channel: Channel, queue: str, key: str) -> None:
-        with suppress(ConnectionLost):
-            while channel.close_reason is None:
-                await channel.connection.sleep(BIND_SECONDS)
-                if channel.close_reason is None:
-                    await self._names.bind(channel.connection, queue, key)
+        told = False
+        while True:
+            await channel.connection.sleep(BIND_SECONDS)
+            if channel.close_reason is not None:
+                return
+            try:
+                missing = await self._names.bind_again(channel.connection, queue, key)
+            except ConnectionLost as e:
+                if channel.close_reason is None and not told:
+                    told = True
+                    self.log.warn(
+                        "{purpose}: the queue cannot be bound again: {why}", purpose=self._purpose, why=str(e)
+                    )
+                continue
+            told = False
+            if missing:
+                self._on_missing()
 
 
 @implementer(IHints)
@@ -64,8 +74,9 @@ class HintReceiver(Receiver):
         worker: str,
         on_hint: Callable[[bool], None],
         on_lost: Callable[[], None],
+        on_missing: Callable[[], None],
     ) -> None:
-        super().__init__(clock, names, f"hints for {worker}")
+        super().__init__(clock, names, f"hints for {worker}", on_missing)
         self._worker = worker
         self._on_hint = on_hint
         self._on_lost = on_lost
@@ -117,8 +128,8 @@ class HintReceiver(Receiver):
 class EventSubscription(Receiver):
     """The events for this process: one queue for all listeners."""
 
-    def __init__(self, clock: IReactorTime, names: Names) -> None:
-        super().__init__(clock, names, "events")
+    def __init__(self, clock: IReactorTime, names: Names, on_missing: Callable[[], None]) -> None:
+        super().__init__(clock, names, "events", on_missing)
         self.listeners: list[tuple[Callable[[bytes], None], Callable[[], None]]] = []
 
     async def set_up(self, channel: Channel) -> None:

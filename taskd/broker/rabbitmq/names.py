@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from taskd.broker.rabbitmq.connection import Channel, Connection, ConnectionLost
 
@@ -12,6 +13,9 @@ EVENTS = "events"
 
 NOTHING = "nothing"
 """A key that no message has: the binding of a process that only sends keeps the exchange."""
+
+BIND_SECONDS = 10.0
+"""How often a queue is bound again, in case somebody deleted its exchange: RabbitMQ does not tell."""
 
 BIND_ATTEMPTS = 5
 """How often the exchange is declared again that went away before a queue was bound to it."""
@@ -71,7 +75,23 @@ class Names:
             try:
                 await connection.call("queue_bind", queue=queue, exchange=exchange, routing_key=key)
             except ConnectionLost as e:
-                if e.code != _NOT_FOUND or attempt == BIND_ATTEMPTS:
+                if e.code != _NOT_FOUND:
+                    # one that never had a binding would stay
+                    with suppress(ConnectionLost):
+                        await connection.call("exchange_delete", exchange=exchange, if_unused=True)
+                    raise
+                if attempt == BIND_ATTEMPTS:
                     raise
             else:
                 return
+
+    async def bind_again(self, connection: Connection, queue: str, key: str) -> bool:
+        """The same for a queue that should be bound already. Returns whether the exchange was missing. Raises
+        ConnectionLost."""
+        missing = False
+        try:
+            await connection.call("exchange_declare", exchange=self.exchange, passive=True)
+        except ConnectionLost as e:
+            missing = e.code == _NOT_FOUND
+        await self.bind(connection, queue, key)
+        return missing

@@ -7,11 +7,12 @@ from contextlib import suppress
 
 from pika import BasicProperties
 from pika.exceptions import AMQPError
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-from taskd.broker.rabbitmq.connection import Channel
+from taskd.broker.rabbitmq.connection import Channel, Connection
 from taskd.broker.rabbitmq.frames import publish_frames
-from taskd.broker.rabbitmq.names import EVENTS, NOTHING, Names, hint_key
+from taskd.broker.rabbitmq.names import BIND_SECONDS, EVENTS, NOTHING, Names, hint_key
 from taskd.broker.rabbitmq.reconnecting import ChannelSupervisor
 
 GAP = b""
@@ -38,12 +39,13 @@ class Outgoing(ChannelSupervisor):
         self._exchange = ""
         self._frames: dict[tuple[str, bool], bytes] = {}
         self._gap = False
+        self._used: Connection | None = None
 
     @property
     def can_send(self) -> bool:
         """Whether there is a channel, and RabbitMQ reads what is sent."""
         channel = self._channel
-        return channel is not None and channel.connection.is_open and not channel.connection.blocked
+        return channel is not None and channel.connection.can_publish
 
     async def set_up(self, channel: Channel) -> None:
         """Declare the exchange and keep it by a queue that gets nothing, then send on this channel."""
@@ -56,6 +58,10 @@ class Outgoing(ChannelSupervisor):
         # RabbitMQ reports an alarm only to connections that have published. No queue gets this message.
         channel.raw.basic_publish("", "", b"")
         self._publish_gap()
+        if channel.connection is self._used:
+            # the channel before this one was closed, perhaps because somebody has deleted the exchange
+            self.exchange_missing()
+        self._used = channel.connection
 
     def channel_closed(self) -> None:
         """Drop everything until there is a new channel. The last events may not have been sent."""
@@ -63,6 +69,18 @@ class Outgoing(ChannelSupervisor):
             self._channel.connection.on_blocked.remove(self._publish_gap)
             self._channel = None
         self._gap = True
+
+    def exchange_missing(self) -> None:
+        """Somebody has deleted the exchange. Until all queues are bound again, events may reach nobody: report a gap
+        then."""
+        if self._channel is not None:
+            Deferred.fromCoroutine(self._report_gap_later(self._channel.connection))
+
+    async def _report_gap_later(self, connection: Connection) -> None:
+        await connection.sleep(BIND_SECONDS + 1)
+        if connection.is_open:
+            self._gap = True
+            self._publish_gap()
 
     def hint(self, workers: Iterable[str], orders: bool) -> None:
         """Send a hint to each of these workers, all in one write, or drop them while that is not possible."""

@@ -72,6 +72,7 @@ class Explanation(Struct):
     since: Moment | None = None
     error: str | None = None
     blocked_by: str | None = None
+    waits_for: str | None = None
     losses: int = 0
     returns: int = 0
     slots: int = 0
@@ -100,6 +101,7 @@ def reason(ctx: Context, task_id: int, reply: Received) -> str:
         "run_at": why.run_at and moment(why.run_at),
         "since": why.since and moment(why.since),
         "error": why.error and why.error.rstrip("."),
+        "waits_for": why.waits_for,
         "blocked_by": why.blocked_by and why.blocked_by.rstrip("."),
         "losses": why.losses and ctx.renderer.times(why.losses),
         "show": ctx.command("show", str(task_id)),

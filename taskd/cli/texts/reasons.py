@@ -35,6 +35,11 @@ REASONS: dict[str, tuple[str, str]] = {
         "",
         "Se perdió con su worker ({losses}); espera un puesto con pocas otras al lado, pero no por mucho tiempo.",
     ),
+    "failover": (
+        "",
+        "La base de datos se ha sustituido por un estado anterior; no se asigna nada hasta que todos los workers digan"
+        " lo que tienen. Falta {waits_for}.",
+    ),
     "retrying": ("", "Falló el {attempt}: {error}. Se volverá a intentar, no antes de {run_at}."),
     "scheduled": ("", "Está programada: no empezará antes de {run_at}."),
     "no_worker": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from taskd.events.publisher import Publisher
 from taskd.model.errors import Unavailable
 from taskd.ports.store import IStore
 from taskd.scheduling.dispatcher import Dispatcher
@@ -18,8 +19,9 @@ class PromoteDue:
 
     name = "promote due tasks"
 
-    def __init__(self, store: IStore, dispatcher: Dispatcher) -> None:
+    def __init__(self, store: IStore, publisher: Publisher, dispatcher: Dispatcher) -> None:
         self._store = store
+        self._publisher = publisher
         self._dispatcher = dispatcher
 
     async def run(self) -> None:
@@ -33,5 +35,8 @@ class PromoteDue:
                 raise
             if not due:
                 return
-            for route in {route for route, _ in due}:
+            routes = {route for route, _ in due}
+            for route in routes:
                 self._dispatcher.came(route)
+            # another server may assign the tasks of these queues, or take over when this one stops
+            self._publisher.publish_routes(routes)

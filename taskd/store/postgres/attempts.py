@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+from taskd.model.errors import Unavailable
 from taskd.model.states import State
 from taskd.model.tasks import Task
 from taskd.ports.attempts import Assigned, Begun, Claim, Finished, Held, Outcome, Standing, Started
 from taskd.store.postgres.arrays import array, texts
-from taskd.store.postgres.connection import PostgresConnection, Rows
+from taskd.store.postgres.connection import BRIEF_SECONDS, PostgresConnection, Rows
 from taskd.store.postgres.database import PostgresDatabase
 from taskd.store.postgres.giving_back import given_back
-from taskd.store.postgres.rows import HELD, LISTED, RELAXED_COMMIT, TIMELINE, to_task, to_tasks
+from taskd.store.postgres.rows import ALL_ASSERTED, HELD, LISTED, RELAXED_COMMIT, TIMELINE, to_task, to_tasks
 from taskd.store.refusals import sanitize
 from taskd.store.rows import LOOKED_BYTES, LOOKED_TASKS, NOT_BEGUN, columns
 
@@ -56,16 +58,20 @@ FROM (
     SELECT *, sum(octet_length(payload::text)) OVER up AS bytes, row_number() OVER up AS n
     FROM (
         SELECT * FROM tasks
-        WHERE held AND worker = $1 AND state = 'queued' AND id NOT IN (SELECT unnest($2::bigint[]))
+        WHERE held AND worker = $1 AND state = 'queued' AND {ALL_ASSERTED} AND id NOT IN (SELECT unnest($2::bigint[]))
         ORDER BY id LIMIT {LOOKED_TASKS}) AS t
     WINDOW up AS (ORDER BY id)) AS t
     JOIN users u ON u.id = t.user_id
 WHERE n = 1 OR bytes <= {LOOKED_BYTES}
 ORDER BY t.id
 """,
-    "standing": """
-SELECT id, dispatch, state IN ('queued', 'running') FROM tasks WHERE held AND worker = $1
+    "standing": f"""
+SELECT t.id, t.dispatch, t.state IN ('queued', 'running'), w.timeline = {TIMELINE}
+FROM workers w LEFT JOIN LATERAL (
+    SELECT id, dispatch, state FROM tasks WHERE held AND worker = w.name OFFSET 0) AS t ON true
+WHERE w.name = $1
 """,
+    "has_asserted": f"SELECT timeline = {TIMELINE} FROM workers WHERE name = $1",
     # The row of the worker says it in the same transaction: until then no turn assigns anything.
     "assert_held": f"""
 WITH said AS MATERIALIZED (
@@ -161,12 +167,14 @@ class PostgresAttempts(PostgresDatabase):
         return [Assigned(to_task(row), user) for user, *row in rows]
 
     async def standing(self, worker: str) -> Sequence[Standing]:
-        return [Standing(*row) for row in await self._call("standing", worker, brief=True)]
+        rows = await self._call("standing", worker, brief=True)
+        _check_asserted(row[3] for row in rows)
+        return [Standing(*row[:3]) for row in rows if row[0] is not None]
 
     async def assert_held(self, worker: str, claims: Sequence[Claim]) -> Sequence[int]:
         # one array for each field of Claim
         columns = [array(column) for column in zip(*sorted(claims), strict=True)] or ["{}"] * len(Claim._fields)
-        return [task_id for (task_id,) in await self._call("assert_held", worker, *columns)]
+        return [task_id for (task_id,) in await self._call(_assert_held, worker, *columns)]
 
     async def begin(self, worker: str, begun: Sequence[Begun], flush: bool) -> Mapping[int, Started]:
         if not begun:
@@ -216,6 +224,10 @@ async def _end(
 ) -> Rows:
     """Finish attempts; ``columns`` are the arrays of the statement beside worker, tasks, dispatches and attempts."""
     rows = await connection.call(statement, worker, *_attempts(outcomes), *columns)
+    if len(rows) < len(outcomes):
+        _check_asserted(row[0] for row in await connection.call("has_asserted", worker))
+        # the worker may just have said it
+        rows += await connection.call(statement, worker, *_attempts(outcomes), *columns)
     if (again or repeated) and len(rows) < len(outcomes):
         ended = [o for o in outcomes if o.state is not State.WAITING]
         retried = [o for o in outcomes if o.state is State.WAITING]
@@ -226,6 +238,25 @@ async def _end(
         recorded = await connection.call("find_recorded_retry", worker, *_attempts(retried), errors)
         rows += [row for row in recorded if row[0] not in done]
     return rows
+
+
+async def _assert_held(connection: PostgresConnection, again: bool, *args: Any) -> Rows:
+    """Make lost assignments again. It fails soon while somebody locks their rows: meanwhile it locks that of the
+    worker, for which the watchdog waits."""
+    return await connection.query(
+        f"""
+SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '{BRIEF_SECONDS}s';
+EXECUTE assert_held (%s, %s, %s, %s, %s, %s, %s)
+""",
+        args,
+        brief=True,
+    )
+
+
+def _check_asserted(asserted: Iterable[bool]) -> None:
+    """Raise Unavailable if a worker has not yet said what it holds: the database does not know then what is its own."""
+    if not all(asserted):
+        raise Unavailable("the database has gone on from an older state, and does not know what the worker holds")
 
 
 def _attempts(outcomes: Sequence[Outcome]) -> tuple[str, str, str]:

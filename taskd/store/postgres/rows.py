@@ -30,6 +30,11 @@ TIMELINE = "(SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8))"
 """The timeline that PostgreSQL writes to: another one after each failover and each restore from an archive. What it had
 committed before may be lost then. See "Timelines" in PostgreSQL's manual, "Continuous Archiving"."""
 
+ALL_ASSERTED = f"""
+((SELECT count(*) FROM workers WHERE state IN ('serving', 'draining') AND timeline <> {TIMELINE}) = 0)
+"""
+"""Whether all living workers have said what they hold since a failover: what seems to wait may run at one of them."""
+
 
 def to_task(row: Sequence[Any]) -> Task:
     """The task in a row of :func:`taskd.store.rows.columns`."""

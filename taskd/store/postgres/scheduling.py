@@ -9,15 +9,25 @@ from zlib import crc32
 
 import msgspec
 import psycopg2
+from psycopg2.errors import QueryCanceled
 
 from taskd.model.errors import Unavailable
 from taskd.model.tasks import Route
-from taskd.ports.scheduling import Pool, Turn
+from taskd.ports.scheduling import Pool, Turn, TurnTooSlow
 from taskd.store.postgres.arrays import array, texts
 from taskd.store.postgres.connection import PostgresConnection, Rows, is_dead
 from taskd.store.postgres.database import PostgresDatabase
 from taskd.store.postgres.rows import to_task
 from taskd.store.postgres.turn import ASSIGN, TOLD
+
+TURN_SECONDS = 2
+PATIENT_SECONDS = 8
+"""How long a turn may take, and with it hold up those of the other servers."""
+
+_TOO_SLOW = (
+    "it took longer than {} s; perhaps a transaction that is open for long, such as that of pg_dump, keeps PostgreSQL"
+    " from removing old rows (see xact_start in pg_stat_activity)"
+)
 
 TURN_LOCKS = 746_173_564
 """The first key of the advisory locks of turns; see :func:`turn_lock` for the second one."""
@@ -25,7 +35,7 @@ TURN_LOCKS = 746_173_564
 # One message. The lock is a statement of its own: the snapshot of a statement that waits for it would be older than
 # what the other server's turn has done. Nothing but this transaction is under the lock, and it sends no rows.
 TURN = f"""
-BEGIN; SET LOCAL lock_timeout = '100ms'; SET LOCAL statement_timeout = '2s';
+BEGIN; SET LOCAL lock_timeout = '100ms'; SET LOCAL statement_timeout = '%s s';
 SELECT pg_advisory_xact_lock({TURN_LOCKS}, %s); EXECUTE assign ({", ".join(["%s"] * 9)}); COMMIT; EXECUTE told
 """
 
@@ -81,8 +91,9 @@ class _Told(msgspec.Struct):
 class PostgresScheduling(PostgresDatabase):
     """ISchedulingStore on PostgreSQL."""
 
-    async def assign(self, pool: Pool, limit: int, after_user: int) -> Turn:
+    async def assign(self, pool: Pool, limit: int, after_user: int, patient: bool = False) -> Turn:
         args = (
+            PATIENT_SECONDS if patient else TURN_SECONDS,
             turn_lock(pool.group),
             texts([place.worker for place in pool.places]),
             array([place.slots for place in pool.places]),
@@ -125,10 +136,12 @@ def turn_lock(group: str) -> int:
 async def _turn(connection: PostgresConnection, again: bool, *args: Any) -> Rows:
     """Take a turn. After an error the connection is outside of a transaction again."""
     try:
-        return await connection.query(TURN, args, brief=True)
+        return await connection.query(TURN, args, brief=args[0] == TURN_SECONDS)
     except psycopg2.Error as e:
         if not is_dead(e):
             await connection.query("ROLLBACK")
+        if isinstance(e, QueryCanceled):
+            raise TurnTooSlow(_TOO_SLOW.format(args[0])) from e
         raise
 
 

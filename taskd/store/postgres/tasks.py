@@ -19,6 +19,8 @@ from taskd.store.rows import ALL, NOT_BEGUN, STATES, created_task, whole_micros
 
 _CANCEL_TRIES = 5
 
+_SPARE_IDS = 100
+
 # an array of so many fresh ids, NULL for none; the transaction id makes the commit wait for the disk
 _FRESH = """
 (SELECT array_agg(nextval('tasks_id_seq')) FROM generate_series(1, {}) WHERE pg_current_xact_id() IS NOT NULL)
@@ -52,18 +54,20 @@ SELECT t.user_id, t.key, t.id, t.fingerprint
 FROM unnest($1::bigint[], $2::text[]) AS k (user_id, key) JOIN tasks t ON t.user_id = k.user_id AND t.key = k.key
 """,
     "cancel": f"""
-UPDATE tasks SET state = 'cancelled', version = version + 1, finished_at = now()
-WHERE id = $2 AND user_id = $1 AND state IN ('waiting', 'queued', 'running') RETURNING {ALL}
+UPDATE tasks t SET state = 'cancelled', version = version + 1, finished_at = now()
+WHERE id = $2 AND user_id = $1 AND state IN ('waiting', 'queued', 'running') RETURNING {LISTED}
 """,
     # $2 is the version under which the caller saw the task as failed or cancelled. If the version is another one now,
     # an earlier run or somebody else has retried the task already.
     "retry": f"""
-UPDATE tasks SET state = 'waiting', version = version + 1, attempt = 0, run_at = now(), due = true, finished_at = NULL,
-    worker = CASE WHEN held THEN worker END, result = NULL, error = NULL, {NOT_BEGUN}, losses = 0, returns = 0
-WHERE id = $1 AND version = $2 AND state IN ('failed', 'cancelled') RETURNING {ALL}
+UPDATE tasks t SET state = 'waiting', version = version + 1, attempt = 0, run_at = now(), due = true,
+    finished_at = NULL, worker = CASE WHEN held THEN worker END, result = NULL, error = NULL, {NOT_BEGUN}, losses = 0,
+    returns = 0
+WHERE id = $1 AND version = $2 AND state IN ('failed', 'cancelled') RETURNING {LISTED}
 """,
     # `+ 0` keeps the planner from walking all tasks of the user: it finds the tasks by their ids.
     "find_tasks": f"SELECT {LISTED} FROM tasks t WHERE id = ANY ($1::bigint[])",
+    "find_created": f"SELECT {ALL} FROM tasks WHERE id = ANY ($1::bigint[])",
     "find_states": "SELECT id, user_id, state, version FROM tasks WHERE id = ANY ($1::bigint[])",
     "get_tasks": f"SELECT {ALL} FROM tasks WHERE id = ANY ($2::bigint[]) AND user_id + 0 = $1",
     "get_listed": f"SELECT {LISTED} FROM tasks t WHERE id = ANY ($2::bigint[]) AND user_id + 0 = $1",
@@ -93,21 +97,23 @@ class PostgresTasks(PostgresListing):
         return sorted(ids or ())
 
     async def create_tasks(self, tasks: Sequence[NewTask], spare: int = 0) -> Created:
+        # servers take keys in one order, so that no two of them wait for each other
+        rows = sorted(tasks, key=_key_of) if any(task.key for task in tasks) else tasks
         [(assigned, waiting, fresh, now)] = await self._call(
             _create,
-            array([task.id for task in tasks]),
-            array([task.user_id for task in tasks]),
-            texts([task.task for task in tasks]),
-            texts([task.kind for task in tasks]),
-            texts([task.queue for task in tasks]),
-            texts([task.payload for task in tasks]),
-            array([task.max_attempts for task in tasks]),
-            _sparse(texts, [task.worker or "" for task in tasks]),
-            _sparse(array, [task.run_at for task in tasks]),
-            _sparse(array, [task.delay and whole_micros(task.delay) for task in tasks]),
-            _sparse(array, [task.timeout for task in tasks]),
-            _sparse(texts, [task.key or "" for task in tasks]),
-            _sparse(texts, [task.fingerprint or "" for task in tasks]),
+            array([task.id for task in rows]),
+            array([task.user_id for task in rows]),
+            texts([task.task for task in rows]),
+            texts([task.kind for task in rows]),
+            texts([task.queue for task in rows]),
+            texts([task.payload for task in rows]),
+            array([task.max_attempts for task in rows]),
+            _sparse(texts, [task.worker or "" for task in rows]),
+            _sparse(array, [task.run_at for task in rows]),
+            _sparse(array, [task.delay and whole_micros(task.delay) for task in rows]),
+            _sparse(array, [task.timeout for task in rows]),
+            _sparse(texts, [task.key or "" for task in rows]),
+            _sparse(texts, [task.fingerprint or "" for task in rows]),
             spare,
         )
         held = set(assigned or ())
@@ -115,11 +121,14 @@ class PostgresTasks(PostgresListing):
         found: dict[int, Task] = {}
         if len(created) < len(tasks):
             # an earlier run of this batch has created them
-            found = {t.id: t for t in await self.find_tasks([task.id for task in tasks if task.id not in created])}
+            missing = [task.id for task in tasks if task.id not in created]
+            found = {t.id: t for t in to_tasks(await self._call("find_created", array(missing)))}
             # or the database has gone on from an older state, and has drawn their ids a second time, for other tasks
             others = [task for task in tasks if task.id in found and not _is_same(task, found[task.id])]
             if others:
-                for task, task_id in zip(others, await self.draw_ids(len(others)), strict=True):
+                # the highest of many: other servers may have used the next ones, too
+                ids = await self.draw_ids(len(others) + _SPARE_IDS)
+                for task, task_id in zip(others, ids[_SPARE_IDS:], strict=True):
                     task.id, task.worker = task_id, None
                 found |= {t.id: t for t in (await self.create_tasks(others)).tasks}
             for task in tasks:
@@ -173,16 +182,26 @@ class PostgresTasks(PostgresListing):
 
 async def _create(connection: PostgresConnection, again: bool, *args: Any) -> Rows:
     """The row of the creating statement. Raises KeyTaken."""
-    try:
-        return await connection.call("create_tasks", *args)
-    except psycopg2.errors.UniqueViolation as e:
-        if e.diag.constraint_name != "tasks_key":
-            raise
-        raise key_taken() from None
+    for is_last in (False, True):
+        try:
+            return await connection.call("create_tasks", *args)
+        except psycopg2.errors.UniqueViolation as e:
+            if e.diag.constraint_name != "tasks_key":
+                raise
+            # While an earlier run of this batch is being committed, PostgreSQL may meet its keys before its ids, which
+            # alone are no error. The second time the ids are there.
+            if is_last:
+                raise key_taken() from None
+    raise AssertionError("not reached")
+
+
+def _key_of(task: NewTask) -> tuple[int, str]:
+    return task.user_id, task.key or ""
 
 
 def _is_same(new: NewTask, task: Task) -> bool:
-    return (new.user_id, new.task, new.kind, new.queue) == (task.user_id, task.task, task.kind, task.queue)
+    mine = new.user_id, new.task, new.kind, new.queue, new.timeout, new.payload
+    return mine == (task.user_id, task.task, task.kind, task.queue, task.timeout, task.payload)
 
 
 def _sparse(make: Callable[[Sequence[Any]], str], values: Sequence[Any]) -> str:

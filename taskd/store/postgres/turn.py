@@ -30,7 +30,7 @@ by side with UNION ALL and GROUP BY.
 
 from __future__ import annotations
 
-from taskd.store.postgres.rows import LISTED, TIMELINE
+from taskd.store.postgres.rows import ALL_ASSERTED, LISTED
 from taskd.store.rows import WALKED_USERS
 
 WALKED_PAIRS = 2000
@@ -93,14 +93,9 @@ FROM step WHERE n > 0 HAVING count(*) > 0
 """
 """The next users of a route, as many as its stride."""
 
-_ALL_ASSERTED = f"""
-((SELECT count(*) FROM workers WHERE state IN ('serving', 'draining') AND timeline <> {TIMELINE}) = 0)
-"""
-"""Whether all living workers have said what they hold since a failover: what seems to wait may run at one of them."""
-
 ASSIGN = f"""
 WITH RECURSIVE executor AS MATERIALIZED (
-    SELECT e.name, CASE WHEN w.state = 'serving' AND {_ALL_ASSERTED} THEN e.slots ELSE 0 END AS slots
+    SELECT e.name, CASE WHEN w.state = 'serving' AND {ALL_ASSERTED} THEN e.slots ELSE 0 END AS slots
     FROM unnest($1::text[], $2::int[]) AS e (name, slots) LEFT JOIN workers w ON w.name = e.name
 ), route AS MATERIALIZED (
     SELECT queue, kind, attempts FROM unnest($3::text[], $4::text[], $5::int[]) AS r (queue, kind, attempts)

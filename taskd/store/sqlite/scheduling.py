@@ -63,7 +63,7 @@ class SqliteScheduling(SqliteDatabase):
     """ISchedulingStore on SQLite."""
 
     @transaction
-    def assign(self, db: Cursor, now: int, pool: Pool, limit: int, after_user: int) -> Turn:
+    def assign(self, db: Cursor, now: int, pool: Pool, limit: int, after_user: int, patient: bool = False) -> Turn:
         db.execute("BEGIN IMMEDIATE")
         attempts = {Route(s.queue, s.kind): s.max_attempts for s in pool.served}
         costs = {(c.user_id, c.kind): c.cost for c in pool.costs}

@@ -100,6 +100,8 @@ def _after_fork() -> None:
 def _leave_worker() -> None:
     if isInIOThread():
         _halt_reactor()
+    # the thread of a pool that has returned from its work tells the reactor of it
+    _reactor.callFromThread = _end_of_reactor
     _default_signals()
     found: set[int] = set()
     # another thread may have been changing the reactor's tables: what was found so far counts

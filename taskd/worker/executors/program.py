@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from twisted.logger import Logger
+
 from taskd.model.text import cut_trace, one_line
 from taskd.worker.attempt import Attempt
 from taskd.worker.executors.process import JobExecution, result_of_child
@@ -24,6 +26,8 @@ MAX_OUTPUT_BYTES = 4096
 
 class ProgramExecutor:
     """Runs programs by a fork server. ``threads`` remove their temporary folders."""
+
+    _log = Logger()
 
     def __init__(self, forkserver: ForkServerClient, threads: IThreads) -> None:
         self._forkserver = forkserver
@@ -42,10 +46,11 @@ class ProgramExecutor:
         attempt.execution = JobExecution(job, handler.kind)
 
         def end(job_end: JobEnd) -> None:
+            attempt.end(result_of_program(job_end) if isinstance(job_end, Exited) else result_of_child(job_end))
             if handler.cwd is None:
                 # in a thread: the folder may hold a million files
-                self._threads.call(functools.partial(shutil.rmtree, folder, ignore_errors=True))
-            attempt.end(result_of_program(job_end) if isinstance(job_end, Exited) else result_of_child(job_end))
+                with self._log.failuresHandled("the folder {folder} cannot be removed", folder=folder):
+                    self._threads.call_aside(functools.partial(shutil.rmtree, folder, ignore_errors=True))
 
         job.done.addCallback(end)
 

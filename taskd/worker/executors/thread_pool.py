@@ -28,6 +28,9 @@ class IThreads(Interface):
     def call(function: Callable[[], None]) -> None:
         """Run it in a thread. It must not raise."""
 
+    def call_aside(function: Callable[[], None]) -> None:
+        """Run it in a thread that no task needs. It must not raise."""
+
     def wake(function: Callable[[], None]) -> None:
         """Run it in the reactor's thread soon. May be called in any thread."""
 
@@ -47,10 +50,12 @@ class Threads:
     def __init__(self, reactor: Any, size: int) -> None:
         self._reactor = reactor
         self._pool = _Pool(minthreads=0, maxthreads=size, name="taskd.worker")
+        self._aside = _Pool(minthreads=0, maxthreads=1, name="taskd.worker.aside")
 
     def start(self) -> None:
         """Begin to take work."""
         self._pool.start()
+        self._aside.start()
 
     async def stop(self) -> None:
         """Take no more work, and wait up to STOP_SECONDS for what runs."""
@@ -60,6 +65,7 @@ class Threads:
 
         def join() -> None:
             self._pool.stop()
+            self._aside.stop()
             self._reactor.callFromThread(ended.callback, None)
 
         # joining blocks: it needs a thread of its own
@@ -67,11 +73,18 @@ class Threads:
         try:
             await ended.addTimeout(STOP_SECONDS, self._reactor)
         except TimeoutError:
-            self._log.warn("{count} threads do not return and are left behind", count=len(self._pool.working))
+            self._log.warn(
+                "{count} threads do not return and are left behind",
+                count=len([*self._pool.working, *self._aside.working]),
+            )
 
     def call(self, function: Callable[[], None]) -> None:
         """Run it in a thread. It must not raise."""
         self._pool.callInThread(function)
+
+    def call_aside(self, function: Callable[[], None]) -> None:
+        """Run it in a thread that no task needs. It must not raise."""
+        self._aside.callInThread(function)
 
     def wake(self, function: Callable[[], None]) -> None:
         """Run it in the reactor's thread soon. May be called in any thread."""

@@ -109,8 +109,8 @@ class HoldingTests(StoreCase):
             await self.store.create_tasks([task])
         self.assertEqual(await self.look("v"), [task.id for task in new])
 
-    async def test_a_look_reads_about_4_mib_of_payloads(self) -> None:
-        mib = 2**20
+    async def test_a_look_reads_about_1_mib_of_payloads(self) -> None:
+        mib = 2**18
         small = [task.id for task in await self.queued(3)]
         large = [task.id for _ in range(6) for task in await self.queued(payload=f'{{"x":"{"x" * mib}"}}')]
         first = await self.look()

@@ -129,8 +129,12 @@ class OverviewTests(StoreCase):
             self.assertEqual([counted.more for counted in found.routes], [frozenset(), frozenset()])
         # the first to become due are counted
         with patch.object(overview, "DELAYED", 3):
-            [q] = (await self.store.count_tasks(None, [])).routes
-            self.assertEqual((q.route, q.delayed, q.more), (Q, 3, {"delayed"}))
+            found = await self.store.count_tasks(None, [])
+            self.assertEqual([(q.route, q.delayed, q.more) for q in found.routes], [(Q, 3, {"delayed"})])
+            self.assertTrue(found.more)
+            # what is not among them may have some
+            asked = (await self.store.count_tasks(None, [OTHER])).routes
+            self.assertEqual([(q.route, q.more) for q in asked], [(OTHER, {"delayed"}), (Q, {"delayed"})])
             self.assertEqual(await self.work(self.ben), {Q: (0, 2, 0, 0)})
 
     async def test_routes_are_listed_up_to_a_limit(self) -> None:
