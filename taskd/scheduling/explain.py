@@ -60,12 +60,7 @@ class Explainer:
         code, message, fields = _why(task, now, self._pools, _what_blocks(task, self._liveness.alive))
         waits_for = self._liveness.waits_for
         if code == "waiting" and waits_for is not None:
-            code = "failover"
-            message = (
-                "The database has gone on from an older state, so tasks are assigned again when all workers have"
-                f" said what they hold: worker {waits_for} has not yet."
-            )
-            fields["waits_for"] = waits_for
+            code, message, fields = _after_failover(waits_for, fields)
         if code == "waiting" and (pools := self._pools.by_route.get(task.route)):
             place = await self._place(task, pools)
             message = _in_line(place)
@@ -162,6 +157,14 @@ def _why(task: Task, now: datetime, pools: Pools, blocked_by: str | None) -> _Wh
     known = ", ".join(pools.queues)
     text = f"This server does not assign tasks of the queue {quote(task.queue)}, only {known}: another server must."
     return "waiting", text, fields
+
+
+def _after_failover(waits_for: str, fields: dict[str, Any]) -> _Why:
+    text = (
+        "The database has gone on from an older state, so tasks are assigned again when all workers have said what they"
+        f" hold: worker {waits_for} has not yet."
+    )
+    return "failover", text, {**fields, "waits_for": waits_for}
 
 
 def _later(task: Task, fields: dict[str, Any], but: str) -> _Why:

@@ -234,7 +234,7 @@ class Holders:
 
     def database_started(self) -> None:
         """The database was down: nobody could beat, and all connections are new."""
-        self._all_silent()
+        self._all_silent(self.by_name)
         for holder in self.by_name.values():
             holder.connected = False
 
@@ -243,11 +243,17 @@ class Holders:
         not noticed, and goes on counting."""
         counting = [server for server in self._world.servers if not server.draining]
         if all(server.series.reset_at >= since for server in counting):
-            self._all_silent()
+            lease = self._world.plan.lease
+            # who was dead by then may be fenced by a statement that has waited behind a lock since
+            self._all_silent(
+                name
+                for name, holder in self.by_name.items()
+                if since - holder.beat < lease - 1.1 and (holder.lost is None or since - holder.lost < LOST_SILENCE)
+            )
 
-    def _all_silent(self) -> None:
-        """Nobody could beat until now, by the fault of the database, and every server knows it."""
-        for name in self.by_name:
+    def _all_silent(self, names: Iterable[str]) -> None:
+        """None of these could beat until now, by the fault of the database, and every server knows it."""
+        for name in list(names):
             self.beaten(name)
 
     def workers_changed(self, who: str, how: str, changes: Iterable[WorkerChange]) -> None:

@@ -119,6 +119,16 @@ class Explaining(ExplainCase):
         self.assertEqual((reply["code"], reply["slots"], reply["hung"]), ("hung", 0, 2))
         self.assertIn("All 2 slots", reply["message"])
 
+    def test_all_wait_for_a_worker_after_a_failover(self) -> None:
+        self.stage.add_worker()
+        queued = self.add()
+        [waiting] = self.stage.create()
+        self.stage.liveness.waits_for = "host:7:ab"
+        reply = self.explain(waiting.id)
+        self.assertEqual((reply["code"], reply["waits_for"], reply["workers"]), ("failover", "host:7:ab", 1))
+        self.assertIn("worker host:7:ab has not yet", reply["message"])
+        self.assertEqual(self.explain(queued)["code"], "queued")
+
     def test_a_suspect_that_waits(self) -> None:
         self.stage.add_worker()
         queued = self.add()
