@@ -1,7 +1,8 @@
 """The real worker with two more handlers: ``python -m tests.faults.worker OPTIONS`` is ``twistd taskworker OPTIONS``.
 
 Every attempt writes a line when it begins and one when it ends to the file that FAULTS_RUNS names. ``record`` takes
-``{"seconds": n}`` as ``simulate`` does, after ``{"fails": n}`` attempts that fail at once. ``poison`` ends the process:
+``{"seconds": n}`` as ``simulate`` does, after ``{"fails": n}`` attempts that fail at once; with ``{"talks": n}`` it
+writes so many lines into the task's log meanwhile. ``poison`` ends the process:
 ``{"how": "exit"}``, ``"kill"`` or ``"crash"``. The kinds of tests.faults.handlers are served too.
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from zope.interface import implementer
 
 from taskd.model.backoff import Backoff
@@ -105,6 +107,13 @@ class Record(_Kind):
         """Run the other handler, unless this attempt must fail."""
         if task.attempt <= task.payload.get("fails", 0):
             raise Retry("it was told to fail", after=0)
+        if "talks" in task.payload:
+            from twisted.internet import reactor
+
+            for n in range(task.payload["talks"]):
+                task.log(f"part {n}")
+                await deferLater(reactor, task.payload["seconds"] / task.payload["talks"])
+            return None
         return await self._then.run(task)
 
 
