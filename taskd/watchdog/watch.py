@@ -105,6 +105,8 @@ class Watch:
         now = clock()
         self._ticks, self._moved_at = board.ticks, now
         self._accepted, self._beat_at = (board.name, board.beats), now
+        self._resumed_at = now
+        """When the reactor began to run, or ran again after it had stood still."""
         self._vouched_at = float("-inf")
         self._refused: tuple[str, int] | None = None
         self._trouble = False
@@ -136,7 +138,8 @@ class Watch:
         was_stopped, self._stopped_next = self._stopped_next, None
         if (now - self._moved_at >= STEP_SECONDS * 3 or was_stopped is not None) and self._process.stopped():
             # a signal or a debugger has stopped it: no handler blocks it, and the watchdog must not beat for it
-            self._moved_at, self._sample, self._gives_back = now, None, False
+            self._moved_at = self._resumed_at = now
+            self._sample, self._gives_back = None, False
             self._stopped_next = now if was_stopped is None else was_stopped
             return self._while_stopped(now)
         told = self._stalled
@@ -158,6 +161,8 @@ class Watch:
         self._sample = None
 
     def _runs(self, now: float) -> None:
+        if now - self._moved_at >= NAME_SECONDS:
+            self._resumed_at = now
         if self._named is not None:
             self._say("info", f"the reactor runs again after {now - self._moved_at:.0f} s")
         self._ticks, self._moved_at = self._board.ticks, now
@@ -281,7 +286,7 @@ class Watch:
         """What keeps the worker from its work, for people: servers assign nothing to it meanwhile."""
         if self._stalled is not None or self._gives_back:
             return self._stalled or STANDS_STILL
-        return CUT_OFF if now - self._beat_at >= CUT_OFF_SECONDS else None
+        return CUT_OFF if now - max(self._beat_at, self._resumed_at) >= CUT_OFF_SECONDS else None
 
     def _has_trouble(self, error: Exception) -> None:
         if not self._trouble:

@@ -183,6 +183,18 @@ class Beating(Case):
         self.healthy(10)
         assert len(self.store.vouched) == 4
 
+    def test_a_worker_that_goes_on_has_time_to_beat(self) -> None:
+        for stop in (lambda: setattr(self.process, "is_stopped", True), lambda: None):
+            self.healthy(5)
+            stop()
+            self.run_for(5)
+            self.process.is_stopped = False
+            self.store.vouched.clear()
+            self.run_for(2.5, self.board.tick)
+            assert {stalled for _, _, stalled in self.store.vouched} == {None}
+            self.run_for(2, self.board.tick)
+            assert self.store.vouched[-1][2] == CUT_OFF
+
     def test_it_does_not_beat_for_a_stopped_worker(self) -> None:
         self.healthy(5)
         self.process.is_stopped = True
