@@ -74,6 +74,8 @@ class Bounds:
         process = holder.process
         running = self._referee.running.get(process.name, set())
         fit = holder.alive and not (process.dead or process.paused or process.draining or process.stalled)
+        # servers assign nothing to a worker for which only its watchdog beats
+        fit = fit and process.worker._identity.is_alive
         if not fit or len(running) + process.stubborn >= process.slots or process.runner.hung:
             holder.free_since = None
             return
