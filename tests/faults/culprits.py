@@ -307,5 +307,7 @@ def restart_until_done(stage: Stage, load: Load, statuses: Sequence[int], option
     while (not load.done or stage.count("finished_at IS NULL")) and time.monotonic() < deadline:
         deaths += stage.replace_dead_workers(statuses, options)
         time.sleep(0.1)
+    # the last death may have ended the last task in no time
+    deaths += stage.replace_dead_workers(statuses, options)
     stage.await_ready()
     return deaths
