@@ -1,5 +1,5 @@
-"""The groups of pools whose turns are taken one after the other. Pools that share a route are in the same group, and so
-are pools that are connected by other pools which share routes with both.
+"""Groups of pools: within a group, turns are taken one after the other. Two pools are in one group if they share a
+route, or if a chain of pools connects them, in which each pool shares a route with the next.
 
 Turns of different groups never read the same backlog or the same slots, so they need not wait for each other.
 """

@@ -10,7 +10,7 @@ from taskd.model.states import State
 from taskd.model.tasks import Task
 from taskd.ports.attempts import Assigned, Begun, Claim, Finished, Held, Outcome, Standing, Started
 from taskd.store.postgres.arrays import array, texts
-from taskd.store.postgres.connection import BRIEF_SECONDS, PostgresConnection, Rows
+from taskd.store.postgres.connection import PostgresConnection, Rows
 from taskd.store.postgres.database import PostgresDatabase
 from taskd.store.postgres.giving_back import given_back
 from taskd.store.postgres.rows import ALL_ASSERTED, HELD, LISTED, RELAXED_COMMIT, TIMELINE, to_task, to_tasks
@@ -243,14 +243,7 @@ async def _end(
 async def _assert_held(connection: PostgresConnection, again: bool, *args: Any) -> Rows:
     """Make lost assignments again. It fails soon while somebody locks their rows: meanwhile it locks that of the
     worker, for which the watchdog waits."""
-    return await connection.query(
-        f"""
-SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '{BRIEF_SECONDS}s';
-EXECUTE assert_held (%s, %s, %s, %s, %s, %s, %s)
-""",
-        args,
-        brief=True,
-    )
+    return await connection.call("assert_held", *args, brief=True, lock_timeout="1s")
 
 
 def _check_asserted(asserted: Iterable[bool]) -> None:

@@ -166,10 +166,13 @@ class PostgresConnection(_UnwatchedDuringSteps, txpostgres.Connection):
                 each.unwatch()
             super().close()
 
-    def call(self, name: str, *args: Any, brief: bool = False) -> Awaitable[Rows]:
-        """The rows of a prepared statement. With ``brief`` it may take BRIEF_SECONDS at most."""
+    def call(self, name: str, *args: Any, brief: bool = False, lock_timeout: str | None = None) -> Awaitable[Rows]:
+        """The rows of a prepared statement. With ``brief`` it may take BRIEF_SECONDS at most, and ``lock_timeout`` is
+        how long it may wait for a lock."""
         values = f" ({', '.join(['%s'] * len(args))})" if args else ""
         text = f"EXECUTE {name}{values}"
+        if lock_timeout is not None:
+            text = f"SET LOCAL lock_timeout = '{lock_timeout}'; {text}"
         if brief:
             text = f"SET LOCAL statement_timeout = '{self._brief}s'; {text}"
         return self.query(text, args, brief)

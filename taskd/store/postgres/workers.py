@@ -8,7 +8,7 @@ from typing import Any
 from taskd.model.errors import Unavailable
 from taskd.ports.workers import Beaten, Digest, Mean, WorkerInfo, WorkerPoll, WorkerState, WorkerStatus
 from taskd.store.postgres.attempts import release
-from taskd.store.postgres.connection import BRIEF_SECONDS, PostgresConnection, Rows
+from taskd.store.postgres.connection import PostgresConnection, Rows
 from taskd.store.postgres.database import PostgresDatabase
 from taskd.store.postgres.rows import RELAXED_COMMIT, TIMELINE
 from taskd.store.rows import WORKER_KEEP_SECONDS, decode_counts, decode_means, decode_worker, encode, encode_worker
@@ -105,10 +105,4 @@ class PostgresWorkers(PostgresDatabase):
 
 async def _in_step(connection: PostgresConnection, again: bool, *args: Any) -> Rows:
     """Whether a worker's digest is right. While somebody has locked the whole table, it fails soon."""
-    return await connection.query(
-        f"""
-SET LOCAL lock_timeout = '100ms'; SET LOCAL statement_timeout = '{BRIEF_SECONDS}s'; EXECUTE in_step (%s, %s, %s)
-""",
-        args,
-        brief=True,
-    )
+    return await connection.call("in_step", *args, brief=True, lock_timeout="100ms")
