@@ -33,10 +33,11 @@ class Claim(NamedTuple):
 
 
 class Assigned(NamedTuple):
-    """A task that a worker has just found under its name, and its owner's name."""
+    """A task that a worker has just found under its name, and its owner's name and weight."""
 
     task: Task
     user: str
+    weight: float = 1.0
 
 
 class Standing(NamedTuple):

@@ -98,7 +98,7 @@ class Begins:
         now = self._clock.seconds()
         held, draining, new = self._held, self._held.draining, 0
         pools = set()
-        for task, user in found:
+        for task, user, weight in found:
             kind = self._kinds.get(task.kind)
             if kind is None:
                 # no server assigns it to this worker: the next comparisons give it back
@@ -109,7 +109,7 @@ class Begins:
             if task.id in held.tasks or held.is_settled(task.id, task.dispatch):
                 continue
             pool = self._pools[kind.isolation]
-            one = held.tasks[task.id] = HeldTask(task, user, pool, kind.isolation, now)
+            one = held.tasks[task.id] = HeldTask(task, user, pool, kind.isolation, now, weight)
             new += 1
             if draining:
                 self._returns.give_back(one)

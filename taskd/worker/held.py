@@ -39,11 +39,11 @@ class HeldState(enum.Enum):
 class HeldTask:
     """An assigned task, and what has become of it in this worker.
 
-    ``user`` is its owner's name. ``since`` is when it began to wait, ``began`` when its handler was called, in seconds
-    of the clock. ``unwanted``: it was cancelled, and perhaps retried since. ``on_free``, if any, is called when its
-    slot is free. ``sent``: its return is on the way to the store. ``stored_before``: an earlier try to store the
-    outcome may have been committed. ``plain``: the outcome says only that the real one cannot be stored. ``begun`` is
-    its place on the board among what has begun, None if it has none.
+    ``user`` is its owner's name, ``weight`` its owner's weight. ``since`` is when it began to wait, ``began`` when its
+    handler was called, in seconds of the clock. ``unwanted``: it was cancelled, and perhaps retried since. ``on_free``,
+    if any, is called when its slot is free. ``sent``: its return is on the way to the store. ``stored_before``: an
+    earlier try to store the outcome may have been committed. ``plain``: the outcome says only that the real one cannot
+    be stored. ``begun`` is its place on the board among what has begun, None if it has none.
     """
 
     task: Task
@@ -51,6 +51,7 @@ class HeldTask:
     pool: SlotPool
     isolation: str
     since: float
+    weight: float = 1.0
     state: HeldState = HeldState.WAITING
     began: float = 0.0
     attempt: Attempt | None = None

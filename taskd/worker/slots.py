@@ -19,8 +19,9 @@ otherwise nothing else would happen until all that waits has run."""
 
 class SlotPool:
     """``slots`` tasks at a time. It calls ``start`` with each task that gets a slot, which :meth:`release` gives back;
-    the others wait. Next is a task of the user with the fewest slots; among equals, users take turns. So a newcomer is
-    next, however much of others waits.
+    the others wait. Next is a task of a user without slots, then of the user with the fewest by weight, by the rule of
+    the dispatcher's turn (Webster's: half a slot more than the user has, by weight); among equals, users take turns. So
+    a newcomer is next, however much of others waits.
 
     ``may_start`` tells whether anything may begin now. Before others, ``first`` is called: it may :meth:`take` slots.
     ``on_room`` is called when slots stay free.
@@ -124,13 +125,15 @@ class SlotPool:
         self.fill()
 
     def _next(self) -> HeldTask:
-        slots_of, best, fewest = self._slots_of, -1, -1
-        for user in self._waiting:
+        slots_of, best, least = self._slots_of, -1, float("inf")
+        for user, waiting in self._waiting.items():
             slots = slots_of.get(user, 0)
-            if fewest < 0 or slots < fewest:
-                best, fewest = user, slots
-                if not slots:
-                    break
+            if not slots:
+                best = user
+                break
+            share = (slots + 0.5) / waiting[0].weight
+            if share < least:
+                best, least = user, share
         waiting = self._waiting.pop(best)
         held = waiting.popleft()
         if waiting:

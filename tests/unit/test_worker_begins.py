@@ -44,6 +44,16 @@ def test_next_is_the_user_with_the_fewest_slots(stage: Stage) -> None:
     assert other in stage.begun(worker) and mine not in stage.begun(worker)
 
 
+def test_slots_follow_weights(stage: Stage) -> None:
+    stage.sql("UPDATE users SET weight = 3 WHERE id = 2")
+    worker = stage.worker(8)
+    stage.simulate(0.3, 8)
+    first, second = stage.simulate(100, 20), stage.simulate(100, 20, user=2)
+    stage.advance(5)
+    begun = set(stage.begun(worker))
+    assert (len(begun & set(first)), len(begun & set(second))) == (2, 6)
+
+
 def test_a_burst_of_handlers_that_wait_for_nothing_leaves_the_reactor_time(stage: Stage) -> None:
     """Each takes 4 ms of the reactor here, so that no more than three run at a stretch."""
 

@@ -53,7 +53,7 @@ given AS MATERIALIZED (
 PREPARED = {
     # NOT IN (SELECT ...) looks each id up in a hash table. A large payload is read alone.
     "look": f"""
-SELECT username, {columns("t")}
+SELECT username, weight, {columns("t")}
 FROM (
     SELECT *, sum(octet_length(payload::text)) OVER up AS bytes, row_number() OVER up AS n
     FROM (
@@ -164,7 +164,7 @@ class PostgresAttempts(PostgresDatabase):
 
     async def look(self, worker: str, known: Sequence[int]) -> Sequence[Assigned]:
         rows = await self._call("look", worker, array(known), brief=True)
-        return [Assigned(to_task(row), user) for user, *row in rows]
+        return [Assigned(to_task(row), user, weight) for user, weight, *row in rows]
 
     async def standing(self, worker: str) -> Sequence[Standing]:
         rows = await self._call("standing", worker, brief=True)

@@ -15,7 +15,11 @@ by side with UNION ALL and GROUP BY.
   positions is known with all routes. It ends early when it has found users with nothing in flight that are ``enough``
   for all the room: nobody can have less. Without room, or with the limit 0, it takes one step, which tells whether
   there is a backlog.
-- ``pair``: the users of this turn with their routes, and what each has in flight. ``share`` is the level up to which
+- ``pair``: the users of this turn with their routes, what each has in flight, and the mean cost of its tasks over its
+  routes. Next is the user with the least sum of what it has and half of such a task, by weight; but users with nothing
+  come first. With half a task the rule is that of Webster, which favours neither small nor large shares; without it
+  that of Adams, which gives each user half a task too much, so users with little weight get more than their share.
+  Source: Balinski, Young, "Fair Representation", 1982. ``share`` is the level up to which
   the room would lift them if each had tasks enough: so many tasks are ``wanted`` of each, and some more are read
   because others may have less.
 - ``known``: these tasks. One more is read, only to see whether there is one: it is ``beyond``.
@@ -62,8 +66,8 @@ _COST = """
 coalesce(($6::jsonb -> (user_id || ' ' || kind))::float8, ($6::jsonb -> ('0 ' || kind))::float8, 1)
 """
 _ROUNDING = "1e-9"
-# whole billionths: the same sum, added up in another order, is the same level
-_LEVEL = "round(({}) / weight * 1e9)"
+# Whole billionths: the same sum, added up in another order, is the same level. Nobody is before users without anything.
+_LEVEL = f"CASE WHEN {{0}} > {_ROUNDING} THEN round((2 * {{0}} + mean) / weight * 1e9) ELSE 0 END"
 _FREE = "(SELECT free FROM pool)"
 _ENOUGH = "(SELECT enough FROM pool)"
 # 1 for a user that has nothing in flight
@@ -144,23 +148,25 @@ WITH RECURSIVE executor AS MATERIALIZED (
     FROM walk w, LATERAL unnest(w.laps, w.users) AS u (lap, user_id) LEFT JOIN edge ON true
     WHERE {_FREE} > 0 AND (edge.lap IS NULL OR (u.lap, u.user_id) <= (edge.lap, edge.user_id))
 ), pair AS MATERIALIZED (
-    SELECT *, {_COST} AS cost, coalesce(((SELECT users FROM flown) -> user_id::text)::float8, 0) AS have,
-        coalesce((SELECT weight FROM users WHERE users.id = w.user_id), 1) AS weight
-    FROM found AS w WHERE place <= {WALKED_USERS}
+    SELECT *, avg(cost) OVER (PARTITION BY user_id) AS mean
+    FROM (
+        SELECT *, {_COST} AS cost, coalesce(((SELECT users FROM flown) -> user_id::text)::float8, 0) AS have,
+            coalesce((SELECT weight FROM users WHERE users.id = w.user_id), 1) AS weight
+        FROM found AS w WHERE place <= {WALKED_USERS}) AS p
 ), share AS MATERIALIZED (
     SELECT min(level) AS level FROM (
-        SELECT ({_FREE} + sum(have) OVER up) / sum(weight) OVER up AS level
-        FROM (SELECT max(have) AS have, max(weight) AS weight FROM pair GROUP BY user_id) AS head
-        WINDOW up AS (ORDER BY have / weight ROWS UNBOUNDED PRECEDING)) AS s
+        SELECT ({_FREE} + sum(base) OVER up) / sum(weight) OVER up AS level
+        FROM (SELECT max(have + mean / 2) AS base, max(weight) AS weight FROM pair GROUP BY user_id) AS head
+        WINDOW up AS (ORDER BY base / weight ROWS UNBOUNDED PRECEDING)) AS s
 ), wish AS MATERIALIZED (
-    SELECT *, ceil(greatest((SELECT level FROM share) * weight - have, 0) / cost) AS wanted,
+    SELECT *, ceil(greatest((SELECT level FROM share) * weight - have - mean / 2, 0) / cost) AS wanted,
         least(ceil({_FREE} / cost) + (SELECT count(*) FROM room), $8) + {SPARE} AS most
     FROM (SELECT *, dense_rank() OVER (ORDER BY {_LEVEL.format("have")}, place) AS rank FROM pair) AS p
     WHERE rank <= (
         SELECT least((SELECT sum(ceil(free / least)) FROM room WHERE free > {_ROUNDING}), $8) + {SPARE}
         FROM (SELECT min(cost) AS least FROM pair) AS p)
 ), known AS MATERIALIZED (
-    SELECT w.place, w.user_id, w.attempts, w.cost, w.have, w.weight, t.run_at, t.id, t.n > w.number AS beyond
+    SELECT w.place, w.user_id, w.attempts, w.cost, w.have, w.mean, w.weight, t.run_at, t.id, t.n > w.number AS beyond
     FROM (
         SELECT *, greatest(2, least(most, {SPARE_TASKS} / pairs + ceil(wanted * least(
             1, least($8 * pairs / users, {CANDIDATES}) / greatest(total, 1)))))::int AS number
@@ -172,10 +178,11 @@ WITH RECURSIVE executor AS MATERIALIZED (
             WHERE queue = w.queue AND kind = w.kind AND user_id = w.user_id AND {BACKLOG}
             ORDER BY run_at, id LIMIT w.number + 1) AS t
 ), ranked AS MATERIALIZED (
-    SELECT place, user_id, attempts, cost, run_at, id, beyond,
-        {_LEVEL.format("have + coalesce(sum(cost) OVER before, 0)")} AS level
-    FROM known
-    WINDOW before AS (PARTITION BY user_id ORDER BY run_at, id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
+    SELECT place, user_id, attempts, cost, run_at, id, beyond, {_LEVEL.format("load")} AS level
+    FROM (
+        SELECT *, have + coalesce(sum(cost) OVER before, 0) AS load FROM known
+        WINDOW before AS (PARTITION BY user_id ORDER BY run_at, id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
+    ) AS k
 ), cut AS MATERIALIZED (
     SELECT min(level) AS level FROM ranked WHERE beyond
 ), line AS MATERIALIZED (

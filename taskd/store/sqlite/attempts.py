@@ -18,7 +18,7 @@ LOOK = """
 SELECT id FROM tasks INDEXED BY tasks_held
 WHERE held AND worker = ? AND state = 'queued' AND id NOT IN (SELECT value FROM json_each(?)) ORDER BY id LIMIT ?
 """
-ASSIGNED = f"SELECT username, {columns('t')} FROM tasks t JOIN users u ON u.id = t.user_id WHERE t.id = ?"
+ASSIGNED = f"SELECT username, weight, {columns('t')} FROM tasks t JOIN users u ON u.id = t.user_id WHERE t.id = ?"
 STANDING = """
 SELECT id, dispatch, state IN ('queued', 'running') FROM tasks INDEXED BY tasks_held WHERE held AND worker = ?
 """
@@ -86,12 +86,12 @@ class SqliteAttempts(SqliteDatabase):
         found: list[Assigned] = []
         size = 0
         for key in ids:
-            user, *row = db.execute(ASSIGNED, key).fetchone()
+            user, weight, *row = db.execute(ASSIGNED, key).fetchone()
             task = to_task(row)
             size += len(task.payload)
             if found and size > LOOKED_BYTES:
                 break
-            found.append(Assigned(task, user))
+            found.append(Assigned(task, user, weight))
         return found
 
     @transaction

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from heapq import merge
 from sqlite3 import Cursor
+from statistics import fmean
 
 from taskd.model.tasks import Route, Task
 from taskd.ports.scheduling import Pool, Turn, cost_in
@@ -70,7 +71,7 @@ class SqliteScheduling(SqliteDatabase):
         room, loads, returning = _in_flight(db, pool, costs)
         tasks: list[Task] = []
         if max(room.values(), default=0.0) > NO_ROOM:
-            walk = _walk(db, list(attempts), after_user, loads)
+            walk = _walk(db, list(attempts), after_user, loads, costs)
             picks, after_user = share_out(walk, room, costs, limit, after_user)
             for worker, (_, task_id, route) in picks:
                 tasks.append(to_task(db.execute(ASSIGN, (worker, attempts[route], task_id)).fetchone()))
@@ -108,7 +109,7 @@ def _in_flight(db: Cursor, pool: Pool, costs: Costs) -> tuple[dict[str, float], 
     return room, loads, returning
 
 
-def _walk(db: Cursor, routes: Sequence[Route], after_user: int, loads: Loads) -> Walk:
+def _walk(db: Cursor, routes: Sequence[Route], after_user: int, loads: Loads, costs: Costs) -> Walk:
     """The users with a backlog, in a circle after ``after_user``."""
     found: dict[int, list[Route]] = {}
     complete = True
@@ -121,7 +122,8 @@ def _walk(db: Cursor, routes: Sequence[Route], after_user: int, loads: Loads) ->
     walk = Walk(complete)
     for user, its_routes in found.items():
         waiting = merge(*(_oldest(db, route, user) for route in its_routes))
-        walk.add(user, loads.get(user, 0.0), weights[user], waiting)
+        mean = fmean(cost_in(costs, user, route.kind) for route in its_routes)
+        walk.add(user, loads.get(user, 0.0), mean, weights[user], waiting)
     return walk
 
 

@@ -24,9 +24,10 @@ NO_ROOM = 1e-9
 class _User:
     """A user with a backlog, whose tasks are not read before its turn."""
 
-    def __init__(self, user: int, load: float, weight: float, waiting: Iterator[Waiting]) -> None:
+    def __init__(self, user: int, load: float, mean: float, weight: float, waiting: Iterator[Waiting]) -> None:
         self.id = user
         self.load = load
+        self._mean = mean
         self._weight = weight
         self._waiting = waiting
         self._next: Waiting | None = None
@@ -38,9 +39,13 @@ class _User:
         return task, self._next is not None
 
     def share(self) -> float:
-        """The load by weight: the user with the least is next. Rounded, since the order of additions changes the last
-        digits of equal loads."""
-        return round(self.load, 9) / self._weight
+        """The load and half a task by weight: the user with the least is next. Nobody is before users without load.
+
+        With half a task this is Webster's rule, which favours neither small nor large shares; without it, users with
+        little weight would get more than their share. Source: Balinski, Young, "Fair Representation", 1982. Rounded,
+        since the order of additions changes the last digits of equal loads.
+        """
+        return round((2 * self.load + self._mean) / self._weight, 9) if self.load > NO_ROOM else 0.0
 
 
 class Walk:
@@ -50,9 +55,9 @@ class Walk:
         self.complete = complete
         self.users: list[_User] = []
 
-    def add(self, user: int, load: float, weight: float, waiting: Iterator[Waiting]) -> None:
-        """The next user in the circle."""
-        self.users.append(_User(user, load, weight, waiting))
+    def add(self, user: int, load: float, mean: float, weight: float, waiting: Iterator[Waiting]) -> None:
+        """The next user in the circle. Its tasks cost ``mean`` on average over its routes."""
+        self.users.append(_User(user, load, mean, weight, waiting))
 
 
 def share_out(

@@ -21,15 +21,16 @@ class HoldingTests(StoreCase):
         await self.queued(2, "v")
         await self.create(2)
         [bens] = await self.queued(1, user=self.ben)
+        await self.store.set_weight("ben", 2.5)
         found = await self.store.look("w", [])
-        self.assertEqual(list(found), [Assigned(task, "Ana") for task in mine] + [Assigned(bens, "Ben")])
+        self.assertEqual(list(found), [Assigned(task, "Ana") for task in mine] + [Assigned(bens, "Ben", 2.5)])
         self.assertEqual(await self.look("nobody"), [])
 
     async def test_a_worker_finds_what_a_turn_gave_it(self) -> None:
         [task] = await self.create(payload='{"x":1}')
         turn = await self.turn()
-        [(found, user)] = await self.store.look("w", [])
-        self.assertEqual((found, user), (await self.get(task), "Ana"))
+        [(found, user, weight)] = await self.store.look("w", [])
+        self.assertEqual((found, user, weight), (await self.get(task), "Ana", 1.0))
         self.assertEqual((found.payload, found.dispatch, found.attempt), ('{"x":1}', 1, 1))
         self.assertEqual([t.id for t in turn.tasks], [found.id])
 
