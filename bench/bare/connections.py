@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from txpostgres import txpostgres
 
 from bench.bare.job import Job, fail, reactor
-from taskd.broker.rabbitmq.frames import MAX_FRAME, FrameReader, Handler, publish_frames
+from taskd.broker.rabbitmq.frames import MAX_FRAME, FrameReader, Handler, PublishFrames
 from taskd.store.postgres.connection import SESSION
 from taskd.store.postgres.store import PREPARED
 
@@ -122,7 +122,7 @@ class Hints:
     def __init__(self, amqp: Amqp, channel: Any) -> None:
         self._amqp = amqp
         self._channel = channel
-        self._frames = publish_frames(channel.channel_number, "", HINTS, b"look")
+        self._frames = PublishFrames(channel.channel_number, "", HINTS).of(b"look")
 
     def send(self) -> None:
         """Tell the worker to look."""

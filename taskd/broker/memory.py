@@ -93,6 +93,9 @@ class MemoryBroker:
             self._events.append(batch)
             self._wake()
 
+    def flush(self) -> None:
+        """Nothing is sent."""
+
     def subscribe(self, on_batch: Callable[[bytes], None], on_gap: Callable[[], None]) -> None:
         self._subscribers.append(on_batch)
 

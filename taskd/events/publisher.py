@@ -67,6 +67,10 @@ class Publisher:
         for piece in _pieces(changes, lambda change: change.view):
             self._broker.announce(encode(EventBatch(self._store.installation, self._origin, piece)))
 
+    def flush(self) -> None:
+        """Send at once what was published: somebody waits for it, and this process does more before its next turn."""
+        self._broker.flush()
+
     def publish_returned(self, tasks: Sequence[Task]) -> None:
         """Publish the present states of tasks that this worker has given back because it stops, and tell the owners of
         those that have been given back several times."""

@@ -49,6 +49,9 @@ class IBroker(Interface):
         It is dropped while the broker cannot be reached. All subscribers then get a gap as soon as it can be.
         """
 
+    def flush() -> None:
+        """Send at once what was announced in this turn of the reactor. Without it, it is sent in the next turn."""
+
     def subscribe(on_batch: Callable[[bytes], None], on_gap: Callable[[], None]) -> None:
         """Call ``on_batch`` with every event batch from now on.
 

@@ -152,6 +152,7 @@ class Outcomes:
             if finished is not None and finished.version and outcome is not None:
                 changed.append(_after(held.task, outcome, finished))
         self._publisher.publish(changed)
+        self._publisher.flush()
         for held in ours:
             try:
                 self._finished(found.get(held.task.id), held)

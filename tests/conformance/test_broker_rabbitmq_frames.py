@@ -8,7 +8,7 @@ from typing import Any
 from pika import frame, spec
 from twisted.trial.unittest import SynchronousTestCase
 
-from taskd.broker.rabbitmq.frames import BadFrame, FrameReader, publish_frames
+from taskd.broker.rabbitmq.frames import BadFrame, FrameReader, PublishFrames
 
 
 class FrameTests(SynchronousTestCase):
@@ -29,7 +29,17 @@ class FrameTests(SynchronousTestCase):
         for key, body in (("worker ñ", b"look"), ("", b"x" * 1000)):
             method = spec.Basic.Publish(exchange="hints ñ", routing_key=key)
             expected = self.content(7, method, body, spec.BasicProperties(delivery_mode=1))
-            self.assertEqual(publish_frames(7, "hints ñ", key, body), expected)
+            self.assertEqual(PublishFrames(7, "hints ñ", key).of(body), expected)
+
+    def test_publish_in_several_frames(self) -> None:
+        publish = PublishFrames(7, "e", "k", max_frame=108)
+        for size, pieces in ((0, []), (1, [1]), (100, [100]), (101, [100, 1]), (250, [100, 100, 50])):
+            body = bytes(range(size))
+            method = frame.Method(7, spec.Basic.Publish(exchange="e", routing_key="k")).marshal()
+            header = frame.Header(7, size, spec.BasicProperties(delivery_mode=1)).marshal()
+            starts = [sum(pieces[:n]) for n in range(len(pieces))]
+            expected = [frame.Body(7, body[s : s + n]).marshal() for s, n in zip(starts, pieces, strict=True)]
+            self.assertEqual(publish.of(body), method + header + b"".join(expected))
 
     def test_read_in_any_pieces(self) -> None:
         heartbeat = frame.Heartbeat().marshal()

@@ -217,6 +217,9 @@ class BrokerLink:
         else:
             self._lost_events = True
 
+    def flush(self) -> None:
+        pass
+
     def _fan_out(self, body: bytes, life: int) -> None:
         if life == self._life and self.up:
             for link in self._broker.links:

@@ -95,6 +95,10 @@ class RabbitBroker:
         """Send an event batch to every subscriber."""
         self._outgoing.announce(batch)
 
+    def flush(self) -> None:
+        """Send at once what was announced."""
+        self._outgoing.flush()
+
     def subscribe(self, on_batch: Callable[[bytes], None], on_gap: Callable[[], None]) -> None:
         """Call ``on_batch`` for all events, and ``on_gap`` each time that the subscription starts again."""
         if self._subscription is None:

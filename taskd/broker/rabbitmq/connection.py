@@ -205,6 +205,11 @@ class Connection(Protocol):
         return self.close_reason is None and bool(self._impl.is_open)
 
     @property
+    def max_frame(self) -> int:
+        """The largest frame in bytes, as agreed with RabbitMQ."""
+        return int(self._impl.params.frame_max)
+
+    @property
     def can_publish(self) -> bool:
         """Whether RabbitMQ reads what is published. If it reads slowly, what is sent gathers in memory."""
         return self.is_open and not self.blocked and not self._is_behind()
@@ -249,6 +254,14 @@ class Connection(Protocol):
         """End it at once. Unsent bytes are lost."""
         self._set_close_reason(ConnectionLost(reason, code))
         self.transport.abortConnection()
+
+    def flush(self) -> None:
+        """Send now what is written. Else the transport sends it in the reactor's next turn, after what the rest of this
+        one does. A transport that encrypts does so in any case."""
+        send = getattr(self.transport, "doWrite", None)
+        if send is not None and self.is_open:
+            # an error comes again in the next turn, to the reactor, which closes the connection
+            send()
 
     def close(self) -> None:
         """Close it in order, or abort it after CLOSE_SECONDS. ``closed`` fires at the end."""

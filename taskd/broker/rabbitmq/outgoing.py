@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
 
-from pika import BasicProperties
-from pika.exceptions import AMQPError
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from taskd.broker.rabbitmq.connection import Channel, Connection
-from taskd.broker.rabbitmq.frames import publish_frames
+from taskd.broker.rabbitmq.frames import PublishFrames
 from taskd.broker.rabbitmq.names import BIND_SECONDS, EVENTS, NOTHING, Names, hint_key
 from taskd.broker.rabbitmq.reconnecting import ChannelSupervisor
 
@@ -30,13 +27,12 @@ class Outgoing(ChannelSupervisor):
     """Sends on one channel. If events had to be dropped or may have been lost, a GAP message follows as soon as
     possible. Lost hints need none."""
 
-    _PROPERTIES = BasicProperties(delivery_mode=1)
-
     def __init__(self, clock: IReactorTime, names: Names) -> None:
         super().__init__(clock, "sending")
         self._names = names
         self._channel: Channel | None = None
         self._exchange = ""
+        self._events: PublishFrames | None = None
         self._frames: dict[tuple[str, bool], bytes] = {}
         self._gap = False
         self._used: Connection | None = None
@@ -53,6 +49,7 @@ class Outgoing(ChannelSupervisor):
         await self._names.consume(channel, "sender", NOTHING, _ignore, {})
         self._channel = channel
         self._exchange = self._names.exchange
+        self._events = PublishFrames(channel.number, self._exchange, EVENTS, channel.connection.max_frame)
         self._frames.clear()
         channel.connection.on_blocked.append(self._publish_gap)
         # RabbitMQ reports an alarm only to connections that have published. No queue gets this message.
@@ -83,7 +80,7 @@ class Outgoing(ChannelSupervisor):
             self._publish_gap()
 
     def hint(self, workers: Iterable[str], orders: bool) -> None:
-        """Send a hint to each of these workers, all in one write, or drop them while that is not possible."""
+        """Send a hint to each of these workers at once, or drop them while that is not possible."""
         channel = self._channel
         if channel is None or channel.close_reason is not None or not self.can_send:
             return
@@ -95,19 +92,25 @@ class Outgoing(ChannelSupervisor):
             frames = known.get((worker, orders))
             if frames is None:
                 body = ORDERS if orders else LOOK
-                frames = known[worker, orders] = publish_frames(channel.number, self._exchange, hint_key(worker), body)
+                publish = PublishFrames(channel.number, self._exchange, hint_key(worker))
+                frames = known[worker, orders] = publish.of(body)
             pieces.append(frames)
         channel.connection.transport.write(b"".join(pieces))
+        channel.connection.flush()
 
     def announce(self, body: bytes) -> None:
         """Send an event batch to all subscribers, or drop it while that is not possible."""
-        if not self.can_send:
+        channel = self._channel
+        if channel is None or channel.close_reason is not None or not self.can_send:
             self._gap = True
             return
-        assert self._channel is not None
-        # pika raises if the channel has just closed; channel_closed then records the gap
-        with suppress(AMQPError):
-            self._channel.raw.basic_publish(self._exchange, EVENTS, body, self._PROPERTIES)
+        assert self._events is not None
+        channel.connection.transport.write(self._events.of(body))
+
+    def flush(self) -> None:
+        """Send now what was announced, not in the reactor's next turn."""
+        if self._channel is not None:
+            self._channel.connection.flush()
 
     def _publish_gap(self, _: str | None = None) -> None:
         if self._gap:
