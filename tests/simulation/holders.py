@@ -212,6 +212,7 @@ class Holders:
         elif holder.state == "deleted":
             # a registration that was counted as lost has come after the worker's end: only its silence tells
             holder.state, holder.changed, holder.beat = "serving", self._now(), self._now()
+            holder.untold = True
 
     def beaten(self, name: str) -> None:
         """The database has stored a beat."""
