@@ -15,28 +15,123 @@ CREATE TABLE users (
     password     text NOT NULL,
     -- in bounds that no division by it leaves
     weight       double precision NOT NULL DEFAULT 1 CHECK (weight BETWEEN 1e-6 AND 1e6),
-    created_at   timestamptz NOT NULL DEFAULT now()
+    role         text NOT NULL DEFAULT 'user' CHECK (role IN ('user', 'operator', 'admin')),
+    created_at   timestamptz NOT NULL DEFAULT now(),
+    disabled_at  timestamptz,
+    deleted_at   timestamptz,
+    purged_at    timestamptz,
+    code_hash    bytea,
+    code_until   timestamptz
 );
+CREATE INDEX users_deleted ON users (id) WHERE deleted_at IS NOT NULL AND purged_at IS NULL;
 COMMENT ON TABLE users IS 'Accounts. A user owns tasks and sees no tasks of other users.';
 COMMENT ON COLUMN users.id IS 'Is never used again for another user.';
 COMMENT ON COLUMN users.username IS 'As the user wrote it, in Unicode normal form KC.';
 COMMENT ON COLUMN users.username_key IS 'The case-folded username: unique, and used to find the user.';
-COMMENT ON COLUMN users.password IS 'A bcrypt hash.';
+COMMENT ON COLUMN users.password IS 'A bcrypt hash. Empty until the user has set a password with a one-time code.';
 COMMENT ON COLUMN users.weight IS 'The share of slots that the user gets, compared with the weights of the others.';
+COMMENT ON COLUMN users.role IS 'user; operator: sees all tasks and workers; admin: may do everything.';
 COMMENT ON COLUMN users.created_at IS 'When the user registered.';
+COMMENT ON COLUMN users.disabled_at IS 'Since when the user may do nothing; NULL for others.';
+COMMENT ON COLUMN users.deleted_at IS 'When the account was deleted. The row stays so that its id is never used again; the key is a space and the id, name and password are empty.';
+COMMENT ON COLUMN users.purged_at IS 'When the last task of the deleted account was deleted.';
+COMMENT ON COLUMN users.code_hash IS 'A hash of the one-time code with which the user may set a password.';
+COMMENT ON COLUMN users.code_until IS 'When that code expires.';
+COMMENT ON INDEX users_deleted IS 'Deleted accounts, whose tasks are deleted in batches.';
 
 CREATE TABLE sessions (
     token_hash bytea PRIMARY KEY,
+    id         bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
     user_id    bigint NOT NULL REFERENCES users (id) ON DELETE CASCADE,
     created_at timestamptz NOT NULL DEFAULT now(),
-    expires_at timestamptz NOT NULL
+    used_at    timestamptz NOT NULL DEFAULT now(),
+    expires_at timestamptz NOT NULL,
+    address    text NOT NULL DEFAULT '',
+    name       text,
+    ending     text,
+    scopes     json
 );
 CREATE INDEX sessions_user ON sessions (user_id);
-COMMENT ON TABLE sessions IS 'Logins that outlive their connection.';
+CREATE INDEX sessions_expiry ON sessions (expires_at);
+COMMENT ON TABLE sessions IS 'Logins that outlive their connection, and API tokens.';
+COMMENT ON COLUMN sessions.id IS 'Names it for its owner, who does not see the hash.';
+COMMENT ON COLUMN sessions.used_at IS 'When it was last used, to about an hour.';
+COMMENT ON COLUMN sessions.address IS 'From where the user logged in.';
+COMMENT ON COLUMN sessions.name IS 'What the owner calls an API token; NULL for a login.';
+COMMENT ON COLUMN sessions.ending IS 'The last characters of an API token.';
+COMMENT ON COLUMN sessions.scopes IS 'What an API token allows, a list of texts; NULL: everything.';
 COMMENT ON COLUMN sessions.token_hash IS 'A hash of the token, so that nobody can log in with a copy of this table.';
 COMMENT ON COLUMN sessions.user_id IS 'The user who logged in.';
 COMMENT ON COLUMN sessions.created_at IS 'When the user logged in.';
 COMMENT ON COLUMN sessions.expires_at IS 'When the token expires.';
+
+CREATE TABLE invitations (
+    token_hash bytea PRIMARY KEY,
+    id         bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
+    uses_left  integer NOT NULL CHECK (uses_left >= 0),
+    created_by text NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    expires_at timestamptz NOT NULL
+);
+COMMENT ON TABLE invitations IS 'Who has one may register while registration is by invitation.';
+COMMENT ON COLUMN invitations.token_hash IS 'A hash of the invitation.';
+COMMENT ON COLUMN invitations.id IS 'Names it for admins, who do not see the hash.';
+COMMENT ON COLUMN invitations.uses_left IS 'How many accounts may still be created with it.';
+COMMENT ON COLUMN invitations.created_by IS 'The name of the admin who made it.';
+COMMENT ON COLUMN invitations.created_at IS 'When it was made.';
+COMMENT ON COLUMN invitations.expires_at IS 'When it expires.';
+
+CREATE TABLE devices (
+    user_id bigint NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    network text NOT NULL,
+    seen_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (user_id, network)
+);
+CREATE INDEX devices_seen ON devices (seen_at);
+COMMENT ON TABLE devices IS 'From where users have logged in lately. A flood of guesses does not delay them there.';
+COMMENT ON COLUMN devices.user_id IS 'The user.';
+COMMENT ON COLUMN devices.network IS 'The address, of IPv6 its first 64 bits.';
+COMMENT ON COLUMN devices.seen_at IS 'When the user last logged in from there.';
+
+CREATE TABLE audit (
+    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at         timestamptz NOT NULL DEFAULT now(),
+    action     text NOT NULL,
+    outcome    text NOT NULL,
+    actor_id   bigint NOT NULL,
+    actor      text NOT NULL,
+    subject_id bigint NOT NULL,
+    subject    text NOT NULL,
+    address    text,
+    number     integer NOT NULL DEFAULT 1,
+    details    text
+);
+CREATE INDEX audit_at ON audit (at);
+CREATE INDEX audit_subject ON audit (subject, at);
+COMMENT ON TABLE audit IS 'Who did what to which account, from where, with which outcome. Rows are never changed.';
+COMMENT ON COLUMN audit.id IS 'Grows with time, but for transactions that overlap.';
+COMMENT ON COLUMN audit.at IS 'When it happened, or when the minute of a counted row ended.';
+COMMENT ON COLUMN audit.action IS 'What was done: the name of an action of the protocol or of taskadmin.';
+COMMENT ON COLUMN audit.outcome IS 'ok, or the code of the error.';
+COMMENT ON COLUMN audit.actor_id IS 'Who did it, users.id; 0 if nobody was logged in.';
+COMMENT ON COLUMN audit.actor IS 'The name of that user, or of the machine''s administrator.';
+COMMENT ON COLUMN audit.subject_id IS 'To whom, users.id; 0 if there is no such user.';
+COMMENT ON COLUMN audit.subject IS 'The key of that user''s name, also if there is no such user.';
+COMMENT ON COLUMN audit.address IS 'The address of the client; NULL for a local one without an address.';
+COMMENT ON COLUMN audit.number IS 'How often, in the minute before: refused logins have one row an account, address and minute.';
+COMMENT ON COLUMN audit.details IS 'What changed, one line.';
+
+-- The daemons' role may only insert into the audit; old rows go by this function, which belongs to the owner.
+CREATE FUNCTION forget_audit(days double precision) RETURNS bigint
+LANGUAGE sql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+    WITH gone AS (
+        DELETE FROM audit WHERE id IN (
+            SELECT id FROM audit WHERE at < now() - make_interval(secs => greatest(days, 1) * 86400)
+            ORDER BY at LIMIT 10000)
+        RETURNING id)
+    SELECT count(*) FROM gone
+$$;
+COMMENT ON FUNCTION forget_audit IS 'Deletes up to 10,000 rows of the audit that are older than so many days, at least one.';
 
 CREATE TABLE tasks (
     id            bigint GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY,

@@ -16,17 +16,68 @@ CREATE TABLE users (
     username_key TEXT NOT NULL UNIQUE,              -- the case-folded username: unique, and used to find the user
     password     TEXT NOT NULL,                     -- a bcrypt hash
     weight       REAL NOT NULL DEFAULT 1 CHECK (weight > 0), -- the share of slots, compared with the weights of the others
-    created_at   INTEGER NOT NULL                   -- when the user registered
+    role         TEXT NOT NULL DEFAULT 'user'       -- operator: sees all tasks and workers; admin: may do everything
+        CHECK (role IN ('user', 'operator', 'admin')),
+    created_at   INTEGER NOT NULL,                  -- when the user registered
+    disabled_at  INTEGER,                           -- since when the user may do nothing; NULL for others
+    deleted_at   INTEGER,                           -- when the account was deleted; the key is a space and the id, name and password are empty
+    purged_at    INTEGER,                           -- when the last task of the deleted account was deleted
+    code_hash    BLOB,                              -- a hash of the one-time code with which the user may set a password
+    code_until   INTEGER                            -- when that code expires
 );
+CREATE INDEX users_deleted ON users (id) WHERE deleted_at IS NOT NULL AND purged_at IS NULL;
 
--- Logins that outlive their connection.
+-- Logins that outlive their connection, and API tokens.
 CREATE TABLE sessions (
-    token_hash BLOB PRIMARY KEY,                    -- a hash of the token, so that nobody can log in with a copy of this table
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,   -- names it for its owner, who does not see the hash
+    token_hash BLOB NOT NULL UNIQUE,                -- a hash of the token, so that nobody can log in with a copy of this table
     user_id    INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE, -- the user who logged in
     created_at INTEGER NOT NULL,                    -- when the user logged in
-    expires_at INTEGER NOT NULL                     -- when the token expires
-) WITHOUT ROWID;
+    used_at    INTEGER NOT NULL,                    -- when it was last used, to about an hour
+    expires_at INTEGER NOT NULL,                    -- when the token expires
+    address    TEXT NOT NULL DEFAULT '',            -- from where the user logged in
+    name       TEXT,                                -- what the owner calls an API token; NULL for a login
+    ending     TEXT,                                -- the last characters of an API token
+    scopes     TEXT                                 -- what an API token allows, a JSON list of texts; NULL: everything
+);
 CREATE INDEX sessions_user ON sessions (user_id);
+CREATE INDEX sessions_expiry ON sessions (expires_at);
+
+-- Who has one may register while registration is by invitation.
+CREATE TABLE invitations (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,   -- names it for admins, who do not see the hash
+    token_hash BLOB NOT NULL UNIQUE,                -- a hash of the invitation
+    uses_left  INTEGER NOT NULL CHECK (uses_left >= 0), -- how many accounts may still be created with it
+    created_by TEXT NOT NULL,                       -- the name of the admin who made it
+    created_at INTEGER NOT NULL,                    -- when it was made
+    expires_at INTEGER NOT NULL                     -- when it expires
+);
+
+-- From where users have logged in lately. A flood of guesses does not delay them there.
+CREATE TABLE devices (
+    user_id INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE, -- the user
+    network TEXT NOT NULL,                          -- the address, of IPv6 its first 64 bits
+    seen_at INTEGER NOT NULL,                       -- when the user last logged in from there
+    PRIMARY KEY (user_id, network)
+) WITHOUT ROWID;
+CREATE INDEX devices_seen ON devices (seen_at);
+
+-- Who did what to which account, from where, with which outcome. Rows are never changed.
+CREATE TABLE audit (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,   -- grows with time
+    at         INTEGER NOT NULL,                    -- when it happened, or when the minute of a counted row ended
+    action     TEXT NOT NULL,                       -- what was done: the name of an action of the protocol or of taskadmin
+    outcome    TEXT NOT NULL,                       -- ok, or the code of the error
+    actor_id   INTEGER NOT NULL,                    -- who did it, users.id; 0 if nobody was logged in
+    actor      TEXT NOT NULL,                       -- the name of that user, or of the machine's administrator
+    subject_id INTEGER NOT NULL,                    -- to whom, users.id; 0 if there is no such user
+    subject    TEXT NOT NULL,                       -- the key of that user's name, also if there is no such user
+    address    TEXT,                                -- the address of the client; NULL for a local one without an address
+    number     INTEGER NOT NULL DEFAULT 1,          -- how often, in the minute before: refused logins have one row an account, address and minute
+    details    TEXT                                 -- what changed, one line
+);
+CREATE INDEX audit_at ON audit (at);
+CREATE INDEX audit_subject ON audit (subject, at);
 
 -- Every task and its state: the source of truth. Broker messages are only hints about it.
 CREATE TABLE tasks (

@@ -91,6 +91,10 @@ class Publisher:
         """Publish that in these routes due tasks wait or slots are free, which no change tells of."""
         self._broker.announce(encode(EventBatch(self._store.installation, self._origin, routes=sorted(set(routes)))))
 
+    def publish_rights(self, user_ids: Iterable[int]) -> None:
+        """Publish that the rights of these users have changed, or that some of their sessions have ended."""
+        self._broker.announce(encode(EventBatch(self._store.installation, self._origin, rights=sorted(set(user_ids)))))
+
     def _deliver(self, hub: Hub) -> None:
         changes, self._for_hub = self._for_hub, []
         hub.deliver(changes)

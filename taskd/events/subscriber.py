@@ -15,7 +15,8 @@ from taskd.ports.broker import IBroker
 class Subscriber:
     """``origin`` is the name of this process: it skips its own batches. ``on_changes`` gets the changes that others
     made, ``on_routes`` the routes in which others say that there may be something to do. ``on_workers`` is called when
-    a worker has started, stopped, or serves other kinds than before, ``on_gap`` when batches may have been lost."""
+    a worker has started, stopped, or serves other kinds than before, ``on_gap`` when batches may have been lost.
+    ``on_rights`` gets the users whose rights have changed."""
 
     _log = Logger()
 
@@ -28,6 +29,7 @@ class Subscriber:
         on_workers: Callable[[], None],
         on_routes: Callable[[Sequence[tuple[str, str]]], None],
         on_gap: Callable[[], None],
+        on_rights: Callable[[Sequence[int]], None] = lambda _: None,
     ) -> None:
         self._broker = broker
         self._hub = hub
@@ -38,6 +40,7 @@ class Subscriber:
         self._on_workers = on_workers
         self._on_routes = on_routes
         self._on_gap = on_gap
+        self._on_rights = on_rights
         self._warned = False
         self._refused = False
 
@@ -69,6 +72,8 @@ class Subscriber:
             self._on_workers()
         if batch.routes:
             self._on_routes(batch.routes)
+        if batch.rights:
+            self._on_rights(batch.rights)
         if batch.outputs:
             self._hub.deliver_outputs(batch.outputs)
         if batch.changes:

@@ -113,6 +113,10 @@ class KeyTaken(Conflict):
     """Another request has just stored a task with this key. The server looks it up; clients never see this error."""
 
 
+class LastAdmin(Conflict):
+    """Nobody would be left who may change accounts."""
+
+
 class NoUser(NotFound):
     """No user has this username."""
 

@@ -36,6 +36,14 @@ MAX_USERNAME_CHARS = 64
 
 MIN_PASSWORD_BYTES = 8
 
+MAX_TOKEN_NAME_CHARS = 64
+
+MAX_TOKEN_DAYS = 365
+
+MAX_INVITATION_DAYS = 365
+
+MAX_INVITATION_USES = 10_000
+
 MAX_PASSWORD_BYTES = 72
 """bcrypt uses only the first 72 bytes; it would cut a longer password silently."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import unicodedata
 
 import msgspec
@@ -14,11 +15,22 @@ _MAX_RAW_USERNAME = 4 * MAX_USERNAME_CHARS
 """The limit before normalisation, which joins up to four characters and takes quadratic time on long texts."""
 
 
+class Role(enum.Enum):
+    """What a user may do beside their own tasks. An operator sees all users' tasks and workers and changes nothing of
+    them; an admin may do everything."""
+
+    USER = "user"
+    OPERATOR = "operator"
+    ADMIN = "admin"
+
+
 class User(msgspec.Struct, frozen=True):
     """An account without its password hash, which only the store and taskd.api.accounts see."""
 
     id: int
     username: str
+    role: Role = Role.USER
+    disabled: bool = False
 
 
 def normalize_username(raw: str) -> tuple[str, str]:

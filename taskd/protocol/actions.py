@@ -20,7 +20,21 @@ class Access(enum.Enum):
     ANYONE = "anyone"
     LOCAL = "anyone on the server's own machine"
     USER = "a logged-in user"
+    OPERATOR = "a logged-in operator or admin"
     ADMIN = "a logged-in admin"
+
+
+class Scope(enum.Enum):
+    """What an API token must allow for an action."""
+
+    NONE = ""
+    """Nothing: any token will do."""
+    READ = "tasks:read"
+    WRITE = "tasks:write"
+    SUBMIT = "submit"
+    """`tasks:write`, or `submit:KIND` for each kind that the request names."""
+    ACCOUNT = "account"
+    """No token will do, only a login."""
 
 
 class Theme(enum.Enum):
@@ -28,6 +42,7 @@ class Theme(enum.Enum):
 
     SERVER = "server"
     ACCOUNTS = "accounts"
+    ADMIN = "admin"
     TASKS = "tasks"
     LOGS = "logs"
     LIVE = "live"
@@ -45,6 +60,7 @@ class Action:
     summary: str
     summary_es: str
     exclusive: bool = False
+    scope: Scope = Scope.READ
 
 
 _ALL = (
@@ -55,6 +71,7 @@ _ALL = (
         Access.ANYONE,
         "Name the server and its limits.",
         "Decir quién es el servidor y sus límites.",
+        scope=Scope.NONE,
     ),
     Action(
         "ping",
@@ -63,6 +80,7 @@ _ALL = (
         Access.ANYONE,
         "Check that the server answers.",
         "Comprobar que el servidor responde.",
+        scope=Scope.NONE,
     ),
     Action(
         "health",
@@ -71,6 +89,7 @@ _ALL = (
         Access.LOCAL,
         "Say whether the server can do its work.",
         "Decir si el servidor puede trabajar.",
+        scope=Scope.NONE,
     ),
     Action(
         "register",
@@ -80,6 +99,7 @@ _ALL = (
         "Create an account.",
         "Crear una cuenta.",
         exclusive=True,
+        scope=Scope.NONE,
     ),
     Action(
         "login",
@@ -89,6 +109,7 @@ _ALL = (
         "Log this connection in.",
         "Iniciar sesión en esta conexión.",
         exclusive=True,
+        scope=Scope.NONE,
     ),
     Action(
         "logout",
@@ -98,6 +119,7 @@ _ALL = (
         "Log this connection out and forget its token.",
         "Cerrar la sesión y olvidar su token.",
         exclusive=True,
+        scope=Scope.NONE,
     ),
     Action(
         "whoami",
@@ -106,6 +128,7 @@ _ALL = (
         Access.USER,
         "Name the logged-in user.",
         "Decir quién ha iniciado sesión.",
+        scope=Scope.NONE,
     ),
     Action(
         "set_weight",
@@ -114,6 +137,154 @@ _ALL = (
         Access.ADMIN,
         "Set how large a user's share of the slots is.",
         "Fijar la parte de los puestos que recibe un usuario.",
+        scope=Scope.ACCOUNT,
+    ),
+    Action(
+        "change_password",
+        Theme.ACCOUNTS,
+        m.ChangePassword,
+        Access.USER,
+        "Change the password and end all other sessions.",
+        "Cambiar la contraseña y cerrar las demás sesiones.",
+        exclusive=True,
+        scope=Scope.ACCOUNT,
+    ),
+    Action(
+        "set_password",
+        Theme.ACCOUNTS,
+        m.SetPassword,
+        Access.ANYONE,
+        "Set the password with a one-time code.",
+        "Fijar la contraseña con un código de un solo uso.",
+        exclusive=True,
+        scope=Scope.NONE,
+    ),
+    Action(
+        "delete_account",
+        Theme.ACCOUNTS,
+        m.DeleteAccount,
+        Access.USER,
+        "Delete one's own account with all its tasks.",
+        "Eliminar la cuenta propia con todas sus tareas.",
+        exclusive=True,
+        scope=Scope.ACCOUNT,
+    ),
+    Action(
+        "sessions",
+        Theme.ACCOUNTS,
+        m.Nothing,
+        Access.USER,
+        "List one's own sessions and API tokens.",
+        "Ver las sesiones y los tokens propios.",
+        scope=Scope.ACCOUNT,
+    ),
+    Action(
+        "end_session",
+        Theme.ACCOUNTS,
+        m.OneSession,
+        Access.USER,
+        "End one of one's own sessions or API tokens.",
+        "Cerrar una sesión o un token propios.",
+        scope=Scope.ACCOUNT,
+    ),
+    Action(
+        "end_sessions",
+        Theme.ACCOUNTS,
+        m.EndSessions,
+        Access.USER,
+        "End all of one's own sessions and API tokens.",
+        "Cerrar todas las sesiones y los tokens propios.",
+        scope=Scope.ACCOUNT,
+    ),
+    Action(
+        "new_token",
+        Theme.ACCOUNTS,
+        m.NewToken,
+        Access.USER,
+        "Make an API token for a program.",
+        "Crear un token para un programa.",
+        scope=Scope.ACCOUNT,
+    ),
+    Action(
+        "users",
+        Theme.ADMIN,
+        m.Users,
+        Access.ADMIN,
+        "List the users.",
+        "Ver los usuarios.",
+        scope=Scope.ACCOUNT,
+    ),
+    Action(
+        "set_role",
+        Theme.ADMIN,
+        m.SetRole,
+        Access.ADMIN,
+        "Make a user an operator or an admin, or neither.",
+        "Hacer a un usuario operador o administrador, o ninguno.",
+        scope=Scope.ACCOUNT,
+    ),
+    Action(
+        "set_disabled",
+        Theme.ADMIN,
+        m.SetDisabled,
+        Access.ADMIN,
+        "Disable a user, or enable it again.",
+        "Bloquear a un usuario o desbloquearlo.",
+        scope=Scope.ACCOUNT,
+    ),
+    Action(
+        "reset_password",
+        Theme.ADMIN,
+        m.OneUser,
+        Access.ADMIN,
+        "Make a one-time code with which a user sets a new password.",
+        "Crear un código de un solo uso para que un usuario fije su contraseña.",
+        scope=Scope.ACCOUNT,
+    ),
+    Action(
+        "end_user_sessions",
+        Theme.ADMIN,
+        m.OneUser,
+        Access.ADMIN,
+        "End all sessions and API tokens of a user.",
+        "Cerrar todas las sesiones y los tokens de un usuario.",
+        scope=Scope.ACCOUNT,
+    ),
+    Action(
+        "invite",
+        Theme.ADMIN,
+        m.Invite,
+        Access.ADMIN,
+        "Make an invitation to register.",
+        "Crear una invitación para registrarse.",
+        scope=Scope.ACCOUNT,
+    ),
+    Action(
+        "invitations",
+        Theme.ADMIN,
+        m.Nothing,
+        Access.ADMIN,
+        "List the invitations.",
+        "Ver las invitaciones.",
+        scope=Scope.ACCOUNT,
+    ),
+    Action(
+        "end_invitation",
+        Theme.ADMIN,
+        m.EndInvitation,
+        Access.ADMIN,
+        "Withdraw an invitation.",
+        "Retirar una invitación.",
+        scope=Scope.ACCOUNT,
+    ),
+    Action(
+        "audit",
+        Theme.ADMIN,
+        m.GetAudit,
+        Access.ADMIN,
+        "Show who did what to which account.",
+        "Ver quién hizo qué en qué cuenta.",
+        scope=Scope.ACCOUNT,
     ),
     Action(
         "new_task",
@@ -122,6 +293,7 @@ _ALL = (
         Access.USER,
         "Submit a task.",
         "Crear una tarea.",
+        scope=Scope.SUBMIT,
     ),
     Action(
         "new_tasks",
@@ -130,6 +302,7 @@ _ALL = (
         Access.USER,
         "Submit up to 1,000 tasks, all or none.",
         "Crear hasta 1.000 tareas, todas o ninguna.",
+        scope=Scope.SUBMIT,
     ),
     Action(
         "get_tasks",
@@ -154,6 +327,7 @@ _ALL = (
         Access.USER,
         "Cancel a task, even if it is already running.",
         "Cancelar una tarea, aunque ya se esté ejecutando.",
+        scope=Scope.WRITE,
     ),
     Action(
         "retry_task",
@@ -162,6 +336,7 @@ _ALL = (
         Access.USER,
         "Run a failed or cancelled task again.",
         "Volver a ejecutar una tarea fallida o cancelada.",
+        scope=Scope.WRITE,
     ),
     Action(
         "explain",

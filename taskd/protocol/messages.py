@@ -15,7 +15,16 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, structs
 
 from taskd.model.invalid import IN_PAYLOAD
-from taskd.model.limits import MAX_ATTEMPTS, MAX_DELAY_SECONDS, MAX_TIMEOUT_SECONDS, MAX_WEIGHT, MIN_WEIGHT
+from taskd.model.limits import (
+    MAX_ATTEMPTS,
+    MAX_DELAY_SECONDS,
+    MAX_INVITATION_DAYS,
+    MAX_INVITATION_USES,
+    MAX_TIMEOUT_SECONDS,
+    MAX_TOKEN_DAYS,
+    MAX_WEIGHT,
+    MIN_WEIGHT,
+)
 from taskd.model.tasks import DEFAULT_KIND
 from taskd.protocol import limits
 
@@ -41,13 +50,95 @@ class Nothing(Struct):
 
 class Register(Struct):
     username: Annotated[str, Meta(description="1 to 64 characters; upper and lower case count as the same.")]
-    password: Annotated[str, Meta(description="8 to 72 bytes in UTF-8.")]
+    password: Annotated[str, Meta(description="8 to 72 bytes in UTF-8, and not a common one.")]
+    invitation: Annotated[str | None, Meta(description="An invitation, where registration is only by invitation.")] = (
+        None
+    )
+
+
+class ChangePassword(Struct):
+    password: Annotated[str, Meta(description="The present password.")]
+    new_password: Annotated[str, Meta(description="8 to 72 bytes in UTF-8, and not a common one.")]
+
+
+class SetPassword(Struct):
+    username: Annotated[str, Meta(description="Whose password to set.")]
+    code: Annotated[str, Meta(description="A one-time code from an admin.")]
+    new_password: Annotated[str, Meta(description="8 to 72 bytes in UTF-8, and not a common one.")]
+
+
+class DeleteAccount(Struct):
+    password: Annotated[str, Meta(description="The present password.")]
+
+
+class OneSession(Struct):
+    session_id: Annotated[int, Meta(description="The `id` of a session or an API token in `sessions`.")]
+
+
+class EndSessions(Struct):
+    keep_this: Annotated[bool, Meta(description="Whether this connection's own session stays.")] = True
+
+
+class NewToken(Struct):
+    name: Annotated[str, Meta(description="What the token is for: 1 to 64 characters.")]
+    days: Annotated[float, Meta(gt=0, le=MAX_TOKEN_DAYS, description="Days until it expires, at most 365.")] = 90.0
+    scopes: Annotated[
+        list[str] | None,
+        Meta(
+            description="What it allows: `tasks:read`, `tasks:write`, `submit:KIND` for a kind. Default: everything but"
+            " what changes the account."
+        ),
+    ] = None
+
+
+class OneUser(Struct):
+    username: Annotated[str, Meta(description="Whose account.")]
+
+
+class Users(Struct):
+    limit: Annotated[int, Meta(ge=1, le=limits.MAX_PAGE, description="Users per page, at most 500.")] = (
+        limits.DEFAULT_PAGE
+    )
+    cursor: Annotated[str | None, Meta(description="The `cursor` of the previous page.")] = None
+
+
+class SetRole(Struct):
+    username: Annotated[str, Meta(description="Whose role to set.")]
+    role: Annotated[str, Meta(description="`user`, `operator` or `admin`.")]
+
+
+class SetDisabled(Struct):
+    username: Annotated[str, Meta(description="Whom to disable, or to enable again.")]
+    disabled: Annotated[bool, Meta(description="True to disable.")]
+
+
+class Invite(Struct):
+    uses: Annotated[
+        int, Meta(ge=1, le=MAX_INVITATION_USES, description="How many accounts may be created with it.")
+    ] = 1
+    days: Annotated[float, Meta(gt=0, le=MAX_INVITATION_DAYS, description="Days until it expires, at most 365.")] = 7.0
+
+
+class EndInvitation(Struct):
+    invitation_id: Annotated[int, Meta(description="The `id` of an invitation in `invitations`.")]
+
+
+class GetAudit(Struct):
+    username: Annotated[str | None, Meta(description="Only rows that this user did or suffered.")] = None
+    action_name: Annotated[str | None, Meta(description="Only rows of this action, such as `login`.")] = None
+    limit: Annotated[int, Meta(ge=1, le=limits.MAX_PAGE, description="Rows per page, at most 500.")] = (
+        limits.DEFAULT_PAGE
+    )
+    cursor: Annotated[str | None, Meta(description="The `cursor` of the previous page.")] = None
 
 
 class Login(Struct):
     username: Annotated[str | None, Meta(description="Together with `password`.")] = None
     password: Annotated[str | None, Meta(description="Together with `username`.")] = None
-    token: Annotated[str | None, Meta(description="From an earlier login, instead of username and password.")] = None
+    token: Annotated[
+        str | None,
+        Meta(description="From an earlier login, or an API token, instead of username and password."),
+    ] = None
 
 
 class SetWeight(Struct):
@@ -127,6 +218,9 @@ class GetTasks(Struct):
         ),
     ] = None
     kind: Annotated[str | None, Meta(description="Only tasks of this kind.")] = None
+    username: Annotated[
+        str | None, Meta(description="Tasks of this user instead of one's own; for operators and admins.")
+    ] = None
     limit: Annotated[int, Meta(ge=1, le=limits.MAX_PAGE, description="Tasks per page, at most 500.")] = (
         limits.DEFAULT_PAGE
     )

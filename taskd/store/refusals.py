@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from taskd.model.errors import BadRequest, Conflict, KeyTaken, NotFound, Unavailable, UsernameInUse
+from taskd.model.errors import (
+    AuthRequired,
+    BadRequest,
+    Conflict,
+    Forbidden,
+    KeyTaken,
+    LastAdmin,
+    NotFound,
+    Unavailable,
+    UsernameInUse,
+)
 from taskd.model.states import State
 from taskd.model.tasks import Task
 
@@ -42,6 +52,21 @@ def closed() -> Unavailable:
 def username_in_use(username: str) -> UsernameInUse:
     """Another user has this name."""
     return UsernameInUse(f"the username {username} is taken; choose another", field="username")
+
+
+def invitation_refused() -> Forbidden:
+    """An invitation that is unknown, expired or used up."""
+    return Forbidden("this invitation is not valid, or no longer; ask for a new one", field="invitation")
+
+
+def last_admin(username: str) -> LastAdmin:
+    """This is the only admin who can act."""
+    return LastAdmin(f"{username} is the last admin; make somebody else an admin first", field="username")
+
+
+def account_ended() -> AuthRequired:
+    """The account was disabled or deleted while somebody logged in."""
+    return AuthRequired("the account was disabled or deleted; ask an admin")
 
 
 def key_taken() -> KeyTaken:
