@@ -114,7 +114,7 @@ class AccountActions:
 
     async def new_token(self, principal: Principal, subscriptions: Subscriptions, request: m.NewToken) -> Reply:
         session, token = await self._accounts.new_token(principal, request.name, request.days, request.scopes)
-        return Reply({"status": "success", "id": session.id, "token": token, "expires_at": session.expires_at})
+        return Reply({"status": "success", "session_id": session.id, "token": token, "expires_at": session.expires_at})
 
     def _announce(self, user_id: int) -> None:
         self._rights.changed([user_id])

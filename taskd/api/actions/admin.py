@@ -68,7 +68,12 @@ class AdminActions:
 
     async def invite(self, principal: Principal, subscriptions: Subscriptions, request: m.Invite) -> Reply:
         number, invitation = await self._accounts.invite(principal, request.uses, request.days)
-        fields = {"id": number, "invitation": invitation, "uses": request.uses, "expires_in": request.days * 86_400}
+        fields = {
+            "invitation_id": number,
+            "invitation": invitation,
+            "uses": request.uses,
+            "expires_in": request.days * 86_400,
+        }
         return Reply({"status": "success", **fields})
 
     async def invitations(self, principal: Principal, subscriptions: Subscriptions, request: m.Nothing) -> Reply:
