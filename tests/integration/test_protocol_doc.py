@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from taskd.api.subscriptions import SESSION_ENDED
 from taskd.events import watch_hub
 from taskd.events.records import log_event, progress_event, returned_event
 from taskd.model import errors
 from taskd.model.states import SHOWN_STATES, STATUSES, State
 from taskd.model.tasks import Task
 from taskd.protocol import docs
-from taskd.protocol.actions import ACTIONS
+from taskd.protocol.actions import ACTIONS, Scope
 from taskd.protocol.views import AttemptView, TaskView
 from taskd.scheduling import estimate, explain
 from taskd.scheduling.served_kinds import ServedKind
@@ -31,10 +32,33 @@ ROOT = Path(__file__).resolve().parents[2]
 PATH = ROOT / "docs" / "protocol.md"
 PAGE = PATH.read_text("utf-8")
 
-ID_KEYS = {"token", "cursor", "user_id", "task_id", "task_ids", "duplicates"}
-"""Fields whose values differ from run to run, but mean the same wherever they occur. A task's ``id`` is one too."""
+KINDS = {
+    "token": "token",
+    "cursor": "cursor",
+    "user_id": "user",
+    "task_id": "task",
+    "task_ids": "task",
+    "duplicates": "task",
+    "session_id": "session",
+    "invitation_id": "invitation",
+    "invitation": "invitation text",
+    "one_time_code": "one-time code",
+    "audit_id": "audit",
+}
+"""Fields whose values differ from run to run, but mean the same wherever they occur, and what they mean. See
+:func:`_key` for those whose name has several meanings."""
 
-TIME_KEYS = {"created_at", "run_at", "started_at", "finished_at", "ended_at", "since", "at"}
+TIME_KEYS = {
+    "created_at",
+    "run_at",
+    "started_at",
+    "finished_at",
+    "ended_at",
+    "since",
+    "at",
+    "used_at",
+    "expires_at",
+}
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
 MEASURED_KEYS = {"rate", "rate_seconds", "oldest"}
 
@@ -71,8 +95,25 @@ def blocks(page: str) -> Iterator[Block]:
 BLOCKS = list(blocks(PAGE))
 
 
+def _key(name: str, fields: Mapping[str, Any]) -> str:
+    """What a field of an object is called in KINDS: an ``id`` may be a task's or another number, and a ``code`` may be
+    a one-time code."""
+    if name == "id":
+        for key, others in (
+            ("task_id", {"version", "state"}),
+            ("session_id", {"current"}),
+            ("invitation_id", {"uses_left"}),
+            ("audit_id", {"outcome"}),
+        ):
+            if others <= fields.keys():
+                return key
+    if name == "code" and ("expires_in" in fields or fields.get("action") == "set_password"):
+        return "one_time_code"
+    return name
+
+
 class Bindings:
-    """Which numbers and tokens of the server stand for those on the page. They hold for the whole page."""
+    """Which numbers, tokens and codes of the server stand for those on the page. They hold for the whole page."""
 
     def __init__(self) -> None:
         self._real: dict[tuple[str, object], object] = {}
@@ -87,19 +128,31 @@ class Bindings:
     def request(self, value: Any, key: str = "") -> Any:
         """A message of the page with the server's values in place of those that the page shows."""
         if isinstance(value, dict):
-            return {k: self.request(v, k) for k, v in value.items()}
+            return {k: self.request(v, _key(k, value)) for k, v in value.items()}
         if isinstance(value, list):
             return [self.request(v, key) for v in value]
-        return self._real.get((_kind(key), value), value) if key in ID_KEYS else value
+        return self._real.get((KINDS[key], value), value) if key in KINDS else value
 
     def text(self, text: str) -> str:
-        """The same for a message for people, which may contain task numbers and times."""
+        """The same for a message for people, which may contain times and the numbers of tasks, sessions and
+        invitations."""
         text = MESSAGE_TIME.sub("TIME", text)
-        return re.sub(r"(?<=\btask )\d+", lambda n: str(self._real.get(("task", int(n[0])), n[0])), text)
+        return re.sub(
+            r"\b(task|session|invitation) (\d+)",
+            lambda n: f"{n[1]} {self._real.get((n[1], int(n[2])), n[2])}",
+            text,
+        )
+
+    def ending(self, shown: str) -> str:
+        """The last characters of the token whose last characters are these on the page. Raises AssertionError if there
+        is none."""
+        tokens = [str(real) for (kind, text), real in self._real.items() if kind == "token" and _ends(text, shown)]
+        assert len(tokens) == 1, f"{len(tokens)} tokens on the page end with {shown!r}"
+        return tokens[0][-len(shown) :]
 
 
-def _kind(key: str) -> str:
-    return "task" if key in ("task_id", "task_ids", "duplicates") else key
+def _ends(text: object, ending: str) -> bool:
+    return isinstance(text, str) and text.endswith(ending)
 
 
 def compare(shown: Any, real: Any, bindings: Bindings, path: str = "", key: str = "") -> None:
@@ -107,14 +160,15 @@ def compare(shown: Any, real: Any, bindings: Bindings, path: str = "", key: str 
     if isinstance(shown, dict) and isinstance(real, dict):
         assert list(shown) == list(real), f"{path or 'the message'} has the fields {list(real)}, not {list(shown)}"
         for name, value in shown.items():
-            is_task = name == "id" and "version" in shown and "state" in shown
-            compare(value, real[name], bindings, f"{path}.{name}", "task_id" if is_task else name)
+            compare(value, real[name], bindings, f"{path}.{name}", _key(name, shown))
     elif isinstance(shown, list) and isinstance(real, list):
         assert len(shown) == len(real), f"{path} has {len(real)} entries, not {len(shown)}: {real}"
         for n, (left, right) in enumerate(zip(shown, real, strict=True)):
             compare(left, right, bindings, f"{path}[{n}]", key)
-    elif key in ID_KEYS:
-        bindings.bind(_kind(key), shown, real)
+    elif key in KINDS:
+        bindings.bind(KINDS[key], shown, real)
+    elif key == "ending" and shown is not None:
+        assert real == bindings.ending(shown), f"{path} is {real!r}, which is not the end of the token"
     elif key in TIME_KEYS and shown is not None:
         assert isinstance(real, str) and TIME.fullmatch(real), f"{path} is not a time: {real!r}"
         assert TIME.fullmatch(shown), f"{path} on the page is not a time: {shown!r}"
@@ -269,7 +323,8 @@ def test_states_fields_and_events_match_the_code() -> None:
         bytes(each.event)
         for each in (progress_event(task, 0.5, None), log_event(task, 1, ["x"], NOON), returned_event(task))
     ]
-    of_code = {x["event"]: list(x) for x in map(json.loads, (watch_hub.GAP, watch_hub.DRAINING, *outputs))}
+    outputs += [watch_hub.GAP, watch_hub.DRAINING, SESSION_ENDED]
+    of_code = {x["event"]: list(x) for x in map(json.loads, outputs)}
     shown = [json.loads(text) for text in rows("## Watching") if text.count("{") == 1]
     assert {x["event"]: list(x) for x in shown} == of_code
 
@@ -312,6 +367,33 @@ def test_the_fields_of_an_overview_match_its_example() -> None:
         assert re.findall(r"^\| (\w+) \|", table, re.MULTILINE) == list(fields)
 
 
+def test_the_fields_of_accounts_match_their_examples() -> None:
+    """These tables are written by hand. The examples are compared with the server."""
+    replies = [json.loads(text) for b in BLOCKS for mark, text in b.lines if mark == "<"]
+    for heading, name in (
+        ("| field of a session |", "sessions"),
+        ("| field of a user |", "users"),
+        ("| field of an invitation |", "invitations"),
+        ("| field of an audit row |", "audit"),
+    ):
+        table = PAGE.partition(heading)[2].partition("\n\n")[0]
+        listed = next(r[name] for r in replies if r.get(name))
+        assert re.findall(r"^\| (\w+) \|", table, re.MULTILINE) == list(listed[0])
+
+
+def test_the_scopes_match_the_registry() -> None:
+    """The table has every action that a scope allows, and the text below it those that no token allows."""
+    allowed: dict[str, list[str]] = {
+        "any": [a.name for a in ACTIONS.values() if a.scope is Scope.NONE],
+        "tasks:read": [a.name for a in ACTIONS.values() if a.scope is Scope.READ],
+        "tasks:write": [a.name for a in ACTIONS.values() if a.scope in (Scope.SUBMIT, Scope.WRITE)],
+        "submit:KIND": [a.name for a in ACTIONS.values() if a.scope is Scope.SUBMIT],
+    }
+    table = PAGE.partition("| scope | allows |\n")[2].partition("\n\n")[0]
+    found = re.findall(r"^\| `?([\w:]+)`? \| (.*) \|$", table, re.MULTILINE)
+    assert {scope: re.findall(r"\[`(\w+)`\]", actions) for scope, actions in found} == allowed
+
+
 def test_the_reference_tables_are_up_to_date() -> None:
     """If this fails, run: python -m taskd.protocol.docs docs/protocol.md"""
     assert docs.updated(PAGE) == PAGE
@@ -336,6 +418,12 @@ def test_a_page_with_a_missing_or_doubled_part_is_refused() -> None:
         ({"created_at": "2026-03-01T12:00:00Z"}, {"created_at": None}),
         ({"finished_at": None}, {"finished_at": "2026-03-01T12:00:00Z"}),
         ({"task_id": 1, "message": "task 1"}, {"task_id": 7, "message": "task 1"}),
+        ({"session_id": 1, "message": "session 1"}, {"session_id": 7, "message": "session 1"}),
+        ({"session_id": 1, "x": {"id": 1, "current": True}}, {"session_id": 7, "x": {"id": 8, "current": True}}),
+        ({"token": "taskd_abc", "ending": "_abc"}, {"token": "taskd_xyz", "ending": "_abc"}),
+        ({"token": "taskd_abc", "ending": "zabc"}, {"token": "taskd_xyz", "ending": "_xyz"}),
+        ({"code": "forbidden"}, {"code": "conflict"}),
+        ({"code": "AB", "expires_in": 1}, {"code": None, "expires_in": 1}),
     ],
 )
 def test_the_comparison_finds_a_wrong_example(shown: Any, real: Any) -> None:
@@ -350,3 +438,7 @@ def test_values_of_the_server_are_used_in_later_requests() -> None:
     compare({"task_ids": [1, 2], "token": "shown"}, {"task_ids": [7, 8], "token": "real"}, bindings)
     assert bindings.request({"task_id": 2, "token": "shown", "limit": 1}) == {"task_id": 8, "token": "real", "limit": 1}
     compare({"message": "task 2 is over"}, {"message": "task 8 is over"}, bindings)
+    compare({"token": "taskd_abc", "ending": "_abc"}, {"token": "taskd_xyz", "ending": "_xyz"}, bindings)
+    compare({"code": "AB-CD", "expires_in": 1}, {"code": "EF-GH", "expires_in": 1}, bindings)
+    request = {"action": "set_password", "code": "AB-CD"}
+    assert bindings.request(request) == {"action": "set_password", "code": "EF-GH"}

@@ -15,7 +15,15 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "new_tasks": {"tasks": [{"task": "x"}]},
     "get_task": {"task_id": 1},
     **{name: {"task_id": 1} for name in ("cancel_task", "retry_task", "explain", "get_log")},
+    "change_password": {"password": "p", "new_password": "q"},
+    "delete_account": {"password": "p"},
+    "end_session": {"session_id": 1},
+    "new_token": {"name": "n"},
     "set_weight": {"username": "ana", "weight": 1},
+    "set_role": {"username": "ana", "role": "user"},
+    "set_disabled": {"username": "ana", "disabled": True},
+    **{name: {"username": "ana"} for name in ("reset_password", "end_user_sessions")},
+    "end_invitation": {"invitation_id": 1},
     "wait": {"task_ids": [1]},
 }
 
@@ -57,13 +65,13 @@ class Basics(ActionCase):
     def test_all_other_actions_require_a_login(self) -> None:
         client = self.stage.connect()
         for name, action in ACTIONS.items():
-            if action.access in (Access.USER, Access.ADMIN):
+            if action.access in (Access.USER, Access.OPERATOR, Access.ADMIN):
                 reply = client.ask(name, **MINIMAL.get(name, {}))
                 self.assertRefused(reply, "auth_required")
                 self.assertIn("log in", reply["message"])
         self.assertEqual(
             {name for name, action in ACTIONS.items() if action.access is Access.ANYONE},
-            {"hello", "ping", "register", "login"},
+            {"hello", "ping", "register", "login", "set_password"},
         )
 
     def test_fields_are_checked_before_the_login(self) -> None:

@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from taskd.api.actions.accounts import AccountActions
+from taskd.api.actions.admin import AdminActions
 from taskd.api.actions.live import LiveActions
 from taskd.api.actions.logs import LogActions
 from taskd.api.actions.overview import OverviewActions
@@ -25,13 +26,14 @@ from taskd.cli.texts import help as help_texts
 from taskd.model.errors import TaskdError
 from taskd.protocol.actions import ACTIONS, Theme
 from taskd.protocol.messages import encode
-from tests.unit.stage import PASSWORD, StageCase
+from tests.unit.stage import ADMIN, PASSWORD, StageCase
 
 ROOT = Path(__file__).resolve().parents[2]
 
 THEMES: dict[Theme, type] = {
     Theme.SERVER: ServerActions,
     Theme.ACCOUNTS: AccountActions,
+    Theme.ADMIN: AdminActions,
     Theme.TASKS: TaskActions,
     Theme.LOGS: LogActions,
     Theme.LIVE: LiveActions,
@@ -47,6 +49,22 @@ COMMANDS = {
     "logout": "logout",
     "whoami": "whoami",
     "set_weight": "weight",
+    "change_password": "passwd",
+    "set_password": "passwd",
+    "delete_account": "delete-account",
+    "sessions": "sessions",
+    "end_session": "sessions",
+    "end_sessions": "sessions",
+    "new_token": "token",
+    "users": "users",
+    "set_role": "users",
+    "set_disabled": "users",
+    "reset_password": "users",
+    "end_user_sessions": "users",
+    "invite": "invite",
+    "invitations": "invitations",
+    "end_invitation": "invitations",
+    "audit": "audit",
     "new_task": "add",
     "new_tasks": "add",
     "get_tasks": "list",
@@ -76,7 +94,7 @@ class InMemoryTransport:
     def _send(self, events: Sequence[bytes]) -> None:
         self.events += [msgspec.json.decode(event) for event in events]
 
-    def start(self, name: str, **fields: Any) -> list[dict[str, Any]]:
+    def start(self, name: str, /, **fields: Any) -> list[dict[str, Any]]:
         """Send a request. Returns a list to which its reply is added."""
         action = ACTIONS[name]
         request = msgspec.json.decode(encode(fields), type=action.request)
@@ -104,7 +122,7 @@ class EveryAction(StageCase):
         self.transport = InMemoryTransport(self.stage.api)
         self.used: set[str] = set()
 
-    def ask(self, name: str, **fields: Any) -> dict[str, Any]:
+    def ask(self, name: str, /, **fields: Any) -> dict[str, Any]:
         """The reply to a request."""
         self.used.add(name)
         replies = self.transport.start(name, **fields)
@@ -150,7 +168,35 @@ class EveryAction(StageCase):
         self.assertEqual(ask("logout"), {"status": "success"})
         self.assertEqual(self.transport.principal, Principal(address="memory"))
         self.assertEqual(self.transport.events, [])
+        self.ask_about_accounts()
         self.assertEqual(self.used | {"wait"}, set(ACTIONS))
+
+    def ask_about_accounts(self) -> None:
+        """The actions of a user on the own account, and those of admins."""
+        ask, new = self.ask, "another horse battery"
+        self.stage.admin()
+        ask("login", username="ana", password=PASSWORD)
+        token = ask("new_token", name="nightly", scopes=["tasks:read"])
+        self.assertEqual([each["name"] for each in ask("sessions")["sessions"]], ["nightly", None])
+        self.assertEqual(ask("end_session", session_id=token["session_id"]), {"status": "success"})
+        self.assertEqual(ask("end_sessions"), {"status": "success", "ended": 0})
+        self.assertEqual(ask("change_password", password=PASSWORD, new_password=new), {"status": "success"})
+        ask("login", username=ADMIN, password=PASSWORD)
+        self.assertEqual([user["username"] for user in ask("users")["users"]], ["ana", ADMIN])
+        self.assertEqual(ask("set_role", username="ana", role="operator")["role"], "operator")
+        self.assertTrue(ask("set_disabled", username="ana", disabled=True)["disabled"])
+        self.assertFalse(ask("set_disabled", username="ana", disabled=False)["disabled"])
+        code = ask("reset_password", username="ana")["code"]
+        self.assertEqual(ask("end_user_sessions", username="ana")["ended"], 0)
+        invitation = ask("invite", uses=2)["invitation_id"]
+        self.assertEqual([each["uses_left"] for each in ask("invitations")["invitations"]], [2])
+        self.assertEqual(ask("end_invitation", invitation_id=invitation), {"status": "success"})
+        self.assertEqual(ask("audit", limit=1)["audit"][0]["action"], "end_invitation")
+        self.assertEqual(ask("set_password", username="ana", code=code, new_password=PASSWORD), {"status": "success"})
+        ask("login", username="ana", password=PASSWORD)
+        self.assertEqual(self.transport.principal.role.value, "operator")
+        self.assertEqual(ask("delete_account", password=PASSWORD), {"status": "success"})
+        self.assertEqual(self.transport.principal, Principal(address="memory"))
 
     def test_health_is_for_clients_on_the_same_machine(self) -> None:
         for address, local in (
