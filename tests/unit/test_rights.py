@@ -1,4 +1,4 @@
-"""What open connections may still do after somebody has ended their session, disabled their user or changed the role."""
+"""What open connections may still do after a session has ended, a user was disabled, or a role has changed."""
 
 from __future__ import annotations
 
