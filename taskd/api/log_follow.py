@@ -54,12 +54,12 @@ class LogFollow:
         on_end: Callable[[LogFollow], None],
     ) -> None:
         self.task_id = task_id
+        self.user_id = user_id
         self.closed = False
         self._clock = clock
         self._store = store
         self._states = states
         self._hub = hub
-        self._user_id = user_id
         self._send = send
         self._large_reply = large_reply
         self._on_end = on_end
@@ -80,6 +80,11 @@ class LogFollow:
         """Send nothing more."""
         self._end()
         self._wake()
+
+    def refuse(self) -> None:
+        """The reader may not see the task any more: for it, the task is gone."""
+        self._emit("log_end", state=None)
+        self.close()
 
     def _end(self) -> None:
         if not self.closed:
@@ -130,7 +135,7 @@ class LogFollow:
     async def _state(self) -> State | None:
         """None if taskd has deleted the task."""
         try:
-            return (await self._states.own_states(self._user_id, [self.task_id], "task_id"))[self.task_id]
+            return (await self._states.own_states(self.user_id, [self.task_id], "task_id"))[self.task_id]
         except NotFound:
             return None
 

@@ -176,7 +176,11 @@ class Rights:
         if live is None:
             live = self._live[session.token_hash] = _Live(session, role, now, ends)
             self._of_user.setdefault(session.user.id, set()).add(session.token_hash)
+        was_operator = live.role is not Role.USER
         live.session, live.role, live.checked, live.ends = session, role, now, ends
+        if was_operator and role is Role.USER:
+            for subscriptions in tuple(live.members):
+                subscriptions.keep_only(session.user.id)
         return live
 
     def _end(self, live: _Live) -> None:

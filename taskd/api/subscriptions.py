@@ -76,10 +76,15 @@ class Subscriptions:
             wait.wake()
 
     def suspend(self) -> None:
-        """Nobody knows for too long whether the session is still valid: send no more events."""
+        """Nobody knows for too long whether the session is still valid: end the watch. Followed logs are read from the
+        store, which is away."""
         self.end_watch_with_gap()
+
+    def keep_only(self, user_id: int) -> None:
+        """End the followed logs of tasks of other users: the client is no operator any more."""
         for follow in tuple(self.follows):
-            follow.close()
+            if follow.user_id != user_id:
+                follow.refuse()
 
     def drain(self) -> None:
         """The server is stopping: tell a client that gets events or has asked for them, and close."""

@@ -163,6 +163,22 @@ class Live(RightsCase):
         self.stage.pass_time(2)
         self.assertEqual(self.ended(), [])
 
+    def test_who_is_no_operator_any_more_follows_no_logs_of_others(self) -> None:
+        eva = self.stage.client("eva")
+        task = eva.ask("new_task", task="x")["task_id"]
+        admin = self.stage.admin()
+        admin.ask("set_role", username="ana", role="operator")
+        for each in (task, self.task):
+            self.assertTrue(self.client.ask("get_log", task_id=each, follow=True)["ok"])
+        admin.ask("set_role", username="ana", role="user")
+        self.stage.pass_time(1)
+        self.assertEqual(self.client.events(), [{"event": "log_end", "task_id": task, "state": None}])
+        self.stage.begin(task, self.task)
+        self.stage.report(task, "a secret")
+        self.stage.report(self.task, "mine")
+        self.stage.pass_time(2)
+        self.assertEqual([event["task_id"] for event in self.client.events()], [self.task])
+
     def test_a_watch_ends_when_the_session_expires(self) -> None:
         self.client.ask("watch")
         self.stage.clock.advance(SESSION - SWEEP)
