@@ -69,7 +69,7 @@ class TestAccounts:
 
     @pytest.mark.parametrize(
         ("username", "password", "says"),
-        [("eve", "correct horse", "there is no such user"), ("ana", "wrong horse", "wrong password")],
+        [("eve", "correct horse", "wrong password or username"), ("ana", "wrong horse", "wrong password or username")],
     )
     def test_a_refused_login_leaves_no_session(self, stage: Stage, username: str, password: str, says: str) -> None:
         stage.taskd.user()
