@@ -1,7 +1,8 @@
 """Requests that the server may put off: logins, registrations and everything else that checks a password.
 
-Such a request costs the server a fraction of a second, so it lets only so many through, and says to the others when
-they may come again. A client that waits and then asks again is let in; one that gives up has to be called again.
+Such a request costs the server a fraction of a second, so many at once form a line. The server answers those in it
+when it is their turn, which may take minutes. It tells the others when they may come again; a client that waits so
+long and then asks again is let in.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
-from taskd.client.connection import Connection
+from taskd.client.connection import REPLY_SECONDS, Connection
 from taskd.client.errors import ClientError, Refused
 from taskd.client.messages import Received
 
@@ -26,6 +27,9 @@ SPREAD = 0.1
 LEAST_PAUSE = 1.0
 """The shortest pause, whatever the server says."""
 
+SLOW_SECONDS = 5.0
+"""After so long without a reply, the listener is told."""
+
 
 class AdmissionListener(Protocol):
     """Is told while a request waits."""
@@ -33,12 +37,16 @@ class AdmissionListener(Protocol):
     def put_off(self, error: ClientError, seconds: float) -> None:
         """The request waits for ``seconds`` more because of this error. Comes at the start and then every second."""
 
+    def slow(self) -> None:
+        """The server has not answered for SLOW_SECONDS."""
+
     def resumed(self) -> None:
         """The pause is over, or the command was interrupted."""
 
 
 class Admission:
-    """Sends requests, and sends one again that was put off, for ``most`` seconds in all.
+    """Sends requests, and sends one again that was put off, for ``most`` seconds in all. A reply may take as long, and
+    at least REPLY_SECONDS.
 
     ``connect`` opens a connection. The next one is opened only when the server has closed the one before.
     """
@@ -54,6 +62,7 @@ class Admission:
         self._connect = connect
         self._listener = listener
         self._left = most
+        self._reply_timeout = max(most, REPLY_SECONDS)
         self._connection: Connection | None = None
 
     async def connection(self) -> Connection:
@@ -65,12 +74,18 @@ class Admission:
     async def request(self, action: str, **fields: Any) -> Received:
         """The reply to a request. Raises Refused, also if the wait would be too long, or another ClientError."""
         while True:
+            connection = await self.connection()
+            slow = self._clock.callLater(SLOW_SECONDS, self._listener.slow)
             try:
-                return await (await self.connection()).request(action, **fields)
+                return await connection.request(action, self._reply_timeout, **fields)
             except Refused as e:
                 if e.code != "rate_limited" or not e.retry_after:
                     raise
-                await self._pause(e)
+                refusal = e
+            finally:
+                if slow.active():
+                    slow.cancel()
+            await self._pause(refusal)
 
     def close(self) -> None:
         """End the connection."""

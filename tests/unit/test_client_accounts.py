@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from taskd.cli.errors import NOT_LOGGED_IN
-from taskd.client.admission import SPREAD, WAIT_SECONDS
+from taskd.client.admission import SLOW_SECONDS, SPREAD, WAIT_SECONDS
+from taskd.client.connection import REPLY_SECONDS
 from taskd.client.errors import ClientError
 from taskd.client.sessions import Session
 from taskd.model.states import State
@@ -370,6 +371,27 @@ class TestWaiting:
         busy.taskd.busy = [seconds]
         run = busy.run("login", "ana", *option, lines=[OLD])
         assert (run.status, run.err) == (1, "taskclient: the server is busy\n")
+
+    def test_a_reply_that_takes_minutes(self, busy: Stage) -> None:
+        busy.taskd.busy = []
+        busy.taskd.held.add("login")
+        run = busy.run("login", "ana", lines=[OLD])
+        busy.advance(SLOW_SECONDS)
+        assert run.err.startswith("The server has not answered yet")
+        busy.advance(WAIT_SECONDS - SLOW_SECONDS - 1)
+        busy.taskd.connections[-1].release()
+        busy.settle()
+        assert (run.status, len(run.err.splitlines())) == (0, 1)
+
+    def test_no_reply_at_all(self, busy: Stage) -> None:
+        busy.taskd.silent.add("login")
+        run = busy.run("login", "ana", lines=[OLD])
+        quick = busy.run("login", "ana", "--no-wait", lines=[OLD])
+        busy.advance(REPLY_SECONDS)
+        assert (run.over, quick.status) == (False, 1)
+        busy.advance(WAIT_SECONDS - REPLY_SECONDS)
+        assert run.status == 1
+        assert run.err.endswith("does not answer; try again later or check --server\n")
 
     def test_not_for_ever(self, busy: Stage) -> None:
         busy.taskd.busy = [0.001] * 1000

@@ -20,6 +20,10 @@ ACCOUNTS: dict[str, tuple[str, str]] = {
         "Too many requests at the server; trying again in {seconds} s. Ctrl-C ends this.",
         "El servidor tiene demasiadas peticiones; se intentará de nuevo en {seconds} s. Ctrl-C lo interrumpe.",
     ),
+    "slow": (
+        "The server has not answered yet: many others may be logging in. Waiting; Ctrl-C ends this.",
+        "El servidor aún no responde: quizá muchos otros inician sesión. Se sigue esperando; Ctrl-C lo interrumpe.",
+    ),
     "put_off_left": ("... {seconds} s", "... {seconds} s"),
     # questions
     "username": ("Username: ", "Usuario: "),

@@ -21,6 +21,7 @@ class Countdown:
         self._texts = texts
         self._measure = measure
         self._said = False
+        self._said_slow = False
 
     def put_off(self, error: ClientError, seconds: float) -> None:
         """Show the seconds that are left."""
@@ -30,6 +31,12 @@ class Countdown:
             self._out.note(self._texts("put_off", seconds=left))
         if self._measure is not None:
             self._out.foot([cut(self._texts("put_off_left", seconds=left), self._measure().columns - 1)])
+
+    def slow(self) -> None:
+        """Say once that the server takes its time."""
+        if not self._said_slow:
+            self._said_slow = True
+            self._out.note(self._texts("slow"))
 
     def resumed(self) -> None:
         """Remove the line that counts down."""
