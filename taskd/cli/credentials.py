@@ -9,9 +9,10 @@ from contextlib import suppress
 
 from taskd.cli.context import Context
 from taskd.cli.errors import EndOfInput, UsageError
-from taskd.cli.fields import checked
 from taskd.client.errors import ClientError
 from taskd.client.sessions import GivenToken
+from taskd.model.errors import BadRequest
+from taskd.model.limits import MAX_PASSWORD_BYTES, MIN_PASSWORD_BYTES
 from taskd.model.users import check_new_password
 
 MAX_SECRET_BYTES = 4096
@@ -45,14 +46,25 @@ async def get_new_password(ctx: Context) -> str:
     if ctx.source.tty:
         return await ask_new_password(ctx, "new_password")
     password = await _line(ctx, UsageError("new_password_missing"))
-    checked(check_new_password, password, ClientError("bad_password"))
+    check_password(password)
     return password
+
+
+def check_password(password: str) -> None:
+    """Raises ClientError if a new password is not allowed."""
+    try:
+        check_new_password(password)
+    except BadRequest as e:
+        size = len(password.encode(errors="surrogatepass"))
+        if MIN_PASSWORD_BYTES <= size <= MAX_PASSWORD_BYTES:
+            raise ClientError("refused_password", why=e.message) from None
+        raise ClientError("bad_password") from None
 
 
 async def ask_new_password(ctx: Context, question: str = "password") -> str:
     """Ask twice. Raises ClientError if the password is not allowed, or the two differ."""
     password = await ctx.prompt(question, hidden=True)
-    checked(check_new_password, password, ClientError("bad_password"))
+    check_password(password)
     if await ctx.prompt("password_again", hidden=True) != password:
         raise ClientError("passwords_differ")
     return password

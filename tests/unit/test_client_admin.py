@@ -101,7 +101,7 @@ class TestInvitations:
     def test_an_invitation_is_alone_on_standard_output(self, stage: Stage) -> None:
         run = stage.run("invite", "--uses", "20", "--days", "3")
         assert (run.status, run.out) == (0, "welcome-1\n")
-        assert "Uses: 20; valid until 2025-03-04." in run.err
+        assert "Uses: 20; valid for 3d." in run.err
         assert run.err.endswith("taskclient register --invitation\n")
         stage.run("invite")
         assert set(stage.taskd.asked()[-1]) == {"action", "id"}

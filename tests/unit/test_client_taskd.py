@@ -472,14 +472,8 @@ class FakeConnection(LineReceiver):
         return {"status": "success", "ended": self._taskd.end_sessions(self._known(request))}
 
     def invite(self, call: Call, request: Any) -> dict[str, Any]:
-        expires = NOON + timedelta(days=request.days)
-        return {
-            "status": "success",
-            "invitation_id": 3,
-            "invitation": "welcome-1",
-            "uses": request.uses,
-            "expires_at": expires,
-        }
+        invitation = {"invitation_id": 3, "invitation": "welcome-1"}
+        return {"status": "success", **invitation, "uses": request.uses, "expires_in": request.days * 86400}
 
     def invitations(self, call: Call, request: Any) -> dict[str, Any]:
         return {"status": "success", "invitations": self._taskd.invitations}

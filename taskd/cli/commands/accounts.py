@@ -6,7 +6,14 @@ from argparse import Namespace
 from contextlib import closing, suppress
 
 from taskd.cli.context import Context
-from taskd.cli.credentials import ask_invitation, get_invitation, get_password, get_username, refuse_token
+from taskd.cli.credentials import (
+    ask_invitation,
+    check_password,
+    get_invitation,
+    get_password,
+    get_username,
+    refuse_token,
+)
 from taskd.cli.errors import OK
 from taskd.cli.fields import checked
 from taskd.cli.ui.text import visible
@@ -14,7 +21,7 @@ from taskd.client.admission import Admission
 from taskd.client.errors import ClientError, ConnectionFailed, NotLoggedIn, Refused
 from taskd.client.messages import Message, Received
 from taskd.client.sessions import Session
-from taskd.model.users import check_new_password, normalize_username
+from taskd.model.users import normalize_username
 
 
 async def register(ctx: Context, options: Namespace) -> int:
@@ -22,7 +29,7 @@ async def register(ctx: Context, options: Namespace) -> int:
     username = await get_username(ctx, options.username)
     checked(normalize_username, username, ClientError("bad_username"))
     password = await get_password(ctx, new=True)
-    checked(check_new_password, password, ClientError("bad_password"))
+    check_password(password)
     invitation = await get_invitation(ctx, options)
     with closing(ctx.admission(ctx.connector.connect, options.wait_turn)) as admission:
         reply = await send_registration(ctx, admission, username, password, invitation)

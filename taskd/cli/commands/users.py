@@ -42,11 +42,18 @@ class MadeCode(Struct):
 
 
 class MadeInvitation(Struct):
-    """The reply to ``invite``."""
+    """The reply to ``invite``. ``expires_in`` is in seconds."""
 
     invitation: str
-    expires_at: Moment
+    expires_in: float
     uses: int = 1
+
+
+class ChangedUser(Struct):
+    """The reply to ``set_role`` and ``set_disabled``: the user as it is now."""
+
+    username: str
+    role: str
 
 
 class ShownInvitation(Struct):
@@ -101,10 +108,11 @@ async def _change(ctx: Context, options: Namespace) -> int:
         ctx.report(reply, "sessions_ended", n=reply.body.ended)
     elif verb == "set-role":
         reply = await ask("set_role", username=username, role=options.role)
-        ctx.report(reply, "role_set", username=reply.body.username or username, role=options.role)
+        user = ctx.read(reply.line, ChangedUser)
+        ctx.report(reply, "role_set", username=user.username, role=user.role)
     else:
         reply = await ask("set_disabled", username=username, disabled=verb == "disable")
-        ctx.report(reply, f"user_{verb}d", username=reply.body.username or username)
+        ctx.report(reply, f"user_{verb}d", username=ctx.read(reply.line, ChangedUser).username)
     return OK
 
 
@@ -126,7 +134,9 @@ async def invite(ctx: Context, options: Namespace) -> int:
     reply = await ctx.connector.ask("invite", **fields)
     made = ctx.read(reply.line, MadeInvitation)
     command = ctx.command("register", "--invitation")
-    show_secret(ctx, reply, made.invitation, "invited", n=made.uses, until=day(made.expires_at), command=command)
+    show_secret(
+        ctx, reply, made.invitation, "invited", n=made.uses, time=duration(round(made.expires_in)), command=command
+    )
     return OK
 
 

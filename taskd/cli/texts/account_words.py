@@ -75,6 +75,7 @@ ACCOUNTS: dict[str, tuple[str, str]] = {
         "a password has 8 to 72 bytes (an accented letter counts as two)",
         "una contraseña tiene de 8 a 72 bytes (una letra con tilde cuenta por dos)",
     ),
+    "refused_password": ("{why}; choose another", "esa contraseña no se admite: {why}; elija otra"),
     "bad_days": (
         "{given} is not a number of days: more than 0, at most {most}",
         "{given} no es un número de días: más de 0, como máximo {most}",
@@ -156,8 +157,8 @@ ACCOUNTS: dict[str, tuple[str, str]] = {
         " ya no valen. {username} fija una contraseña nueva: {command}",
     ),
     "invited": (
-        "The invitation is shown only now. Uses: {n}; valid until {until}. Who has it registers: {command}",
-        "La invitación solo se muestra ahora. Usos: {n}; vale hasta el {until}. Quien la tenga se registra: {command}",
+        "The invitation is shown only now. Uses: {n}; valid for {time}. Who has it registers: {command}",
+        "La invitación solo se muestra ahora. Usos: {n}; vale {time}. Quien la tenga se registra: {command}",
     ),
     "no_invitations": ("No invitations.", "No hay invitaciones."),
     "invitation_ended": ("Invitation {id} withdrawn.", "Invitación {id} retirada."),
