@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -16,12 +16,14 @@ from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 
 from taskd.cli.reporting import Reporter
 from taskd.cli.texts.catalogue import Texts
+from taskd.cli.ui.countdown import Countdown
 from taskd.cli.ui.rendering import Renderer
 from taskd.cli.ui.terminal import Input, Output
-from taskd.client.connection import read
+from taskd.client.admission import WAIT_SECONDS, Admission
+from taskd.client.connection import Connection, read
 from taskd.client.connector import Connector
 from taskd.client.messages import Received
-from taskd.client.sessions import SessionFile
+from taskd.client.sessions import GivenToken, SessionFile
 from taskd.protocol.views import TaskView
 
 _T = TypeVar("_T")
@@ -35,7 +37,8 @@ class ReceivedTask(TaskView):
 
 @dataclass
 class Context:
-    """``server`` is the normalized address; ``server_given``: the command line named it, so hints must repeat it."""
+    """``server`` is the normalized address; ``server_given``: the command line named it, so hints must repeat it.
+    ``given`` is an API token to log in with instead of the stored session."""
 
     clock: IReactorTime
     endpoint: IStreamClientEndpoint
@@ -48,6 +51,7 @@ class Context:
     renderer: Renderer
     sessions: SessionFile
     json: bool = False
+    given: GivenToken | None = None
     measure: Callable[[], os.terminal_size] | None = None
     """Returns the current size of a terminal that can keep lines at its foot; None for any other output."""
     new_key: Callable[[], str] = lambda: uuid.uuid4().hex
@@ -55,8 +59,14 @@ class Context:
     reporter: Reporter = field(init=False)
 
     def __post_init__(self) -> None:
-        self.connector = Connector(self.clock, self.endpoint, self.server, self.sessions)
+        self.connector = Connector(self.clock, self.endpoint, self.server, self.given or self.sessions)
         self.reporter = Reporter(self.out, self.texts, self.json, self.command("login"))
+
+    def admission(self, connect: Callable[[], Awaitable[Connection]], wait: bool = True) -> Admission:
+        """For requests that the server may put off; with ``wait`` they are sent again. ``connect`` opens a connection
+        for them, which whoever calls this closes."""
+        listener = Countdown(self.out, self.texts, None if self.json else self.measure)
+        return Admission(self.clock, connect, listener, WAIT_SECONDS if wait else 0.0)
 
     def command(self, *words: str) -> str:
         """A command line to recommend to the user."""

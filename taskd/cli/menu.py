@@ -10,17 +10,22 @@ from typing import Any
 
 from twisted.python.failure import Failure
 
-from taskd.cli.commands.accounts import ask_new_password
+from taskd.cli.commands.accounts import send_registration
 from taskd.cli.commands.kinds import served_kinds
 from taskd.cli.commands.log import print_page
+from taskd.cli.commands.passwords import change_password
+from taskd.cli.commands.sessions import session_lines
 from taskd.cli.commands.tasks import reason
 from taskd.cli.context import Context
+from taskd.cli.credentials import ask_new_password
 from taskd.cli.durations import number_in
 from taskd.cli.errors import OK, EndOfInput, UsageError
 from taskd.cli.fields import checked, possible_kind, read_fields, task_text
 from taskd.cli.texts.words import WORDS
+from taskd.client.admission import Admission
 from taskd.client.connection import Connection
-from taskd.client.errors import ClientError, Unconfirmed
+from taskd.client.connector import ignore_session_end
+from taskd.client.errors import ClientError, NotLoggedIn, Unconfirmed
 from taskd.client.retry import Resender
 from taskd.model.task_checks import check_kind
 from taskd.model.tasks import DEFAULT_KIND, PROGRAM_PREFIX
@@ -51,13 +56,15 @@ GOODBYE_SECONDS = 5.0
 
 
 class Menu:
-    """One user at one terminal. After a lost connection the menu logs in again with the token of the login."""
+    """One user at one terminal. After a lost connection the menu logs in again with the token of the login, and after
+    the end of the session with the password, which it asks for."""
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
         self._connection: Connection | None = None
         self._token: str | None = None
         self._username = ""
+        self._in_account = False
         self._asking = ""
 
     async def run(self) -> int:
@@ -76,11 +83,8 @@ class Menu:
 
     async def _choose(self) -> Action | None:
         """The action that the user chooses, None to leave."""
-        ctx, title = self._ctx, "menu.server"
-        options = {"menu.register": self._register, "menu.login": self._login, "menu.leave": None}
-        if self._token is not None:
-            title = "menu.user"
-            options = {"menu.tasks": self._see, "menu.create": self._create, "menu.back": self._back}
+        ctx, options = self._ctx, self._options()
+        title = "menu.server" if self._token is None else "menu.user"
         names = [f"{n}. {ctx.texts(key)}" for n, key in enumerate(options, 1)]
         ctx.out.lines(["", ctx.texts(title, username=self._username, server=ctx.server), *names])
         actions = {str(n): action for n, action in enumerate(options.values(), 1)}
@@ -88,9 +92,25 @@ class Menu:
             answer = (await self._ask("menu.choose")).strip()
             if answer in actions:
                 return actions[answer]
-            if self._token is not None and (action := self._task_action(answer)) is not None:
+            if self._token is not None and (action := self._verb_action(answer)) is not None:
                 return action
             ctx.say("menu.wrong", n=len(options))
+
+    def _options(self) -> dict[str, Action | None]:
+        if self._token is None:
+            return {"menu.register": self._register, "menu.login": self._login, "menu.leave": None}
+        if self._in_account:
+            return {
+                "menu.password": self._change_password,
+                "menu.sessions": self._see_sessions,
+                "menu.back": self._leave_account,
+            }
+        return {
+            "menu.tasks": self._see,
+            "menu.create": self._create,
+            "menu.back": self._back,
+            "menu.account": self._enter_account,
+        }
 
     async def _guarded(self, action: Action) -> None:
         """Run an action. An error is one line, and the menu continues."""
@@ -99,28 +119,63 @@ class Menu:
         except ClientError as e:
             if self._connection is not None and self._connection.lost is not None:
                 self._connection = None  # the line below reports the loss
-            if e.code == "auth_required":
+            gone = e.code == "auth_required" and self._token is not None
+            if gone:
                 self._token = None
                 if not isinstance(e, Unconfirmed):
                     e = ClientError("menu.session_gone")
             self._ctx.out.line(self._ctx.reporter.explain(e))
+            if gone:
+                await self._guarded(self._log_in_again)
 
     async def _register(self) -> None:
         username = await self._ask_needed("username")
         checked(normalize_username, username, ClientError("bad_username"))
         password = await ask_new_password(self._ctx)
-        connection = await self._open_connection()
-        await connection.request("register", username=username, password=password)
+        await send_registration(self._ctx, self._admission(), username, password)
         self._ctx.say("menu.registered")
 
     async def _login(self) -> None:
         username = await self._ask_needed("username")
         password = await self._ctx.prompt("password", hidden=True)
-        connection = await self._open_connection()
-        reply = await connection.request("login", username=username, password=password)
+        self._in_account = False
+        await self._log_in(username, password)
+
+    async def _log_in_again(self) -> None:
+        """Ask for the password after the session has ended, and go on where the user was."""
+        password = await self._ctx.prompt("menu.password_of", hidden=True, username=self._username)
+        if password:
+            await self._log_in(self._username, password)
+
+    async def _log_in(self, username: str, password: str) -> None:
+        reply = await self._admission().request("login", username=username, password=password)
         self._token = reply.body.token
         self._username = reply.body.username or username
         self._ctx.say("logged_in", username=self._username)
+
+    async def _enter_account(self) -> None:
+        self._in_account = True
+
+    async def _leave_account(self) -> None:
+        self._in_account = False
+
+    async def _change_password(self) -> None:
+        await self._open_connection()
+        old = await self._ctx.prompt("password", hidden=True)
+        new = await ask_new_password(self._ctx, "new_password")
+        await change_password(self._admission(), old, new)
+        self._ctx.say("password_changed")
+
+    async def _see_sessions(self) -> None:
+        ctx, reply = self._ctx, await (await self._open_connection()).request("sessions")
+        ctx.out.lines(["", *session_lines(ctx, reply.body.sessions)])
+        ctx.say("menu.end_hint", verb=ctx.texts("menu.end"))
+
+    async def _end_session(self, session_id: int) -> None:
+        connection = await self._open_connection()
+        connection.on_session_ended = ignore_session_end  # it may be this one
+        await connection.request("end_session", session_id=session_id)
+        self._ctx.say("session_ended", id=session_id)
 
     async def _see(self) -> None:
         page = (await (await self._open_connection()).request("get_tasks", limit=SHOWN)).body
@@ -135,14 +190,16 @@ class Menu:
             ctx.say("more_menu", n=len(page.tasks), command=ctx.command("list", "--all"))
         ctx.say("menu.hint", verbs=", ".join(f"{ctx.texts(f'menu.{verb}')} N" for verb in VERBS))
 
-    def _task_action(self, answer: str) -> Action | None:
+    def _verb_action(self, answer: str) -> Action | None:
         """The action of an answer such as ``show 7``, in either language."""
-        verb, _, number = answer.lower().partition(" ")
+        verb, _, word = answer.lower().partition(" ")
         with suppress(ValueError):
-            task_id = number_in(number.strip())
+            number = number_in(word.strip())
+            if self._in_account and verb in WORDS["menu.end"]:
+                return partial(self._end_session, number)
             for name in VERBS:
                 if verb in WORDS[f"menu.{name}"]:
-                    return partial(self._run_verb, name, task_id)
+                    return partial(self._run_verb, name, number)
         return None
 
     async def _run_verb(self, verb: str, task_id: int) -> None:
@@ -199,6 +256,10 @@ class Menu:
                 if token is not None and connection.lost is None:
                     await connection.request("logout", reply_timeout=GOODBYE_SECONDS)
 
+    def _admission(self) -> Admission:
+        """For requests that the server may put off, on the connection of the menu."""
+        return self._ctx.admission(self._open_connection)
+
     async def _open_connection(self) -> Connection:
         """The open connection, or a new one."""
         if self._connection is not None and self._connection.lost is None:
@@ -223,7 +284,8 @@ class Menu:
     def _lost(self, reason: Failure, connection: Connection) -> None:
         # A running action reports the loss itself
         if self._asking and connection is self._connection:
-            self._ctx.out.line("\n" + self._ctx.texts("menu.lost"))
+            key = "menu.session_gone" if reason.check(NotLoggedIn) else "menu.lost"
+            self._ctx.out.line("\n" + self._ctx.texts(key))
             self._ctx.out.prompt(self._asking)
 
     async def _ask_needed(self, key: str) -> str:

@@ -11,8 +11,17 @@ from taskd.cli.durations import duration, moment_in, number_in, seconds_in
 from taskd.cli.fields import checked
 from taskd.cli.texts import help as texts_of_help
 from taskd.cli.texts.catalogue import Texts
-from taskd.model.limits import MAX_DELAY_SECONDS, MAX_TIMEOUT_SECONDS, MAX_WEIGHT, MIN_WEIGHT
+from taskd.model.limits import (
+    MAX_DELAY_SECONDS,
+    MAX_INVITATION_DAYS,
+    MAX_INVITATION_USES,
+    MAX_TIMEOUT_SECONDS,
+    MAX_TOKEN_DAYS,
+    MAX_WEIGHT,
+    MIN_WEIGHT,
+)
 from taskd.model.states import SHOWN_STATES, STATUSES
+from taskd.model.users import Role
 from taskd.protocol.limits import MAX_PAGE
 
 Parser = argparse.ArgumentParser
@@ -30,7 +39,8 @@ class _Builder:
         vars(argparse)["_"] = self._translate
         self.main = Parser(prog="taskclient", **self._description("main"))
         self.main.epilog = f"{self.main.epilog}\n\n{self._help('exit')}"
-        self._add_common(self.main, server=None, json=False)
+        self._add_common(self.main)
+        self._named = {"main": self.main}
         self._commands = self.main.add_subparsers(
             title=self._help("commands"),
             dest="command",
@@ -38,7 +48,8 @@ class _Builder:
             help="",
         )
         self._add_commands()
-        for name, command in [("main", self.main), *self._commands.choices.items()]:
+        self._add_account_commands()
+        for name, command in self._named.items():
             for action in command._actions:
                 if action.help is None:
                     action.help = texts_of_help.option(action.dest, texts.lang, name)
@@ -50,7 +61,12 @@ class _Builder:
         spanish = self._texts.lang == "es"
 
         for name in ("register", "login"):
-            self._command(name, self._help("password")).add_argument("username", nargs="?")
+            command = self._command(name, self._help("password"))
+            command.add_argument("username", nargs="?")
+            self._add_no_wait(command)
+        invitation = self._named["register"].add_mutually_exclusive_group()
+        invitation.add_argument("--invitation", action="store_true")
+        invitation.add_argument("--invitation-file", metavar="FILE")
         self._command("logout")
         self._command("whoami")
 
@@ -75,9 +91,8 @@ class _Builder:
         tasks.add_argument("--status", choices=STATUSES, metavar="STATUS")
         tasks.add_argument("--state", choices=SHOWN_STATES, metavar="STATE")
         tasks.add_argument("--kind", metavar="K")
-        amount = tasks.add_mutually_exclusive_group()
-        amount.add_argument("--limit", **number)
-        amount.add_argument("--all", action="store_true")
+        tasks.add_argument("--user", dest="username", metavar="USER")
+        self._add_amount(tasks)
 
         self._command("show").add_argument("task_id", **task)
         self._command("watch").add_argument("--limit", metavar="N", type=self._page, default=10)
@@ -102,11 +117,67 @@ class _Builder:
         weight.add_argument("username", metavar="USER")
         weight.add_argument("weight", metavar="WEIGHT", type=self._weight)
 
-    def _command(self, name: str, more: str = "") -> Parser:
-        command: Parser = self._commands.add_parser(name, help=self._summary(name), **self._description(name, more))
+    def _add_account_commands(self) -> None:
+        one: dict[str, Any] = {"metavar": "ID", "type": self._positive}
+
+        passwd = self._command("passwd", self._help("new_password"))
+        passwd.add_argument("username", nargs="?")
+        passwd.add_argument("--code", action="store_true")
+        self._add_no_wait(passwd)
+        self._add_no_wait(self._command("delete-account", self._help("password")))
+
+        end = self._command("sessions").add_mutually_exclusive_group()
+        end.add_argument("--end", **one)
+        end.add_argument("--end-all", action="store_true")
+
+        token = self._verbs(self._command("token"), required=True)
+        new = self._command("token new", under=token)
+        new.add_argument("name", metavar="NAME")
+        new.add_argument("--days", metavar="N", type=self._days(MAX_TOKEN_DAYS))
+        new.add_argument("--scope", metavar="S", action="append", default=[])
+        self._command("token list", under=token)
+        self._command("token end", under=token).add_argument("token_id", **one)
+
+        users = self._command("users")
+        self._add_amount(users)
+        change = self._verbs(users, required=False)
+        for verb in ("set-role", "disable", "enable", "reset-password", "end-sessions"):
+            self._command(f"users {verb}", under=change).add_argument("username", metavar="USER")
+        self._named["users set-role"].add_argument("role", metavar="ROLE", choices=[role.value for role in Role])
+
+        invite = self._command("invite")
+        invite.add_argument("--uses", metavar="N", type=self._uses)
+        invite.add_argument("--days", metavar="N", type=self._days(MAX_INVITATION_DAYS))
+        self._command("invitations").add_argument("--end", **one)
+
+        audit = self._command("audit")
+        audit.add_argument("--user", metavar="USER")
+        audit.add_argument("--action", metavar="A")
+        self._add_amount(audit)
+
+    def _command(self, name: str, more: str = "", under: Any = None) -> Parser:
+        """A command, or with ``under`` the verb of one."""
+        command: Parser = (under or self._commands).add_parser(
+            name.rpartition(" ")[2], help=self._summary(name), **self._description(name, more)
+        )
         # A command has the options of main too, without a default, so that they may stand before or after its name
-        self._add_common(command, argparse.SUPPRESS, argparse.SUPPRESS)
+        self._add_common(command, given_before=True)
+        self._named[name] = command
         return command
+
+    def _verbs(self, command: Parser, required: bool) -> Any:
+        """What the verbs of a command are added to."""
+        return command.add_subparsers(
+            title=self._help("verbs"), dest="verb", metavar=self._help("verb"), help="", required=required
+        )
+
+    def _add_amount(self, command: Parser) -> None:
+        amount = command.add_mutually_exclusive_group()
+        amount.add_argument("--limit", metavar="N", type=self._positive)
+        amount.add_argument("--all", action="store_true")
+
+    def _add_no_wait(self, command: Parser) -> None:
+        command.add_argument("--no-wait", dest="wait_turn", action="store_false")
 
     def _description(self, name: str, more: str = "") -> dict[str, Any]:
         return {
@@ -117,9 +188,11 @@ class _Builder:
         }
 
     @staticmethod
-    def _add_common(command: Parser, server: str | None, json: str | bool) -> None:
-        command.add_argument("--server", metavar="ADDR", default=server)
-        command.add_argument("--json", action="store_true", default=json)
+    def _add_common(command: Parser, given_before: bool = False) -> None:
+        defaults: Any = (argparse.SUPPRESS,) * 3 if given_before else (None, None, False)
+        command.add_argument("--server", metavar="ADDR", default=defaults[0])
+        command.add_argument("--token-file", metavar="FILE", default=defaults[1])
+        command.add_argument("--json", action="store_true", default=defaults[2])
 
     def _translate(self, message: str) -> str:
         return _SPANISH.get(message, message) if self._texts.lang == "es" else message
@@ -146,6 +219,24 @@ class _Builder:
         if not MIN_WEIGHT <= weight <= MAX_WEIGHT:
             raise wrong
         return weight
+
+    def _uses(self, text: str) -> int:
+        uses = self._positive(text)
+        if uses > MAX_INVITATION_USES:
+            raise self._error("many_uses", most=f"{MAX_INVITATION_USES}")
+        return uses
+
+    def _days(self, most: int) -> Callable[[str], float]:
+        """The ``type`` of an option that is a number of days."""
+
+        def read(text: str) -> float:
+            wrong = self._error("bad_days", given=text, most=str(most))
+            days: float = checked(float, text, wrong)
+            if not 0 < days <= most:
+                raise wrong
+            return days
+
+        return read
 
     def _page(self, text: str) -> int:
         return min(self._positive(text), MAX_PAGE)

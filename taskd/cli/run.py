@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from twisted.logger import globalLogBeginner
 
-from taskd.cli.commands import accounts, tasks
+from taskd.cli.commands import accounts, passwords, sessions, tasks, users
 from taskd.cli.commands.add import add
 from taskd.cli.commands.kinds import kinds
 from taskd.cli.commands.log import log
@@ -18,6 +18,7 @@ from taskd.cli.commands.overview import overview
 from taskd.cli.commands.wait import wait
 from taskd.cli.commands.watch import watch
 from taskd.cli.context import Context
+from taskd.cli.credentials import given_token
 from taskd.cli.errors import ERROR, EndOfInput, exit_status
 from taskd.cli.menu import Menu
 from taskd.cli.process import CommandProcess
@@ -33,6 +34,10 @@ COMMANDS: dict[str, Callable[[Context, Namespace], Awaitable[int]]] = {
     "login": accounts.login,
     "logout": accounts.logout,
     "whoami": accounts.whoami,
+    "passwd": passwords.passwd,
+    "delete-account": passwords.delete_account,
+    "sessions": sessions.sessions,
+    "token": sessions.token,
     "add": add,
     "list": tasks.list_tasks,
     "show": tasks.show,
@@ -45,12 +50,16 @@ COMMANDS: dict[str, Callable[[Context, Namespace], Awaitable[int]]] = {
     "kinds": kinds,
     "overview": overview,
     "weight": accounts.weight,
+    "users": users.users,
+    "invite": users.invite,
+    "invitations": users.invitations,
+    "audit": users.audit,
 }
 """Each returns the exit status, or raises ClientError, EndOfInput or OutputClosed."""
 
 
 def run(options: Namespace, texts: Texts, address: str) -> int:
-    """Run the command under the reactor; returns its exit status. Raises BadAddress."""
+    """Run the command under the reactor; returns its exit status. Raises ClientError for a wrong option."""
     from twisted.internet import reactor
 
     # Twisted would log to standard error, with tracebacks that do not help the user
@@ -73,6 +82,7 @@ def run(options: Namespace, texts: Texts, address: str) -> int:
         ),
         sessions=SessionFile(state_folder(env), address),
         json=options.json,
+        given=given_token(address, options.token_file, env),
         measure=shutil.get_terminal_size if can_move(env, out.tty) else None,
     )
     # These may print nothing for hours, and would not notice that their reader has closed the pipe

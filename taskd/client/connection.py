@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from taskd.client.connection_errors import lost_error, os_reason
-from taskd.client.errors import ClientError, ConnectionFailed, Refused
+from taskd.client.errors import ClientError, ConnectionFailed, NotLoggedIn, Refused
 from taskd.client.messages import Message, Received
 from taskd.protocol.limits import MAX_LINE_BYTES, MAX_REPLY_BYTES
 
@@ -58,7 +58,8 @@ class Connection(LineReceiver):
     """The client's end of a connection. ``server`` is the address that the user knows; errors name it.
 
     ``on_event`` is called with each event. An exception that it raises ends the connection and is the reason that
-    :meth:`wait_until_lost` gives.
+    :meth:`wait_until_lost` gives. ``on_session_ended`` is called instead when the session has ended elsewhere; unless
+    somebody replaces it, it ends the connection.
     """
 
     transport: Any
@@ -77,6 +78,7 @@ class Connection(LineReceiver):
         self.lost: Exception | None = None
         """Why the connection ended; None while it is open."""
         self.on_event: EventListener | None = None
+        self.on_session_ended: Callable[[], None] = self._session_ended
 
     def connectionMade(self) -> None:
         if ITCPTransport.providedBy(self.transport):
@@ -208,7 +210,13 @@ class Connection(LineReceiver):
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
 
+    def _session_ended(self) -> None:
+        self.abort(NotLoggedIn("session_gone", nothing_done=False, server=self._server))
+
     def _event(self, received: Received) -> None:
+        if received.body.event == "session_ended":
+            self.on_session_ended()
+            return
         if self.on_event is None:
             return
         try:

@@ -1,9 +1,10 @@
-"""Connections that are logged in with the stored session."""
+"""Connections that are logged in with the stored session, or with the token that the user has given."""
 
 from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -13,7 +14,7 @@ from twisted.python.failure import Failure
 from taskd.client.connection import Connection, EventListener, connect, ignore
 from taskd.client.errors import ClientError, NotLoggedIn, Refused
 from taskd.client.messages import Received
-from taskd.client.sessions import Session, SessionFile
+from taskd.client.sessions import Session, SessionSource
 
 Request = tuple[str, dict[str, Any]]
 """An action and its fields."""
@@ -21,12 +22,15 @@ Request = tuple[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Connector:
-    """Opens connections to one server. ``server`` is its normalized address, ``sessions`` has the token for it."""
+    """Opens connections to one server. ``server`` is its normalized address, ``sessions`` has the token for it.
+
+    When the session ends elsewhere, a connection that is logged in with it ends, and the session is forgotten.
+    """
 
     clock: IReactorTime
     endpoint: IStreamClientEndpoint
     server: str
-    sessions: SessionFile
+    sessions: SessionSource
 
     async def connect(self) -> Connection:
         """A new connection, not logged in. Raises ConnectionFailed."""
@@ -51,6 +55,7 @@ class Connector:
         """
         connection = await self.connect()
         connection.on_event = on_event
+        connection.on_session_ended = partial(self._session_ended, session, connection)
         login = connection.request("login", token=session.token)
         login.addErrback(self._login_failed, session, connection)
         return connection, login
@@ -83,6 +88,13 @@ class Connector:
         with closing(connection):
             return await answer
 
+    async def logged_in(self) -> Connection:
+        """A connection for requests that may end its own session: then only their replies count. Raises like
+        :meth:`send`."""
+        connection, _ = await self.send()
+        connection.on_session_ended = ignore_session_end
+        return connection
+
     def _login_failed(self, failure: Failure, session: Session, connection: Connection) -> Failure:
         error: Any = failure.value
         if isinstance(error, Refused):
@@ -92,13 +104,22 @@ class Connector:
             connection.abort(error)
         return Failure(error)
 
-    def _session_gone(self, session: Session) -> ClientError:
+    def _session_ended(self, session: Session, connection: Connection) -> None:
+        connection.abort(self._session_gone(session, nothing_done=False))
+
+    def _session_gone(self, session: Session, nothing_done: bool = True) -> ClientError:
         """Delete the session, unless another command has logged in again meanwhile. Returns the error to report."""
+        gone: ClientError = self.sessions.gone()
         try:
             if self.sessions.load() == session:
                 self.sessions.remove()
         except NotLoggedIn:
             pass
         except ClientError as e:
-            return e
-        return NotLoggedIn("session_gone", server=self.server)
+            gone = e
+        gone.nothing_done = nothing_done
+        return gone
+
+
+def ignore_session_end() -> None:
+    """For ``Connection.on_session_ended``, if the user has asked for that end: then only the reply counts."""

@@ -41,8 +41,8 @@ class BadAddress(ClientError):
 class NotLoggedIn(ClientError):
     """There is no session for this server, or the server no longer accepts it."""
 
-    def __init__(self, key: str, **fields: Any) -> None:
-        super().__init__(key, code="auth_required", **fields)
+    def __init__(self, key: str, *, nothing_done: bool = True, **fields: Any) -> None:
+        super().__init__(key, code="auth_required", nothing_done=nothing_done, **fields)
 
 
 class ConnectionFailed(ClientError):

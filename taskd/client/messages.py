@@ -35,6 +35,11 @@ class Message(Struct):
     more: bool = False
     weight: float = 0.0
     state: str | None = None
+    sessions: list[Raw] = []
+    users: list[Raw] = []
+    invitations: list[Raw] = []
+    audit: list[Raw] = []
+    ended: int = 0
 
 
 class Received(NamedTuple):

@@ -1,4 +1,4 @@
-"""The stored session tokens: one file for each server, which only its owner can read."""
+"""Where the token comes from: a file for each server, which only its owner can read, or what the user has given."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 from msgspec import Struct
@@ -21,6 +22,39 @@ class Session(Struct):
     token: str
 
 
+class SessionSource(Protocol):
+    """Has the session that commands log in with."""
+
+    def load(self) -> Session | None:
+        """The session, or None if there is none. Raises ClientError."""
+
+    def remove(self) -> None:
+        """Forget the session, which the server no longer accepts. Raises ClientError."""
+
+    def gone(self) -> NotLoggedIn:
+        """The error that says so."""
+
+
+class GivenToken:
+    """An API token that the user gave for this command. It is stored nowhere. ``source`` is the variable or the option
+    that it came from."""
+
+    def __init__(self, server: str, token: str, source: str) -> None:
+        self._session = Session(server, "", token)
+        self.source = source
+
+    def load(self) -> Session:
+        """The session of the token."""
+        return self._session
+
+    def remove(self) -> None:
+        """Do nothing: the token is not ours to delete."""
+
+    def gone(self) -> NotLoggedIn:
+        """The error for a token that the server refuses."""
+        return NotLoggedIn("token_gone", server=self._session.server, source=self.source)
+
+
 def state_folder(env: Mapping[str, str]) -> Path:
     """``taskd`` under XDG_STATE_HOME, which counts only if absolute (XDG Base Directory Specification)."""
     home = env.get("XDG_STATE_HOME", "")
@@ -33,6 +67,7 @@ class SessionFile:
     """The session for one server address."""
 
     def __init__(self, folder: Path, server: str) -> None:
+        self._server = server
         self.path = folder / f"session-{_file_name(server)}.json"
 
     def load(self) -> Session | None:
@@ -74,6 +109,10 @@ class SessionFile:
             pass
         except OSError as e:
             raise self._error("state_unwritable", e) from None
+
+    def gone(self) -> NotLoggedIn:
+        """The error for a session that the server refuses."""
+        return NotLoggedIn("session_gone", server=self._server)
 
     def _error(self, key: str, e: OSError) -> ClientError:
         return ClientError(key, code="internal", path=self.path, why=e.strerror or e)

@@ -125,10 +125,16 @@ class TestTexts:
         assert set(asked) - set(WORDS) == {"key"}, "which is only an example"
 
 
+VERBS = [
+    *(["token", verb] for verb in ("new", "list", "end")),
+    *(["users", verb] for verb in ("set-role", "disable", "enable", "reset-password", "end-sessions")),
+]
+
+
 class TestCommandLine:
     @pytest.mark.parametrize("lang", ["en", "es"])
     def test_every_command_has_help(self, lang: str, capsys: pytest.CaptureFixture[str]) -> None:
-        for argv in ([], *([command] for command in COMMANDS)):
+        for argv in ([], *([command] for command in COMMANDS), *VERBS):
             with pytest.raises(SystemExit) as ended:
                 parser(Texts(lang)).parse_args([*argv, "--help"])
             assert ended.value.code == 0

@@ -21,6 +21,7 @@ from twisted.test.iosim import FakeTransport, IOPump, connect
 from zope.interface import implementer
 
 from taskd.cli.context import Context
+from taskd.cli.credentials import given_token
 from taskd.cli.errors import EndOfInput
 from taskd.cli.options import parser
 from taskd.cli.run import perform
@@ -211,6 +212,7 @@ class Stage:
             source=source,
             renderer=Renderer(texts, columns, colour),
             sessions=self.sessions,
+            given=given_token(SERVER, options.token_file, self.env),
             json=options.json,
             measure=None if screen is None else lambda: self.screen or screen,
             new_key=self.new_key,

@@ -14,7 +14,7 @@ from taskd.client.retry import FIRST_PAUSE
 from taskd.model.errors import Unavailable
 from taskd.model.states import State
 from tests.unit.test_client_harness import SERVER, Run, Stage
-from tests.unit.test_client_taskd import kind
+from tests.unit.test_client_taskd import NOON, kind
 
 PASSWORD = "correct horse"
 HINT = "For one of them, by its number: show N, log N, explain N, retry N, cancel N"
@@ -43,7 +43,9 @@ def new(run: Run, *lines: str) -> list[str]:
     run.type(*lines)
     shown = run.out[before:].replace(run.ctx.texts("menu.choose"), "").replace(run.ctx.texts("menu.task"), "")
     return [
-        line for line in shown.splitlines() if line and line[:2] not in ("1.", "2.", "3.") and not line.endswith(SERVER)
+        line
+        for line in shown.splitlines()
+        if line and line[:2] not in ("1.", "2.", "3.", "4.") and not line.endswith(SERVER)
     ]
 
 
@@ -60,7 +62,7 @@ class TestTop:
         run = menu(stage)
         assert run.out == f"\ntaskd en {SERVER}\n1. Registrarse\n2. Iniciar sesión\n3. Salir\nElija una opción: "
         run.type("2", "ana", PASSWORD)
-        assert f"\nana en {SERVER}\n1. Ver tareas\n2. Crear tarea\n3. Volver\nElija una opción: " in run.out
+        assert f"\nana en {SERVER}\n1. Ver tareas\n2. Crear tarea\n3. Volver\n4. Cuenta\nElija una opción: " in run.out
 
     @pytest.mark.parametrize("choice", ["", "4", "1 2", "uno", "\x1b[A"])
     def test_a_wrong_choice(self, stage: Stage, choice: str) -> None:
@@ -92,7 +94,7 @@ class TestTop:
 
     def test_wrong_credentials(self, stage: Stage) -> None:
         run = menu(stage, "2", "ana", "wrong horse", "2", "eve", PASSWORD)
-        assert run.out.index("wrong password\n") < run.out.index("there is no such user; register first\n")
+        assert run.out.count("wrong password or username\n") == 2
         assert "See tasks" not in run.out
 
     def test_a_missing_server_is_reported_before_any_question(self, stage: Stage) -> None:
@@ -148,9 +150,11 @@ class TestInside:
         assert new(run, "reintentar 1") == ["La tarea 1 se intentará de nuevo."]
         assert "Texto:    pintar" in new(run, "show 1"), "the words of the commands serve as well"
 
-    @pytest.mark.parametrize("answer", ["show", "show x", "show 0", "show 1 2", "fly 1", "4", "show " + "9" * 5000])
+    @pytest.mark.parametrize(
+        "answer", ["show", "show x", "show 0", "show 1 2", "fly 1", "5", "end 1", "show " + "9" * 5000]
+    )
     def test_an_unknown_verb(self, stage: Stage, answer: str) -> None:
-        assert new(inside(stage), answer) == ["Please choose a number from 1 to 3."]
+        assert new(inside(stage), answer) == ["Please choose a number from 1 to 4."]
 
     def test_a_task_of_another_kind(self, stage: Stage) -> None:
         stage.taskd.served.append(kind("thumbnail"))
@@ -228,7 +232,7 @@ class TestInside:
         stage.cut()
         stage.advance(FIRST_PAUSE)
         assert "no confirmation: the task may exist or not" in run.out
-        assert run.out.endswith("3. Leave\nChoose an option: ")
+        assert run.out.endswith("Password of ana (Enter to leave): ")
 
     def test_texts_cannot_control_the_terminal(self, stage: Stage) -> None:
         stage.taskd.task("\x1b[2J\u202e")
@@ -250,6 +254,59 @@ class TestInside:
         assert stage.taskd.actions() == ["register"], "on a connection of its own"
 
 
+class TestAccount:
+    def test_in_and_out(self, stage: Stage) -> None:
+        run = inside(stage, "4")
+        screen = f"ana at {SERVER}\n1. Change the password\n2. See sessions and API tokens\n3. Back\n"
+        assert run.out.endswith(f"\n{screen}Choose an option: ")
+        assert new(run, "4") == ["Please choose a number from 1 to 3."]
+        run.type("3")
+        assert run.out.endswith("3. Back\n4. Account\nChoose an option: ")
+        assert "logout" not in stage.taskd.actions()
+
+    def test_change_the_password(self, stage: Stage) -> None:
+        run = inside(stage, "4", "1", PASSWORD, "battery staple", "battery staple")
+        assert "Password changed. All other sessions and all API tokens have ended." in run.out
+        assert run.source.secret == [PASSWORD, PASSWORD, "battery staple", "battery staple"]
+        assert stage.taskd.passwords["ana"] == "battery staple"
+        assert new(run, "1", "wrong horse", "battery staple", "battery staple")[-1] == "wrong password"
+        assert not run.over
+
+    def test_sessions(self, stage: Stage) -> None:
+        times = {"created_at": NOON, "used_at": NOON, "expires_at": NOON}
+        stage.taskd.sessions = [
+            {"id": 7, "current": True, "address": "192.0.2.1", **times},
+            {"id": 8, "current": False, "name": "nightly\x07", **times},
+        ]
+        run = inside(stage, "4")
+        assert new(run, "2") == [
+            "ID  CREATED     LAST USED  EXPIRES     ADDRESS    SESSION",
+            " 7  2025-03-01  0 s        2025-03-01  192.0.2.1  this session",
+            " 8  2025-03-01  0 s        2025-03-01  -          token nightly\\x07",
+            "To end one of them, by its number: end N",
+        ]
+        assert new(run, "end 8") == ["Session 8 ended."]
+        assert new(run, "end 8") == ["you have no session 8"]
+        assert "the session has ended; log in again" in new(run, "end 7", "2")
+        assert run.out.endswith("Password of ana (Enter to leave): ")
+        run.type(PASSWORD)
+        assert run.out.endswith("3. Back\nChoose an option: "), "the user is where the session ended"
+
+    def test_in_spanish(self, stage: Stage) -> None:
+        stage.lang = "es"
+        stage.taskd.sessions = [
+            {"id": 8, "current": False, "created_at": NOON, "used_at": NOON, "expires_at": NOON},
+        ]
+        assert new(inside(stage, "4"), "cerrar 8") == ["Sesión 8 cerrada."]
+
+    def test_a_registration_that_needs_an_invitation(self, stage: Stage) -> None:
+        stage.taskd.invitation = "welcome-1"
+        run = menu(stage, "1", "bob", "secret bob", "secret bob")
+        assert run.out.endswith("Invitation: ")
+        run.type("welcome-1")
+        assert "Registered. You can log in now." in run.out
+
+
 class TestTrouble:
     def test_a_lost_connection_is_reported_and_reopened(self, stage: Stage) -> None:
         run = inside(stage)
@@ -269,8 +326,27 @@ class TestTrouble:
         run = inside(stage)
         stage.taskd.tokens.clear()
         stage.cut()
-        assert new(run, "1") == ["the session has ended; log in again"]
-        assert run.out.endswith("3. Leave\nChoose an option: ")
+        assert "the session has ended; log in again" in new(run, "1")
+        assert run.out.endswith("Password of ana (Enter to leave): ")
+        run.type(PASSWORD)
+        assert run.source.secret[-1] == PASSWORD
+        assert run.out.endswith("3. Back\n4. Account\nChoose an option: ")
+        assert new(run, "1") == ["No tasks."]
+
+    @pytest.mark.parametrize(("answer", "says"), [("", ""), ("wrong horse", "wrong password or username\n")])
+    def test_no_password_after_the_end_of_the_session(self, stage: Stage, answer: str, says: str) -> None:
+        run = inside(stage)
+        stage.taskd.tokens.clear()
+        stage.cut()
+        run.type("1", answer)
+        assert run.out.endswith(f"{says}\ntaskd at {SERVER}\n1. Register\n2. Log in\n3. Leave\nChoose an option: ")
+
+    def test_a_session_that_ends_while_the_user_thinks(self, stage: Stage) -> None:
+        run = inside(stage)
+        stage.taskd.end_sessions("ana")
+        stage.settle()
+        assert run.out.endswith("\nthe session has ended; log in again\nChoose an option: ")
+        assert "No tasks." in new(run, "1", PASSWORD, "1")
 
     def test_a_server_that_is_down_for_a_while(self, stage: Stage) -> None:
         run = inside(stage)

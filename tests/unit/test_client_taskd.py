@@ -15,8 +15,10 @@ from taskd.events.records import TaskOutput, log_event, progress_event
 from taskd.model.errors import (
     AuthRequired,
     Conflict,
+    Forbidden,
     NotFound,
     NoUser,
+    RateLimited,
     TaskdError,
     UnknownAction,
     UsernameInUse,
@@ -75,6 +77,20 @@ class FakeTaskd:
             "routes": [route("simulate")],
             "more": False,
         }
+        self.roles: dict[str, str] = {}
+        self.disabled: set[str] = set()
+        self.codes: dict[str, str] = {}
+        self.sessions: list[dict[str, Any]] = []
+        """What ``sessions`` lists: API tokens and logins alike."""
+        self.invitations: list[dict[str, Any]] = []
+        self.invitation: str | None = None
+        """The invitation that a registration needs."""
+        self.audit: list[dict[str, Any]] = []
+        self.busy: list[float | None] = []
+        """How often the server puts off whatever checks a password, each time for so many seconds. None: it says
+        nothing about the time."""
+        self.closes = False
+        """Whether it also closes the connection of what it has put off."""
         self.cut = False
         self.old = False
         self._ids = itertools.count(1)
@@ -85,6 +101,15 @@ class FakeTaskd:
         token = f"token-{len(self.tokens)}"
         self.tokens[token] = name
         return token
+
+    def end_sessions(self, name: str) -> int:
+        """All sessions of a user end, wherever that is decided. Returns how many."""
+        ended = [token for token, owner in self.tokens.items() if owner == name]
+        for token in ended:
+            del self.tokens[token]
+        for connection in tuple(self.connections):
+            connection.session_ended(ended)
+        return len(ended)
 
     def task(self, text: str = "one", state: State = State.QUEUED, **fields: Any) -> Task:
         """Create a task."""
@@ -202,6 +227,13 @@ class FakeConnection(LineReceiver):
         for call, ids in waits:
             call.succeed({"status": "success", "done": False, "tasks": self._views(ids)})
 
+    def session_ended(self, tokens: list[str]) -> None:
+        """Tell a client that is logged in with one of these tokens."""
+        if self._token in tokens:
+            self._token = None
+            self._watching = False
+            self.event({"event": "session_ended"})
+
     def release(self) -> None:
         """Answer the held requests."""
         for call, reply in self._held:
@@ -219,9 +251,14 @@ class FakeConnection(LineReceiver):
                 raise UnknownAction(f"there is no action '{name}'", field="action")
             if name in self._taskd.refusals:
                 raise self._taskd.refusals[name]
-            if name not in ("register", "login", "hello", "ping") and self._token is None:
+            if name not in ("register", "login", "set_password", "hello", "ping") and self._token is None:
                 raise AuthRequired(f"log in first: {name} is for a logged-in user")
+            self._put_off(name, call.request)
             reply = getattr(self, name)(call, call.request)
+        except RateLimited as e:
+            call.fail(e)
+            if self._taskd.closes:
+                self.transport.loseConnection()
         except TaskdError as e:
             call.fail(e)
         else:
@@ -232,12 +269,18 @@ class FakeConnection(LineReceiver):
                 if name == "get_log":
                     self._begin(call.request)
 
+    def _put_off(self, name: str, request: Any) -> None:
+        if self._taskd.busy and getattr(request, "password", None) is not None:
+            raise RateLimited("the server is busy", retry_after=self._taskd.busy.pop(0))
+
     def ping(self, call: Call, request: Any) -> dict[str, Any]:
         return {"status": "success"}
 
     def register(self, call: Call, request: Any) -> dict[str, Any]:
         if request.username in self._taskd.passwords:
             raise UsernameInUse("somebody has this username")
+        if request.invitation != self._taskd.invitation:
+            raise Forbidden("registration needs an invitation", field="invitation")
         self._taskd.user(request.username, request.password)
         return {"status": "success", "user_id": 1, "username": request.username}
 
@@ -247,10 +290,8 @@ class FakeConnection(LineReceiver):
                 raise AuthRequired("this session has ended; log in again")
             token = request.token
         else:
-            if request.username not in self._taskd.passwords:
-                raise NoUser("nobody is registered under this username")
-            if self._taskd.passwords[request.username] != request.password:
-                raise WrongCredentials("the password does not belong to the username")
+            if self._taskd.passwords.get(request.username) != request.password:
+                raise WrongCredentials("the username or the password is wrong")
             token = f"token-{len(self._taskd.tokens)}"
             self._taskd.tokens[token] = request.username
         self._token = token
@@ -326,9 +367,127 @@ class FakeConnection(LineReceiver):
         return {"status": "success", **self._taskd.overview}
 
     def set_weight(self, call: Call, request: Any) -> dict[str, Any]:
-        if request.username not in self._taskd.passwords:
-            raise NoUser("nobody is registered under this username")
+        self._known(request)
         return {"status": "success", "username": request.username, "weight": request.weight}
+
+    # -- accounts
+
+    def _known(self, request: Any) -> str:
+        name: str = request.username
+        if name not in self._taskd.passwords:
+            raise NoUser("nobody is registered under this username")
+        return name
+
+    def _own(self, password: str) -> str:
+        name = self._taskd.tokens[self._token or ""]
+        if self._taskd.passwords[name] != password:
+            raise WrongCredentials("the password is wrong", field="password")
+        return name
+
+    def change_password(self, call: Call, request: Any) -> dict[str, Any]:
+        self._taskd.passwords[self._own(request.password)] = request.new_password
+        return {"status": "success"}
+
+    def set_password(self, call: Call, request: Any) -> dict[str, Any]:
+        if self._taskd.codes.pop(request.username, None) != request.code:
+            raise WrongCredentials("the code is wrong", field="code")
+        self._taskd.passwords[request.username] = request.new_password
+        return {"status": "success"}
+
+    def delete_account(self, call: Call, request: Any) -> dict[str, Any]:
+        name = self._own(request.password)
+        del self._taskd.passwords[name]
+        self._taskd.end_sessions(name)
+        return {"status": "success"}
+
+    def sessions(self, call: Call, request: Any) -> dict[str, Any]:
+        return {"status": "success", "sessions": self._taskd.sessions}
+
+    def end_session(self, call: Call, request: Any) -> dict[str, Any]:
+        found = next((each for each in self._taskd.sessions if each["id"] == request.session_id), None)
+        if found is None:
+            raise NotFound(f"you have no session {request.session_id}", field="session_id")
+        self._taskd.sessions.remove(found)
+        if found["current"]:
+            self._taskd.end_sessions(self._taskd.tokens[self._token or ""])
+        return {"status": "success"}
+
+    def end_sessions(self, call: Call, request: Any) -> dict[str, Any]:
+        assert request.keep_this
+        ended = [each for each in self._taskd.sessions if not each["current"]]
+        self._taskd.sessions = [each for each in self._taskd.sessions if each["current"]]
+        return {"status": "success", "ended": len(ended)}
+
+    def new_token(self, call: Call, request: Any) -> dict[str, Any]:
+        token = f"taskd_{request.name}"
+        self._taskd.tokens[token] = self._taskd.tokens[self._token or ""]
+        expires = NOON + timedelta(days=request.days)
+        return {"status": "success", "session_id": 9, "token": token, "expires_at": expires}
+
+    def users(self, call: Call, request: Any) -> dict[str, Any]:
+        start = int(request.cursor or 0)
+        names = list(self._taskd.passwords)
+        page = names[start : start + request.limit]
+        end = start + len(page)
+        return {
+            "status": "success",
+            "users": [self._user(n, name) for n, name in enumerate(page, start + 1)],
+            "cursor": str(end) if end < len(names) else None,
+        }
+
+    def _user(self, user_id: int, name: str) -> dict[str, Any]:
+        return {
+            "username": name,
+            "user_id": user_id,
+            "role": self._taskd.roles.get(name, "user"),
+            "disabled": name in self._taskd.disabled,
+            "weight": 1.0,
+            "created_at": NOON,
+            "used_at": NOON if name in self._taskd.tokens.values() else None,
+            "has_code": name in self._taskd.codes,
+        }
+
+    def set_role(self, call: Call, request: Any) -> dict[str, Any]:
+        self._taskd.roles[self._known(request)] = request.role
+        return self._changed(request.username)
+
+    def set_disabled(self, call: Call, request: Any) -> dict[str, Any]:
+        (self._taskd.disabled.add if request.disabled else self._taskd.disabled.discard)(self._known(request))
+        return self._changed(request.username)
+
+    def _changed(self, name: str) -> dict[str, Any]:
+        disabled = name in self._taskd.disabled
+        return {
+            "status": "success",
+            "username": name,
+            "role": self._taskd.roles.get(name, "user"),
+            "disabled": disabled,
+        }
+
+    def reset_password(self, call: Call, request: Any) -> dict[str, Any]:
+        self._taskd.codes[self._known(request)] = "ABCD-EFGH"
+        return {"status": "success", "username": request.username, "code": "ABCD-EFGH", "expires_in": 86400}
+
+    def end_user_sessions(self, call: Call, request: Any) -> dict[str, Any]:
+        return {"status": "success", "ended": self._taskd.end_sessions(self._known(request))}
+
+    def invite(self, call: Call, request: Any) -> dict[str, Any]:
+        invitation = {"invitation_id": 3, "invitation": "welcome-1"}
+        return {"status": "success", **invitation, "uses": request.uses, "expires_in": request.days * 86400}
+
+    def invitations(self, call: Call, request: Any) -> dict[str, Any]:
+        return {"status": "success", "invitations": self._taskd.invitations}
+
+    def end_invitation(self, call: Call, request: Any) -> dict[str, Any]:
+        kept = [each for each in self._taskd.invitations if each["id"] != request.invitation_id]
+        if len(kept) == len(self._taskd.invitations):
+            raise NotFound(f"there is no invitation {request.invitation_id}", field="invitation_id")
+        self._taskd.invitations = kept
+        return {"status": "success"}
+
+    def audit(self, call: Call, request: Any) -> dict[str, Any]:
+        rows = [row for row in self._taskd.audit if request.action_name in (None, row["action"])]
+        return {"status": "success", "audit": rows[: request.limit], "cursor": None}
 
     def kinds(self, call: Call, request: Any) -> dict[str, Any]:
         return {"status": "success", "kinds": self._taskd.served}

@@ -1,4 +1,4 @@
-"""``register``, ``login``, ``logout``, ``whoami`` and ``weight``, and where usernames and passwords come from."""
+"""``register``, ``login``, ``logout``, ``whoami`` and ``weight``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,22 @@ from argparse import Namespace
 from contextlib import closing, suppress
 
 from taskd.cli.context import Context
-from taskd.cli.errors import OK, EndOfInput, UsageError
+from taskd.cli.credentials import (
+    ask_invitation,
+    check_password,
+    get_invitation,
+    get_password,
+    get_username,
+    refuse_token,
+)
+from taskd.cli.errors import OK
 from taskd.cli.fields import checked
 from taskd.cli.ui.text import visible
-from taskd.client.errors import ClientError, ConnectionFailed, NotLoggedIn
+from taskd.client.admission import Admission
+from taskd.client.errors import ClientError, ConnectionFailed, NotLoggedIn, Refused
 from taskd.client.messages import Message, Received
 from taskd.client.sessions import Session
-from taskd.model.users import check_new_password, normalize_username
+from taskd.model.users import normalize_username
 
 
 async def register(ctx: Context, options: Namespace) -> int:
@@ -20,20 +29,37 @@ async def register(ctx: Context, options: Namespace) -> int:
     username = await get_username(ctx, options.username)
     checked(normalize_username, username, ClientError("bad_username"))
     password = await get_password(ctx, new=True)
-    checked(check_new_password, password, ClientError("bad_password"))
-    with closing(await ctx.connector.connect()) as connection:
-        reply = await connection.request("register", username=username, password=password)
+    check_password(password)
+    invitation = await get_invitation(ctx, options)
+    with closing(ctx.admission(ctx.connector.connect, options.wait_turn)) as admission:
+        reply = await send_registration(ctx, admission, username, password, invitation)
     name = reply.body.username or username
     ctx.report(reply, "registered", username=name, command=ctx.command("login", name))
     return OK
 
 
+async def send_registration(
+    ctx: Context, admission: Admission, username: str, password: str, invitation: str | None = None
+) -> Received:
+    """The reply to a registration. Ask for an invitation if the server wants one. Raises ClientError."""
+    fields = {"username": username, "password": password}
+    if invitation is None:
+        try:
+            return await admission.request("register", **fields)
+        except Refused as e:
+            if not ctx.source.tty or (e.code, e.fields["field"]) != ("forbidden", "invitation"):
+                raise
+        invitation = await ask_invitation(ctx)
+    return await admission.request("register", **fields, invitation=invitation)
+
+
 async def login(ctx: Context, options: Namespace) -> int:
     """Log in and store the session."""
+    refuse_token(ctx)
     username = await get_username(ctx, options.username)
     password = await get_password(ctx)
-    with closing(await ctx.connector.connect()) as connection:
-        reply = await connection.request("login", username=username, password=password)
+    with closing(ctx.admission(ctx.connector.connect, options.wait_turn)) as admission:
+        reply = await admission.request("login", username=username, password=password)
         name = reply.body.username or username
         if not reply.body.token:
             raise ConnectionFailed("not_taskd", transient=False, server=ctx.server)
@@ -41,7 +67,7 @@ async def login(ctx: Context, options: Namespace) -> int:
             ctx.sessions.save(Session(ctx.server, name, reply.body.token))
         except ClientError:
             with suppress(ClientError):
-                await connection.request("logout")  # nobody else has the token of this session
+                await admission.request("logout")  # nobody else has the token of this session
             raise
     ctx.report(reply, "logged_in", username=name)
     return OK
@@ -49,6 +75,7 @@ async def login(ctx: Context, options: Namespace) -> int:
 
 async def logout(ctx: Context, options: Namespace) -> int:
     """Delete the stored session in any case, and at the server if it still knows it."""
+    refuse_token(ctx)  # or else this would end the token of a program
     try:
         reply = await ctx.connector.ask("logout")
     except NotLoggedIn as e:
@@ -74,36 +101,3 @@ async def weight(ctx: Context, options: Namespace) -> int:
     reply = await ctx.connector.ask("set_weight", username=options.username, weight=options.weight)
     ctx.report(reply, "weighted", username=reply.body.username, weight=f"{reply.body.weight:g}")
     return OK
-
-
-async def get_username(ctx: Context, given: str | None) -> str:
-    """The username of the command line, else ask for it. Raises UsageError if the input is not a terminal."""
-    if given is not None:
-        return given
-    if not ctx.source.tty:
-        raise UsageError("username_missing")
-    return await ctx.prompt("username")
-
-
-async def get_password(ctx: Context, new: bool = False) -> str:
-    """The password from TASKD_PASSWORD or the first line of the input, else ask for it without echo.
-
-    A ``new`` one is asked for twice. Raises UsageError if the input is empty and no terminal.
-    """
-    if given := ctx.env.get("TASKD_PASSWORD"):
-        return given
-    if not ctx.source.tty:
-        with suppress(EndOfInput):
-            if line := await ctx.source.line():
-                return line
-        raise UsageError("password_missing")
-    return await ask_new_password(ctx) if new else await ctx.prompt("password", hidden=True)
-
-
-async def ask_new_password(ctx: Context) -> str:
-    """Ask twice. Raises ClientError if the password is not allowed, or the two differ."""
-    password = await ctx.prompt("password", hidden=True)
-    checked(check_new_password, password, ClientError("bad_password"))
-    if await ctx.prompt("password_again", hidden=True) != password:
-        raise ClientError("passwords_differ")
-    return password

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from taskd.cli.context import Context
 from taskd.cli.errors import OK, exit_status
+from taskd.cli.paging import most_of, print_pages
 from taskd.cli.ui.rendering import moment
 from taskd.cli.ui.text import visible
 from taskd.client.errors import Refused
 from taskd.client.messages import Received
 from taskd.model.spans import about
-from taskd.protocol.limits import DEFAULT_PAGE, MAX_PAGE
 from taskd.protocol.views import Moment
 
 LIST_COLUMNS = ("id", "status", "state", "kind", "age", "text")
@@ -26,30 +25,14 @@ LIST_COLUMNS = ("id", "status", "state", "kind", "age", "text")
 async def list_tasks(ctx: Context, options: Namespace) -> int:
     """Print tasks, newest first, from as many pages as necessary."""
     filters: dict[str, Any] = {
-        name: value for name in ("status", "state", "kind") if (value := getattr(options, name)) is not None
+        name: value for name in ("status", "state", "kind", "username") if (value := getattr(options, name)) is not None
     }
-    left: float = math.inf if options.all else options.limit or DEFAULT_PAGE
     table = ctx.renderer.table(LIST_COLUMNS)
-    connection, (answer,) = await ctx.connector.send(("get_tasks", filters | {"limit": min(left, MAX_PAGE)}))
-    with closing(connection):
-        empty = True
-        while True:
-            page = (await answer).body
-            empty = empty and not page.tasks
-            if ctx.json:
-                ctx.out.raw(*page.tasks)
-            elif page.tasks:
-                ctx.out.lines(table.lines(ctx.renderer.rows(map(ctx.view, page.tasks), ctx.now())))
-            left -= len(page.tasks)
-            if page.cursor is None or left <= 0:
-                break
-            answer = connection.request("get_tasks", **filters, limit=min(left, MAX_PAGE), cursor=page.cursor)
-    if not ctx.json:
-        if empty:
-            ctx.say("no_tasks")
-        elif page.cursor is not None:
-            ctx.note("more")
-    return OK
+
+    def lines(tasks: Sequence[Raw]) -> list[str]:
+        return table.lines(ctx.renderer.rows(map(ctx.view, tasks), ctx.now()))
+
+    return await print_pages(ctx, "get_tasks", "tasks", filters, most_of(options), lines)
 
 
 async def show(ctx: Context, options: Namespace) -> int:

@@ -16,8 +16,14 @@ EXAMPLES = {
   taskclient list --status Completada
   taskclient watch
   taskclient --server tls:tasks.example.org:5001 list --json""",
-    "register": "  taskclient register ana\n  TASKD_PASSWORD=... taskclient register ana",
+    "register": "  taskclient register ana\n  taskclient register ana --invitation < two-lines",
     "login": "  taskclient login ana\n  taskclient login ana < password-file",
+    "passwd": "  taskclient passwd\n  taskclient passwd --code ana",
+    "sessions": "  taskclient sessions\n  taskclient sessions --end 7",
+    "token": """\
+  taskclient token new nightly --days 30 --scope tasks:read --scope submit:backup
+  taskclient token list
+  TASKD_TOKEN=... taskclient add backup""",
     "add": """\
   taskclient add "render scene 7"
   taskclient add "render scene 8" --field seconds=5 --wait --wait-timeout 1m
@@ -38,6 +44,14 @@ EXAMPLES = {
     "kinds": "  taskclient kinds\n  taskclient kinds --json | jq .kind",
     "overview": "  taskclient overview\n  taskclient overview --json | jq '.routes[].waiting'",
     "weight": "  taskclient weight ana 2.5",
+    "users": """\
+  taskclient users --all
+  taskclient users set-role ana operator
+  taskclient users disable ana
+  taskclient users reset-password ana""",
+    "invite": "  taskclient invite --uses 20 --days 3",
+    "invitations": "  taskclient invitations --end 3",
+    "audit": "  taskclient audit --user ana --limit 20\n  taskclient audit --action login --all --json",
 }
 
 
@@ -53,7 +67,8 @@ def summary(command: str, lang: str) -> str:
 
 def option(name: str, lang: str, command: str = "") -> str:
     """What an option or argument means, in one sentence; for some commands it is another one."""
-    english, spanish = _OPTIONS.get(f"{command}.{name}") or _OPTIONS[name]
+    first = command.partition(" ")[0]
+    english, spanish = _OPTIONS.get(f"{command}.{name}") or _OPTIONS.get(f"{first}.{name}") or _OPTIONS[name]
     return (spanish if lang == "es" else english).replace("%", "%%")
 
 
@@ -70,9 +85,38 @@ _ACTION_OF = {
     "cancel": "cancel_task",
     "retry": "retry_task",
     "weight": "set_weight",
+    "passwd": "change_password",
+    "delete-account": "delete_account",
+    "token new": "new_token",
+    "users set-role": "set_role",
+    "users reset-password": "reset_password",
+    "users end-sessions": "end_user_sessions",
 }
 
 _SUMMARIES = {
+    "sessions": (
+        "List your sessions and API tokens, or end them.",
+        "Ver las sesiones y los tokens propios, o cerrarlos.",
+    ),
+    "token": (
+        "API tokens: logins for programs, without the password.",
+        "Tokens: sesiones para programas, sin la contraseña.",
+    ),
+    "token list": ("List your API tokens.", "Ver los tokens propios."),
+    "token end": ("End an API token.", "Cerrar un token."),
+    "users": (
+        "List the users, or change one of them; for admins.",
+        "Ver los usuarios o cambiar uno; para administradores.",
+    ),
+    "users disable": (
+        "Disable a user; this ends the user's sessions and API tokens.",
+        "Bloquear a un usuario; se cierran sus sesiones y tokens.",
+    ),
+    "users enable": ("Enable a disabled user again.", "Desbloquear a un usuario."),
+    "invitations": (
+        "List the invitations, or withdraw one; for admins.",
+        "Ver las invitaciones o retirar una; para administradores.",
+    ),
     "main": (
         "Submit tasks to a taskd server and see them run. Without arguments: a menu.",
         "Enviar tareas a un servidor taskd y verlas ejecutarse. Sin argumentos: un menú.",
@@ -104,6 +148,63 @@ _OPTIONS = {
         "print one JSON object per line, as the server sent it",
         "mostrar un objeto JSON por línea, tal como lo envió el servidor",
     ),
+    "token_file": (
+        "log in with the API token in the first line of this file, and store nothing (default: TASKD_TOKEN)",
+        "iniciar sesión con el token de la primera línea de este archivo, sin guardar nada (por omisión, TASKD_TOKEN)",
+    ),
+    "wait_turn": (
+        "If the server has too many requests, fail at once instead of waiting up to 5 minutes.",
+        "Si el servidor tiene demasiadas peticiones, fallar enseguida en vez de esperar hasta 5 minutos.",
+    ),
+    "invitation": (
+        "Ask for an invitation, or take it from the next line of the input (default: TASKD_INVITATION).",
+        "Preguntar la invitación o tomarla de la línea siguiente de la entrada (por omisión, TASKD_INVITATION).",
+    ),
+    "invitation_file": (
+        "Take the invitation from the first line of this file.",
+        "Tomar la invitación de la primera línea de este archivo.",
+    ),
+    "passwd.username": ("With --code: whose password to set.", "Con --code: de quién es la contraseña."),
+    "code": (
+        "Set a new password with a one-time code from an admin; taskclient asks for the code.",
+        "Fijar una contraseña nueva con un código de un solo uso de un administrador; se pregunta el código.",
+    ),
+    "end": ("End the one with this number.", "Cerrar la que tiene este número."),
+    "invitations.end": ("Withdraw the one with this number.", "Retirar la que tiene este número."),
+    "end_all": (
+        "End all other sessions and all API tokens; this session stays.",
+        "Cerrar las demás sesiones y todos los tokens; esta sesión sigue.",
+    ),
+    "token_id": ("The number of an API token.", "El número de un token."),
+    "name": (_field(m.NewToken, "name"), "Para qué es el token: de 1 a 64 caracteres."),
+    "token new.days": (
+        _field(m.NewToken, "days") + " Default: 90.",
+        "Días hasta que caduque, 365 como máximo. Por omisión, 90.",
+    ),
+    "scope": (
+        "Something that it allows: tasks:read, tasks:write, or submit:KIND for a kind. Repeatable. Default: everything"
+        " but what changes the account.",
+        "Algo que permite: tasks:read, tasks:write o submit:TIPO para un tipo. Repetible. Por omisión, todo menos lo"
+        " que cambia la cuenta.",
+    ),
+    "users.username": ("The user.", "El usuario."),
+    "role": (_field(m.SetRole, "role"), "user, operator (operador) o admin (administrador)."),
+    "uses": (
+        _field(m.Invite, "uses") + " Default: 1.",
+        "Cuántas cuentas pueden crearse con ella. Por omisión, 1.",
+    ),
+    "invite.days": (
+        _field(m.Invite, "days") + " Default: 7.",
+        "Días hasta que caduque, 365 como máximo. Por omisión, 7.",
+    ),
+    "list.username": (
+        "The tasks of this user instead of your own; for operators and admins.",
+        "Las tareas de este usuario en vez de las propias; para operadores y administradores.",
+    ),
+    "audit.user": (_field(m.GetAudit, "username"), "Solo lo que este usuario hizo o sufrió."),
+    "action": (_field(m.GetAudit, "action_name"), "Solo esta acción, p. ej. login."),
+    "verb": ("COMMAND", "ORDEN"),
+    "verbs": ("commands", "órdenes"),
     "username": (
         f"{_field(m.Register, 'username')} taskclient asks for it if it is missing.",
         "De 1 a 64 caracteres; único sin distinguir mayúsculas. Si falta, se pregunta.",
@@ -203,6 +304,12 @@ _OPTIONS = {
         "  5 a task that was waited for failed",
         "código de salida: 0 bien, 1 error, 2 uso, 3 tiempo agotado o cancelada,\n"
         "  4 sin sesión, 5 falló una tarea esperada",
+    ),
+    "new_password": (
+        "taskclient asks for the present password, or takes it from TASKD_PASSWORD or from the first line of the input;"
+        " the new one is asked for twice, or is the next line of the input.",
+        "taskclient pregunta la contraseña actual, o la toma de TASKD_PASSWORD o de la primera línea de la entrada; la"
+        " nueva se pregunta dos veces, o es la línea siguiente de la entrada.",
     ),
     "password": (
         "taskclient asks for the password, or takes it from TASKD_PASSWORD or from the first line of the input.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from taskd.cli.texts.account_words import ACCOUNTS
 from taskd.cli.texts.labels import LABELS
 from taskd.cli.texts.reasons import LINE
 
@@ -83,12 +84,6 @@ WORDS: dict[str, tuple[str, str]] = {
     "retrying": ("{why}; trying again ...", "{why}; reintentando..."),
     "reconnected": ("Connected again.", "Conectado de nuevo."),
     # refusals of the server; the English text is the server's own message
-    "status.in_use": ("the username is taken; choose another", "el nombre de usuario ya está en uso; elija otro"),
-    "status.no_user": (
-        "there is no such user; register first",
-        "no existe ese usuario; regístrese primero",
-    ),
-    "status.wrong_credentials": ("wrong password", "contraseña incorrecta"),
     "code.auth_required": ("{message}", "primero hay que iniciar sesión"),
     "code.not_found": ("{message}", "no existe, o no es suyo: {message}"),
     "code.forbidden": ("{message}", "no está permitido: {message}"),
@@ -99,7 +94,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "code.conflict": ("{message}", "no es posible en su estado actual: {message}"),
     "code.conflict.key": ("{message}", "esa clave ya pertenece a otra tarea; use una nueva: {message}"),
     "code.too_large": ("{message}", "demasiado grande: {message}"),
-    "code.rate_limited": ("{message}", "demasiadas peticiones; espere un poco e inténtelo de nuevo"),
+    "code.rate_limited": ("{message}", "demasiadas peticiones; espere un poco e inténtelo de nuevo: {message}"),
     "code.quota_exceeded": ("{message}", "ha agotado su cuota: {message}"),
     "code.unknown_action": (
         "this server is older than taskclient and does not know this action: {message}",
@@ -112,45 +107,7 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "code.internal": ("{message}", "error interno del servidor; los detalles están en su registro"),
     "code.other": ("{message}", "el servidor lo rechazó: {message}"),
-    # accounts
-    "username": ("Username: ", "Usuario: "),
-    "password": ("Password: ", "Contraseña: "),
-    "password_again": ("Password again: ", "Repita la contraseña: "),
-    "passwords_differ": (
-        "the two passwords differ; try again",
-        "las contraseñas no coinciden; inténtelo de nuevo",
-    ),
-    "username_missing": (
-        "which user? give the username after the command",
-        "¿qué usuario? indique el nombre después de la orden",
-    ),
-    "password_missing": (
-        "no password: set TASKD_PASSWORD or give it as the first line of the input",
-        "falta la contraseña: use TASKD_PASSWORD o la primera línea de la entrada",
-    ),
-    "bad_username": (
-        "a username has 1 to 64 visible characters and neither begins nor ends with a space",
-        "un nombre de usuario tiene de 1 a 64 caracteres visibles y no empieza ni termina con un espacio",
-    ),
-    "bad_password": (
-        "a password has 8 to 72 bytes (an accented letter counts as two)",
-        "una contraseña tiene de 8 a 72 bytes (una letra con tilde cuenta por dos)",
-    ),
-    "registered": ("Registered {username}. Next: {command}", "Usuario {username} registrado. Ahora: {command}"),
-    "logged_in": ("Logged in as {username}.", "Sesión iniciada como {username}."),
-    "logged_out": ("Logged out.", "Sesión cerrada."),
-    "not_logged_in": (
-        "not logged in at {server}; log in: {command}",
-        "no hay sesión en {server}; inicie sesión: {command}",
-    ),
-    "session_gone": (
-        "the session at {server} has ended; log in again: {command}",
-        "la sesión en {server} ha terminado; inicie sesión de nuevo: {command}",
-    ),
-    "weighted": (
-        "{username} has the weight {weight} from now on.",
-        "{username} tiene el peso {weight} a partir de ahora.",
-    ),
+    # the session file
     "state_unreadable": (
         "cannot read {path}: {why}; correct its permissions or delete it",
         "no se puede leer {path}: {why}; corrija sus permisos o bórrelo",
@@ -170,8 +127,8 @@ WORDS: dict[str, tuple[str, str]] = {
         "la entrada no está en UTF-8 ni en la codificación de la configuración regional",
     ),
     "not_text": (
-        "the command line or TASKD_PASSWORD contains bytes that are not text; use UTF-8",
-        "la orden o TASKD_PASSWORD contiene bytes que no son texto; use UTF-8",
+        "the command line or the environment contains bytes that are not text; use UTF-8",
+        "la orden o el entorno contiene bytes que no son texto; use UTF-8",
     ),
     # the menu
     "menu.server": ("taskd at {server}", "taskd en {server}"),
@@ -182,6 +139,15 @@ WORDS: dict[str, tuple[str, str]] = {
     "menu.tasks": ("See tasks", "Ver tareas"),
     "menu.create": ("Create task", "Crear tarea"),
     "menu.back": ("Back", "Volver"),
+    "menu.account": ("Account", "Cuenta"),
+    "menu.password": ("Change the password", "Cambiar la contraseña"),
+    "menu.sessions": ("See sessions and API tokens", "Ver sesiones y tokens"),
+    "menu.end": ("end", "cerrar"),
+    "menu.end_hint": ("To end one of them, by its number: {verb} N", "Para cerrar una, por su número: {verb} N"),
+    "menu.password_of": (
+        "Password of {username} (Enter to leave): ",
+        "Contraseña de {username} (Intro para salir): ",
+    ),
     "menu.choose": ("Choose an option: ", "Elija una opción: "),
     "menu.wrong": ("Please choose a number from 1 to {n}.", "Elija un número del 1 al {n}."),
     "menu.task": ("Task: ", "Tarea: "),
@@ -357,6 +323,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "task {id} was given back {times}: its workers stop before it ends",
         "la tarea {id} se devolvió {times}: sus workers se detienen antes de que termine",
     ),
+    **ACCOUNTS,
     **LABELS,
     **LINE,
 }
