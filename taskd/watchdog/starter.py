@@ -26,6 +26,10 @@ HEALTHY_SECONDS = 30.0
 """A watchdog that lived so long had not failed to start: the next one starts after the first backoff."""
 STOP_SECONDS = 1.0
 
+RUN = "import sys; sys.path = [p for p in sys.path if p]; from taskd.watchdog.__main__ import main; main()"
+"""What the watchdog's Python runs. ``-m`` would look for modules in the current folder first: a task that can write
+there could have its code run by a watchdog, which has the password of the database."""
+
 
 class Watchdog:
     """The watchdog of this process. From :meth:`start` on the board ticks while the reactor runs.
@@ -135,7 +139,8 @@ class Watchdog:
         config = self.config
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", "taskd.watchdog"],
+                # the last argument is for those who list processes
+                [sys.executable, "-c", RUN, "taskd.watchdog"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(config.board, config.pidfd, config.dump),

@@ -8,11 +8,11 @@ from contextlib import closing, suppress
 from taskd.cli.context import Context
 from taskd.cli.errors import OK, EndOfInput, UsageError
 from taskd.cli.fields import checked
-from taskd.cli.ui.text import visible
 from taskd.client.errors import ClientError, ConnectionFailed, NotLoggedIn
 from taskd.client.messages import Message, Received
 from taskd.client.sessions import Session
 from taskd.model.users import check_new_password, normalize_username
+from taskd.model.visible import visible
 
 
 async def register(ctx: Context, options: Namespace) -> int:
