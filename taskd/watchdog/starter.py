@@ -6,6 +6,7 @@ import contextlib
 import faulthandler
 import fcntl
 import os
+import socket
 import subprocess
 import sys
 import weakref
@@ -137,11 +138,13 @@ class Watchdog:
 
     def _launch(self) -> None:
         config = self.config
+        # not a pipe: that could be opened and read through /proc before the watchdog hides itself
+        ours, theirs = socket.socketpair()
         try:
             process = subprocess.Popen(
                 # the last argument is for those who list processes
                 [sys.executable, "-c", RUN, "taskd.watchdog"],
-                stdin=subprocess.PIPE,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 pass_fds=(config.board, config.pidfd, config.dump),
                 # a signal for the worker's terminal or process group must not end it
@@ -151,14 +154,14 @@ class Watchdog:
             self._failures += 1
             self._due = self._reactor.seconds() + RESTART.delay(self._failures, 0)
             self._log.error("the watchdog cannot be started: {e}", e=str(e))
+            ours.close()
             return
+        finally:
+            theirs.close()
         self._process = process
-        assert process.stdin is not None
-        # a few hundred bytes always fit into a pipe
-        with contextlib.suppress(OSError):
-            process.stdin.write(config.encode())
-        with contextlib.suppress(OSError):
-            process.stdin.close()
+        # a few hundred bytes always fit into the socket's buffer
+        with ours, contextlib.suppress(OSError):
+            ours.sendall(config.encode())
 
     def _forget(self) -> None:
         """Close what the watchdog shares, and dump no more."""
