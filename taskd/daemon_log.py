@@ -15,7 +15,10 @@ from twisted.logger import (
 )
 from zope.interface import implementer
 
-from taskd.model.visible import visible_lines
+from taskd.model.visible import visible, visible_lines
+
+_FORMATTED = frozenset({"log_failure", "log_flattened", "log_legacy", "message", "format", "failure", "why"})
+"""What observers make the text of, of new events and of those of ``twisted.python.log``."""
 
 
 def escape_log(beginner: LogBeginner = globalLogBeginner) -> None:
@@ -63,8 +66,9 @@ class EscapingObserver:
     def __call__(self, event: LogEvent) -> None:
         """Observe an event."""
         text = eventAsText(event, includeTimestamp=False, includeSystem=False)
-        made = {key: value for key, value in event.items() if key not in ("log_failure", "log_flattened", "failure")}
+        made = {key: value for key, value in event.items() if key not in _FORMATTED}
         made["log_format"], made["log_text"] = "{log_text}", visible_lines(text.replace("\n", "\n\t"))
-        if "log_system" in made:
-            made["log_system"] = visible_lines(str(made["log_system"])).replace("\n", " ")
+        for key in ("log_system", "system"):
+            if key in made:
+                made[key] = visible(str(made[key]))
         self._observer(made)
