@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 
@@ -36,6 +37,17 @@ def forbid_inspection() -> None:
     """
     if prctl is not None:
         prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def processes_are_hidden() -> bool:
+    """Whether ``/proc`` shows a user only the processes that it may look into: the mount option hidepid, which
+    ``ProtectProc=`` of systemd sets. Then forbid_inspection() makes a process invisible for its own user, who is not
+    root."""
+    with contextlib.suppress(OSError), open("/proc/self/mounts", encoding="utf-8", errors="replace") as file:
+        options = [line.split()[3] for line in file if line.split()[1:3] == ["/proc", "proc"]]
+        # the last one that was mounted there is the one in use
+        return bool(os.getuid()) and bool(re.search(r"\bhidepid=(?!0|off)", options[-1] if options else ""))
+    return False
 
 
 def forbid_new_privileges() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from taskd.hardening import processes_are_hidden
 from taskd.model.backoff import Backoff
 from taskd.watchdog.board import Board, memory_file
 from taskd.watchdog.process import DUMP_SIGNAL, Config
@@ -75,6 +76,10 @@ class Watchdog:
         except (AttributeError, OSError) as e:
             self._log.warn("this system has no pidfd or no shared memory, so there is no watchdog: {e}", e=str(e))
             return
+        if processes_are_hidden():
+            self._log.warn(
+                "/proc is mounted with hidepid (ProtectProc= of systemd): the watchdog cannot tell which thread blocks"
+            )
         self.config = self.config._replace(pid=os.getpid(), board=board, pidfd=pidfd, dump=dump)
         self._had_faulthandler = faulthandler.is_enabled()
         faulthandler.enable(file=dump, all_threads=True)

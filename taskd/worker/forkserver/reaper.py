@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 
-from taskd.hardening import forbid_inspection, forbid_new_privileges
+from taskd.hardening import forbid_inspection, forbid_new_privileges, processes_are_hidden
 from taskd.worker.forkserver import process_tree
 
 PATIENCE = 8.0
@@ -47,7 +47,7 @@ def main(setup: str) -> None:
             process_tree.open_oom_score()
             # Its children inherit it: no task looks into the task of another user. A program, which exec starts, does
             # not inherit it.
-            forbid_inspection()
+            _hide()
             from taskd.worker.forkserver.preload import run
 
             run(reaper, orders, events, setup)
@@ -57,11 +57,17 @@ def main(setup: str) -> None:
             process_tree.end_all_below_me()
         finally:
             os._exit(status)
-    forbid_inspection()
+    _hide()
     os.close(events)
     _wait_for(forkserver, orders)
     process_tree.end_all_below_me()
     os._exit(0)
+
+
+def _hide() -> None:
+    """Where that would hide it from the fork server as well, trees could not be listed and ended: nobody hides."""
+    if not processes_are_hidden():
+        forbid_inspection()
 
 
 def _wait_for(forkserver: int, orders: int) -> None:
