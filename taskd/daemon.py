@@ -21,9 +21,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from taskd.config import Settings
-from taskd.config.declarations import GRACE
+from taskd.config.declarations import GRACE, SECRETS
 from taskd.config.reading import DaemonOptions, read_option, read_settings
+from taskd.daemon_log import escape_log
+from taskd.hardening import erase_variables, forbid_inspection
 from taskd.model.errors import SchemaTooNew, SettingsError, TaskdError, Unavailable
+from taskd.model.visible import visible
 from taskd.ports.broker import IBroker
 from taskd.ports.store import IStore
 
@@ -66,12 +69,20 @@ class Daemon(Service):
 
     @classmethod
     def from_options(cls, options: DaemonOptions) -> Daemon:
-        """The daemon as twistd starts it. Ends the process with one line when a setting is wrong."""
+        """The daemon as twistd starts it. Ends the process with one line when a setting is wrong.
+
+        From now on other processes of this user, such as programs that run as tasks, cannot look into this one, and
+        its environment has no passwords that they or handlers could find.
+        """
         from twisted.internet import reactor
 
         use_monotonic_clock(reactor)
+        forbid_inspection()
+        escape_log()
         try:
             settings = read_settings(options["env-file"], options=options)
+            # before the handlers are imported, and before anything else is started
+            erase_variables(SECRETS)
             daemon = cls(reactor, settings, read_option(options, GRACE))
         except SettingsError as e:
             cls.refuse(e)
@@ -97,7 +108,7 @@ class Daemon(Service):
     @classmethod
     def refuse(cls, error: object) -> NoReturn:
         """End the process before the reactor runs: one line on standard error, exit status 1."""
-        raise SystemExit(f"{cls.command}: {error}")
+        raise SystemExit(f"{cls.command}: {visible(str(error))}")
 
     def fail(self, failure: Failure) -> None:
         """End the process while the reactor runs: one line on standard error, exit status 1. Only a log line if it ends
@@ -108,7 +119,7 @@ class Daemon(Service):
         expected = failure.check(*_EXPECTED)
         text = " ".join(str(failure.value).split())
         line = text if expected and text else f"{type(failure.value).__name__}: {text}"
-        print(f"{self.command}: {line}", file=sys.stderr, flush=True)
+        print(f"{self.command}: {visible(line)}", file=sys.stderr, flush=True)
         if not expected:
             self._log.failure("a defect of taskd, please report it", failure)
         # twistd exits with 0 whenever its reactor has run, so set the status at exit, when nothing is left to do
@@ -119,6 +130,9 @@ class Daemon(Service):
 
     def startService(self) -> None:
         super().startService()
+        if self._is_process:
+            # again: twistd may have changed to another user (--uid), which the kernel takes as a reason to allow it
+            forbid_inspection()
         # twistd installs its own handlers just before the reactor calls this; they would end the process at once
         self.reactor.callWhenRunning(_handle_signals, self._on_signal)
         Deferred.fromCoroutine(self._start()).addErrback(self.fail)

@@ -149,7 +149,8 @@ def eventually(predicate: Callable[[], object], timeout: float = 10.0, what: str
 
 
 def pids_with(variable: str) -> set[int]:
-    """The processes that were started with this variable, ``NAME=VALUE``, and their forks. Zombies do not count."""
+    """The processes that were started with this variable, ``NAME=VALUE``, and their forks. Zombies do not count.
+    Only root sees those of taskd that hide their environment (taskd/hardening.py)."""
     found = set()
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

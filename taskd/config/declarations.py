@@ -351,6 +351,9 @@ GROUPS: dict[str, tuple[Setting[Any], ...]] = {
 }
 """All variables, in the order of the documentation."""
 
+SECRETS = tuple(setting.name for group in GROUPS.values() for setting in group if setting.secret)
+"""The variables that a daemon erases from its environment when it has read them."""
+
 
 def options(daemon: str) -> dict[Option, str]:
     """The options of a daemon, each with its help text."""

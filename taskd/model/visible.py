@@ -1,12 +1,17 @@
-"""Which characters a reader can see."""
+"""Which characters a reader can see, and text with escapes for the others: for terminals and logs."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
+JOINERS = "\u200c\u200d"
+"""Invisible, but they only shape the letters and emoji beside them."""
+
 # Cc control, Cf invisible format (bidi overrides, zero width), Cs surrogate, Zl and Zp line ends, Cn unassigned
 _CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp", "Cn"})
+
+_ESCAPED = _CATEGORIES - {"Cn"}
 
 # Letters and marks without a glyph: Default_Ignorable_Code_Point outside of Cf, and the empty Braille pattern
 _WITHOUT_GLYPH = re.compile(
@@ -22,3 +27,25 @@ def is_invisible(character: str) -> bool:
 def has_visible(text: str) -> bool:
     """Whether any character of the text is neither white space nor invisible."""
     return any("!" <= c <= "~" or not (c.isspace() or is_invisible(c)) for c in text)
+
+
+def visible(text: str) -> str:
+    """One line of text, with an escape such as ``\\x1b`` for each character that could control a terminal, break
+    the line or change the order of what is shown."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(map(_shown, text))
+
+
+def visible_lines(text: str) -> str:
+    """The same for a text of several lines: line feeds and tabs stay."""
+    plain = text.replace("\n", "").replace("\t", "")
+    if plain.isascii() and plain.isprintable():
+        return text
+    return "".join(c if c in "\n\t" else _shown(c) for c in text)
+
+
+def _shown(c: str) -> str:
+    if c in JOINERS or unicodedata.category(c) not in _ESCAPED:
+        return c
+    return c.encode("unicode_escape").decode()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from taskd.model.visible import visible_lines
 from taskd.watchdog.board import Board
 from taskd.watchdog.culprit import Usage
 from taskd.watchdog.watch import STEP_SECONDS, IBeats, Watch
@@ -78,7 +79,7 @@ class WorkerProcess:
         os.ftruncate(self._dump, 0)
         try:
             if self._tgkill is None:
-                import ctypes  # half a MiB that most watchdogs never need
+                import ctypes
 
                 self._tgkill = ctypes.CDLL(None).tgkill
             self._tgkill(self._pid, native, DUMP_SIGNAL)
@@ -133,7 +134,9 @@ def _waits(path: str) -> int | None:
 
 def say(level: str, text: str) -> None:
     """Write to standard error, in the format of twistd's log. Lose the text rather than wait for a reader."""
-    line = f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} [taskd.watchdog#{level}] {text.rstrip()}\n"
+    # names of files and functions, and the texts of errors, are of other people
+    text = visible_lines(text.rstrip().replace("\n", "\n\t"))
+    line = f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} [taskd.watchdog#{level}] {text}\n"
     poll = select.poll()
     poll.register(2, select.POLLOUT)
     rest = line.encode(errors="replace")

@@ -6,6 +6,7 @@ import contextlib
 import faulthandler
 import fcntl
 import os
+import socket
 import subprocess
 import sys
 import weakref
@@ -15,6 +16,7 @@ from typing import Any
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from taskd.hardening import processes_are_hidden
 from taskd.model.backoff import Backoff
 from taskd.watchdog.board import Board, memory_file
 from taskd.watchdog.process import DUMP_SIGNAL, Config
@@ -25,6 +27,10 @@ RESTART = Backoff(first=1, factor=2, longest=30, jitter=0)
 HEALTHY_SECONDS = 30.0
 """A watchdog that lived so long had not failed to start: the next one starts after the first backoff."""
 STOP_SECONDS = 1.0
+
+RUN = "import sys; sys.path = [p for p in sys.path if p]; from taskd.watchdog.__main__ import main; main()"
+"""What the watchdog's Python runs. ``-m`` would look for modules in the current folder first: a task that can write
+there could have its code run by a watchdog, which has the password of the database."""
 
 
 class Watchdog:
@@ -70,6 +76,10 @@ class Watchdog:
         except (AttributeError, OSError) as e:
             self._log.warn("this system has no pidfd or no shared memory, so there is no watchdog: {e}", e=str(e))
             return
+        if processes_are_hidden():
+            self._log.warn(
+                "/proc is mounted with hidepid (ProtectProc= of systemd): the watchdog cannot tell which thread blocks"
+            )
         self.config = self.config._replace(pid=os.getpid(), board=board, pidfd=pidfd, dump=dump)
         self._had_faulthandler = faulthandler.is_enabled()
         faulthandler.enable(file=dump, all_threads=True)
@@ -133,10 +143,13 @@ class Watchdog:
 
     def _launch(self) -> None:
         config = self.config
+        # not a pipe: that could be opened and read through /proc before the watchdog hides itself
+        ours, theirs = socket.socketpair()
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", "taskd.watchdog"],
-                stdin=subprocess.PIPE,
+                # the last argument is for those who list processes
+                [sys.executable, "-c", RUN, "taskd.watchdog"],
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 pass_fds=(config.board, config.pidfd, config.dump),
                 # a signal for the worker's terminal or process group must not end it
@@ -146,14 +159,14 @@ class Watchdog:
             self._failures += 1
             self._due = self._reactor.seconds() + RESTART.delay(self._failures, 0)
             self._log.error("the watchdog cannot be started: {e}", e=str(e))
+            ours.close()
             return
+        finally:
+            theirs.close()
         self._process = process
-        assert process.stdin is not None
-        # a few hundred bytes always fit into a pipe
-        with contextlib.suppress(OSError):
-            process.stdin.write(config.encode())
-        with contextlib.suppress(OSError):
-            process.stdin.close()
+        # a few hundred bytes always fit into the socket's buffer
+        with ours, contextlib.suppress(OSError):
+            ours.sendall(config.encode())
 
     def _forget(self) -> None:
         """Close what the watchdog shares, and dump no more."""

@@ -1,7 +1,10 @@
 """The argument template of a program: how the fields of a payload become an argv list. No shell is involved.
 
 An argument may contain placeholders, ``{name}``, alone or inside other text (``--size={size}``). Literal braces are
-doubled. ``{name:int}`` sets the type of the field: ``str`` (the default), ``int``, ``float`` or ``bool``.
+doubled. ``{name:int}`` sets the type of the field: ``int``, ``float``, ``bool``, ``name`` (of a file, without a path),
+``path`` (of a file below the root of the program) or ``str``. Without a type it is a text; in an argument with a
+literal slash it is one part of the path, and cannot lead out of the folder. ``str`` is any text, also there.
+
 ``{name=value}`` sets its default. ``{name...}`` must be alone and becomes one argument for each element of a list. A
 list within the list of arguments is left out if none of its fields is given:
 ``args = ["--fast", ["--quality", "{quality:int}"], "--", "{input}"]``.
@@ -16,12 +19,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from taskd.model.errors import SettingsError, quote
+from taskd.worker.forkserver.messages import Path
 from taskd.worker.handler import Reject
 
-TYPES = {"str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false"}
+TYPES = {
+    "str": "a text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "name": "a name without a path",
+    "path": "a path",
+}
 
 # a whole number has only one spelling, so it is allowed as a text
 _CLASSES: dict[str, tuple[type, ...]] = {"str": (str, int), "int": (int,), "float": (int, float), "bool": (bool,)}
+_CLASSES |= {"name": (str, int), "path": (str,)}
+
+_NO_NAMES = ("", ".", "..")
+"""As the last part of a path they name a folder, which may lie outside of the one before them."""
 
 _TOKEN = re.compile(
     r"(?P<text>(?:[^{}]|\{\{|\}\})+)"
@@ -31,12 +46,14 @@ _TOKEN = re.compile(
 
 
 class Field(NamedTuple):
-    """A field of the payload. ``many``: it is a list. ``default`` is its text if it is missing."""
+    """A field of the payload. ``many``: it is a list. ``default`` is its text if it is missing. ``free``: this
+    placeholder says ``:str``, and takes any text also beside a slash."""
 
     name: str
     type: str
     many: bool
     default: str | None
+    free: bool = False
 
     @property
     def expected(self) -> str:
@@ -62,32 +79,69 @@ class Field(NamedTuple):
             text.encode()
         except UnicodeEncodeError:
             raise Reject(f"{self.name} must be valid Unicode text") from None
+        if self.type == "name" and ("/" in text or text in _NO_NAMES):
+            raise Reject(f"{self.name} must be {TYPES['name']}, not {quote(text)}")
+        if self.type == "path" and not text:
+            raise Reject(f"{self.name} must not be empty")
         return text
 
 
 class Argument(NamedTuple):
-    """Literal texts and fields in their order. ``guarded``: it must not begin with a dash."""
+    """Literal texts and fields in their order. ``guarded``: it must not begin with a dash. ``is_path``: what its fields
+    are part of must be parts of a path."""
 
     pieces: Sequence[str | Field]
     guarded: bool
+    is_path: bool
 
     @property
     def fields(self) -> list[Field]:
         """Its fields."""
         return [piece for piece in self.pieces if isinstance(piece, Field)]
 
-    def fill(self, texts: Mapping[str, Sequence[str]]) -> Sequence[str]:
-        """One argument, or one for each element of a list. Raises Reject if one begins with a dash and must not."""
+    def fill(self, texts: Mapping[str, Sequence[str]]) -> Sequence[str | Path]:
+        """One argument, or one for each element of a list. Raises Reject if one begins with a dash and must not, or
+        leads out of its folder."""
         parts = [[piece] if isinstance(piece, str) else texts[piece.name] for piece in self.pieces]
-        filled = parts[0] if len(parts) == 1 else ["".join(part[0] for part in parts)]
+        last = self.pieces[-1] if self.pieces else ""
+        path = last if isinstance(last, Field) and last.type == "path" else None
+        if path is not None:
+            # the path itself is absolute when it has been resolved
+            before = "".join(part[0] for part in parts[:-1])
+            filled: Sequence[str] = [before or "/"]
+        else:
+            filled = parts[0] if len(parts) == 1 else ["".join(part[0] for part in parts)]
+        if self.is_path:
+            self._check_parts(texts, self.pieces[:-1] if path is not None else self.pieces)
         if self.guarded and any(text.startswith("-") for text in filled):
             name = self.fields[0].name
             raise Reject(f"{name} must not begin with '-', which the program would read as an option")
-        return filled
+        return filled if path is None else [Path(path.name, before, text) for text in parts[-1]]
+
+    def _check_parts(self, texts: Mapping[str, Sequence[str]], pieces: Sequence[str | Field]) -> None:
+        """The parts of the path between literal slashes: none that has a field may lead out of its folder, except by
+        ``:str``, which the author of the template has allowed it."""
+        part, named, free = "", "", False
+        for piece in [*pieces, "/"]:
+            if isinstance(piece, Field):
+                text = texts[piece.name][0]
+                if "/" in text and not piece.free:
+                    raise Reject(f"{piece.name} must not contain '/': it is one part of a path")
+                part, named, free = part + text, piece.name, free or piece.free
+                continue
+            first, *others = piece.split("/")
+            part += first
+            if others:
+                if named and not free and part in _NO_NAMES:
+                    raise Reject(f"{named} must not make {quote(part)} a part of a path")
+                part, named, free = others[-1], "", False
 
 
 class Template:
-    """The arguments after a program's path. Raises SettingsError, without a location, if the template is invalid."""
+    """The arguments after a program's path. Raises SettingsError, without a location, if the template is invalid.
+
+    A :class:`Path` among the arguments is to be resolved, below the root, where the program is started.
+    """
 
     def __init__(self, args: Sequence[Any]) -> None:
         self._groups: list[tuple[list[Argument], bool]] = []
@@ -116,7 +170,12 @@ class Template:
         """The names of its fields in their order."""
         return list(self._fields)
 
-    def fill(self, payload: Mapping[str, Any]) -> list[str]:
+    @property
+    def paths(self) -> list[str]:
+        """The names of those fields that are paths below the root."""
+        return [field.name for field in self._fields.values() if field.type == "path"]
+
+    def fill(self, payload: Mapping[str, Any]) -> list[str | Path]:
         """The arguments. Raises Reject with one line that names the field if the payload does not fit."""
         for name in payload:
             if name not in self._fields:
@@ -127,7 +186,7 @@ class Template:
         for name, field in self._fields.items():
             if name in self._required and name not in payload:
                 raise Reject(f"the payload must have a field {name!r}: {field.expected}")
-        return [text for argument in self._chosen(payload) for text in argument.fill(texts)]
+        return [each for argument in self._chosen(payload) for each in argument.fill(texts)]
 
     def _chosen(self, payload: Mapping[str, Any]) -> Iterator[Argument]:
         for group, optional in self._groups:
@@ -148,7 +207,12 @@ class Template:
             raise SettingsError(f"{quote(item)}: a list must be an argument of its own")
         if isinstance(leading, str) and len(pieces) > 1 and not leading.strip("-") and not ended:
             raise SettingsError(f"{quote(item)} would let the payload name an option: write the option's name out")
-        return Argument(pieces, not ended and isinstance(leading, Field))
+        for before, piece in zip(["", *pieces], pieces, strict=False):
+            if isinstance(piece, Field) and piece.type == "path":
+                _check_path_place(item, piece, before, pieces)
+        named = any(isinstance(piece, Field) and piece.type == "name" for piece in pieces)
+        is_path = named or any(isinstance(piece, str) and "/" in piece for piece in pieces)
+        return Argument(pieces, not ended and isinstance(leading, Field), is_path and not _is_list(pieces))
 
     def _pieces(self, item: str) -> Iterator[str | Field]:
         if "\0" in item:
@@ -167,7 +231,7 @@ class Template:
         if many and default is not None:
             raise SettingsError(f"{name} must not have a default, because it is a list")
         before = self._fields.get(name)
-        found = Field(name, kind or (before.type if before else "str"), many, default)
+        found = Field(name, kind or (before.type if before else "str"), many, default, kind == "str")
         if before is not None:
             if (before.type, before.many) != (found.type, many):
                 raise SettingsError(f"{name} must have the same type in every placeholder")
@@ -178,6 +242,16 @@ class Template:
         return found
 
 
+def _is_list(pieces: Sequence[str | Field]) -> bool:
+    return len(pieces) == 1 and isinstance(pieces[0], Field) and pieces[0].many
+
+
+def _check_path_place(item: str, field: Field, before: str | Field, pieces: Sequence[str | Field]) -> None:
+    """It becomes an absolute path: what follows would change which file it is, and a folder before it means nothing."""
+    if field is not pieces[-1] or (isinstance(before, str) and before.endswith("/")):
+        raise SettingsError(f"{quote(item)}: a path must be at the end of its argument, and not after a '/'")
+
+
 def _check_default(field: Field, default: str) -> None:
     fits = field.type != "bool" or default in ("true", "false")
     try:
@@ -185,6 +259,10 @@ def _check_default(field: Field, default: str) -> None:
             int(default)
         elif field.type == "float":
             fits = math.isfinite(float(default))
+        elif field.type == "name":
+            fits = "/" not in default and default not in _NO_NAMES
+        elif field.type == "path":
+            fits = bool(default)
     except ValueError:
         fits = False
     if not fits:

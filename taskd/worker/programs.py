@@ -12,6 +12,8 @@ A section ``[convert]`` serves the kind ``command:convert``::
     memory = "512M"                           # of address space, for each process
     processes = 8                             # at a time
     max_output = "10M"
+    max_file = "1G"                           # of each file that it writes
+    root = "/srv/pictures"                    # the files that a {field:path} can name are below it
     max_attempts = 3
     backoff = { first = 2, factor = 2, longest = 3600, jitter = 0.5 }
 
@@ -39,7 +41,7 @@ from taskd.model.limits import DEFAULT_ATTEMPTS
 from taskd.model.task_checks import check_kind
 from taskd.model.tasks import PROGRAM_PREFIX
 from taskd.model.text import one_line
-from taskd.worker.forkserver.messages import Program
+from taskd.worker.forkserver.messages import Path, Program
 from taskd.worker.handler import MAX_SUMMARY_CHARS, MaxAttempts, Timeout
 from taskd.worker.program_arguments import Template
 
@@ -63,6 +65,8 @@ class Section(msgspec.Struct):
     memory: int | str | None = None
     processes: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     max_output: int | str = "10M"
+    max_file: int | str = "1G"
+    root: str | None = None
     max_attempts: MaxAttempts = DEFAULT_ATTEMPTS
     backoff: Backoff = Backoff()
 
@@ -86,19 +90,31 @@ class Command:
             raise SettingsError(f"args: {e}") from None
         self._memory = None if section.memory is None else _bytes("memory", section.memory)
         self._max_output = _bytes("max_output", section.max_output)
+        self._max_file = _bytes("max_file", section.max_file)
+        if self._template.paths and section.root is None:
+            raise SettingsError(f"root is missing: {self._template.paths[0]} is a path, and must be below a folder")
         takes = ", ".join(self._template.fields)
         default = f"Runs {os.path.basename(section.path)}" + (f" with {takes}" if takes else "")
         self.summary = one_line(section.summary or default, MAX_SUMMARY_CHARS)
 
-    def arguments(self, payload: Mapping[str, Any]) -> list[str]:
-        """The arguments after the path. Raises Reject if the payload does not fit."""
+    def arguments(self, payload: Mapping[str, Any]) -> list[str | Path]:
+        """The arguments after the program's path. Raises Reject if the payload does not fit."""
         return self._template.fill(payload)
 
-    def program(self, arguments: Sequence[str], cwd: str) -> Program:
+    def program(self, arguments: Sequence[str | Path], cwd: str) -> Program:
         """The order for the fork server."""
         section = self._section
         env = {"PATH": DEFAULT_PATH, **section.env}
-        return Program([section.path, *arguments], cwd, env, self._memory, section.processes, self._max_output)
+        return Program(
+            [section.path, *arguments],
+            cwd,
+            env,
+            self._memory,
+            section.processes,
+            self._max_output,
+            self._max_file,
+            section.root,
+        )
 
     def __repr__(self) -> str:
         return f"<program of {self.kind!r}: {self._section.path}>"
@@ -148,6 +164,10 @@ def _command(name: str, table: Any) -> Command:
         raise SettingsError(f'cwd: must be absolute, or "{TEMPORARY}", not {quote(cwd)}')
     if cwd != TEMPORARY and not os.path.isdir(cwd):
         raise SettingsError(f"cwd: there is no folder {quote(cwd)}")
+    if section.root is not None and not os.path.isabs(section.root):
+        raise SettingsError(f"root: must be absolute, not {quote(section.root)}")
+    if section.root is not None and not os.path.isdir(section.root):
+        raise SettingsError(f"root: there is no folder {quote(section.root)}")
     for variable, value in section.env.items():
         if not variable or "=" in variable:
             raise SettingsError(f"env: {quote(variable)} cannot be the name of a variable")

@@ -3,6 +3,7 @@ hold."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -68,14 +69,14 @@ class OutputRecorder:
 
 
 def marked(mark: str) -> set[int]:
-    """The processes whose environment has the mark: all that one fork server started. Zombies have no environment."""
+    """The processes whose environment has the mark: all that one fork server started. The fork server and its forks
+    hide theirs from everybody but root; they have the mark in their command line. Zombies have neither."""
     found = set()
-    for name in os.listdir("/proc"):
-        try:
-            if name.isdigit() and mark.encode() in Path(f"/proc/{name}/environ").read_bytes():
-                found.add(int(name))
-        except OSError:
-            continue
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        for file in ("cmdline", "environ"):
+            with contextlib.suppress(OSError):
+                if mark.encode() in Path(f"/proc/{name}/{file}").read_bytes():
+                    found.add(int(name))
     return found
 
 
@@ -92,6 +93,8 @@ class Case(TestCase):
         self.patch(os, "environ", os.environ)
         os.environ[MARK] = self.mark
         self.addCleanup(os.environ.pop, MARK)
+        # the fork server gets it as an argument
+        self.patch(sys, "path", [*sys.path, f"/{self.mark}"])
         self.forkserver = ForkServerClient(reactor, [HANDLERS], self.size, grace=self.grace, max_tasks=self.max_tasks)
         self.addCleanup(self._nothing_is_left)
         await self.forkserver.start()

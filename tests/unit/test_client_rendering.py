@@ -13,10 +13,11 @@ from msgspec import Raw
 from taskd.cli.context import ReceivedTask
 from taskd.cli.texts.catalogue import Texts
 from taskd.cli.ui.rendering import Renderer, age, compact
-from taskd.cli.ui.text import cut, pad, visible, width
+from taskd.cli.ui.text import cut, pad, width
 from taskd.client.connection import read
 from taskd.client.errors import ConnectionFailed
 from taskd.model.states import SHOWN_STATES
+from taskd.model.visible import visible
 from taskd.protocol.views import TaskView
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)

@@ -113,6 +113,15 @@ def test_workers_start_in_the_folder_of_handlers(name: str) -> None:
     assert worker["init"] is True
 
 
+@pytest.mark.parametrize("name", [name for name in sorted(OURS) if OURS[name] == "taskworker"])
+def test_tasks_cannot_read_the_environment_of_the_first_process(name: str) -> None:
+    """It is of root, and the worker is not: it runs as the user of the image."""
+    worker = SERVICES[name]
+    user = dockerfile("USER")
+    assert worker["user"] == "root" and worker["entrypoint"][0] == "setpriv"
+    assert {f"--reuid={user}", f"--regid={user}", "--init-groups", "--no-new-privs"} <= set(worker["entrypoint"])
+
+
 @pytest.mark.parametrize("daemon", ["taskserver", "taskworker"])
 def test_units_let_the_daemon_end_its_children(daemon: str) -> None:
     """TERM goes to the daemon only, and a task that runs out of memory does not stop the service."""

@@ -20,7 +20,14 @@ EVENTS = PORTS | PROTOCOL | {"taskd.events"}
 SCHEDULING = EVENTS | {"taskd.batching", "taskd.scheduling"}
 API = SCHEDULING | {"taskd.api", "taskd.health"}
 SERVER = API | {"taskd.server"}
-WORKER = EVENTS | {"taskd.batching", "taskd.config", "taskd.health", "taskd.watchdog", "taskd.worker"}
+WORKER = EVENTS | {
+    "taskd.batching",
+    "taskd.config",
+    "taskd.hardening",
+    "taskd.health",
+    "taskd.watchdog",
+    "taskd.worker",
+}
 ADAPTERS = {"taskd.store", "taskd.broker"}
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -30,6 +37,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "taskd.protocol": PROTOCOL,
     "taskd.config": MODEL,
     "taskd.batching": MODEL,
+    "taskd.hardening": set(),
+    "taskd.daemon_log": MODEL,
     "taskd.health": PORTS,
     "taskd.events": EVENTS,
     "taskd.store": PORTS,
@@ -37,9 +46,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "taskd.scheduling": SCHEDULING,
     "taskd.api": API,
     "taskd.server": SERVER,
-    "taskd.watchdog": PORTS | {"taskd.store"},
+    "taskd.watchdog": PORTS | {"taskd.hardening", "taskd.store"},
     "taskd.worker": WORKER,
-    "taskd.daemon": PORTS | ADAPTERS | {"taskd.config"},
+    "taskd.daemon": PORTS | ADAPTERS | {"taskd.config", "taskd.daemon_log", "taskd.hardening"},
     "tap": SERVER | WORKER | {"taskd.daemon"},
     # handlers and a whole server in memory, for tests
     "taskd.testing": SERVER | WORKER | ADAPTERS,

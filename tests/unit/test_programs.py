@@ -10,13 +10,14 @@ import pytest
 from taskd.model.backoff import Backoff
 from taskd.model.errors import SettingsError
 from taskd.worker import Reject
+from taskd.worker.forkserver.messages import Path as File
 from taskd.worker.program_arguments import Template
 from taskd.worker.programs import Command, read_programs
 
 # -- templates
 
 
-def fill(args: list[Any], **payload: Any) -> list[str]:
+def fill(args: list[Any], **payload: Any) -> list[str | File]:
     """The arguments for this payload."""
     return Template(args).fill(payload)
 
@@ -118,6 +119,43 @@ def test_a_negative_number_and_a_default_are_not_options() -> None:
     assert "must not begin with '-'" in rejection(["{a=-v}"])
 
 
+@pytest.mark.parametrize("value", ["../../../etc/hostname", "/etc/hostname", "a/b", "..", ".", "", "a/..", "./a"])
+def test_a_value_beside_a_slash_does_not_lead_out_of_its_folder(value: str) -> None:
+    templates = ["dir/{name}", "/srv/{name}/x", "{name}/x", "--in=/srv/{name}", "{name:name}", "x={name:name}"]
+    for template in [*templates, "dir/{name=x}", "dir/{name:name}"]:
+        found = rejection([template], name=value)
+        assert "name must" in found and "\n" not in found, template
+    # elsewhere it is a text like any other, and :str says that it is one here too
+    for template in ("{name}", "--in={name}", "dir/{name:str}"):
+        assert fill(["--", template], name=value) == ["--", template.partition("{")[0] + value]
+
+
+def test_names_beside_a_slash() -> None:
+    args = ["dir/{name}", "dir/{name}.png", "../{name}-{n:int}", "{other:name}", "{more:name...}"]
+    expected = ["dir/a b..", "dir/a b...png", "../a b..-5", "7", "x", "y"]
+    assert fill(args, name="a b..", n=5, other=7, more=["x", "y"]) == expected
+    assert rejection(["{files:name...}"], files=["a", "b/c"]) == "files must be a name without a path, not 'b/c'"
+
+
+def test_several_fields_do_not_make_a_part_that_leads_out() -> None:
+    assert rejection(["dir/{a}{b}"], a=".", b=".") == "b must not make '..' a part of a path"
+    assert rejection(["dir/.{a}/x"], a=".") == "a must not make '..' a part of a path"
+    assert rejection([".{a:name}"], a="x/") == "a must be a name without a path, not 'x/'"
+    assert fill(["dir/{a}{b}"], a=".", b="x") == ["dir/.x"]
+    # only the part with :str is free
+    assert rejection(["{a:str}/{b}"], a="/x/..", b="..") == "b must not make '..' a part of a path"
+
+
+def test_a_path_is_resolved_where_the_program_starts() -> None:
+    assert fill(["{a:path}", "--b={b:path}"], a="x", b="y") == [File("a", "", "x"), File("b", "--b=", "y")]
+    assert fill(["{a:path...}"], a=["x", "-y"]) == [File("a", "", "x"), File("a", "", "-y")]
+    assert fill(["{a:path=x}"]) == [File("a", "", "x")]
+    assert rejection(["{a:path}"], a="") == "a must not be empty"
+    assert rejection(["{a:path}"], a=5) == "a must be a path, not '5'"
+    assert "must not begin with '-'" in rejection(["{x}{a:path}"], x="-", a="y")
+    assert rejection(["/x/{x}/={a:path}"], x="..", a="y/z") == "x must not make '..' a part of a path"
+
+
 @pytest.mark.parametrize(
     ("args", "why"),
     [
@@ -126,7 +164,7 @@ def test_a_negative_number_and_a_default_are_not_options() -> None:
         (["{}"], "has a '{'"),
         (["{a b}"], "has a '{'"),
         (["{1}"], "has a '{'"),
-        (["{a:text}"], "a must be one of str, int, float, bool, not text"),
+        (["{a:text}"], "a must be one of str, int, float, bool, name, path, not text"),
         (["{a:int=x}"], "the default of a must be a whole number, not 'x'"),
         (["{a:float=nan}"], "the default of a must be a number, not 'nan'"),
         (["{a:bool=yes}"], "the default of a must be true or false, not 'yes'"),
@@ -142,6 +180,11 @@ def test_a_negative_number_and_a_default_are_not_options() -> None:
         ([["{a=x}"]], "a must not have a default in a list that may be left out"),
         ([["{a}", ["{b}"]]], "an argument must be a text"),
         (["a\0b"], "NUL"),
+        (["{a:name=x/y}"], "the default of a must be a name without a path, not 'x/y'"),
+        (["{a:name=..}"], "the default of a must be a name without a path, not '..'"),
+        (["{a:path}.png"], "'{a:path}.png': a path must be at the end of its argument, and not after a '/'"),
+        (["/srv/{a:path}"], "'/srv/{a:path}': a path must be at the end of its argument, and not after a '/'"),
+        (["{a}", "{a:name}"], "a must have the same type in every placeholder"),
     ],
 )
 def test_invalid_templates(args: list[Any], why: str) -> None:
@@ -189,6 +232,8 @@ def test_all_keys(write: Any, tmp_path: Path) -> None:
         memory = "512M"
         processes = 8
         max_output = "10K"
+        max_file = "1M"
+        root = "HERE"
         max_attempts = 5
         backoff = { first = 1, factor = 3, longest = 60, jitter = 0 }
     """
@@ -201,6 +246,7 @@ def test_all_keys(write: Any, tmp_path: Path) -> None:
     assert program.argv == [str(tmp_path / "tool"), "--", "a.png"]
     assert program.env == {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
     assert (program.memory, program.processes, program.max_output) == (512 * 2**20, 8, 10 * 2**10)
+    assert (program.max_file, program.root) == (2**20, str(tmp_path))
 
 
 def test_defaults_of_a_section(write: Any) -> None:
@@ -208,7 +254,7 @@ def test_defaults_of_a_section(write: Any) -> None:
     a = found["command:a"]
     assert (a.cwd, a.timeout, a.max_attempts, a.backoff, a.summary) == (None, None, 3, Backoff(), "Runs tool with b")
     assert a.program([], "/x").memory is a.program([], "/x").processes is None
-    assert a.program([], "/x").max_output == 10 * 2**20
+    assert (a.program([], "/x").max_output, a.program([], "/x").max_file) == (10 * 2**20, 2**30)
     assert found["command:c"].cwd is None
     assert isinstance(a, Command)
 
@@ -248,6 +294,10 @@ def test_a_section_may_set_the_path_variable(write: Any) -> None:
         ("[a]\npath = TOOL\nmemory = 'much'", '[a] memory: must be a size, as in "512M"'),
         ("[a]\npath = TOOL\nmemory = 0", "[a] memory: must be a size"),
         ("[a]\npath = TOOL\nmax_output = true", "[a] max_output: expected integer or string, got boolean"),
+        ("[a]\npath = TOOL\nmax_file = 0", "[a] max_file: must be a size"),
+        ("[a]\npath = TOOL\nargs = ['{x:path}']", "[a] root is missing: x is a path, and must be below a folder"),
+        ("[a]\npath = TOOL\nroot = 'x'", "[a] root: must be absolute, not 'x'"),
+        ("[a]\npath = TOOL\nroot = '/no/such'", "[a] root: there is no folder '/no/such'"),
         ("[a]\npath = TOOL\nprocesses = 0", "[a] processes: expected integer >= 1"),
         ("[a]\npath = TOOL\nmax_attempts = 101", "[a] max_attempts: expected integer <= 100"),
         ("[a]\npath = TOOL\nbackoff = 5", "[a] backoff: expected object, got integer"),

@@ -16,12 +16,12 @@ from taskd.cli.credentials import (
 )
 from taskd.cli.errors import OK
 from taskd.cli.fields import checked
-from taskd.cli.ui.text import visible
 from taskd.client.admission import Admission
 from taskd.client.errors import ClientError, ConnectionFailed, NotLoggedIn, Refused
 from taskd.client.messages import Message, Received
 from taskd.client.sessions import Session
 from taskd.model.users import normalize_username
+from taskd.model.visible import visible
 
 
 async def register(ctx: Context, options: Namespace) -> int:

@@ -11,10 +11,10 @@ from taskd.cli.context import Context
 from taskd.cli.durations import duration
 from taskd.cli.errors import OK
 from taskd.cli.ui.table import Cell, Table
-from taskd.cli.ui.text import visible
 from taskd.client.errors import Refused
 from taskd.client.messages import Received
 from taskd.client.retry import Resender
+from taskd.model.visible import visible
 
 _LEAST_SUMMARY = 16
 """The fewest cells for the summary; a narrow terminal drops other columns."""

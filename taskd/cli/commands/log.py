@@ -14,10 +14,10 @@ from twisted.internet.defer import Deferred
 from taskd.cli.context import Context
 from taskd.cli.errors import OK
 from taskd.cli.ui.rendering import moment
-from taskd.cli.ui.text import visible
 from taskd.client.connection import Connection
 from taskd.client.messages import Received
 from taskd.client.retry import Reconnector
+from taskd.model.visible import visible
 from taskd.protocol.limits import MAX_LOG_LINES
 from taskd.protocol.views import Moment
 

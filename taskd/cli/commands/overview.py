@@ -11,7 +11,7 @@ from taskd.cli.context import Context
 from taskd.cli.durations import duration
 from taskd.cli.errors import OK
 from taskd.cli.ui.table import Cell, Table
-from taskd.cli.ui.text import visible
+from taskd.model.visible import visible
 
 _COUNTS = ("waiting", "delayed", "queued", "running", "slots", "hung")
 _NUMBERS = (*_COUNTS, "rate", "oldest")

@@ -13,8 +13,8 @@ from taskd.cli.context import Context
 from taskd.cli.errors import OK
 from taskd.cli.ui.listing import Listing, day
 from taskd.cli.ui.rendering import age
-from taskd.cli.ui.text import visible
 from taskd.client.messages import Received
+from taskd.model.visible import visible
 from taskd.protocol.views import Moment
 
 

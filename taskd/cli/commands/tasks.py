@@ -13,10 +13,10 @@ from taskd.cli.context import Context
 from taskd.cli.errors import OK, exit_status
 from taskd.cli.paging import most_of, print_pages
 from taskd.cli.ui.rendering import moment
-from taskd.cli.ui.text import visible
 from taskd.client.errors import Refused
 from taskd.client.messages import Received
 from taskd.model.spans import about
+from taskd.model.visible import visible
 from taskd.protocol.views import Moment
 
 LIST_COLUMNS = ("id", "status", "state", "kind", "age", "text")

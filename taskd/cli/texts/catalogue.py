@@ -9,7 +9,7 @@ from typing import Any
 
 from taskd.cli.texts.reasons import REASONS, STATES
 from taskd.cli.texts.words import WORDS
-from taskd.cli.ui.text import visible
+from taskd.model.visible import visible
 
 LANGUAGES = ("en", "es")
 

@@ -19,9 +19,9 @@ from taskd.cli.context import Context
 from taskd.cli.errors import OutputClosed
 from taskd.cli.ui.progress import ProgressEvent, ProgressView
 from taskd.cli.ui.rendering import percent
-from taskd.cli.ui.text import visible
 from taskd.client.errors import ClientError
 from taskd.model.states import State
+from taskd.model.visible import visible
 from taskd.protocol.views import TaskView
 
 MOST_BARS = 8

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from taskd.cli.texts.catalogue import Texts
 from taskd.cli.ui.table import Cell, Table
-from taskd.cli.ui.text import visible
+from taskd.model.visible import visible
 
 
 class Listing:

@@ -12,8 +12,9 @@ from msgspec import Raw, UnsetType
 from taskd.cli.durations import duration
 from taskd.cli.texts.catalogue import Texts
 from taskd.cli.ui.table import Cell, Table
-from taskd.cli.ui.text import cut, pad, paint, visible, width
+from taskd.cli.ui.text import cut, pad, paint, width
 from taskd.model.states import SHOWN_STATES
+from taskd.model.visible import visible
 from taskd.protocol.views import AttemptView, TaskView
 
 _COLOURS = {

@@ -1,27 +1,14 @@
-"""Text on a terminal: made safe, measured in cells, cut, padded and coloured."""
+"""Text on a terminal: measured in cells, cut, padded and coloured."""
 
 from __future__ import annotations
 
 import unicodedata
 
-JOINERS = "\u200c\u200d"
-"""Invisible, but they only shape the letters and emoji beside them."""
-
-_CONTROLS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-
-
-def visible(text: str) -> str:
-    """The text, with an escape for each character that could control a terminal or is invisible."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        c if c in JOINERS or unicodedata.category(c) not in _CONTROLS else c.encode("unicode_escape").decode()
-        for c in text
-    )
+from taskd.model.visible import JOINERS
 
 
 def width(text: str) -> int:
-    """The terminal cells that a visible text takes (Unicode Standard Annex 11)."""
+    """The terminal cells that a text takes after :func:`taskd.model.visible.visible` (Unicode Standard Annex 11)."""
     return len(text) if text.isascii() else sum(map(_cells, text))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+import signal
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -62,6 +63,8 @@ def result_of_program(exited: Exited) -> HandlerResult:
     what = exited.reason
     if what is None:
         what = f"exited with status {exited.status}" if exited.signal is None else killed_by(exited.signal)
+        if exited.signal == signal.SIGXFSZ:
+            what += ": a file grew beyond max_file"
     last = next((line.strip() for line in reversed(exited.tail) if line.strip()), "")
     return Fault(one_line(f"{what}: {last}" if last else what), cut_trace("\n".join(exited.tail)) or None)
 

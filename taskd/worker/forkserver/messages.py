@@ -10,20 +10,32 @@ import msgspec
 from taskd.worker.handler_results import HandlerResult
 
 
+class Path(msgspec.Struct, frozen=True):
+    """An argument that ends with a path: the text ``before`` it, and the ``value`` of the payload's ``field``. It is
+    resolved where the program is started: links are looked up then, and by a process that may wait for a disk."""
+
+    field: str
+    before: str
+    value: str
+
+
 class Program(msgspec.Struct, frozen=True):
     """A program to run: ``argv`` with its absolute path first, never a shell; ``env`` is its whole environment; ``cwd``
     is its folder.
 
     ``memory`` limits the address space of each of its processes in bytes, ``processes`` their number at one time,
-    ``max_output`` the bytes that it may write to stdout and stderr together.
+    ``max_output`` the bytes that it may write to stdout and stderr together, ``max_file`` the bytes of each file that
+    it writes. Below ``root`` are all files that a Path in ``argv`` can name.
     """
 
-    argv: Sequence[str]
+    argv: Sequence[str | Path]
     cwd: str
     env: Mapping[str, str]
     memory: int | None
     processes: int | None
     max_output: int
+    max_file: int | None = None
+    root: str | None = None
 
 
 class _Message(msgspec.Struct, tag=True):

@@ -4,52 +4,83 @@ group."""
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import select
 import signal
 import sys
 import time
-from collections.abc import Callable
+
+from taskd.hardening import prctl
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 SWEEP_SECONDS = 5.0
 
+OOM_SCORE = b"500"
+"""How soon the kernel kills a child if memory runs out, from -1000 to 1000; 0 is usual. See proc(5)."""
+
+_oom_score: tuple[int, bytes] | None = None
+"""The open file of this process, and what it had."""
+
 _FREEZE_ROUNDS = 50
 """If a root still gains children after so many looks, the next call goes on with it."""
 
 _pidfile = f"/proc/{os.getpid()}/task/{os.getpid()}/children"
 _lists_children = os.path.exists(_pidfile)
-_prctl: Callable[..., int] | None
-try:
-    _prctl = ctypes.CDLL(None, use_errno=True).prctl
-except (AttributeError, OSError, TypeError):
-    _prctl = None
 
 
 def become_subreaper() -> None:
     """Adopt each process below this one whose parent ends, so that daemons stay in the tree. Children do not inherit
     this. See prctl(2), PR_SET_CHILD_SUBREAPER."""
-    if _prctl is not None:
-        _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    if prctl is not None:
+        prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def die_with_parent(parent: int, number: signal.Signals) -> None:
     """Receive this signal when the parent ends, or now if it has ended already. See prctl(2), PR_SET_PDEATHSIG."""
-    if _prctl is not None:
-        _prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
         if os.getppid() != parent:
             os.kill(os.getpid(), number)
 
 
+def open_oom_score() -> None:
+    """Open how soon the kernel kills this process if memory runs out. To be called before forbid_inspection(), from
+    which on only root may open that file, of this process and of its children."""
+    global _oom_score
+    with contextlib.suppress(OSError):
+        fd = os.open("/proc/self/oom_score_adj", os.O_RDWR)
+        _oom_score = fd, os.read(fd, 16)
+
+
+def fork_to_be_killed_first() -> int:
+    """Fork. The kernel kills the child before this process and the worker if memory runs out. Raises OSError."""
+    if _oom_score is None:
+        return os.fork()
+    fd, own = _oom_score
+    # the child inherits it
+    _write(fd, OOM_SCORE)
+    pid = -1
+    try:
+        pid = os.fork()
+    finally:
+        if pid:
+            _write(fd, own)
+        else:
+            os.close(fd)
+    return pid
+
+
+def _write(fd: int, data: bytes) -> None:
+    with contextlib.suppress(OSError):
+        os.pwrite(fd, data, 0)
+
+
 def yield_to_the_worker() -> None:
-    """Let the worker have the processor first. The kernel kills this process before the worker if memory runs out."""
+    """Let the worker have the processor first."""
     with contextlib.suppress(OSError):
         os.nice(5)
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("500")
 
 
 def pipe_of_signals() -> tuple[int, int]:

@@ -9,8 +9,10 @@ import socket
 import subprocess
 import time
 
+from taskd.model.errors import quote
 from taskd.worker.forkserver import process_tree
-from taskd.worker.forkserver.messages import Died, Exited, JobEnded, Program, encode
+from taskd.worker.forkserver.messages import Died, Exited, JobEnded, Path, Program, encode
+from taskd.worker.handler_results import Fault
 
 
 def supervise(channel: socket.socket, output: int, job: int, program: Program) -> None:
@@ -22,7 +24,11 @@ def supervise(channel: socket.socket, output: int, job: int, program: Program) -
     begun = time.monotonic()
     # TERM stays blocked here: it is for the program. One that came before the program started is passed on below.
     try:
-        started = _start(program)
+        argv = [_resolved(each, program.root) if isinstance(each, Path) else each for each in program.argv]
+        started = _start(program, argv)
+    except PathRefused as e:
+        channel.sendall(encode(JobEnded(job, Fault(str(e), final=True))))
+        return
     except (OSError, ValueError, subprocess.SubprocessError) as e:
         channel.sendall(encode(JobEnded(job, Died(_why(program, e)))))
         return
@@ -42,7 +48,22 @@ def supervise(channel: socket.socket, output: int, job: int, program: Program) -
             channel.sendall(encode(JobEnded(job, end)))
 
 
-def _start(program: Program) -> subprocess.Popen[bytes]:
+class PathRefused(Exception):
+    """A path of the payload is not below the root."""
+
+
+def _resolved(path: Path, root: str | None) -> str:
+    """The argument, with the real path of a file that exists or of one that the program may make: without links and
+    ``..``. Raises PathRefused if that is not below the root."""
+    assert root is not None
+    folder = os.path.realpath(root)
+    found = os.path.realpath(os.path.join(folder, path.value))
+    if not found.startswith(os.path.join(folder, "")):
+        raise PathRefused(f"{path.field} must be a path below {folder}, not {quote(path.value)}")
+    return path.before + found
+
+
+def _start(program: Program, argv: list[str]) -> subprocess.Popen[bytes]:
     supervisor = os.getpid()
 
     def prepare() -> None:
@@ -51,8 +72,13 @@ def _start(program: Program) -> subprocess.Popen[bytes]:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if program.memory is not None:
             resource.setrlimit(resource.RLIMIT_AS, (program.memory, program.memory))
+        if program.max_file is not None:
+            # the worker's own limit may be lower
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            most = program.max_file if hard == resource.RLIM_INFINITY else min(program.max_file, hard)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
-    return subprocess.Popen(program.argv, cwd=program.cwd, env=program.env, preexec_fn=prepare)
+    return subprocess.Popen(argv, cwd=program.cwd, env=program.env, preexec_fn=prepare)
 
 
 def _why(program: Program, error: Exception) -> str:

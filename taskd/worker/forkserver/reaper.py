@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 
+from taskd.hardening import forbid_inspection, forbid_new_privileges, processes_are_hidden
 from taskd.worker.forkserver import process_tree
 
 PATIENCE = 8.0
@@ -28,6 +29,8 @@ def main(setup: str) -> None:
     # They are blocked, not ignored: a TERM that reaches a child right after its fork waits until it can take it.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
     process_tree.become_subreaper()
+    # also for the fork server, its children, and what they start
+    forbid_new_privileges()
     # The end of the pipe is not enough: a fork of the worker could hold it open. The fork server follows this process.
     process_tree.die_with_parent(os.getppid(), signal.SIGUSR1)
     orders, events = os.dup(0), os.dup(1)
@@ -41,6 +44,10 @@ def main(setup: str) -> None:
     if not forkserver:
         status = 1
         try:
+            process_tree.open_oom_score()
+            # Its children inherit it: no task looks into the task of another user. A program, which exec starts, does
+            # not inherit it.
+            _hide()
             from taskd.worker.forkserver.preload import run
 
             run(reaper, orders, events, setup)
@@ -50,10 +57,17 @@ def main(setup: str) -> None:
             process_tree.end_all_below_me()
         finally:
             os._exit(status)
+    _hide()
     os.close(events)
     _wait_for(forkserver, orders)
     process_tree.end_all_below_me()
     os._exit(0)
+
+
+def _hide() -> None:
+    """Where that would hide it from the fork server as well, trees could not be listed and ended: nobody hides."""
+    if not processes_are_hidden():
+        forbid_inspection()
 
 
 def _wait_for(forkserver: int, orders: int) -> None:

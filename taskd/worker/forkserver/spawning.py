@@ -29,7 +29,7 @@ def fork(
         opened += [ours, theirs]
         source, sink = os.pipe()
         opened += [source, sink]
-        pid = os.fork()
+        pid = process_tree.fork_to_be_killed_first()
     except OSError:
         for fd in opened:
             os.close(fd)
