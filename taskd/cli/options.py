@@ -30,7 +30,7 @@ class _Builder:
         vars(argparse)["_"] = self._translate
         self.main = Parser(prog="taskclient", **self._description("main"))
         self.main.epilog = f"{self.main.epilog}\n\n{self._help('exit')}"
-        self._add_common(self.main, server=None, json=False)
+        self._add_common(self.main, server=None, cafile=None, json=False)
         self._commands = self.main.add_subparsers(
             title=self._help("commands"),
             dest="command",
@@ -105,7 +105,7 @@ class _Builder:
     def _command(self, name: str, more: str = "") -> Parser:
         command: Parser = self._commands.add_parser(name, help=self._summary(name), **self._description(name, more))
         # A command has the options of main too, without a default, so that they may stand before or after its name
-        self._add_common(command, argparse.SUPPRESS, argparse.SUPPRESS)
+        self._add_common(command, argparse.SUPPRESS, argparse.SUPPRESS, argparse.SUPPRESS)
         return command
 
     def _description(self, name: str, more: str = "") -> dict[str, Any]:
@@ -117,8 +117,9 @@ class _Builder:
         }
 
     @staticmethod
-    def _add_common(command: Parser, server: str | None, json: str | bool) -> None:
+    def _add_common(command: Parser, server: str | None, cafile: str | None, json: str | bool) -> None:
         command.add_argument("--server", metavar="ADDR", default=server)
+        command.add_argument("--cafile", metavar="PATH", default=cafile)
         command.add_argument("--json", action="store_true", default=json)
 
     def _translate(self, message: str) -> str:
