@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 
 from taskd.config import Settings
 from taskd.config.declarations import GRACE
-from taskd.config.reading import DaemonOptions, read_option, read_settings
+from taskd.config.reading import DaemonOptions, exposed_secrets, read_option, read_settings
 from taskd.model.errors import SchemaTooNew, SettingsError, TaskdError, Unavailable
 from taskd.ports.broker import IBroker
 from taskd.ports.store import IStore
@@ -72,6 +72,8 @@ class Daemon(Service):
         use_monotonic_clock(reactor)
         try:
             settings = read_settings(options["env-file"], options=options)
+            if warning := exposed_secrets(options["env-file"]):
+                cls._log.warn("{warning}", warning=warning)
             daemon = cls(reactor, settings, read_option(options, GRACE))
         except SettingsError as e:
             cls.refuse(e)

@@ -376,11 +376,11 @@ class TestTls:
     def test_wrong_tls_settings(self, server: Server, tmp_path: Path) -> None:
         port, trust = server.tls_port, f"trustRoots={server.trusted}"
         for address, says in (
-            (f"tls:localhost:{port}", "is not trusted; if it is self-signed, save it as NAME.pem"),
-            (f"tls:127.0.0.1:{port}:{trust}", "is for another host name"),
+            (f"tls:localhost:{port}", "is not trusted: its issuer is CN="),
+            (f"tls:127.0.0.1:{port}:{trust}", "is for another host name; it is for: localhost"),
             (f"127.0.0.1:{port}", "does it need TLS"),
             (f"tls:localhost:{server.port}:{trust}", "does not use TLS"),
-            (f"tls:localhost:{port}:trustRoots={tmp_path}/none", "is not a server address (No such file or directory)"),
+            (f"tls:localhost:{port}:trustRoots={tmp_path}/none", "there is no such file or folder"),
         ):
             status = 2 if "none" in address else 1
             assert says in Client(tmp_path, address).fails(status, "login", "eve", input=PASSWORD)

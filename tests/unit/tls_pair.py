@@ -50,6 +50,13 @@ class End(Protocol):
         self.lost = reason
 
 
+class Wire(iosim.FakeTransport):
+    """Has the option of TCP that our protocols set."""
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """Nothing to set."""
+
+
 def factory(end: Protocol) -> Factory:
     """Makes this protocol."""
     return Factory.forProtocol(lambda: end)
@@ -69,9 +76,9 @@ class Pair:
         client_outer, server_outer = self._outer
         self.pump = iosim.connect(
             server_outer,
-            iosim.FakeTransport(server_outer, isServer=True),
+            Wire(server_outer, isServer=True),
             client_outer,
-            iosim.FakeTransport(client_outer, isServer=False),
+            Wire(client_outer, isServer=False),
         )
         self.flush()
 
