@@ -164,7 +164,7 @@ class PostgresDatabase(Startable):
             await connection.open(lambda e: None)
             await connection.query("BEGIN")
             await connection.query("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
-            # Not CREATE TABLE IF NOT EXISTS: that is refused to a role that may create no tables, even if this one exists
+            # Not CREATE TABLE IF NOT EXISTS: a role that may create no tables is refused even where the table exists
             [(exists,)] = await connection.query(_HAS_MIGRATIONS)
             applied = await connection.query(migrations.APPLIED) if exists else []
             wanted = migrations.load("postgres")
