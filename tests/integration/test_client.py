@@ -407,8 +407,10 @@ class TestTls:
         (tmp_path / "ca.pem").write_bytes(ca.pem)
         with server.daemon as daemon:
             trusting = ssl.create_default_context(cafile=str(server.trusted / "cert.pem"))
-            with socket.create_connection(("127.0.0.1", server.tls_port), 20) as raw:
-                old = trusting.wrap_socket(raw, server_hostname="localhost")
+            with (
+                socket.create_connection(("127.0.0.1", server.tls_port), 20) as raw,
+                trusting.wrap_socket(raw, server_hostname="localhost") as old,
+            ):
                 self.renew(server, expired, f"the old certificate stays in use: {server.trusted}/cert.pem: the cert")
                 self.renew(server, ca.issue("localhost"), "new connections get the certificate of")
                 new = Client(tmp_path, f"tls:localhost:{server.tls_port}")
