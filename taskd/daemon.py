@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 
 from taskd.config import Settings
 from taskd.config.declarations import GRACE, SECRETS
-from taskd.config.reading import DaemonOptions, read_option, read_settings
+from taskd.config.reading import DaemonOptions, exposed_secrets, read_option, read_settings
 from taskd.daemon_log import escape_log
 from taskd.hardening import erase_variables, forbid_inspection
 from taskd.model.errors import SchemaTooNew, SettingsError, TaskdError, Unavailable
@@ -83,6 +83,8 @@ class Daemon(Service):
             settings = read_settings(options["env-file"], options=options)
             # before the handlers are imported, and before anything else is started
             erase_variables(SECRETS)
+            if warning := exposed_secrets(options["env-file"]):
+                cls._log.warn("{warning}", warning=warning)
             daemon = cls(reactor, settings, read_option(options, GRACE))
         except SettingsError as e:
             cls.refuse(e)

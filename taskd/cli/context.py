@@ -52,6 +52,8 @@ class Context:
     sessions: SessionFile
     json: bool = False
     given: GivenToken | None = None
+    cafile_given: str | None = None
+    """The command line named this file or folder of authorities, so hints must repeat it."""
     measure: Callable[[], os.terminal_size] | None = None
     """Returns the current size of a terminal that can keep lines at its foot; None for any other output."""
     new_key: Callable[[], str] = lambda: uuid.uuid4().hex
@@ -71,7 +73,8 @@ class Context:
     def command(self, *words: str) -> str:
         """A command line to recommend to the user."""
         server = ["--server", self.server] if self.server_given else []
-        return shlex.join(["taskclient", *server, *words])
+        cafile = ["--cafile", self.cafile_given] if self.cafile_given else []
+        return shlex.join(["taskclient", *server, *cafile, *words])
 
     def say(self, key: str, /, **fields: Any) -> None:
         """Print a text."""

@@ -189,10 +189,11 @@ class _Builder:
 
     @staticmethod
     def _add_common(command: Parser, given_before: bool = False) -> None:
-        defaults: Any = (argparse.SUPPRESS,) * 3 if given_before else (None, None, False)
+        defaults: Any = (argparse.SUPPRESS,) * 4 if given_before else (None, None, None, False)
         command.add_argument("--server", metavar="ADDR", default=defaults[0])
-        command.add_argument("--token-file", metavar="FILE", default=defaults[1])
-        command.add_argument("--json", action="store_true", default=defaults[2])
+        command.add_argument("--cafile", metavar="PATH", default=defaults[1])
+        command.add_argument("--token-file", metavar="FILE", default=defaults[2])
+        command.add_argument("--json", action="store_true", default=defaults[3])
 
     def _translate(self, message: str) -> str:
         return _SPANISH.get(message, message) if self._texts.lang == "es" else message

@@ -19,13 +19,13 @@ from taskd.cli.commands.wait import wait
 from taskd.cli.commands.watch import watch
 from taskd.cli.context import Context
 from taskd.cli.credentials import given_token
-from taskd.cli.errors import ERROR, EndOfInput, exit_status
+from taskd.cli.errors import ERROR, EndOfInput, UsageError, exit_status
 from taskd.cli.menu import Menu
 from taskd.cli.process import CommandProcess
 from taskd.cli.texts.catalogue import Texts
 from taskd.cli.ui.rendering import Renderer
 from taskd.cli.ui.terminal import Input, Output, can_move, colour_wanted
-from taskd.client.address import endpoint
+from taskd.client.address import endpoint, is_plain
 from taskd.client.errors import ClientError
 from taskd.client.sessions import SessionFile, state_folder
 
@@ -59,18 +59,22 @@ COMMANDS: dict[str, Callable[[Context, Namespace], Awaitable[int]]] = {
 
 
 def run(options: Namespace, texts: Texts, address: str) -> int:
-    """Run the command under the reactor; returns its exit status. Raises ClientError for a wrong option."""
+    """Run the command under the reactor; returns its exit status. Raises BadAddress and UsageError, and ClientError for
+    a wrong option."""
     from twisted.internet import reactor
 
     # Twisted would log to standard error, with tracebacks that do not help the user
     globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
     env = os.environ
+    if options.cafile and is_plain(address):
+        raise UsageError("cafile_without_tls", server=address)
     out = Output(sys.stdout, sys.stderr)
     ctx = Context(
         clock=reactor,
-        endpoint=endpoint(reactor, address),
+        endpoint=endpoint(reactor, address, options.cafile or env.get("TASKD_CAFILE") or None),
         server=address,
         server_given=options.server is not None,
+        cafile_given=options.cafile,
         env=env,
         texts=texts,
         out=out,

@@ -38,8 +38,9 @@ def is_plain(server: str) -> bool:
     return bool(_V6.fullmatch(server) or _HOST.fullmatch(server)) or server.startswith(("tcp:", "unix:"))
 
 
-def endpoint(reactor: Any, server: str) -> IStreamClientEndpoint:
-    """The endpoint for a normalized address. Raises BadAddress if Twisted does not accept it."""
+def endpoint(reactor: Any, server: str, cafile: str | None = None) -> IStreamClientEndpoint:
+    """The endpoint for a normalized address. ``cafile`` is a file or folder with the authorities that a TLS connection
+    trusts; None: those of the machine. Raises BadAddress."""
     from twisted.internet import endpoints  # imports OpenSSL, which a program may want to avoid first
 
     # A numeric address needs neither a resolver nor its thread
@@ -49,6 +50,12 @@ def endpoint(reactor: Any, server: str) -> IStreamClientEndpoint:
         if _V4.fullmatch(found[1]):
             return endpoints.TCP4ClientEndpoint(reactor, found[1], int(found[2]))
         return endpoints.HostnameEndpoint(reactor, found[1], int(found[2]))
+    if server.startswith("tls:"):
+        from taskd.client.tls import tls_endpoint
+
+        return tls_endpoint(reactor, server, cafile)
+    if server.startswith("ssl:"):  # Twisted checks neither the authority nor the host of such an endpoint
+        raise BadAddress("bad_server", server=server)
     try:
         return endpoints.clientFromString(reactor, server)
     except TypeError:  # an argument is missing or unknown; the text names only a method of Twisted

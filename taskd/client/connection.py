@@ -22,10 +22,11 @@ from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from taskd.client.connection_errors import lost_error, os_reason
+from taskd.client.connection_errors import is_tls_alert, lost_error, os_reason
 from taskd.client.errors import ClientError, ConnectionFailed, NotLoggedIn, Refused
 from taskd.client.messages import Message, Received
 from taskd.protocol.limits import MAX_LINE_BYTES, MAX_REPLY_BYTES
+from taskd.tls.problems import ICertificateListener, Problem
 
 CONNECT_SECONDS = 10.0
 REPLY_SECONDS = 60.0
@@ -53,7 +54,7 @@ def ignore(failure: Failure) -> None:
 _encode = msgspec.json.Encoder().encode
 
 
-@implementer(IHandshakeListener)
+@implementer(IHandshakeListener, ICertificateListener)
 class Connection(LineReceiver):
     """The client's end of a connection. ``server`` is the address that the user knows; errors name it.
 
@@ -75,6 +76,7 @@ class Connection(LineReceiver):
         self._closing = False
         self._timer: IDelayedCall | None = None
         self._loss: Deferred[None] | None = None
+        self._problem: Problem | None = None
         self.lost: Exception | None = None
         """Why the connection ended; None while it is open."""
         self.on_event: EventListener | None = None
@@ -89,6 +91,10 @@ class Connection(LineReceiver):
 
     def handshakeCompleted(self) -> None:
         self._stop_timer()
+
+    def certificate_refused(self, problem: Problem) -> None:
+        """The TLS below refuses the server: the reason for the end that follows."""
+        self._problem = problem
 
     def request(self, action: str, /, reply_timeout: float = REPLY_SECONDS, **fields: Any) -> Deferred[Received]:
         """Send one request without waiting for earlier replies. ``reply_timeout`` is in seconds.
@@ -171,7 +177,11 @@ class Connection(LineReceiver):
         self._not_taskd()
 
     def connectionLost(self, reason: Failure = Failure(error.ConnectionDone())) -> None:  # noqa: B008 (the base's signature)
-        self._fail(self.lost or lost_error(reason, self._server, self._is_taskd))
+        if self.lost is None:
+            if not self._is_taskd and is_tls_alert(self.clearLineBuffer()):
+                self._fail(ConnectionFailed("needs_tls", transient=False, nothing_done=True, server=self._server))
+            else:
+                self._fail(lost_error(reason, self._server, self._is_taskd, self._problem))
 
     def _answered(self, received: Received) -> None:
         request_id = received.body.id

@@ -6,6 +6,7 @@ of a daemon, and ``docs`` writes ``.env.example`` and ``docs/settings.md``.
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 import msgspec
@@ -19,10 +20,13 @@ class Postgres(msgspec.Struct, frozen=True):
     user: str
     password: str
     dbname: str
+    sslmode: str | None = None
+    """None: libpq's own default."""
+    sslrootcert: str | None = None
 
     def dsn(self) -> dict[str, str | int]:
         """Keywords for psycopg2."""
-        return msgspec.structs.asdict(self)
+        return {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
 
 
 class RabbitMQ(msgspec.Struct, frozen=True):
@@ -33,6 +37,9 @@ class RabbitMQ(msgspec.Struct, frozen=True):
     user: str
     password: str
     vhost: str = "/"
+    tls: bool = False
+    cafile: Path | None = None
+    """File or folder of the authorities to trust; None: those of the machine."""
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -67,6 +74,8 @@ class Settings(msgspec.Struct, frozen=True):
     session_days: int
     admins: tuple[str, ...] = ()
     """The keys of usernames."""
+    allow_plaintext: bool = False
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
 
     @property
     def embedded(self) -> bool:

@@ -6,10 +6,12 @@ Reading, ``--help``, ``.env.example`` and ``docs/settings.md`` all come from her
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -120,11 +122,51 @@ def _modules(name: str, text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_module(name, module) for module in text.replace(",", " ").split()))
 
 
+def _flag(name: str, text: str) -> bool:
+    found = {"1": True, "yes": True, "true": True, "0": False, "no": False, "false": False}.get(text.lower())
+    if found is None:
+        raise SettingsError(f"{name} must be {FLAG.words}, not {text!r}")
+    return found
+
+
+def _sslmode(name: str, text: str) -> str:
+    if text not in SSLMODES:
+        raise SettingsError(f"{name} must be {SSLMODE.words}, not {text!r}")
+    return text
+
+
+def _existing(name: str, text: str) -> Path:
+    # absolute, because a daemon may change its folder before it reads the file
+    path = Path(text).absolute()
+    if not path.exists():
+        raise SettingsError(f"{name}: {text}: there is no such file")
+    if not os.access(path, os.R_OK):
+        raise SettingsError(f"{name}: {text}: this user may not read it")
+    return path
+
+
+def _networks(name: str, text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    found = []
+    for network in text.replace(",", " ").split():
+        try:
+            found.append(ip_network(network))
+        except ValueError as e:
+            raise SettingsError(f"{name}: {network!r} is not an address or a network: {e}") from None
+    return tuple(found)
+
+
+SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+"""Those of libpq, in rising order."""
+
 TEXT = Format("", lambda name, text: text)
 PATH = Format("", lambda name, text: Path(text))
 ENDPOINTS = Format("endpoints separated by spaces", lambda name, text: tuple(text.split()))
 INSTALLATION = Format(f"1 to {MAX_INSTALLATION_CHARS} letters, digits, - or _", _installation)
 VHOST = Format(f"a name of at most {MAX_VHOST_BYTES} bytes", _vhost)
+FLAG = Format("1 or 0", _flag)
+SSLMODE = Format(f"{', '.join(SSLMODES[:-1])} or {SSLMODES[-1]}", _sslmode)
+EXISTING = Format("", _existing)
+NETWORKS = Format("addresses or networks such as 10.1.0.0/16, separated by commas", _networks)
 QUEUE = Format(f"a name of 1 to {MAX_QUEUE_BYTES} bytes without #", _queue)
 QUEUES = Format("names of queues separated by commas", _queues)
 USERNAMES = Format("usernames separated by commas", _usernames)
@@ -171,13 +213,46 @@ POSTGRES_USER = Setting("POSTGRES_USER", TEXT, "taskd", "Role in PostgreSQL.")
 POSTGRES_PASSWORD = Setting("POSTGRES_PASSWORD", TEXT, "", "Password of the role.", secret=True)
 POSTGRES_DB = Setting("POSTGRES_DB", TEXT, "taskd", "Database. It must exist; taskd creates the tables.")
 
+POSTGRES_SSLMODE = Setting(
+    "POSTGRES_SSLMODE",
+    optional(SSLMODE),
+    "",
+    "How connections to PostgreSQL use TLS, as in libpq. verify-full checks the certificate and the host name. Without"
+    " it: verify-full if POSTGRES_SSLROOTCERT is set, else PGSSLMODE or prefer, which uses TLS if the server offers it"
+    " but checks nothing.",
+)
+POSTGRES_SSLROOTCERT = Setting(
+    "POSTGRES_SSLROOTCERT",
+    optional(EXISTING),
+    "",
+    "PEM file of the authorities to trust for PostgreSQL. verify-ca and verify-full need it.",
+)
+
 RABBITMQ_HOST = Setting("RABBITMQ_HOST", TEXT, "", "Host of RabbitMQ.")
-RABBITMQ_PORT = Setting("RABBITMQ_PORT", whole_number(1, 65535), "5672", "Port of RabbitMQ.")
+RABBITMQ_PORT = Setting(
+    "RABBITMQ_PORT",
+    optional(whole_number(1, 65535)),
+    "",
+    "Port of RabbitMQ. Without it: 5672, or 5671 with RABBITMQ_TLS=1.",
+)
 RABBITMQ_USER = Setting(
     "RABBITMQ_USER", TEXT, "guest", "User in RabbitMQ. RabbitMQ accepts guest from its own machine only."
 )
 RABBITMQ_PASSWORD = Setting("RABBITMQ_PASSWORD", TEXT, "guest", "Password of the user.", secret=True)
 RABBITMQ_VHOST = Setting("RABBITMQ_VHOST", VHOST, "/", "Virtual host in RabbitMQ. It must exist.")
+RABBITMQ_TLS = Setting(
+    "RABBITMQ_TLS",
+    FLAG,
+    "0",
+    "1: connect to RabbitMQ with TLS (amqps). The certificate and its host name are always checked.",
+)
+RABBITMQ_CAFILE = Setting(
+    "RABBITMQ_CAFILE",
+    optional(EXISTING),
+    "",
+    "PEM file, or folder of *.pem and *.crt files, of the authorities to trust for RabbitMQ. Without it: those of the"
+    " machine.",
+)
 TASKD_INSTALLATION = Setting(
     "TASKD_INSTALLATION",
     optional(INSTALLATION),
@@ -207,6 +282,18 @@ TASKD_LISTEN = Setting(
     "Twisted endpoints on which a server listens. tcp:5000 listens on every interface; for TLS, use for example"
     " ssl:5001:privateKey=key.pem:certKey=cert.pem.",
     Option("listen", TEXT, (SERVER,), "l", repeatable=True),
+)
+TASKD_ALLOW_PLAINTEXT = Setting(
+    "TASKD_ALLOW_PLAINTEXT",
+    FLAG,
+    "0",
+    "1: accept passwords and tokens from other machines without TLS. Anybody on the network can then read them.",
+)
+TASKD_TRUSTED_PROXIES = Setting(
+    "TASKD_TRUSTED_PROXIES",
+    NETWORKS,
+    "",
+    "Where balancers connect from that use TLS with their clients, and plain TCP with this server.",
 )
 TASKD_DATA = Setting(
     "TASKD_DATA", PATH, "./taskd-data", "Folder of the embedded database.", Option("data", PATH, (SERVER,), "d")
@@ -316,19 +403,31 @@ TASKD_PUBLISH = Setting(
 )
 
 GROUPS: dict[str, tuple[Setting[Any], ...]] = {
-    "PostgreSQL": (POSTGRES_HOST, POSTGRES_PORT, POSTGRES_USER, POSTGRES_PASSWORD, POSTGRES_DB),
+    "PostgreSQL": (
+        POSTGRES_HOST,
+        POSTGRES_PORT,
+        POSTGRES_USER,
+        POSTGRES_PASSWORD,
+        POSTGRES_DB,
+        POSTGRES_SSLMODE,
+        POSTGRES_SSLROOTCERT,
+    ),
     "RabbitMQ": (
         RABBITMQ_HOST,
         RABBITMQ_PORT,
         RABBITMQ_USER,
         RABBITMQ_PASSWORD,
         RABBITMQ_VHOST,
+        RABBITMQ_TLS,
+        RABBITMQ_CAFILE,
         TASKD_INSTALLATION,
         RABBITMQ_QUEUE,
         TASKD_QUEUES,
     ),
     "Server": (
         TASKD_LISTEN,
+        TASKD_ALLOW_PLAINTEXT,
+        TASKD_TRUSTED_PROXIES,
         TASKD_DATA,
         TASKD_WINDOW,
         TASKD_LEASE,

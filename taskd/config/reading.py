@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +20,8 @@ from twisted.python import usage
 from taskd.config import Postgres, RabbitMQ, Settings
 from taskd.config import declarations as d
 from taskd.model.errors import SettingsError
+
+AMQP_PORT, AMQPS_PORT = 5672, 5671
 
 NO_OPTIONS: Mapping[str, Any] = {}
 
@@ -80,6 +83,15 @@ def read_settings(
             f"{present} is set but {missing} is not: set both to run distributed, or neither to run embedded"
         )
     postgres_port, rabbitmq_port = value(d.POSTGRES_PORT), value(d.RABBITMQ_PORT)
+    sslmode, sslrootcert = value(d.POSTGRES_SSLMODE), value(d.POSTGRES_SSLROOTCERT)
+    if sslrootcert is None and sslmode in ("verify-ca", "verify-full"):
+        raise SettingsError(
+            f"POSTGRES_SSLMODE={sslmode} needs POSTGRES_SSLROOTCERT, a PEM file of the authorities to trust, such as"
+            " /etc/ssl/certs/ca-certificates.crt"
+        )
+    rabbitmq_tls, rabbitmq_cafile = value(d.RABBITMQ_TLS), value(d.RABBITMQ_CAFILE)
+    if rabbitmq_cafile is not None and not rabbitmq_tls:
+        raise SettingsError("RABBITMQ_CAFILE is set but RABBITMQ_TLS is not: set RABBITMQ_TLS=1 to use TLS")
     if postgres_host:
         postgres = Postgres(
             postgres_host,
@@ -87,13 +99,18 @@ def read_settings(
             value(d.POSTGRES_USER),
             value(d.POSTGRES_PASSWORD),
             value(d.POSTGRES_DB),
+            # whoever names an authority wants it checked
+            sslmode or ("verify-full" if sslrootcert is not None else None),
+            str(sslrootcert) if sslrootcert is not None else None,
         )
         rabbitmq = RabbitMQ(
             rabbitmq_host,
-            rabbitmq_port,
+            rabbitmq_port or (AMQPS_PORT if rabbitmq_tls else AMQP_PORT),
             value(d.RABBITMQ_USER),
             value(d.RABBITMQ_PASSWORD),
             value(d.RABBITMQ_VHOST),
+            rabbitmq_tls,
+            rabbitmq_cafile,
         )
     queues = [value(d.RABBITMQ_QUEUE), *value(d.TASKD_QUEUES)]
     return Settings(
@@ -117,6 +134,8 @@ def read_settings(
         bcrypt_rounds=value(d.TASKD_BCRYPT_ROUNDS),
         session_days=value(d.TASKD_SESSION_DAYS),
         admins=value(d.TASKD_ADMINS),
+        allow_plaintext=value(d.TASKD_ALLOW_PLAINTEXT),
+        trusted_proxies=value(d.TASKD_TRUSTED_PROXIES),
     )
 
 
@@ -128,6 +147,21 @@ def read_option(options: Mapping[str, Any], option: d.Option) -> Any:
     if option.repeatable:
         return tuple(option.format.read(name, text) for text in given)
     return option.format.read(name, given)
+
+
+def exposed_secrets(env_file: str | None = None) -> str | None:
+    """A warning, in one line, if every user of this machine can read passwords in the file that :func:`read_settings`
+    reads; None if not."""
+    path = Path(env_file or ".env")
+    try:
+        readable = path.is_file() and path.stat().st_mode & stat.S_IROTH
+        found = dotenv_values(path, encoding="utf-8-sig") if readable else {}
+    except (OSError, ValueError):
+        return None
+    secrets = [s.name for group in d.GROUPS.values() for s in group if s.secret and found.get(s.name)]
+    if not secrets:
+        return None
+    return f"{path}: every user of this machine can read {' and '.join(secrets)}; run: chmod 600 {path}"
 
 
 def _variables(env_file: str | None, environ: Mapping[str, str]) -> dict[str, str | None]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
-from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -17,6 +16,7 @@ from taskd.config.declarations import SERVER
 from taskd.config.reading import DaemonOptions
 from taskd.daemon import DATABASE, LOCK_FILE, Daemon, process_name
 from taskd.server.task_server import TaskServer
+from taskd.server.tls import Listeners
 from taskd.worker.executors.ending import leave_threads_behind
 from taskd.worker.executors.forks import own_files
 from taskd.worker.wiring import open_worker
@@ -68,6 +68,7 @@ class ServerService(Daemon):
         else:
             self._what = f"PostgreSQL at {settings.postgres.host}, RabbitMQ at {settings.rabbitmq.host}"
         self._listen = settings.listen
+        self._listeners = Listeners(reactor)
         self._ports: list[IListeningPort] = []
         self._deaf: Failure | None = None
 
@@ -75,7 +76,7 @@ class ServerService(Daemon):
         # Before privileges are given up, and before anything has begun: who cannot listen must not start.
         for description in self._listen:
             try:
-                endpoint = serverFromString(self.reactor, description)
+                endpoint = self._listeners.endpoint(description)
             except Exception as e:
                 self.refuse(f"--listen {description}: {e or type(e).__name__}")
             # TCP and TLS listen at once; an endpoint of a plugin may take its time
@@ -91,6 +92,7 @@ class ServerService(Daemon):
 
     def startService(self) -> None:
         self._hashes.start()
+        self.reactor.callWhenRunning(self._listeners.reload_on_hangup)
         super().startService()
 
     async def begin(self) -> None:

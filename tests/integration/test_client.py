@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from taskd.cli.ui.text import width
 from taskd.client.sessions import Session, SessionFile, state_folder
+from tests.certificates import Certificate, authority
 from tests.daemons import Daemon, LineClient, free_port
 from tests.integration.terminal import Terminal
 from tests.processes import clean_environment
@@ -376,14 +378,54 @@ class TestTls:
     def test_wrong_tls_settings(self, server: Server, tmp_path: Path) -> None:
         port, trust = server.tls_port, f"trustRoots={server.trusted}"
         for address, says in (
-            (f"tls:localhost:{port}", "is not trusted; if it is self-signed, save it as NAME.pem"),
-            (f"tls:127.0.0.1:{port}:{trust}", "is for another host name"),
+            (f"tls:localhost:{port}", "is not trusted: its issuer is CN="),
+            (f"tls:127.0.0.1:{port}:{trust}", "is for another host name; it is for: localhost"),
             (f"127.0.0.1:{port}", "does it need TLS"),
             (f"tls:localhost:{server.port}:{trust}", "does not use TLS"),
-            (f"tls:localhost:{port}:trustRoots={tmp_path}/none", "is not a server address (No such file or directory)"),
+            (f"tls:localhost:{port}:trustRoots={tmp_path}/none", "there is no such file or folder"),
         ):
             status = 2 if "none" in address else 1
             assert says in Client(tmp_path, address).fails(status, "login", "eve", input=PASSWORD)
+
+    def test_authorities_in_a_file(self, server: Server, tmp_path: Path) -> None:
+        address = f"tls:localhost:{server.tls_port}"
+        cafile = str(server.trusted / "cert.pem")
+        name = next(_names)
+        ana = Client(tmp_path, address)
+        ana.ok("--cafile", cafile, "register", name, input=PASSWORD)
+        ana.env["TASKD_CAFILE"] = cafile
+        ana.ok("login", name, input=PASSWORD)
+        assert ana.ok("whoami").strip() == name
+        assert "there is no such file or folder" in ana.fails(2, "whoami", "--cafile", str(tmp_path / "none"))
+        plain = Client(tmp_path, server.address)
+        assert "--cafile needs a connection with TLS" in plain.fails(2, "whoami", "--cafile", cafile)
+
+    def test_renewed_certificates(self, tmp_path: Path) -> None:
+        """SIGHUP reads them, and cuts nobody off."""
+        server, ca = Server(tmp_path), authority()
+        expired = ca.issue("localhost", days=(-9, -2))
+        (tmp_path / "ca.pem").write_bytes(ca.pem)
+        with server.daemon as daemon:
+            trusting = ssl.create_default_context(cafile=str(server.trusted / "cert.pem"))
+            with (
+                socket.create_connection(("127.0.0.1", server.tls_port), 20) as raw,
+                trusting.wrap_socket(raw, server_hostname="localhost") as old,
+            ):
+                self.renew(server, expired, f"the old certificate stays in use: {server.trusted}/cert.pem: the cert")
+                self.renew(server, ca.issue("localhost"), "new connections get the certificate of")
+                new = Client(tmp_path, f"tls:localhost:{server.tls_port}")
+                name = next(_names)
+                new.ok("register", name, "--cafile", str(tmp_path / "ca.pem"), input=PASSWORD)
+                old.sendall(b'{"action":"ping","id":1}\n')
+                assert b'"ok":true' in old.recv(1000)
+            assert daemon.returncode is None
+
+    def renew(self, server: Server, certificate: Certificate, says: str) -> None:
+        """Replace the files, and tell the server."""
+        _, written = certificate.write(server.folder)
+        written.replace(server.trusted / "cert.pem")
+        os.kill(server.daemon.pid, signal.SIGHUP)
+        server.daemon.wait_for(says)
 
 
 class Impostor:

@@ -76,7 +76,12 @@ class TestAddress:
         [
             ("tcp:x", "tcp:x is not a server address; use"),
             ("gopher:x:1", "(Unknown endpoint type: 'gopher')"),
-            ("tls:x:1:trustRoots=/does/not/exist", "(No such file or directory)"),
+            ("tls:x:1:trustRoots=/does/not/exist", "/does/not/exist: there is no such file or folder"),
+            ("tls:x:1:certificate=/does/not/exist", "(No such file or directory)"),
+            ("tls:x:1:colour=red", "is not a server address; use"),
+            ("tls:x", "is not a server address; use"),
+            ("tls:x:0", "a port is a number"),
+            ("ssl:x:1", "such as tls:HOST:PORT"),
             ("tcp:x:http", "is not a server address ("),
             ("[::1", "is not a server address ("),
         ],

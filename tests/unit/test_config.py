@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from taskd.config import Postgres, RabbitMQ, Settings
 from taskd.config.declarations import GRACE, QUEUE
-from taskd.config.reading import DaemonOptions, read_option, read_settings
+from taskd.config.reading import DaemonOptions, exposed_secrets, read_option, read_settings
 from taskd.model.errors import SettingsError
 from taskd.server.tap import Options as ServerOptions
 from taskd.worker.tap import Options as WorkerOptions
@@ -106,6 +107,67 @@ def test_whole_numbers(name: str, low: int, high: int) -> None:
         assert text.startswith(f"{name} must be a whole number from {low} to {high}, not ")
     for value in (str(low), str(high), f" {low} "):
         read_settings(None, {name: value})
+
+
+class TestTls:
+    """PostgreSQL and RabbitMQ over TLS."""
+
+    def postgres(self, **environ: str) -> dict[str, str | int]:
+        found = read_settings(None, {**BOTH, **environ}).postgres
+        assert found is not None
+        return {name: value for name, value in found.dsn().items() if name.startswith("ssl")}
+
+    def test_postgres(self) -> None:
+        Path("ca.pem").touch()
+        root = str(Path("ca.pem").absolute())
+        assert self.postgres() == {}
+        assert self.postgres(POSTGRES_SSLMODE="require") == {"sslmode": "require"}
+        assert self.postgres(POSTGRES_SSLROOTCERT="ca.pem") == {"sslmode": "verify-full", "sslrootcert": root}
+        chosen = self.postgres(POSTGRES_SSLROOTCERT="ca.pem", POSTGRES_SSLMODE="verify-ca")
+        assert chosen == {"sslmode": "verify-ca", "sslrootcert": root}
+
+    def test_a_wrong_mode(self) -> None:
+        modes = "disable, allow, prefer, require, verify-ca or verify-full"
+        assert refusal({**BOTH, "POSTGRES_SSLMODE": "on"}) == f"POSTGRES_SSLMODE must be {modes}, not 'on'"
+
+    @pytest.mark.parametrize("mode", ["verify-ca", "verify-full"])
+    def test_a_mode_that_needs_an_authority(self, mode: str) -> None:
+        text = refusal({**BOTH, "POSTGRES_SSLMODE": mode})
+        assert text.startswith(f"POSTGRES_SSLMODE={mode} needs POSTGRES_SSLROOTCERT, a PEM file")
+
+    @pytest.mark.parametrize("name", ["POSTGRES_SSLROOTCERT", "RABBITMQ_CAFILE"])
+    def test_a_file_that_is_not_there(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert refusal({**BOTH, "RABBITMQ_TLS": "1", name: "ca.pem"}) == f"{name}: ca.pem: there is no such file"
+        Path("ca.pem").touch()
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+        assert refusal({**BOTH, "RABBITMQ_TLS": "1", name: "ca.pem"}) == f"{name}: ca.pem: this user may not read it"
+
+    def test_rabbitmq(self) -> None:
+        Path("ca.pem").touch()
+        plain = read_settings(None, {**BOTH, "RABBITMQ_TLS": "0"}).rabbitmq
+        tls = read_settings(None, {**BOTH, "RABBITMQ_TLS": "1", "RABBITMQ_CAFILE": "ca.pem"}).rabbitmq
+        other = read_settings(None, {**BOTH, "RABBITMQ_TLS": "yes", "RABBITMQ_PORT": "7000"}).rabbitmq
+        assert plain == RabbitMQ("mq", 5672, "guest", "guest", "/", False, None)
+        assert tls == RabbitMQ("mq", 5671, "guest", "guest", "/", True, Path("ca.pem").absolute())
+        assert other == RabbitMQ("mq", 7000, "guest", "guest", "/", True, None)
+
+    def test_an_authority_that_would_not_be_used(self) -> None:
+        Path("ca.pem").touch()
+        text = refusal({**BOTH, "RABBITMQ_CAFILE": "ca.pem"})
+        assert text == "RABBITMQ_CAFILE is set but RABBITMQ_TLS is not: set RABBITMQ_TLS=1 to use TLS"
+
+    @pytest.mark.parametrize("name", ["RABBITMQ_TLS", "TASKD_ALLOW_PLAINTEXT"])
+    def test_switches(self, name: str) -> None:
+        assert refusal({name: "2"}) == f"{name} must be 1 or 0, not '2'"
+
+    def test_who_may_send_secrets(self) -> None:
+        nobody = read_settings(None, {})
+        assert (nobody.allow_plaintext, nobody.trusted_proxies) == (False, ())
+        found = read_settings(None, {"TASKD_ALLOW_PLAINTEXT": "1", "TASKD_TRUSTED_PROXIES": "10.1.0.0/16, fd00::1"})
+        assert found.allow_plaintext
+        assert found.trusted_proxies == (ip_network("10.1.0.0/16"), ip_network("fd00::1"))
+        text = refusal({"TASKD_TRUSTED_PROXIES": "10.1.0.1/16"})
+        assert text.startswith("TASKD_TRUSTED_PROXIES: '10.1.0.1/16' is not an address or a network: ")
 
 
 @pytest.mark.parametrize("value", ["x" * 65, "ana, b\u2060n"])
@@ -303,3 +365,35 @@ class TestEnvFile:
         # root can read every file, so a file mode has no effect
         monkeypatch.setattr(Path, "read_text", refuse)
         assert refusal() == ".env: cannot be read: Permission denied"
+
+
+class TestExposedSecrets:
+    """A file with passwords that every user of the machine can read."""
+
+    SECRETS = "POSTGRES_PASSWORD=p\nRABBITMQ_PASSWORD=q\nTASKD_SLOTS=7\n"
+
+    def write(self, name: str, text: str, mode: int) -> None:
+        Path(name).write_text(text)
+        Path(name).chmod(mode)
+
+    def test_the_file_is_named_and_how_to_close_it(self) -> None:
+        self.write(".env", self.SECRETS, 0o644)
+        self.write("other", "RABBITMQ_PASSWORD=q", 0o604)
+        says = "every user of this machine can read"
+        assert exposed_secrets() == f".env: {says} POSTGRES_PASSWORD and RABBITMQ_PASSWORD; run: chmod 600 .env"
+        assert exposed_secrets("other") == f"other: {says} RABBITMQ_PASSWORD; run: chmod 600 other"
+
+    @pytest.mark.parametrize("mode", [0o600, 0o640])
+    def test_a_file_that_others_cannot_read(self, mode: int) -> None:
+        self.write(".env", self.SECRETS, mode)
+        assert exposed_secrets() is None
+
+    @pytest.mark.parametrize("text", ["", "TASKD_SLOTS=7", "POSTGRES_PASSWORD=\n", "#POSTGRES_PASSWORD=p"])
+    def test_a_file_without_secrets(self, text: str) -> None:
+        self.write(".env", text, 0o644)
+        assert exposed_secrets() is None
+
+    def test_no_file(self) -> None:
+        assert exposed_secrets() is None
+        Path(".env").mkdir()
+        assert exposed_secrets() is None

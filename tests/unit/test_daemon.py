@@ -6,6 +6,7 @@ import atexit
 import gc
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,13 +16,14 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.internet.selectreactor import SelectReactor
 from twisted.internet.task import Clock, LoopingCall, deferLater
-from twisted.logger import LogLevel, capturedLogs
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 from zope.interface import implementer
 
 import taskd.daemon
 from taskd.config.reading import read_settings
 from taskd.daemon import COLLECT_AFTER, Daemon, spare_collections, use_monotonic_clock
 from taskd.model.errors import Unavailable
+from taskd.server.tap import Options as ServerOptions
 
 
 @pytest.fixture
@@ -227,3 +229,22 @@ def test_a_daemon_that_stops_while_it_waits_for_its_broker_begins_nothing(daemon
     broker.ready = ready
     daemon.reactor.pump([0.02] * 100)
     assert (daemon.begun, daemon.began) == (0, False)
+
+
+def test_a_file_of_passwords_that_others_can_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon starts: a first try must not fail over this. Its log has one line."""
+    monkeypatch.setattr(
+        taskd.daemon, "open_adapters", lambda settings, reactor: (Part("store", []), Part("broker", []))
+    )
+    monkeypatch.setattr(taskd.daemon, "use_monotonic_clock", lambda reactor: None)
+    file = tmp_path / "env"
+    file.write_text("POSTGRES_PASSWORD=secret\n")
+    for mode, lines in ((0o600, []), (0o644, ["POSTGRES_PASSWORD"])):
+        file.chmod(mode)
+        options = ServerOptions()
+        options["env-file"] = str(file)
+        with capturedLogs() as events:
+            Stopping.from_options(options)
+        said = [str(formatEvent(event)) for event in events if event["log_level"] is LogLevel.warn]
+        expected = [f"{file}: every user of this machine can read {name}; run: chmod 600 {file}" for name in lines]
+        assert said == expected

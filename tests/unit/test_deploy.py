@@ -8,7 +8,9 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+import shutil
 import socket
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,86 @@ def test_units_let_the_daemon_end_its_children(daemon: str) -> None:
     """TERM goes to the daemon only, and a task that runs out of memory does not stop the service."""
     lines = (DEPLOY / f"{daemon}.service").read_text().splitlines()
     assert {"KillMode=mixed", "OOMPolicy=continue"} <= set(lines)
+
+
+def exposure(unit: str, folder: Path, drop_in: str = "") -> float:
+    """What `systemd-analyze security` gives a unit of ours, from 0 (best) to 10, in a folder without other files."""
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("systemd-analyze is not installed: apt-get install systemd")
+    shutil.copy(DEPLOY / unit, folder / unit)
+    if drop_in:
+        # systemd-analyze reads it as systemd does
+        (folder / f"{unit}.d").mkdir()
+        shutil.copy(DEPLOY / f"{unit}.d" / drop_in, folder / f"{unit}.d" / drop_in)
+    command = [program, "security", "--offline=yes", "--no-pager", str(folder / unit)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if "unrecognized option" in done.stderr:
+        pytest.skip("this systemd-analyze has no --offline, which came with systemd 250")
+    found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
+    assert found is not None, done.stdout + done.stderr
+    return float(found[1])
+
+
+@pytest.mark.parametrize(("daemon", "most"), [("taskserver", 2.0), ("taskworker", 4.0)])
+def test_units_may_do_little(daemon: str, most: float, tmp_path: Path) -> None:
+    """A unit that says nothing has more than 9."""
+    assert exposure(f"{daemon}.service", tmp_path) <= most
+
+
+def test_the_drop_in_for_programs_of_other_users(tmp_path: Path) -> None:
+    """It gives rights, and is scored apart from the unit."""
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    alone.mkdir()
+    together.mkdir()
+    most = exposure("taskworker.service", together, "programs.conf")
+    assert exposure("taskworker.service", alone) < most <= 4.0
+
+
+@pytest.mark.parametrize("path", ["taskserver.service", "taskworker.service", "taskworker.service.d/programs.conf"])
+def test_each_line_that_takes_or_gives_rights_has_its_reason(path: str) -> None:
+    """A comment above it, or above the group that it stands in."""
+    text = (DEPLOY / path).read_text().partition("[Service]\n")[2].partition("[Install]")[0]
+    explained = False
+    for line in text.splitlines():
+        if line.startswith("#"):
+            explained = True
+        elif not line:
+            explained = False
+        elif re.match("(Protect|Private|Restrict|System|Capab|Ambient|NoNew|Lock|Device|UMask|Remove|Delegate)", line):
+            assert explained, line
+
+
+def test_units_leave_what_the_daemons_need() -> None:
+    """pyOpenSSL's callbacks need memory that is writable and executable, handlers may; every lookup uses NETLINK."""
+    for daemon in ("taskserver", "taskworker"):
+        lines = (DEPLOY / f"{daemon}.service").read_text().splitlines()
+        assert not any(line.startswith("MemoryDenyWriteExecute=") for line in lines)
+        [families] = [line for line in lines if line.startswith("RestrictAddressFamilies=")]
+        assert {"AF_INET", "AF_INET6", "AF_UNIX", "AF_NETLINK"} <= set(families.partition("=")[2].split())
+        assert "SystemCallErrorNumber=EPERM" in lines
+    server = (DEPLOY / "taskserver.service").read_text()
+    assert "ExecReload=/bin/kill -HUP $MAINPID" in server
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_containers_have_few_rights(name: str) -> None:
+    """Ours have no capability and a root file system that nobody can write to; no container gains rights."""
+    service = SERVICES[name]
+    assert "no-new-privileges:true" in service["security_opt"]
+    assert not service.get("privileged")
+    if name in OURS:
+        assert service["cap_drop"] == ["ALL"] and "cap_add" not in service
+        assert service["read_only"] is True
+        assert service["tmpfs"] == ["/tmp:mode=1777,size=1g", "/var/lib/taskd:uid=999,gid=999,mode=0700"]
+    assert service.get("user") not in ("root", "0")
+
+
+def test_the_user_of_the_image_is_that_of_the_file_systems_in_memory() -> None:
+    """A tmpfs names its owner by number, so the image fixes it."""
+    text = (ROOT / "Dockerfile").read_text()
+    assert re.search(r"groupadd .*--gid 999 taskd", text) and re.search(r"useradd .*--uid 999 --gid 999 ", text)
+    assert dockerfile("USER") == "999:999"
 
 
 def test_make_run_runs_the_tested_command() -> None:

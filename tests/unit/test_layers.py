@@ -19,7 +19,7 @@ PROTOCOL = MODEL | {"taskd.protocol"}
 EVENTS = PORTS | PROTOCOL | {"taskd.events"}
 SCHEDULING = EVENTS | {"taskd.batching", "taskd.scheduling"}
 API = SCHEDULING | {"taskd.api", "taskd.health"}
-SERVER = API | {"taskd.server"}
+SERVER = API | {"taskd.server", "taskd.tls"}
 WORKER = EVENTS | {
     "taskd.batching",
     "taskd.config",
@@ -39,10 +39,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "taskd.batching": MODEL,
     "taskd.hardening": set(),
     "taskd.daemon_log": MODEL,
+    "taskd.tls": MODEL,
     "taskd.health": PORTS,
     "taskd.events": EVENTS,
     "taskd.store": PORTS,
-    "taskd.broker": PORTS | {"taskd.config"},
+    "taskd.broker": PORTS | {"taskd.config", "taskd.tls"},
     "taskd.scheduling": SCHEDULING,
     "taskd.api": API,
     "taskd.server": SERVER,
@@ -52,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tap": SERVER | WORKER | {"taskd.daemon"},
     # handlers and a whole server in memory, for tests
     "taskd.testing": SERVER | WORKER | ADAPTERS,
-    "taskd.client": PROTOCOL | {"taskd.client"},
+    "taskd.client": PROTOCOL | {"taskd.client", "taskd.tls"},
     "taskd.cli": PROTOCOL | {"taskd.client", "taskd.cli"},
 }
 

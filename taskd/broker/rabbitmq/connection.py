@@ -25,6 +25,7 @@ from zope.interface import implementer
 
 from taskd.broker.rabbitmq.frames import MAX_FRAME, FrameReader, Handler
 from taskd.config import RabbitMQ
+from taskd.tls.problems import ICertificateListener, Problem
 
 with warnings.catch_warnings():
     # pika 2.0 will drop this adapter: that concerns the developers of taskd, not its users
@@ -43,6 +44,9 @@ CLOSE_SECONDS = 2.0
 
 REFUSED = 403
 """RabbitMQ's reply code for a wrong password and for missing permissions."""
+
+_TLS_ALERT = b"\x15\x03"
+"""How a server that expects TLS answers something else: content type 21, version 3.x."""
 
 _LOGIN_HINTS = {REFUSED: "RABBITMQ_USER and RABBITMQ_PASSWORD", 530: "RABBITMQ_VHOST"}
 _HINTS = {REFUSED: "the permissions of RABBITMQ_USER"}
@@ -69,6 +73,11 @@ def as_connection_lost(e: object) -> ConnectionLost:
         return ConnectionLost(_one_line(e.reply_text), e.reply_code)
     if isinstance(e, AMQPError) and e.args:
         return ConnectionLost(_one_line(e.args[0]))
+    if type(e).__module__.startswith("OpenSSL"):  # by name: a plain connection does not import it
+        # SSL.Error carries a list of (library, function, reason)
+        last = getattr(e, "args", None) and e.args[-1]  # type: ignore[attr-defined]
+        why = str(last[-1][-1] if isinstance(last, list) and last else last or "no reason given")
+        return ConnectionLost(f"TLS failed: {why}", hint="RABBITMQ_TLS and RABBITMQ_PORT")
     return ConnectionLost(_one_line(e) or type(e).__name__)
 
 
@@ -156,7 +165,7 @@ class _PikaTransport:
         self.loseConnection = close
 
 
-@implementer(IPushProducer)
+@implementer(IPushProducer, ICertificateListener)
 class Connection(Protocol):
     """One TCP connection that speaks AMQP. It is the push producer of its transport, to know when RabbitMQ does not
     read.
@@ -178,6 +187,7 @@ class Connection(Protocol):
         self.close_reason: ConnectionLost | None = None
         self._clock = clock
         self._logged_in = False
+        self._refused: ConnectionLost | None = None
         self._abort_timer: IDelayedCall | None = None
         self._full_since: float | None = None
         self._sleeping: set[Deferred[None]] = set()
@@ -287,6 +297,9 @@ class Connection(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Read bytes from RabbitMQ, or from another program that listens on this port."""
+        if not self._impl.bytes_received and data.startswith(_TLS_ALERT):
+            self.abort("it uses TLS on this port; set RABBITMQ_TLS=1, or RABBITMQ_PORT to the port without TLS")
+            return
         # pika's heartbeat check must count the deliveries that bypass pika
         self._impl.bytes_received += 1
         try:
@@ -295,9 +308,14 @@ class Connection(Protocol):
             # our own callbacks do not raise, so the peer does not speak the AMQP that pika knows
             self.abort(f"it does not speak AMQP 0-9-1: {as_connection_lost(e)}")
 
+    def certificate_refused(self, problem: Problem) -> None:
+        """The TLS below refuses RabbitMQ's certificate: the reason for the end that follows."""
+        # nothing more here: OpenSSL is calling, and the transport must not be touched
+        self._refused = ConnectionLost(str(problem), hint="RABBITMQ_CAFILE and RABBITMQ_HOST")
+
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
         """The TCP connection has ended."""
-        self._set_close_reason(as_connection_lost(reason.value))
+        self._set_close_reason(self._refused or as_connection_lost(reason.value))
         assert self.close_reason is not None
         try:
             self._pika.connectionLost(reason)
@@ -345,7 +363,7 @@ class Connection(Protocol):
             # a paused producer would keep the transport from closing
             self.transport.unregisterProducer()
             hint = (_HINTS if self._logged_in else _LOGIN_HINTS).get(reason.code, "")
-            self.close_reason = ConnectionLost(str(reason), reason.code, hint)
+            self.close_reason = reason if reason.hint else ConnectionLost(str(reason), reason.code, hint)
 
     def _close_for_pika(self) -> None:
         # pika keeps the reason in _error only, and forgets it when the transport has closed

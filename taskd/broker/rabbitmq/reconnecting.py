@@ -10,9 +10,9 @@ from typing import Any
 
 from pika.exceptions import AMQPError
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.endpoints import HostnameEndpoint
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.error import ConnectError, ConnectingCancelledError
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 from taskd.broker.rabbitmq.connection import REFUSED, Channel, Connection, ConnectionLost, as_connection_lost, no_answer
 from taskd.config import RabbitMQ
 from taskd.model.backoff import Backoff
+from taskd.model.errors import SettingsError
 
 RECONNECT = Backoff(first=0.1, factor=2.0, longest=5.0, jitter=0.5)
 """The delays between attempts to connect or to open a channel."""
@@ -104,8 +105,7 @@ class ReconnectingConnection:
         self._set_up = set_up
         self._outage = outage
         self._delays = ReconnectDelays()
-        # HostnameEndpoint resolves the name in a thread and tries all addresses
-        self._endpoint = HostnameEndpoint(reactor, settings.host, settings.port, OPEN_SECONDS)
+        self._endpoint = _endpoint(reactor, settings)
         self._factory = Factory.forProtocol(partial(Connection, reactor, settings, name))
         self._factory.noisy = False
         self._ended: Deferred[None] | None = None
@@ -167,6 +167,26 @@ class ReconnectingConnection:
                 raise reason from e
             raise
         return connection
+
+
+def _endpoint(reactor: Any, settings: RabbitMQ) -> IStreamClientEndpoint:
+    """Where RabbitMQ listens. Raises SettingsError if it is to use TLS and cannot."""
+    # HostnameEndpoint resolves the name in a thread and tries all addresses
+    endpoint = HostnameEndpoint(reactor, settings.host, settings.port, OPEN_SECONDS)
+    if not settings.tls:
+        return endpoint
+    from taskd.tls.client import ClientTls  # imports OpenSSL, which a plain connection does not need
+    from taskd.tls.files import Authorities
+
+    try:
+        authorities = Authorities(settings.cafile) if settings.cafile is not None else None
+    except (OSError, ValueError) as e:
+        why = e.strerror if isinstance(e, OSError) else e
+        raise SettingsError(f"RABBITMQ_CAFILE: {settings.cafile}: {why}") from None
+    try:
+        return wrapClientTLS(ClientTls(settings.host, authorities), endpoint)
+    except ValueError:
+        raise SettingsError(f"RABBITMQ_HOST: {settings.host!r} cannot be the host of a certificate") from None
 
 
 class ChannelSupervisor:

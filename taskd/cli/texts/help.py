@@ -144,6 +144,12 @@ _OPTIONS = {
         "HOST:PUERTO, [IPv6]:PUERTO o un endpoint de Twisted como tls:HOST:PUERTO o unix:/ruta"
         " (por omisión TASKD_SERVER, o 127.0.0.1:5000)",
     ),
+    "cafile": (
+        "PEM file, or folder of *.pem and *.crt files, of the authorities to trust with tls: addresses"
+        " (default: TASKD_CAFILE, else those of this machine)",
+        "archivo PEM, o carpeta de archivos *.pem y *.crt, con las autoridades de confianza para direcciones tls:"
+        " (por omisión TASKD_CAFILE, o las de esta máquina)",
+    ),
     "json": (
         "print one JSON object per line, as the server sent it",
         "mostrar un objeto JSON por línea, tal como lo envió el servidor",

@@ -41,18 +41,54 @@ WORDS: dict[str, tuple[str, str]] = {
         "no hay conexión segura con {server}: {why}; inténtelo de nuevo o consulte a quien administre el servidor",
     ),
     "tls_untrusted": (
-        "the certificate of {server} is not trusted; if it is self-signed, save it as NAME.pem in a folder"
-        " and use tls:HOST:PORT:trustRoots=FOLDER",
-        "el certificado de {server} no es de confianza; si es autofirmado, guárdelo como NOMBRE.pem en una carpeta"
-        " y use tls:HOST:PUERTO:trustRoots=CARPETA",
+        "the certificate of {server} is not trusted: its issuer is {issuer}; if you trust it, save the certificate of"
+        " the issuer in a PEM file and use --cafile FILE",
+        "el certificado de {server} no es de confianza: lo emitió {issuer}; si confía en ese emisor, guarde su"
+        " certificado en un archivo PEM y use --cafile ARCHIVO",
     ),
     "tls_name": (
-        "the certificate of {server} is for another host name; use the name in the certificate",
-        "el certificado de {server} es de otro nombre de host; use el nombre que figura en él",
+        "the certificate of {server} is for another host name; it is for: {names}",
+        "el certificado de {server} es de otro nombre de host; es para: {names}",
+    ),
+    "tls_unnamed": (
+        "the certificate of {server} names no host; it needs the name as a subjectAltName",
+        "el certificado de {server} no nombra ningún host; necesita el nombre como subjectAltName",
+    ),
+    "tls_expired": (
+        "the certificate of {server} expired on {date}; ask the administrator of the server to renew it",
+        "el certificado de {server} caducó el {date}; pida que lo renueve a quien administre el servidor",
+    ),
+    "tls_not_yet": (
+        "the certificate of {server} is not valid before {date}; check the clock of this machine",
+        "el certificado de {server} no es válido antes del {date}; revise el reloj de esta máquina",
+    ),
+    "tls_refused": (
+        "the certificate of {server} was refused: {why}; ask the administrator of the server",
+        "se rechazó el certificado de {server}: {why}; consulte a quien administre el servidor",
+    ),
+    "no_cafile": (
+        "{path}: there is no such file or folder; check --cafile, TASKD_CAFILE and trustRoots",
+        "{path}: no existe ese archivo o carpeta; revise --cafile, TASKD_CAFILE y trustRoots",
+    ),
+    "unreadable_cafile": (
+        "{path} cannot be read ({why}); check --cafile, TASKD_CAFILE and trustRoots",
+        "no se puede leer {path} ({why}); revise --cafile, TASKD_CAFILE y trustRoots",
+    ),
+    "empty_cafile": (
+        "{path} has no certificates; --cafile needs a PEM file, or a folder of files *.pem or *.crt",
+        "{path} no contiene certificados; --cafile requiere un archivo PEM, o una carpeta con archivos *.pem o *.crt",
+    ),
+    "cafile_without_tls": (
+        "--cafile needs a connection with TLS, and {server} is a plain address; use --server tls:HOST:PORT",
+        "--cafile requiere una conexión con TLS, y {server} es una dirección sin TLS; use --server tls:HOST:PUERTO",
     ),
     "tls_plain": (
         "{server} does not use TLS; use HOST:PORT without tls:, or the server's TLS port",
         "{server} no usa TLS; use HOST:PUERTO sin tls:, o el puerto TLS del servidor",
+    ),
+    "needs_tls": (
+        "{server} uses TLS; use tls:HOST:PORT, or the server's port without TLS",
+        "{server} usa TLS; use tls:HOST:PUERTO, o el puerto sin TLS del servidor",
     ),
     "tls_silent": (
         "{server} did not start TLS within {seconds} s; use HOST:PORT without tls:, or try again",

@@ -31,6 +31,8 @@ MIGRATION_SECONDS = 600
 
 _MIGRATION_LOCK = 7_461_735_642
 
+_HAS_MIGRATIONS = "SELECT to_regclass('schema_migrations') IS NOT NULL"
+
 PREPARED = {"clock": "SELECT clock_timestamp()"}
 
 # Key: whether the statement may have been committed
@@ -162,11 +164,22 @@ class PostgresDatabase(Startable):
             await connection.open(lambda e: None)
             await connection.query("BEGIN")
             await connection.query("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
-            await connection.query(migrations.CREATE_TABLE)
-            applied = await connection.query(migrations.APPLIED)
-            for migration in migrations.pending(migrations.load("postgres"), applied):
-                await connection.query(migration.sql)
-                await connection.query("INSERT INTO schema_migrations VALUES (%s, %s, now())", migration[:2])
+            # Not CREATE TABLE IF NOT EXISTS: a role that may create no tables is refused even where the table exists
+            [(exists,)] = await connection.query(_HAS_MIGRATIONS)
+            applied = await connection.query(migrations.APPLIED) if exists else []
+            wanted = migrations.load("postgres")
+            try:
+                if not exists:
+                    await connection.query(migrations.CREATE_TABLE)
+                for migration in migrations.pending(wanted, applied):
+                    await connection.query(migration.sql)
+                    await connection.query("INSERT INTO schema_migrations VALUES (%s, %s, now())", migration[:2])
+            except InsufficientPrivilege as e:
+                raise SettingsError(
+                    f"{self._name}: the schema has version {len(applied)}, this taskd needs {len(wanted)}, and user"
+                    f" {self._dsn.get('user')} may not change it ({reason(e)}): run bin/taskadmin migrate as the owner"
+                    " of the tables, then start the daemons again"
+                ) from None
             self.installation = installation.check(await self._identify(connection), self._wanted)
             await connection.query("COMMIT")
         finally:
