@@ -117,6 +117,10 @@ def read_settings(
         bcrypt_rounds=value(d.TASKD_BCRYPT_ROUNDS),
         session_days=value(d.TASKD_SESSION_DAYS),
         admins=value(d.TASKD_ADMINS),
+        hash_threads=value(d.TASKD_HASH_THREADS) or None,
+        logins_per_minute=value(d.TASKD_LOGINS_PER_MINUTE),
+        guesses_per_hour=value(d.TASKD_GUESSES_PER_HOUR),
+        registrations_per_hour=value(d.TASKD_REGISTRATIONS_PER_HOUR),
     )
 
 
