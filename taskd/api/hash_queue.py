@@ -303,7 +303,8 @@ class HashQueue:
         if not isinstance(result, Failure):
             self._measure(self._clock.seconds() - began)
         # before the next one begins, because what has become of this one may be the reason to refuse that
-        job.done.callback(result)
+        if not job.done.called:  # as it is when the caller has cancelled it meanwhile
+            job.done.callback(result)
         self._start()
 
     def _measure(self, seconds: float) -> None:

@@ -214,11 +214,11 @@ class LoginThrottle:
             _one_less(self._accounts_busy, account)
         if right is not False:
             if right:
-                self._pairs.set(pair, None)
+                self._pairs.clear(pair)
             if not known:
                 self._logins.give_back(network)
             return
-        before = self._pairs.get(pair)
+        before = self._pairs.own(pair)
         self._pairs.set(pair, _Failures((before.number if before is not None else 0) + 1, self._clock.seconds()))
         if not known and self._most_guesses:
             found = self._account(account)

@@ -36,10 +36,10 @@ class RateLimit:
         """Take a token, also if :meth:`wait` says that it should wait."""
         if self._number:
             now = self._clock.seconds()
-            self._full_at.set(source, (self._full_at.get(source) or now) + self._interval)
+            self._full_at.set(source, (self._full_at.own(source) or now) + self._interval)
 
     def give_back(self, source: str) -> None:
         """What a token was taken for does not count."""
-        full_at = self._full_at.get(source)
+        full_at = self._full_at.own(source)
         if full_at is not None:
             self._full_at.set(source, full_at - self._interval)

@@ -25,36 +25,55 @@ class Recent(Generic[K, V]):
         self._holds = holds
         self._worst = worst
         self._most = most
-        self._values: OrderedDict[K, V | None] = OrderedDict()
+        self._values: OrderedDict[K, V] = OrderedDict()
+        self._cleared: OrderedDict[K, None] = OrderedDict()
+        """Keys that are known not to be the ones that their cells are about."""
         self._cells: dict[int, V] = {}
         self._number = max(1, most // 4)
 
     def __len__(self) -> int:
         return len(self._values)
 
-    def get(self, key: K) -> V | None:
-        """The value of the key, None if nothing is remembered that still means anything."""
-        value = self._values[key] if key in self._values else self._cells.get(self._cell(key))
+    def own(self, key: K) -> V | None:
+        """What was set for this key itself. A new value builds on it. If it built on that of a cell, keys that share a
+        cell would drive each other up."""
+        value = self._values.get(key)
         return value if value is not None and self._holds(value) else None
 
-    def set(self, key: K, value: V | None) -> None:
-        """Remember this value. None: there is nothing against this key."""
-        self._values.pop(key, None)
-        if value is None and self._cell(key) not in self._cells:
-            return
+    def get(self, key: K) -> V | None:
+        """What counts for this key, None if nothing that still means anything."""
+        own, shared = self.own(key), self._cells.get(self._cell(key))
+        if shared is None or not self._holds(shared) or key in self._cleared:
+            return own
+        return shared if own is None else self._worst(own, shared)
+
+    def set(self, key: K, value: V) -> None:
+        """Remember this value."""
         self._values[key] = value
+        self._values.move_to_end(key)
         # the oldest two that mean nothing any more make room for this one and the next
         for oldest, old in tuple(islice(self._values.items(), 2)):
-            if old is None or self._holds(old):
+            if self._holds(old):
                 break
             del self._values[oldest]
         if len(self._values) > self._most:
             self._evict()
 
+    def clear(self, key: K) -> None:
+        """There is nothing against this key."""
+        self._values.pop(key, None)
+        if self._cell(key) in self._cells:
+            self._cleared[key] = None
+            self._cleared.move_to_end(key)
+            if len(self._cleared) > self._most:
+                self._cleared.popitem(last=False)
+
     def _evict(self) -> None:
         key, value = self._values.popitem(last=False)
-        if value is None or not self._holds(value):
+        if not self._holds(value):
             return
+        # what it is now evicted with is about this very key
+        self._cleared.pop(key, None)
         cell = self._cell(key)
         shared = self._cells.get(cell)
         self._cells[cell] = value if shared is None or not self._holds(shared) else self._worst(value, shared)
