@@ -1,21 +1,72 @@
-"""Networks of clients: what counts as one source of guesses."""
+"""Which addresses count as one source of logins."""
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+
+from twisted.logger import Logger
+
+_NAT64 = IPv6Network("64:ff9b::/96")
+_PRIVATE = tuple(map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "127.0.0.0/8", "fc00::/7", "::1")))
+
+MANY_USERS = 20
+"""So many users from one private address look like a balancer in front of the server."""
+
+_MAX_WATCHED = 256
+"""Private addresses whose users are counted."""
 
 
 def network_of(address: str | None) -> str:
-    """The address, of IPv6 its first 64 bits, as text; empty for a client without an address. An IPv4 address inside
-    IPv6 counts as the IPv4 address."""
-    if address is None:
+    """The source that an address belongs to: an IPv4 address itself, the /64 of an IPv6 address, because a single host
+    has all of it. IPv4 inside of IPv6 (mapped, or NAT64's well-known prefix) is IPv4. Empty for a client without an
+    address, such as one on a UNIX socket; a text that is no address is its own source."""
+    if not address:
         return ""
+    found = _parsed(address)
+    if isinstance(found, IPv6Address):
+        return str(IPv6Network((int(found) >> 64 << 64, 64)))
+    return address if found is None else str(found)
+
+
+def _parsed(address: str) -> IPv4Address | IPv6Address | None:
     try:
         found = ip_address(address.partition("%")[0])
     except ValueError:
-        return ""
-    if isinstance(found, IPv4Address):
-        return str(found)
-    if found.ipv4_mapped is not None:
-        return str(found.ipv4_mapped)
-    return str(ip_network((found, 64), strict=False))
+        return None
+    if isinstance(found, IPv6Address):
+        if found.ipv4_mapped is not None:
+            return found.ipv4_mapped
+        if found in _NAT64:
+            return IPv4Address(int(found) & 0xFFFFFFFF)
+    return found
+
+
+class SharedAddressNotice:
+    """Logs once that many users log in from one private address: probably a balancer that does not send the addresses
+    of its clients. All of them then share the limits of one address, and guesses are made from a known one."""
+
+    _log = Logger()
+
+    def __init__(self) -> None:
+        self._users: dict[str, set[str]] | None = {}
+
+    def logged_in(self, key: str, address: str | None) -> None:
+        """This user has logged in from here."""
+        if self._users is None or not address:
+            return
+        users = self._users.get(address)
+        if users is None:
+            found = _parsed(address)
+            if found is None or len(self._users) >= _MAX_WATCHED or not any(found in network for network in _PRIVATE):
+                return
+            users = self._users[address] = set()
+        users.add(key)
+        if len(users) >= MANY_USERS:
+            self._users = None
+            self._log.warn(
+                "{number} users have logged in from the private address {address}. This looks like a balancer that does"
+                " not send the addresses of its clients: they share one limit for logins. Let it send them with the"
+                " PROXY protocol, and name it in TASKD_TRUSTED_PROXIES.",
+                number=len(users),
+                address=address,
+            )

@@ -76,6 +76,12 @@ class Settings(msgspec.Struct, frozen=True):
     """The keys of usernames."""
     allow_plaintext: bool = False
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    hash_threads: int | None = None
+    """None: as many as the machine has cores, at most 4."""
+    logins_per_minute: int = 60
+    """0: no limit. The same for the next two."""
+    guesses_per_hour: int = 100
+    registrations_per_hour: int = 20
 
     @property
     def embedded(self) -> bool:

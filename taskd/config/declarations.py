@@ -344,6 +344,34 @@ TASKD_ADMINS = Setting(
     " stand here: servers refuse to register these names.",
 )
 
+TASKD_HASH_THREADS = Setting(
+    "TASKD_HASH_THREADS",
+    optional(whole_number(0, 64)),
+    "",
+    "Password hashes that a server computes at the same time. Without it, or with 0: as many as the machine has cores,"
+    " at most 4.",
+)
+TASKD_LOGINS_PER_MINUTE = Setting(
+    "TASKD_LOGINS_PER_MINUTE",
+    whole_number(0, 1_000_000),
+    "60",
+    "Wrong passwords that one address may send a minute. A /64 of IPv6 is one address. Right passwords do not count,"
+    " nor does an address from which the account has logged in lately. 0: no limit.",
+)
+TASKD_GUESSES_PER_HOUR = Setting(
+    "TASKD_GUESSES_PER_HOUR",
+    whole_number(0, 1_000_000),
+    "100",
+    "Wrong passwords for one account an hour, from all addresses together from which the account has not logged in"
+    " lately. 0: no limit.",
+)
+TASKD_REGISTRATIONS_PER_HOUR = Setting(
+    "TASKD_REGISTRATIONS_PER_HOUR",
+    whole_number(0, 1_000_000),
+    "20",
+    "Registrations and tries of invitations of one address an hour. 0: no limit.",
+)
+
 TASKD_SLOTS = Setting(
     "TASKD_SLOTS",
     whole_number(0, 100_000),
@@ -435,6 +463,10 @@ GROUPS: dict[str, tuple[Setting[Any], ...]] = {
         TASKD_BCRYPT_ROUNDS,
         TASKD_SESSION_DAYS,
         TASKD_ADMINS,
+        TASKD_HASH_THREADS,
+        TASKD_LOGINS_PER_MINUTE,
+        TASKD_GUESSES_PER_HOUR,
+        TASKD_REGISTRATIONS_PER_HOUR,
     ),
     "Worker, also the one in an embedded server": (
         TASKD_SLOTS,

@@ -136,6 +136,10 @@ def read_settings(
         admins=value(d.TASKD_ADMINS),
         allow_plaintext=value(d.TASKD_ALLOW_PLAINTEXT),
         trusted_proxies=value(d.TASKD_TRUSTED_PROXIES),
+        hash_threads=value(d.TASKD_HASH_THREADS) or None,
+        logins_per_minute=value(d.TASKD_LOGINS_PER_MINUTE),
+        guesses_per_hour=value(d.TASKD_GUESSES_PER_HOUR),
+        registrations_per_hour=value(d.TASKD_REGISTRATIONS_PER_HOUR),
     )
 
 

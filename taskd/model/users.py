@@ -7,12 +7,17 @@ import unicodedata
 
 import msgspec
 
+from taskd.model.common_passwords import is_common
 from taskd.model.errors import BadRequest
 from taskd.model.limits import MAX_PASSWORD_BYTES, MAX_USERNAME_CHARS, MIN_PASSWORD_BYTES
-from taskd.model.visible import is_invisible
+from taskd.model.scripts import mixed_scripts
+from taskd.model.visible import has_visible, is_invisible
 
 _MAX_RAW_USERNAME = 4 * MAX_USERNAME_CHARS
 """The limit before normalisation, which joins up to four characters and takes quadratic time on long texts."""
+
+_MAX_RAW_PASSWORD = 4 * MAX_PASSWORD_BYTES
+"""The same for passwords."""
 
 
 class Role(enum.Enum):
@@ -45,26 +50,52 @@ def normalize_username(raw: str) -> tuple[str, str]:
         raise BadRequest("username must not begin or end with white space", field="username")
     if any(map(is_invisible, name)):
         raise BadRequest("username must not contain control or invisible characters", field="username")
-    # Folding wants the decomposed form and undoes the composed one: Unicode 3.13, D146 (compatibility caseless match)
-    return name, unicodedata.normalize("NFKC", unicodedata.normalize("NFKD", name).casefold())
+    return name, _folded(name)
 
 
-def check_new_password(password: str) -> bytes:
-    """The password's bytes. Raises BadRequest outside 8 to 72 bytes of UTF-8."""
+def check_new_username(raw: str) -> tuple[str, str]:
+    """The same for a name that is to be registered. Raises BadRequest also for a name with letters of two scripts, such
+    as a Cyrillic letter that looks like a Latin one; Han may stand beside Kana, Hangul or Bopomofo."""
+    name, key = normalize_username(raw)
+    if mixed := mixed_scripts(name):
+        raise BadRequest(
+            f"username mixes {mixed[0]} and {mixed[1]} letters; use the letters of one script", field="username"
+        )
+    return name, key
+
+
+def check_new_password(password: str, username: str = "") -> bytes:
+    """The bytes to hash of a password that is to be set. Raises BadRequest outside 8 to 72 bytes of UTF-8, and for a
+    password without a visible character, one of the most common ones, and the username itself in any spelling."""
     raw = password_bytes(password)
     if not MIN_PASSWORD_BYTES <= len(raw) <= MAX_PASSWORD_BYTES:
         raise BadRequest(
             f"password must have {MIN_PASSWORD_BYTES} to {MAX_PASSWORD_BYTES} bytes in UTF-8",
             field="password",
         )
+    if not has_visible(password):
+        raise BadRequest("password must have at least one visible character", field="password")
+    if is_common(raw.decode()):
+        raise BadRequest("password is one of the most common ones; choose another", field="password")
+    if username and len(username) <= _MAX_RAW_USERNAME and _folded(password) == _folded(username):
+        raise BadRequest("password must not be the username", field="password")
     return raw
 
 
 def password_bytes(password: str) -> bytes:
-    """A password in UTF-8. Raises BadRequest for NUL, where bcrypt would stop reading, and for surrogates."""
+    """The bytes to hash: UTF-8 in NFC, so that it does not matter how a keyboard composes accents. Raises BadRequest
+    for NUL, where bcrypt would stop reading, and for surrogates."""
     if "\0" in password:
         raise BadRequest("password must not contain the NUL character", field="password")
+    # no longer text has 72 bytes in NFC
+    composed = unicodedata.normalize("NFC", password) if len(password) <= _MAX_RAW_PASSWORD else password
     try:
-        return password.encode()
+        return composed.encode()
     except UnicodeEncodeError:
         raise BadRequest("password must be valid Unicode text", field="password") from None
+
+
+def _folded(text: str) -> str:
+    """The form in which two spellings of a name are the same."""
+    # Folding wants the decomposed form and undoes the composed one: Unicode 3.13, D146 (compatibility caseless match)
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKD", text).casefold())

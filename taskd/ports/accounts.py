@@ -207,8 +207,8 @@ class IAccountStore(Interface):
         """Add rows to the audit."""
 
     def count_refusals(subject: str, seconds: float) -> Awaitable[int]:
-        """The sum of ``number`` over the rows of refused logins (action ``login``, any outcome but ``ok``) to the
-        account with this key in the last so many seconds."""
+        """The sum of ``number`` over the rows of wrong guesses (action ``login``, any outcome but ``ok``, and
+        ``rate_limited``, where no password was checked) at the account with this key in the last so many seconds."""
 
     def list_audit(
         before_id: int | None, limit: int, subject: str | None = None, action: str | None = None

@@ -68,9 +68,10 @@ class Environment:
         assert "usage" in self.run("taskclient", "--help").lower()
 
     def check_files(self) -> None:
-        """The schema is installed, and both sources of the version agree."""
+        """The schema and the list of passwords are installed, and both sources of the version agree."""
         program = (
             "import importlib.metadata, importlib.resources as r, taskd;"
+            "from taskd.model.common_passwords import is_common; assert is_common('password');"
             "s = r.files('taskd') / '_schema';"
             "print(taskd.__version__, importlib.metadata.version('taskd'),"
             " *sorted(f'{d.name}/{f.name}' for d in s.iterdir() for f in d.iterdir()))"

@@ -45,6 +45,8 @@ def test_with_nothing_set_it_is_embedded() -> None:
     assert (settings.threads, settings.processes, settings.handlers, settings.programs) == (10, None, (), None)
     assert (settings.log_bytes, settings.keep_days) == (1024 * 1024, 0.0)
     assert settings.admins == ()
+    assert (settings.hash_threads, settings.logins_per_minute) == (None, 60)
+    assert (settings.guesses_per_hour, settings.registrations_per_hour) == (100, 20)
 
 
 def test_with_both_hosts_it_is_distributed() -> None:
@@ -66,6 +68,8 @@ def test_everything_can_be_set() -> None:
         **{"TASKD_SLOTS": "7", "TASKD_WINDOW": "8", "TASKD_LEASE": "1.5", "TASKD_BCRYPT_ROUNDS": "4"},
         **{"TASKD_SESSION_DAYS": "9", "TASKD_THREADS": "2", "TASKD_PROCESSES": "3", "TASKD_LOG_KIB": "4"},
         **{"TASKD_HANDLERS": "lab.one, lab.two lab.one", "TASKD_PROGRAMS": "/p.toml", "TASKD_KEEP_DAYS": "0.5"},
+        **{"TASKD_HASH_THREADS": "5", "TASKD_LOGINS_PER_MINUTE": "0", "TASKD_GUESSES_PER_HOUR": "6"},
+        **{"TASKD_REGISTRATIONS_PER_HOUR": "7"},
         **{"TASKD_ADMINS": " Ana, \uff22EN ,, ana "},
     }
     settings = read_settings(None, environ)
@@ -80,6 +84,8 @@ def test_everything_can_be_set() -> None:
     assert (settings.threads, settings.processes, settings.handlers) == (2, 3, ("lab.one", "lab.two"))
     assert (settings.programs, settings.log_bytes, settings.keep_days) == (Path("/p.toml"), 4096, 0.5)
     assert settings.admins == ("ana", "ben")
+    assert (settings.hash_threads, settings.logins_per_minute) == (5, 0)
+    assert (settings.guesses_per_hour, settings.registrations_per_hour) == (6, 7)
 
 
 @pytest.mark.parametrize(("there", "missing"), [("POSTGRES_HOST", "RABBITMQ_HOST"), ("RABBITMQ_HOST", "POSTGRES_HOST")])
@@ -99,6 +105,10 @@ def test_one_host_without_the_other(there: str, missing: str) -> None:
         ("TASKD_THREADS", 1, 1000),
         ("TASKD_PROCESSES", 0, 1000),
         ("TASKD_LOG_KIB", 1, 1_048_576),
+        ("TASKD_HASH_THREADS", 0, 64),
+        ("TASKD_LOGINS_PER_MINUTE", 0, 1_000_000),
+        ("TASKD_GUESSES_PER_HOUR", 0, 1_000_000),
+        ("TASKD_REGISTRATIONS_PER_HOUR", 0, 1_000_000),
     ],
 )
 def test_whole_numbers(name: str, low: int, high: int) -> None:

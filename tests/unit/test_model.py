@@ -5,18 +5,20 @@ from __future__ import annotations
 import sys
 import time
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from taskd.model import common_passwords
 from taskd.model.errors import BadRequest, TooLarge
 from taskd.model.json_text import encode_json
 from taskd.model.limits import LISTED_RESULT_BYTES, MAX_JSON_DEPTH, MAX_KIND_CHARS, MAX_TASK_CHARS
 from taskd.model.states import MOVES, SHOWN_STATES, STATUS_OF, STATUSES, TERMINAL, State
 from taskd.model.task_checks import check_kind, check_task_text
 from taskd.model.tasks import Task, shown_state
-from taskd.model.users import check_new_password, normalize_username, password_bytes
+from taskd.model.users import check_new_password, check_new_username, normalize_username, password_bytes
 from taskd.protocol.views import view
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)
@@ -124,7 +126,7 @@ class TestUsernames:
 
 
 class TestPasswords:
-    @pytest.mark.parametrize("password", ["x" * 8, "x" * 72, "ñ" * 4, "ñ" * 36, "🦀🦀", "🦀" * 18, " " * 8])
+    @pytest.mark.parametrize("password", ["y" * 7 + "x", "x" * 72, "ñ" * 4, "ñ" * 36, "🦀🦀", "🦀" * 18, " " * 7 + "x"])
     def test_a_password_may_have_8_to_72_bytes(self, password: str) -> None:
         assert check_new_password(password) == password.encode()
 
@@ -140,6 +142,82 @@ class TestPasswords:
             with pytest.raises(BadRequest) as refused:
                 check(password)
             assert refused.value.field == "password"
+
+    def test_it_does_not_matter_how_an_accent_is_composed(self) -> None:
+        assert check_new_password("contrasen\u0303a") == check_new_password("contraseña") == "contraseña".encode()
+        assert password_bytes("e\u0301") == password_bytes("é")
+        # but full-width letters and letter case are different passwords
+        assert password_bytes("\uff41na") != password_bytes("ana") != password_bytes("Ana")
+
+    def test_the_length_is_that_of_the_composed_form(self) -> None:
+        assert len(check_new_password("e\u0301" * 36)) == 72
+        assert len(check_new_password("\u03b1\u0313\u0300\u0345" * 24)) == 72
+        with pytest.raises(BadRequest, match="8 to 72 bytes"):
+            check_new_password("e\u0301" * 3)
+
+    def test_a_very_long_password_is_not_normalised(self) -> None:
+        before = time.process_time()
+        assert len(password_bytes("a" + "\u0301" * 20_000 + "\u0316" * 20_000)) > 72
+        assert time.process_time() - before < 0.1
+
+    @pytest.mark.parametrize("password", [" " * 8, "\u3000" * 3, "\t" * 9, "\u2800" * 5, " \u200b" * 4])
+    def test_a_password_of_blanks_is_refused(self, password: str) -> None:
+        with pytest.raises(BadRequest, match="visible"):
+            check_new_password(password)
+
+    @pytest.mark.parametrize("password", ["password", "PassWord", "12345678", "1q2w3e4r", "xxxxxxxx"])
+    def test_a_common_password_is_refused(self, password: str) -> None:
+        with pytest.raises(BadRequest, match="most common") as refused:
+            check_new_password(password)
+        assert refused.value.message == "password is one of the most common ones; choose another"
+        assert password_bytes(password), "who has it already can log in"
+
+    def test_the_list_of_common_passwords(self) -> None:
+        lines = Path(common_passwords.__file__).with_suffix(".txt").read_text("utf-8").splitlines()
+        listed = [line for line in lines if not line.startswith("#")]
+        assert len(listed) == len(set(listed)) == 3000
+        for each in listed:
+            assert 8 <= len(each.encode()) <= 72 and each == each.lower() and common_passwords.is_common(each)
+
+    @pytest.mark.parametrize("password", ["Straßenbahn", "STRASSENBAHN", "\uff33trassenbahn"])
+    def test_the_username_is_no_password(self, password: str) -> None:
+        with pytest.raises(BadRequest, match="must not be the username"):
+            check_new_password(password, "strassenbahn")
+        assert check_new_password(password + "1", "strassenbahn")
+
+
+class TestNewUsernames:
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("ana", "José-María.2", "Анна", "Άννα 7", "\u02bbOkina", "李小龍", "山田さん", "カタカナひらがなー漢字"),
+            *("अनीता", "עדי", "سارة", "ნინო", "Q̈a", "…", "42", "🦀", "\uff21na", "μ", "ㄅ注音", "々木", "김영희 金"),
+        ],
+    )
+    def test_a_name_in_one_script(self, name: str) -> None:
+        assert check_new_username(name) == normalize_username(name)
+
+    @pytest.mark.parametrize(
+        ("name", "scripts"),
+        [
+            ("p\u0430ypal", "Latin and Cyrillic"),
+            ("\u0430dmin", "Cyrillic and Latin"),
+            ("\u03bfscar", "Greek and Latin"),
+            ("ana漢", "Latin and Han"),
+            ("かな한", "Hiragana and Hangul"),
+            ("ana-\u0561", "Latin and Armenian"),
+            ("\u13a0na", "Cherokee and Latin"),
+        ],
+    )
+    def test_a_name_that_mixes_scripts(self, name: str, scripts: str) -> None:
+        with pytest.raises(BadRequest, match=f"^username mixes {scripts} letters") as refused:
+            check_new_username(name)
+        assert refused.value.field == "username"
+        assert normalize_username(name), "who has it already can log in"
+
+    def test_what_no_name_may_have(self) -> None:
+        with pytest.raises(BadRequest, match="white space"):
+            check_new_username(" ana")
 
 
 class TestTaskTexts:

@@ -72,8 +72,8 @@ ACCOUNTS: dict[str, tuple[str, str]] = {
         "un nombre de usuario tiene de 1 a 64 caracteres visibles y no empieza ni termina con un espacio",
     ),
     "bad_password": (
-        "a password has 8 to 72 bytes (an accented letter counts as two)",
-        "una contraseña tiene de 8 a 72 bytes (una letra con tilde cuenta por dos)",
+        "a password has 8 to 72 bytes (an accented letter counts as two), not only spaces, and is not a common one",
+        "una contraseña tiene de 8 a 72 bytes (una letra con tilde cuenta por dos), no solo espacios, y no es común",
     ),
     "refused_password": ("{why}; choose another", "esa contraseña no se admite: {why}; elija otra"),
     "bad_days": (

@@ -369,7 +369,7 @@ class SqliteAccounts(SqliteDatabase):
     @transaction
     def count_refusals(self, db: Cursor, now: int, subject: str, seconds: float) -> int:
         query = """SELECT coalesce(sum(number), 0) FROM audit
-            WHERE subject = ? AND at > ? AND action = 'login' AND outcome <> 'ok'"""
+            WHERE subject = ? AND at > ? AND action = 'login' AND outcome NOT IN ('ok', 'rate_limited')"""
         [(count,)] = db.execute(query, (check_text(subject), now - micros_of(seconds))).fetchall()
         return int(count)
 

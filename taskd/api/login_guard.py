@@ -1,0 +1,130 @@
+"""Everything that stands between a password and its hash: limits, the fair line, late refusals, the audit of refusals.
+
+How :class:`taskd.api.accounts.Accounts` uses it, with ``client`` made by the transport's ``Principal``::
+
+    async def login(self, username, password, client):
+        name, key = normalize_username(username)
+        secret = password_bytes(password)
+        account = await self._store.find_user(key, client.network)
+        # an unknown user and one without a password cost a hash as well, in the same line
+        stored = account.password if account is not None and account.password else self._dummy
+        known = account is not None and account.known
+        good = await self._guard.check(key, client, known, _matches, secret, stored)
+        if account is None or not good: ...
+
+Whether a guess is right is said by ``_matches``: it must return False for the dummy and for an overlong password, or
+these guesses would not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+from taskd.api.hash_queue import HashQueue, Place
+from taskd.api.login_throttle import Guess, LoginThrottle
+from taskd.api.networks import SharedAddressNotice, network_of
+from taskd.api.refusal_log import RefusalLog
+from taskd.api.tarpit import Tarpit
+from taskd.model.errors import RateLimited, WrongCredentials
+from taskd.ports.accounts import Entry
+
+LOGIN, REGISTER = "login", "register"
+"""Actions as the audit names them."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """Who asks. ``owner`` is the connection: when it is closed, :meth:`LoginGuard.leave` is called with it."""
+
+    address: str | None
+    owner: Hashable
+
+    @property
+    def network(self) -> str:
+        """The source that the limits count."""
+        return network_of(self.address)
+
+
+class LoginGuard:
+    """Its parts are started and stopped by whoever has made them, but for those that :meth:`stop` stops."""
+
+    def __init__(self, throttle: LoginThrottle, hashes: HashQueue, tarpit: Tarpit, refusals: RefusalLog) -> None:
+        self._throttle = throttle
+        self._hashes = hashes
+        self._tarpit = tarpit
+        self._refusals = refusals
+        self._notice = SharedAddressNotice()
+
+    async def check(
+        self, key: str, client: Client, known: bool, matches: Callable[..., bool], *args: Any, action: str = LOGIN
+    ) -> bool:
+        """Whether ``matches(*args)``, which runs in a thread, says that the password of the account with this key is
+        right. ``known``: the account has logged in from this network lately, or the client has a valid token of this
+        account. A wrong password goes to the audit.
+
+        Raises RateLimited, late; CutOff if the connection is to be closed; Draining when it is closed; Unavailable.
+        """
+        network = client.network
+        guess: Guess | None = None
+
+        def admit() -> None:
+            nonlocal guess
+            guess = self._throttle.begin(key, network, known)
+
+        try:
+            await self._throttle.check(key, network, known)
+            good = await self._hashes.run(Place(network, known, client.owner, admit), matches, *args)
+        except RateLimited as e:
+            self._count(action, key, network, e.code)
+            await self._tarpit.refuse(e, network, client.owner)
+            raise
+        except BaseException:
+            if guess is not None:
+                guess.dropped()
+            raise
+        assert guess is not None
+        if good:
+            guess.succeeded()
+            self._notice.logged_in(key, client.address)
+        else:
+            guess.failed()
+            # one code for all wrong guesses: the audit's reader sees by the subject whether there is such a user
+            self._count(action, key, network, WrongCredentials.code)
+        return bool(good)
+
+    async def hash_new(self, client: Client, known: bool, function: Callable[..., Any], *args: Any) -> Any:
+        """Hash a password that is to be set, in the same line. ``known``: by a client with a valid token. Raises as
+        :meth:`check` does."""
+        network = client.network
+        try:
+            return await self._hashes.run(Place(network, known, client.owner), function, *args)
+        except RateLimited as e:
+            await self._tarpit.refuse(e, network, client.owner)
+            raise
+
+    async def registration(self, client: Client, key: str = "") -> None:
+        """Count a registration or a try of an invitation, before anything else is done for it. Raises as :meth:`check`
+        does."""
+        network = client.network
+        try:
+            self._throttle.register(network)
+        except RateLimited as e:
+            self._count(REGISTER, key, network, e.code)
+            await self._tarpit.refuse(e, network, client.owner)
+            raise
+
+    def leave(self, owner: Hashable) -> None:
+        """This connection is closed: it waits for nothing any more."""
+        self._hashes.leave(owner)
+        self._tarpit.leave(owner)
+
+    async def stop(self) -> None:
+        """Refuse all that wait, and store the refusals. Before the store stops."""
+        self._hashes.stop()
+        self._tarpit.stop()
+        await self._refusals.stop()
+
+    def _count(self, action: str, key: str, network: str, code: str) -> None:
+        self._refusals.add(Entry(action, subject=key, address=network or None, outcome=code))
