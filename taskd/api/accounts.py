@@ -1,24 +1,20 @@
 """Accounts: who may register and log in, passwords, session tokens, API tokens, one-time codes.
 
-bcrypt runs in its own thread pool, so that a burst of logins delays neither the reactor nor name resolution.
+The guard limits guesses, and has bcrypt run in threads of its own, so that a burst of logins delays neither the reactor
+nor name resolution.
 """
 
 from __future__ import annotations
 
 import enum
 import hmac
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
 
 import bcrypt
 from msgspec.structs import replace
-from twisted.internet.defer import Deferred, DeferredSemaphore
-from twisted.internet.interfaces import IReactorFromThreads
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
-from twisted.python.threadpool import ThreadPool
 
-from taskd.api.networks import network_of
+from taskd.api.login_guard import Client, LoginGuard
 from taskd.api.principal import Principal
 from taskd.model.errors import (
     AuthRequired,
@@ -27,7 +23,6 @@ from taskd.model.errors import (
     Forbidden,
     NotFound,
     NoUser,
-    RateLimited,
     WrongCredentials,
     quote,
 )
@@ -42,36 +37,16 @@ from taskd.model.tokens import (
     new_token,
     token_hash,
 )
-from taskd.model.users import Role, User, check_new_password, normalize_username, password_bytes
+from taskd.model.users import (
+    Role,
+    User,
+    check_new_password,
+    check_new_username,
+    normalize_username,
+    password_bytes,
+)
 from taskd.ports.accounts import Account, Audited, Entry, Invitation, NewSession, Session, UserRow
 from taskd.ports.store import IStore
-
-RunHash = Callable[..., Awaitable[Any]]
-"""Runs a blocking function in another thread; its result comes later."""
-
-MAX_HASHES_PENDING = 200
-"""A hash takes about a quarter of a second. In a longer queue every client would give up before its turn."""
-
-
-class HashPool:
-    """Threads for bcrypt, which releases the GIL. At most as many calls as threads are in the pool; the others wait
-    outside, so that :meth:`stop` waits only for the hashes under way."""
-
-    def __init__(self, reactor: IReactorFromThreads, threads: int = 2) -> None:
-        self._reactor = reactor
-        self._pool = ThreadPool(1, threads, "bcrypt")
-        self._free = DeferredSemaphore(threads)
-
-    def start(self) -> None:
-        """Start the threads."""
-        self._pool.start()
-
-    def stop(self) -> None:
-        """End the threads after the hashes under way; waiting calls are never run."""
-        self._pool.stop()
-
-    def __call__(self, function: Callable[..., Any], *args: Any) -> Deferred[Any]:
-        return self._free.run(deferToThreadPool, self._reactor, self._pool, function, *args)
 
 
 class Registration(enum.Enum):
@@ -83,7 +58,7 @@ class Registration(enum.Enum):
 
 
 class Accounts:
-    """``rounds`` is bcrypt's cost. A login is valid for ``session_seconds``, and ends after ``idle`` seconds without
+    """``guard`` limits what strangers may try. ``rounds`` is bcrypt's cost. A login is valid for ``session_seconds``, and ends after ``idle`` seconds without
     use. ``admins`` are the keys of users who are admins whatever their role in the store, whether they exist or not.
     ``reveal_unknown``: a login says that nobody has the name, as the first version of the protocol did."""
 
@@ -92,7 +67,7 @@ class Accounts:
     def __init__(
         self,
         store: IStore,
-        run_hash: RunHash,
+        guard: LoginGuard,
         rounds: int,
         session_seconds: int,
         make_token: Callable[[], str] = new_token,
@@ -105,13 +80,12 @@ class Accounts:
         self.session_seconds = session_seconds
         self.idle = idle
         self.registration = registration
+        self.guard = guard
         self._store = store
-        self._run_hash = run_hash
         self._rounds = rounds
         self._make_token = make_token
         self._admins = frozenset(admins)
         self._reveal_unknown = reveal_unknown
-        self._pending = 0
         # nothing has this hash; to find that out takes as long as for any other of the same cost
         self._nobodys = f"$2b${rounds:02}${'.' * 53}"
 
@@ -121,28 +95,26 @@ class Accounts:
             return Role.ADMIN
         return user.role
 
-    async def register(
-        self, username: str, password: str, invitation: str | None = None, address: str | None = None
-    ) -> User:
+    async def register(self, client: Client, username: str, password: str, invitation: str | None = None) -> User:
         """Create an account. Raises BadRequest, Forbidden, UsernameInUse, RateLimited, Unavailable."""
-        invited = await self._check_registration(invitation)
-        name, key = normalize_username(username)
+        if self.registration is Registration.CLOSED:
+            raise Forbidden("nobody can register here; ask an admin for an account")
+        name, key = check_new_username(username)
+        secret = check_new_password(password, name)
+        await self.guard.registration(client, key)
+        invited = await self._check_invitation(invitation)
         if key in self._admins:
             # whoever came first would be an admin
             text = "is the name of an admin in TASKD_ADMINS: the machine's administrator makes it, with taskadmin"
             raise Forbidden(f"{quote(name)} {text}", field="username")
-        secret = check_new_password(password)
-        hashed = await self._hashing(_hash, secret, self._rounds)
-        entry = Entry("register", actor=name, subject=key, address=address)
+        hashed = await self.guard.hash_new(client, False, _hash, secret, self._rounds)
+        entry = Entry("register", actor=name, subject=key, address=client.address)
         return await self._store.create_user(name, key, hashed, entry, invitation=invited)
 
-    async def _check_registration(self, invitation: str | None) -> bytes | None:
-        """The hash of the invitation that is needed. It is checked before the name, so that nobody without one can find
-        out which names there are."""
+    async def _check_invitation(self, invitation: str | None) -> bytes | None:
+        """The hash of the invitation that is needed. Nobody without one can find out which names there are."""
         if self.registration is Registration.OPEN:
             return None
-        if self.registration is Registration.CLOSED:
-            raise Forbidden("nobody can register here; ask an admin for an account")
         if invitation is None:
             raise Forbidden("registration is by invitation here; ask an admin for one", field="invitation")
         hashed = token_hash(invitation)
@@ -150,17 +122,17 @@ class Accounts:
             raise Forbidden("this invitation is not valid, or no longer; ask for a new one", field="invitation")
         return hashed
 
-    async def login(self, username: str, password: str, address: str | None = None) -> tuple[Session, str]:
+    async def login(self, client: Client, username: str, password: str) -> tuple[Session, str]:
         """A new session and its token. Raises BadRequest, WrongCredentials, NoUser, Forbidden for a disabled user,
         RateLimited, Unavailable."""
         name, key = normalize_username(username)
-        account = await self._check_password(name, key, password, "login", address)
+        account = await self._check_password(client, name, key, password)
         user = account.user
         if user.disabled:
             raise Forbidden("this account is disabled; ask an admin", field="username")
         token = self._make_token()
-        entry = Entry("login", user.id, user.username, user.id, key, address)
-        new = NewSession(token_hash(token), self.session_seconds, address or "", network_of(address))
+        entry = Entry("login", user.id, user.username, user.id, key, client.address)
+        new = NewSession(token_hash(token), self.session_seconds, client.address or "", client.network)
         await self._store.open_session(user.id, new, entry)
         found = await self._store.find_sessions([new.token_hash], self.idle)
         if new.token_hash not in found:
@@ -168,22 +140,31 @@ class Accounts:
         return found[new.token_hash], token
 
     async def _check_password(
-        self, name: str, key: str, password: str, action: str, address: str | None, field: str = "password"
+        self, client: Client, name: str, key: str, password: str, action: str = "login"
     ) -> Account:
         """The account with this key, if this is its password. An unknown name costs the same work and gets the same
-        answer as a wrong password."""
+        answer as a wrong password. Every action but the login is for a client that is logged in with this account."""
         secret = password_bytes(password)
-        account = await self._store.find_user(key, network_of(address))
+        account = await self._store.find_user(key, client.network)
         stored = account.password if account is not None else ""
-        # An overlong password cannot be right. It costs a hash as well, so that the time reveals nothing.
-        good = await self._hashing(self._check, secret[:MAX_PASSWORD_BYTES], stored or self._nobodys)
+        known = action != "login" or (account is not None and account.known)
+        good = await self.guard.check(key, client, known, self._matches, secret, stored or self._nobodys, action=action)
         if account is None and self._reveal_unknown:
             raise NoUser(f"nobody is registered as {quote(name)}; register first", field="username")
-        if account is None or not stored or not good or len(secret) > MAX_PASSWORD_BYTES:
-            raise WrongCredentials("username or password is not right", field=field)
+        if account is None or not good:
+            raise WrongCredentials("username or password is not right", field="password")
         return account
 
-    async def resume(self, token: str, address: str | None = None) -> Session:
+    def _matches(self, secret: bytes, stored: str) -> bool:
+        """Whether this is the password. Runs in a thread, and takes the same time for every password."""
+        try:
+            # an overlong password cannot be right
+            return bcrypt.checkpw(secret[:MAX_PASSWORD_BYTES], stored.encode()) and len(secret) <= MAX_PASSWORD_BYTES
+        except BaseException as e:  # a corrupt hash raises pyo3's PanicException, which is no Exception
+            self._log.error("a stored password hash cannot be read: {error}", error=repr(e))
+            return False
+
+    async def resume(self, token: str) -> Session:
         """The session of an earlier login, or an API token. Raises AuthRequired, Unavailable."""
         hashed = token_hash(token)
         found = await self._store.find_sessions([hashed], self.idle)
@@ -197,31 +178,32 @@ class Accounts:
 
     # -- passwords
 
-    async def change_password(self, who: Principal, password: str, new_password: str) -> None:
+    async def change_password(self, client: Client, who: Principal, password: str, new_password: str) -> None:
         """Set a new password and end all other sessions and API tokens. Raises BadRequest, WrongCredentials, Conflict,
         RateLimited, Unavailable."""
-        secret = _new_password(new_password)
+        secret = _new_password(new_password, who.username)
         key = normalize_username(who.username)[1]
-        account = await self._check_password(who.username, key, password, "change_password", who.address)
-        hashed = await self._hashing(_hash, secret, self._rounds)
+        account = await self._check_password(client, who.username, key, password, "change_password")
+        hashed = await self.guard.hash_new(client, True, _hash, secret, self._rounds)
         entry = Entry("change_password", who.user_id, who.username, who.user_id, key, who.address)
         if not await self._store.set_password(who.user_id, account.password, hashed, who.session, entry):
             raise Conflict("the password was changed by somebody else meanwhile; log in again", field="password")
 
-    async def set_password(self, username: str, code: str, new_password: str, address: str | None = None) -> User:
+    async def set_password(self, client: Client, username: str, code: str, new_password: str) -> User:
         """Set a password with a one-time code. Raises BadRequest, WrongCredentials, RateLimited, Unavailable."""
         name, key = normalize_username(username)
-        secret = _new_password(new_password)
-        account = await self._store.find_user(key, network_of(address))
-        hashed = await self._hashing(_hash, secret, self._rounds)
+        secret = _new_password(new_password, name)
+        account = await self._store.find_user(key, client.network)
         given = code_hash(code)
-        entry = Entry("set_password", subject=key, address=address)
-        if account is None or account.code is None or not hmac.compare_digest(account.code, given):
-            raise WrongCredentials("this one-time code is not right for this username, or no longer", field="code")
-        entry = replace(entry, actor_id=account.user.id, actor=name, subject_id=account.user.id)
-        if not await self._store.use_code(account.user.id, given, hashed, entry):
-            raise WrongCredentials("this one-time code is not right for this username, or no longer", field="code")
-        return account.user
+        stored = (account.code if account is not None else None) or b""
+        good = await self.guard.check(key, client, False, hmac.compare_digest, stored, given, action="set_password")
+        if account is not None and good:
+            hashed = await self.guard.hash_new(client, False, _hash, secret, self._rounds)
+            user = account.user
+            entry = Entry("set_password", user.id, user.username, user.id, key, client.address)
+            if await self._store.use_code(user.id, given, hashed, entry):
+                return user
+        raise WrongCredentials("this one-time code is not right for this username, or no longer", field="code")
 
     async def reset_password(self, admin: Principal, username: str) -> tuple[User, str]:
         """A one-time code with which the user sets a new password; the old one is gone. Raises BadRequest, NoUser,
@@ -231,10 +213,10 @@ class Accounts:
         user = await self._store.set_code(key, code_hash(code), CODE_SECONDS, _entry("reset_password", admin, key))
         return _found(user, name), code
 
-    async def delete_account(self, who: Principal, password: str) -> None:
+    async def delete_account(self, client: Client, who: Principal, password: str) -> None:
         """Delete the client's own account. Raises BadRequest, WrongCredentials, LastAdmin, RateLimited, Unavailable."""
         key = normalize_username(who.username)[1]
-        await self._check_password(who.username, key, password, "delete_account", who.address)
+        await self._check_password(client, who.username, key, password, "delete_account")
         await self._store.delete_user(who.user_id, _entry("delete_account", who, key))
 
     # -- sessions and API tokens
@@ -336,24 +318,6 @@ class Accounts:
         key = None if username is None else normalize_username(username)[1]
         return await self._store.list_audit(before_id, limit, key, action)
 
-    # -- hashes
-
-    async def _hashing(self, function: Callable[..., Any], *args: Any) -> Any:
-        if self._pending >= MAX_HASHES_PENDING:
-            raise RateLimited("too many logins at once; try again in a few seconds", retry_after=5)
-        self._pending += 1
-        try:
-            return await self._run_hash(function, *args)
-        finally:
-            self._pending -= 1
-
-    def _check(self, secret: bytes, stored: str) -> bool:
-        try:
-            return bcrypt.checkpw(secret, stored.encode())
-        except BaseException as e:  # a corrupt hash raises pyo3's PanicException, which is no Exception
-            self._log.error("a stored password hash cannot be read: {error}", error=repr(e))
-            return False
-
 
 def no_user(name: str) -> NoUser:
     """Nobody has this name. Only admins may learn it."""
@@ -370,10 +334,10 @@ def _entry(action: str, who: Principal, key: str) -> Entry:
     return Entry(action, who.user_id, who.username, subject=key, address=who.address)
 
 
-def _new_password(password: str) -> bytes:
+def _new_password(password: str, username: str) -> bytes:
     """The bytes of a new password in a field of its own. Raises BadRequest."""
     try:
-        return check_new_password(password)
+        return check_new_password(password, username)
     except BadRequest as e:
         raise BadRequest(e.message, field="new_password") from None
 

@@ -22,13 +22,15 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
-from taskd.api.hash_queue import HashQueue, Place
+from twisted.internet.interfaces import IReactorTime
+
+from taskd.api.hash_queue import HashQueue, Place, RunHash
 from taskd.api.login_throttle import Guess, LoginThrottle
 from taskd.api.networks import SharedAddressNotice, network_of
 from taskd.api.refusal_log import RefusalLog
 from taskd.api.tarpit import Tarpit
 from taskd.model.errors import RateLimited, WrongCredentials
-from taskd.ports.accounts import Entry
+from taskd.ports.accounts import Entry, IAccountStore
 
 LOGIN, REGISTER = "login", "register"
 """Actions as the audit names them."""
@@ -45,6 +47,23 @@ class Client:
     def network(self) -> str:
         """The source that the limits count."""
         return network_of(self.address)
+
+
+def open_guard(
+    clock: IReactorTime,
+    store: IAccountStore,
+    run_hash: RunHash,
+    threads: int,
+    *,
+    logins: int = 0,
+    registrations: int = 0,
+    guesses: int = 0,
+) -> LoginGuard:
+    """A guard with all its parts. The limits are those of :class:`LoginThrottle`; 0 is no limit. ``run_hash`` runs
+    ``threads`` calls at a time."""
+    refusals = RefusalLog(clock, store)
+    throttle = LoginThrottle(clock, store, refusals, logins, registrations, guesses)
+    return LoginGuard(throttle, HashQueue(clock, run_hash, threads), Tarpit(clock), refusals)
 
 
 class LoginGuard:

@@ -87,7 +87,7 @@ class Rights:
         live = self._note(session)
         live.members.add(subscriptions)
         self._session_of[subscriptions] = session.token_hash
-        subscriptions.on_close = self.leave
+        subscriptions.on_close.add(self.leave)
 
     def leave(self, subscriptions: Subscriptions) -> None:
         """The connection is closed, or nobody is logged in on it any more."""

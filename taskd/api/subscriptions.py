@@ -27,7 +27,7 @@ class Subscriptions:
         self.closed = False
         self.ended = False
         """The session has ended while requests were under way: they are answered with an error."""
-        self.on_close: Callable[[Subscriptions], None] | None = None
+        self.on_close: set[Callable[[Subscriptions], None]] = set()
         """Called at the end of the connection."""
 
     @property
@@ -100,5 +100,6 @@ class Subscriptions:
         self.cancel_subscriptions()
         for wait in tuple(self.waits):
             wait.wake()
-        if self.on_close is not None:
-            self.on_close(self)
+        closing, self.on_close = self.on_close, set()
+        for call in closing:
+            call(self)

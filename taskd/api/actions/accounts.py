@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from taskd.api.accounts import Accounts
+from taskd.api.login_guard import Client
 from taskd.api.principal import Principal
 from taskd.api.reply import SUCCESS, Reply
 from taskd.api.rights import Rights
@@ -26,15 +27,17 @@ class AccountActions:
         self._publisher = publisher
 
     async def register(self, principal: Principal, subscriptions: Subscriptions, request: m.Register) -> Reply:
-        user = await self._accounts.register(request.username, request.password, request.invitation, principal.address)
+        client = self._client(principal, subscriptions)
+        user = await self._accounts.register(client, request.username, request.password, request.invitation)
         return Reply({"status": "success", "user_id": user.id, "username": user.username})
 
     async def login(self, principal: Principal, subscriptions: Subscriptions, request: m.Login) -> Reply:
         expires: dict[str, float] = {}
         if request.token is not None:
-            session, token = await self._accounts.resume(request.token, principal.address), request.token
+            session, token = await self._accounts.resume(request.token), request.token
         elif request.username is not None and request.password is not None:
-            session, token = await self._accounts.login(request.username, request.password, principal.address)
+            client = self._client(principal, subscriptions)
+            session, token = await self._accounts.login(client, request.username, request.password)
             expires = {"expires_in": self._accounts.session_seconds}
             await self._end_presented(principal)
         else:
@@ -78,21 +81,21 @@ class AccountActions:
     async def change_password(
         self, principal: Principal, subscriptions: Subscriptions, request: m.ChangePassword
     ) -> Reply:
-        await self._accounts.change_password(principal, request.password, request.new_password)
+        client = self._client(principal, subscriptions)
+        await self._accounts.change_password(client, principal, request.password, request.new_password)
         self._announce(principal.user_id)
         return SUCCESS
 
     async def set_password(self, principal: Principal, subscriptions: Subscriptions, request: m.SetPassword) -> Reply:
-        user = await self._accounts.set_password(
-            request.username, request.code, request.new_password, principal.address
-        )
+        client = self._client(principal, subscriptions)
+        user = await self._accounts.set_password(client, request.username, request.code, request.new_password)
         self._announce(user.id)
         return SUCCESS
 
     async def delete_account(
         self, principal: Principal, subscriptions: Subscriptions, request: m.DeleteAccount
     ) -> Reply:
-        await self._accounts.delete_account(principal, request.password)
+        await self._accounts.delete_account(self._client(principal, subscriptions), principal, request.password)
         subscriptions.cancel_subscriptions()
         self._rights.leave(subscriptions)
         self._announce(principal.user_id)
@@ -115,6 +118,11 @@ class AccountActions:
     async def new_token(self, principal: Principal, subscriptions: Subscriptions, request: m.NewToken) -> Reply:
         session, token = await self._accounts.new_token(principal, request.name, request.days, request.scopes)
         return Reply({"status": "success", "session_id": session.id, "token": token, "expires_at": session.expires_at})
+
+    def _client(self, principal: Principal, subscriptions: Subscriptions) -> Client:
+        """Who waits for a hash. Whoever closes the connection waits no longer."""
+        subscriptions.on_close.add(self._accounts.guard.leave)
+        return Client(principal.address, subscriptions)
 
     def _announce(self, user_id: int) -> None:
         self._rights.changed([user_id])
