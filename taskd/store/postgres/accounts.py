@@ -22,7 +22,7 @@ from taskd.store.postgres.sessions import PostgresSessions
 from taskd.store.refusals import check_text, invitation_refused, last_admin, username_in_use
 from taskd.store.rows import LIVE_KEYS
 
-_ADMINS_LOCK = 7_461_735_643
+ADMINS_LOCK = 7_461_735_643
 
 _USER = "id, username, role, disabled_at IS NOT NULL"
 
@@ -164,12 +164,12 @@ SELECT count(*) FROM mine
 """,
     "note_purged": """
 WITH left_over AS MATERIALIZED (
-    SELECT EXISTS (SELECT FROM tasks WHERE user_id = $1) AS some
+    SELECT EXISTS (SELECT FROM tasks WHERE user_id = $1) AS any_left
 ), noted AS (
     UPDATE users SET purged_at = now() FROM left_over
-    WHERE id = $1 AND deleted_at <= now() - make_interval(secs => $2) AND purged_at IS NULL AND NOT some
+    WHERE id = $1 AND deleted_at <= now() - make_interval(secs => $2) AND purged_at IS NULL AND NOT any_left
 )
-SELECT NOT some FROM left_over
+SELECT NOT any_left FROM left_over
 """,
 }
 
@@ -217,7 +217,7 @@ class PostgresAccounts(PostgresSessions, PostgresAudit):
         return await self._set_rights("set_disabled", key, disabled, entry)
 
     async def _set_rights(self, statement: str, key: str, value: object, entry: Entry | None) -> User | None:
-        locks = [("lock_admins", _ADMINS_LOCK), ("lock_key", check_text(key))]
+        locks = [("lock_admins", ADMINS_LOCK), ("lock_key", check_text(key))]
         rows = await self._call(_locked, locks, statement, note(entry), key, value)
         if not rows:
             return None
@@ -269,7 +269,7 @@ async def _locked(
 
 async def _delete_user(connection: PostgresConnection, again: bool, user_id: int, entry: Entry | None) -> bool:
     """Whether there was such a user. If an earlier run may have been committed, it may have deleted the user."""
-    locks = [("lock_admins", _ADMINS_LOCK), ("lock_user", user_id)]
+    locks = [("lock_admins", ADMINS_LOCK), ("lock_user", user_id)]
     rows = await connection.call_locked(locks, "delete_user", note(entry), user_id)
     if not rows:
         return again

@@ -58,7 +58,7 @@ WITH owner AS MATERIALIZED (
 ), device AS (
     INSERT INTO devices (user_id, network) SELECT user_id, $9::text FROM made WHERE $9::text <> ''
     ON CONFLICT (user_id, network) DO UPDATE SET seen_at = now()
-), noted AS ({noted("(SELECT owner.* FROM owner JOIN made ON made.user_id = owner.id)")})
+), noted AS ({noted("(SELECT * FROM owner WHERE EXISTS (SELECT FROM made))")})
 SELECT 1 FROM owner
 """,
     # Reads only: this is asked every few seconds for every connection.
