@@ -43,7 +43,7 @@ class PostgresDatabase(Startable):
     ``dsn`` has user, password, dbname, host and port as libpq names them; ``size`` is the number of connections. In
     seconds: ``wait`` is how long a call waits for a connection, ``statement_timeout`` how long one statement may take,
     and ``retry`` how long a batch with an unknown outcome is repeated. ``installation`` is the id that the settings
-    want, None if any will do.
+    want, None if any will do; ``migrate`` is that of Startable.
     """
 
     prepared: ClassVar[Mapping[str, str]]
@@ -58,8 +58,9 @@ class PostgresDatabase(Startable):
         statement_timeout: int = STATEMENT_SECONDS,
         retry: float = 10.0,
         installation: str | None = None,
+        migrate: bool = True,
     ) -> None:
-        super().__init__(f"PostgreSQL at {dsn.get('host', 'localhost')}:{dsn.get('port', 5432)}", reactor)
+        super().__init__(f"PostgreSQL at {dsn.get('host', 'localhost')}:{dsn.get('port', 5432)}", reactor, migrate)
         self._dsn = dsn
         self._wanted = installation
         self._repeat_seconds = retry
@@ -162,9 +163,14 @@ class PostgresDatabase(Startable):
             await connection.open(lambda e: None)
             await connection.query("BEGIN")
             await connection.query("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
-            await connection.query(migrations.CREATE_TABLE)
+            # a role that may not create tables can use those that there are
+            if await connection.query("SELECT 1 WHERE to_regclass('schema_migrations') IS NULL"):
+                self._check_pending(len(migrations.load("postgres")))
+                await connection.query(migrations.CREATE_TABLE)
             applied = await connection.query(migrations.APPLIED)
-            for migration in migrations.pending(migrations.load("postgres"), applied):
+            pending = migrations.pending(migrations.load("postgres"), applied)
+            self._check_pending(len(pending))
+            for migration in pending:
                 await connection.query(migration.sql)
                 await connection.query("INSERT INTO schema_migrations VALUES (%s, %s, now())", migration[:2])
             self.installation = installation.check(await self._identify(connection), self._wanted)
