@@ -1,25 +1,49 @@
-"""Accounts: registration, login and session tokens.
+"""Accounts: who may register and log in, passwords, session tokens, API tokens, one-time codes.
 
 bcrypt runs in its own thread pool, so that a burst of logins delays neither the reactor nor name resolution.
 """
 
 from __future__ import annotations
 
-import hashlib
-import secrets
-from collections.abc import Awaitable, Callable, Collection
+import enum
+import hmac
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
 import bcrypt
+from msgspec.structs import replace
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
-from taskd.model.errors import AuthRequired, Forbidden, NoUser, RateLimited, WrongCredentials, quote
+from taskd.api.networks import network_of
+from taskd.api.principal import Principal
+from taskd.model.errors import (
+    AuthRequired,
+    BadRequest,
+    Conflict,
+    Forbidden,
+    NotFound,
+    NoUser,
+    RateLimited,
+    WrongCredentials,
+    quote,
+)
 from taskd.model.limits import MAX_PASSWORD_BYTES
-from taskd.model.users import User, check_new_password, normalize_username, password_bytes
+from taskd.model.tokens import (
+    CODE_SECONDS,
+    TOKEN_PREFIX,
+    check_scopes,
+    check_token_name,
+    code_hash,
+    new_code,
+    new_token,
+    token_hash,
+)
+from taskd.model.users import Role, User, check_new_password, normalize_username, password_bytes
+from taskd.ports.accounts import Account, Audited, Entry, Invitation, NewSession, Session, UserRow
 from taskd.ports.store import IStore
 
 RunHash = Callable[..., Awaitable[Any]]
@@ -50,9 +74,18 @@ class HashPool:
         return self._free.run(deferToThreadPool, self._reactor, self._pool, function, *args)
 
 
+class Registration(enum.Enum):
+    """Who may create an account."""
+
+    OPEN = "open"
+    INVITATION = "invitation"
+    CLOSED = "closed"
+
+
 class Accounts:
-    """``rounds`` is bcrypt's cost, ``session_seconds`` how long a session token is valid. ``admins`` are the keys of
-    the users who are admins, whether they exist or not."""
+    """``rounds`` is bcrypt's cost. A login is valid for ``session_seconds``, and ends after ``idle`` seconds without
+    use. ``admins`` are the keys of users who are admins whatever their role in the store, whether they exist or not.
+    ``reveal_unknown``: a login says that nobody has the name, as the first version of the protocol did."""
 
     _log = Logger()
 
@@ -62,65 +95,248 @@ class Accounts:
         run_hash: RunHash,
         rounds: int,
         session_seconds: int,
-        new_token: Callable[[], str] = lambda: secrets.token_urlsafe(32),
+        make_token: Callable[[], str] = new_token,
         admins: Collection[str] = (),
+        *,
+        idle: float = 7 * 86_400.0,
+        registration: Registration = Registration.OPEN,
+        reveal_unknown: bool = False,
     ) -> None:
         self.session_seconds = session_seconds
+        self.idle = idle
+        self.registration = registration
         self._store = store
         self._run_hash = run_hash
         self._rounds = rounds
-        self._new_token = new_token
+        self._make_token = make_token
         self._admins = frozenset(admins)
+        self._reveal_unknown = reveal_unknown
         self._pending = 0
+        # nothing has this hash; to find that out takes as long as for any other of the same cost
+        self._nobodys = f"$2b${rounds:02}${'.' * 53}"
 
-    async def register(self, username: str, password: str) -> User:
+    def role_of(self, user: User) -> Role:
+        """The role of a user: the settings may name admins, too."""
+        if self._admins and normalize_username(user.username)[1] in self._admins:
+            return Role.ADMIN
+        return user.role
+
+    async def register(
+        self, username: str, password: str, invitation: str | None = None, address: str | None = None
+    ) -> User:
         """Create an account. Raises BadRequest, Forbidden, UsernameInUse, RateLimited, Unavailable."""
+        invited = await self._check_registration(invitation)
         name, key = normalize_username(username)
         if key in self._admins:
             # whoever came first would be an admin
-            text = "is the name of an admin; an admin registers before the setting TASKD_ADMINS has the name"
+            text = "is the name of an admin in TASKD_ADMINS: the machine's administrator makes it, with taskadmin"
             raise Forbidden(f"{quote(name)} {text}", field="username")
         secret = check_new_password(password)
-        return await self._store.create_user(name, key, await self._hashing(_hash, secret, self._rounds))
+        hashed = await self._hashing(_hash, secret, self._rounds)
+        entry = Entry("register", actor=name, subject=key, address=address)
+        return await self._store.create_user(name, key, hashed, entry, invitation=invited)
 
-    async def login(self, username: str, password: str) -> tuple[User, str]:
-        """The user and a new session token. Raises NoUser, WrongCredentials, RateLimited, Unavailable."""
+    async def _check_registration(self, invitation: str | None) -> bytes | None:
+        """The hash of the invitation that is needed. It is checked before the name, so that nobody without one can find
+        out which names there are."""
+        if self.registration is Registration.OPEN:
+            return None
+        if self.registration is Registration.CLOSED:
+            raise Forbidden("nobody can register here; ask an admin for an account")
+        if invitation is None:
+            raise Forbidden("registration is by invitation here; ask an admin for one", field="invitation")
+        hashed = token_hash(invitation)
+        if not await self._store.is_invited(hashed):
+            raise Forbidden("this invitation is not valid, or no longer; ask for a new one", field="invitation")
+        return hashed
+
+    async def login(self, username: str, password: str, address: str | None = None) -> tuple[Session, str]:
+        """A new session and its token. Raises BadRequest, WrongCredentials, NoUser, Forbidden for a disabled user,
+        RateLimited, Unavailable."""
         name, key = normalize_username(username)
+        account = await self._check_password(name, key, password, "login", address)
+        user = account.user
+        if user.disabled:
+            raise Forbidden("this account is disabled; ask an admin", field="username")
+        token = self._make_token()
+        entry = Entry("login", user.id, user.username, user.id, key, address)
+        new = NewSession(token_hash(token), self.session_seconds, address or "", network_of(address))
+        await self._store.open_session(user.id, new, entry)
+        found = await self._store.find_sessions([new.token_hash], self.idle)
+        if new.token_hash not in found:
+            raise AuthRequired("the session has just been ended; log in again")
+        return found[new.token_hash], token
+
+    async def _check_password(
+        self, name: str, key: str, password: str, action: str, address: str | None, field: str = "password"
+    ) -> Account:
+        """The account with this key, if this is its password. An unknown name costs the same work and gets the same
+        answer as a wrong password."""
         secret = password_bytes(password)
-        account = await self._store.find_user(key)
-        if account is None:
-            raise NoUser(f"nobody is registered as {quote(name)}; register first", field="username")
+        account = await self._store.find_user(key, network_of(address))
+        stored = account.password if account is not None else ""
         # An overlong password cannot be right. It costs a hash as well, so that the time reveals nothing.
-        good = await self._hashing(self._check, secret[:MAX_PASSWORD_BYTES], account.password)
-        if not good or len(secret) > MAX_PASSWORD_BYTES:
-            raise WrongCredentials("the password is not right for this username", field="password")
-        token = self._new_token()
-        await self._store.open_session(account.user.id, token_hash(token), self.session_seconds)
-        return account.user, token
+        good = await self._hashing(self._check, secret[:MAX_PASSWORD_BYTES], stored or self._nobodys)
+        if account is None and self._reveal_unknown:
+            raise NoUser(f"nobody is registered as {quote(name)}; register first", field="username")
+        if account is None or not stored or not good or len(secret) > MAX_PASSWORD_BYTES:
+            raise WrongCredentials("username or password is not right", field=field)
+        return account
 
-    async def resume(self, token: str) -> User:
-        """The user of an earlier login. Raises AuthRequired, Unavailable."""
-        user = await self._store.find_session(token_hash(token))
-        if user is None:
-            raise AuthRequired(
-                "the session is unknown or has expired; log in with username and password", field="token"
-            )
-        return user
+    async def resume(self, token: str, address: str | None = None) -> Session:
+        """The session of an earlier login, or an API token. Raises AuthRequired, Unavailable."""
+        hashed = token_hash(token)
+        found = await self._store.find_sessions([hashed], self.idle)
+        if hashed not in found:
+            raise AuthRequired("the session is unknown or has ended; log in with username and password", field="token")
+        return found[hashed]
 
-    async def forget(self, token: str) -> None:
+    async def forget(self, session: bytes, entry: Entry | None = None) -> None:
         """End a session. Raises Unavailable."""
-        await self._store.close_session(token_hash(token))
+        await self._store.close_session(session, entry)
 
-    def is_admin(self, user: User) -> bool:
-        """Whether the settings name this user as an admin."""
-        return normalize_username(user.username)[1] in self._admins
+    # -- passwords
 
-    async def set_weight(self, username: str, weight: float) -> str:
+    async def change_password(self, who: Principal, password: str, new_password: str) -> None:
+        """Set a new password and end all other sessions and API tokens. Raises BadRequest, WrongCredentials, Conflict,
+        RateLimited, Unavailable."""
+        secret = _new_password(new_password)
+        key = normalize_username(who.username)[1]
+        account = await self._check_password(who.username, key, password, "change_password", who.address)
+        hashed = await self._hashing(_hash, secret, self._rounds)
+        entry = Entry("change_password", who.user_id, who.username, who.user_id, key, who.address)
+        if not await self._store.set_password(who.user_id, account.password, hashed, who.session, entry):
+            raise Conflict("the password was changed by somebody else meanwhile; log in again", field="password")
+
+    async def set_password(self, username: str, code: str, new_password: str, address: str | None = None) -> User:
+        """Set a password with a one-time code. Raises BadRequest, WrongCredentials, RateLimited, Unavailable."""
+        name, key = normalize_username(username)
+        secret = _new_password(new_password)
+        account = await self._store.find_user(key, network_of(address))
+        hashed = await self._hashing(_hash, secret, self._rounds)
+        given = code_hash(code)
+        entry = Entry("set_password", subject=key, address=address)
+        if account is None or account.code is None or not hmac.compare_digest(account.code, given):
+            raise WrongCredentials("this one-time code is not right for this username, or no longer", field="code")
+        entry = replace(entry, actor_id=account.user.id, actor=name, subject_id=account.user.id)
+        if not await self._store.use_code(account.user.id, given, hashed, entry):
+            raise WrongCredentials("this one-time code is not right for this username, or no longer", field="code")
+        return account.user
+
+    async def reset_password(self, admin: Principal, username: str) -> tuple[User, str]:
+        """A one-time code with which the user sets a new password; the old one is gone. Raises BadRequest, NoUser,
+        Unavailable."""
+        name, key = normalize_username(username)
+        code = new_code()
+        user = await self._store.set_code(key, code_hash(code), CODE_SECONDS, _entry("reset_password", admin, key))
+        return _found(user, name), code
+
+    async def delete_account(self, who: Principal, password: str) -> None:
+        """Delete the client's own account. Raises BadRequest, WrongCredentials, LastAdmin, RateLimited, Unavailable."""
+        key = normalize_username(who.username)[1]
+        await self._check_password(who.username, key, password, "delete_account", who.address)
+        await self._store.delete_user(who.user_id, _entry("delete_account", who, key))
+
+    # -- sessions and API tokens
+
+    async def sessions(self, who: Principal) -> Sequence[Session]:
+        """The client's own sessions and API tokens, the newest first. Raises Unavailable."""
+        return await self._store.list_sessions(who.user_id, self.idle)
+
+    async def end_session(self, who: Principal, session_id: int) -> None:
+        """End one of the client's own. Raises NotFound, Unavailable."""
+        key = normalize_username(who.username)[1]
+        entry = replace(_entry("end_session", who, key), details=f"session {session_id}")
+        if not await self._store.end_session(who.user_id, session_id, entry):
+            raise NotFound(f"you have no session {session_id}", field="session_id")
+
+    async def end_sessions(self, who: Principal, keep_this: bool) -> int:
+        """End all of the client's own. Returns how many. Raises Unavailable."""
+        key = normalize_username(who.username)[1]
+        keep = who.session if keep_this else None
+        return await self._store.end_sessions(who.user_id, keep, _entry("end_sessions", who, key))
+
+    async def new_token(
+        self, who: Principal, name: str, days: float, scopes: Sequence[str] | None
+    ) -> tuple[Session, str]:
+        """A new API token. Raises BadRequest, Unavailable."""
+        name = check_token_name(name)
+        allowed = check_scopes(scopes)
+        token = TOKEN_PREFIX + self._make_token()
+        new = NewSession(
+            token_hash(token), days * 86_400, who.address or "", name=name, ending=token[-8:], scopes=allowed
+        )
+        key = normalize_username(who.username)[1]
+        details = f"{name}, for {days:g} days, {' '.join(allowed)}"
+        await self._store.open_session(who.user_id, new, replace(_entry("new_token", who, key), details=details))
+        found = await self._store.find_sessions([new.token_hash], self.idle)
+        if new.token_hash not in found:
+            raise Conflict("the token has just been ended; make another one")
+        return found[new.token_hash], token
+
+    # -- for admins
+
+    async def set_weight(self, admin: Principal, username: str, weight: float) -> str:
         """Set a user's share of the slots. Returns the name. Raises BadRequest, NoUser, Unavailable."""
         name, key = normalize_username(username)
-        if not await self._store.set_weight(key, weight):
-            raise NoUser(f"nobody is registered as {quote(name)}", field="username")
+        entry = replace(_entry("set_weight", admin, key), details=f"weight {weight:g}")
+        if not await self._store.set_weight(key, weight, entry):
+            raise no_user(name)
         return name
+
+    async def set_role(self, admin: Principal, username: str, role: Role) -> User:
+        """Raises BadRequest, NoUser, LastAdmin, Unavailable."""
+        name, key = normalize_username(username)
+        entry = replace(_entry("set_role", admin, key), details=f"role {role.value}")
+        return _found(await self._store.set_role(key, role, entry), name)
+
+    async def set_disabled(self, admin: Principal, username: str, disabled: bool) -> User:
+        """Raises BadRequest, NoUser, LastAdmin, Unavailable."""
+        name, key = normalize_username(username)
+        entry = replace(_entry("set_disabled", admin, key), details="disabled" if disabled else "enabled")
+        return _found(await self._store.set_disabled(key, disabled, entry), name)
+
+    async def end_user_sessions(self, admin: Principal, username: str) -> tuple[User, int]:
+        """End all sessions and API tokens of a user. Raises BadRequest, NoUser, Unavailable."""
+        user = await self.find(username)
+        key = normalize_username(username)[1]
+        return user, await self._store.end_sessions(user.id, None, _entry("end_user_sessions", admin, key))
+
+    async def find(self, username: str) -> User:
+        """The user with this name. Raises BadRequest, NoUser, Unavailable."""
+        name, key = normalize_username(username)
+        account = await self._store.find_user(key)
+        return _found(None if account is None else account.user, name)
+
+    async def list_users(self, after_key: str, limit: int) -> Sequence[UserRow]:
+        """Users in the order of their keys, after this one. Raises Unavailable."""
+        return await self._store.list_users(after_key, limit)
+
+    async def invite(self, admin: Principal, uses: int, days: float) -> tuple[int, str]:
+        """The id of a new invitation and its text. Raises Unavailable."""
+        invitation = self._make_token()
+        entry = replace(_entry("invite", admin, ""), details=f"{uses} uses, {days:g} days")
+        number = await self._store.create_invitation(token_hash(invitation), uses, days * 86_400, entry)
+        return number, invitation
+
+    async def invitations(self) -> Sequence[Invitation]:
+        """Raises Unavailable."""
+        return await self._store.list_invitations()
+
+    async def end_invitation(self, admin: Principal, invitation_id: int) -> None:
+        """Raises NotFound, Unavailable."""
+        entry = replace(_entry("end_invitation", admin, ""), details=f"invitation {invitation_id}")
+        if not await self._store.end_invitation(invitation_id, entry):
+            raise NotFound(f"there is no invitation {invitation_id}", field="invitation_id")
+
+    async def read_audit(
+        self, before_id: int | None, limit: int, username: str | None, action: str | None
+    ) -> Sequence[Audited]:
+        """Rows of the audit, the newest first. Raises BadRequest, Unavailable."""
+        key = None if username is None else normalize_username(username)[1]
+        return await self._store.list_audit(before_id, limit, key, action)
+
+    # -- hashes
 
     async def _hashing(self, function: Callable[..., Any], *args: Any) -> Any:
         if self._pending >= MAX_HASHES_PENDING:
@@ -139,9 +355,27 @@ class Accounts:
             return False
 
 
-def token_hash(token: str) -> bytes:
-    """What the store keeps of a token. Tokens are random, so one round of SHA-256 is enough."""
-    return hashlib.sha256(token.encode("utf-8", "replace")).digest()
+def no_user(name: str) -> NoUser:
+    """Nobody has this name. Only admins may learn it."""
+    return NoUser(f"nobody is registered as {quote(name)}", field="username")
+
+
+def _found(user: User | None, name: str) -> User:
+    if user is None:
+        raise no_user(name)
+    return user
+
+
+def _entry(action: str, who: Principal, key: str) -> Entry:
+    return Entry(action, who.user_id, who.username, subject=key, address=who.address)
+
+
+def _new_password(password: str) -> bytes:
+    """The bytes of a new password in a field of its own. Raises BadRequest."""
+    try:
+        return check_new_password(password)
+    except BadRequest as e:
+        raise BadRequest(e.message, field="new_password") from None
 
 
 def _hash(secret: bytes, rounds: int) -> str:

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from twisted.logger import Logger
 
 from taskd.api.principal import Principal
 from taskd.api.reply import Reply
+from taskd.api.rights import Rights
 from taskd.api.subscriptions import Subscriptions
-from taskd.model.errors import AuthRequired, Draining, Forbidden, Internal, TaskdError
-from taskd.protocol.actions import ACTIONS, Access, Action, Theme
+from taskd.model.errors import AuthRequired, Draining, Forbidden, Internal, TaskdError, quote
+from taskd.protocol import messages as m
+from taskd.protocol.actions import ACTIONS, Access, Action, Scope, Theme
+
+LOGGED_IN = (Access.USER, Access.OPERATOR, Access.ADMIN)
 
 ActionMethod = Callable[[Principal, Subscriptions, Any], Awaitable[Reply]]
 
 
 class Api:
-    """``themes`` has the object of each theme. The method that performs an action has the action's name."""
+    """``themes`` has the object of each theme. The method that performs an action has the action's name. ``rights``
+    knows which sessions are still valid."""
 
     _log = Logger()
 
-    def __init__(self, themes: Mapping[Theme, object]) -> None:
+    def __init__(self, themes: Mapping[Theme, object], rights: Rights) -> None:
         self._draining = False
+        self._rights = rights
         self._methods: dict[str, ActionMethod] = {
             action.name: getattr(themes[action.theme], action.name) for action in ACTIONS.values()
         }
@@ -31,13 +37,18 @@ class Api:
         """The reply to a typed request. Raises TaskdError, whatever happens."""
         if self._draining:
             raise Draining("this server is stopping; connect again", retry_after=1)
-        if action.access in (Access.USER, Access.ADMIN) and not principal.user_id:
-            raise AuthRequired(f"log in first: {action.name} is for a logged-in user")
-        if action.access is Access.ADMIN and not principal.admin:
-            raise Forbidden(f"{action.name} is only for admins; the servers' setting TASKD_ADMINS names them")
         if action.access is Access.LOCAL and not principal.local:
             raise Forbidden(f"{action.name} is only for clients on the server's own machine")
         try:
+            if action.access in LOGGED_IN:
+                if not principal.user_id:
+                    raise AuthRequired(f"log in first: {action.name} is for a logged-in user")
+                if not self._rights.is_fresh(principal):
+                    await self._rights.check(principal)
+                principal = self._rights.present(principal)
+                check_role(principal, action)
+                if principal.scopes is not None:
+                    check_scope(principal.scopes, action, request)
             return await self._methods[action.name](principal, subscriptions, request)
         except TaskdError:
             raise
@@ -48,6 +59,32 @@ class Api:
     def drain(self) -> None:
         """Refuse every new request from now on; requests under way go on."""
         self._draining = True
+
+
+def check_role(principal: Principal, action: Action) -> None:
+    """Raises Forbidden if the action is for operators or admins, and the client is none."""
+    if action.access is Access.ADMIN and not principal.admin:
+        raise Forbidden(f"{action.name} is only for admins")
+    if action.access is Access.OPERATOR and not principal.operator:
+        raise Forbidden(f"{action.name} is only for operators and admins")
+
+
+def check_scope(scopes: Sequence[str], action: Action, request: Any) -> None:
+    """Raises Forbidden if an API token does not allow this."""
+    if action.scope is Scope.NONE or action.scope.value in scopes:
+        return
+    if action.scope is Scope.ACCOUNT:
+        raise Forbidden(f"{action.name} needs a login with the password; an API token does not allow it")
+    missing = action.scope.value
+    if action.scope is Scope.SUBMIT:
+        if Scope.WRITE.value in scopes:
+            return
+        specs = request.tasks if isinstance(request, m.NewTasks) else [request]
+        kinds = dict.fromkeys(spec.kind for spec in specs)
+        missing = next((f"submit:{kind}" for kind in kinds if f"submit:{kind}" not in scopes), "")
+        if not missing:
+            return
+    raise Forbidden(f"this API token does not allow {action.name}: it has no scope {quote(missing)}")
 
 
 def internal_error(action: Action) -> Internal:

@@ -11,6 +11,7 @@ from taskd.ports.logs import LogPlace
 
 _TASKS = re.compile(rb"b(\d{1,19})")
 _LOG = re.compile(rb"l(\d{1,10})\.(\d{1,10})\.(\d{1,10})")
+_AUDIT = re.compile(rb"a(\d{1,19})")
 _MAX_ID = 2**63 - 1
 _MAX_NUMBER = 2**31 - 1
 
@@ -39,6 +40,36 @@ def place_of(cursor: str) -> LogPlace:
     if found is not None and all(int(number) <= _MAX_NUMBER for number in found.groups()):
         return LogPlace(*map(int, found.groups()))
     raise BadRequest("cursor is not one of a log; leave it out to begin at the first line", field="cursor")
+
+
+def audit_cursor(before: int) -> str:
+    """A cursor for the rows of the audit with ids below this one."""
+    return _encode(b"a%d" % before)
+
+
+def audit_place(cursor: str) -> int:
+    """The id below which a page of the audit begins. Raises BadRequest for a cursor that no server made."""
+    found = _AUDIT.fullmatch(_decode(cursor))
+    if found is not None and int(found[1]) <= _MAX_ID:
+        return int(found[1])
+    raise BadRequest("cursor is not one of the audit; leave it out to begin at the newest", field="cursor")
+
+
+def users_cursor(after_key: str) -> str:
+    """A cursor for the users after this key."""
+    return _encode(b"u" + after_key.encode())
+
+
+def users_place(cursor: str) -> str:
+    """The key after which a page of users begins. Raises BadRequest for a cursor that no server made."""
+    raw = _decode(cursor)
+    try:
+        key = raw[1:].decode()
+    except UnicodeDecodeError:
+        key = ""
+    if raw[:1] == b"u" and key and "\0" not in key:
+        return key
+    raise BadRequest("cursor is not one of the users; leave it out to begin at the first", field="cursor")
 
 
 def _encode(raw: bytes) -> str:

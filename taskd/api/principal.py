@@ -5,21 +5,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 
+from taskd.model.users import Role
+
 
 @dataclass(frozen=True)
 class Principal:
     """Immutable: an action that changes who the client is returns a new one, and the transport installs it.
 
-    ``user_id`` is 0 and ``username`` empty for a client that is not logged in. ``token`` is the session's. An ``admin``
-    may do more than others.
-    ``address`` is where the client is, None for a connection that has no address, such as a UNIX socket.
+    ``user_id`` is 0 and ``username`` empty for a client that is not logged in. ``session`` is the hash of its session's
+    token, or of its API token, which allows only its ``scopes`` (None: everything). ``address`` is where the client is,
+    None for a connection that has no address, such as a UNIX socket.
     """
 
     user_id: int = 0
     username: str = ""
-    token: str | None = None
     address: str | None = None
-    admin: bool = False
+    role: Role = Role.USER
+    session: bytes | None = None
+    scopes: tuple[str, ...] | None = None
+
+    @property
+    def admin(self) -> bool:
+        """Whether the client may do everything."""
+        return self.role is Role.ADMIN
+
+    @property
+    def operator(self) -> bool:
+        """Whether the client sees the tasks of all users."""
+        return self.role is not Role.USER
 
     @property
     def local(self) -> bool:

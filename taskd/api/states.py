@@ -35,6 +35,11 @@ class StateReader:
             states[task_id] = task.state
         return states
 
+    async def owner(self, task_id: int) -> int | None:
+        """Whose task it is, None if there is no such task. Raises Unavailable."""
+        task = (await self._batcher.submit([task_id])).get(task_id)
+        return None if task is None else task.user_id
+
     async def _read(self, requests: list[Sequence[int]]) -> Sequence[Mapping[int, TaskState]]:
         ids = list(dict.fromkeys(task_id for ids in requests for task_id in ids))
         # each request looks up its own ids in what all have asked for

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from taskd.api.log_follow import LogFollow
 from taskd.events.watch_hub import DRAINING, GAP, Send, Wait, Watch
+
+SESSION_ENDED = b'{"event":"session_ended"}'
 
 
 class Subscriptions:
@@ -22,6 +25,15 @@ class Subscriptions:
         self.waits: set[Wait] = set()
         self.follows: set[LogFollow] = set()
         self.closed = False
+        self.ended = False
+        """The session has ended while requests were under way: they are answered with an error."""
+        self.on_close: Callable[[Subscriptions], None] | None = None
+        """Called at the end of the connection."""
+
+    @property
+    def active(self) -> bool:
+        """Whether the client gets events or waits for some."""
+        return bool(self.watch is not None or self.follows or self.waits)
 
     def unwatch(self) -> None:
         """End the watch. Followed logs go on."""
@@ -49,6 +61,26 @@ class Subscriptions:
         for follow in tuple(self.follows):
             follow.close()
 
+    def begin_session(self) -> None:
+        """Somebody has logged in: nothing of an earlier login goes on."""
+        self.cancel_subscriptions()
+        self.ended = False
+
+    def end_session(self) -> None:
+        """The session has ended elsewhere: send no more events, but one that says so, and answer waits at once."""
+        self.ended = True
+        if self.active and not self.closed:
+            self.send((SESSION_ENDED,))
+        self.cancel_subscriptions()
+        for wait in tuple(self.waits):
+            wait.wake()
+
+    def suspend(self) -> None:
+        """Nobody knows for too long whether the session is still valid: send no more events."""
+        self.end_watch_with_gap()
+        for follow in tuple(self.follows):
+            follow.close()
+
     def drain(self) -> None:
         """The server is stopping: tell a client that gets events or has asked for them, and close."""
         # A watch that has failed counts: the reply to an earlier one may still come, and say that the client watches.
@@ -63,3 +95,5 @@ class Subscriptions:
         self.cancel_subscriptions()
         for wait in tuple(self.waits):
             wait.wake()
+        if self.on_close is not None:
+            self.on_close(self)

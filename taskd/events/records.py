@@ -40,8 +40,8 @@ class TaskOutput(Struct, array_like=True):
 class EventBatch(Struct, array_like=True):
     """What one process announces at a time. ``installation`` and ``origin`` are those of that process. ``workers`` is
     True when a worker has started, stopped, or serves other kinds than before. In the ``routes``, each a queue and a
-    kind, due tasks wait or slots are free, which no change tells of. The rights of the users in ``rights`` have changed,
-    or some of their sessions have ended."""
+    kind, due tasks wait or slots are free, which no change tells of. The rights of the users in ``rights`` have
+    changed, or some of their sessions have ended."""
 
     installation: str
     origin: str

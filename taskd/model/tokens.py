@@ -1,32 +1,42 @@
-"""Secrets that taskd makes for users: session and API tokens, invitations, one-time codes. Only hashes are stored."""
+"""Random texts that somebody must show: session tokens, API tokens, one-time codes, invitations."""
 
 from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Sequence
 
-_DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-"""Douglas Crockford's Base32: no letter looks like a digit or like another letter."""
+from taskd.model.errors import BadRequest, quote
+from taskd.model.limits import MAX_TOKEN_NAME_CHARS, MAX_TOKEN_SCOPES
+from taskd.model.task_checks import check_kind
 
-_GROUPS, _GROUP = 7, 4
-"""28 characters of 5 bits are 140 random bits."""
+CODE_SECONDS = 86_400.0
+"""How long a one-time code is valid."""
 
-_MISREAD = str.maketrans("ILO", "110")
+TOKEN_PREFIX = "taskd_"
+"""What API tokens begin with, so that programs that look for leaked secrets find them."""
+
+TOKEN_SCOPES = ("tasks:read", "tasks:write")
+"""What an API token allows if nothing else is said."""
+
+_CODE_LETTERS = "ABCDEFGHJKMNPQRSTUVWXYZ23456789"
+"""Without those that look like others."""
 
 
 def new_token() -> str:
-    """A random token of 256 bits, for machines."""
+    """256 random bits."""
     return secrets.token_urlsafe(32)
 
 
 def new_code() -> str:
-    """A random code of at least 128 bits that a person can read aloud and type: groups of four, joined by dashes."""
-    return "-".join("".join(secrets.choice(_DIGITS) for _ in range(_GROUP)) for _ in range(_GROUPS))
+    """A one-time code of 128 random bits and more, in groups that can be read aloud."""
+    letters = "".join(secrets.choice(_CODE_LETTERS) for _ in range(28))
+    return "-".join(letters[n : n + 4] for n in range(0, 28, 4))
 
 
-def normalize_code(typed: str) -> str:
-    """The code that a person means: letter case, dashes and spaces do not matter, and I, L and O are read as digits."""
-    return "".join(filter(str.isalnum, typed)).upper().translate(_MISREAD)
+def code_hash(code: str) -> bytes:
+    """What the store keeps of a one-time code: upper and lower case, spaces and dashes make no difference."""
+    return token_hash("".join(code.split()).replace("-", "").upper())
 
 
 def token_hash(token: str) -> bytes:
@@ -34,6 +44,32 @@ def token_hash(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "replace")).digest()
 
 
-def code_hash(typed: str) -> bytes:
-    """What the store keeps of a code, however a person types it."""
-    return token_hash(normalize_code(typed))
+def check_token_name(name: str) -> str:
+    """The name of an API token, unchanged. Raises BadRequest."""
+    if not 1 <= len(name) <= MAX_TOKEN_NAME_CHARS or not name.isprintable() or name != name.strip():
+        text = f"name must be 1 to {MAX_TOKEN_NAME_CHARS} printable characters, without spaces at its ends"
+        raise BadRequest(text, field="name")
+    return name
+
+
+def check_scopes(scopes: Sequence[str] | None) -> tuple[str, ...]:
+    """What an API token is to allow, each scope once. Raises BadRequest."""
+    if scopes is None:
+        return TOKEN_SCOPES
+    if not 1 <= len(scopes) <= MAX_TOKEN_SCOPES:
+        raise BadRequest(f"scopes must have 1 to {MAX_TOKEN_SCOPES} entries", field="scopes")
+    for scope in scopes:
+        what, _, kind = scope.partition(":")
+        if scope not in TOKEN_SCOPES and (what != "submit" or not _is_kind(kind)):
+            raise BadRequest(
+                f"{quote(scope)} is not a scope; scopes are tasks:read, tasks:write and submit:KIND", field="scopes"
+            )
+    return tuple(dict.fromkeys(scopes))
+
+
+def _is_kind(kind: str) -> bool:
+    try:
+        check_kind(kind)
+    except BadRequest:
+        return False
+    return True

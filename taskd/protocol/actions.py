@@ -132,7 +132,7 @@ _ALL = (
     ),
     Action(
         "set_weight",
-        Theme.ACCOUNTS,
+        Theme.ADMIN,
         m.SetWeight,
         Access.ADMIN,
         "Set how large a user's share of the slots is.",

@@ -8,12 +8,15 @@ from twisted.internet.interfaces import IReactorTime
 
 from taskd.api.accounts import Accounts
 from taskd.api.actions.accounts import AccountActions
+from taskd.api.actions.admin import AdminActions
 from taskd.api.actions.live import LiveActions
 from taskd.api.actions.logs import LogActions
 from taskd.api.actions.overview import OverviewActions
 from taskd.api.actions.server import ServerActions
 from taskd.api.actions.tasks import TaskActions
 from taskd.api.core import Api
+from taskd.api.owners import Owners
+from taskd.api.rights import Rights
 from taskd.api.states import StateReader
 from taskd.events.end_rates import EndRates
 from taskd.events.publisher import Publisher
@@ -65,6 +68,7 @@ class TaskServer:
             lease=lease,
             keep=keep,
         )
+        self.rights = rights = Rights(clock, store, accounts.idle, accounts.role_of)
         self.subscriber = Subscriber(
             broker,
             hub,
@@ -73,21 +77,25 @@ class TaskServer:
             scheduler.liveness.on_event,
             scheduler.dispatcher.look_at,
             scheduler.dispatcher.gap,
+            rights.changed,
         )
         states = StateReader(clock, store)
+        owners = Owners(accounts, states)
         self.api = Api(
             {
                 Theme.SERVER: ServerActions(
                     scheduler.pools, scheduler.liveness, HealthCheck(clock, store, broker), node
                 ),
                 Theme.OVERVIEW: OverviewActions(clock, store, scheduler.pools, rates),
-                Theme.ACCOUNTS: AccountActions(accounts),
+                Theme.ACCOUNTS: AccountActions(accounts, rights, publisher),
+                Theme.ADMIN: AdminActions(accounts, rights, publisher),
                 Theme.TASKS: TaskActions(
-                    store, broker, publisher, scheduler, Explainer(store, broker, scheduler, rates)
+                    store, broker, publisher, scheduler, Explainer(store, broker, scheduler, rates), owners
                 ),
-                Theme.LOGS: LogActions(clock, store, states, hub),
+                Theme.LOGS: LogActions(clock, store, states, hub, owners),
                 Theme.LIVE: LiveActions(clock, store, states, hub),
-            }
+            },
+            rights,
         )
         self.lines = LineFactory(self.api, clock)
 
@@ -96,6 +104,7 @@ class TaskServer:
         accepted before."""
         self.subscriber.start(self._store.installation)
         self.scheduler.start()
+        self.rights.start()
 
     async def drain(self) -> None:
         """Answer the requests under way, close the connections, finish what is scheduled. Never fails.
@@ -103,6 +112,7 @@ class TaskServer:
         The caller has stopped to accept connections.
         """
         self.api.drain()
+        self.rights.stop()
         self.lines.drain()
         timer = self._clock.callLater(CLOSE_SECONDS, self.hurry)
         await self.lines.empty()

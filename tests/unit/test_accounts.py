@@ -179,6 +179,16 @@ class LoggingIn(AccountCase):
         self.assertEqual(self.client.ask("whoami")["username"], "Ana")
 
     def test_an_unknown_user_is_refused(self) -> None:
+        """It gets the same answer as a wrong password, and costs the same work."""
+        done = self.hashes.done
+        unknown, wrong = self.login("eva"), self.login("ana", "wrong horse")
+        self.assertEqual({**unknown, "id": 0}, {**wrong, "id": 0})
+        self.assertRefused(unknown, "forbidden", "password")
+        self.assertEqual(unknown["status"], "wrong_credentials")
+        self.assertEqual(self.hashes.done, done + 2)
+
+    def test_an_unknown_user_is_named_where_the_settings_say_so(self) -> None:
+        self.stage.accounts._reveal_unknown = True
         reply = self.login("eva")
         self.assertRefused(reply, "not_found", "username")
         self.assertEqual(reply["status"], "no_user")

@@ -1,49 +1,136 @@
-"""Actions about accounts and sessions: register, login, logout, whoami, set_weight."""
+"""Actions about one's own account: register, login, logout, passwords, sessions, API tokens."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
 
 from taskd.api.accounts import Accounts
 from taskd.api.principal import Principal
 from taskd.api.reply import SUCCESS, Reply
+from taskd.api.rights import Rights
 from taskd.api.subscriptions import Subscriptions
+from taskd.events.publisher import Publisher
 from taskd.model.errors import BadRequest
+from taskd.ports.accounts import Session
 from taskd.protocol import messages as m
 
 
 class AccountActions:
-    """A login or logout returns a new principal and ends the connection's subscriptions."""
+    """A login or logout returns a new principal and ends the connection's subscriptions. Whatever ends sessions is
+    announced, so that it takes effect on other connections and servers."""
 
-    def __init__(self, accounts: Accounts) -> None:
+    def __init__(self, accounts: Accounts, rights: Rights, publisher: Publisher) -> None:
         self._accounts = accounts
+        self._rights = rights
+        self._publisher = publisher
 
     async def register(self, principal: Principal, subscriptions: Subscriptions, request: m.Register) -> Reply:
-        user = await self._accounts.register(request.username, request.password)
+        user = await self._accounts.register(request.username, request.password, request.invitation, principal.address)
         return Reply({"status": "success", "user_id": user.id, "username": user.username})
 
     async def login(self, principal: Principal, subscriptions: Subscriptions, request: m.Login) -> Reply:
-        expires: dict[str, int] = {}
+        expires: dict[str, float] = {}
         if request.token is not None:
-            user, token = await self._accounts.resume(request.token), request.token
+            session, token = await self._accounts.resume(request.token, principal.address), request.token
         elif request.username is not None and request.password is not None:
-            user, token = await self._accounts.login(request.username, request.password)
+            session, token = await self._accounts.login(request.username, request.password, principal.address)
             expires = {"expires_in": self._accounts.session_seconds}
+            await self._end_presented(principal)
         else:
             missing = "username" if request.username is None else "password"
             raise BadRequest(f"{missing} is missing: log in with username and password, or with a token", field=missing)
-        subscriptions.cancel_subscriptions()
-        fields = {"status": "logged_in", "token": token, "user_id": user.id, "username": user.username, **expires}
-        admin = self._accounts.is_admin(user)
-        return Reply(fields, Principal(user.id, user.username, token, principal.address, admin))
+        subscriptions.begin_session()
+        self._rights.enter(subscriptions, session)
+        user = session.user
+        role = self._accounts.role_of(user)
+        fields = {
+            "status": "logged_in",
+            "token": token,
+            "user_id": user.id,
+            "username": user.username,
+            "role": role.value,
+            **expires,
+        }
+        return Reply(
+            fields, Principal(user.id, user.username, principal.address, role, session.token_hash, session.scopes)
+        )
+
+    async def _end_presented(self, principal: Principal) -> None:
+        """A login ends the session that the connection had: whoever has planted it must not share the new one. It does
+        not end an API token, which has its own life."""
+        if principal.session is not None and principal.scopes is None:
+            await self._accounts.forget(principal.session)
+            self._announce(principal.user_id)
 
     async def logout(self, principal: Principal, subscriptions: Subscriptions, request: m.Nothing) -> Reply:
-        if principal.token is not None:
-            await self._accounts.forget(principal.token)
+        if principal.session is not None and principal.scopes is None:
+            await self._accounts.forget(principal.session)
         subscriptions.cancel_subscriptions()
+        self._rights.leave(subscriptions)
+        self._announce(principal.user_id)
         return Reply(SUCCESS.fields, Principal(address=principal.address))
 
     async def whoami(self, principal: Principal, subscriptions: Subscriptions, request: m.Nothing) -> Reply:
-        return Reply({"status": "success", "user_id": principal.user_id, "username": principal.username})
+        fields = {"user_id": principal.user_id, "username": principal.username, "role": principal.role.value}
+        return Reply({"status": "success", **fields})
 
-    async def set_weight(self, principal: Principal, subscriptions: Subscriptions, request: m.SetWeight) -> Reply:
-        name = await self._accounts.set_weight(request.username, request.weight)
-        return Reply({"status": "success", "username": name, "weight": request.weight})
+    async def change_password(
+        self, principal: Principal, subscriptions: Subscriptions, request: m.ChangePassword
+    ) -> Reply:
+        await self._accounts.change_password(principal, request.password, request.new_password)
+        self._announce(principal.user_id)
+        return SUCCESS
+
+    async def set_password(self, principal: Principal, subscriptions: Subscriptions, request: m.SetPassword) -> Reply:
+        user = await self._accounts.set_password(
+            request.username, request.code, request.new_password, principal.address
+        )
+        self._announce(user.id)
+        return SUCCESS
+
+    async def delete_account(
+        self, principal: Principal, subscriptions: Subscriptions, request: m.DeleteAccount
+    ) -> Reply:
+        await self._accounts.delete_account(principal, request.password)
+        subscriptions.cancel_subscriptions()
+        self._rights.leave(subscriptions)
+        self._announce(principal.user_id)
+        return Reply(SUCCESS.fields, Principal(address=principal.address))
+
+    async def sessions(self, principal: Principal, subscriptions: Subscriptions, request: m.Nothing) -> Reply:
+        found = await self._accounts.sessions(principal)
+        return Reply({"status": "success", "sessions": list(_views(found, principal.session))})
+
+    async def end_session(self, principal: Principal, subscriptions: Subscriptions, request: m.OneSession) -> Reply:
+        await self._accounts.end_session(principal, request.session_id)
+        self._announce(principal.user_id)
+        return SUCCESS
+
+    async def end_sessions(self, principal: Principal, subscriptions: Subscriptions, request: m.EndSessions) -> Reply:
+        ended = await self._accounts.end_sessions(principal, request.keep_this)
+        self._announce(principal.user_id)
+        return Reply({"status": "success", "ended": ended})
+
+    async def new_token(self, principal: Principal, subscriptions: Subscriptions, request: m.NewToken) -> Reply:
+        session, token = await self._accounts.new_token(principal, request.name, request.days, request.scopes)
+        return Reply({"status": "success", "session_id": session.id, "token": token, "expires_at": session.expires_at})
+
+    def _announce(self, user_id: int) -> None:
+        self._rights.changed([user_id])
+        self._publisher.publish_rights([user_id])
+
+
+def _views(sessions: Iterable[Session], current: bytes | None) -> Iterable[dict[str, Any]]:
+    for s in sessions:
+        yield {
+            "id": s.id,
+            "current": s.token_hash == current,
+            "name": s.name,
+            "ending": s.ending,
+            "scopes": s.scopes,
+            "address": s.address,
+            "created_at": s.created_at,
+            "used_at": s.used_at,
+            "expires_at": s.expires_at,
+        }

@@ -14,7 +14,7 @@ from taskd.api.shared_checks import check_count
 from taskd.api.states import StateReader
 from taskd.api.subscriptions import Subscriptions
 from taskd.events.watch_hub import Hub, Wait, Watch
-from taskd.model.errors import RateLimited
+from taskd.model.errors import AuthRequired, RateLimited
 from taskd.model.states import TERMINAL
 from taskd.model.tasks import Task
 from taskd.ports.store import IStore
@@ -75,6 +75,8 @@ class LiveActions:
                     if timer.active():
                         timer.cancel()
                     wait.rearm()
+                    if subscriptions.ended:
+                        raise AuthRequired("the session has ended; log in again")
                     if wait.remaining:
                         await self._note_ended(user_id, wait, tuple(wait.remaining))
                 async with subscriptions.large_reply:

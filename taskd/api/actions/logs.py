@@ -9,6 +9,7 @@ from twisted.internet.interfaces import IReactorTime
 from taskd.api.cursors import log_cursor, place_of
 from taskd.api.log_follow import LogFollow
 from taskd.api.log_pages import read_lines, read_tail, view_lines
+from taskd.api.owners import Owners
 from taskd.api.principal import Principal
 from taskd.api.reply import Reply
 from taskd.api.states import StateReader
@@ -24,14 +25,15 @@ from taskd.protocol import messages as m
 class LogActions:
     """Pages of a log, and following it."""
 
-    def __init__(self, clock: IReactorTime, store: IStore, states: StateReader, hub: Hub) -> None:
+    def __init__(self, clock: IReactorTime, store: IStore, states: StateReader, hub: Hub, owners: Owners) -> None:
+        self._owners = owners
         self._clock = clock
         self._store = store
         self._states = states
         self._hub = hub
 
     async def get_log(self, principal: Principal, subscriptions: Subscriptions, request: m.GetLog) -> Reply:
-        user_id = principal.user_id
+        user_id = await self._owners.of_task(principal, request.task_id)
         after = None if request.cursor is None else place_of(request.cursor)
         follow = self._new_follow(user_id, subscriptions, request.task_id) if request.follow else None
         try:

@@ -20,8 +20,8 @@ KEPT = 1.0
 
 
 class OverviewActions:
-    """An admin sees the tasks of all users, everybody else only the user's own. ``rates`` is what this server has heard
-    of the ends of tasks."""
+    """An operator or admin sees the tasks of all users, everybody else only the user's own. ``rates`` is what this
+    server has heard of the ends of tasks."""
 
     def __init__(self, clock: IReactorTime, store: IStore, pools: Pools, rates: EndRates) -> None:
         self._clock = clock
@@ -31,14 +31,14 @@ class OverviewActions:
         self._kept: dict[int | None, tuple[float, Overview]] = {}
 
     async def overview(self, principal: Principal, subscriptions: Subscriptions, request: m.Nothing) -> Reply:
-        user_id = None if principal.admin else principal.user_id
+        user_id = None if principal.operator else principal.user_id
         async with subscriptions.large_reply:
             found = await self._counts(user_id)
             rates = self._rates.by_minute(user_id)
             return Reply(
                 {
                     "status": "success",
-                    "scope": "all" if principal.admin else "own",
+                    "scope": "all" if principal.operator else "own",
                     "rate_seconds": round(self._rates.seconds, 1),
                     "routes": [self._view(counted, rates.get(counted.route, 0.0)) for counted in found.routes],
                     "more": found.more,

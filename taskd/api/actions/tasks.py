@@ -7,6 +7,7 @@ from typing import Any
 
 from taskd.api.cursors import before_of, tasks_cursor
 from taskd.api.own_tasks import own_listed, own_task, that_fit
+from taskd.api.owners import Owners
 from taskd.api.principal import Principal
 from taskd.api.reply import Reply
 from taskd.api.shared_checks import check_choice, check_count
@@ -27,12 +28,20 @@ from taskd.scheduling.scheduler import Scheduler
 
 
 class TaskActions:
-    """A user sees and changes only the user's own tasks: somebody else's task is not found."""
+    """A user sees and changes only the user's own tasks: somebody else's task is not found. Operators and admins see
+    those of all users, and change only their own."""
 
     def __init__(
-        self, store: IStore, broker: IBroker, publisher: Publisher, scheduler: Scheduler, explainer: Explainer
+        self,
+        store: IStore,
+        broker: IBroker,
+        publisher: Publisher,
+        scheduler: Scheduler,
+        explainer: Explainer,
+        owners: Owners,
     ) -> None:
         self._store = store
+        self._owners = owners
         self._broker = broker
         self._publisher = publisher
         self._submitter = scheduler.submitter
@@ -66,9 +75,12 @@ class TaskActions:
         check_choice(request.state, SHOWN_STATES, "state")
         kind = None if request.kind is None else check_kind(request.kind)
         before = None if request.cursor is None else before_of(request.cursor)
+        user_id = principal.user_id
+        if request.username is not None:
+            user_id = await self._owners.of_username(principal, request.username)
         query = TaskQuery(request.limit, before, request.status, request.state, kind)
         async with subscriptions.large_reply:
-            page = await self._store.list_tasks(principal.user_id, query)
+            page = await self._store.list_tasks(user_id, query)
             tasks, before = that_fit(page.tasks), page.before
             if len(tasks) < len(page.tasks):
                 before = tasks[-1].id
@@ -78,7 +90,8 @@ class TaskActions:
 
     async def get_task(self, principal: Principal, subscriptions: Subscriptions, request: m.OneTask) -> Reply:
         async with subscriptions.large_reply:
-            task = await own_task(self._store, principal.user_id, request.task_id)
+            owner = await self._owners.of_task(principal, request.task_id)
+            task = await own_task(self._store, owner, request.task_id)
             failed = await self._store.failed_attempts(task.id)
             return Reply({"status": "success", "task": view(task, self._store.now(), failed)})
 
@@ -99,7 +112,8 @@ class TaskActions:
     async def explain(self, principal: Principal, subscriptions: Subscriptions, request: m.OneTask) -> Reply:
         # it may count ten thousand tasks: not for all requests of a connection at the same time
         async with subscriptions.large_reply:
-            [task] = [task async for task in own_listed(self._store, principal.user_id, [request.task_id], "task_id")]
+            owner = await self._owners.of_task(principal, request.task_id)
+            [task] = [task async for task in own_listed(self._store, owner, [request.task_id], "task_id")]
             now = self._store.now()
             why = await self._explainer.explain(task, now)
             return Reply({"status": "success", "task_id": task.id, "state": shown_state(task, now), **why})

@@ -1,0 +1,29 @@
+"""Whose tasks a request may see: an operator or admin sees those of all users."""
+
+from __future__ import annotations
+
+from taskd.api.accounts import Accounts
+from taskd.api.principal import Principal
+from taskd.api.states import StateReader
+from taskd.model.errors import Forbidden
+
+
+class Owners:
+    """Finds the owner of what is asked for. Others than operators and admins own only what is theirs."""
+
+    def __init__(self, accounts: Accounts, states: StateReader) -> None:
+        self._accounts = accounts
+        self._states = states
+
+    async def of_task(self, principal: Principal, task_id: int) -> int:
+        """The user as whose task the client may read this one: its owner for an operator, else the client itself,
+        whose it may be or not. Raises Unavailable."""
+        if not principal.operator:
+            return principal.user_id
+        return await self._states.owner(task_id) or principal.user_id
+
+    async def of_username(self, principal: Principal, username: str) -> int:
+        """The user with this name. Raises Forbidden, BadRequest, NoUser, Unavailable."""
+        if not principal.operator:
+            raise Forbidden("username is only for operators and admins: you see your own tasks", field="username")
+        return (await self._accounts.find(username)).id
