@@ -213,9 +213,7 @@ def open_store(settings: Settings, reactor: Any, migrate: bool = True) -> Postgr
     if settings.postgres is not None:
         from taskd.store.postgres.store import PostgresStore
 
-        return PostgresStore(
-            settings.postgres.dsn(), reactor, installation=settings.installation, migrate=migrate
-        )
+        return PostgresStore(settings.postgres.dsn(), reactor, installation=settings.installation, migrate=migrate)
     from taskd.store.sqlite.database import open_sqlite
     from taskd.store.sqlite.store import SqliteStore
     from taskd.store.wall_clock import WallClock

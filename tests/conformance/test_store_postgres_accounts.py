@@ -20,7 +20,7 @@ class Concurrent(Hooks, AccountCase):
 
     async def results(self, *calls: Awaitable[Any]) -> list[Any]:
         """What the calls return or raise, when they run at the same time."""
-        deferreds = [Deferred.fromCoroutine(call) for call in calls]  # type: ignore[arg-type]
+        deferreds: list[Deferred[Any]] = [Deferred.fromCoroutine(call) for call in calls]  # type: ignore[arg-type]
         outcomes = await DeferredList(deferreds, consumeErrors=True)
         return [result if good else result.value for good, result in outcomes]
 
