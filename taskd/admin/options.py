@@ -7,10 +7,10 @@ from pathlib import Path
 
 from taskd.cli.texts.argparse_texts import translate_argparse
 from taskd.cli.texts.catalogue import Texts
-from taskd.config.declarations import ENV_FILE, TASKD_DATA, TASKD_INSTALLATION
+from taskd.config.declarations import ENV_FILE
 
-SETTINGS = tuple(setting.option.name for setting in (TASKD_DATA, TASKD_INSTALLATION) if setting.option is not None)
-"""The options that override a variable, as the daemons have them."""
+SETTINGS = {"data": "FOLDER", "installation": "ID"}
+"""The options of the daemons that override a variable, each with what it takes."""
 
 
 def parser(texts: Texts) -> argparse.ArgumentParser:
@@ -46,5 +46,5 @@ def _add_settings(parser: argparse.ArgumentParser, texts: Texts, default: str | 
     """A command has the options of main too, without a default, so that they may stand before or after its name."""
     short = f"-{ENV_FILE.short}"
     parser.add_argument(short, f"--{ENV_FILE.name}", metavar="FILE", default=default, help=texts("option.env-file"))
-    for name in SETTINGS:
-        parser.add_argument(f"--{name}", metavar=name.upper(), default=default, help=texts(f"option.{name}"))
+    for name, metavar in SETTINGS.items():
+        parser.add_argument(f"--{name}", metavar=metavar, default=default, help=texts(f"option.{name}"))

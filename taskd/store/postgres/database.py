@@ -107,7 +107,8 @@ class PostgresDatabase(Startable):
             [(now,)] = await self._call("clock")
             self._told(now)
         except InsufficientPrivilege as e:
-            raise SettingsError(f"{self._name}: user {self._dsn.get('user')}: {reason(e)}") from None
+            hint = ": run taskadmin migrate with a role that owns the database" if self.migrated else ""
+            raise SettingsError(f"{self._name}: user {self._dsn.get('user')}: {reason(e)}{hint}") from None
         except Exception as e:
             if is_dead(e) or isinstance(e, Unavailable) or isinstance(_refusal(e), Unavailable):
                 return reason(e)
