@@ -10,7 +10,7 @@ FIRST ?= 0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PACKAGE := setup.cfg pyproject.toml
-FORMATTED := . bin/taskclient
+FORMATTED := . bin/taskclient bin/taskadmin
 TYPED := $(wildcard taskd twisted/plugins tests bench deploy examples/thumbnails)
 
 .PHONY: run test simulate lint format bench clean

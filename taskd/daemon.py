@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
@@ -29,6 +29,10 @@ from taskd.model.errors import SchemaTooNew, SettingsError, TaskdError, Unavaila
 from taskd.model.visible import visible
 from taskd.ports.broker import IBroker
 from taskd.ports.store import IStore
+
+if TYPE_CHECKING:
+    from taskd.store.postgres.store import PostgresStore
+    from taskd.store.sqlite.store import SqliteStore
 
 _EXPECTED = (SettingsError, SchemaTooNew, TaskdError, OSError, CannotListenError)
 
@@ -209,19 +213,29 @@ def spare_collections() -> None:
 
 def open_adapters(settings: Settings, reactor: Any) -> tuple[IStore, IBroker]:
     """The store and the broker that the settings name, not started yet. Raises SettingsError."""
-    if settings.postgres is not None and settings.rabbitmq is not None:
+    store = open_store(settings, reactor)
+    if settings.rabbitmq is not None:
         from taskd.broker.rabbitmq.broker import RabbitBroker
+
+        return store, RabbitBroker(settings.rabbitmq, reactor, lambda: store.installation)
+    from taskd.broker.memory import MemoryBroker
+
+    return store, MemoryBroker(reactor)
+
+
+def open_store(settings: Settings, reactor: Any, migrate: bool = True) -> PostgresStore | SqliteStore:
+    """The store that the settings name, not started yet. With ``migrate`` False its start changes no schema. Raises
+    SettingsError, DataInUse."""
+    if settings.postgres is not None:
         from taskd.store.postgres.store import PostgresStore
 
-        postgres = PostgresStore(settings.postgres.dsn(), reactor, installation=settings.installation)
-        return postgres, RabbitBroker(settings.rabbitmq, reactor, lambda: postgres.installation)
-    from taskd.broker.memory import MemoryBroker
+        return PostgresStore(settings.postgres.dsn(), reactor, installation=settings.installation, migrate=migrate)
     from taskd.store.sqlite.database import open_sqlite
     from taskd.store.sqlite.store import SqliteStore
     from taskd.store.wall_clock import WallClock
 
     sqlite = open_sqlite(settings.data / DATABASE, reactor)
-    return SqliteStore(sqlite, reactor, WallClock(), settings.installation), MemoryBroker(reactor)
+    return SqliteStore(sqlite, reactor, WallClock(), settings.installation, migrate)
 
 
 def process_name() -> str:

@@ -14,18 +14,20 @@ CREATE TABLE users (
     id           INTEGER PRIMARY KEY AUTOINCREMENT, -- never used again for another user
     username     TEXT NOT NULL,                     -- as the user wrote it, in Unicode normal form KC
     username_key TEXT NOT NULL UNIQUE,              -- the case-folded username: unique, and used to find the user
-    password     TEXT NOT NULL,                     -- a bcrypt hash
+    password     TEXT NOT NULL,                     -- a bcrypt hash; empty until the user has set a password with a one-time code
     weight       REAL NOT NULL DEFAULT 1 CHECK (weight > 0), -- the share of slots, compared with the weights of the others
     role         TEXT NOT NULL DEFAULT 'user'       -- operator: sees all tasks and workers; admin: may do everything
         CHECK (role IN ('user', 'operator', 'admin')),
     created_at   INTEGER NOT NULL,                  -- when the user registered
     disabled_at  INTEGER,                           -- since when the user may do nothing; NULL for others
     deleted_at   INTEGER,                           -- when the account was deleted; the key is a space and the id, name and password are empty
-    purged_at    INTEGER,                           -- when the last task of the deleted account was deleted
+    purged_at    INTEGER,                           -- when it was certain that the deleted account has no tasks and gets none any more
     code_hash    BLOB,                              -- a hash of the one-time code with which the user may set a password
     code_until   INTEGER                            -- when that code expires
 );
 CREATE INDEX users_deleted ON users (id) WHERE deleted_at IS NOT NULL AND purged_at IS NULL;
+-- The admins who can act: at least one stays.
+CREATE INDEX users_admins ON users (id) WHERE role = 'admin' AND disabled_at IS NULL;
 
 -- Logins that outlive their connection, and API tokens.
 CREATE TABLE sessions (
@@ -77,7 +79,11 @@ CREATE TABLE audit (
     details    TEXT                                 -- what changed, one line
 );
 CREATE INDEX audit_at ON audit (at);
-CREATE INDEX audit_subject ON audit (subject, at);
+CREATE INDEX audit_subject ON audit (subject, id);
+CREATE INDEX audit_actor ON audit (actor_id, id);
+CREATE INDEX audit_action ON audit (action, id);
+-- Refused logins to an account, which are counted before each login.
+CREATE INDEX audit_refusals ON audit (subject, at) WHERE action = 'login' AND outcome <> 'ok';
 
 -- Every task and its state: the source of truth. Broker messages are only hints about it.
 CREATE TABLE tasks (

@@ -10,6 +10,7 @@ from typing import Any
 from taskd.cli.durations import duration, moment_in, number_in, seconds_in
 from taskd.cli.fields import checked
 from taskd.cli.texts import help as texts_of_help
+from taskd.cli.texts.argparse_texts import translate_argparse
 from taskd.cli.texts.catalogue import Texts
 from taskd.model.limits import (
     MAX_DELAY_SECONDS,
@@ -35,8 +36,7 @@ def parser(texts: Texts) -> Parser:
 class _Builder:
     def __init__(self, texts: Texts) -> None:
         self._texts = texts
-        # argparse translates its texts with this function; the documented way needs a compiled gettext catalogue
-        vars(argparse)["_"] = self._translate
+        translate_argparse(texts)
         self.main = Parser(prog="taskclient", **self._description("main"))
         self.main.epilog = f"{self.main.epilog}\n\n{self._help('exit')}"
         self._add_common(self.main)
@@ -195,9 +195,6 @@ class _Builder:
         command.add_argument("--token-file", metavar="FILE", default=defaults[2])
         command.add_argument("--json", action="store_true", default=defaults[3])
 
-    def _translate(self, message: str) -> str:
-        return _SPANISH.get(message, message) if self._texts.lang == "es" else message
-
     def _summary(self, name: str) -> str:
         return texts_of_help.summary(name, self._texts.lang).replace("%", "%%")
 
@@ -257,21 +254,3 @@ class _Builder:
             return seconds
 
         return read
-
-
-_SPANISH = {
-    "usage: ": "uso: ",
-    "positional arguments": "argumentos",
-    "options": "opciones",
-    "show this help message and exit": "mostrar esta ayuda y salir",
-    "the following arguments are required: %s": "faltan estos argumentos: %s",
-    "unrecognized arguments: %s": "argumentos desconocidos: %s",
-    "expected one argument": "falta su valor",
-    "expected at least one argument": "falta al menos un valor",
-    "argument %(argument_name)s: %(message)s": "argumento %(argument_name)s: %(message)s",
-    "invalid choice: %(value)r (choose from %(choices)s)": "valor no válido: %(value)r (elija %(choices)s)",
-    "invalid %(type)s value: %(value)r": "valor no válido: %(value)r",
-    "not allowed with argument %s": "no se admite junto con %s",
-    "one of the arguments %s is required": "hace falta uno de estos argumentos: %s",
-    "ignored explicit argument %r": "no admite el valor %r",
-}

@@ -72,6 +72,8 @@ class Settings(msgspec.Struct, frozen=True):
     health: Path | None
     bcrypt_rounds: int
     session_days: int
+    session_idle_days: int
+    audit_days: int
     admins: tuple[str, ...] = ()
     """The keys of usernames."""
     allow_plaintext: bool = False

@@ -336,6 +336,15 @@ TASKD_BCRYPT_ROUNDS = Setting(
 TASKD_SESSION_DAYS = Setting(
     "TASKD_SESSION_DAYS", whole_number(1, 3650), "30", "Days after a login until the user must log in again."
 )
+TASKD_SESSION_IDLE_DAYS = Setting(
+    "TASKD_SESSION_IDLE_DAYS",
+    whole_number(1, 3650),
+    "7",
+    "Days without use after which a login ends. API tokens end by their own time only.",
+)
+TASKD_AUDIT_DAYS = Setting(
+    "TASKD_AUDIT_DAYS", whole_number(1, 36_500), "365", "Age in days at which rows of the audit are deleted."
+)
 TASKD_ADMINS = Setting(
     "TASKD_ADMINS",
     USERNAMES,
@@ -462,6 +471,8 @@ GROUPS: dict[str, tuple[Setting[Any], ...]] = {
         TASKD_KEEP_DAYS,
         TASKD_BCRYPT_ROUNDS,
         TASKD_SESSION_DAYS,
+        TASKD_SESSION_IDLE_DAYS,
+        TASKD_AUDIT_DAYS,
         TASKD_ADMINS,
         TASKD_HASH_THREADS,
         TASKD_LOGINS_PER_MINUTE,

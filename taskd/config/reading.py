@@ -133,6 +133,8 @@ def read_settings(
         health=value(d.TASKD_HEALTH),
         bcrypt_rounds=value(d.TASKD_BCRYPT_ROUNDS),
         session_days=value(d.TASKD_SESSION_DAYS),
+        session_idle_days=value(d.TASKD_SESSION_IDLE_DAYS),
+        audit_days=value(d.TASKD_AUDIT_DAYS),
         admins=value(d.TASKD_ADMINS),
         allow_plaintext=value(d.TASKD_ALLOW_PLAINTEXT),
         trusted_proxies=value(d.TASKD_TRUSTED_PROXIES),

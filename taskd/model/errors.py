@@ -138,5 +138,13 @@ class SettingsError(Exception):
     """A setting is missing or malformed. The message is one line that names the variable or option."""
 
 
+class DataInUse(SettingsError):
+    """Another process has locked the folder of the embedded database."""
+
+
+class SchemaTooOld(SettingsError):
+    """The database lacks migrations, and the caller did not want them applied."""
+
+
 class SchemaTooNew(Exception):
     """The database was migrated by a newer taskd than this one."""

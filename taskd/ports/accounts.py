@@ -8,6 +8,7 @@ from datetime import datetime
 import msgspec
 from zope.interface import Interface
 
+from taskd.model.tasks import Task
 from taskd.model.users import Role, User
 
 MAX_SESSIONS = 100
@@ -15,6 +16,10 @@ MAX_SESSIONS = 100
 
 DEVICE_SECONDS = 30 * 86_400
 """How long a network from which a user has logged in is known."""
+
+SETTLE_SECONDS = 600
+"""How long after the deletion of an account requests of its owner may still be under way. They take some ten seconds at
+most, so this is plenty. Only after that is the account known to have no more tasks."""
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -159,16 +164,22 @@ class IAccountStore(Interface):
         False if it is not; True also when the call is repeated."""
 
     def delete_user(user_id: int, entry: Entry | None = None) -> Awaitable[bool]:
-        """Delete an account: its name is free, its sessions, tokens, devices and password are gone; its id and its
-        tasks stay until :meth:`purge_deleted` has deleted the tasks. False if there is no such user. Raises LastAdmin
-        as :meth:`set_role` does."""
+        """Delete an account: its name is free, its sessions, tokens, devices and password are gone; its id is
+        never used again, and its tasks stay until :meth:`purge_deleted` has deleted them. False if there is no such
+        user. Raises LastAdmin as :meth:`set_role` does."""
 
     def deleted_users() -> Awaitable[Sequence[int]]:
-        """Ids of deleted users who may still have tasks, at most 100."""
+        """Ids of deleted users who have tasks, or who were deleted SETTLE_SECONDS ago and whose purge is not noted as
+        final yet; at most 100."""
+
+    def cancel_deleted(user_id: int, limit: int) -> Awaitable[Sequence[Task]]:
+        """Cancel up to ``limit`` open tasks of a deleted user. Returns them; a repeated call returns only what it has
+        cancelled itself."""
 
     def purge_deleted(user_id: int, limit: int) -> Awaitable[bool]:
         """Delete up to ``limit`` tasks of a deleted user that have ended and that nobody holds, with their logs and
-        attempts. True if the user has no more tasks: then :meth:`deleted_users` names it no more."""
+        attempts. True if the user has no tasks now: :meth:`deleted_users` names it again if a request that was under
+        way stores one, and no more once SETTLE_SECONDS have passed since the deletion."""
 
     def open_session(user_id: int, session: NewSession, entry: Entry | None = None) -> Awaitable[None]:
         """Store a session or an API token. Deletes the user's expired ones, and the oldest of its kind beyond
@@ -216,6 +227,7 @@ class IAccountStore(Interface):
         """Rows of the audit, the newest first, those with lower ids than ``before_id``. With ``subject``, only those
         in which this key of a username is the subject, or in which this user is the actor."""
 
-    def sweep_accounts(audit_days: float, idle: float) -> Awaitable[None]:
+    def sweep_accounts(audit_days: float, idle: float) -> Awaitable[bool]:
         """Delete what is past: expired and idle sessions, expired or spent invitations, devices older than
-        DEVICE_SECONDS, rows of the audit older than ``audit_days``; of each some thousands at a time."""
+        DEVICE_SECONDS, rows of the audit older than ``audit_days``; of each some thousands at a time. True if there is
+        more of something."""

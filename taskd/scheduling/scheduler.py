@@ -15,7 +15,9 @@ from taskd.scheduling.fast_path import FastPath
 from taskd.scheduling.liveness import Liveness
 from taskd.scheduling.maintenance.delete_finished import DeleteFinished
 from taskd.scheduling.maintenance.promote_due import PromoteDue
+from taskd.scheduling.maintenance.purge_deleted import PurgeDeleted
 from taskd.scheduling.maintenance.rounds import MaintenanceRounds
+from taskd.scheduling.maintenance.sweep_accounts import SweepAccounts
 from taskd.scheduling.pools import Pools
 from taskd.scheduling.submission import Submitter
 from taskd.scheduling.take_back import TakeBack
@@ -24,6 +26,7 @@ from taskd.scheduling.take_back import TakeBack
 class Scheduler:
     """``queues`` are those whose tasks this server assigns. ``lease`` is after how many seconds of silence a worker is
     dead (None: never, for an embedded server), ``keep`` after how many seconds finished tasks are deleted (0: never).
+    Rows of the audit are deleted after ``audit_days``, and logins end after ``session_idle`` seconds without use.
     """
 
     def __init__(
@@ -36,13 +39,22 @@ class Scheduler:
         queues: Sequence[str],
         lease: float | None,
         keep: float,
+        audit_days: float = 365.0,
+        session_idle: float = 7 * 86_400.0,
     ) -> None:
         self.pools = pools = Pools(queues)
         self.dispatcher = dispatcher = Dispatcher(clock, store, broker, publisher, pools)
         self.submitter = Submitter(clock, store, broker, publisher, dispatcher, FastPath(dispatcher, pools))
         self.liveness = Liveness(clock, store, dispatcher, TakeBack(publisher, dispatcher), lease)
         self.maintenance = MaintenanceRounds(
-            clock, store, [PromoteDue(store, publisher, dispatcher), DeleteFinished(clock, store, keep)]
+            clock,
+            store,
+            [
+                PromoteDue(store, publisher, dispatcher),
+                DeleteFinished(clock, store, keep),
+                PurgeDeleted(clock, store, broker, publisher, dispatcher),
+                SweepAccounts(clock, store, audit_days, session_idle),
+            ],
         )
 
     def start(self) -> None:

@@ -10,6 +10,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from taskd.model.backoff import Backoff
+from taskd.model.errors import SchemaTooOld, Unavailable
 from taskd.store.refusals import closed
 
 MIN_DELAY = 0.1
@@ -20,14 +21,19 @@ BACKOFF = Backoff(first=MIN_DELAY, longest=MAX_DELAY)
 
 
 class Startable:
-    """A store on the database ``name``. start() opens it, stop() closes it and ends a start() that still tries."""
+    """A store on the database ``name``. start() opens it, stop() closes it and ends a start() that still tries.
+
+    It applies the migrations that the database lacks; with ``migrate`` False it raises SchemaTooOld instead."""
 
     log = Logger()
     installation = ""
+    migrated = 0
+    """How many migrations the start has applied."""
 
-    def __init__(self, name: str, clock: IReactorTime) -> None:
+    def __init__(self, name: str, clock: IReactorTime, migrate: bool = True) -> None:
         self._name = name
         self._clock = clock
+        self._may_migrate = migrate
         self._waiting: Deferred[None] | None = None
         self._stopped = False
 
@@ -48,6 +54,17 @@ class Startable:
             except CancelledError:
                 if not self._stopped:
                     raise
+
+    async def start_once(self) -> None:
+        """Like start(), but raise Unavailable, with the reason, when the database cannot be reached."""
+        why = await self._open()
+        if why is not None:
+            raise Unavailable(f"{self._name}: cannot connect: {why}")
+
+    def _check_pending(self, pending: int) -> None:
+        if pending and not self._may_migrate:
+            raise SchemaTooOld(f"the database lacks {pending} migrations: run taskadmin migrate, or start a daemon")
+        self.migrated = pending
 
     async def stop(self) -> None:
         self._stopped = True

@@ -32,6 +32,9 @@ WORKER_KEEP_SECONDS = 3600
 UNSPENT_LOSSES = 3
 """A task may be lost so often without spending an attempt."""
 
+LIVE_KEYS = " :"
+"""The keys of all users are after this one, and those of deleted users, a space and digits, before it."""
+
 STATES = {state.value: state for state in State}
 
 NOT_BEGUN = "started_at = NULL, progress = NULL, note = NULL"

@@ -16,7 +16,7 @@ from taskd.ports.workers import Culprit
 from taskd.store.postgres.beats import BeatConnection
 from taskd.store.postgres.store import PostgresStore
 from tests import services
-from tests.conformance.store.case import StoreCase
+from tests.conformance.store.case import AGING, StoreCase
 
 POOL_SIZE = 2
 """Connections of a store, if a test does not say otherwise."""
@@ -194,6 +194,11 @@ class Hooks(StoreCase):
                 finished_at = coalesce(now() - make_interval(secs => %s), finished_at) WHERE id = %s
         """
         self.sql(text, created, finished, task_id)
+
+    async def age_accounts(self, seconds: float) -> None:
+        for table, columns in AGING.items():
+            changes = ", ".join(f"{column} = {column} - make_interval(secs => {seconds})" for column in columns)
+            self.sql(f"UPDATE {table} SET {changes}")
 
     async def age_workers(self, seconds: int) -> None:
         self.sql("UPDATE workers SET seen_at = seen_at - make_interval(secs => %s)", seconds)

@@ -20,7 +20,7 @@ from taskd.ports.workers import Culprit
 from taskd.store.rows import encode
 from taskd.store.sqlite.database import InlineRunner, open_sqlite
 from taskd.store.sqlite.store import SqliteStore
-from tests.conformance.store.case import StoreCase
+from tests.conformance.store.case import AGING, StoreCase
 from tests.conformance.store.suite import StoreTests
 
 
@@ -40,6 +40,11 @@ class Hooks(StoreCase):
         ended = None if finished is None else now - finished * 1_000_000
         text = "UPDATE tasks SET created_at = ?, finished_at = coalesce(?, finished_at) WHERE id = ?"
         await self._sql(text, now - created * 1_000_000, ended, task_id)
+
+    async def age_accounts(self, seconds: float) -> None:
+        for table, columns in AGING.items():
+            changes = ", ".join(f"{column} = {column} - {round(seconds * 1_000_000)}" for column in columns)
+            await self._sql(f"UPDATE {table} SET {changes}")
 
     async def age_workers(self, seconds: int) -> None:
         await self._sql("UPDATE workers SET seen_at = seen_at - ?", seconds * 1_000_000)

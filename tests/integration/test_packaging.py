@@ -65,7 +65,8 @@ class Environment:
         assert "taskserver" in listed and "taskworker" in listed
         for daemon in ("taskserver", "taskworker"):
             assert "--slots" in self.run("twistd", daemon, "--help")
-        assert "usage" in self.run("taskclient", "--help").lower()
+        for program in ("taskclient", "taskadmin"):
+            assert "usage" in self.run(program, "--help").lower()
 
     def check_files(self) -> None:
         """The schema and the list of passwords are installed, and both sources of the version agree."""

@@ -14,8 +14,8 @@ from zope.interface import implementer
 
 from taskd.model.errors import Unavailable
 from taskd.model.tasks import FailedAttempt, NewTask, Route, Task
-from taskd.model.users import User
-from taskd.ports.accounts import Account
+from taskd.model.users import Role, User
+from taskd.ports.accounts import Account, Audited, Entry, Invitation, NewSession, Session, UserRow
 from taskd.ports.attempts import Assigned, Begun, Claim, Finished, Held, Outcome, Standing, Started
 from taskd.ports.logs import LogChunk, LogPlace, Report
 from taskd.ports.overview import Line, Overview
@@ -42,13 +42,16 @@ _PICTURES = frozenset({"poll_workers", "look", "standing"})
 """Calls whose answers tell what was, and may be old when they arrive."""
 
 READS = frozenset(
-    {"find_user", "find_session", "find_keys", "find_tasks", "get_tasks", "list_tasks", "count_tasks", "count_line"}
+    {"find_user", "find_sessions", "find_keys", "find_tasks", "get_tasks", "list_tasks", "count_tasks", "count_line"}
     | {"find_states", "get_listed", "failed_attempts", "read_log", "log_bytes", "look", "standing"}
+    | {"list_users", "list_sessions", "list_invitations", "is_invited", "count_refusals", "list_audit", "deleted_users"}
 )
 """Calls that a database which takes no changes answers. A poll is not one of them: beats fail then, and nobody may
 count their absence."""
 
-_WITHOUT_TASKS = frozenset({"beat", "poll_workers", "register", "worker_draining", "worker_gone", "find_session"})
+_WITHOUT_TASKS = frozenset(
+    {"beat", "poll_workers", "register", "worker_draining", "worker_gone", "find_sessions", "sweep_accounts"}
+)
 """Calls that a lock on the table of the tasks does not keep waiting."""
 
 
@@ -341,29 +344,104 @@ class StoreLink:
         for call in tuple(self._open):
             self._fail(call, "the store is closed")
 
-    def create_user(self, username: str, key: str, password: str) -> Awaitable[User]:
-        return self._call("create_user", username, key, password)
+    def create_user(
+        self,
+        username: str,
+        key: str,
+        password: str,
+        entry: Entry | None = None,
+        role: Role = Role.USER,
+        invitation: bytes | None = None,
+    ) -> Awaitable[User]:
+        return self._call("create_user", username, key, password, entry, role, invitation)
 
-    def find_user(self, key: str) -> Awaitable[Account | None]:
-        return self._call("find_user", key)
+    def find_user(self, key: str, network: str = "") -> Awaitable[Account | None]:
+        return self._call("find_user", key, network)
 
-    def open_session(self, user_id: int, token_hash: bytes, seconds: int) -> Awaitable[None]:
-        return self._call("open_session", user_id, token_hash, seconds)
+    def list_users(self, after_key: str, limit: int) -> Awaitable[Sequence[UserRow]]:
+        return self._call("list_users", after_key, limit)
 
-    def find_session(self, token_hash: bytes) -> Awaitable[User | None]:
-        return self._call("find_session", token_hash)
+    def set_role(self, key: str, role: Role, entry: Entry | None = None) -> Awaitable[User | None]:
+        return self._call("set_role", key, role, entry)
 
-    def close_session(self, token_hash: bytes) -> Awaitable[None]:
-        return self._call("close_session", token_hash)
+    def set_disabled(self, key: str, disabled: bool, entry: Entry | None = None) -> Awaitable[User | None]:
+        return self._call("set_disabled", key, disabled, entry)
+
+    def set_weight(self, key: str, weight: float, entry: Entry | None = None) -> Awaitable[bool]:
+        return self._call("set_weight", key, weight, entry)
+
+    def set_password(
+        self, user_id: int, old: str, new: str, keep: bytes | None, entry: Entry | None = None
+    ) -> Awaitable[bool]:
+        return self._call("set_password", user_id, old, new, keep, entry)
+
+    def set_code(self, key: str, code: bytes, seconds: float, entry: Entry | None = None) -> Awaitable[User | None]:
+        return self._call("set_code", key, code, seconds, entry)
+
+    def use_code(self, user_id: int, code: bytes, new: str, entry: Entry | None = None) -> Awaitable[bool]:
+        return self._call("use_code", user_id, code, new, entry)
+
+    def delete_user(self, user_id: int, entry: Entry | None = None) -> Awaitable[bool]:
+        return self._call("delete_user", user_id, entry)
+
+    def deleted_users(self) -> Awaitable[Sequence[int]]:
+        return self._call("deleted_users")
+
+    def cancel_deleted(self, user_id: int, limit: int) -> Awaitable[Sequence[Task]]:
+        return self._call("cancel_deleted", user_id, limit)
+
+    def purge_deleted(self, user_id: int, limit: int) -> Awaitable[bool]:
+        return self._call("purge_deleted", user_id, limit)
+
+    def open_session(self, user_id: int, session: NewSession, entry: Entry | None = None) -> Awaitable[None]:
+        return self._call("open_session", user_id, session, entry)
+
+    def find_sessions(self, token_hashes: Sequence[bytes], idle: float) -> Awaitable[Mapping[bytes, Session]]:
+        return self._call("find_sessions", token_hashes, idle)
+
+    def list_sessions(self, user_id: int, idle: float) -> Awaitable[Sequence[Session]]:
+        return self._call("list_sessions", user_id, idle)
+
+    def close_session(self, token_hash: bytes, entry: Entry | None = None) -> Awaitable[None]:
+        return self._call("close_session", token_hash, entry)
+
+    def end_session(self, user_id: int, session_id: int, entry: Entry | None = None) -> Awaitable[bool]:
+        return self._call("end_session", user_id, session_id, entry)
+
+    def end_sessions(self, user_id: int, keep: bytes | None, entry: Entry | None = None) -> Awaitable[int]:
+        return self._call("end_sessions", user_id, keep, entry)
+
+    def create_invitation(self, token_hash: bytes, uses: int, seconds: float, entry: Entry) -> Awaitable[int]:
+        return self._call("create_invitation", token_hash, uses, seconds, entry)
+
+    def is_invited(self, token_hash: bytes) -> Awaitable[bool]:
+        return self._call("is_invited", token_hash)
+
+    def list_invitations(self) -> Awaitable[Sequence[Invitation]]:
+        return self._call("list_invitations")
+
+    def end_invitation(self, invitation_id: int, entry: Entry | None = None) -> Awaitable[bool]:
+        return self._call("end_invitation", invitation_id, entry)
+
+    def audit(self, entries: Sequence[Entry]) -> Awaitable[None]:
+        return self._call("audit", entries, repeat=False)
+
+    def count_refusals(self, subject: str, seconds: float) -> Awaitable[int]:
+        return self._call("count_refusals", subject, seconds)
+
+    def list_audit(
+        self, before_id: int | None, limit: int, subject: str | None = None, action: str | None = None
+    ) -> Awaitable[Sequence[Audited]]:
+        return self._call("list_audit", before_id, limit, subject, action)
+
+    def sweep_accounts(self, audit_days: float, idle: float) -> Awaitable[bool]:
+        return self._call("sweep_accounts", audit_days, idle)
 
     def draw_ids(self, count: int) -> Awaitable[Sequence[int]]:
         return self._call("draw_ids", count)
 
     def create_tasks(self, tasks: Sequence[NewTask], spare: int = 0) -> Awaitable[Created]:
         return self._call("create_tasks", tasks, spare)
-
-    def set_weight(self, key: str, weight: float) -> Awaitable[bool]:
-        return self._call("set_weight", key, weight)
 
     def find_keys(self, keys: Sequence[tuple[int, str]]) -> Awaitable[Mapping[tuple[int, str], Keyed]]:
         return self._call("find_keys", keys)

@@ -14,8 +14,9 @@ from typing import Any
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher
 from zope.interface import implementer
 
-from taskd.api.accounts import token_hash
 from taskd.events.watch_hub import Wait, Watch
+from taskd.model.tokens import token_hash
+from taskd.ports.accounts import NewSession
 from taskd.server.line_connection import LineConnection
 from tests.simulation import faults
 from tests.simulation.broker import SimBroker
@@ -124,7 +125,7 @@ class World:
         for n in range(max(self.plan.clients) + 1):
             name, token = f"user{n}", f"token{n}"
             user_id = at_once(self.database.store.create_user(name, name, "")).id
-            at_once(self.database.store.open_session(user_id, token_hash(token), SESSION_SECONDS))
+            at_once(self.database.store.open_session(user_id, NewSession(token_hash(token), SESSION_SECONDS)))
             users.append(User(name, user_id, token))
         each = self.plan.tasks // len(self.plan.clients)
         return [Client(self, f"client{n}", users[user], each) for n, user in enumerate(self.plan.clients)]

@@ -42,6 +42,7 @@ def test_with_nothing_set_it_is_embedded() -> None:
     assert settings.data == Path("taskd-data")
     assert (settings.slots, settings.window, settings.lease) == (100, 2000, 30.0)
     assert (settings.bcrypt_rounds, settings.session_days) == (12, 30)
+    assert (settings.session_idle_days, settings.audit_days) == (7, 365)
     assert (settings.threads, settings.processes, settings.handlers, settings.programs) == (10, None, (), None)
     assert (settings.log_bytes, settings.keep_days) == (1024 * 1024, 0.0)
     assert settings.admins == ()
@@ -66,6 +67,7 @@ def test_everything_can_be_set() -> None:
         **{"RABBITMQ_VHOST": "lab", "TASKD_INSTALLATION": "staging-2"},
         **{"TASKD_QUEUES": "slow, fast,,main", "TASKD_LISTEN": " tcp:1  ssl:2:x=y ", "TASKD_DATA": "/data"},
         **{"TASKD_SLOTS": "7", "TASKD_WINDOW": "8", "TASKD_LEASE": "1.5", "TASKD_BCRYPT_ROUNDS": "4"},
+        **{"TASKD_SESSION_IDLE_DAYS": "3", "TASKD_AUDIT_DAYS": "90"},
         **{"TASKD_SESSION_DAYS": "9", "TASKD_THREADS": "2", "TASKD_PROCESSES": "3", "TASKD_LOG_KIB": "4"},
         **{"TASKD_HANDLERS": "lab.one, lab.two lab.one", "TASKD_PROGRAMS": "/p.toml", "TASKD_KEEP_DAYS": "0.5"},
         **{"TASKD_HASH_THREADS": "5", "TASKD_LOGINS_PER_MINUTE": "0", "TASKD_GUESSES_PER_HOUR": "6"},
@@ -81,6 +83,7 @@ def test_everything_can_be_set() -> None:
     assert settings.data == Path("/data")
     assert (settings.slots, settings.window, settings.lease) == (7, 8, 1.5)
     assert (settings.bcrypt_rounds, settings.session_days) == (4, 9)
+    assert (settings.session_idle_days, settings.audit_days) == (3, 90)
     assert (settings.threads, settings.processes, settings.handlers) == (2, 3, ("lab.one", "lab.two"))
     assert (settings.programs, settings.log_bytes, settings.keep_days) == (Path("/p.toml"), 4096, 0.5)
     assert settings.admins == ("ana", "ben")
@@ -102,6 +105,8 @@ def test_one_host_without_the_other(there: str, missing: str) -> None:
         ("TASKD_WINDOW", 1, 1_000_000),
         ("TASKD_BCRYPT_ROUNDS", 4, 18),
         ("TASKD_SESSION_DAYS", 1, 3650),
+        ("TASKD_SESSION_IDLE_DAYS", 1, 3650),
+        ("TASKD_AUDIT_DAYS", 1, 36_500),
         ("TASKD_THREADS", 1, 1000),
         ("TASKD_PROCESSES", 0, 1000),
         ("TASKD_LOG_KIB", 1, 1_048_576),

@@ -55,6 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "taskd.testing": SERVER | WORKER | ADAPTERS,
     "taskd.client": PROTOCOL | {"taskd.client", "taskd.tls"},
     "taskd.cli": PROTOCOL | {"taskd.client", "taskd.cli"},
+    "taskd.admin": PORTS | {"taskd.admin", "taskd.cli", "taskd.config", "taskd.daemon", "taskd.store"},
 }
 
 

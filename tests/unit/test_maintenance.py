@@ -8,7 +8,11 @@ from twisted.internet.defer import succeed
 
 from taskd.events.records import decode_batch
 from taskd.model.states import State
-from taskd.scheduling.maintenance import delete_finished, promote_due
+from taskd.model.tasks import Task
+from taskd.model.users import Role
+from taskd.ports.accounts import SETTLE_SECONDS, Entry, NewSession
+from taskd.ports.attempts import Held
+from taskd.scheduling.maintenance import delete_finished, promote_due, purge_deleted, sweep_accounts
 from taskd.scheduling.maintenance.rounds import ROUND
 from tests.unit.stage import LEASE, Stage, StageCase, now
 
@@ -246,3 +250,112 @@ class Retention(StageCase):
         self.stage.runner.away = False
         self.stage.run_maintenance()
         self.assertEqual(self.count_tasks(), 0)
+
+
+class Accounts(StageCase):
+    """Deleted users, and what is past."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.stage.add_worker(slots=10)
+        self.stage.run_maintenance()
+
+    def delete(self, name: str) -> None:
+        """Delete a user's account, as an admin does."""
+        [(user_id,)] = self.stage.sql("SELECT id FROM users WHERE username = ?", name)
+        now(self.stage.other_store.delete_user(user_id))
+
+    def rounds(self, count: int = 1) -> None:
+        """So many rounds, one second each."""
+        for _ in range(count):
+            self.stage.clock.advance(1)
+            self.stage.run_maintenance()
+
+    def release(self, *tasks: Task) -> None:
+        """A worker has dropped what it was ordered to end."""
+        for task in tasks:
+            now(self.stage.other_store.release("w", [Held(task.id, task.dispatch)]))
+
+    def left(self) -> int:
+        [(count,)] = self.stage.sql("SELECT count(*) FROM tasks")
+        return int(count)
+
+    def test_tasks_of_a_deleted_user_end_and_go(self) -> None:
+        running = self.stage.begin(*self.stage.create("ana", 2, worker="w"), worker="w")
+        self.stage.create("ana", 3, kind="sculpt")
+        [bens] = self.stage.create("ben", kind="sculpt")
+        self.delete("ana")
+        before = len(self.stage.broker.event_batches)
+        self.rounds(round(purge_deleted.REST))
+        self.assertEqual(self.left(), 3)
+        # the worker hears at once that it should end what it holds
+        self.assertEqual(self.stage.broker.ordered, ["w"])
+        changes = [c for body in self.stage.broker.event_batches[before:] for c in decode_batch(body).changes]
+        self.assertEqual(sum(change.state == "cancelled" for change in changes), 5)
+        self.release(*running)
+        self.rounds(2)
+        self.assertEqual(self.left(), 1)
+        self.assertEqual(self.stage.states(bens), ["waiting"])
+
+    def test_a_round_deletes_a_batch(self) -> None:
+        self.stage.create("ana", 2 * purge_deleted.BATCH + 50, kind="sculpt")
+        self.delete("ana")
+        self.stage.clock.advance(purge_deleted.REST)
+        found = []
+        for _ in range(3):
+            self.rounds()
+            found.append(self.left())
+        self.assertEqual(found, [purge_deleted.BATCH + 50, 50, 0])
+
+    def test_users_take_turns(self) -> None:
+        for name in ("ana", "ben"):
+            self.stage.create(name, purge_deleted.BATCH + 1, kind="sculpt")
+            self.delete(name)
+        self.stage.clock.advance(purge_deleted.REST)
+        self.rounds(2)
+        rows = self.stage.sql("SELECT user_id, count(*) FROM tasks GROUP BY user_id")
+        self.assertEqual([count for _, count in rows], [1, 1])
+        self.rounds(2)
+        self.assertEqual(self.left(), 0)
+
+    def test_a_purge_becomes_final(self) -> None:
+        self.stage.create("ana", kind="sculpt")
+        self.delete("ana")
+        self.rounds(30)
+        self.assertEqual(self.stage.sql("SELECT count(*) FROM users WHERE purged_at IS NOT NULL"), [(0,)])
+        self.stage.clock.advance(SETTLE_SECONDS)
+        self.rounds(2)
+        self.assertEqual(self.stage.sql("SELECT count(*) FROM users WHERE purged_at IS NOT NULL"), [(1,)])
+
+    def test_an_account_without_tasks_costs_a_call_in_ten_seconds(self) -> None:
+        self.stage.create("ana", kind="sculpt")
+        self.delete("ana")
+        self.rounds(30)
+        calls = []
+        deleted_users = self.stage.store.deleted_users
+        self.stage.store.deleted_users = lambda: calls.append(1) or deleted_users()  # type: ignore
+        self.rounds(60)
+        self.assertEqual(len(calls), 6)
+
+    def test_what_is_past_is_swept_once_an_hour(self) -> None:
+        store = self.stage.other_store
+        root = now(store.create_user("root", "root", "x", role=Role.ADMIN))
+        now(store.open_session(root.id, NewSession(b"token", 600)))
+        now(store.audit([Entry("old")]))
+        self.stage.clock.advance(sweep_accounts.REST - 10)
+        self.stage.run_maintenance()
+        self.assertEqual(self.stage.sql("SELECT count(*) FROM sessions"), [(1,)])
+        self.rounds(10)
+        self.assertEqual(self.stage.sql("SELECT count(*) FROM sessions"), [(0,)])
+        self.stage.clock.advance(366 * DAY)
+        self.rounds()
+        self.assertEqual(self.stage.sql("SELECT count(*) FROM audit"), [(0,)])
+
+    def test_a_sweep_goes_on_until_nothing_is_past(self) -> None:
+        answers = [True, True, False]
+        self.stage.clock.advance(sweep_accounts.REST)
+        sweep = self.stage.store.sweep_accounts
+        self.stage.store.sweep_accounts = lambda *args: succeed(answers.pop(0))  # type: ignore
+        self.rounds(5)
+        self.assertEqual(answers, [])
+        self.stage.store.sweep_accounts = sweep  # type: ignore

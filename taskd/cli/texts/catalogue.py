@@ -21,15 +21,17 @@ def language(env: Mapping[str, str]) -> str:
 
 
 class Texts:
-    """The texts of one language: ``texts("key", field=...)``. They are safe to print, whatever the fields contain."""
+    """The texts of one language: ``texts("key", field=...)``. They are safe to print, whatever the fields contain.
+    ``words`` has the texts of a program by their names, English and Spanish."""
 
-    def __init__(self, lang: str) -> None:
+    def __init__(self, lang: str, words: Mapping[str, tuple[str, str]] = WORDS) -> None:
         self.lang = lang
+        self._words = words
         self._column = LANGUAGES.index(lang)
 
     def __call__(self, key: str, /, **fields: Any) -> str:
         """The text of that name with its fields filled in."""
-        return self._fill(WORDS[key], fields)
+        return self._fill(self._words[key], fields)
 
     def state(self, state: str) -> str:
         """The name of a task's state; an unknown one stays as it is."""

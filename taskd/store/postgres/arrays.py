@@ -29,6 +29,11 @@ def texts(values: Sequence[str]) -> str:
     return '{"' + _escaped(joined).replace("\0", '","') + '"}'
 
 
+def byte_strings(values: Sequence[bytes]) -> str:
+    """``bytea[]``."""
+    return "{" + ",".join([f'"\\\\x{value.hex()}"' for value in values]) + "}"
+
+
 def optional_texts(values: Sequence[str | None]) -> str:
     """``text[]`` with NULL for None. The texts must not contain NUL."""
     return "{" + ",".join(["NULL" if v is None else f'"{_escaped(v)}"' for v in values]) + "}"

@@ -177,6 +177,14 @@ class PostgresConnection(_UnwatchedDuringSteps, txpostgres.Connection):
             text = f"SET LOCAL statement_timeout = '{self._brief}s'; {text}"
         return self.query(text, args, brief)
 
+    def call_locked(self, locks: Sequence[tuple[str, Any]], name: str, *args: Any) -> Awaitable[Rows]:
+        """The same after other prepared statements, each with its argument, that lock something: all in one transaction
+        and one round trip. Each statement has a snapshot of its own, so this one sees what the former holders of the
+        locks have committed."""
+        texts = [f"EXECUTE {lock} (%s)" for lock, _ in locks]
+        texts.append(f"EXECUTE {name} ({', '.join(['%s'] * len(args))})")
+        return self.query("; ".join(texts), (*(arg for _, arg in locks), *args))
+
     async def query(self, text: str, args: Sequence[Any] = (), brief: bool = False) -> Rows:
         """The rows of a statement with ``%s`` parameters. Raises psycopg2.Error. A ``brief`` one sets its own timeout,
         BRIEF_SECONDS at most."""

@@ -45,7 +45,7 @@ class PostgresDatabase(Startable):
     ``dsn`` has user, password, dbname, host and port as libpq names them; ``size`` is the number of connections. In
     seconds: ``wait`` is how long a call waits for a connection, ``statement_timeout`` how long one statement may take,
     and ``retry`` how long a batch with an unknown outcome is repeated. ``installation`` is the id that the settings
-    want, None if any will do.
+    want, None if any will do; ``migrate`` is that of Startable.
     """
 
     prepared: ClassVar[Mapping[str, str]]
@@ -60,8 +60,9 @@ class PostgresDatabase(Startable):
         statement_timeout: int = STATEMENT_SECONDS,
         retry: float = 10.0,
         installation: str | None = None,
+        migrate: bool = True,
     ) -> None:
-        super().__init__(f"PostgreSQL at {dsn.get('host', 'localhost')}:{dsn.get('port', 5432)}", reactor)
+        super().__init__(f"PostgreSQL at {dsn.get('host', 'localhost')}:{dsn.get('port', 5432)}", reactor, migrate)
         self._dsn = dsn
         self._wanted = installation
         self._repeat_seconds = retry
@@ -104,11 +105,12 @@ class PostgresDatabase(Startable):
             if not self._pool.running:
                 await self._migrate()
                 self._pool.start()
-            await self._call("find_user", "")
+            await self._call("find_user", "", "", 0)
             [(now,)] = await self._call("clock")
             self._told(now)
         except InsufficientPrivilege as e:
-            raise SettingsError(f"{self._name}: user {self._dsn.get('user')}: {reason(e)}") from None
+            hint = ": run taskadmin migrate with a role that owns the database" if self.migrated else ""
+            raise SettingsError(f"{self._name}: user {self._dsn.get('user')}: {reason(e)}{hint}") from None
         except Exception as e:
             if is_dead(e) or isinstance(e, Unavailable) or isinstance(_refusal(e), Unavailable):
                 return reason(e)
@@ -168,10 +170,12 @@ class PostgresDatabase(Startable):
             [(exists,)] = await connection.query(_HAS_MIGRATIONS)
             applied = await connection.query(migrations.APPLIED) if exists else []
             wanted = migrations.load("postgres")
+            pending = migrations.pending(wanted, applied)
+            self._check_pending(len(pending))
             try:
                 if not exists:
                     await connection.query(migrations.CREATE_TABLE)
-                for migration in migrations.pending(wanted, applied):
+                for migration in pending:
                     await connection.query(migration.sql)
                     await connection.query("INSERT INTO schema_migrations VALUES (%s, %s, now())", migration[:2])
             except InsufficientPrivilege as e:

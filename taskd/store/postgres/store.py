@@ -8,12 +8,14 @@ from taskd.ports.store import IStore
 from taskd.store.postgres import (
     accounts,
     attempts,
+    audit,
     database,
     health,
     logs,
     losses,
     overview,
     scheduling,
+    sessions,
     tasks,
     workers,
 )
@@ -21,6 +23,8 @@ from taskd.store.postgres import (
 PREPARED = {
     **database.PREPARED,
     **accounts.PREPARED,
+    **sessions.PREPARED,
+    **audit.PREPARED,
     **tasks.PREPARED,
     **scheduling.PREPARED,
     **overview.PREPARED,

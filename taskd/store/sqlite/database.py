@@ -15,7 +15,7 @@ from twisted.enterprise import adbapi
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime
 
-from taskd.model.errors import BadRequest, SettingsError, Unavailable
+from taskd.model.errors import BadRequest, DataInUse, SettingsError, Unavailable
 from taskd.store import installation, migrations
 from taskd.store.opening import MAX_DELAY, Startable
 from taskd.store.refusals import closed
@@ -38,8 +38,8 @@ PRAGMA busy_timeout = 5000;
 
 class SqliteDatabase(Startable):
     """The database behind ``runner``; stop() closes it. All times come from ``wall``, seconds since 1970, or else from
-    ``clock``. ``installation`` is the id that the settings want, None if any will do. Raises SettingsError when this
-    Python's SQLite is too old."""
+    ``clock``. ``installation`` is the id that the settings want, None if any will do; ``migrate`` is that of
+    Startable. Raises SettingsError when this Python's SQLite is too old."""
 
     ready = False
 
@@ -49,8 +49,9 @@ class SqliteDatabase(Startable):
         clock: IReactorTime,
         wall: Callable[[], float] | None = None,
         installation: str | None = None,
+        migrate: bool = True,
     ) -> None:
-        super().__init__("SQLite", clock)
+        super().__init__("SQLite", clock, migrate)
         if sqlite3.sqlite_version_info < MIN_VERSION:
             wanted = ".".join(map(str, MIN_VERSION))
             raise SettingsError(f"SQLite {wanted} or newer is needed, this Python has {sqlite3.sqlite_version}")
@@ -72,7 +73,7 @@ class SqliteDatabase(Startable):
 
     async def _open(self) -> str | None:
         try:
-            self.installation = await self._runner.runInteraction(_migrate, self._wanted)
+            self.installation = await self._runner.runInteraction(self._migrate)
         except sqlite3.OperationalError as e:
             # another process releases its lock sooner or later; any other error stays
             if "locked" in str(e):
@@ -82,6 +83,25 @@ class SqliteDatabase(Startable):
             raise SettingsError(f"the database file cannot be used: {e}") from None
         self.ready = not self._stopped
         return None
+
+    def _migrate(self, db: sqlite3.Cursor) -> str:
+        """Apply what the database lacks. Returns the id of the installation."""
+        db.execute("BEGIN IMMEDIATE")
+        db.execute(migrations.CREATE_TABLE)
+        applied = db.execute(migrations.APPLIED).fetchall()
+        pending = migrations.pending(migrations.load("sqlite"), applied)
+        self._check_pending(len(pending))
+        for migration in pending:
+            for statement in _statements(migration.sql):
+                db.execute(statement)
+            db.execute("INSERT INTO schema_migrations VALUES (?, ?, datetime('now'))", migration[:2])
+        if not db.execute(installation.FIND).fetchall():
+            if self._wanted is None:
+                db.execute(installation.MAKE_UP)
+            else:
+                db.execute("INSERT INTO installation VALUES (?)", (self._wanted,))
+        [(found,)] = db.execute(installation.FIND)
+        return installation.check(found, self._wanted)
 
 
 def transaction(
@@ -166,8 +186,7 @@ def open_sqlite(path: str | os.PathLike[str], reactor: Any) -> _LockedPool:
         if lock is not None:
             os.close(lock)
         if isinstance(e, BlockingIOError):
-            message = f"another taskserver is using {file.parent}: stop it or choose another --data"
-            raise SettingsError(message) from None
+            raise DataInUse(f"another taskserver is using {file.parent}: stop it or choose another --data") from None
         raise SettingsError(f"cannot use the data folder {file.parent}: {e.strerror}") from None
     pool = _LockedPool(
         "sqlite3",
@@ -194,23 +213,6 @@ def _configure(connection: sqlite3.Connection) -> None:
 def _unavailable(e: sqlite3.OperationalError) -> Unavailable:
     # another process holds the lock, the disk is full, an I/O error: the data is intact, this change was not made
     return Unavailable(f"the database cannot be used now: {e}")
-
-
-def _migrate(db: sqlite3.Cursor, wanted: str | None) -> str:
-    db.execute("BEGIN IMMEDIATE")
-    db.execute(migrations.CREATE_TABLE)
-    applied = db.execute(migrations.APPLIED).fetchall()
-    for migration in migrations.pending(migrations.load("sqlite"), applied):
-        for statement in _statements(migration.sql):
-            db.execute(statement)
-        db.execute("INSERT INTO schema_migrations VALUES (?, ?, datetime('now'))", migration[:2])
-    if not db.execute(installation.FIND).fetchall():
-        if wanted is None:
-            db.execute(installation.MAKE_UP)
-        else:
-            db.execute("INSERT INTO installation VALUES (?)", (wanted,))
-    [(found,)] = db.execute(installation.FIND)
-    return installation.check(found, wanted)
 
 
 def _statements(script: str) -> Iterator[str]:

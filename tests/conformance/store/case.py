@@ -49,6 +49,15 @@ PAYLOADS = [
     '{"t":"{\\"nested\\":\\"json\\"}"}',
 ]
 
+AGING = {
+    "users": ["code_until", "deleted_at"],
+    "sessions": ["created_at", "used_at", "expires_at"],
+    "invitations": ["created_at", "expires_at"],
+    "devices": ["seen_at"],
+    "audit": ["at"],
+}
+"""The columns with times of :meth:`StoreCase.age_accounts`."""
+
 
 def moves_of(state: State) -> frozenset[State]:
     """The legal moves from a state to another one."""
@@ -70,6 +79,11 @@ class StoreCase(TestCase):
 
     def backdate(self, task_id: int, created: int, finished: int | None = None) -> Awaitable[None]:
         """Set the times when a task was created and when it ended, in seconds ago."""
+        raise NotImplementedError
+
+    def age_accounts(self, seconds: float) -> Awaitable[None]:
+        """Let so much time pass for sessions, one-time codes, invitations, known networks, deleted accounts and the
+        audit: all their stored times become older."""
         raise NotImplementedError
 
     def age_workers(self, seconds: int) -> Awaitable[None]:

@@ -26,6 +26,7 @@ from tests.conformance.store.losses import LossTests
 from tests.conformance.store.overview import OverviewTests
 from tests.conformance.store.promotion import PromotionTests
 from tests.conformance.store.retries import RetryTests
+from tests.conformance.store.sessions import SessionTests
 from tests.conformance.store.shares import ShareTests
 from tests.conformance.store.tasks import TaskTests
 from tests.conformance.store.workers import WorkerTests
@@ -33,6 +34,7 @@ from tests.conformance.store.workers import WorkerTests
 
 class StoreTests(
     AccountTests,
+    SessionTests,
     CreationTests,
     TaskTests,
     ListingTests,
