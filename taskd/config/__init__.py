@@ -6,9 +6,12 @@ of a daemon, and ``docs`` writes ``.env.example`` and ``docs/settings.md``.
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 import msgspec
+
+MIB = 1024 * 1024
 
 
 class Postgres(msgspec.Struct, frozen=True):
@@ -33,6 +36,29 @@ class RabbitMQ(msgspec.Struct, frozen=True):
     user: str
     password: str
     vhost: str = "/"
+
+
+class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server allows its clients. The help texts in ``declarations`` say what each value means."""
+
+    login_seconds: float = 30.0
+    handshake_seconds: float = 10.0
+    idle_seconds: float = 0.0
+    """0: no limit."""
+    keepalive_seconds: int = 120
+    strangers: int = 64
+    """From one address."""
+    user_connections: int = 256
+    user_unread: int = 64 * MIB
+    """Bytes."""
+    unread: int = 256 * MIB
+    """Bytes."""
+    backlog: int = 1024
+    spare_files: int = 200
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+
+
+DEFAULT_LIMITS = ConnectionLimits()
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -67,6 +93,7 @@ class Settings(msgspec.Struct, frozen=True):
     session_days: int
     admins: tuple[str, ...] = ()
     """The keys of usernames."""
+    connections: ConnectionLimits = DEFAULT_LIMITS
 
     @property
     def embedded(self) -> bool:

@@ -16,7 +16,7 @@ from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 from twisted.python import usage
 
-from taskd.config import Postgres, RabbitMQ, Settings
+from taskd.config import MIB, ConnectionLimits, Postgres, RabbitMQ, Settings
 from taskd.config import declarations as d
 from taskd.model.errors import SettingsError
 
@@ -117,6 +117,19 @@ def read_settings(
         bcrypt_rounds=value(d.TASKD_BCRYPT_ROUNDS),
         session_days=value(d.TASKD_SESSION_DAYS),
         admins=value(d.TASKD_ADMINS),
+        connections=ConnectionLimits(
+            login_seconds=value(d.TASKD_LOGIN_SECONDS),
+            handshake_seconds=value(d.TASKD_HANDSHAKE_SECONDS),
+            idle_seconds=value(d.TASKD_IDLE_SECONDS),
+            keepalive_seconds=value(d.TASKD_KEEPALIVE_SECONDS),
+            strangers=value(d.TASKD_STRANGERS),
+            user_connections=value(d.TASKD_USER_CONNECTIONS),
+            user_unread=value(d.TASKD_USER_UNREAD_MIB) * MIB,
+            unread=value(d.TASKD_UNREAD_MIB) * MIB,
+            backlog=value(d.TASKD_BACKLOG),
+            spare_files=value(d.TASKD_SPARE_FILES),
+            trusted_proxies=value(d.TASKD_TRUSTED_PROXIES),
+        ),
     )
 
 

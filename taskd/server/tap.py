@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
-from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -15,7 +14,8 @@ from taskd.api.accounts import Accounts, HashPool
 from taskd.config import Settings
 from taskd.config.declarations import SERVER
 from taskd.config.reading import DaemonOptions
-from taskd.daemon import DATABASE, LOCK_FILE, Daemon, process_name
+from taskd.daemon import DATABASE, LOCK_FILE, Daemon, file_limit, process_name
+from taskd.server.listening import open_endpoint
 from taskd.server.task_server import TaskServer
 from taskd.worker.executors.ending import leave_threads_behind
 from taskd.worker.executors.forks import own_files
@@ -58,6 +58,8 @@ class ServerService(Daemon):
             lease=None if settings.embedded else settings.lease,
             node=process_name(),
             keep=settings.keep_days * 86_400,
+            limits=settings.connections,
+            max_connections=max_connections(file_limit(), settings.connections.spare_files),
         )
         self._worker: Worker | None = None
         if settings.postgres is None or settings.rabbitmq is None:
@@ -68,6 +70,7 @@ class ServerService(Daemon):
         else:
             self._what = f"PostgreSQL at {settings.postgres.host}, RabbitMQ at {settings.rabbitmq.host}"
         self._listen = settings.listen
+        self._limits = settings.connections
         self._ports: list[IListeningPort] = []
         self._deaf: Failure | None = None
 
@@ -75,11 +78,11 @@ class ServerService(Daemon):
         # Before privileges are given up, and before anything has begun: who cannot listen must not start.
         for description in self._listen:
             try:
-                endpoint = serverFromString(self.reactor, description)
+                listen = open_endpoint(self.reactor, description, self._server.lines, self._limits)
             except Exception as e:
                 self.refuse(f"--listen {description}: {e or type(e).__name__}")
             # TCP and TLS listen at once; an endpoint of a plugin may take its time
-            endpoint.listen(self._server.lines).addCallbacks(self._ports.append, self._cannot_listen)
+            listen().addCallbacks(self._ports.append, self._cannot_listen)
             if self._deaf is not None:
                 why = getattr(self._deaf.value, "socketError", self._deaf.value)
                 self.refuse(f"cannot listen on {description}: {why}")
@@ -127,6 +130,11 @@ class ServerService(Daemon):
 
     def leave(self) -> None:
         leave_threads_behind(self.reactor)
+
+
+def max_connections(files: int, spare: int) -> int:
+    """How many clients a process may have that may open so many files, of which so many are for other things."""
+    return max(files - spare, files // 2)
 
 
 makeService = ServerService.from_options

@@ -15,6 +15,7 @@ from taskd.api.actions.server import ServerActions
 from taskd.api.actions.tasks import TaskActions
 from taskd.api.core import Api
 from taskd.api.states import StateReader
+from taskd.config import DEFAULT_LIMITS, ConnectionLimits
 from taskd.events.end_rates import EndRates
 from taskd.events.publisher import Publisher
 from taskd.events.subscriber import Subscriber
@@ -36,7 +37,7 @@ class TaskServer:
 
     ``lines`` is the factory for connections. ``lease`` is after how many seconds of silence a worker is dead (None for
     an embedded server: its worker never is), ``node`` a name that no other process has. Finished tasks are deleted
-    after ``keep`` seconds; 0 keeps them for ever.
+    after ``keep`` seconds; 0 keeps them for ever. ``limits`` and ``max_connections`` are what clients are allowed.
     """
 
     def __init__(
@@ -50,6 +51,8 @@ class TaskServer:
         lease: float | None,
         node: str,
         keep: float = 0.0,
+        limits: ConnectionLimits = DEFAULT_LIMITS,
+        max_connections: int | None = None,
     ) -> None:
         self._clock = clock
         self._store = store
@@ -89,7 +92,7 @@ class TaskServer:
                 Theme.LIVE: LiveActions(clock, store, states, hub),
             }
         )
-        self.lines = LineFactory(self.api, clock)
+        self.lines = LineFactory(self.api, clock, limits, max_connections)
 
     def start(self) -> None:
         """Receive events and begin the periodic work. The store and the broker have been started; connections may be

@@ -19,7 +19,7 @@ PROTOCOL = MODEL | {"taskd.protocol"}
 EVENTS = PORTS | PROTOCOL | {"taskd.events"}
 SCHEDULING = EVENTS | {"taskd.batching", "taskd.scheduling"}
 API = SCHEDULING | {"taskd.api", "taskd.health"}
-SERVER = API | {"taskd.server"}
+SERVER = API | {"taskd.config", "taskd.server"}
 WORKER = EVENTS | {"taskd.batching", "taskd.config", "taskd.health", "taskd.watchdog", "taskd.worker"}
 ADAPTERS = {"taskd.store", "taskd.broker"}
 
