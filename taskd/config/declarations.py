@@ -279,8 +279,9 @@ TASKD_STRANGERS = Setting(
     "TASKD_STRANGERS",
     whole_number(1, 1_000_000),
     "64",
-    "Connections from one address (IPv6: from one network of 64 bits) that are not logged in. With more, the oldest that"
-    " asks for nothing is closed. Behind a balancer that does not send the PROXY protocol, all clients are one address.",
+    "Connections from one address (IPv6: from one network of 64 bits) that are not logged in. With more, the oldest"
+    " that asks for nothing is closed. Behind a balancer that does not send the PROXY protocol, all clients have one"
+    " address.",
 )
 TASKD_USER_CONNECTIONS = Setting(
     "TASKD_USER_CONNECTIONS",

@@ -5,7 +5,8 @@ A *stranger* is a connection that is not logged in.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from itertools import islice
 from typing import Protocol
 
 from twisted.internet.interfaces import IReactorTime
@@ -13,12 +14,17 @@ from twisted.internet.interfaces import IReactorTime
 from taskd.config import ConnectionLimits
 from taskd.model.errors import AuthRequired, RateLimited, TaskdError
 from taskd.server.deadlines import Deadlines
-from taskd.server.refusals import RefusalLog
+from taskd.server.flood_log import FloodLog
 
 SETTLE_SECONDS = 1.0
 """A stranger that is younger does not make room for another one: its first request may be on its way."""
 
 RETRY_SECONDS = 5.0
+
+MAX_LOOKS = 64
+"""Strangers to look at for one that asks for nothing."""
+
+FULL = "the server has as many connections as its limit of open files allows"
 
 
 class Visitor(Protocol):
@@ -39,7 +45,7 @@ class Visitor(Protocol):
 class Admission:
     """Counts the connections of one server."""
 
-    def __init__(self, clock: IReactorTime, limits: ConnectionLimits, refusals: RefusalLog) -> None:
+    def __init__(self, clock: IReactorTime, limits: ConnectionLimits, refusals: FloodLog) -> None:
         self._clock = clock
         self._limits = limits
         self._refusals = refusals
@@ -58,18 +64,31 @@ class Admission:
         if len(others) >= self._limits.strangers:
             settled = self._clock.seconds() - SETTLE_SECONDS
             oldest = next((other for other, since in others.items() if since <= settled and not other.busy), None)
-            out = oldest or visitor
-            if oldest is not None:
-                self._forget(oldest)
-                self.add_stranger(visitor)
-            text = (
-                f"{self._limits.strangers} connections from this address are not logged in; log in before you open more"
-            )
-            self._refusals.note("too many from this address are not logged in", visitor.address)
-            out.refuse(RateLimited(text, retry_after=RETRY_SECONDS))
-            return oldest is not None
+            count = self._limits.strangers
+            text = f"{count} connections from this address are not logged in; log in before you open more"
+            self._refuse(oldest or visitor, "too many from this address are not logged in", text)
+            if oldest is None:
+                return False
         self.add_stranger(visitor)
         return True
+
+    def make_room(self) -> bool:
+        """The server has as many connections as it can have: close the stranger that has been here for the longest time
+        and asks for nothing. False if there is none."""
+        settled = self._clock.seconds() - SETTLE_SECONDS
+        for visitor in islice(self._logins, MAX_LOOKS):
+            if self._strangers[place_of(visitor.address)][visitor] > settled:
+                break
+            if not visitor.busy:
+                text = "the server has no room for more connections; log in soon after you connect"
+                self._refuse(visitor, FULL, text)
+                return True
+        return False
+
+    def _refuse(self, visitor: Visitor, why: str, text: str) -> None:
+        self._forget(visitor)
+        self._refusals.note(why, visitor.address)
+        visitor.refuse(RateLimited(text, retry_after=RETRY_SECONDS))
 
     def add_stranger(self, visitor: Visitor) -> None:
         """This connection is not logged in, or not any more. It is accepted in any case."""
@@ -135,6 +154,6 @@ def place_of(address: str | None) -> str:
         return address
     if isinstance(found, IPv6Address):
         if found.ipv4_mapped is None:
-            return str(ip_network((int(found) >> 64 << 64, 64)))
+            return str(IPv6Network((int(found) >> 64 << 64, 64)))
         found = found.ipv4_mapped
     return str(found)

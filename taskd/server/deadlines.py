@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -35,6 +35,10 @@ class Deadlines(Generic[T]):
         if self._due.pop(item, None) is not None and not self._due and self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def __iter__(self) -> Iterator[T]:
+        """All items, the oldest first."""
+        return iter(self._due)
 
     def _look(self) -> None:
         self._timer = None

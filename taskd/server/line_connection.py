@@ -31,12 +31,12 @@ from taskd.config import DEFAULT_LIMITS, ConnectionLimits
 from taskd.model.errors import RateLimited, TaskdError, TooLarge
 from taskd.protocol.framing import Framer
 from taskd.protocol.limits import MAX_LINE_BYTES
-from taskd.server.admission import Admission
+from taskd.server.admission import FULL, Admission
 from taskd.server.deadlines import Deadlines
 from taskd.server.first_line import refusal
 from taskd.server.idle import IdleSweep
 from taskd.server.pipeline import Call, RequestPipeline
-from taskd.server.refusals import RefusalLog
+from taskd.server.flood_log import FloodLog
 from taskd.server.unread import UnreadBytes
 
 MAX_EVENT_BYTES = 1024 * 1024
@@ -48,6 +48,9 @@ _BLANKS = b" \t\r"
 CLOSE_SECONDS = 5.0
 """How long a client may take to read its last replies when the server ends the conversation; then the connection is
 aborted."""
+
+MAX_CLOSING = 32
+"""Connections above the limit that take the place of others, which are about to be closed."""
 
 LINGER_SECONDS = 300.0
 """The same when the client has ended the conversation."""
@@ -335,6 +338,8 @@ class LineConnection(LineReceiver):
         try:
             if not isinstance(error, TaskdError):
                 failure.raiseException()
+            if error.detail:
+                self._factory.troubles.note(error.message, self.address, error.detail)
             call.fail(error)
         except Exception:
             self._broken(Failure(), call)
@@ -385,7 +390,8 @@ class LineFactory(Factory):
         self._max = max_connections
         self.connections: set[LineConnection] = set()
         self.reply_slots = ReplySlots()
-        self.refusals = RefusalLog(clock)
+        self.refusals = FloodLog(clock, "closed a connection")
+        self.troubles = FloodLog(clock, "did not carry out a request")
         self.admission = Admission(clock, limits, self.refusals)
         self.unread = UnreadBytes(limits.user_unread, limits.unread, self.refusals)
         self.handshakes: Deadlines[LineConnection] = Deadlines(clock, limits.handshake_seconds, self._no_handshake)
@@ -397,14 +403,18 @@ class LineFactory(Factory):
         if self._draining:
             return None
         address = getattr(addr, "host", None)
-        if self._max is not None and len(self.connections) >= self._max:
+        if self._max is not None and not self._has_room(self._max):
             # the files that are left are for the database, the broker and the tasks of an embedded worker
-            self.refusals.note("the server has as many connections as its limit of open files allows", address)
+            self.refusals.note(FULL, address)
             return None
         connection = LineConnection(self._api, self._clock, self, address)
         connection.factory = self
         self._idle.start()
         return connection
+
+    def _has_room(self, limit: int) -> bool:
+        count = len(self.connections)
+        return count < limit or (count < limit + MAX_CLOSING and self.admission.make_room())
 
     def _no_handshake(self, connection: LineConnection) -> None:
         self.refusals.note("no TLS handshake in time", connection.address)
@@ -414,6 +424,7 @@ class LineFactory(Factory):
         """Close every connection once its requests are answered, also those that are only just being accepted."""
         self._draining = True
         self.refusals.close()
+        self.troubles.close()
         for connection in tuple(self.connections):
             connection.drain()
 

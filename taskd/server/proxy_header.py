@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 from twisted.internet import address
 from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory, IReactorTime
 from twisted.internet.protocol import Factory, Protocol
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from taskd.server.deadlines import Deadlines
-from taskd.server.refusals import RefusalLog
+from taskd.server.flood_log import FloodLog
 
 HEADER_SECONDS = 5.0
 """A balancer sends the header at once."""
@@ -66,10 +65,11 @@ def _parse_v1(data: bytes) -> Header | None:
     if words[1] == "UNKNOWN":
         return Header(None, 0, end + 2)
     _, family, source, _, port, _ = words
-    found = {"TCP4": IPv4Address, "TCP6": IPv6Address}
-    if family not in found:
-        raise BadHeader("unknown family")
-    return Header(found[family](source), int(port), end + 2)
+    if family == "TCP4":
+        return Header(IPv4Address(source), int(port), end + 2)
+    if family == "TCP6":
+        return Header(IPv6Address(source), int(port), end + 2)
+    raise BadHeader("unknown family")
 
 
 def _parse_v2(data: bytes) -> Header | None:
@@ -101,7 +101,7 @@ class ProxyFactory(Factory):
         factory: IProtocolFactory,
         clock: IReactorTime,
         trusted: Callable[[str | None], bool],
-        refusals: RefusalLog,
+        refusals: FloodLog,
     ) -> None:
         self.wrapped = factory
         self.refusals = refusals
@@ -115,6 +115,7 @@ class ProxyFactory(Factory):
         self.wrapped.doStop()
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
+        assert addr is not None
         if not self._trusted(getattr(addr, "host", None)):
             return self.wrapped.buildProtocol(addr)
         return ProxyConnection(self, addr)
@@ -123,10 +124,9 @@ class ProxyFactory(Factory):
 class ProxyConnection(Protocol):
     """Waits for the header, and then gives its place to the protocol of the client."""
 
-    _log = Logger()
     transport: Any
 
-    def __init__(self, factory: ProxyFactory, peer: IAddress | None) -> None:
+    def __init__(self, factory: ProxyFactory, peer: IAddress) -> None:
         self._factory = factory
         self._peer = peer
         self._data = b""
@@ -146,7 +146,7 @@ class ProxyConnection(Protocol):
             return
         self._factory.waiting.discard(self)
         rest, self._data = self._data[header.size :], b""
-        protocol = self._factory.wrapped.buildProtocol(_address(header) or self._peer)
+        protocol = self._factory.wrapped.buildProtocol(_address(header, self._peer))
         if protocol is None:
             self.transport.abortConnection()
             return
@@ -168,8 +168,8 @@ class ProxyConnection(Protocol):
         self.transport.abortConnection()
 
 
-def _address(header: Header) -> address.IPv4Address | address.IPv6Address | None:
+def _address(header: Header, peer: IAddress) -> IAddress:
     if header.source is None:
-        return None
+        return peer
     kind = address.IPv4Address if header.source.version == 4 else address.IPv6Address
     return kind("TCP", str(header.source), header.port)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from taskd.server.refusals import RefusalLog
+from taskd.server.flood_log import FloodLog
 
 
 class Holder(Protocol):
@@ -27,7 +27,7 @@ class UnreadBytes:
     which the transport's own buffer of 64 KiB is full.
     """
 
-    def __init__(self, user_limit: int, limit: int, refusals: RefusalLog) -> None:
+    def __init__(self, user_limit: int, limit: int, refusals: FloodLog) -> None:
         self._user_limit = user_limit
         self._limit = limit
         self._refusals = refusals
