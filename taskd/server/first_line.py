@@ -10,6 +10,8 @@ import re
 
 from taskd.model.errors import BadJson
 
+CLOSED = "; the connection is closed"
+
 _HTTP = re.compile(rb"[A-Za-z]+ |PRI ")
 
 
@@ -18,7 +20,7 @@ def refusal(start: bytes) -> BadJson | None:
     least one byte, and the first is not a blank."""
     if start.startswith(b"{"):
         return None
-    return BadJson(f"{_reason(start)}; the connection is closed")
+    return BadJson(f"{_reason(start)}{CLOSED}")
 
 
 def _reason(start: bytes) -> str:

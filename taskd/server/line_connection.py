@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IDelayedCall,
@@ -33,10 +34,10 @@ from taskd.protocol.framing import Framer
 from taskd.protocol.limits import MAX_LINE_BYTES
 from taskd.server.admission import FULL, Admission
 from taskd.server.deadlines import Deadlines
-from taskd.server.first_line import refusal
+from taskd.server.first_line import CLOSED, refusal
+from taskd.server.flood_log import FloodLog
 from taskd.server.idle import IdleSweep
 from taskd.server.pipeline import Call, RequestPipeline
-from taskd.server.flood_log import FloodLog
 from taskd.server.unread import UnreadBytes
 
 MAX_EVENT_BYTES = 1024 * 1024
@@ -134,7 +135,7 @@ class LineConnection(LineReceiver):
             start = data.lstrip(_BLANKS)
             self._blanks += len(data) - len(start)
             if self._blanks > MAX_LINE_BYTES:
-                self._refuse_first_line(_line_too_long())
+                self._refuse_first_line(_line_too_long(CLOSED))
                 return
             if not start:
                 return
@@ -147,7 +148,7 @@ class LineConnection(LineReceiver):
         if lines:
             self._had_line = True
             if lines[0] is None:
-                self._refuse_first_line(_line_too_long())
+                self._refuse_first_line(_line_too_long(CLOSED))
                 return
             self._lines.extend(lines)
             self._read()
@@ -178,6 +179,8 @@ class LineConnection(LineReceiver):
         if self._closer is not None:
             self._closer.cancel()
             self._closer = None
+        # this object waits for the garbage collector; the transport's buffer, which may be large, must not
+        self.transport = None
 
     def _read(self) -> None:
         """Take the lines that have arrived, as far as the client reads and the pipeline takes more."""
@@ -351,8 +354,8 @@ class LineConnection(LineReceiver):
             call.fail(internal_error(call.action))
 
 
-def _line_too_long() -> TooLarge:
-    return TooLarge(f"the line is longer than {MAX_LINE_BYTES} bytes; send less in one, or several new_tasks")
+def _line_too_long(more: str = "") -> TooLarge:
+    return TooLarge(f"the line is longer than {MAX_LINE_BYTES} bytes; send less in one, or several new_tasks{more}")
 
 
 @implementer(IPushProducer)
@@ -388,6 +391,10 @@ class LineFactory(Factory):
         self._api = api
         self._clock = clock
         self._max = max_connections
+        if max_connections is not None:
+            # no user can take all
+            most = max(1, max_connections // 2)
+            limits = msgspec.structs.replace(limits, user_connections=min(limits.user_connections, most))
         self.connections: set[LineConnection] = set()
         self.reply_slots = ReplySlots()
         self.refusals = FloodLog(clock, "closed a connection")

@@ -4,22 +4,24 @@ the PROXY protocol of trusted balancers."""
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any
 
 from msgspec import UNSET
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
+from twisted.python.failure import Failure
 
 from taskd.config import ConnectionLimits
 from taskd.model.errors import BadJson
 from taskd.protocol.codec import encode_error
 from taskd.server.line_connection import LineFactory
-from taskd.server.proxy_header import ProxyFactory
+from taskd.server.proxy_header import ProxyFactory, Trusted
 
 PROBES = 4
 """TCP asks so often whether the other machine is there before it gives up."""
@@ -35,7 +37,11 @@ def open_endpoint(
     ``haproxy:`` before an endpoint trusts every address to send PROXY headers.
     """
     always = description.startswith(_HAPROXY)
-    trusted = (lambda host: True) if always else partial(_is_trusted, limits)
+    trusted: Trusted | None = None
+    if always:
+        trusted = _everybody
+    elif limits.trusted_proxies:
+        trusted = partial(_is_trusted, limits.trusted_proxies)
     ports = _Reactor(reactor, lines, limits, "backlog=" in description, trusted)
     endpoint = serverFromString(ports, description.removeprefix(_HAPROXY))
 
@@ -54,7 +60,7 @@ class _Reactor:
         lines: LineFactory,
         limits: ConnectionLimits,
         has_backlog: bool,
-        trusted: Callable[[str | None], bool],
+        trusted: Trusted | None,
     ) -> None:
         self._reactor = reactor
         self._lines = lines
@@ -85,7 +91,9 @@ class _Reactor:
     def _backlog(self, given: int) -> int:
         return given if self._has_backlog else self._limits.backlog
 
-    def _gated(self, factory: IProtocolFactory) -> ProxyFactory:
+    def _gated(self, factory: IProtocolFactory) -> IProtocolFactory:
+        if self._trusted is None:
+            return factory
         return ProxyFactory(factory, self._reactor, self._trusted, self._lines.refusals)
 
 
@@ -107,6 +115,12 @@ class TLSConnection(BufferingTLSTransport):
                 return
         super().dataReceived(data)
 
+    def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008 (the base's signature)
+        super().connectionLost(reason)
+        # as in LineConnection: free the buffers now
+        self.transport = None
+        self._appSendBuffer = []
+
 
 class TLSFactory(TLSMemoryBIOFactory):
     """Wraps connections in TLS. A connection that the wrapped factory refuses is closed at once."""
@@ -118,13 +132,17 @@ class TLSFactory(TLSMemoryBIOFactory):
         return None if inner is None else TLSConnection(self, inner)
 
 
-def _is_trusted(limits: ConnectionLimits, host: str | None) -> bool:
-    if host is None or not limits.trusted_proxies:
+def _everybody(host: str | None) -> bool:
+    return True
+
+
+def _is_trusted(networks: Sequence[IPv4Network | IPv6Network], host: str | None) -> bool:
+    if host is None:
         return False
     found = ip_address(host.partition("%")[0])
     if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
         found = found.ipv4_mapped
-    return any(found in network for network in limits.trusted_proxies)
+    return any(found in network for network in networks)
 
 
 def _keep_alive(port: IListeningPort, seconds: int) -> IListeningPort:

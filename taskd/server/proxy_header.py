@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from twisted.internet import address
 from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory, IReactorTime
@@ -28,6 +28,10 @@ V2_START = 16
 V1_BYTES = 107
 V2_BYTES = 4096
 """The fields behind the addresses, which say for example who signed a certificate, are not read."""
+
+
+Trusted: TypeAlias = Callable[[str | None], bool]
+"""Whether connections from this address must begin with a header."""
 
 
 class Header(NamedTuple):
@@ -100,7 +104,7 @@ class ProxyFactory(Factory):
         self,
         factory: IProtocolFactory,
         clock: IReactorTime,
-        trusted: Callable[[str | None], bool],
+        trusted: Trusted,
         refusals: FloodLog,
     ) -> None:
         self.wrapped = factory
