@@ -27,7 +27,7 @@ class FloodLog:
         """It has happened to a client at ``address``. ``why`` is one of a few texts; ``detail`` may be different each
         time."""
         now = self._clock.seconds()
-        if now < self._quiet_until:
+        if now < self._quiet_until or self._timer is not None:
             self._counts[why] += 1
             if self._timer is None:
                 self._timer = self._clock.callLater(self._quiet_until - now, self._minute_over)
