@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.logger import capturedLogs
+
 from taskd.events.watch_hub import DRAINING
 from taskd.protocol.limits import MAX_LINE_BYTES, MAX_PAGE_CHARS, MAX_PIPELINE
 from taskd.server.line_connection import CLOSE_SECONDS, LINGER_SECONDS, MAX_EVENT_BYTES
@@ -334,8 +336,13 @@ class Failures(StageCase):
             "logout": {},
             "login": {"username": "ana", "password": "correct horse"},
         }
-        for action, fields in requests.items():
-            self.assertRefused(client.ask(action, **fields), "unavailable")
+        with capturedLogs() as logs:
+            for action, fields in requests.items():
+                reply = client.ask(action, **fields)
+                self.assertRefused(reply, "unavailable")
+                self.assertNotIn("I/O", reply["message"], "what the database says is for the log")
+        [line] = [event for event in logs if event["log_namespace"].endswith("FloodLog")]
+        self.assertIn("disk I/O error", line["detail"])
         self.assertTrue(client.ask("ping")["ok"])
         self.stage.runner.away = False
         self.assertEqual(client.ask("whoami")["username"], "ana")
