@@ -56,9 +56,9 @@ class Admission:
         # of those whose login was under way when their time was over
         self._last_logins: Deadlines[Visitor] = Deadlines(clock, limits.login_seconds, self._too_late)
 
-    def enter(self, visitor: Visitor) -> bool:
+    def enter(self, visitor: Visitor) -> None:
         """A stranger has connected. If the address has too many, the oldest that asks for nothing is closed; if there
-        is none, the new one is refused, and the result is False."""
+        is none, the new one is."""
         place = place_of(visitor.address)
         others = self._strangers.get(place, {})
         if len(others) >= self._limits.strangers:
@@ -68,9 +68,8 @@ class Admission:
             text = f"{count} connections from this address are not logged in; log in before you open more"
             self._refuse(oldest or visitor, "too many from this address are not logged in", text)
             if oldest is None:
-                return False
+                return
         self.add_stranger(visitor)
-        return True
 
     def make_room(self) -> bool:
         """The server has as many connections as it can have: close the stranger that has been here for the longest time

@@ -30,11 +30,14 @@ class Deadlines(Generic[T]):
         if self._timer is None:
             self._timer = self._clock.callLater(self._seconds, self._look)
 
-    def discard(self, item: T) -> None:
-        """The item needs no time limit any more, if it had one."""
-        if self._due.pop(item, None) is not None and not self._due and self._timer is not None:
+    def discard(self, item: T) -> bool:
+        """The item needs no time limit any more. Returns whether it had one."""
+        if self._due.pop(item, None) is None:
+            return False
+        if not self._due and self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        return True
 
     def __iter__(self) -> Iterator[T]:
         """All items, the oldest first."""

@@ -106,9 +106,10 @@ class LineConnection(LineReceiver):
             self._principal = Principal(address=getattr(self.transport.getPeer(), "host", None))
         self._pipeline = RequestPipeline(self._start, self._write, self._congested)
         self.transport.registerProducer(_WriteFlow(self), True)
-        if self._factory.admission.enter(self) and ISSLTransport.providedBy(self.transport):
+        if ISSLTransport.providedBy(self.transport):
             # TCP is connected, but the TLS handshake has not begun
             self._factory.handshakes.add(self)
+        self._factory.admission.enter(self)
 
     def handshakeCompleted(self) -> None:
         self._factory.handshakes.discard(self)
@@ -219,6 +220,10 @@ class LineConnection(LineReceiver):
     def refuse(self, error: TaskdError) -> None:
         """Read nothing more; send this error after the replies to what is under way, and close."""
         self._stop_reading()
+        if self._factory.handshakes.discard(self):
+            # the error could be sent only after the handshake, for which a flood would wait
+            self.abort()
+            return
         self._pipeline.refuse(error)
         self._pipeline.close(self._close)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from twisted.internet.address import IPv4Address
 from twisted.internet.interfaces import ISSLTransport
 from twisted.logger import LogLevel, capturedLogs
 from zope.interface import directlyProvides
@@ -419,6 +420,8 @@ class Unread(LimitedCase):
 class TLSTransport(Transport):
     """Looks like a TLS connection before its handshake."""
 
+    protocol: Any = None
+
     def setTcpKeepAlive(self, enabled: bool) -> None:
         """Only there."""
 
@@ -428,15 +431,22 @@ class TLSTransport(Transport):
 
 class Handshakes(LimitedCase):
     def test_a_handshake_has_ten_seconds(self) -> None:
-        clients = []
-        for done in (False, True):
-            connection = self.stage.lines.buildProtocol(None)
-            assert connection is not None
-            transport = TLSTransport()
-            directlyProvides(transport, ISSLTransport)
-            connection.makeConnection(transport)
-            if done:
-                connection.handshakeCompleted()
-            clients.append(transport)
+        clients = [self.connect_tls() for _ in range(2)]
+        clients[1].protocol.handshakeCompleted()
         self.stage.clock.advance(10)
-        self.assertEqual([transport.disconnected for transport in clients], [True, False])
+        self.assertEqual([client.disconnected for client in clients], [True, False])
+
+    def test_a_flood_does_not_wait_for_handshakes(self) -> None:
+        clients = [self.connect_tls() for _ in range(70)]
+        self.assertEqual([client.disconnected for client in clients], [False] * 64 + [True] * 6)
+        self.stage.clock.advance(SETTLE_SECONDS)
+        self.assertFalse(self.connect_tls().disconnected)
+        self.assertTrue(clients[0].disconnected)
+
+    def connect_tls(self) -> TLSTransport:
+        """A connection whose handshake has not begun."""
+        transport = TLSTransport(peerAddress=IPv4Address("TCP", "192.0.2.1", 54321))
+        directlyProvides(transport, ISSLTransport)
+        transport.protocol = self.stage.lines.buildProtocol(None)
+        transport.protocol.makeConnection(transport)
+        return transport
