@@ -5,12 +5,14 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import resource
 import secrets
 import signal
 import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from twisted.application.service import Service
@@ -48,6 +50,10 @@ objects that end without it. With Python's own 700 it looked at most of them aga
 daemon's time."""
 
 
+MAX_FILES = 1_048_576
+"""More open files than a daemon needs. Where the system allows any number, a program that closes all possible files at
+its start would take minutes."""
+
 BROKER_SECONDS = 1.0
 """How long a start waits for the broker. Without it hints are dropped, and the first tasks begin a little later."""
 
@@ -83,6 +89,7 @@ class Daemon(Service):
         use_monotonic_clock(reactor)
         forbid_inspection()
         escape_log()
+        raise_file_limit()
         try:
             settings = read_settings(options["env-file"], options=options)
             # before the handlers are imported, and before anything else is started
@@ -201,6 +208,21 @@ def use_monotonic_clock(reactor: Any) -> None:
     if reactor.getDelayedCalls():
         raise RuntimeError("something is scheduled already, by the reactor's old clock")
     reactor.seconds = time.monotonic
+
+
+def raise_file_limit() -> None:
+    """Let this process open as many files as the system allows it: each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # then it stays as it is
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def file_limit() -> int:
+    """How many files this process may open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_FILES if soft == resource.RLIM_INFINITY else soft
 
 
 def spare_collections() -> None:

@@ -79,7 +79,7 @@ class HealthCheck:
         try:
             found = await self._store.check_writable()
         except Unavailable as e:
-            found = e.message
+            found = str(e)
         except Exception as e:
             self._log.failure("the store cannot be checked")
             found = f"a defect: {type(e).__name__}"

@@ -283,7 +283,8 @@ class Menu:
 
     def _lost(self, reason: Failure, connection: Connection) -> None:
         # A running action reports the loss itself
-        if self._asking and connection is self._connection:
+        # and a server closes a connection that nobody has logged in on: no news for a user who is not logged in
+        if self._asking and connection is self._connection and self._token is not None:
             key = "menu.session_gone" if reason.check(NotLoggedIn) else "menu.lost"
             self._ctx.out.line("\n" + self._ctx.texts(key))
             self._ctx.out.prompt(self._asking)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import msgspec
 
+MIB = 1024 * 1024
+
 
 class Postgres(msgspec.Struct, frozen=True):
     """Where PostgreSQL is."""
@@ -40,6 +42,30 @@ class RabbitMQ(msgspec.Struct, frozen=True):
     tls: bool = False
     cafile: Path | None = None
     """File or folder of the authorities to trust; None: those of the machine."""
+
+
+class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server allows its clients. The help texts in ``declarations`` say what each value means."""
+
+    login_seconds: float = 30.0
+    handshake_seconds: float = 10.0
+    idle_seconds: float = 0.0
+    """0: no limit."""
+    keepalive_seconds: int = 120
+    strangers: int = 64
+    """From one address."""
+    user_connections: int = 256
+    user_unread: int = 64 * MIB
+    """Bytes."""
+    unread: int = 256 * MIB
+    """Bytes."""
+    backlog: int = 1024
+    spare_files: int = 200
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    allow_plaintext: bool = False
+
+
+DEFAULT_LIMITS = ConnectionLimits()
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -76,14 +102,13 @@ class Settings(msgspec.Struct, frozen=True):
     audit_days: int
     admins: tuple[str, ...] = ()
     """The keys of usernames."""
-    allow_plaintext: bool = False
-    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
     hash_threads: int | None = None
     """None: as many as the machine has cores, at most 4."""
     logins_per_minute: int = 60
     """0: no limit. The same for the next two."""
     guesses_per_hour: int = 100
     registrations_per_hour: int = 20
+    connections: ConnectionLimits = DEFAULT_LIMITS
 
     @property
     def embedded(self) -> bool:

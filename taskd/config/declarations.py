@@ -147,12 +147,12 @@ def _existing(name: str, text: str) -> Path:
 
 def _networks(name: str, text: str) -> tuple[IPv4Network | IPv6Network, ...]:
     found = []
-    for network in text.replace(",", " ").split():
+    for network in filter(None, map(str.strip, text.split(","))):
         try:
             found.append(ip_network(network))
         except ValueError as e:
-            raise SettingsError(f"{name}: {network!r} is not an address or a network: {e}") from None
-    return tuple(found)
+            raise SettingsError(f"{name}: {network!r} is not a network, such as 10.0.0.0/8 or 192.0.2.7: {e}") from None
+    return tuple(dict.fromkeys(found))
 
 
 SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
@@ -170,6 +170,7 @@ NETWORKS = Format("addresses or networks such as 10.1.0.0/16, separated by comma
 QUEUE = Format(f"a name of 1 to {MAX_QUEUE_BYTES} bytes without #", _queue)
 QUEUES = Format("names of queues separated by commas", _queues)
 USERNAMES = Format("usernames separated by commas", _usernames)
+NETWORKS = Format("networks separated by commas", _networks)
 MODULE = Format("the name of a Python module", _module)
 MODULES = Format("names of Python modules separated by commas", _modules)
 
@@ -293,7 +294,9 @@ TASKD_TRUSTED_PROXIES = Setting(
     "TASKD_TRUSTED_PROXIES",
     NETWORKS,
     "",
-    "Where balancers connect from that use TLS with their clients, and plain TCP with this server.",
+    "Balancers that send the PROXY protocol (version 1 or 2). A connection from there must begin with a PROXY header,"
+    " and its address counts as the client's. Passwords and tokens are accepted from there: let the balancer use TLS with"
+    " clients from other machines.",
 )
 TASKD_DATA = Setting(
     "TASKD_DATA", PATH, "./taskd-data", "Folder of the embedded database.", Option("data", PATH, (SERVER,), "d")
@@ -379,6 +382,70 @@ TASKD_REGISTRATIONS_PER_HOUR = Setting(
     whole_number(0, 1_000_000),
     "20",
     "Registrations and tries of invitations of one address an hour. 0: no limit.",
+)
+TASKD_LOGIN_SECONDS = Setting(
+    "TASKD_LOGIN_SECONDS",
+    decimal("seconds", 1.0, 3600.0),
+    "30",
+    "Time that a connection has to log in. Then it is closed.",
+)
+TASKD_STRANGERS = Setting(
+    "TASKD_STRANGERS",
+    whole_number(1, 1_000_000),
+    "64",
+    "Connections from one address (IPv6: from one network of 64 bits) that are not logged in. With more, the oldest"
+    " that asks for nothing is closed. Behind a balancer that does not send the PROXY protocol, all clients have one"
+    " address.",
+)
+TASKD_USER_CONNECTIONS = Setting(
+    "TASKD_USER_CONNECTIONS",
+    whole_number(1, 1_000_000),
+    "256",
+    "Connections of one user to one server. A login on one more is refused.",
+)
+TASKD_IDLE_SECONDS = Setting(
+    "TASKD_IDLE_SECONDS",
+    decimal("seconds", 0.0, 31_536_000.0),
+    "0",
+    "Time after which a logged-in connection is closed that sends nothing and waits for no answer, even if it watches."
+    " Clients can send ping. 0: never.",
+)
+TASKD_KEEPALIVE_SECONDS = Setting(
+    "TASKD_KEEPALIVE_SECONDS",
+    whole_number(4, 32_767),
+    "120",
+    "Silence after which TCP asks whether the client's machine is still there. After the same time without an answer,"
+    " or with bytes that the client does not take for twice this time, the connection is lost.",
+)
+TASKD_HANDSHAKE_SECONDS = Setting(
+    "TASKD_HANDSHAKE_SECONDS",
+    decimal("seconds", 1.0, 3600.0),
+    "10",
+    "Time that the TLS handshake of a connection may take.",
+)
+TASKD_BACKLOG = Setting(
+    "TASKD_BACKLOG",
+    whole_number(1, 65_535),
+    "1024",
+    "Connections that may wait to be accepted, where the endpoint does not say backlog=. The system may have a lower"
+    " limit (net.core.somaxconn).",
+)
+TASKD_SPARE_FILES = Setting(
+    "TASKD_SPARE_FILES",
+    whole_number(0, 1_000_000),
+    "200",
+    "Open files that clients may not take up: they are left for the database, RabbitMQ and, in an embedded server, for"
+    " tasks. Never more than half of the limit of open files.",
+)
+TASKD_USER_UNREAD_MIB = Setting(
+    "TASKD_USER_UNREAD_MIB",
+    whole_number(1, 1_048_576),
+    "64",
+    "Size of the replies and events that one user's connections have not read, in MiB. With more, the connection that"
+    " has the most is closed.",
+)
+TASKD_UNREAD_MIB = Setting(
+    "TASKD_UNREAD_MIB", whole_number(1, 1_048_576), "256", "The same for all connections of a server together."
 )
 
 TASKD_SLOTS = Setting(
@@ -478,6 +545,18 @@ GROUPS: dict[str, tuple[Setting[Any], ...]] = {
         TASKD_LOGINS_PER_MINUTE,
         TASKD_GUESSES_PER_HOUR,
         TASKD_REGISTRATIONS_PER_HOUR,
+    ),
+    "Connections of a server": (
+        TASKD_LOGIN_SECONDS,
+        TASKD_STRANGERS,
+        TASKD_USER_CONNECTIONS,
+        TASKD_IDLE_SECONDS,
+        TASKD_KEEPALIVE_SECONDS,
+        TASKD_HANDSHAKE_SECONDS,
+        TASKD_BACKLOG,
+        TASKD_SPARE_FILES,
+        TASKD_USER_UNREAD_MIB,
+        TASKD_UNREAD_MIB,
     ),
     "Worker, also the one in an embedded server": (
         TASKD_SLOTS,

@@ -17,7 +17,7 @@ from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 from twisted.python import usage
 
-from taskd.config import Postgres, RabbitMQ, Settings
+from taskd.config import MIB, ConnectionLimits, Postgres, RabbitMQ, Settings
 from taskd.config import declarations as d
 from taskd.model.errors import SettingsError
 
@@ -136,12 +136,24 @@ def read_settings(
         session_idle_days=value(d.TASKD_SESSION_IDLE_DAYS),
         audit_days=value(d.TASKD_AUDIT_DAYS),
         admins=value(d.TASKD_ADMINS),
-        allow_plaintext=value(d.TASKD_ALLOW_PLAINTEXT),
-        trusted_proxies=value(d.TASKD_TRUSTED_PROXIES),
         hash_threads=value(d.TASKD_HASH_THREADS) or None,
         logins_per_minute=value(d.TASKD_LOGINS_PER_MINUTE),
         guesses_per_hour=value(d.TASKD_GUESSES_PER_HOUR),
         registrations_per_hour=value(d.TASKD_REGISTRATIONS_PER_HOUR),
+        connections=ConnectionLimits(
+            login_seconds=value(d.TASKD_LOGIN_SECONDS),
+            handshake_seconds=value(d.TASKD_HANDSHAKE_SECONDS),
+            idle_seconds=value(d.TASKD_IDLE_SECONDS),
+            keepalive_seconds=value(d.TASKD_KEEPALIVE_SECONDS),
+            strangers=value(d.TASKD_STRANGERS),
+            user_connections=value(d.TASKD_USER_CONNECTIONS),
+            user_unread=value(d.TASKD_USER_UNREAD_MIB) * MIB,
+            unread=value(d.TASKD_UNREAD_MIB) * MIB,
+            backlog=value(d.TASKD_BACKLOG),
+            spare_files=value(d.TASKD_SPARE_FILES),
+            trusted_proxies=value(d.TASKD_TRUSTED_PROXIES),
+            allow_plaintext=value(d.TASKD_ALLOW_PLAINTEXT),
+        ),
     )
 
 

@@ -12,17 +12,21 @@ from typing import ClassVar
 class TaskdError(Exception):
     """An error that a client may see. Each subclass has its own code.
 
-    ``field`` names the request's wrong field; ``retry_after`` is in seconds.
+    ``field`` names the request's wrong field; ``retry_after`` is in seconds. ``detail`` is for the log and for the
+    operator: what the database says, with addresses and paths. Clients see ``message`` only; ``str()`` has both.
     """
 
     code: ClassVar[str] = "internal"
     status: ClassVar[str] = "error"
 
-    def __init__(self, message: str, *, field: str | None = None, retry_after: float | None = None) -> None:
-        super().__init__(message)
+    def __init__(
+        self, message: str, *, field: str | None = None, retry_after: float | None = None, detail: str = ""
+    ) -> None:
+        super().__init__(f"{message}: {detail}" if detail else message)
         self.message = message
         self.field = field
         self.retry_after = retry_after
+        self.detail = detail
 
 
 class BadJson(TaskdError):

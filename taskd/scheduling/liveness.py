@@ -155,7 +155,7 @@ class Liveness:
             if not self._stopped:
                 self._look(poll, began, self._clock.seconds() - began <= ANSWERED_WITHIN)
         except Unavailable as e:
-            self._break(e.message)
+            self._break(str(e))
         except Exception:
             self._log.failure("the workers cannot be polled")
             self._break("a defect")
@@ -303,7 +303,7 @@ class Liveness:
                 # what their owners had cancelled and retried waits now, and is not among these tasks
                 self._dispatcher.gap()
         except Unavailable as e:
-            self._log.debug("tasks are taken back later: {why}", why=e.message)
+            self._log.debug("tasks are taken back later: {why}", why=str(e))
             # it may have been committed
             self._dispatcher.gap()
             self._give_time()

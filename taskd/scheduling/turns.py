@@ -91,7 +91,7 @@ class Turns:
         try:
             again = await self._take_turn()
         except Unavailable as e:
-            self._failed(PAUSE, e.message)
+            self._failed(PAUSE, str(e))
         except Exception as e:
             if self._trouble != repr(e):
                 self._log.failure("{name}: a turn failed", name=self._name)

@@ -14,7 +14,8 @@ from taskd.api.accounts import Accounts, HashPool
 from taskd.config import Settings
 from taskd.config.declarations import SERVER
 from taskd.config.reading import DaemonOptions
-from taskd.daemon import DATABASE, LOCK_FILE, Daemon, process_name
+from taskd.daemon import DATABASE, LOCK_FILE, Daemon, file_limit, process_name
+from taskd.server.listening import open_endpoint
 from taskd.server.task_server import TaskServer
 from taskd.server.tls import Listeners
 from taskd.worker.executors.ending import leave_threads_behind
@@ -58,6 +59,8 @@ class ServerService(Daemon):
             lease=None if settings.embedded else settings.lease,
             node=process_name(),
             keep=settings.keep_days * 86_400,
+            limits=settings.connections,
+            max_connections=max_connections(file_limit(), settings.connections.spare_files),
         )
         self._worker: Worker | None = None
         if settings.postgres is None or settings.rabbitmq is None:
@@ -69,6 +72,7 @@ class ServerService(Daemon):
             self._what = f"PostgreSQL at {settings.postgres.host}, RabbitMQ at {settings.rabbitmq.host}"
         self._listen = settings.listen
         self._listeners = Listeners(reactor)
+        self._limits = settings.connections
         self._ports: list[IListeningPort] = []
         self._deaf: Failure | None = None
 
@@ -76,11 +80,13 @@ class ServerService(Daemon):
         # Before privileges are given up, and before anything has begun: who cannot listen must not start.
         for description in self._listen:
             try:
-                endpoint = self._listeners.endpoint(description)
+                listen = open_endpoint(
+                    self.reactor, description, self._server.lines, self._limits, self._listeners.endpoint
+                )
             except Exception as e:
                 self.refuse(f"--listen {description}: {e or type(e).__name__}")
             # TCP and TLS listen at once; an endpoint of a plugin may take its time
-            endpoint.listen(self._server.lines).addCallbacks(self._ports.append, self._cannot_listen)
+            listen().addCallbacks(self._ports.append, self._cannot_listen)
             if self._deaf is not None:
                 why = getattr(self._deaf.value, "socketError", self._deaf.value)
                 self.refuse(f"cannot listen on {description}: {why}")
@@ -129,6 +135,11 @@ class ServerService(Daemon):
 
     def leave(self) -> None:
         leave_threads_behind(self.reactor)
+
+
+def max_connections(files: int, spare: int) -> int:
+    """How many clients a process may have that may open so many files, of which so many are for other things."""
+    return max(files - spare, files // 2)
 
 
 makeService = ServerService.from_options

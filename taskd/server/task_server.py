@@ -18,6 +18,7 @@ from taskd.api.core import Api
 from taskd.api.owners import Owners
 from taskd.api.rights import Rights
 from taskd.api.states import StateReader
+from taskd.config import DEFAULT_LIMITS, ConnectionLimits
 from taskd.events.end_rates import EndRates
 from taskd.events.publisher import Publisher
 from taskd.events.subscriber import Subscriber
@@ -39,7 +40,7 @@ class TaskServer:
 
     ``lines`` is the factory for connections. ``lease`` is after how many seconds of silence a worker is dead (None for
     an embedded server: its worker never is), ``node`` a name that no other process has. Finished tasks are deleted
-    after ``keep`` seconds; 0 keeps them for ever.
+    after ``keep`` seconds; 0 keeps them for ever. ``limits`` and ``max_connections`` are what clients are allowed.
     """
 
     def __init__(
@@ -53,6 +54,8 @@ class TaskServer:
         lease: float | None,
         node: str,
         keep: float = 0.0,
+        limits: ConnectionLimits = DEFAULT_LIMITS,
+        max_connections: int | None = None,
     ) -> None:
         self._clock = clock
         self._store = store
@@ -97,7 +100,7 @@ class TaskServer:
             },
             rights,
         )
-        self.lines = LineFactory(self.api, clock)
+        self.lines = LineFactory(self.api, clock, limits, max_connections)
 
     def start(self) -> None:
         """Receive events and begin the periodic work. The store and the broker have been started; connections may be

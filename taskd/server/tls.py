@@ -18,7 +18,6 @@ from twisted.internet.endpoints import SSL4ServerEndpoint, serverFromString
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator, IStreamServerEndpoint
 from twisted.internet.ssl import AcceptableCiphers, CertificateOptions, TLSVersion
 from twisted.logger import Logger
-from twisted.protocols.haproxy import proxyEndpoint
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
@@ -50,14 +49,11 @@ class Listeners:
         self._contexts: list[ServerTls] = []
         self._had_terminal = False
 
-    def endpoint(self, description: str) -> IStreamServerEndpoint:
-        """The endpoint for a description in Twisted's syntax. Raises SettingsError, and what Twisted raises for a
-        description that it does not understand."""
-        kind, _, rest = description.partition(":")
-        if kind == "haproxy":
-            return proxyEndpoint(self.endpoint(rest))
-        if kind != "ssl":
-            return serverFromString(self._reactor, description)
+    def endpoint(self, reactor: Any, description: str) -> IStreamServerEndpoint:
+        """The endpoint for a description in Twisted's syntax, which listens by this reactor. Raises SettingsError, and
+        what Twisted raises for a description that it does not understand."""
+        if description.partition(":")[0] != "ssl":
+            return serverFromString(reactor, description)
         plain, named = arguments(description)
         if unknown := sorted(set(named) - _ARGUMENTS):
             raise SettingsError(
@@ -72,7 +68,7 @@ class Listeners:
         chain = Path(named["extraCertChain"]) if "extraCertChain" in named else None
         context = ServerTls(key, Path(named.get("certKey", key)), chain)
         self._contexts.append(context)
-        return SSL4ServerEndpoint(self._reactor, int(plain[0]), context, int(backlog), named.get("interface", ""))
+        return SSL4ServerEndpoint(reactor, int(plain[0]), context, int(backlog), named.get("interface", ""))
 
     def reload(self) -> None:
         """Read all certificates again. Open connections go on; new ones get the new certificate. One that cannot be

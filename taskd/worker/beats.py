@@ -99,7 +99,7 @@ class Beats:
                 self._failing = True
         except Unavailable as e:
             if not self._failing:
-                self._log.warn("the worker cannot tell the store that it lives: {why}", why=e.message)
+                self._log.warn("the worker cannot tell the store that it lives: {why}", why=str(e))
             self._failing = True
             return
         except Exception:

@@ -169,7 +169,7 @@ class Looks:
         except Unavailable as e:
             # the first beat that is accepted again calls for both
             if not self._failing:
-                self._log.warn("the worker cannot see what the store has for it: {why}", why=e.message)
+                self._log.warn("the worker cannot see what the store has for it: {why}", why=str(e))
             self._failing = True
 
     # -- what is new

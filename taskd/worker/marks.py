@@ -88,7 +88,7 @@ class Marks:
         try:
             await self._store_marks(due)
         except Unavailable as e:
-            self._log.debug("{count} running tasks are not marked yet: {why}", count=len(due), why=e.message)
+            self._log.debug("{count} running tasks are not marked yet: {why}", count=len(due), why=str(e))
             return AGAIN_AFTER
         return TOGETHER
 

@@ -79,7 +79,7 @@ class Registration:
         try:
             await self._store.worker_gone(self._identity.name)
         except Unavailable as e:
-            self._log.info("the worker stays registered until the servers miss it: {why}", why=e.message)
+            self._log.info("the worker stays registered until the servers miss it: {why}", why=str(e))
             return False
         except Exception:
             self._log.failure("the worker stays registered until the servers miss it")

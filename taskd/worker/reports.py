@@ -232,7 +232,7 @@ class Reports:
                 held = await self._store.report(self._identity.name, reports)
                 break
             except Unavailable as e:
-                self._log.debug("reports wait: {why}", why=e.message)
+                self._log.debug("reports wait: {why}", why=str(e))
             except Exception:
                 self._log.failure("{count} reports could not be stored", count=len(buffers))
                 held = frozenset(buffer.task.id for buffer in buffers)

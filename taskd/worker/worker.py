@@ -196,7 +196,7 @@ class Worker:
         try:
             await maybeDeferred(step, *args)
         except Unavailable as e:
-            self._log.warn("a step of the stop failed: {step}: {why}", step=step.__qualname__, why=e.message)
+            self._log.warn("a step of the stop failed: {step}: {why}", step=step.__qualname__, why=str(e))
         except Exception:
             self._log.failure("a step of the stop failed: {step}", step=step.__qualname__)
 

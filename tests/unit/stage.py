@@ -287,7 +287,7 @@ class Stage:
             self.accounts,
             queues=queues,
             lease=LEASE,
-            node="node",
+            node="host1:4711:9ec0ebeb",
             keep=keep,
         )
         self.hub, self.publisher, self.api = self.server.hub, self.server.publisher, self.server.api

@@ -307,7 +307,7 @@ class HashLimit(AccountCase):
     def test_a_full_hash_queue_refuses_with_a_retry_time(self) -> None:
         self.register("ana")
         self.hashes.slow = True
-        clients = [self.stage.connect() for _ in range(MAX_HASHES_PENDING)]
+        clients = [self.stage.connect(f"198.51.100.{n}") for n in range(MAX_HASHES_PENDING)]
         for client in clients:
             client.start("login", username="ana", password=PASSWORD)
         for reply in (self.login("ana"), self.register("eva")):

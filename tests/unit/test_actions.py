@@ -50,10 +50,14 @@ class ActionCase(StageCase):
 class Basics(ActionCase):
     def test_hello(self) -> None:
         reply = self.stage.connect().ask("hello")
-        self.assertEqual((reply["server"], reply["protocol"], reply["node"]), ("taskd", 1, "node"))
+        self.assertEqual((reply["server"], reply["protocol"]), ("taskd", 1))
         self.assertEqual((reply["queues"], reply["actions"]), (["tasks", "slow"], list(ACTIONS)))
         self.assertEqual(reply["limits"]["line_bytes"], 65536)
         self.assertEqual((reply["limits"]["batch"], reply["limits"]["log_lines"]), (1000, 1000))
+
+    def test_hello_names_the_process_to_users_only_and_without_host_and_process_id(self) -> None:
+        self.assertNotIn("node", self.stage.connect().ask("hello"))
+        self.assertEqual(self.client.ask("hello")["node"], "9ec0ebeb")
 
     def test_ping(self) -> None:
         self.assertEqual(self.stage.connect().ask("ping"), {"id": 1, "ok": True, "status": "success"})

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from taskd.config import Postgres, RabbitMQ, Settings
+from taskd.config import DEFAULT_LIMITS, MIB, ConnectionLimits, Postgres, RabbitMQ, Settings
 from taskd.config.declarations import GRACE, QUEUE
 from taskd.config.reading import DaemonOptions, exposed_secrets, read_option, read_settings
 from taskd.model.errors import SettingsError
@@ -48,6 +48,7 @@ def test_with_nothing_set_it_is_embedded() -> None:
     assert settings.admins == ()
     assert (settings.hash_threads, settings.logins_per_minute) == (None, 60)
     assert (settings.guesses_per_hour, settings.registrations_per_hour) == (100, 20)
+    assert settings.connections == DEFAULT_LIMITS
 
 
 def test_with_both_hosts_it_is_distributed() -> None:
@@ -89,6 +90,36 @@ def test_everything_can_be_set() -> None:
     assert settings.admins == ("ana", "ben")
     assert (settings.hash_threads, settings.logins_per_minute) == (5, 0)
     assert (settings.guesses_per_hour, settings.registrations_per_hour) == (6, 7)
+
+
+def test_the_limits_of_connections_can_be_set() -> None:
+    environ = {
+        **{"TASKD_LOGIN_SECONDS": "1.5", "TASKD_HANDSHAKE_SECONDS": "2", "TASKD_IDLE_SECONDS": "3"},
+        **{"TASKD_KEEPALIVE_SECONDS": "4", "TASKD_STRANGERS": "5", "TASKD_USER_CONNECTIONS": "6"},
+        **{"TASKD_USER_UNREAD_MIB": "7", "TASKD_UNREAD_MIB": "8", "TASKD_BACKLOG": "9", "TASKD_SPARE_FILES": "10"},
+        **{"TASKD_TRUSTED_PROXIES": "10.0.0.5, 10.1.0.0/16,,2001:db8::/32, 10.0.0.5"},
+    }
+    networks = tuple(map(ip_network, ("10.0.0.5/32", "10.1.0.0/16", "2001:db8::/32")))
+    assert read_settings(None, environ).connections == ConnectionLimits(
+        login_seconds=1.5,
+        handshake_seconds=2,
+        idle_seconds=3,
+        keepalive_seconds=4,
+        strangers=5,
+        user_connections=6,
+        user_unread=7 * MIB,
+        unread=8 * MIB,
+        backlog=9,
+        spare_files=10,
+        trusted_proxies=networks,
+    )
+
+
+@pytest.mark.parametrize("network", ["everybody", "10.0.0.300", "10.0.0.5/8", "db.example.org"])
+def test_networks(network: str) -> None:
+    assert refusal({"TASKD_TRUSTED_PROXIES": f"10.0.0.5,{network}"}).startswith(
+        f"TASKD_TRUSTED_PROXIES: {network!r} is not a network"
+    )
 
 
 @pytest.mark.parametrize(("there", "missing"), [("POSTGRES_HOST", "RABBITMQ_HOST"), ("RABBITMQ_HOST", "POSTGRES_HOST")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,15 @@ from zope.interface import implementer
 
 import taskd.daemon
 from taskd.config.reading import read_settings
-from taskd.daemon import COLLECT_AFTER, Daemon, spare_collections, use_monotonic_clock
+from taskd.daemon import (
+    COLLECT_AFTER,
+    MAX_FILES,
+    Daemon,
+    file_limit,
+    raise_file_limit,
+    spare_collections,
+    use_monotonic_clock,
+)
 from taskd.model.errors import Unavailable
 from taskd.server.tap import Options as ServerOptions
 
@@ -57,6 +66,27 @@ def test_timers_follow_the_monotonic_clock(reactor: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr(reactor, "seconds", lambda: begin + 10)
     reactor.runUntilCurrent()
     assert fired == ["callLater", "timeout", "deferLater", "loop"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((1024, 65_536), (65_536, 65_536)),
+        ((256, 256), (256, 256)),
+        ((1024, resource.RLIM_INFINITY), (MAX_FILES, resource.RLIM_INFINITY)),
+        ((1024, 2**30), (MAX_FILES, 2**30)),
+        ((2**21, 2**30), (2**21, 2**30)),
+    ],
+)
+def test_the_limit_of_open_files_is_raised(
+    before: tuple[int, int], after: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = [before]
+    monkeypatch.setattr(resource, "getrlimit", lambda which: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda which, pair: limits.append(pair))
+    raise_file_limit()
+    assert limits[-1] == after
+    assert file_limit() == after[0]
 
 
 @implementer(IStreamClientEndpoint)

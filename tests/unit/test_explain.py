@@ -241,7 +241,7 @@ class Explaining(ExplainCase):
         self.stage.runner.away = True
         reply = self.client.ask("explain", task_id=task_id)
         self.assertRefused(reply, "unavailable")
-        self.assertEqual(reply["message"], "the database cannot be used now: disk I/O error")
+        self.assertEqual(reply["message"], "the database cannot be used now; try again")
 
 
 class WaitingForSlots(ExplainCase):

@@ -19,7 +19,7 @@ PROTOCOL = MODEL | {"taskd.protocol"}
 EVENTS = PORTS | PROTOCOL | {"taskd.events"}
 SCHEDULING = EVENTS | {"taskd.batching", "taskd.scheduling"}
 API = SCHEDULING | {"taskd.api", "taskd.health"}
-SERVER = API | {"taskd.server", "taskd.tls"}
+SERVER = API | {"taskd.config", "taskd.server", "taskd.tls"}
 WORKER = EVENTS | {
     "taskd.batching",
     "taskd.config",

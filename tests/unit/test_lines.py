@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.logger import capturedLogs
+
 from taskd.events.watch_hub import DRAINING
 from taskd.protocol.limits import MAX_LINE_BYTES, MAX_PAGE_CHARS, MAX_PIPELINE
 from taskd.server.line_connection import CLOSE_SECONDS, LINGER_SECONDS, MAX_EVENT_BYTES
@@ -22,6 +24,7 @@ def padded(length: int, **fields: Any) -> bytes:
 class MalformedLines(StageCase):
     def test_each_malformed_line_gets_one_error_and_the_connection_stays_open(self) -> None:
         client = self.stage.connect()
+        self.assertTrue(client.ask("ping")["ok"])
         for line, code in {
             b"": "bad_json",
             b"   ": "bad_json",
@@ -62,6 +65,7 @@ class MalformedLines(StageCase):
 
     def test_utf16_is_refused_line_by_line(self) -> None:
         client = self.stage.connect()
+        client.ask("ping")
         client.connection.dataReceived('{"action":"ping"}\n{"action":"ping"}\n'.encode("utf-16"))
         self.assertEqual({line["code"] for line in client.lines()}, {"bad_json"})
         self.assertFalse(client.closed)
@@ -79,11 +83,13 @@ class MalformedLines(StageCase):
 
     def test_lines_behind_an_overlong_line_in_the_same_piece_are_answered(self) -> None:
         client = self.stage.connect()
+        client.ask("ping")
         client.send(padded(MAX_LINE_BYTES + 100), PING, padded(MAX_LINE_BYTES + 1), PING)
         self.assertEqual([line.get("code", "ok") for line in client.lines()], ["too_large", "ok"] * 2)
 
     def test_an_overlong_line_is_refused_before_its_end(self) -> None:
         client = self.stage.connect()
+        client.ask("ping")
         for _ in range(50):
             client.connection.dataReceived(b"x" * 40_000)
         self.assertRefused(client.line(), "too_large")
@@ -97,7 +103,7 @@ class MalformedLines(StageCase):
         self.assertEqual(client.line(), {"id": "ñ", "ok": True, "status": "success"})
 
     def test_the_server_sends_nothing_before_a_request(self) -> None:
-        client = self.stage.connect()
+        client = self.stage.client()
         self.stage.clock.advance(3600)
         self.assertEqual(client.raw_lines(), [])
 
@@ -136,6 +142,7 @@ class PipedInput(StageCase):
 
     def test_a_last_line_that_is_too_long_is_answered_once(self) -> None:
         client = self.stage.connect()
+        client.ask("ping")
         client.connection.dataReceived(b"x" * (MAX_LINE_BYTES + 5))
         client.half_close()
         self.assertRefused(client.line(), "too_large")
@@ -174,7 +181,7 @@ class PipedInput(StageCase):
         self.assertTrue(client.closed)
 
     def test_a_client_that_does_not_read_the_last_replies_is_disconnected(self) -> None:
-        client = self.stage.connect()
+        client = self.stage.client()
         client.half_close()
         self.stage.clock.advance(LINGER_SECONDS - 1)
         self.assertFalse(client.transport.disconnected)
@@ -200,6 +207,7 @@ class Backpressure(StageCase):
 
     def test_a_flood_of_empty_lines_does_not_fill_the_memory(self) -> None:
         client = self.stage.connect()
+        client.ask("ping")
         client.stop_reading(full=False)
         client.send(b"\n" * 65536)
         self.assertLess(client.unread_bytes, 70_000)
@@ -328,8 +336,13 @@ class Failures(StageCase):
             "logout": {},
             "login": {"username": "ana", "password": "correct horse"},
         }
-        for action, fields in requests.items():
-            self.assertRefused(client.ask(action, **fields), "unavailable")
+        with capturedLogs() as logs:
+            for action, fields in requests.items():
+                reply = client.ask(action, **fields)
+                self.assertRefused(reply, "unavailable")
+                self.assertNotIn("I/O", reply["message"], "what the database says is for the log")
+        [line] = [event for event in logs if event["log_namespace"].endswith("FloodLog")]
+        self.assertIn("disk I/O error", line["detail"])
         self.assertTrue(client.ask("ping")["ok"])
         self.stage.runner.away = False
         self.assertEqual(client.ask("whoami")["username"], "ana")

@@ -163,7 +163,7 @@ class PoolTests(SynchronousTestCase):
         self.assertNoResult(answer)
         self.clock.advance(0.1)
         failure = self.failureResultOf(answer, Unavailable)
-        self.assertIn("db cannot be reached now", failure.value.message)
+        self.assertIn("the database cannot be reached now; try again: db", str(failure.value))
         self.assertEqual(failure.value.retry_after, MAX_DELAY)
         # the caller that gave up gets no connection
         self.made[0].succeed()
@@ -174,7 +174,7 @@ class PoolTests(SynchronousTestCase):
         uses = [self.use() for _ in range(3)]
         answer = self.run_work(lambda connection: succeed(None))
         self.clock.advance(WAIT)
-        self.assertIn("db has no connection free", self.failureResultOf(answer, Unavailable).value.message)
+        self.assertIn("the database has no connection free", self.failureResultOf(answer, Unavailable).value.message)
         for _, ends, _ in uses:
             ends.callback("done")
 
@@ -334,7 +334,7 @@ class PoolTests(SynchronousTestCase):
 
     def test_not_yet_started(self) -> None:
         failure = self.failureResultOf(self.run_work(lambda connection: succeed(None)), Unavailable)
-        self.assertIn("db cannot be reached yet", failure.value.message)
+        self.assertIn("the database cannot be reached yet", failure.value.message)
 
     def test_stop_closes_all_connections_and_fails_waiting_callers(self) -> None:
         self.pool.start()

@@ -26,13 +26,15 @@ class ServerActions:
         self._node = node
 
     async def hello(self, principal: Principal, subscriptions: Subscriptions, request: m.Nothing) -> Reply:
+        # the name has the host and the process id, which are no business of strangers
+        node = {"node": self._node.rpartition(":")[2]} if principal.user_id else {}
         return Reply(
             {
                 "status": "success",
                 "server": "taskd",
                 "version": __version__,
                 "protocol": limits.PROTOCOL_VERSION,
-                "node": self._node,
+                **node,
                 "queues": self._pools.queues,
                 "actions": list(ACTIONS),
                 "limits": {

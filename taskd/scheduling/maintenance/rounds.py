@@ -49,7 +49,7 @@ class MaintenanceRounds:
             try:
                 await duty.run()
             except Unavailable as e:
-                self._log.debug("maintenance ended its round early: {why}", why=e.message)
+                self._log.debug("maintenance ended its round early: {why}", why=str(e))
                 return
             except Exception:
                 self._log.failure("maintenance: {duty} failed", duty=duty.name)

@@ -36,7 +36,7 @@ _HAS_MIGRATIONS = "SELECT to_regclass('schema_migrations') IS NOT NULL"
 PREPARED = {"clock": "SELECT clock_timestamp()"}
 
 # Key: whether the statement may have been committed
-_GAVE_UP = {True: "the database connection was lost: {}", False: "the database is too busy now: {}"}
+_GAVE_UP = {True: "the connection to the database was lost; try again", False: "the database is too busy; try again"}
 
 
 class PostgresDatabase(Startable):
@@ -153,7 +153,7 @@ class PostgresDatabase(Startable):
                 if self._stopped:
                     raise closed() from e
                 if now >= deadline or (again and not repeat):
-                    raise Unavailable(_GAVE_UP[again].format(reason(e)), retry_after=MAX_DELAY) from e
+                    raise Unavailable(_GAVE_UP[again], retry_after=MAX_DELAY, detail=reason(e)) from e
             except (psycopg2.Error, ValueError) as e:
                 if refusal := _refusal(e):
                     raise refusal from e
@@ -210,7 +210,7 @@ def _refusal(e: Exception) -> BadRequest | Unavailable | None:
         return None
     code = e.pgcode or ""
     if code.startswith(("22", "23", "54")):
-        return BadRequest(f"cannot be stored: {reason(e)}")
+        return BadRequest("a value of this request cannot be stored", detail=reason(e))
     if code.startswith(("53", "58")) or code in {"57014", "55P03"}:
-        return Unavailable(f"the database cannot do this now: {reason(e)}", retry_after=MAX_DELAY)
+        return Unavailable("the database cannot do this now; try again", retry_after=MAX_DELAY, detail=reason(e))
     return None

@@ -120,7 +120,7 @@ class Pool:
         raise self._unavailable("has no connection free" if self._live else "cannot be reached now")
 
     def _unavailable(self, why: str) -> Unavailable:
-        return Unavailable(f"{self._name} {why}; try again", retry_after=MAX_DELAY)
+        return Unavailable(f"the database {why}; try again", retry_after=MAX_DELAY, detail=self._name)
 
     def _lend(self, connection: PostgresConnection) -> None:
         if connection not in self._live:

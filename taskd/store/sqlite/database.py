@@ -127,7 +127,7 @@ def transaction(
         except UnicodeEncodeError as e:
             raise BadRequest("text must be valid Unicode") from e
         except (sqlite3.IntegrityError, OverflowError) as e:
-            raise BadRequest(f"cannot be stored: {e}") from e
+            raise BadRequest("a value of this request cannot be stored", detail=str(e)) from e
 
     return run
 
@@ -212,7 +212,7 @@ def _configure(connection: sqlite3.Connection) -> None:
 
 def _unavailable(e: sqlite3.OperationalError) -> Unavailable:
     # another process holds the lock, the disk is full, an I/O error: the data is intact, this change was not made
-    return Unavailable(f"the database cannot be used now: {e}")
+    return Unavailable("the database cannot be used now; try again", detail=str(e))
 
 
 def _statements(script: str) -> Iterator[str]:
