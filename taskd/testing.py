@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from taskd.api.accounts import Accounts
+from taskd.api.login_guard import open_guard
 from taskd.broker.memory import MemoryBroker
 from taskd.model.json_text import encode_json
 from taskd.model.states import State
@@ -117,7 +118,7 @@ class Lab:
             store,
             broker,
             # the least that bcrypt takes: a test has nothing to hide
-            Accounts(store, maybeDeferred, 4, 86_400),
+            Accounts(store, open_guard(self.clock, store, maybeDeferred, 1), 4, 86_400),
             queues=queues,
             lease=lease,
             node="lab",

@@ -6,7 +6,6 @@ nor name resolution.
 
 from __future__ import annotations
 
-import enum
 import hmac
 from collections.abc import Callable, Collection, Sequence
 
@@ -38,6 +37,7 @@ from taskd.model.tokens import (
     token_hash,
 )
 from taskd.model.users import (
+    Registration,
     Role,
     User,
     check_new_password,
@@ -49,18 +49,11 @@ from taskd.ports.accounts import Account, Audited, Entry, Invitation, NewSession
 from taskd.ports.store import IStore
 
 
-class Registration(enum.Enum):
-    """Who may create an account."""
-
-    OPEN = "open"
-    INVITATION = "invitation"
-    CLOSED = "closed"
-
-
 class Accounts:
-    """``guard`` limits what strangers may try. ``rounds`` is bcrypt's cost. A login is valid for ``session_seconds``, and ends after ``idle`` seconds without
-    use. ``admins`` are the keys of users who are admins whatever their role in the store, whether they exist or not.
-    ``reveal_unknown``: a login says that nobody has the name, as the first version of the protocol did."""
+    """``guard`` limits what strangers may try. ``rounds`` is bcrypt's cost. A login is valid for ``session_seconds``,
+    and ends after ``idle`` seconds without use. ``admins`` are the keys of users who are admins whatever their role in
+    the store, whether they exist or not. ``reveal_unknown``: a login says that nobody has the name, as the first
+    version of the protocol did."""
 
     _log = Logger()
 

@@ -39,6 +39,11 @@ class Api:
             raise Draining("this server is stopping; connect again", retry_after=1)
         if action.access is Access.LOCAL and not principal.local:
             raise Forbidden(f"{action.name} is only for clients on the server's own machine")
+        if action.secret and not principal.private:
+            raise Forbidden(
+                f"{action.name} carries a secret, and this connection is not encrypted: connect with TLS, for example"
+                " taskclient --server tls:HOST:PORT; or the administrator sets TASKD_ALLOW_PLAINTEXT=1"
+            )
         try:
             if action.access in LOGGED_IN:
                 if not principal.user_id:

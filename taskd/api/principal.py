@@ -14,7 +14,8 @@ class Principal:
 
     ``user_id`` is 0 and ``username`` empty for a client that is not logged in. ``session`` is the hash of its session's
     token, or of its API token, which allows only its ``scopes`` (None: everything). ``address`` is where the client is,
-    None for a connection that has no address, such as a UNIX socket.
+    None for a connection that has no address, such as a UNIX socket. ``private``: nobody on a network can read what it
+    sends.
     """
 
     user_id: int = 0
@@ -23,6 +24,7 @@ class Principal:
     role: Role = Role.USER
     session: bytes | None = None
     scopes: tuple[str, ...] | None = None
+    private: bool = True
 
     @property
     def admin(self) -> bool:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import msgspec
 
+from taskd.model.users import Registration
+
 MIB = 1024 * 1024
 
 
@@ -100,6 +102,8 @@ class Settings(msgspec.Struct, frozen=True):
     session_days: int
     session_idle_days: int
     audit_days: int
+    registration: Registration = Registration.OPEN
+    reveal_unknown_users: bool = False
     admins: tuple[str, ...] = ()
     """The keys of usernames."""
     hash_threads: int | None = None

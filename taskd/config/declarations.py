@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from taskd.model.errors import BadRequest, SettingsError
-from taskd.model.users import normalize_username
+from taskd.model.users import Registration, normalize_username
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -158,11 +158,20 @@ def _networks(name: str, text: str) -> tuple[IPv4Network | IPv6Network, ...]:
 SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 """Those of libpq, in rising order."""
 
+
+def _registration(name: str, text: str) -> Registration:
+    try:
+        return Registration(text.lower())
+    except ValueError:
+        raise SettingsError(f"{name} must be {REGISTRATION.words}, not {text!r}") from None
+
+
 TEXT = Format("", lambda name, text: text)
 PATH = Format("", lambda name, text: Path(text))
 ENDPOINTS = Format("endpoints separated by spaces", lambda name, text: tuple(text.split()))
 INSTALLATION = Format(f"1 to {MAX_INSTALLATION_CHARS} letters, digits, - or _", _installation)
 VHOST = Format(f"a name of at most {MAX_VHOST_BYTES} bytes", _vhost)
+REGISTRATION = Format("open, invitation or closed", _registration)
 FLAG = Format("1 or 0", _flag)
 SSLMODE = Format(f"{', '.join(SSLMODES[:-1])} or {SSLMODES[-1]}", _sslmode)
 EXISTING = Format("", _existing)
@@ -295,8 +304,8 @@ TASKD_TRUSTED_PROXIES = Setting(
     NETWORKS,
     "",
     "Balancers that send the PROXY protocol (version 1 or 2). A connection from there must begin with a PROXY header,"
-    " and its address counts as the client's. Passwords and tokens are accepted from there: let the balancer use TLS with"
-    " clients from other machines.",
+    " and its address counts as the client's. Passwords and tokens are accepted from there: let the balancer use TLS"
+    " with clients from other machines.",
 )
 TASKD_DATA = Setting(
     "TASKD_DATA", PATH, "./taskd-data", "Folder of the embedded database.", Option("data", PATH, (SERVER,), "d")
@@ -356,6 +365,20 @@ TASKD_ADMINS = Setting(
     " stand here: servers refuse to register these names.",
 )
 
+TASKD_REGISTRATION = Setting(
+    "TASKD_REGISTRATION",
+    REGISTRATION,
+    "open",
+    "Who may create an account: open: everybody who can connect; invitation: who has an invitation from an admin;"
+    " closed: nobody.",
+)
+TASKD_REVEAL_UNKNOWN_USERS = Setting(
+    "TASKD_REVEAL_UNKNOWN_USERS",
+    FLAG,
+    "0",
+    "1: a login says that nobody has the name, as the first version did. Anybody can then find out which names there"
+    " are.",
+)
 TASKD_HASH_THREADS = Setting(
     "TASKD_HASH_THREADS",
     optional(whole_number(0, 64)),
@@ -541,6 +564,8 @@ GROUPS: dict[str, tuple[Setting[Any], ...]] = {
         TASKD_SESSION_IDLE_DAYS,
         TASKD_AUDIT_DAYS,
         TASKD_ADMINS,
+        TASKD_REGISTRATION,
+        TASKD_REVEAL_UNKNOWN_USERS,
         TASKD_HASH_THREADS,
         TASKD_LOGINS_PER_MINUTE,
         TASKD_GUESSES_PER_HOUR,

@@ -135,6 +135,8 @@ def read_settings(
         session_days=value(d.TASKD_SESSION_DAYS),
         session_idle_days=value(d.TASKD_SESSION_IDLE_DAYS),
         audit_days=value(d.TASKD_AUDIT_DAYS),
+        registration=value(d.TASKD_REGISTRATION),
+        reveal_unknown_users=value(d.TASKD_REVEAL_UNKNOWN_USERS),
         admins=value(d.TASKD_ADMINS),
         hash_threads=value(d.TASKD_HASH_THREADS) or None,
         logins_per_minute=value(d.TASKD_LOGINS_PER_MINUTE),

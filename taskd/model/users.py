@@ -29,6 +29,14 @@ class Role(enum.Enum):
     ADMIN = "admin"
 
 
+class Registration(enum.Enum):
+    """Who may create an account."""
+
+    OPEN = "open"
+    INVITATION = "invitation"
+    CLOSED = "closed"
+
+
 class User(msgspec.Struct, frozen=True):
     """An account without its password hash, which only the store and taskd.api.accounts see."""
 

@@ -51,7 +51,8 @@ class Theme(enum.Enum):
 
 @dataclass(frozen=True)
 class Action:
-    """``exclusive`` actions change who the client is: they run alone, and later requests wait for them."""
+    """``exclusive`` actions change who the client is: they run alone, and later requests wait for them. ``secret`` ones
+    carry a password, a token or something like it: they are refused where others could read it."""
 
     name: str
     theme: Theme
@@ -61,6 +62,7 @@ class Action:
     summary_es: str
     exclusive: bool = False
     scope: Scope = Scope.READ
+    secret: bool = False
 
 
 _ALL = (
@@ -100,6 +102,7 @@ _ALL = (
         "Crear una cuenta.",
         exclusive=True,
         scope=Scope.NONE,
+        secret=True,
     ),
     Action(
         "login",
@@ -110,6 +113,7 @@ _ALL = (
         "Iniciar sesión en esta conexión.",
         exclusive=True,
         scope=Scope.NONE,
+        secret=True,
     ),
     Action(
         "logout",
@@ -148,6 +152,7 @@ _ALL = (
         "Cambiar la contraseña y cerrar las demás sesiones.",
         exclusive=True,
         scope=Scope.ACCOUNT,
+        secret=True,
     ),
     Action(
         "set_password",
@@ -158,6 +163,7 @@ _ALL = (
         "Fijar la contraseña con un código de un solo uso.",
         exclusive=True,
         scope=Scope.NONE,
+        secret=True,
     ),
     Action(
         "delete_account",
@@ -168,6 +174,7 @@ _ALL = (
         "Eliminar la cuenta propia con todas sus tareas.",
         exclusive=True,
         scope=Scope.ACCOUNT,
+        secret=True,
     ),
     Action(
         "sessions",
@@ -204,6 +211,7 @@ _ALL = (
         "Make an API token for a program.",
         "Crear un token para un programa.",
         scope=Scope.ACCOUNT,
+        secret=True,
     ),
     Action(
         "users",
@@ -240,6 +248,7 @@ _ALL = (
         "Make a one-time code with which a user sets a new password.",
         "Crear un código de un solo uso para que un usuario fije su contraseña.",
         scope=Scope.ACCOUNT,
+        secret=True,
     ),
     Action(
         "end_user_sessions",
@@ -258,6 +267,7 @@ _ALL = (
         "Make an invitation to register.",
         "Crear una invitación para registrarse.",
         scope=Scope.ACCOUNT,
+        secret=True,
     ),
     Action(
         "invitations",

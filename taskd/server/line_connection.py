@@ -28,6 +28,7 @@ from taskd.api.principal import Principal
 from taskd.api.reply import Reply
 from taskd.api.reply_limiter import ReplyLimiter, ReplySlots
 from taskd.api.subscriptions import Subscriptions
+from taskd.api.tarpit import CutOff
 from taskd.config import DEFAULT_LIMITS, ConnectionLimits
 from taskd.model.errors import RateLimited, TaskdError, TooLarge
 from taskd.protocol.framing import Framer
@@ -38,6 +39,7 @@ from taskd.server.first_line import CLOSED, refusal
 from taskd.server.flood_log import FloodLog
 from taskd.server.idle import IdleSweep
 from taskd.server.pipeline import Call, RequestPipeline
+from taskd.server.privacy import is_private
 from taskd.server.unread import UnreadBytes
 
 MAX_EVENT_BYTES = 1024 * 1024
@@ -102,8 +104,10 @@ class LineConnection(LineReceiver):
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpKeepAlive(True)
             self.transport.setTcpNoDelay(True)
-        if self._principal.address is None:
-            self._principal = Principal(address=getattr(self.transport.getPeer(), "host", None))
+        address = self._principal.address or getattr(self.transport.getPeer(), "host", None)
+        limits = self._factory.limits
+        private = limits.allow_plaintext or is_private(self.transport, limits.trusted_proxies)
+        self._principal = Principal(address=address, private=private)
         self._pipeline = RequestPipeline(self._start, self._write, self._congested)
         self.transport.registerProducer(_WriteFlow(self), True)
         if ISSLTransport.providedBy(self.transport):
@@ -348,6 +352,10 @@ class LineConnection(LineReceiver):
                 failure.raiseException()
             if error.detail:
                 self._factory.troubles.note(error.message, self.address, error.detail)
+            if isinstance(error, CutOff):
+                self._factory.refusals.note("too many logins that were refused wait", self.address)
+                self.cut()
+                return
             call.fail(error)
         except Exception:
             self._broken(Failure(), call)
@@ -395,6 +403,7 @@ class LineFactory(Factory):
     ) -> None:
         self._api = api
         self._clock = clock
+        self.limits = limits
         self._max = max_connections
         if max_connections is not None:
             # no user can take all

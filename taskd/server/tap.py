@@ -10,7 +10,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from taskd import __version__
-from taskd.api.accounts import Accounts, HashPool
+from taskd.api.accounts import Accounts
+from taskd.api.hash_queue import HashPool, default_threads
+from taskd.api.login_guard import open_guard
 from taskd.config import Settings
 from taskd.config.declarations import SERVER
 from taskd.config.reading import DaemonOptions
@@ -43,17 +45,30 @@ class ServerService(Daemon):
     def __init__(self, reactor: Any, settings: Settings, grace: float) -> None:
         super().__init__(reactor, settings, grace)
         store, broker = self.store, self.broker
-        self._hashes = HashPool(reactor)
+        threads = settings.hash_threads or default_threads()
+        self._hashes = HashPool(reactor, threads)
+        self._guard = open_guard(
+            reactor,
+            store,
+            self._hashes,
+            threads,
+            logins=settings.logins_per_minute,
+            registrations=settings.registrations_per_hour,
+            guesses=settings.guesses_per_hour,
+        )
         self._server = TaskServer(
             reactor,
             store,
             broker,
             Accounts(
                 store,
-                self._hashes,
+                self._guard,
                 settings.bcrypt_rounds,
                 settings.session_days * 86_400,
                 admins=settings.admins,
+                idle=settings.session_idle_days * 86_400,
+                registration=settings.registration,
+                reveal_unknown=settings.reveal_unknown_users,
             ),
             queues=settings.queues,
             lease=None if settings.embedded else settings.lease,
@@ -122,6 +137,7 @@ class ServerService(Daemon):
         for each in draining:
             each.addErrback(self._cannot_finish)
         await DeferredList(draining)
+        await self._guard.stop()
         # its threads would keep the process alive
         self._hashes.stop()
 

@@ -16,6 +16,7 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, global
 from zope.interface import implementer
 
 from taskd.api.accounts import Accounts
+from taskd.api.login_guard import open_guard
 from taskd.model.backoff import Backoff
 from taskd.model.states import State
 from taskd.model.tasks import DEFAULT_KIND, NewTask
@@ -207,7 +208,7 @@ class Game:
 
     def _server(self, name: str) -> TaskServer:
         process = CalmProcess(self, name)
-        accounts = Accounts(process.store, _no_passwords, 4, 60)
+        accounts = Accounts(process.store, open_guard(process.clock, process.store, _no_passwords, 1), 4, 60)
         queues = (QUEUE,)
         server = TaskServer(process.clock, process.store, process.broker, accounts, queues=queues, lease=30, node=name)
         server.start()

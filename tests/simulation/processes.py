@@ -11,6 +11,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from taskd.api.accounts import Accounts
+from taskd.api.login_guard import open_guard
 from taskd.model.backoff import Backoff
 from taskd.model.errors import Unavailable
 from taskd.model.limits import DEFAULT_ATTEMPTS
@@ -147,7 +148,7 @@ class ServerProcess(Process):
             self.clock,
             self.store,
             self.broker,
-            Accounts(self.store, _no_passwords, 4, SESSION_SECONDS),
+            Accounts(self.store, open_guard(self.clock, self.store, _no_passwords, 1), 4, SESSION_SECONDS),
             queues=plan.queues,
             lease=plan.lease,
             node=name,

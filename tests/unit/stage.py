@@ -22,7 +22,9 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from taskd.api.accounts import Accounts
+from taskd.api.login_guard import open_guard
 from taskd.broker.memory import MemoryBroker
+from taskd.config import ConnectionLimits
 from taskd.events.publisher import changes_of
 from taskd.events.records import EventBatch, log_event, progress_event
 from taskd.model.states import State
@@ -42,6 +44,7 @@ PASSWORD = "correct horse"
 LEASE = 30.0
 SESSION = 86_400
 ADMIN = "root"
+OPEN = ConnectionLimits(allow_plaintext=True)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -266,9 +269,18 @@ class _WallClock:
 
 
 class Stage:
-    """A server in memory, without its periodic work: only clients and tests make something happen."""
+    """A server in memory, without its periodic work: only clients and tests make something happen. ``guesses`` are the
+    limits of :func:`open_guard`: none, unless a test sets them."""
 
-    def __init__(self, queues: Sequence[str] = ("tasks",), run_hash: Any = run_inline, keep: float = 0.0) -> None:
+    def __init__(
+        self,
+        queues: Sequence[str] = ("tasks",),
+        run_hash: Any = run_inline,
+        keep: float = 0.0,
+        limits: ConnectionLimits = OPEN,
+        threads: int = 100,
+        **guesses: int,
+    ) -> None:
         # timers run by another clock than the store: whoever takes the one for the other is an age off
         self.clock = clock = Clock()
         clock.advance(1000.0)
@@ -279,7 +291,8 @@ class Stage:
         self.other_store = SqliteStore(AlwaysAvailable(self.runner), clock, wall)
         for start in (self.other_store.start(), store.start(), broker.start()):
             now(start)
-        self.accounts = Accounts(store, run_hash, 4, SESSION, admins=[ADMIN])
+        guard = open_guard(clock, store, run_hash, threads, **guesses)
+        self.accounts = Accounts(store, guard, 4, SESSION, admins=[ADMIN])
         self.server = TaskServer(
             clock,
             store,
@@ -289,6 +302,7 @@ class Stage:
             lease=LEASE,
             node="host1:4711:9ec0ebeb",
             keep=keep,
+            limits=limits,
         )
         self.hub, self.publisher, self.api = self.server.hub, self.server.publisher, self.server.api
         self.lines = self.server.lines

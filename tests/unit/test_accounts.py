@@ -11,8 +11,10 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
-from taskd.api.accounts import MAX_HASHES_PENDING, Accounts, HashPool, token_hash
+from taskd.api.hash_queue import MAX_WAITING_EACH, HashPool
+from taskd.api.login_guard import Client
 from taskd.model.errors import BadRequest, RateLimited
+from taskd.model.tokens import token_hash
 from tests.unit.stage import ADMIN, PASSWORD, SESSION, Stage, StageCase
 
 
@@ -304,48 +306,53 @@ class Sessions(AccountCase):
 
 
 class HashLimit(AccountCase):
-    def test_a_full_hash_queue_refuses_with_a_retry_time(self) -> None:
-        self.register("ana")
-        self.hashes.slow = True
-        clients = [self.stage.connect(f"198.51.100.{n}") for n in range(MAX_HASHES_PENDING)]
-        for client in clients:
-            client.start("login", username="ana", password=PASSWORD)
-        for reply in (self.login("ana"), self.register("eva")):
-            self.assertRefused(reply, "rate_limited")
-            self.assertEqual(reply["retry_after"], 5)
-        self.hashes.run_waiting()
-        self.hashes.slow = False
-        self.assertTrue(all(client.line()["ok"] for client in clients))
-        self.assertTrue(self.login("ana")["ok"])
+    """A line of logins that is full."""
 
-    def test_a_failing_hash_frees_its_place_in_the_queue(self) -> None:
+    def client_of(self, n: int) -> Client:
+        return Client("192.0.2.1", n)
+
+    def test_who_finds_no_place_learns_when_to_come_again(self) -> None:
+        stage = Stage(run_hash=self.hashes, threads=1)
+        self.addCleanup(stage.close)
+        stage.client("ana")
+        self.hashes.slow = True
+        logins = [
+            Deferred.fromCoroutine(stage.accounts.login(self.client_of(n), "ana", PASSWORD))
+            for n in range(MAX_WAITING_EACH + 1)
+        ]
+        late = Deferred.fromCoroutine(stage.accounts.login(self.client_of(-1), "ana", PASSWORD))
+        self.assertNoResult(late)
+        stage.clock.advance(10)
+        error = self.failureResultOf(late, RateLimited)
+        self.assertGreater(error.value.retry_after, 10)
+        for _ in logins:
+            self.hashes.run_waiting()
+            stage.run_pending()
+        self.assertEqual(len([self.successResultOf(login) for login in logins]), MAX_WAITING_EACH + 1)
+
+    def test_a_failing_hash_frees_its_place_in_the_line(self) -> None:
         async def fail(function: Any, *args: Any) -> Any:
             raise ZeroDivisionError
 
-        accounts = Accounts(self.stage.store, fail, 4, SESSION)
-        for n in range(MAX_HASHES_PENDING + 5):
-            self.failureResultOf(Deferred.fromCoroutine(accounts.register(f"u{n}", PASSWORD)), ZeroDivisionError)
+        stage = Stage(run_hash=fail, threads=1)
+        self.addCleanup(stage.close)
+        for n in range(5):
+            registering = Deferred.fromCoroutine(stage.accounts.register(self.client_of(n), f"u{n}", PASSWORD))
+            stage.run_pending()
+            self.failureResultOf(registering, ZeroDivisionError)
 
 
 class WithoutProtocol(AccountCase):
     """Arguments that cannot arrive as JSON, and errors as they are raised."""
 
     def test_surrogates_are_refused(self) -> None:
+        accounts, client = self.stage.accounts, Client("192.0.2.1", self)
         for call in (
-            self.stage.accounts.register("ana", "secret\ud800secret"),
-            self.stage.accounts.register("a\ud800", PASSWORD),
-            self.stage.accounts.login("ana", "secret\ud800secret"),
+            accounts.register(client, "ana", "secret\ud800secret"),
+            accounts.register(client, "a\ud800", PASSWORD),
+            accounts.login(client, "ana", "secret\ud800secret"),
         ):
             self.failureResultOf(Deferred.fromCoroutine(call), BadRequest)
-
-    def test_a_full_hash_queue_raises_rate_limited(self) -> None:
-        self.hashes.slow = True
-        calls = [
-            Deferred.fromCoroutine(self.stage.accounts.register(f"u{n}", PASSWORD)) for n in range(MAX_HASHES_PENDING)
-        ]
-        error = self.failureResultOf(Deferred.fromCoroutine(self.stage.accounts.register("x", PASSWORD)), RateLimited)
-        self.assertEqual(error.value.retry_after, 5)
-        self.assertNoResult(calls[0])
 
 
 class HashPoolTests(TestCase):

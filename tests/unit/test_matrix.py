@@ -33,6 +33,10 @@ def _anyone(**fields: Any) -> Row:
     return Row("ok", "ok", "ok", "ok", "ok", "ok", fields)
 
 
+def _nobody(**fields: Any) -> Row:
+    return Row("forbidden", "forbidden", "forbidden", "forbidden", "forbidden", "forbidden", fields)
+
+
 def _own(token: str = "ok", **fields: Any) -> Row:
     """A user does it with what is its own, whatever the role."""
     return Row("auth_required", "ok", "ok", token, "ok", "ok", fields)
@@ -50,10 +54,10 @@ def _admin(**fields: Any) -> Row:
 MATRIX: dict[str, Row] = {
     "hello": _anyone(),
     "ping": _anyone(),
-    "health": Row("forbidden", "forbidden", "forbidden", "forbidden", "forbidden", "forbidden", {}),
+    "health": _nobody(),  # none of them is on the server's machine
     "register": _anyone(username="new", password=PASSWORD),
     "login": _anyone(username="owner", password=PASSWORD),
-    "set_password": Row(*["forbidden"] * 6, {"username": "owner", "code": "X", "new_password": NEW_PASSWORD}),
+    "set_password": _nobody(username="owner", code="X", new_password=NEW_PASSWORD),  # the code is wrong
     "logout": _own(),
     "whoami": _own(),
     "change_password": _own("forbidden", password=PASSWORD, new_password=NEW_PASSWORD),

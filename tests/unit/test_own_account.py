@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from taskd.api.accounts import Registration
+from taskd.model.users import Registration
 from taskd.ports.accounts import MAX_SESSIONS
 from tests.unit.stage import ADMIN, PASSWORD, Client, StageCase
 

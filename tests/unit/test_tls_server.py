@@ -13,7 +13,6 @@ from OpenSSL import SSL
 from twisted.internet.protocol import Factory
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogLevel, capturedLogs, formatEvent
-from twisted.protocols.haproxy._wrapper import HAProxyWrappingFactory
 
 from taskd.model.errors import SettingsError
 from taskd.server.tls import Listeners, ServerTls
@@ -128,7 +127,7 @@ class TestReload:
         self.reactor = MemoryReactorClock()
         listeners = Listeners(self.reactor)
         files = f"privateKey={tmp_path}/key.pem:certKey={tmp_path}/cert.pem"
-        listeners.endpoint(f"ssl:5001:{files}").listen(Factory())
+        listeners.endpoint(self.reactor, f"ssl:5001:{files}").listen(Factory())
         return listeners
 
     @property
@@ -208,13 +207,11 @@ class TestDescriptions:
         reactor = MemoryReactorClock()
         listeners = Listeners(reactor)
         quoted = str(both).replace(":", "\\:")
-        listeners.endpoint(f"ssl:5001:interface=\\:\\:1:privateKey={quoted}:backlog=7").listen(Factory())
-        listeners.endpoint(f"haproxy:ssl:5002:privateKey={quoted}").listen(Factory())
-        listeners.endpoint("tcp:5003:interface=127.0.0.1").listen(Factory())
-        first, second = reactor.sslServers
+        listeners.endpoint(reactor, f"ssl:5001:interface=\\:\\:1:privateKey={quoted}:backlog=7").listen(Factory())
+        listeners.endpoint(reactor, "tcp:5003:interface=127.0.0.1").listen(Factory())
+        [first] = reactor.sslServers
         assert (first[0], first[3], first[4]) == (5001, 7, "::1")
-        assert second[0] == 5002 and isinstance(second[1], HAProxyWrappingFactory)
-        assert isinstance(second[2], ServerTls)
+        assert isinstance(first[2], ServerTls)
         assert reactor.tcpServers[0][0] == 5003
 
     @pytest.mark.parametrize(
@@ -230,7 +227,8 @@ class TestDescriptions:
     )
     def test_refused(self, description: str, why: str) -> None:
         with pytest.raises(SettingsError, match=why):
-            Listeners(MemoryReactorClock()).endpoint(description)
+            reactor = MemoryReactorClock()
+            Listeners(reactor).endpoint(reactor, description)
 
 
 def test_a_weak_certificate_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

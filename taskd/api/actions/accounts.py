@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from taskd.api.accounts import Accounts
@@ -56,7 +57,15 @@ class AccountActions:
             **expires,
         }
         return Reply(
-            fields, Principal(user.id, user.username, principal.address, role, session.token_hash, session.scopes)
+            fields,
+            replace(
+                principal,
+                user_id=user.id,
+                username=user.username,
+                role=role,
+                session=session.token_hash,
+                scopes=session.scopes,
+            ),
         )
 
     async def _end_presented(self, principal: Principal) -> None:
@@ -72,7 +81,7 @@ class AccountActions:
         subscriptions.cancel_subscriptions()
         self._rights.leave(subscriptions)
         self._announce(principal.user_id)
-        return Reply(SUCCESS.fields, Principal(address=principal.address))
+        return Reply(SUCCESS.fields, _stranger(principal))
 
     async def whoami(self, principal: Principal, subscriptions: Subscriptions, request: m.Nothing) -> Reply:
         fields = {"user_id": principal.user_id, "username": principal.username, "role": principal.role.value}
@@ -99,7 +108,7 @@ class AccountActions:
         subscriptions.cancel_subscriptions()
         self._rights.leave(subscriptions)
         self._announce(principal.user_id)
-        return Reply(SUCCESS.fields, Principal(address=principal.address))
+        return Reply(SUCCESS.fields, _stranger(principal))
 
     async def sessions(self, principal: Principal, subscriptions: Subscriptions, request: m.Nothing) -> Reply:
         found = await self._accounts.sessions(principal)
@@ -127,6 +136,11 @@ class AccountActions:
     def _announce(self, user_id: int) -> None:
         self._rights.changed([user_id])
         self._publisher.publish_rights([user_id])
+
+
+def _stranger(principal: Principal) -> Principal:
+    """The same client without a login."""
+    return Principal(address=principal.address, private=principal.private)
 
 
 def _views(sessions: Iterable[Session], current: bytes | None) -> Iterable[dict[str, Any]]:

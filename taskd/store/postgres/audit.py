@@ -58,7 +58,8 @@ ON CONFLICT (id) DO NOTHING
 """,
     "count_refusals": """
 SELECT coalesce(sum(number), 0) FROM audit
-WHERE subject = $1 AND at > now() - make_interval(secs => $2) AND action = 'login' AND outcome NOT IN ('ok', 'rate_limited')
+WHERE subject = $1 AND at > now() - make_interval(secs => $2)
+    AND action = 'login' AND outcome NOT IN ('ok', 'rate_limited')
 """,
     "list_audit": f"{_PAGE} {_NEWEST}",
     "list_audit_action": f"{_PAGE} AND action = $3 {_NEWEST}",
