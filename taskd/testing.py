@@ -22,6 +22,7 @@ from zope.interface import implementer
 from taskd.api.accounts import Accounts
 from taskd.api.login_guard import open_guard
 from taskd.broker.memory import MemoryBroker
+from taskd.config import ConnectionLimits
 from taskd.model.json_text import encode_json
 from taskd.model.states import State
 from taskd.model.tasks import Task
@@ -122,6 +123,8 @@ class Lab:
             queues=queues,
             lease=lease,
             node="lab",
+            # its clients have no network
+            limits=ConnectionLimits(allow_plaintext=True),
         )
         kinds = [Simulate(self.clock), *(_inline(handler) for handler in handlers)]
         runner = Runner(self.clock, kinds, threads=_InlineThreads())

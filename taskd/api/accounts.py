@@ -123,6 +123,7 @@ class Accounts:
         user = account.user
         if user.disabled:
             raise Forbidden("this account is disabled; ask an admin", field="username")
+        client.admit(user.id)
         token = self._make_token()
         entry = Entry("login", user.id, user.username, user.id, key, client.address)
         new = NewSession(token_hash(token), self.session_seconds, client.address or "", client.network)

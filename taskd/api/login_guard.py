@@ -38,10 +38,12 @@ LOGIN, REGISTER = "login", "register"
 
 @dataclass(frozen=True)
 class Client:
-    """Who asks. ``owner`` is the connection: when it is closed, :meth:`LoginGuard.leave` is called with it."""
+    """Who asks. ``owner`` is the connection: when it is closed, :meth:`LoginGuard.leave` is called with it. ``admit``
+    is called with the user who is about to log in, and may raise RateLimited."""
 
     address: str | None
     owner: Hashable
+    admit: Callable[[int], None] = lambda user_id: None
 
     @property
     def network(self) -> str:

@@ -14,9 +14,16 @@ SESSION_ENDED = b'{"event":"session_ended"}'
 
 class Subscriptions:
     """``send`` sends encoded events. Actions build a large reply inside ``large_reply``, which waits while the client
-    has too many of them to read."""
+    has too many of them to read. ``admit`` is called with the user who is about to log in: it raises RateLimited if the
+    user has too many connections."""
 
-    def __init__(self, send: Send, large_reply: AbstractAsyncContextManager[Any]) -> None:
+    def __init__(
+        self,
+        send: Send,
+        large_reply: AbstractAsyncContextManager[Any],
+        admit: Callable[[int], None] = lambda user_id: None,
+    ) -> None:
+        self.admit = admit
         self.send = send
         self.large_reply = large_reply
         self.watch: Watch | None = None

@@ -94,18 +94,21 @@ class Admission:
         self._strangers.setdefault(place_of(visitor.address), {})[visitor] = self._clock.seconds()
         self._logins.add(visitor)
 
-    def log_in(self, visitor: Visitor, before: int, user_id: int) -> None:
-        """The user of a connection changes; 0 is nobody. Raises RateLimited when the new user has too many."""
-        if user_id == before:
-            return
+    def check(self, visitor: Visitor, before: int, user_id: int) -> None:
+        """Whether the user of a connection may change. Raises RateLimited when the new user has too many."""
         count = self._users.get(user_id, 0)
-        if user_id and count >= self._limits.user_connections:
+        if user_id != before and count >= self._limits.user_connections:
             self._refusals.note("the user has too many connections", visitor.address)
             text = f"this user has {count} connections to this server already; close some of them first"
             raise RateLimited(text, retry_after=RETRY_SECONDS)
+
+    def log_in(self, visitor: Visitor, before: int, user_id: int) -> None:
+        """The user of a connection changes; 0 is nobody."""
+        if user_id == before:
+            return
         self.leave(visitor, before)
         if user_id:
-            self._users[user_id] = count + 1
+            self._users[user_id] = self._users.get(user_id, 0) + 1
         else:
             self.add_stranger(visitor)
 

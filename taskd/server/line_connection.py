@@ -30,7 +30,7 @@ from taskd.api.reply_limiter import ReplyLimiter, ReplySlots
 from taskd.api.subscriptions import Subscriptions
 from taskd.api.tarpit import CutOff
 from taskd.config import DEFAULT_LIMITS, ConnectionLimits
-from taskd.model.errors import RateLimited, TaskdError, TooLarge
+from taskd.model.errors import TaskdError, TooLarge
 from taskd.protocol.framing import Framer
 from taskd.protocol.limits import MAX_LINE_BYTES
 from taskd.server.admission import FULL, Admission
@@ -78,7 +78,7 @@ class LineConnection(LineReceiver):
         self._factory = factory
         self._principal = Principal(address=address)
         self._limiter = ReplyLimiter(clock, factory.reply_slots)
-        self._subscriptions = Subscriptions(self._send_events, self._limiter)
+        self._subscriptions = Subscriptions(self._send_events, self._limiter, self._admit)
         self._framer = Framer()
         self._lines: deque[bytes | None] = deque()
         self._blanks: int | None = 0
@@ -326,11 +326,7 @@ class LineConnection(LineReceiver):
     def _succeeded(self, reply: Reply, call: Call) -> None:
         try:
             if reply.principal is not None and not self._lost:
-                try:
-                    self._become(reply.principal)
-                except RateLimited as e:
-                    call.fail(e)
-                    return
+                self._become(reply.principal)
             call.succeed(reply.fields)
             if reply.after_sent is not None:
                 reply.after_sent()
@@ -338,12 +334,16 @@ class LineConnection(LineReceiver):
             self._broken(Failure(), call)
 
     def _become(self, principal: Principal) -> None:
-        """The client logs in or out. Raises RateLimited."""
+        """The client logs in or out."""
         self._factory.admission.log_in(self, self._principal.user_id, principal.user_id)
         held = self._factory.unread.clear(self)
         self._principal = principal
         if held:
             self._factory.unread.add(self, principal.user_id, held)
+
+    def _admit(self, user_id: int) -> None:
+        """This user is about to log in here. Raises RateLimited."""
+        self._factory.admission.check(self, self._principal.user_id, user_id)
 
     def _failed(self, failure: Failure, call: Call) -> None:
         error = failure.value

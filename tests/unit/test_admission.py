@@ -26,7 +26,7 @@ PROXY_2 = b"\r\n\r\n\0\r\nQUIT\n!\x11\0\x0c" + b"\1" * 12
 class LimitedCase(StageCase):
     """A stage whose connections have these limits."""
 
-    limits = ConnectionLimits()
+    limits = ConnectionLimits(allow_plaintext=True)
     max_connections: int | None = None
 
     def setUp(self) -> None:
@@ -145,7 +145,7 @@ class TimeToLogIn(LimitedCase):
 
     def test_who_logs_in_may_stay(self) -> None:
         client = self.stage.client()
-        self.stage.clock.advance(24 * HOUR)
+        self.stage.clock.advance(23 * HOUR)
         self.assertTrue(client.ask("whoami")["ok"])
 
     def test_who_logs_out_is_a_stranger_again(self) -> None:
@@ -182,7 +182,7 @@ class TimeToLogIn(LimitedCase):
         self.stage.runner.slow = False
         self.stage.runner.run_waiting()
         self.stage.run_pending()
-        self.assertEqual([line["code"] for line in client.lines()], ["not_found", "auth_required"])
+        self.assertEqual([line["code"] for line in client.lines()], ["forbidden", "auth_required"])
         self.assertTrue(client.closed)
 
     def test_strangers_need_one_timer(self) -> None:
@@ -194,7 +194,7 @@ class TimeToLogIn(LimitedCase):
 
 
 class Strangers(LimitedCase):
-    limits = ConnectionLimits(strangers=4)
+    limits = ConnectionLimits(allow_plaintext=True, strangers=4)
 
     def test_a_newcomer_is_refused_while_the_others_have_just_come(self) -> None:
         first = self.flood_of(4)
@@ -267,7 +267,7 @@ def test_one_address(left: str | None, right: str | None, same: bool) -> None:
 
 
 class Users(LimitedCase):
-    limits = ConnectionLimits(user_connections=3)
+    limits = ConnectionLimits(allow_plaintext=True, user_connections=3)
 
     def test_a_login_on_one_connection_more_is_refused(self) -> None:
         clients = [self.stage.client() for _ in range(3)]
@@ -295,7 +295,7 @@ class Users(LimitedCase):
 
 
 class Capacity(LimitedCase):
-    limits = ConnectionLimits(strangers=1000)
+    limits = ConnectionLimits(allow_plaintext=True, strangers=1000)
     max_connections = 10
 
     def test_newcomers_are_closed_at_once_when_all_have_just_come(self) -> None:
@@ -326,7 +326,7 @@ class Capacity(LimitedCase):
 
 
 class Idle(LimitedCase):
-    limits = ConnectionLimits(idle_seconds=600)
+    limits = ConnectionLimits(allow_plaintext=True, idle_seconds=600)
 
     def test_a_silent_connection_is_closed_and_a_ping_keeps_it(self) -> None:
         silent, pinging, waiting, watching = (self.stage.client() for _ in range(4))
@@ -355,7 +355,7 @@ class Idle(LimitedCase):
 
 
 class Unread(LimitedCase):
-    limits = ConnectionLimits(user_unread=4 * MIB, unread=8 * MIB)
+    limits = ConnectionLimits(allow_plaintext=True, user_unread=4 * MIB, unread=8 * MIB)
 
     def setUp(self) -> None:
         super().setUp()

@@ -15,9 +15,11 @@ class AccountCase(StageCase):
     def setUp(self) -> None:
         super().setUp()
         self.client = self.stage.client()
+        self.hosts = iter(range(1, 255))
 
     def login(self, password: str = PASSWORD, name: str = "ana") -> dict[str, Any]:
-        return self.stage.connect().ask("login", username=name, password=password)
+        """A login from an address of its own: after a wrong password, an address has to wait."""
+        return self.stage.connect(f"198.51.100.{next(self.hosts)}").ask("login", username=name, password=password)
 
     def with_token(self, **fields: Any) -> Client:
         """A connection that is logged in with a new API token."""
@@ -60,6 +62,7 @@ class Passwords(AccountCase):
         nobody = stranger.ask("set_password", username="nobody", code=code, new_password=NEW)
         self.assertEqual({**wrong, "id": 0}, {**nobody, "id": 0})
         self.assertRefused(wrong, "forbidden", "code")
+        self.stage.pass_time(1.1)
         typed = code.lower().replace("-", " ")
         self.assertTrue(stranger.ask("set_password", username="ANA", code=typed, new_password=NEW)["ok"])
         self.assertEqual(self.login(NEW)["status"], "logged_in")
@@ -218,6 +221,7 @@ class Deleting(AccountCase):
         task = self.client.ask("new_task", task="x")["task_id"]
         other = self.stage.client()
         self.assertRefused(self.client.ask("delete_account", password="wrong horse"), "forbidden", "password")
+        self.stage.pass_time(1.1)
         self.assertTrue(self.client.ask("delete_account", password=PASSWORD)["ok"])
         for client in (self.client, other):
             self.assertRefused(client.ask("whoami"), "auth_required")

@@ -36,6 +36,7 @@ class AccountActions:
         expires: dict[str, float] = {}
         if request.token is not None:
             session, token = await self._accounts.resume(request.token), request.token
+            subscriptions.admit(session.user.id)
         elif request.username is not None and request.password is not None:
             client = self._client(principal, subscriptions)
             session, token = await self._accounts.login(client, request.username, request.password)
@@ -131,7 +132,7 @@ class AccountActions:
     def _client(self, principal: Principal, subscriptions: Subscriptions) -> Client:
         """Who waits for a hash. Whoever closes the connection waits no longer."""
         subscriptions.on_close.add(self._accounts.guard.leave)
-        return Client(principal.address, subscriptions)
+        return Client(principal.address, subscriptions, subscriptions.admit)
 
     def _announce(self, user_id: int) -> None:
         self._rights.changed([user_id])
