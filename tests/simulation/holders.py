@@ -367,7 +367,8 @@ class Holders:
         hindered = holder.hindered + (TICK if holder.hindered else 0.0)
         if (
             holder.lost is not None
-            and now - max(holder.lost, holder.beat) >= LOST_SILENCE
+            # the loss was noted up to a tick late
+            and now - max(holder.lost - TICK, holder.beat) >= LOST_SILENCE
             and (holder.disturbed or hindered >= 1.0)
         ):
             return ""

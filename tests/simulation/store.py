@@ -234,6 +234,8 @@ class StoreLink:
             if call.stream.random() < 0.5 or not self._database.up:
                 return
         elif not self.reached or call.connection is not self.connection:
+            if call.name == "beat":
+                self._world.holders.disturbed(call.args[0])
             self._process.clock.callLater(call.stream.uniform(0, 1.0), self._answer_lost, call, call.sent)
             return
         if self._world.clock.seconds() < self._database.read_only_until and call.name not in READS:
