@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemons import Daemon, LineClient, clean_environment, free_port
+from tests.daemons import Daemon, LineClient, free_port
+from tests.processes import clean_environment
 
 PROGRAM = Path(__file__).resolve().parents[2] / "bin" / "taskadmin"
 CODE = r"(?:[A-Z2-9]{4}-){6}[A-Z2-9]{4}"
