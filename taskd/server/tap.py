@@ -74,6 +74,7 @@ class ServerService(Daemon):
             lease=None if settings.embedded else settings.lease,
             node=process_name(),
             keep=settings.keep_days * 86_400,
+            audit_days=settings.audit_days,
             limits=settings.connections,
             max_connections=max_connections(file_limit(), settings.connections.spare_files),
         )

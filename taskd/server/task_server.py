@@ -40,7 +40,7 @@ class TaskServer:
 
     ``lines`` is the factory for connections. ``lease`` is after how many seconds of silence a worker is dead (None for
     an embedded server: its worker never is), ``node`` a name that no other process has. Finished tasks are deleted
-    after ``keep`` seconds; 0 keeps them for ever. ``limits`` and ``max_connections`` are what clients are allowed.
+    after ``keep`` seconds; 0 keeps them for ever. Rows of the audit are deleted after ``audit_days``. ``limits`` and ``max_connections`` are what clients are allowed.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class TaskServer:
         lease: float | None,
         node: str,
         keep: float = 0.0,
+        audit_days: float = 365.0,
         limits: ConnectionLimits = DEFAULT_LIMITS,
         max_connections: int | None = None,
     ) -> None:
@@ -70,6 +71,8 @@ class TaskServer:
             queues=queues,
             lease=lease,
             keep=keep,
+            audit_days=audit_days,
+            session_idle=accounts.idle,
         )
         self.rights = rights = Rights(clock, store, accounts.idle, accounts.role_of)
         self.subscriber = Subscriber(

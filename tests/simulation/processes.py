@@ -12,6 +12,7 @@ from zope.interface import implementer
 
 from taskd.api.accounts import Accounts
 from taskd.api.login_guard import open_guard
+from taskd.config import ConnectionLimits
 from taskd.model.backoff import Backoff
 from taskd.model.errors import Unavailable
 from taskd.model.limits import DEFAULT_ATTEMPTS
@@ -150,6 +151,7 @@ class ServerProcess(Process):
             self.broker,
             Accounts(self.store, open_guard(self.clock, self.store, _no_passwords, 1), 4, SESSION_SECONDS),
             queues=plan.queues,
+            limits=ConnectionLimits(allow_plaintext=True),
             lease=plan.lease,
             node=name,
         )
