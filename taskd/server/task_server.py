@@ -40,7 +40,8 @@ class TaskServer:
 
     ``lines`` is the factory for connections. ``lease`` is after how many seconds of silence a worker is dead (None for
     an embedded server: its worker never is), ``node`` a name that no other process has. Finished tasks are deleted
-    after ``keep`` seconds; 0 keeps them for ever. Rows of the audit are deleted after ``audit_days``. ``limits`` and ``max_connections`` are what clients are allowed.
+    after ``keep`` seconds; 0 keeps them for ever. Rows of the audit are deleted after ``audit_days``. ``limits`` and
+    ``max_connections`` are what clients are allowed.
     """
 
     def __init__(
