@@ -10,6 +10,8 @@ from pathlib import Path
 
 import msgspec
 
+from taskd.model.quotas import Limits
+
 
 class Postgres(msgspec.Struct, frozen=True):
     """Where PostgreSQL is."""
@@ -67,6 +69,7 @@ class Settings(msgspec.Struct, frozen=True):
     session_days: int
     admins: tuple[str, ...] = ()
     """The keys of usernames."""
+    quota: Limits = Limits()
 
     @property
     def embedded(self) -> bool:

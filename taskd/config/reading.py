@@ -19,6 +19,7 @@ from twisted.python import usage
 from taskd.config import Postgres, RabbitMQ, Settings
 from taskd.config import declarations as d
 from taskd.model.errors import SettingsError
+from taskd.model.quotas import MIB, Limits
 
 NO_OPTIONS: Mapping[str, Any] = {}
 
@@ -117,6 +118,7 @@ def read_settings(
         bcrypt_rounds=value(d.TASKD_BCRYPT_ROUNDS),
         session_days=value(d.TASKD_SESSION_DAYS),
         admins=value(d.TASKD_ADMINS),
+        quota=Limits(value(d.TASKD_QUOTA_OPEN), value(d.TASKD_QUOTA_DAILY), value(d.TASKD_QUOTA_MIB) * MIB),
     )
 
 

@@ -58,6 +58,7 @@ class ServerService(Daemon):
             lease=None if settings.embedded else settings.lease,
             node=process_name(),
             keep=settings.keep_days * 86_400,
+            limits=settings.quota,
         )
         self._worker: Worker | None = None
         if settings.postgres is None or settings.rabbitmq is None:

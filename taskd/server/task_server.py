@@ -12,6 +12,7 @@ from taskd.api.actions.admin import AdminActions
 from taskd.api.actions.live import LiveActions
 from taskd.api.actions.logs import LogActions
 from taskd.api.actions.overview import OverviewActions
+from taskd.api.actions.quotas import QuotaActions
 from taskd.api.actions.server import ServerActions
 from taskd.api.actions.tasks import TaskActions
 from taskd.api.core import Api
@@ -23,6 +24,7 @@ from taskd.events.publisher import Publisher
 from taskd.events.subscriber import Subscriber
 from taskd.events.watch_hub import Hub
 from taskd.health import HealthCheck
+from taskd.model.quotas import Limits
 from taskd.ports.broker import IBroker
 from taskd.ports.store import IStore
 from taskd.protocol.actions import Theme
@@ -39,7 +41,7 @@ class TaskServer:
 
     ``lines`` is the factory for connections. ``lease`` is after how many seconds of silence a worker is dead (None for
     an embedded server: its worker never is), ``node`` a name that no other process has. Finished tasks are deleted
-    after ``keep`` seconds; 0 keeps them for ever.
+    after ``keep`` seconds; 0 keeps them for ever. ``limits`` are the quotas of users who have none of their own.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class TaskServer:
         lease: float | None,
         node: str,
         keep: float = 0.0,
+        limits: Limits | None = None,
     ) -> None:
         self._clock = clock
         self._store = store
@@ -67,6 +70,7 @@ class TaskServer:
             queues=queues,
             lease=lease,
             keep=keep,
+            limits=limits or Limits(),
         )
         self.rights = rights = Rights(clock, store, accounts.idle, accounts.role_of)
         self.subscriber = Subscriber(
@@ -89,6 +93,7 @@ class TaskServer:
                 Theme.OVERVIEW: OverviewActions(clock, store, scheduler.pools, rates),
                 Theme.ACCOUNTS: AccountActions(accounts, rights, publisher),
                 Theme.ADMIN: AdminActions(accounts, rights, publisher),
+                Theme.QUOTAS: QuotaActions(store, accounts, scheduler.quotas),
                 Theme.TASKS: TaskActions(
                     store, broker, publisher, scheduler, Explainer(store, broker, scheduler, rates), owners
                 ),

@@ -17,10 +17,17 @@ MODEL = {"taskd", "taskd.model"}
 PORTS = MODEL | {"taskd.ports"}
 PROTOCOL = MODEL | {"taskd.protocol"}
 EVENTS = PORTS | PROTOCOL | {"taskd.events"}
-SCHEDULING = EVENTS | {"taskd.batching", "taskd.scheduling"}
+SCHEDULING = EVENTS | {"taskd.batching", "taskd.scheduling", "taskd.usage_log"}
 API = SCHEDULING | {"taskd.api", "taskd.health"}
 SERVER = API | {"taskd.server"}
-WORKER = EVENTS | {"taskd.batching", "taskd.config", "taskd.health", "taskd.watchdog", "taskd.worker"}
+WORKER = EVENTS | {
+    "taskd.batching",
+    "taskd.config",
+    "taskd.health",
+    "taskd.usage_log",
+    "taskd.watchdog",
+    "taskd.worker",
+}
 ADAPTERS = {"taskd.store", "taskd.broker"}
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -31,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "taskd.config": MODEL,
     "taskd.batching": MODEL,
     "taskd.health": PORTS,
+    "taskd.usage_log": PORTS,
     "taskd.events": EVENTS,
     "taskd.store": PORTS,
     "taskd.broker": PORTS | {"taskd.config"},

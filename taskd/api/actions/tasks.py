@@ -46,6 +46,7 @@ class TaskActions:
         self._publisher = publisher
         self._submitter = scheduler.submitter
         self._dispatcher = scheduler.dispatcher
+        self._quotas = scheduler.quotas
         self._explainer = explainer
         self._task_builder = TaskBuilder(store, scheduler.pools)
 
@@ -104,6 +105,7 @@ class TaskActions:
         return Reply({"status": "success", "task": view(task, self._store.now())})
 
     async def retry_task(self, principal: Principal, subscriptions: Subscriptions, request: m.OneTask) -> Reply:
+        await self._quotas.check_reopened(principal.user_id)
         task = await self._store.retry(principal.user_id, request.task_id)
         self._publisher.publish([task])
         self._dispatcher.changed([task])

@@ -13,6 +13,7 @@ from taskd.store.postgres import (
     logs,
     losses,
     overview,
+    quotas,
     scheduling,
     tasks,
     workers,
@@ -21,6 +22,7 @@ from taskd.store.postgres import (
 PREPARED = {
     **database.PREPARED,
     **accounts.PREPARED,
+    **quotas.PREPARED,
     **tasks.PREPARED,
     **scheduling.PREPARED,
     **overview.PREPARED,
@@ -40,6 +42,7 @@ an array literal much faster than as many constants. Every statement is harmless
 @implementer(IStore)
 class PostgresStore(
     accounts.PostgresAccounts,
+    quotas.PostgresQuotas,
     tasks.PostgresTasks,
     scheduling.PostgresScheduling,
     overview.PostgresOverview,
