@@ -140,6 +140,7 @@ class Schema(Hooks):
             "forget_workers": {"tasks_held"},
             "reset_in_flight": held,
             "delete_finished": {"task_attempts_pkey", "task_log_pkey", "tasks_pkey"},
+            "read_usage": {"tasks_list"},
             "find_created": by_key,
             "find_states": by_key,
             "overview_routes": {"tasks_backlog"},

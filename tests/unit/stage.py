@@ -25,6 +25,7 @@ from taskd.api.accounts import Accounts
 from taskd.broker.memory import MemoryBroker
 from taskd.events.publisher import changes_of
 from taskd.events.records import EventBatch, log_event, progress_event
+from taskd.model.quotas import Limits
 from taskd.model.states import State
 from taskd.model.tasks import NewTask, Route, Task
 from taskd.ports.attempts import Begun, Held, Outcome
@@ -268,7 +269,13 @@ class _WallClock:
 class Stage:
     """A server in memory, without its periodic work: only clients and tests make something happen."""
 
-    def __init__(self, queues: Sequence[str] = ("tasks",), run_hash: Any = run_inline, keep: float = 0.0) -> None:
+    def __init__(
+        self,
+        queues: Sequence[str] = ("tasks",),
+        run_hash: Any = run_inline,
+        keep: float = 0.0,
+        limits: Limits | None = None,
+    ) -> None:
         # timers run by another clock than the store: whoever takes the one for the other is an age off
         self.clock = clock = Clock()
         clock.advance(1000.0)
@@ -289,6 +296,7 @@ class Stage:
             lease=LEASE,
             node="node",
             keep=keep,
+            limits=limits,
         )
         self.hub, self.publisher, self.api = self.server.hub, self.server.publisher, self.server.api
         self.lines = self.server.lines
@@ -321,8 +329,16 @@ class Stage:
             self.clock.advance(step)
 
     def draw_ids(self) -> None:
-        """Have the server know ids for new tasks already, as after its first creation."""
+        """Have the server know ids for new tasks already, as after its first creation, and what its users have used of
+        their quotas."""
         self.submitter.ids.add(now(self.other_store.draw_ids(100)))
+        for (user_id,) in self.sql("SELECT id FROM users"):
+            ensureDeferred(self.server.scheduler.quotas.check_reopened(user_id))
+        self.run_pending()
+
+    def timers(self) -> list[Any]:
+        """What is still to happen by time. Without what users have used, which is stored within a second."""
+        return [call for call in self.clock.getDelayedCalls() if "UsageLog" not in str(call)]
 
     def run_maintenance(self) -> None:
         """Poll the workers, then run one round of maintenance."""

@@ -16,6 +16,7 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "get_task": {"task_id": 1},
     **{name: {"task_id": 1} for name in ("cancel_task", "retry_task", "explain", "get_log")},
     "set_weight": {"username": "ana", "weight": 1},
+    "set_quota": {"username": "ana", "open": 1},
     "wait": {"task_ids": [1]},
 }
 

@@ -78,19 +78,19 @@ WITH old AS MATERIALIZED (
     RETURNING u.user_id, u.hour, u.bytes
 ), past AS MATERIALIZED (
     SELECT g.user_id, sum(g.bytes)::bigint AS bytes, EXISTS (
-        SELECT FROM users WHERE id = g.user_id AND deleted_at IS NULL) AS exists, (
+        SELECT FROM users WHERE id = g.user_id AND deleted_at IS NULL) AS is_known, (
         SELECT coalesce(sum(l.bytes), 0)::bigint FROM user_usage l
         WHERE l.user_id = g.user_id AND l.hour > {_PASSED}) AS later
     FROM gone g GROUP BY g.user_id
 ), folded AS (
     INSERT INTO user_usage (user_id, hour, tasks, bytes)
-    SELECT user_id, {LONG_PAST}, 0, greatest(bytes, -later) FROM past WHERE exists AND bytes <> 0 ORDER BY user_id
+    SELECT user_id, {LONG_PAST}, 0, greatest(bytes, -later) FROM past WHERE is_known AND bytes <> 0 ORDER BY user_id
     ON CONFLICT (user_id, hour) DO UPDATE SET bytes = greatest(user_usage.bytes + excluded.bytes, (
         SELECT -coalesce(sum(l.bytes), 0) FROM user_usage l
         WHERE l.user_id = excluded.user_id AND l.hour > {_PASSED}))
 ), forgotten AS (
     DELETE FROM user_usage u USING past
-    WHERE NOT past.exists AND u.user_id = past.user_id AND u.hour = {LONG_PAST}
+    WHERE NOT past.is_known AND u.user_id = past.user_id AND u.hour = {LONG_PAST}
 )
 SELECT count(*) FROM gone
 """,
