@@ -10,7 +10,8 @@ within about a second.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -24,6 +25,8 @@ from taskd.model.tasks import NewTask
 from taskd.ports.quotas import HOURS, Usage
 from taskd.ports.store import IStore
 from taskd.usage_log import UsageLog
+
+T = TypeVar("T")
 
 FRESH = 10.0
 """Seconds after which the store is asked again about a user who creates tasks."""
@@ -48,10 +51,25 @@ COUNTED = 100_000
 
 
 class _Known:
-    """A user: what the store has said (``usage``, None until its first answer), and what was let in since it was asked.
+    """A user: what the store has said (``usage``, None until its first answer), and what was let in that this answer
+    does not have: ``opened`` and ``created`` tasks, ``size`` bytes. ``stored`` is how much of these three is in the
+    store by now. ``doubtful``: some of it was stored while the question was under way, so the answer may have it.
     ``asked`` and ``answered`` are by the clock."""
 
-    __slots__ = ("answered", "asked", "created", "limits", "opened", "reading", "size", "usage", "user_id", "waiting")
+    __slots__ = (
+        "answered",
+        "asked",
+        "created",
+        "doubtful",
+        "limits",
+        "opened",
+        "reading",
+        "size",
+        "stored",
+        "usage",
+        "user_id",
+        "waiting",
+    )
 
     def __init__(self, user_id: int, now: float) -> None:
         self.user_id = user_id
@@ -59,14 +77,22 @@ class _Known:
         self.limits = Limits()
         self.asked = self.answered = now
         self.opened = self.created = self.size = 0
+        self.stored = (0, 0, 0)
+        self.doubtful = False
         self.reading = False
         self.waiting: list[Deferred[None]] = []
 
-    def note(self, opened: int, created: int, size: int) -> None:
+    def let_in(self, opened: int, created: int, size: int) -> None:
         """So much is let in."""
         self.opened += opened
         self.created += created
         self.size += size
+
+    def remove(self, opened: int, created: int, size: int) -> None:
+        """So much of it was not stored, or is in the answer."""
+        self.opened = max(0, self.opened - opened)
+        self.created = max(0, self.created - created)
+        self.size = max(0, self.size - size)
 
     def left(self) -> Limits:
         """What was left when the store was asked. Only meaningful where there is a limit."""
@@ -114,18 +140,31 @@ class Quotas:
     # -- requests
 
     def admits(self, tasks: Sequence[NewTask]) -> bool:
-        """Whether these tasks of one request may be stored now, as far as is known; then they count from now on. If
-        not, :meth:`check` decides."""
+        """Whether these tasks of one request may be stored now, as far as is known; then they count from now on, until
+        :meth:`settled`. If not, :meth:`check` decides."""
         return self._admits(tasks[0].user_id, len(tasks), len(tasks), _size(tasks))
 
     async def check(self, tasks: Sequence[NewTask]) -> None:
-        """Ask the store if need be. Raises QuotaExceeded, Unavailable; else the tasks count from now on."""
+        """Ask the store if need be. Raises QuotaExceeded, Unavailable; else the tasks count from now on, until
+        :meth:`settled`."""
         await self._check(tasks[0].user_id, len(tasks), len(tasks), _size(tasks))
 
-    async def check_reopened(self, user_id: int) -> None:
-        """The same for a task that has ended and is to be open again."""
+    def settled(self, tasks: Sequence[NewTask], stored: bool) -> None:
+        """Tasks that were admitted are stored, or could not be."""
+        self._settled(tasks[0].user_id, (len(tasks), len(tasks), _size(tasks)), stored)
+
+    async def reopen(self, user_id: int, work: Callable[[], Awaitable[T]]) -> T:
+        """Do ``work``, which makes an ended task of the user an open one. Raises QuotaExceeded, Unavailable, and what
+        ``work`` raises."""
         if not self._admits(user_id, 1, 0, 0):
             await self._check(user_id, 1, 0, 0)
+        stored = False
+        try:
+            result = await work()
+            stored = True
+        finally:
+            self._settled(user_id, (1, 0, 0), stored)
+        return result
 
     async def usage(self, user_id: int) -> tuple[Usage, Limits]:
         """What a user has, as the store knows it now, and the limits in force. Raises Unavailable."""
@@ -151,11 +190,11 @@ class Quotas:
             self._ask(known)
             if opened > 1:
                 return False
-            known.note(opened, created, size)
+            known.let_in(opened, created, size)
             return True
         if known.usage is None or not known.fits(opened, created, size):
             return False
-        known.note(opened, created, size)
+        known.let_in(opened, created, size)
         age = self._clock.seconds() - known.asked
         if age >= RECENT and not known.reading and (age >= FRESH or known.has_taken_its_share()):
             self._ask(known)
@@ -163,14 +202,27 @@ class Quotas:
 
     async def _check(self, user_id: int, opened: int, created: int, size: int) -> None:
         known = self._known.get(user_id) or self._add(user_id)
+        questions = 0
         while True:
             if known.usage is not None:
                 if known.fits(opened, created, size):
-                    known.note(opened, created, size)
+                    known.let_in(opened, created, size)
                     return
-                if self._clock.seconds() - known.answered < RECENT:
+                is_recent = self._clock.seconds() - known.answered < RECENT
+                if is_recent and (questions > 1 or not known.doubtful):
                     raise self._refusal(known, opened, created, size)
+            questions += 1
             await self._answer(known)
+
+    def _settled(self, user_id: int, amount: tuple[int, int, int], stored: bool) -> None:
+        known = self._known.get(user_id)
+        if known is None:
+            return
+        if not stored:
+            known.remove(*amount)
+            return
+        opened, created, size = known.stored
+        known.stored = opened + amount[0], created + amount[1], size + amount[2]
 
     def _refusal(self, known: _Known, opened: int, created: int, size: int) -> QuotaExceeded:
         limits, left = known.limits, known.left()
@@ -245,15 +297,18 @@ class Quotas:
         before = []
         for known in asked:
             known.asked = now
-            # What was let in before is in the store now, or will be when the store is asked next. What this server has
-            # created and not added to the counters is known here.
+            # the store has the open tasks already, and the other counts when the log has added them
             tasks, size = self._usage_log.gathered(known.user_id)
-            before.append((known.opened, known.created - tasks, known.size - size))
-        found: Mapping[int, Usage] = await self._store.read_usage(
-            [known.user_id for known in asked], self._default.open
-        )
-        for known, (opened, created, size) in zip(asked, before, strict=True):
-            known.note(-opened, -created, -size)
+            before.append((known.stored, tasks, size))
+        found = await self._store.read_usage([known.user_id for known in asked], self._default.open)
+        for known, (stored, tasks, size) in zip(asked, before, strict=True):
+            known.doubtful = known.stored != stored
+            known.remove(stored[0], stored[1] - tasks, stored[2] - size)
+            known.stored = (
+                known.stored[0] - stored[0],
+                known.stored[1] - stored[1] + tasks,
+                known.stored[2] - stored[2] + size,
+            )
         return [found.get(known.user_id) for known in asked]
 
     def _answered(self, usage: Usage | None, known: _Known) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 
 from taskd.batching import Batcher
 from taskd.events.publisher import Publisher
@@ -72,7 +73,7 @@ class Submitter:
             if task.key is not None:
                 return self._answer_later(self._submit_keyed(tasks))
         if self._quotas.admits(tasks):
-            return self._batcher.submit(tasks)
+            return self._store_admitted(tasks)
         return self._answer_later(self._submit_checked(tasks))
 
     def _answer_later(self, work: Coroutine[Any, Any, Sequence[Created]]) -> Deferred[Sequence[Created]]:
@@ -83,7 +84,20 @@ class Submitter:
 
     async def _submit_checked(self, tasks: Sequence[NewTask]) -> Sequence[Created]:
         await self._quotas.check(tasks)
-        return await self._batcher.submit(tasks)
+        return await self._store_admitted(tasks)
+
+    def _store_admitted(self, tasks: Sequence[NewTask]) -> Deferred[Sequence[Created]]:
+        return self._batcher.submit(tasks).addCallbacks(
+            self._stored, self._not_stored, callbackArgs=(tasks,), errbackArgs=(tasks,)
+        )
+
+    def _stored(self, created: Sequence[Created], tasks: Sequence[NewTask]) -> Sequence[Created]:
+        self._quotas.settled(tasks, stored=True)
+        return created
+
+    def _not_stored(self, failure: Failure, tasks: Sequence[NewTask]) -> Failure:
+        self._quotas.settled(tasks, stored=False)
+        return failure
 
     async def _submit_keyed(self, tasks: Sequence[NewTask]) -> Sequence[Created]:
         check_fingerprints(tasks, {})
@@ -103,7 +117,7 @@ class Submitter:
         # only what is stored counts: a request that is sent again gets its answer although a quota is used up
         if fresh and not self._quotas.admits(fresh):
             await self._quotas.check(fresh)
-        stored = await self._batcher.submit(fresh) if fresh else ()
+        stored = await self._store_admitted(fresh) if fresh else ()
         for task, created in zip(fresh, stored, strict=True):
             if task.key is not None:
                 turn.known[task.user_id, task.key] = Keyed(created.task_id, task.fingerprint or "")

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import bcrypt
 from twisted.internet.address import IPv4Address
-from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.defer import Deferred, ensureDeferred, succeed
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -333,7 +333,7 @@ class Stage:
         their quotas."""
         self.submitter.ids.add(now(self.other_store.draw_ids(100)))
         for (user_id,) in self.sql("SELECT id FROM users"):
-            ensureDeferred(self.server.scheduler.quotas.check_reopened(user_id))
+            ensureDeferred(self.server.scheduler.quotas.reopen(user_id, lambda: succeed(None)))
         self.run_pending()
 
     def timers(self) -> list[Any]:

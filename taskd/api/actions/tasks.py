@@ -105,8 +105,8 @@ class TaskActions:
         return Reply({"status": "success", "task": view(task, self._store.now())})
 
     async def retry_task(self, principal: Principal, subscriptions: Subscriptions, request: m.OneTask) -> Reply:
-        await self._quotas.check_reopened(principal.user_id)
-        task = await self._store.retry(principal.user_id, request.task_id)
+        user_id, task_id = principal.user_id, request.task_id
+        task = await self._quotas.reopen(user_id, lambda: self._store.retry(user_id, task_id))
         self._publisher.publish([task])
         self._dispatcher.changed([task])
         return Reply({"status": "success", "task": view(task, self._store.now())})
