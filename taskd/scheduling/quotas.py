@@ -46,8 +46,8 @@ MOST_USERS = 10_000
 MOST_READ = 200
 """Users in one statement."""
 
-COUNTED = 100_000
-"""Open tasks that are counted of a user without a limit, for whoever wants to see the number."""
+COUNTED = 100_001
+"""Open tasks that are counted of a user without a limit, for whoever wants to see how many there are."""
 
 
 class _Known:
