@@ -36,7 +36,7 @@ ID_KEYS = {"token", "cursor", "user_id", "task_id", "task_ids", "duplicates"}
 
 TIME_KEYS = {"created_at", "run_at", "started_at", "finished_at", "ended_at", "since", "at"}
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
-MEASURED_KEYS = {"rate", "rate_seconds", "oldest"}
+MEASURED_KEYS = {"rate", "rate_seconds", "oldest", "used"}
 
 MESSAGE_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC")
 """The form of a time in a message for people."""
