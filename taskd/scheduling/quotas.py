@@ -50,22 +50,33 @@ COUNTED = 100_001
 """Open tasks that are counted of a user without a limit, for whoever wants to see how many there are."""
 
 
+NO_LIMIT = 1 << 62
+"""The room where there is no limit."""
+
+
 class _Known:
-    """A user: what the store has said (``usage``, None until its first answer), and what was let in that this answer
-    does not have: ``opened`` and ``created`` tasks, ``size`` bytes. ``stored`` is how much of these three is in the
+    """A user: what the store has said (``usage``, None until its first answer), and how many tasks may still be
+    ``open`` and ``daily``, and how many ``bytes`` may still be stored. ``start`` is how much that was when the store
+    had answered; the difference is what was let in and is not in the answer. ``stored`` is how much of it is in the
     store by now. ``doubtful``: some of it was stored while the question was under way, so the answer may have it.
-    ``asked`` and ``answered`` are by the clock."""
+
+    ``asked`` and ``answered`` are by the clock; ``ask_again`` is the earliest time for the next question.
+    """
 
     __slots__ = (
         "answered",
+        "ask_again",
         "asked",
-        "created",
+        "bytes",
+        "daily",
         "doubtful",
         "limits",
-        "opened",
+        "open",
         "reading",
-        "size",
-        "stored",
+        "start",
+        "stored_bytes",
+        "stored_daily",
+        "stored_open",
         "usage",
         "user_id",
         "waiting",
@@ -75,51 +86,56 @@ class _Known:
         self.user_id = user_id
         self.usage: Usage | None = None
         self.limits = Limits()
-        self.asked = self.answered = now
-        self.opened = self.created = self.size = 0
-        self.stored = (0, 0, 0)
+        self.asked = self.answered = self.ask_again = now
+        # there is no room for anything until the first answer
+        self.start = Limits(-1, -1, -1)
+        self.open, self.daily, self.bytes = self.start
+        self.stored_open = self.stored_daily = self.stored_bytes = 0
         self.doubtful = False
         self.reading = False
         self.waiting: list[Deferred[None]] = []
 
-    def let_in(self, opened: int, created: int, size: int) -> None:
-        """So much is let in."""
-        self.opened += opened
-        self.created += created
-        self.size += size
-
-    def remove(self, opened: int, created: int, size: int) -> None:
-        """So much of it was not stored, or is in the answer."""
-        self.opened = max(0, self.opened - opened)
-        self.created = max(0, self.created - created)
-        self.size = max(0, self.size - size)
-
-    def left(self) -> Limits:
-        """What was left when the store was asked. Only meaningful where there is a limit."""
-        assert self.usage is not None
-        return Limits(
-            self.limits.open - self.usage.open,
-            self.limits.daily - self.usage.daily,
-            self.limits.bytes - self.usage.bytes,
-        )
-
-    def fits(self, opened: int, created: int, size: int) -> bool:
-        """Whether so much more is within all limits."""
-        limits, left = self.limits, self.left()
+    def has_room(self, opened: int, created: int, size: int) -> bool:
+        """Whether so much more is within all limits. What is 0 needs no room."""
         return (
-            (not limits.open or not opened or self.opened + opened <= left.open)
-            and (not limits.daily or not created or self.created + created <= left.daily)
-            and (not limits.bytes or not size or self.size + size <= left.bytes)
+            (not opened or opened <= self.open)
+            and (not created or created <= self.daily)
+            and (not size or size <= self.bytes)
         )
+
+    def let_in(self, opened: int, created: int, size: int) -> None:
+        """So much is let in; with negative numbers, it was not stored, or is in the answer."""
+        self.open = min(self.open - opened, self.start.open)
+        self.daily = min(self.daily - created, self.start.daily)
+        self.bytes = min(self.bytes - size, self.start.bytes)
+
+    def stored(self) -> Limits:
+        """How much of what was let in is in the store."""
+        return Limits(self.stored_open, self.stored_daily, self.stored_bytes)
 
     def has_taken_its_share(self) -> bool:
         """Whether more was let in than one answer is good for."""
-        limits, left = self.limits, self.left()
-        return bool(
-            (limits.open and self.opened * SHARE > left.open)
-            or (limits.daily and self.created * SHARE > left.daily)
-            or (limits.bytes and self.size * SHARE > left.bytes)
+        return any(
+            limit and (start - room) * SHARE > start
+            for limit, start, room in zip(self.limits, self.start, (self.open, self.daily, self.bytes), strict=True)
         )
+
+    def forget(self) -> None:
+        """What the store has said counts no more."""
+        let_in = [start - room for start, room in zip(self.start, (self.open, self.daily, self.bytes), strict=True)]
+        self.usage = None
+        self.start = Limits(-1, -1, -1)
+        self.open, self.daily, self.bytes = (-1 - of for of in let_in)
+
+    def answer(self, usage: Usage, limits: Limits, now: float) -> None:
+        """The store has said this."""
+        let_in = [start - room for start, room in zip(self.start, (self.open, self.daily, self.bytes), strict=True)]
+        used = usage.open, usage.daily, usage.bytes
+        self.usage = usage
+        self.limits = limits
+        self.answered = now
+        self.start = Limits(*(limit - of if limit else NO_LIMIT for limit, of in zip(limits, used, strict=True)))
+        self.open, self.daily, self.bytes = (start - of for start, of in zip(self.start, let_in, strict=True))
 
 
 class Quotas:
@@ -141,29 +157,52 @@ class Quotas:
 
     def admits(self, tasks: Sequence[NewTask]) -> bool:
         """Whether these tasks of one request may be stored now, as far as is known; then they count from now on, until
-        :meth:`settled`. If not, :meth:`check` decides."""
-        return self._admits(tasks[0].user_id, len(tasks), len(tasks), _size(tasks))
+        they are :meth:`stored` or :meth:`not_stored`. If not, :meth:`check` decides."""
+        count, size = len(tasks), _size(tasks)
+        known = self._known.get(tasks[0].user_id)
+        if known is None or count > known.open or count > known.daily or size > known.bytes:
+            return self._admits(tasks[0].user_id, count, count, size)
+        known.open -= count
+        known.daily -= count
+        known.bytes -= size
+        if self._clock.seconds() >= known.ask_again:
+            self._ask_again(known)
+        return True
 
     async def check(self, tasks: Sequence[NewTask]) -> None:
-        """Ask the store if need be. Raises QuotaExceeded, Unavailable; else the tasks count from now on, until
-        :meth:`settled`."""
+        """Ask the store if need be. Raises QuotaExceeded, Unavailable; else the tasks count from now on as above."""
         await self._check(tasks[0].user_id, len(tasks), len(tasks), _size(tasks))
 
-    def settled(self, tasks: Sequence[NewTask], stored: bool) -> None:
-        """Tasks that were admitted are stored, or could not be."""
-        self._settled(tasks[0].user_id, (len(tasks), len(tasks), _size(tasks)), stored)
+    def stored(self, tasks: Sequence[NewTask]) -> None:
+        """The tasks of a request are in the store. Its counters get them within a second."""
+        user_id, count, size = tasks[0].user_id, len(tasks), _size(tasks)
+        self._usage_log.add(user_id, count, size)
+        known = self._known.get(user_id)
+        if known is not None:
+            known.stored_open += count
+            known.stored_daily += count
+            known.stored_bytes += size
+
+    def not_stored(self, tasks: Sequence[NewTask]) -> None:
+        """Tasks that were admitted could not be stored, or nobody knows."""
+        known = self._known.get(tasks[0].user_id)
+        if known is not None:
+            known.let_in(-len(tasks), -len(tasks), -_size(tasks))
 
     async def reopen(self, user_id: int, work: Callable[[], Awaitable[T]]) -> T:
         """Do ``work``, which makes an ended task of the user an open one. Raises QuotaExceeded, Unavailable, and what
         ``work`` raises."""
         if not self._admits(user_id, 1, 0, 0):
             await self._check(user_id, 1, 0, 0)
-        stored = False
+        known = self._known.get(user_id)
         try:
             result = await work()
-            stored = True
-        finally:
-            self._settled(user_id, (1, 0, 0), stored)
+        except BaseException:
+            if known is not None:
+                known.let_in(-1, 0, 0)
+            raise
+        if known is not None:
+            known.stored_open += 1
         return result
 
     async def usage(self, user_id: int) -> tuple[Usage, Limits]:
@@ -177,7 +216,7 @@ class Quotas:
         known = self._known.get(user_id)
         if known is not None:
             # the next request waits for the answer
-            known.usage = None
+            known.forget()
 
     # -- what is known
 
@@ -192,20 +231,25 @@ class Quotas:
                 return False
             known.let_in(opened, created, size)
             return True
-        if known.usage is None or not known.fits(opened, created, size):
+        if known.usage is None or not known.has_room(opened, created, size):
             return False
         known.let_in(opened, created, size)
-        age = self._clock.seconds() - known.asked
-        if age >= RECENT and not known.reading and (age >= FRESH or known.has_taken_its_share()):
-            self._ask(known)
+        if self._clock.seconds() >= known.ask_again:
+            self._ask_again(known)
         return True
+
+    def _ask_again(self, known: _Known) -> None:
+        """Ask in the background, if it is time."""
+        old = self._clock.seconds() - known.asked >= FRESH
+        if not known.reading and (old or known.has_taken_its_share()):
+            self._ask(known)
 
     async def _check(self, user_id: int, opened: int, created: int, size: int) -> None:
         known = self._known.get(user_id) or self._add(user_id)
         questions = 0
         while True:
             if known.usage is not None:
-                if known.fits(opened, created, size):
+                if known.has_room(opened, created, size):
                     known.let_in(opened, created, size)
                     return
                 is_recent = self._clock.seconds() - known.answered < RECENT
@@ -214,33 +258,23 @@ class Quotas:
             questions += 1
             await self._answer(known)
 
-    def _settled(self, user_id: int, amount: tuple[int, int, int], stored: bool) -> None:
-        known = self._known.get(user_id)
-        if known is None:
-            return
-        if not stored:
-            known.remove(*amount)
-            return
-        opened, created, size = known.stored
-        known.stored = opened + amount[0], created + amount[1], size + amount[2]
-
     def _refusal(self, known: _Known, opened: int, created: int, size: int) -> QuotaExceeded:
-        limits, left = known.limits, known.left()
+        limits = known.limits
         retry_after = None
-        if limits.open and opened and known.opened + opened > left.open:
-            room = left.open - known.opened
+        if opened > known.open:
+            room = known.open
             # they are counted up to one more than the limit
             used = f"{limits.open - room:,} of" if room >= 0 else "more than"
             what = f"{used} {limits.open:,} open tasks"
             advice = "wait until some have ended, or cancel some"
-        elif limits.daily and created and known.created + created > left.daily:
-            room = left.daily - known.created
+        elif created > known.daily:
+            room = known.daily
             retry_after = self._frees_in(known)
             what = f"{limits.daily - room:,} of {limits.daily:,} tasks created within {HOURS} hours"
             advice = f"wait {_words(retry_after)} until the first of them stop counting"
         else:
             room = 0
-            used_mib = (limits.bytes - left.bytes + known.size) / MIB
+            used_mib = (limits.bytes - known.bytes) / MIB
             what = f"{used_mib:,.1f} of {limits.bytes / MIB:,.1f} MiB of payloads, results and logs"
             advice = "wait until old tasks are deleted, or ask an admin for more"
         field = None
@@ -296,26 +330,22 @@ class Quotas:
         now = self._clock.seconds()
         before = []
         for known in asked:
-            known.asked = now
+            known.asked, known.ask_again = now, now + RECENT
             # the store has the open tasks already, and the other counts when the log has added them
-            tasks, size = self._usage_log.gathered(known.user_id)
-            before.append((known.stored, tasks, size))
+            before.append((known.stored(), self._usage_log.gathered(known.user_id)))
         found = await self._store.read_usage([known.user_id for known in asked], self._default.open)
-        for known, (stored, tasks, size) in zip(asked, before, strict=True):
-            known.doubtful = known.stored != stored
-            known.remove(stored[0], stored[1] - tasks, stored[2] - size)
-            known.stored = (
-                known.stored[0] - stored[0],
-                known.stored[1] - stored[1] + tasks,
-                known.stored[2] - stored[2] + size,
-            )
+        for known, (stored, (tasks, size)) in zip(asked, before, strict=True):
+            known.doubtful = known.stored() != stored
+            known.let_in(-stored.open, tasks - stored.daily, size - stored.bytes)
+            known.stored_open -= stored.open
+            known.stored_daily -= stored.daily - tasks
+            known.stored_bytes -= stored.bytes - size
         return [found.get(known.user_id) for known in asked]
 
     def _answered(self, usage: Usage | None, known: _Known) -> None:
         # a user who was deleted meanwhile has nothing, and no session
-        known.usage = usage = usage or Usage(Quota())
-        known.limits = usage.quota.limits(self._default)
-        known.answered = self._clock.seconds()
+        usage = usage or Usage(Quota())
+        known.answer(usage, usage.quota.limits(self._default), self._clock.seconds())
         known.reading = False
         waiting, known.waiting = known.waiting, []
         for done in waiting:
@@ -334,6 +364,8 @@ class Quotas:
 
 def _size(tasks: Sequence[NewTask]) -> int:
     """What new tasks take up, in bytes."""
+    if len(tasks) == 1:
+        return text_bytes(tasks[0].payload)
     return sum([text_bytes(task.payload) for task in tasks])
 
 

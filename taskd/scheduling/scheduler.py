@@ -47,9 +47,7 @@ class Scheduler:
         self.quotas = quotas = Quotas(clock, store, usage, limits)
         self.pools = pools = Pools(queues)
         self.dispatcher = dispatcher = Dispatcher(clock, store, broker, publisher, pools)
-        self.submitter = Submitter(
-            clock, store, broker, publisher, dispatcher, FastPath(dispatcher, pools), quotas, usage
-        )
+        self.submitter = Submitter(clock, store, broker, publisher, dispatcher, FastPath(dispatcher, pools), quotas)
         self.liveness = Liveness(clock, store, dispatcher, TakeBack(publisher, dispatcher), lease)
         self.maintenance = MaintenanceRounds(
             clock,

@@ -8,12 +8,10 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorTime
-from twisted.python.failure import Failure
 
 from taskd.batching import Batcher
 from taskd.events.publisher import Publisher
 from taskd.model.errors import BadRequest, KeyTaken
-from taskd.model.quotas import text_bytes
 from taskd.model.states import State
 from taskd.model.tasks import NewTask, Route
 from taskd.ports.broker import IBroker
@@ -26,7 +24,6 @@ from taskd.scheduling.idempotency import Created, answers, check_fingerprints, t
 from taskd.scheduling.ids import Ids
 from taskd.scheduling.key_turns import Key, KeyTurns, Turn
 from taskd.scheduling.quotas import Quotas
-from taskd.usage_log import UsageLog
 
 
 class Submitter:
@@ -44,7 +41,6 @@ class Submitter:
         dispatcher: Dispatcher,
         fast_path: FastPath,
         quotas: Quotas,
-        usage: UsageLog,
     ) -> None:
         self._store = store
         self._broker = broker
@@ -52,11 +48,10 @@ class Submitter:
         self._dispatcher = dispatcher
         self._fast_path = fast_path
         self._quotas = quotas
-        self._usage = usage
         self.ids = Ids(clock)
         self._giving_ids = DeferredLock()
         self._batcher: Batcher[Sequence[NewTask], Sequence[Created]] = Batcher(
-            clock, self._create, max_weight=MAX_BATCH, weigh=len
+            clock, self._create, max_weight=MAX_BATCH, weigh=len, failed=quotas.not_stored
         )
         self._look_ups: Batcher[Sequence[Key], Mapping[Key, Keyed]] = Batcher(
             clock, self._look_up, max_weight=MAX_BATCH, weigh=len
@@ -73,7 +68,7 @@ class Submitter:
             if task.key is not None:
                 return self._answer_later(self._submit_keyed(tasks))
         if self._quotas.admits(tasks):
-            return self._store_admitted(tasks)
+            return self._batcher.submit(tasks)
         return self._answer_later(self._submit_checked(tasks))
 
     def _answer_later(self, work: Coroutine[Any, Any, Sequence[Created]]) -> Deferred[Sequence[Created]]:
@@ -84,20 +79,7 @@ class Submitter:
 
     async def _submit_checked(self, tasks: Sequence[NewTask]) -> Sequence[Created]:
         await self._quotas.check(tasks)
-        return await self._store_admitted(tasks)
-
-    def _store_admitted(self, tasks: Sequence[NewTask]) -> Deferred[Sequence[Created]]:
-        return self._batcher.submit(tasks).addCallbacks(
-            self._stored, self._not_stored, callbackArgs=(tasks,), errbackArgs=(tasks,)
-        )
-
-    def _stored(self, created: Sequence[Created], tasks: Sequence[NewTask]) -> Sequence[Created]:
-        self._quotas.settled(tasks, stored=True)
-        return created
-
-    def _not_stored(self, failure: Failure, tasks: Sequence[NewTask]) -> Failure:
-        self._quotas.settled(tasks, stored=False)
-        return failure
+        return await self._batcher.submit(tasks)
 
     async def _submit_keyed(self, tasks: Sequence[NewTask]) -> Sequence[Created]:
         check_fingerprints(tasks, {})
@@ -117,7 +99,7 @@ class Submitter:
         # only what is stored counts: a request that is sent again gets its answer although a quota is used up
         if fresh and not self._quotas.admits(fresh):
             await self._quotas.check(fresh)
-        stored = await self._store_admitted(fresh) if fresh else ()
+        stored = await self._batcher.submit(fresh) if fresh else ()
         for task, created in zip(fresh, stored, strict=True):
             if task.key is not None:
                 turn.known[task.user_id, task.key] = Keyed(created.task_id, task.fingerprint or "")
@@ -157,7 +139,7 @@ class Submitter:
             raise
         self.ids.add(created.ids)
         for request in requests:
-            self._usage.add(request[0].user_id, len(request), sum([text_bytes(task.payload) for task in request]))
+            self._quotas.stored(request)
         workers = self._fast_path.created(placed, created.tasks)
         self._publisher.publish(created.tasks)
         if workers:
