@@ -136,6 +136,18 @@ class OpenTasks(QuotaCase):
         self.assertRefused(self.add(3), "quota_exceeded", "tasks")
         self.assertTrue(self.add(2)["ok"])
 
+    def test_what_could_not_be_stored_takes_no_room(self) -> None:
+        self.add()
+        for _ in range(3):
+            self.stage.runner.away = True
+            self.assertRefused(self.add(4), "unavailable")
+            self.stage.runner.away = False
+        waiting = self.add(4)["task_ids"][0]
+        self.client.ask("cancel_task", task_id=1)
+        self.stage.clock.advance(RECENT)
+        self.assertEqual(self.client.ask("retry_task", task_id=waiting)["code"], "conflict")
+        self.assertTrue(self.add()["ok"])
+
     def test_all_who_wait_for_one_user_share_one_question(self) -> None:
         self.stage.runner.slow = True
         self.client.send(*({"action": "new_task", "id": n, "task": "x", "key": f"k{n}"} for n in range(10)))
