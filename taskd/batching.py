@@ -135,7 +135,8 @@ class ItemBatcher(Generic[T]):
 
 class Batcher(ItemBatcher[tuple[T, Deferred[R]]]):
     """An :class:`ItemBatcher` whose callers wait. ``flush`` returns as many results as it gets items, in the same
-    order. If it knows faulty items, it commits the others and returns an exception as the result of each faulty one."""
+    order. If it knows faulty items, it commits the others and returns an exception as the result of each faulty one.
+    ``failed`` is called with each item that fails, before its caller gets the failure; it must not raise."""
 
     def __init__(
         self,
@@ -146,17 +147,19 @@ class Batcher(ItemBatcher[tuple[T, Deferred[R]]]):
         delay: float = DELAY,
         concurrency: int = CONCURRENCY,
         weigh: Callable[[T], int] | None = None,
+        failed: Callable[[T], object] | None = None,
     ) -> None:
         super().__init__(
             clock,
             self._flush_items,
-            lambda failure, pair: pair[1].errback(failure),
+            lambda failure, pair: self._fail(failure, *pair),
             max_weight=max_weight,
             delay=delay,
             concurrency=concurrency,
             weigh=None if weigh is None else lambda pair: weigh(pair[0]),
         )
         self._flush_results = flush
+        self._item_failed = failed
 
     def submit(self, item: T) -> Deferred[R]:
         """Add an item to the next batch. Fires with its result when that batch is committed; fails as ``flush`` did."""
@@ -168,8 +171,13 @@ class Batcher(ItemBatcher[tuple[T, Deferred[R]]]):
         results = await self._flush_results([item for item, _ in pairs])
         if len(results) != len(pairs):
             raise RuntimeError(f"a batch of {len(pairs)} items got {len(results)} results")
-        for (_, done), result in zip(pairs, results, strict=True):
+        for (item, done), result in zip(pairs, results, strict=True):
             if isinstance(result, Exception):
-                done.errback(result)
+                self._fail(result, item, done)
             else:
                 done.callback(result)
+
+    def _fail(self, why: Failure | Exception, item: T, done: Deferred[R]) -> None:
+        if self._item_failed is not None:
+            self._item_failed(item)
+        done.errback(why)

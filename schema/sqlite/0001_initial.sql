@@ -23,7 +23,10 @@ CREATE TABLE users (
     deleted_at   INTEGER,                           -- when the account was deleted; the key is a space and the id, name and password are empty
     purged_at    INTEGER,                           -- when it was certain that the deleted account has no tasks and gets none any more
     code_hash    BLOB,                              -- a hash of the one-time code with which the user may set a password
-    code_until   INTEGER                            -- when that code expires
+    code_until   INTEGER,                           -- when that code expires
+    quota_open   INTEGER CHECK (quota_open >= 0),   -- how many tasks the user may have that have not ended; 0: no limit; NULL: the default of the settings
+    quota_daily  INTEGER CHECK (quota_daily >= 0),  -- how many tasks the user may create in 24 hours; 0 and NULL as above
+    quota_bytes  INTEGER CHECK (quota_bytes >= 0)   -- how many bytes the payloads, results and logs of the user may have; 0 and NULL as above
 );
 CREATE INDEX users_deleted ON users (id) WHERE deleted_at IS NOT NULL AND purged_at IS NULL;
 -- The admins who can act: at least one stays.
@@ -84,6 +87,19 @@ CREATE INDEX audit_actor ON audit (actor_id, id);
 CREATE INDEX audit_action ON audit (action, id);
 -- Refused logins to an account, which are counted before each login.
 CREATE INDEX audit_refusals ON audit (subject, at) WHERE action = 'login' AND outcome <> 'ok';
+
+-- How many tasks users have created, and how many bytes they have stored. Every process adds what it has done once a
+-- second.
+CREATE TABLE user_usage (
+    user_id INTEGER NOT NULL, -- the user, users.id
+    hour    INTEGER NOT NULL, -- the beginning of an hour; 0 for all hours that are more than a day old
+    tasks   INTEGER NOT NULL, -- tasks created in that hour; not counted any more in the row of hour 0
+    bytes   INTEGER NOT NULL, -- bytes of payloads, results and logs that were stored in that hour; what is deleted is subtracted from the row of hour 0, which may be below 0
+    PRIMARY KEY (user_id, hour)
+) WITHOUT ROWID;
+
+-- Hours that are more than a day old and move into the row of hour 0.
+CREATE INDEX user_usage_hour ON user_usage (hour) WHERE hour > 0;
 
 -- Every task and its state: the source of truth. Broker messages are only hints about it.
 CREATE TABLE tasks (

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+from taskd.cli.commands.quota import DEFAULT
 from taskd.cli.durations import duration, moment_in, number_in, seconds_in
 from taskd.cli.fields import checked
 from taskd.cli.texts import help as texts_of_help
@@ -21,6 +22,7 @@ from taskd.model.limits import (
     MAX_WEIGHT,
     MIN_WEIGHT,
 )
+from taskd.model.quotas import MAX_QUOTA, MAX_QUOTA_MIB
 from taskd.model.states import SHOWN_STATES, STATUSES
 from taskd.model.users import Role
 from taskd.protocol.limits import MAX_PAGE
@@ -113,6 +115,10 @@ class _Builder:
             self._command(name).add_argument("task_ids", nargs="+", **task)
         self._command("kinds")
         self._command("overview")
+        quota = self._command("quota")
+        quota.add_argument("username", nargs="?", metavar="USER")
+        for name, most in (("open", MAX_QUOTA), ("daily", MAX_QUOTA), ("mib", MAX_QUOTA_MIB)):
+            quota.add_argument(f"--{name}", metavar="N", type=self._quota(most))
         weight = self._command("weight")
         weight.add_argument("username", metavar="USER")
         weight.add_argument("weight", metavar="WEIGHT", type=self._weight)
@@ -233,6 +239,18 @@ class _Builder:
             if not 0 < days <= most:
                 raise wrong
             return days
+
+        return read
+
+    def _quota(self, most: int) -> Callable[[str], int | str]:
+        """The ``type`` of an option that is a limit of a user, or the word for the default."""
+
+        def read(text: str) -> int | str:
+            if text == DEFAULT:
+                return text
+            if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text) <= most):
+                raise self._error("bad_quota", given=text, most=f"{most}", default=DEFAULT)
+            return int(text)
 
         return read
 

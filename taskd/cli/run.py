@@ -15,6 +15,7 @@ from taskd.cli.commands.add import add
 from taskd.cli.commands.kinds import kinds
 from taskd.cli.commands.log import log
 from taskd.cli.commands.overview import overview
+from taskd.cli.commands.quota import quota
 from taskd.cli.commands.wait import wait
 from taskd.cli.commands.watch import watch
 from taskd.cli.context import Context
@@ -49,6 +50,7 @@ COMMANDS: dict[str, Callable[[Context, Namespace], Awaitable[int]]] = {
     "retry": tasks.retry,
     "kinds": kinds,
     "overview": overview,
+    "quota": quota,
     "weight": accounts.weight,
     "users": users.users,
     "invite": users.invite,

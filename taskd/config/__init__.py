@@ -11,9 +11,8 @@ from pathlib import Path
 
 import msgspec
 
+from taskd.model.quotas import MIB, Limits
 from taskd.model.users import Registration
-
-MIB = 1024 * 1024
 
 
 class Postgres(msgspec.Struct, frozen=True):
@@ -113,6 +112,7 @@ class Settings(msgspec.Struct, frozen=True):
     guesses_per_hour: int = 100
     registrations_per_hour: int = 20
     connections: ConnectionLimits = DEFAULT_LIMITS
+    quota: Limits = Limits()
 
     @property
     def embedded(self) -> bool:

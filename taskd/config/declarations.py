@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from taskd.model.errors import BadRequest, SettingsError
+from taskd.model.quotas import MAX_QUOTA, MAX_QUOTA_MIB
 from taskd.model.users import Registration, normalize_username
 
 T = TypeVar("T")
@@ -365,6 +366,25 @@ TASKD_ADMINS = Setting(
     " stand here: servers refuse to register these names.",
 )
 
+TASKD_QUOTA_OPEN = Setting(
+    "TASKD_QUOTA_OPEN",
+    whole_number(0, MAX_QUOTA),
+    "100000",
+    "How many tasks a user may have that have not ended. 0: no limit. An admin can set another limit for a user, as for"
+    " the next two.",
+)
+TASKD_QUOTA_DAILY = Setting(
+    "TASKD_QUOTA_DAILY",
+    whole_number(0, MAX_QUOTA),
+    "1000000",
+    "How many tasks a user may create within 24 hours. 0: no limit.",
+)
+TASKD_QUOTA_MIB = Setting(
+    "TASKD_QUOTA_MIB",
+    whole_number(0, MAX_QUOTA_MIB),
+    "10240",
+    "How many MiB the payloads, results and logs of a user may take up. 0: no limit.",
+)
 TASKD_REGISTRATION = Setting(
     "TASKD_REGISTRATION",
     REGISTRATION,
@@ -570,6 +590,9 @@ GROUPS: dict[str, tuple[Setting[Any], ...]] = {
         TASKD_LOGINS_PER_MINUTE,
         TASKD_GUESSES_PER_HOUR,
         TASKD_REGISTRATIONS_PER_HOUR,
+        TASKD_QUOTA_OPEN,
+        TASKD_QUOTA_DAILY,
+        TASKD_QUOTA_MIB,
     ),
     "Connections of a server": (
         TASKD_LOGIN_SECONDS,

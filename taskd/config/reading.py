@@ -17,9 +17,10 @@ from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 from twisted.python import usage
 
-from taskd.config import MIB, ConnectionLimits, Postgres, RabbitMQ, Settings
+from taskd.config import ConnectionLimits, Postgres, RabbitMQ, Settings
 from taskd.config import declarations as d
 from taskd.model.errors import SettingsError
+from taskd.model.quotas import MIB, Limits
 
 AMQP_PORT, AMQPS_PORT = 5672, 5671
 
@@ -156,6 +157,7 @@ def read_settings(
             trusted_proxies=value(d.TASKD_TRUSTED_PROXIES),
             allow_plaintext=value(d.TASKD_ALLOW_PLAINTEXT),
         ),
+        quota=Limits(value(d.TASKD_QUOTA_OPEN), value(d.TASKD_QUOTA_DAILY), value(d.TASKD_QUOTA_MIB) * MIB),
     )
 
 

@@ -11,15 +11,25 @@ from taskd.ports.accounts import IAccountStore
 from taskd.ports.attempts import IAttemptStore
 from taskd.ports.logs import ILogStore
 from taskd.ports.overview import IOverviewStore
+from taskd.ports.quotas import IQuotaStore
 from taskd.ports.scheduling import ISchedulingStore
 from taskd.ports.tasks import ITaskStore
 from taskd.ports.workers import IWorkerStore
 
 
-class IStore(IAccountStore, ITaskStore, ISchedulingStore, IOverviewStore, IAttemptStore, ILogStore, IWorkerStore):
+class IStore(
+    IAccountStore,
+    IQuotaStore,
+    ITaskStore,
+    ISchedulingStore,
+    IOverviewStore,
+    IAttemptStore,
+    ILogStore,
+    IWorkerStore,
+):
     """The source of truth: users, sessions, tasks and every change of state. A method returns after its transaction was
-    committed. It was also flushed to disk, except for :meth:`begin` without ``flush``, :meth:`report` and
-    :meth:`beat`."""
+    committed. It was also flushed to disk, except for :meth:`begin` without ``flush``, :meth:`report`,
+    :meth:`add_usage` and :meth:`beat`."""
 
     ready: bool = Attribute("True while the store can be reached and its schema is current")
     installation: str = Attribute("The id of the installation, the same for all its daemons; empty before start()")

@@ -104,5 +104,6 @@ class ITaskStore(Interface):
 
     def delete_finished(seconds: float, after_id: int, limit: int) -> Awaitable[tuple[int, int | None]]:
         """Read the ``limit`` oldest tasks with an id above ``after_id``, and delete those that ended more than
-        ``seconds`` ago, with their logs and attempts. Returns the number of deleted tasks and the id of the last task
-        read, which is ``after_id`` of the next call; None when no task is left that was created so long ago."""
+        ``seconds`` ago, with their logs and attempts. What they take up is subtracted from their users' bytes. Returns
+        the number of deleted tasks and the id of the last task read, which is ``after_id`` of the next call; None when
+        no task is left that was created so long ago."""

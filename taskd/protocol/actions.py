@@ -47,6 +47,7 @@ class Theme(enum.Enum):
     LOGS = "logs"
     LIVE = "live"
     OVERVIEW = "overview"
+    QUOTAS = "quotas"
 
 
 @dataclass(frozen=True)
@@ -379,6 +380,23 @@ _ALL = (
         Access.USER,
         "Count the tasks by queue and kind, and how fast they end.",
         "Contar las tareas por cola y tipo, y ver a qué ritmo terminan.",
+    ),
+    Action(
+        "quota",
+        Theme.QUOTAS,
+        m.GetQuota,
+        Access.USER,
+        "Show the quotas of a user and how much of them is used.",
+        "Ver las cuotas de un usuario y cuánto ha usado.",
+    ),
+    Action(
+        "set_quota",
+        Theme.QUOTAS,
+        m.SetQuota,
+        Access.ADMIN,
+        "Set the quotas of a user.",
+        "Fijar las cuotas de un usuario.",
+        scope=Scope.ACCOUNT,
     ),
     Action(
         "watch",

@@ -15,7 +15,7 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import msgspec
-from msgspec import NODEFAULT, Meta, Raw
+from msgspec import NODEFAULT, UNSET, Meta, Raw, UnsetType
 
 from taskd.protocol.actions import ACTIONS, Access, Action
 
@@ -66,7 +66,7 @@ def fields(action: Action) -> str:
     rows = []
     for field in msgspec.structs.fields(action.request):
         default = field.default if field.default_factory is NODEFAULT else field.default_factory()
-        shown = "required" if field.required else "" if default is None else f"`{_json(default)}`"
+        shown = "required" if field.required else "" if default in (None, UNSET) else f"`{_json(default)}`"
         rows.append((f"`{field.name}`", _type(hints[field.name]), shown, _description(hints[field.name])))
     return _table(("field", "type", "default", "meaning"), rows) if rows else "It takes no fields.\n"
 
@@ -78,7 +78,7 @@ def _type(hint: Any) -> str:
         limits = _range([meta for meta in arguments[1:] if isinstance(meta, Meta)])
         return f"{_type(arguments[0])}{limits}"
     if origin in (Union, UnionType):
-        return " or ".join(_type(a) for a in arguments if a is not type(None))
+        return " or ".join(_type(a) for a in arguments if a not in (type(None), UnsetType))
     if origin is list:
         return f"array of {_type(arguments[0]).partition(',')[0]}s"
     if isinstance(hint, type) and issubclass(hint, msgspec.Struct):

@@ -25,6 +25,7 @@ from taskd.model.limits import (
     MAX_WEIGHT,
     MIN_WEIGHT,
 )
+from taskd.model.quotas import MAX_QUOTA, MAX_QUOTA_MIB
 from taskd.model.tasks import DEFAULT_KIND
 from taskd.protocol import limits
 
@@ -149,6 +150,28 @@ class SetWeight(Struct):
             ge=MIN_WEIGHT, le=MAX_WEIGHT, description="The share, compared with the others; every user begins with 1."
         ),
     ]
+
+
+class GetQuota(Struct):
+    username: Annotated[
+        str | None, Meta(description="The use of this user instead of one's own; for operators and admins.")
+    ] = None
+
+
+class SetQuota(Struct):
+    username: Annotated[str, Meta(description="Whose limits to set.")]
+    open: Annotated[
+        Annotated[int, Meta(ge=0, le=MAX_QUOTA)] | UnsetType | None,
+        Meta(description="Tasks that have not ended. 0: no limit; null: the server's default; absent: as it is."),
+    ] = UNSET
+    daily: Annotated[
+        Annotated[int, Meta(ge=0, le=MAX_QUOTA)] | UnsetType | None,
+        Meta(description="Tasks created within 24 hours; 0, null and absent as above."),
+    ] = UNSET
+    mib: Annotated[
+        Annotated[int, Meta(ge=0, le=MAX_QUOTA_MIB)] | UnsetType | None,
+        Meta(description="MiB of payloads, results and logs; 0, null and absent as above."),
+    ] = UNSET
 
 
 _NO_PAYLOAD = Raw(b"{}")

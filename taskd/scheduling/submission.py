@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from itertools import compress, islice
+from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorTime
@@ -22,6 +23,7 @@ from taskd.scheduling.fast_path import FastPath
 from taskd.scheduling.idempotency import Created, answers, check_fingerprints, to_be_stored
 from taskd.scheduling.ids import Ids
 from taskd.scheduling.key_turns import Key, KeyTurns, Turn
+from taskd.scheduling.quotas import Quotas
 
 
 class Submitter:
@@ -38,16 +40,18 @@ class Submitter:
         publisher: Publisher,
         dispatcher: Dispatcher,
         fast_path: FastPath,
+        quotas: Quotas,
     ) -> None:
         self._store = store
         self._broker = broker
         self._publisher = publisher
         self._dispatcher = dispatcher
         self._fast_path = fast_path
+        self._quotas = quotas
         self.ids = Ids(clock)
         self._giving_ids = DeferredLock()
         self._batcher: Batcher[Sequence[NewTask], Sequence[Created]] = Batcher(
-            clock, self._create, max_weight=MAX_BATCH, weigh=len
+            clock, self._create, max_weight=MAX_BATCH, weigh=len, failed=quotas.not_stored
         )
         self._look_ups: Batcher[Sequence[Key], Mapping[Key, Keyed]] = Batcher(
             clock, self._look_up, max_weight=MAX_BATCH, weigh=len
@@ -57,16 +61,25 @@ class Submitter:
     def submit(self, tasks: Sequence[NewTask]) -> Deferred[Sequence[Created]]:
         """Store the tasks of one request, all or none. The result has them in order, once they are committed.
 
-        A task whose key is taken is not stored again. Raises Unavailable, and Conflict when the key belongs to a
-        different task.
+        A task whose key is taken is not stored again. Raises Unavailable, QuotaExceeded, and Conflict when the key
+        belongs to a different task.
         """
         for task in tasks:
             if task.key is not None:
-                # A caller that gives up stops nothing, as without keys: these are held until their outcome is known.
-                answered: Deferred[Sequence[Created]] = Deferred()
-                Deferred.fromCoroutine(self._submit_keyed(tasks)).chainDeferred(answered)
-                return answered
-        return self._batcher.submit(tasks)
+                return self._answer_later(self._submit_keyed(tasks))
+        if self._quotas.admits(tasks):
+            return self._batcher.submit(tasks)
+        return self._answer_later(self._submit_checked(tasks))
+
+    def _answer_later(self, work: Coroutine[Any, Any, Sequence[Created]]) -> Deferred[Sequence[Created]]:
+        # A caller that gives up stops nothing, as with the batcher: keys are held until their outcome is known.
+        answered: Deferred[Sequence[Created]] = Deferred()
+        Deferred.fromCoroutine(work).chainDeferred(answered)
+        return answered
+
+    async def _submit_checked(self, tasks: Sequence[NewTask]) -> Sequence[Created]:
+        await self._quotas.check(tasks)
+        return await self._batcher.submit(tasks)
 
     async def _submit_keyed(self, tasks: Sequence[NewTask]) -> Sequence[Created]:
         check_fingerprints(tasks, {})
@@ -83,6 +96,9 @@ class Submitter:
         known = {key: found for (_, key), found in turn.known.items()}
         check_fingerprints(tasks, known)
         fresh = to_be_stored(tasks, known)
+        # only what is stored counts: a request that is sent again gets its answer although a quota is used up
+        if fresh and not self._quotas.admits(fresh):
+            await self._quotas.check(fresh)
         stored = await self._batcher.submit(fresh) if fresh else ()
         for task, created in zip(fresh, stored, strict=True):
             if task.key is not None:
@@ -122,6 +138,8 @@ class Submitter:
             self._waiting({task.route for task in tasks if task.worker is None})
             raise
         self.ids.add(created.ids)
+        for request in requests:
+            self._quotas.stored(request)
         workers = self._fast_path.created(placed, created.tasks)
         self._publisher.publish(created.tasks)
         if workers:

@@ -75,6 +75,7 @@ class ServerService(Daemon):
             node=process_name(),
             keep=settings.keep_days * 86_400,
             audit_days=settings.audit_days,
+            quotas=settings.quota,
             limits=settings.connections,
             max_connections=max_connections(file_limit(), settings.connections.spare_files),
         )

@@ -12,6 +12,7 @@ from taskd.api.actions.admin import AdminActions
 from taskd.api.actions.live import LiveActions
 from taskd.api.actions.logs import LogActions
 from taskd.api.actions.overview import OverviewActions
+from taskd.api.actions.quotas import QuotaActions
 from taskd.api.actions.server import ServerActions
 from taskd.api.actions.tasks import TaskActions
 from taskd.api.core import Api
@@ -24,6 +25,7 @@ from taskd.events.publisher import Publisher
 from taskd.events.subscriber import Subscriber
 from taskd.events.watch_hub import Hub
 from taskd.health import HealthCheck
+from taskd.model.quotas import Limits
 from taskd.ports.broker import IBroker
 from taskd.ports.store import IStore
 from taskd.protocol.actions import Theme
@@ -40,8 +42,8 @@ class TaskServer:
 
     ``lines`` is the factory for connections. ``lease`` is after how many seconds of silence a worker is dead (None for
     an embedded server: its worker never is), ``node`` a name that no other process has. Finished tasks are deleted
-    after ``keep`` seconds; 0 keeps them for ever. Rows of the audit are deleted after ``audit_days``. ``limits`` and
-    ``max_connections`` are what clients are allowed.
+    after ``keep`` seconds; 0 keeps them for ever. Rows of the audit are deleted after ``audit_days``. ``quotas`` are
+    those of users who have none of their own. ``limits`` and ``max_connections`` are what clients are allowed.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class TaskServer:
         node: str,
         keep: float = 0.0,
         audit_days: float = 365.0,
+        quotas: Limits | None = None,
         limits: ConnectionLimits = DEFAULT_LIMITS,
         max_connections: int | None = None,
     ) -> None:
@@ -74,6 +77,7 @@ class TaskServer:
             keep=keep,
             audit_days=audit_days,
             session_idle=accounts.idle,
+            limits=quotas or Limits(),
         )
         self.rights = rights = Rights(clock, store, accounts.idle, accounts.role_of)
         self.subscriber = Subscriber(
@@ -96,6 +100,7 @@ class TaskServer:
                 Theme.OVERVIEW: OverviewActions(clock, store, scheduler.pools, rates),
                 Theme.ACCOUNTS: AccountActions(accounts, rights, publisher),
                 Theme.ADMIN: AdminActions(accounts, rights, publisher),
+                Theme.QUOTAS: QuotaActions(store, accounts, scheduler.quotas),
                 Theme.TASKS: TaskActions(
                     store, broker, publisher, scheduler, Explainer(store, broker, scheduler, rates), owners
                 ),

@@ -12,10 +12,12 @@ from twisted.python.failure import Failure
 from taskd.batching import ItemBatcher
 from taskd.events.publisher import Publisher
 from taskd.model.errors import TaskdError, Unavailable
+from taskd.model.quotas import text_bytes
 from taskd.model.states import State
 from taskd.model.tasks import Task
 from taskd.ports.attempts import Finished, Outcome
 from taskd.ports.store import IStore
+from taskd.usage_log import UsageLog
 from taskd.worker.attempt import AttemptStopped
 from taskd.worker.held import HeldState, HeldTask, HeldTasks
 from taskd.worker.identity import Identity
@@ -46,6 +48,7 @@ class Outcomes:
         marks: Marks,
         means: Means,
         identity: Identity,
+        usage: UsageLog,
     ) -> None:
         self._clock = clock
         self._store = store
@@ -57,6 +60,7 @@ class Outcomes:
         self._marks = marks
         self._means = means
         self._identity = identity
+        self._usage = usage
         self._ended_at_once: list[HeldTask] = []
         self._ends: ItemBatcher[HeldTask] = ItemBatcher(clock, self._finish, self._not_finished)
 
@@ -151,6 +155,8 @@ class Outcomes:
             finished = found.get(held.task.id)
             if finished is not None and finished.version and outcome is not None:
                 changed.append(_after(held.task, outcome, finished))
+                if outcome.result and outcome.state is not State.WAITING:
+                    self._usage.add(held.task.user_id, 0, text_bytes(outcome.result))
         self._publisher.publish(changed)
         self._publisher.flush()
         for held in ours:

@@ -14,6 +14,7 @@ from taskd.model.errors import Unavailable
 from taskd.model.tasks import Task
 from taskd.ports.logs import Report
 from taskd.ports.store import IStore
+from taskd.usage_log import UsageLog
 from taskd.worker.identity import Identity
 
 INTERVAL = 0.25
@@ -38,6 +39,8 @@ class ReportBuffer:
         self.closed = False
         self.silent = True
         """No output has come yet."""
+        self.grown = 0
+        """By how many bytes the log has grown with the last report; below 0 if more was cut."""
         self._limit = limit
         self._on_output = on_output
         self._progress: float | None = None
@@ -91,13 +94,16 @@ class ReportBuffer:
             self._left_out = 0
         lines, first = list(self._pending), self._next_line
         keep_from = 1
+        before = self._stored_bytes
         if lines:
-            size = sum(len(line.encode("utf-8", "replace")) + 1 for line in lines)
+            # line feeds separate the lines
+            size = sum(len(line.encode("utf-8", "replace")) + 1 for line in lines) - 1
             self._pending.clear()
             self._pending_bytes = 0
             self._next_line += len(lines)
             self._note_stored(first, size)
             keep_from = self._cut()
+        self.grown = self._stored_bytes - before
         progress, note = self._progress, self._note
         self._progress = self._note = None
         task = self.task
@@ -139,7 +145,7 @@ class Reports:
 
     ``mark`` is awaited before output is stored, so that who watches hears that a task runs before it hears what it
     says; ``on_stored`` gets the output that is stored; ``on_fenced`` is called with the task of an attempt that is not
-    the worker's any more. ``limit`` is how many bytes of a task's log are kept.
+    the worker's any more. ``limit`` is how many bytes of a task's log are kept; ``usage`` gets what is stored and cut.
     """
 
     _log = Logger()
@@ -153,6 +159,7 @@ class Reports:
         mark: Callable[[Collection[ReportBuffer]], Awaitable[None]],
         on_stored: Callable[[Sequence[TaskOutput]], None],
         on_fenced: Callable[[Task], None],
+        usage: UsageLog,
     ) -> None:
         self._clock = clock
         self._store = store
@@ -161,6 +168,7 @@ class Reports:
         self._mark = mark
         self._on_stored = on_stored
         self._on_fenced = on_fenced
+        self._usage = usage
         self._dirty: dict[ReportBuffer, None] = {}
         self._storing: dict[ReportBuffer, None] = {}
         self._last = float("-inf")
@@ -257,6 +265,8 @@ class Reports:
             task = buffer.task
             report = by_attempt.get((task.id, task.dispatch, task.attempt))
             if report is not None and task.id in held:
+                if buffer.grown:
+                    self._usage.add(task.user_id, 0, buffer.grown)
                 if report.progress is not None:
                     task.progress, task.note = report.progress, report.note
                     outputs.append(progress_event(task, report.progress, report.note))

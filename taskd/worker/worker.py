@@ -15,6 +15,7 @@ from taskd.model.tasks import Task
 from taskd.ports.broker import IBroker, IHints
 from taskd.ports.store import IStore
 from taskd.ports.workers import by_isolation
+from taskd.usage_log import UsageLog
 from taskd.worker.beats import Beats
 from taskd.worker.begins import Begins
 from taskd.worker.board import IBoard, IWatchdog, NoBoard, NoWatchdog
@@ -79,10 +80,13 @@ class Worker:
             store, publisher, identity, held, queues, self._kinds, slots, self._registered
         )
         self._marks = marks = Marks(clock, store, publisher, identity)
-        reports = Reports(clock, store, identity, log_bytes, marks.mark, publisher.publish_outputs, self._report_fenced)
+        self._usage = usage = UsageLog(clock, store)
+        reports = Reports(
+            clock, store, identity, log_bytes, marks.mark, publisher.publish_outputs, self._report_fenced, usage
+        )
         self._returns = returns = Returns(clock, store, publisher, reports, held, identity)
         means = Means(clock)
-        outcomes = Outcomes(clock, store, publisher, runner, reports, held, returns, marks, means, identity)
+        outcomes = Outcomes(clock, store, publisher, runner, reports, held, returns, marks, means, identity, usage)
         self._begins = begins = Begins(
             clock,
             store,
@@ -183,6 +187,7 @@ class Worker:
         self._looks.stop()
         await self._try(self._stop_hints)
         await self._try(self._looks.give_back_rest)
+        await self._usage.stop()
         self._beats.stop()
         if await self._registration.end():
             self._board.stopping()

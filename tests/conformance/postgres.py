@@ -203,6 +203,14 @@ class Hooks(StoreCase):
     async def age_workers(self, seconds: int) -> None:
         self.sql("UPDATE workers SET seen_at = seen_at - make_interval(secs => %s)", seconds)
 
+    async def age_usage(self, hours: int) -> None:
+        for (hour,) in self.sql("SELECT DISTINCT hour FROM user_usage WHERE hour > '1971-01-01' ORDER BY hour"):
+            self.sql("UPDATE user_usage SET hour = hour - make_interval(hours => %s) WHERE hour = %s", hours, hour)
+
+    async def count_usage(self) -> int:
+        [(count,)] = self.sql("SELECT count(*) FROM user_usage")
+        return int(count)
+
     async def die(
         self, worker: str, culprit: Culprit | None = None, among: Sequence[tuple[int, int]] | None = None
     ) -> None:

@@ -144,6 +144,7 @@ class Schema(Hooks):
             "purge_deleted": {"task_attempts_pkey", "task_log_pkey", "tasks_list", "tasks_pkey"},
             "note_purged": {"tasks_list"},
             "delete_finished": {"task_attempts_pkey", "task_log_pkey", "tasks_pkey"},
+            "read_usage": {"tasks_list"},
             "find_created": by_key,
             "find_states": by_key,
             "overview_routes": {"tasks_backlog"},

@@ -49,6 +49,14 @@ class Hooks(StoreCase):
     async def age_workers(self, seconds: int) -> None:
         await self._sql("UPDATE workers SET seen_at = seen_at - ?", seconds * 1_000_000)
 
+    async def age_usage(self, hours: int) -> None:
+        for (hour,) in await self._sql("SELECT DISTINCT hour FROM user_usage WHERE hour > 0 ORDER BY hour"):
+            await self._sql("UPDATE user_usage SET hour = hour - ? WHERE hour = ?", hours * 3_600_000_000, hour)
+
+    async def count_usage(self) -> int:
+        [(count,)] = await self._sql("SELECT count(*) FROM user_usage")
+        return int(count)
+
     async def die(
         self, worker: str, culprit: Culprit | None = None, among: Sequence[tuple[int, int]] | None = None
     ) -> None:

@@ -60,7 +60,7 @@ TIME_KEYS = {
     "expires_at",
 }
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
-MEASURED_KEYS = {"rate", "rate_seconds", "oldest"}
+MEASURED_KEYS = {"rate", "rate_seconds", "oldest", "used"}
 
 MESSAGE_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC")
 """The form of a time in a message for people."""

@@ -57,7 +57,7 @@ _UNDO = """
 UPDATE tasks SET state = ?, version = ?, started_at = ?, attempt = ?, dispatch = ?, worker = ?, held = ? WHERE id = ?
 """
 
-ASYNC_COMMITS = frozenset({"begin", "beat", "vouch"})
+ASYNC_COMMITS = frozenset({"add_usage", "begin", "beat", "vouch"})
 """Calls whose commit does not wait for the disk. A crash may undo those since the last commit that did."""
 
 # The watchdog has its own connection, not a store. These are the statements of taskd/store/postgres/beats.py.

@@ -13,12 +13,14 @@ from twisted.internet.task import deferLater
 from zope.interface import implementer
 
 from taskd.model.errors import Unavailable
+from taskd.model.quotas import Quota
 from taskd.model.tasks import FailedAttempt, NewTask, Route, Task
 from taskd.model.users import Role, User
 from taskd.ports.accounts import Account, Audited, Entry, Invitation, NewSession, Session, UserRow
 from taskd.ports.attempts import Assigned, Begun, Claim, Finished, Held, Outcome, Standing, Started
 from taskd.ports.logs import LogChunk, LogPlace, Report
 from taskd.ports.overview import Line, Overview
+from taskd.ports.quotas import Usage, UsageDelta
 from taskd.ports.scheduling import Pool, Turn
 from taskd.ports.store import IStore
 from taskd.ports.tasks import Created, Keyed, Page, TaskQuery, TaskState
@@ -42,7 +44,17 @@ _PICTURES = frozenset({"poll_workers", "look", "standing"})
 """Calls whose answers tell what was, and may be old when they arrive."""
 
 READS = frozenset(
-    {"find_user", "find_sessions", "find_keys", "find_tasks", "get_tasks", "list_tasks", "count_tasks", "count_line"}
+    {
+        "find_user",
+        "find_sessions",
+        "find_keys",
+        "find_tasks",
+        "get_tasks",
+        "list_tasks",
+        "count_tasks",
+        "count_line",
+        "read_usage",
+    }
     | {"find_states", "get_listed", "failed_attempts", "read_log", "log_bytes", "look", "standing"}
     | {"list_users", "list_sessions", "list_invitations", "is_invited", "count_refusals", "list_audit", "deleted_users"}
 )
@@ -497,6 +509,22 @@ class StoreLink:
 
     def delete_finished(self, seconds: float, after_id: int, limit: int) -> Awaitable[tuple[int, int | None]]:
         return self._call("delete_finished", seconds, after_id, limit)
+
+    def add_usage(self, deltas: Sequence[UsageDelta]) -> Awaitable[None]:
+        return self._call("add_usage", deltas)
+
+    def read_usage(
+        self, user_ids: Sequence[int], open_limit: int, unlimited: int = 0
+    ) -> Awaitable[Mapping[int, Usage]]:
+        return self._call("read_usage", user_ids, open_limit, unlimited)
+
+    def set_quota(
+        self, key: str, changes: Mapping[str, int | None], entry: Entry | None = None
+    ) -> Awaitable[Quota | None]:
+        return self._call("set_quota", key, changes, entry)
+
+    def fold_usage(self, limit: int) -> Awaitable[int]:
+        return self._call("fold_usage", limit)
 
     def register(self, worker: WorkerInfo) -> Awaitable[None]:
         return self._call("register", worker)

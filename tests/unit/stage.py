@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import bcrypt
 from twisted.internet.address import IPv4Address
-from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.defer import Deferred, ensureDeferred, succeed
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -27,6 +27,7 @@ from taskd.broker.memory import MemoryBroker
 from taskd.config import ConnectionLimits
 from taskd.events.publisher import changes_of
 from taskd.events.records import EventBatch, log_event, progress_event
+from taskd.model.quotas import Limits
 from taskd.model.states import State
 from taskd.model.tasks import NewTask, Route, Task
 from taskd.ports.attempts import Begun, Held, Outcome
@@ -279,6 +280,7 @@ class Stage:
         keep: float = 0.0,
         limits: ConnectionLimits = OPEN,
         threads: int = 100,
+        quotas: Limits | None = None,
         **guesses: int,
     ) -> None:
         # timers run by another clock than the store: whoever takes the one for the other is an age off
@@ -303,6 +305,7 @@ class Stage:
             node="host1:4711:9ec0ebeb",
             keep=keep,
             limits=limits,
+            quotas=quotas,
         )
         self.hub, self.publisher, self.api = self.server.hub, self.server.publisher, self.server.api
         self.lines = self.server.lines
@@ -335,8 +338,16 @@ class Stage:
             self.clock.advance(step)
 
     def draw_ids(self) -> None:
-        """Have the server know ids for new tasks already, as after its first creation."""
+        """Have the server know ids for new tasks already, as after its first creation, and what its users have used of
+        their quotas."""
         self.submitter.ids.add(now(self.other_store.draw_ids(100)))
+        for (user_id,) in self.sql("SELECT id FROM users"):
+            ensureDeferred(self.server.scheduler.quotas.reopen(user_id, lambda: succeed(None)))
+        self.run_pending()
+
+    def timers(self) -> list[Any]:
+        """What is still to happen by time. Without what users have used, which is stored within a second."""
+        return [call for call in self.clock.getDelayedCalls() if "UsageLog" not in str(call)]
 
     def run_maintenance(self) -> None:
         """Poll the workers, then run one round of maintenance."""

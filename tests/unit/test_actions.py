@@ -24,6 +24,7 @@ MINIMAL: dict[str, dict[str, Any]] = {
     "set_disabled": {"username": "ana", "disabled": True},
     **{name: {"username": "ana"} for name in ("reset_password", "end_user_sessions")},
     "end_invitation": {"invitation_id": 1},
+    "set_quota": {"username": "ana", "open": 1},
     "wait": {"task_ids": [1]},
 }
 

@@ -65,6 +65,8 @@ COMMANDS = {
     "invitations": "invitations",
     "end_invitation": "invitations",
     "audit": "audit",
+    "quota": "quota",
+    "set_quota": "quota",
     "new_task": "add",
     "new_tasks": "add",
     "get_tasks": "list",
@@ -141,6 +143,7 @@ class EveryAction(StageCase):
         self.assertEqual((self.transport.principal.username, self.transport.principal.address), ("ana", "memory"))
         self.assertEqual(ask("whoami")["user_id"], self.transport.principal.user_id)
         self.assertEqual(ask("set_weight", username="ana", weight=2)["code"], "forbidden")
+        self.assertEqual(ask("set_quota", username="ana", open=2)["code"], "forbidden")
         self.assertEqual(ask("watch"), {"status": "success", "tasks": []})
         first = ask("new_task", task="one", payload={"seconds": 0})["task_id"]
         second, third = ask("new_tasks", tasks=[{"task": "two"}, {"task": "three"}])["task_ids"]
@@ -149,6 +152,7 @@ class EveryAction(StageCase):
         self.assertEqual(ask("get_task", task_id=first)["task"]["payload"], {"seconds": 0})
         self.assertEqual(ask("explain", task_id=first)["code"], "no_worker")
         self.assertEqual(ask("kinds")["kinds"], [])
+        self.assertEqual(ask("quota")["open"]["used"], 3)
         self.assertEqual([route["waiting"] for route in ask("overview")["routes"]], [3])
         self.stage.begin(first)
         waiting = self.transport.start("wait", task_ids=[first])

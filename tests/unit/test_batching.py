@@ -159,6 +159,20 @@ class BatcherTests(SynchronousTestCase):
         self.assertEqual(batches, [list(range(9))])
         self.assertEqual(self.results, {**{n: n * 2 for n in range(9)}, 5: error})
 
+    def test_each_item_that_fails_is_told_before_its_caller_hears_of_it(self) -> None:
+        told: list[tuple[int, bool]] = []
+
+        async def flush(batch: list[int]) -> Sequence[int | Exception]:
+            if 7 in batch:
+                raise ValueError("seven")
+            return [ValueError("odd") if item % 2 else item for item in batch]
+
+        batcher = Batcher(self.clock, flush, failed=lambda item: told.append((item, item in self.results)))
+        self.submit(batcher, 2, 3, 7, 4)
+        self.clock.advance(0)
+        self.assertEqual(told, [(3, False), (7, False)])
+        self.assertEqual((self.results[2], self.results[4]), (2, 4))
+
     def test_unavailable_fails_all_without_trying_them_one_by_one(self) -> None:
         batcher = self.batcher()
         self.flushes.at_once = True

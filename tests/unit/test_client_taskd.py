@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from msgspec import UNSET
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 
@@ -31,7 +32,7 @@ from taskd.protocol.messages import encode
 from taskd.protocol.views import view
 from taskd.server.pipeline import Call, RequestPipeline
 
-NEW = ("get_log", "retry_task", "explain", "kinds", "overview", "set_weight")
+NEW = ("get_log", "retry_task", "explain", "kinds", "overview", "quota", "set_quota", "set_weight")
 """Actions that an older server does not know."""
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)
@@ -71,6 +72,11 @@ class FakeTaskd:
         self.failed: dict[int, list[FailedAttempt]] = {}
         self.reasons: dict[int, dict[str, Any]] = {}
         self.logs: dict[int, list[dict[str, Any]]] = {}
+        self.quotas: dict[str, dict[str, Any]] = {
+            "open": {"used": 3, "limit": 100_000, "default": True},
+            "daily": {"used": 40, "limit": 0, "default": True},
+            "bytes": {"used": 2 * 2**20, "limit": 10_240 * 2**20, "default": True},
+        }
         self.overview: dict[str, Any] = {
             "scope": "own",
             "rate_seconds": 120.0,
@@ -365,6 +371,21 @@ class FakeConnection(LineReceiver):
 
     def overview(self, call: Call, request: Any) -> dict[str, Any]:
         return {"status": "success", **self._taskd.overview}
+
+    def quota(self, call: Call, request: Any) -> dict[str, Any]:
+        name = request.username or self._taskd.tokens[self._token or ""]
+        if name not in self._taskd.passwords:
+            raise NoUser("nobody is registered under this username")
+        return {"status": "success", "username": name, **self._taskd.quotas}
+
+    def set_quota(self, call: Call, request: Any) -> dict[str, Any]:
+        reply = self.quota(call, request)
+        for name, limit in (("open", request.open), ("daily", request.daily), ("mib", request.mib)):
+            if limit is not UNSET:
+                field, unit = ("bytes", 2**20) if name == "mib" else (name, 1)
+                own = {"limit": 7 if limit is None else limit * unit, "default": limit is None}
+                reply[field] = {**reply[field], **own}
+        return reply
 
     def set_weight(self, call: Call, request: Any) -> dict[str, Any]:
         self._known(request)

@@ -17,7 +17,7 @@ MODEL = {"taskd", "taskd.model"}
 PORTS = MODEL | {"taskd.ports"}
 PROTOCOL = MODEL | {"taskd.protocol"}
 EVENTS = PORTS | PROTOCOL | {"taskd.events"}
-SCHEDULING = EVENTS | {"taskd.batching", "taskd.scheduling"}
+SCHEDULING = EVENTS | {"taskd.batching", "taskd.scheduling", "taskd.usage_log"}
 API = SCHEDULING | {"taskd.api", "taskd.health"}
 SERVER = API | {"taskd.config", "taskd.server", "taskd.tls"}
 WORKER = EVENTS | {
@@ -25,6 +25,7 @@ WORKER = EVENTS | {
     "taskd.config",
     "taskd.hardening",
     "taskd.health",
+    "taskd.usage_log",
     "taskd.watchdog",
     "taskd.worker",
 }
@@ -41,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "taskd.daemon_log": MODEL,
     "taskd.tls": MODEL,
     "taskd.health": PORTS,
+    "taskd.usage_log": PORTS,
     "taskd.events": EVENTS,
     "taskd.store": PORTS,
     "taskd.broker": PORTS | {"taskd.config", "taskd.tls"},

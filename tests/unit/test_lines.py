@@ -131,7 +131,7 @@ class PipedInput(StageCase):
         self.assertEqual([line["status"] for line in client.lines()], ["logged_in", "no_tasks", "success"])
         self.assertTrue(client.closed)
         client.lose_connection()
-        self.assertEqual(self.stage.clock.getDelayedCalls(), [])
+        self.assertEqual(self.stage.timers(), [])
 
     def test_the_last_line_needs_no_line_end(self) -> None:
         client = self.stage.connect()
@@ -350,6 +350,7 @@ class Failures(StageCase):
 
     def test_an_action_that_fails_after_the_connection_was_lost_is_logged(self) -> None:
         client = self.stage.client()
+        self.stage.draw_ids()
         self.stage.runner.slow = self.stage.runner.broken = True
         client.start("get_tasks")
         client.start("new_task", task="x")
@@ -399,7 +400,7 @@ class Failures(StageCase):
         client.start("get_tasks")
         client.lose_connection()
         self.assertEqual(self.stage.lines.connections, set())
-        self.assertEqual(self.stage.clock.getDelayedCalls(), [])
+        self.assertEqual(self.stage.timers(), [])
         self.stage.announce(self.stage.create())
         self.stage.hub.gap()
         self.assertEqual(client.raw_lines(), [])
@@ -478,7 +479,7 @@ class Draining(StageCase):
         self.assertNoResult(empty)
         clients[1].lose_connection()
         self.successResultOf(empty)
-        self.assertEqual(self.stage.clock.getDelayedCalls(), [])
+        self.assertEqual(self.stage.timers(), [])
 
     def test_a_client_that_stays_is_disconnected_after_a_while(self) -> None:
         client = self.stage.connect()

@@ -39,7 +39,7 @@ class WaitAction(ActionCase):
         reply = self.client.reply(request)
         self.assertEqual([task["state"] for task in reply["tasks"]], ["completed", "failed", "cancelled"])
         self.assertTrue(reply["done"])
-        self.assertEqual(self.stage.clock.getDelayedCalls(), [])
+        self.assertEqual(self.stage.timers(), [])
 
     def test_a_task_that_is_retried_is_waited_for_again(self) -> None:
         a, b = self.add(), self.add()
@@ -52,7 +52,7 @@ class WaitAction(ActionCase):
         self.stage.run(a)
         reply = self.client.reply(request)
         self.assertEqual((reply["done"], [t["state"] for t in reply["tasks"]]), (True, ["completed"] * 2))
-        self.assertEqual(self.stage.clock.getDelayedCalls(), [])
+        self.assertEqual(self.stage.timers(), [])
 
     def test_a_retried_task_is_waited_for_until_the_time_is_up(self) -> None:
         a, b = self.add(), self.add()
@@ -114,12 +114,12 @@ class WaitAction(ActionCase):
         self.stage.runner.away = True
         self.stage.clock.advance(RECHECK)
         self.assertRefused(self.client.reply(request), "unavailable")
-        self.assertEqual(self.stage.clock.getDelayedCalls(), [])
+        self.assertEqual(self.stage.timers(), [])
 
     def test_a_lost_connection_ends_its_waits(self) -> None:
         self.wait(self.add(), timeout=3600)
         self.client.lose_connection()
-        self.assertEqual(self.stage.clock.getDelayedCalls(), [])
+        self.assertEqual(self.stage.timers(), [])
         self.stage.run(1)
         self.assertEqual(self.client.raw_lines(), [])
 

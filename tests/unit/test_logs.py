@@ -211,7 +211,7 @@ class FollowLog(LogCase):
         self.stage.finish(task_id)
         self.pass_time()
         self.assertEqual(self.client.events(), [{"event": "log_end", "task_id": task_id, "state": "completed"}])
-        self.assertEqual(self.stage.clock.getDelayedCalls(), [])
+        self.assertEqual(self.stage.timers(), [])
         self.assertEqual(self.stage.hub._listeners, {})
 
     def test_following_an_ended_task_sends_the_remaining_lines_and_the_end(self) -> None:
@@ -415,7 +415,7 @@ class FollowLog(LogCase):
         task_id = self.running()
         self.follow(task_id)
         self.client.lose_connection()
-        self.assertEqual(self.stage.clock.getDelayedCalls(), [])
+        self.assertEqual(self.stage.timers(), [])
         self.assertEqual(self.stage.hub._listeners, {})
 
     def test_a_draining_server_ends_follows_with_a_draining_event(self) -> None:

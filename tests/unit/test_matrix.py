@@ -87,6 +87,8 @@ MATRIX: dict[str, Row] = {
     "overview": _own(),
     "watch": _own(),
     "unwatch": _own(),
+    "quota": _own(),
+    "set_quota": _admin(username="owner", open=5),
     "set_weight": _admin(username="owner", weight=2),
     "users": _admin(),
     "set_role": _admin(username="owner", role="operator"),

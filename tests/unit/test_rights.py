@@ -195,6 +195,7 @@ class Live(RightsCase):
         self.assertEqual(self.ended(), ["gap"])
 
     def test_those_who_get_no_events_are_not_asked_about(self) -> None:
+        self.stage.pass_time(2)
         calls = self.stage.runner.calls
         self.stage.pass_time(5 * FRESH, step=0.5)
         self.assertEqual(self.stage.runner.calls, calls)

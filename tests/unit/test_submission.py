@@ -120,9 +120,10 @@ class FastPath(SubmissionCase):
         self.stage.pass_time(USED - 0.05)
         before = self.stage.runner.calls
         self.stage.pass_time(0.1)
-        self.assertEqual((self.credit(), self.stage.runner.calls - before), (2.5, 1))
+        # the turn; and what the user has used is stored
+        self.assertEqual((self.credit(), self.stage.runner.calls - before), (2.5, 2))
         self.stage.pass_time(10)
-        self.assertEqual(self.stage.runner.calls - before, 1, "once")
+        self.assertEqual(self.stage.runner.calls - before, 2, "once")
 
     def test_a_delayed_task_waits_and_takes_no_credit(self) -> None:
         later = NOON + timedelta(hours=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock, deferLater
@@ -213,6 +215,33 @@ def test_a_log_that_is_too_long_is_cut_at_its_beginning(stage: Stage) -> None:
     assert lines[-1] == "the end" and "line 999" in lines
     assert stage.done(stage.real_store.log_bytes(task)) <= LOG_BYTES + 100
     assert any("left out" in line for line in lines) or chunks[0].place.line > 1
+
+
+def test_results_and_logs_count_for_the_quota_of_their_owner(stage: Stage) -> None:
+    """Exactly as much as the store then has, also when a log was cut."""
+
+    def chat(clock: Clock, task: ITaskContext, n: int = 0) -> Any:
+        task.log(f"{n} " + "ñ" * 150 + "\na second line")
+        return deferLater(clock, 0.3, chat, clock, task, n + 1) if n < 9 else "the end"
+
+    stage.worker(kinds={**KINDS, "chat": chat})
+    task = stage.kind("chat")
+    stage.kind("talk", '{"seconds":1}')
+    stage.kind("echo", '{"a":"ñ"}')
+    stage.advance(6)
+    assert stage.sql(f"SELECT min(line) > 1 FROM task_log WHERE task_id = {task}") == [(1,)], "it was cut"
+    [(logs,)] = stage.sql("SELECT sum(bytes) FROM task_log")
+    [(results,)] = stage.sql("SELECT sum(length(CAST(result AS BLOB))) FROM tasks WHERE state = 'completed'")
+    assert stage.sql("SELECT sum(tasks), sum(bytes) FROM user_usage") == [(0, logs + results)]
+
+
+def test_a_worker_that_stops_stores_what_counts(stage: Stage) -> None:
+    worker = stage.worker()
+    stage.kind("talk", '{"seconds":0}')
+    stage.advance(0.5)
+    assert stage.sql("SELECT * FROM user_usage") == []
+    assert stage.drain(worker, 0) == [True]
+    assert len(stage.sql("SELECT * FROM user_usage")) == 1
 
 
 def test_reports_wait_for_a_store_that_is_away_and_the_outcome_waits_for_them(stage: Stage) -> None:

@@ -46,6 +46,7 @@ class TaskActions:
         self._publisher = publisher
         self._submitter = scheduler.submitter
         self._dispatcher = scheduler.dispatcher
+        self._quotas = scheduler.quotas
         self._explainer = explainer
         self._task_builder = TaskBuilder(store, scheduler.pools)
 
@@ -104,7 +105,8 @@ class TaskActions:
         return Reply({"status": "success", "task": view(task, self._store.now())})
 
     async def retry_task(self, principal: Principal, subscriptions: Subscriptions, request: m.OneTask) -> Reply:
-        task = await self._store.retry(principal.user_id, request.task_id)
+        user_id, task_id = principal.user_id, request.task_id
+        task = await self._quotas.reopen(user_id, lambda: self._store.retry(user_id, task_id))
         self._publisher.publish([task])
         self._dispatcher.changed([task])
         return Reply({"status": "success", "task": view(task, self._store.now())})

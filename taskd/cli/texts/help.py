@@ -43,6 +43,7 @@ EXAMPLES = {
     "retry": "  taskclient retry 42 43",
     "kinds": "  taskclient kinds\n  taskclient kinds --json | jq .kind",
     "overview": "  taskclient overview\n  taskclient overview --json | jq '.routes[].waiting'",
+    "quota": "  taskclient quota\n  taskclient quota ana --open 5000 --mib default",
     "weight": "  taskclient weight ana 2.5",
     "users": """\
   taskclient users --all
@@ -134,6 +135,10 @@ _SUMMARIES = {
         "Show every change as it happens, until Ctrl-C.",
         "Mostrar los cambios en vivo, hasta Ctrl-C.",
     ),
+    "quota": (
+        "Show the quotas of a user and how much of them is used. Admins also set them.",
+        "Ver las cuotas de un usuario y cuánto ha usado. Quien administra también las fija.",
+    ),
     "wait": ("Wait until the tasks have ended.", "Esperar a que terminen las tareas."),
 }
 
@@ -214,6 +219,22 @@ _OPTIONS = {
     "username": (
         f"{_field(m.Register, 'username')} taskclient asks for it if it is missing.",
         "De 1 a 64 caracteres; único sin distinguir mayúsculas. Si falta, se pregunta.",
+    ),
+    "quota.username": (
+        "The user; for operators and admins. Default: you.",
+        "El usuario; para operadores y administradores. Por omisión, usted.",
+    ),
+    "open": (
+        "Set how many tasks the user may have that have not ended. 0: no limit; default: as the server's settings say.",
+        "Fijar cuántas tareas sin terminar puede tener. 0: sin límite; default: lo que diga la configuración.",
+    ),
+    "daily": (
+        "Set how many tasks the user may create within 24 hours. 0 and default: as above.",
+        "Fijar cuántas tareas puede crear en 24 horas. 0 y default: como arriba.",
+    ),
+    "mib": (
+        "Set how many MiB of payloads, results and logs the user may have. 0 and default: as above.",
+        "Fijar cuántos MiB de datos, resultados y registros puede tener. 0 y default: como arriba.",
     ),
     "weight.username": ("The user.", "El usuario."),
     "weight": (

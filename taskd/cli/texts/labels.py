@@ -1,4 +1,4 @@
-"""The headings of tables, and the labels of ``show``, in English and Spanish."""
+"""The headings and fixed words of tables, and the labels of ``show``, in English and Spanish."""
 
 from __future__ import annotations
 
@@ -24,6 +24,13 @@ LABELS: dict[str, tuple[str, str]] = {
     "col.running": ("RUNNING", "EN CURSO"),
     "col.rate": ("PER MINUTE", "POR MINUTO"),
     "col.oldest": ("OLDEST", "MÁS ANTIGUA"),
+    "col.used": ("USED", "USADO"),
+    "col.limit": ("LIMIT", "LÍMITE"),
+    "col.quota": ("QUOTA", "CUOTA"),
+    "quota.open": ("open tasks", "tareas sin terminar"),
+    "quota.daily": ("tasks in 24 hours", "tareas en 24 horas"),
+    "quota.mib": ("MiB of payloads, results and logs", "MiB de datos, resultados y registros"),
+    "quota.own": ("{quota} (set for this user)", "{quota} (fijada para este usuario)"),
     "col.summary": ("WHAT IT DOES", "QUÉ HACE"),
     "show.id": ("Task", "Tarea"),
     "show.text": ("Text", "Texto"),

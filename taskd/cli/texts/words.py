@@ -255,6 +255,14 @@ WORDS: dict[str, tuple[str, str]] = {
         "{given} is not a weight: a number from {least} to {most}",
         "{given} no es un peso: un número de {least} a {most}",
     ),
+    "bad_quota": (
+        "{given} is not a limit: a whole number from 0 to {most}, or {default}",
+        "{given} no es un límite: un número entero de 0 a {most}, o {default}",
+    ),
+    "quota_whose": (
+        "whose quota? give the username after the command",
+        "¿la cuota de quién? indique el nombre después de la orden",
+    ),
     "bad_duration": (
         "{given} is not a duration; write it like 90, 90s, 1h30m, 2d or 1.5h",
         "{given} no es una duración; escríbala como 90, 90s, 1h30m, 2d o 1.5h",

@@ -14,6 +14,7 @@ from taskd.store.postgres import (
     logs,
     losses,
     overview,
+    quotas,
     scheduling,
     sessions,
     tasks,
@@ -25,6 +26,7 @@ PREPARED = {
     **accounts.PREPARED,
     **sessions.PREPARED,
     **audit.PREPARED,
+    **quotas.PREPARED,
     **tasks.PREPARED,
     **scheduling.PREPARED,
     **overview.PREPARED,
@@ -44,6 +46,7 @@ an array literal much faster than as many constants. Every statement is harmless
 @implementer(IStore)
 class PostgresStore(
     accounts.PostgresAccounts,
+    quotas.PostgresQuotas,
     tasks.PostgresTasks,
     scheduling.PostgresScheduling,
     overview.PostgresOverview,

@@ -13,6 +13,7 @@ from taskd.ports.tasks import Created, Keyed, TaskState
 from taskd.store.postgres.arrays import array, texts
 from taskd.store.postgres.connection import PostgresConnection, Rows
 from taskd.store.postgres.listing import PostgresListing
+from taskd.store.postgres.quotas import LONG_PAST
 from taskd.store.postgres.rows import LISTED, TIMELINE, to_task, to_tasks
 from taskd.store.refusals import check_cancelled, check_retryable, found_task, key_taken, valid_ids
 from taskd.store.rows import ALL, NOT_BEGUN, STATES, created_task, whole_micros
@@ -72,14 +73,23 @@ WHERE id = $1 AND version = $2 AND state IN ('failed', 'cancelled') RETURNING {L
     "get_tasks": f"SELECT {ALL} FROM tasks WHERE id = ANY ($2::bigint[]) AND user_id + 0 = $1",
     "get_listed": f"SELECT {LISTED} FROM tasks t WHERE id = ANY ($2::bigint[]) AND user_id + 0 = $1",
     # Tasks have no index by the time of their end, which would cost every task: so this walks the primary key.
-    "delete_finished": """
+    # What they take up is subtracted in the same transaction, from the row of all hours long past, in the order of the
+    # users, so that no two processes deadlock.
+    "delete_finished": f"""
 WITH seen AS MATERIALIZED (
     SELECT id, created_at < now() - make_interval(secs => $1) AS is_old FROM tasks WHERE id > $2 ORDER BY id LIMIT $3
 ), deleted AS (
     DELETE FROM tasks t USING seen
-    WHERE t.id = seen.id AND seen.is_old AND t.finished_at < now() - make_interval(secs => $1) RETURNING t.id
+    WHERE t.id = seen.id AND seen.is_old AND t.finished_at < now() - make_interval(secs => $1)
+    RETURNING t.id, t.user_id, octet_length(t.payload::text) + coalesce(octet_length(t.result::text), 0) AS bytes
 ), logs AS (
-    DELETE FROM task_log l USING deleted WHERE l.task_id = deleted.id
+    DELETE FROM task_log l USING deleted WHERE l.task_id = deleted.id RETURNING deleted.user_id, l.bytes
+), subtracted AS (
+    INSERT INTO user_usage (user_id, hour, tasks, bytes)
+    SELECT user_id, {LONG_PAST}, 0, -sum(bytes) FROM (
+        SELECT user_id, bytes FROM deleted UNION ALL SELECT user_id, bytes FROM logs) AS b
+    GROUP BY user_id ORDER BY user_id
+    ON CONFLICT (user_id, hour) DO UPDATE SET bytes = user_usage.bytes + excluded.bytes
 ), attempts AS (
     DELETE FROM task_attempts a USING deleted WHERE a.task_id = deleted.id
 )

@@ -120,7 +120,7 @@ class SqliteAccounts(SqliteSessions, SqliteAudit):
 
     @transaction
     def set_role(self, db: Cursor, now: int, key: str, role: Role, entry: Entry | None = None) -> User | None:
-        user = _find(db, key)
+        user = find_by_key(db, key)
         if user is None or user.role is role:
             return user
         if role is not Role.ADMIN:
@@ -131,7 +131,7 @@ class SqliteAccounts(SqliteSessions, SqliteAudit):
 
     @transaction
     def set_disabled(self, db: Cursor, now: int, key: str, disabled: bool, entry: Entry | None = None) -> User | None:
-        user = _find(db, key)
+        user = find_by_key(db, key)
         if user is None or user.disabled is disabled:
             return user
         if disabled:
@@ -143,7 +143,7 @@ class SqliteAccounts(SqliteSessions, SqliteAudit):
 
     @transaction
     def set_weight(self, db: Cursor, now: int, key: str, weight: float, entry: Entry | None = None) -> bool:
-        user = _find(db, key)
+        user = find_by_key(db, key)
         if user is not None and db.execute(SET_WEIGHT, (weight, user.id, weight)).rowcount:
             note(db, now, entry, user.id, key)
         return user is not None
@@ -161,7 +161,7 @@ class SqliteAccounts(SqliteSessions, SqliteAudit):
     def set_code(
         self, db: Cursor, now: int, key: str, code: bytes, seconds: float, entry: Entry | None = None
     ) -> User | None:
-        user = _find(db, key)
+        user = find_by_key(db, key)
         if user is not None and db.execute(SET_CODE, (code, now + micros_of(seconds), user.id, code)).rowcount:
             db.execute(END_SESSIONS, (user.id, None))
             note(db, now, entry, user.id, key)
@@ -210,7 +210,7 @@ def _to_user(user_id: int, username: str, role: str, disabled_at: int | None) ->
     return User(user_id, username, Role(role), disabled_at is not None)
 
 
-def _find(db: Cursor, key: str) -> User | None:
+def find_by_key(db: Cursor, key: str) -> User | None:
     row = db.execute(FIND_USER, (check_text(key),)).fetchone()
     return _to_user(*row) if row else None
 

@@ -11,6 +11,7 @@ from taskd.store.sqlite.health import SqliteHealth
 from taskd.store.sqlite.logs import SqliteLogs
 from taskd.store.sqlite.losses import SqliteLosses
 from taskd.store.sqlite.overview import SqliteOverview
+from taskd.store.sqlite.quotas import SqliteQuotas
 from taskd.store.sqlite.scheduling import SqliteScheduling
 from taskd.store.sqlite.tasks import SqliteTasks
 from taskd.store.sqlite.workers import SqliteWorkers
@@ -19,6 +20,7 @@ from taskd.store.sqlite.workers import SqliteWorkers
 @implementer(IStore)
 class SqliteStore(
     SqliteAccounts,
+    SqliteQuotas,
     SqliteTasks,
     SqliteScheduling,
     SqliteOverview,

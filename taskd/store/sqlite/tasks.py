@@ -45,7 +45,16 @@ STATES_BY_ID = "SELECT id, user_id, state, version FROM tasks WHERE id IN (SELEC
 
 # Tasks have no index by the time of their end, which would cost every task: so this walks the primary key.
 OLDEST_TASKS = "SELECT id, created_at, finished_at FROM tasks WHERE id > ? ORDER BY id LIMIT ?"
+# What they take up is subtracted in the same transaction, from the row of all hours long past.
+SUBTRACT = """
+INSERT INTO user_usage (user_id, hour, tasks, bytes)
+SELECT user_id, 0, 0, -sum(length(CAST(payload AS BLOB)) + coalesce(length(CAST(result AS BLOB)), 0)
+    + (SELECT coalesce(sum(bytes), 0) FROM task_log WHERE task_id = tasks.id))
+FROM tasks WHERE id IN (SELECT value FROM json_each(?)) GROUP BY user_id
+ON CONFLICT (user_id, hour) DO UPDATE SET bytes = bytes + excluded.bytes
+"""
 DELETE_TASKS = (
+    SUBTRACT,
     "DELETE FROM tasks WHERE id IN (SELECT value FROM json_each(?))",
     "DELETE FROM task_log WHERE task_id IN (SELECT value FROM json_each(?))",
     "DELETE FROM task_attempts WHERE task_id IN (SELECT value FROM json_each(?))",

@@ -90,6 +90,14 @@ class StoreCase(TestCase):
         """Make the last beat of every worker ``seconds`` older."""
         raise NotImplementedError
 
+    def age_usage(self, hours: int) -> Awaitable[None]:
+        """Make what users have done so far older by so many hours."""
+        raise NotImplementedError
+
+    def count_usage(self) -> Awaitable[int]:
+        """The number of rows with the use of users."""
+        raise NotImplementedError
+
     def die(
         self, worker: str, culprit: Culprit | None = None, among: Sequence[tuple[int, int]] | None = None
     ) -> Awaitable[None]:

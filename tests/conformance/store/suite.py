@@ -25,6 +25,7 @@ from tests.conformance.store.logs import LogTests
 from tests.conformance.store.losses import LossTests
 from tests.conformance.store.overview import OverviewTests
 from tests.conformance.store.promotion import PromotionTests
+from tests.conformance.store.quotas import QuotaTests
 from tests.conformance.store.retries import RetryTests
 from tests.conformance.store.sessions import SessionTests
 from tests.conformance.store.shares import ShareTests
@@ -35,6 +36,7 @@ from tests.conformance.store.workers import WorkerTests
 class StoreTests(
     AccountTests,
     SessionTests,
+    QuotaTests,
     CreationTests,
     TaskTests,
     ListingTests,

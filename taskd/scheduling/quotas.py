@@ -1,0 +1,376 @@
+"""Whether a user may create more: the quotas, as far as this server knows how much of them is used.
+
+Nothing is read from the store on the path of each task. The server keeps what the store said about a user, and adds
+what it has let in since then. It asks again in the background: after FRESH seconds, or after RECENT seconds if it has
+let in more than its SHARE of what was left, so that servers that know nothing of each other do not exceed a quota
+together. It refuses nobody by an answer that is older than RECENT. So a quota may be exceeded by what servers let in
+within about a second.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from taskd.batching import Batcher
+from taskd.model.errors import QuotaExceeded, Unavailable
+from taskd.model.quotas import MIB, Limits, Quota, text_bytes
+from taskd.model.tasks import NewTask
+from taskd.ports.quotas import HOURS, Usage
+from taskd.ports.store import IStore
+from taskd.usage_log import UsageLog
+
+T = TypeVar("T")
+
+FRESH = 10.0
+"""Seconds after which the store is asked again about a user who creates tasks."""
+
+RECENT = 1.0
+"""Seconds for which a refusal holds, and the least between two questions about a user who is let in."""
+
+SHARE = 16
+"""A server lets in one part in so many of what was left before it asks again: as many servers may do so at once."""
+
+FORGOTTEN = 60.0
+"""Seconds without a question after which a user is forgotten."""
+
+MOST_USERS = 10_000
+"""Users that are known at a time."""
+
+MOST_READ = 200
+"""Users in one statement."""
+
+COUNTED = 100_001
+"""Open tasks that are counted of a user without a limit, for whoever wants to see how many there are."""
+
+
+NO_LIMIT = 1 << 62
+"""The room where there is no limit."""
+
+
+class _Known:
+    """A user: what the store has said (``usage``, None until its first answer), and how many tasks may still be
+    ``open`` and ``daily``, and how many ``bytes`` may still be stored. ``start`` is how much that was when the store
+    had answered; the difference is what was let in and is not in the answer. ``stored`` is how much of it is in the
+    store by now. ``doubtful``: some of it was stored while the question was under way, so the answer may have it.
+
+    ``asked`` and ``answered`` are by the clock; ``ask_again`` is the earliest time for the next question.
+    """
+
+    __slots__ = (
+        "answered",
+        "ask_again",
+        "asked",
+        "bytes",
+        "daily",
+        "doubtful",
+        "limits",
+        "open",
+        "reading",
+        "start",
+        "stored_bytes",
+        "stored_daily",
+        "stored_open",
+        "usage",
+        "user_id",
+        "waiting",
+    )
+
+    def __init__(self, user_id: int, now: float) -> None:
+        self.user_id = user_id
+        self.usage: Usage | None = None
+        self.limits = Limits()
+        self.asked = self.answered = self.ask_again = now
+        # there is no room for anything until the first answer
+        self.start = Limits(-1, -1, -1)
+        self.open, self.daily, self.bytes = self.start
+        self.stored_open = self.stored_daily = self.stored_bytes = 0
+        self.doubtful = False
+        self.reading = False
+        self.waiting: list[Deferred[None]] = []
+
+    def has_room(self, opened: int, created: int, size: int) -> bool:
+        """Whether so much more is within all limits. What is 0 needs no room."""
+        return (
+            (not opened or opened <= self.open)
+            and (not created or created <= self.daily)
+            and (not size or size <= self.bytes)
+        )
+
+    def let_in(self, opened: int, created: int, size: int) -> None:
+        """So much is let in; with negative numbers, it was not stored, or is in the answer."""
+        self.open = min(self.open - opened, self.start.open)
+        self.daily = min(self.daily - created, self.start.daily)
+        self.bytes = min(self.bytes - size, self.start.bytes)
+
+    def stored(self) -> Limits:
+        """How much of what was let in is in the store."""
+        return Limits(self.stored_open, self.stored_daily, self.stored_bytes)
+
+    def has_taken_its_share(self) -> bool:
+        """Whether more was let in than one answer is good for."""
+        return any(
+            limit and (start - room) * SHARE > start
+            for limit, start, room in zip(self.limits, self.start, (self.open, self.daily, self.bytes), strict=True)
+        )
+
+    def forget(self) -> None:
+        """What the store has said counts no more."""
+        let_in = [start - room for start, room in zip(self.start, (self.open, self.daily, self.bytes), strict=True)]
+        self.usage = None
+        self.start = Limits(-1, -1, -1)
+        self.open, self.daily, self.bytes = (-1 - of for of in let_in)
+
+    def answer(self, usage: Usage, limits: Limits, now: float) -> None:
+        """The store has said this."""
+        let_in = [start - room for start, room in zip(self.start, (self.open, self.daily, self.bytes), strict=True)]
+        used = usage.open, usage.daily, usage.bytes
+        self.usage = usage
+        self.limits = limits
+        self.answered = now
+        self.start = Limits(*(limit - of if limit else NO_LIMIT for limit, of in zip(limits, used, strict=True)))
+        self.open, self.daily, self.bytes = (start - of for start, of in zip(self.start, let_in, strict=True))
+
+
+class Quotas:
+    """``default`` are the limits of users who have none of their own. ``log`` knows what this server has not stored
+    yet."""
+
+    _log = Logger()
+
+    def __init__(self, clock: IReactorTime, store: IStore, log: UsageLog, default: Limits) -> None:
+        self._clock = clock
+        self._store = store
+        self._usage_log = log
+        self._default = default
+        # those that were asked about last are at the end
+        self._known: dict[int, _Known] = {}
+        self._reads: Batcher[_Known, Usage | None] = Batcher(clock, self._read, max_weight=MOST_READ)
+
+    # -- requests
+
+    def admits(self, tasks: Sequence[NewTask]) -> bool:
+        """Whether these tasks of one request may be stored now, as far as is known; then they count from now on, until
+        they are :meth:`stored` or :meth:`not_stored`. If not, :meth:`check` decides."""
+        count, size = len(tasks), _size(tasks)
+        known = self._known.get(tasks[0].user_id)
+        if known is None or count > known.open or count > known.daily or size > known.bytes:
+            return self._admits(tasks[0].user_id, count, count, size)
+        known.open -= count
+        known.daily -= count
+        known.bytes -= size
+        if self._clock.seconds() >= known.ask_again:
+            self._ask_again(known)
+        return True
+
+    async def check(self, tasks: Sequence[NewTask]) -> None:
+        """Ask the store if need be. Raises QuotaExceeded, Unavailable; else the tasks count from now on as above."""
+        await self._check(tasks[0].user_id, len(tasks), len(tasks), _size(tasks))
+
+    def stored(self, tasks: Sequence[NewTask]) -> None:
+        """The tasks of a request are in the store. Its counters get them within a second."""
+        user_id, count, size = tasks[0].user_id, len(tasks), _size(tasks)
+        self._usage_log.add(user_id, count, size)
+        known = self._known.get(user_id)
+        if known is not None:
+            known.stored_open += count
+            known.stored_daily += count
+            known.stored_bytes += size
+
+    def not_stored(self, tasks: Sequence[NewTask]) -> None:
+        """Tasks that were admitted could not be stored, or nobody knows."""
+        known = self._known.get(tasks[0].user_id)
+        if known is not None:
+            known.let_in(-len(tasks), -len(tasks), -_size(tasks))
+
+    async def reopen(self, user_id: int, work: Callable[[], Awaitable[T]]) -> T:
+        """Do ``work``, which makes an ended task of the user an open one. Raises QuotaExceeded, Unavailable, and what
+        ``work`` raises."""
+        if not self._admits(user_id, 1, 0, 0):
+            await self._check(user_id, 1, 0, 0)
+        known = self._known.get(user_id)
+        try:
+            result = await work()
+        except BaseException:
+            if known is not None:
+                known.let_in(-1, 0, 0)
+            raise
+        if known is not None:
+            known.stored_open += 1
+        return result
+
+    async def usage(self, user_id: int) -> tuple[Usage, Limits]:
+        """What a user has, as the store knows it now, and the limits in force. Raises Unavailable."""
+        found = await self._store.read_usage([user_id], self._default.open, COUNTED)
+        usage = found.get(user_id) or Usage(Quota())
+        return usage, usage.quota.limits(self._default)
+
+    def changed(self, user_id: int) -> None:
+        """The limits of this user have changed."""
+        known = self._known.get(user_id)
+        if known is not None:
+            # the next request waits for the answer
+            known.forget()
+
+    # -- what is known
+
+    def _admits(self, user_id: int, opened: int, created: int, size: int) -> bool:
+        known = self._known.get(user_id)
+        if known is None:
+            # The first task need not wait. More than one does: else a user could exceed a quota by a whole request each
+            # time that it is forgotten.
+            known = self._add(user_id)
+            self._ask(known)
+            if opened > 1:
+                return False
+            known.let_in(opened, created, size)
+            return True
+        if known.usage is None or not known.has_room(opened, created, size):
+            return False
+        known.let_in(opened, created, size)
+        if self._clock.seconds() >= known.ask_again:
+            self._ask_again(known)
+        return True
+
+    def _ask_again(self, known: _Known) -> None:
+        """Ask in the background, if it is time."""
+        old = self._clock.seconds() - known.asked >= FRESH
+        if not known.reading and (old or known.has_taken_its_share()):
+            self._ask(known)
+
+    async def _check(self, user_id: int, opened: int, created: int, size: int) -> None:
+        known = self._known.get(user_id) or self._add(user_id)
+        questions = 0
+        while True:
+            if known.usage is not None:
+                if known.has_room(opened, created, size):
+                    known.let_in(opened, created, size)
+                    return
+                is_recent = self._clock.seconds() - known.answered < RECENT
+                if is_recent and (questions > 1 or not known.doubtful):
+                    raise self._refusal(known, opened, created, size)
+            questions += 1
+            await self._answer(known)
+
+    def _refusal(self, known: _Known, opened: int, created: int, size: int) -> QuotaExceeded:
+        limits = known.limits
+        retry_after = None
+        if opened > known.open:
+            room = known.open
+            # they are counted up to one more than the limit
+            used = f"{limits.open - room:,} of" if room >= 0 else "more than"
+            what = f"{used} {limits.open:,} open tasks"
+            advice = "wait until some have ended, or cancel some"
+        elif created > known.daily:
+            room = known.daily
+            retry_after = self._frees_in(known)
+            what = f"{limits.daily - room:,} of {limits.daily:,} tasks created within {HOURS} hours"
+            advice = f"wait {_words(retry_after)} until the first of them stop counting"
+        else:
+            room = 0
+            used_mib = (limits.bytes - known.bytes) / MIB
+            what = f"{used_mib:,.1f} of {limits.bytes / MIB:,.1f} MiB of payloads, results and logs"
+            advice = "wait until old tasks are deleted, or ask an admin for more"
+        field = None
+        if opened > 1:
+            what += f", and {opened:,} tasks more in this request"
+            if room > 0:
+                field = "tasks"
+                advice += ", or send fewer tasks"
+        return QuotaExceeded(f"{what}: {advice}", field=field, retry_after=retry_after)
+
+    def _frees_in(self, known: _Known) -> float:
+        """Seconds until the oldest hour leaves."""
+        assert known.usage is not None
+        # what has just been created is not in the store yet: it leaves with the present hour
+        found = known.usage.frees_in if known.usage.frees_in is not None else 86_400.0
+        return float(max(1, math.ceil(found - (self._clock.seconds() - known.answered))))
+
+    def _add(self, user_id: int) -> _Known:
+        now = self._clock.seconds()
+        self._forget(now)
+        if len(self._known) >= MOST_USERS:
+            del self._known[next(iter(self._known))]
+        known = self._known[user_id] = _Known(user_id, now)
+        return known
+
+    def _forget(self, now: float) -> None:
+        while self._known:
+            oldest = next(iter(self._known.values()))
+            if oldest.reading or now - oldest.asked < FORGOTTEN:
+                return
+            del self._known[oldest.user_id]
+
+    # -- the store
+
+    def _ask(self, known: _Known) -> None:
+        known.reading = True
+        # those who have not been asked about for longest come first
+        if self._known.get(known.user_id) is known:
+            self._known[known.user_id] = self._known.pop(known.user_id)
+        self._reads.submit(known).addCallbacks(
+            self._answered, self._not_answered, callbackArgs=(known,), errbackArgs=(known,)
+        )
+
+    def _answer(self, known: _Known) -> Deferred[None]:
+        """Fires with the next answer about this user. Fails with what the question failed with."""
+        done: Deferred[None] = Deferred()
+        known.waiting.append(done)
+        if not known.reading:
+            self._ask(known)
+        return done
+
+    async def _read(self, asked: list[_Known]) -> Sequence[Usage | None]:
+        now = self._clock.seconds()
+        before = []
+        for known in asked:
+            known.asked, known.ask_again = now, now + RECENT
+            # the store has the open tasks already, and the other counts when the log has added them
+            before.append((known.stored(), self._usage_log.gathered(known.user_id)))
+        found = await self._store.read_usage([known.user_id for known in asked], self._default.open)
+        for known, (stored, (tasks, size)) in zip(asked, before, strict=True):
+            known.doubtful = known.stored() != stored
+            known.let_in(-stored.open, tasks - stored.daily, size - stored.bytes)
+            known.stored_open -= stored.open
+            known.stored_daily -= stored.daily - tasks
+            known.stored_bytes -= stored.bytes - size
+        return [found.get(known.user_id) for known in asked]
+
+    def _answered(self, usage: Usage | None, known: _Known) -> None:
+        # a user who was deleted meanwhile has nothing, and no session
+        usage = usage or Usage(Quota())
+        known.answer(usage, usage.quota.limits(self._default), self._clock.seconds())
+        known.reading = False
+        waiting, known.waiting = known.waiting, []
+        for done in waiting:
+            done.callback(None)
+
+    def _not_answered(self, failure: Failure, known: _Known) -> None:
+        known.reading = False
+        if known.usage is None and self._known.get(known.user_id) is known:
+            del self._known[known.user_id]
+        waiting, known.waiting = known.waiting, []
+        if not waiting and not failure.check(Unavailable):
+            self._log.failure("the use of user {id} could not be read", failure, id=known.user_id)
+        for done in waiting:
+            done.errback(failure)
+
+
+def _size(tasks: Sequence[NewTask]) -> int:
+    """What new tasks take up, in bytes."""
+    if len(tasks) == 1:
+        return text_bytes(tasks[0].payload)
+    return sum([text_bytes(task.payload) for task in tasks])
+
+
+def _words(seconds: float) -> str:
+    minutes = math.ceil(seconds / 60)
+    if minutes >= 120:
+        return f"{math.ceil(minutes / 60)} hours"
+    return f"{minutes} minute{'s' if minutes > 1 else ''}"

@@ -1,0 +1,94 @@
+"""What users create and store, gathered in a process and added to the store about once a second.
+
+So no row of a user changes with each task. What a crash of the process loses, or an unknown outcome of a commit counts
+twice, is what the users have done in a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+from taskd.model.errors import Unavailable
+from taskd.ports.quotas import UsageDelta
+from taskd.ports.store import IStore
+
+INTERVAL = 1.0
+"""Seconds from the first change to the statement that stores it, and from a failed statement to the next."""
+
+MOST = 1000
+"""Users in one statement."""
+
+
+class UsageLog:
+    """Costs nothing while nothing happens: there is a timer only while something is gathered."""
+
+    _log = Logger()
+
+    def __init__(self, clock: IReactorTime, store: IStore) -> None:
+        self._clock = clock
+        self._store = store
+        self._gathered: dict[int, list[int]] = {}
+        self._storing = DeferredLock()
+        self._timer: IDelayedCall | None = None
+        self._stopped = False
+
+    def add(self, user_id: int, tasks: int, size: int) -> None:
+        """A user has created so many tasks, and has so many bytes more. Fewer bytes are negative."""
+        counts = self._gathered.get(user_id)
+        if counts is None:
+            self._gathered[user_id] = [tasks, size]
+            if self._timer is None and not self._stopped:
+                self._timer = self._clock.callLater(INTERVAL, self._begin)
+        else:
+            counts[0] += tasks
+            counts[1] += size
+
+    def gathered(self, user_id: int) -> Sequence[int]:
+        """Tasks and bytes of a user that no statement has taken yet."""
+        return self._gathered.get(user_id, (0, 0))
+
+    async def stop(self) -> None:
+        """Store what is gathered, and start no statement after that. Never fails."""
+        self._stopped = True
+        if self._timer is not None:
+            if self._timer.active():
+                self._timer.cancel()
+            self._timer = None
+        # a statement that is under way may fail, and leave something to store
+        await self._storing.run(lambda: None)
+        await self._store_all()
+        if self._gathered:
+            self._log.warn("the use of {count} users could not be stored", count=len(self._gathered))
+
+    def _begin(self) -> None:
+        self._storing.run(lambda: Deferred.fromCoroutine(self._store_all())).addBoth(self._ended)
+
+    def _ended(self, _: object) -> None:
+        self._timer = None
+        if self._gathered and not self._stopped:
+            self._timer = self._clock.callLater(INTERVAL, self._begin)
+
+    async def _store_all(self) -> None:
+        """Never fails. What could not be stored is gathered again."""
+        gathered, self._gathered = self._gathered, {}
+        deltas = [UsageDelta(user_id, *counts) for user_id, counts in sorted(gathered.items()) if any(counts)]
+        for start in range(0, len(deltas), MOST):
+            try:
+                await self._store.add_usage(deltas[start : start + MOST])
+            except Unavailable as e:
+                self._log.debug("the use of {count} users waits: {why}", count=len(deltas) - start, why=e.message)
+                for delta in deltas[start:]:
+                    self._again(delta)
+                return
+            except Exception:
+                # these would fail again, and nothing else would ever be stored
+                self._log.failure("the use of users could not be stored")
+
+    def _again(self, delta: UsageDelta) -> None:
+        counts = self._gathered.setdefault(delta.user_id, [0, 0])
+        counts[0] += delta.tasks
+        counts[1] += delta.bytes
