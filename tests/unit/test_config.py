@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from taskd.config import DEFAULT_LIMITS, MIB, ConnectionLimits, Postgres, RabbitMQ, Settings
+from taskd.config import DEFAULT_LIMITS, ConnectionLimits, Postgres, RabbitMQ, Settings
 from taskd.config.declarations import GRACE, QUEUE
 from taskd.config.reading import DaemonOptions, exposed_secrets, read_option, read_settings
 from taskd.model.errors import SettingsError
+from taskd.model.quotas import MIB
 from taskd.server.tap import Options as ServerOptions
 from taskd.worker.tap import Options as WorkerOptions
 

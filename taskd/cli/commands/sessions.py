@@ -96,8 +96,8 @@ def show_secret(ctx: Context, reply: Received, secret: str, key: str, /, **field
 
 def session_lines(ctx: Context, raws: Sequence[Raw]) -> list[str]:
     """Sessions and API tokens as a table. Raises ConnectionFailed."""
-    names = ("id", "created", "used", "expires", "address", "session")
-    table = _table(ctx, names, ("created", "address", "used", "expires"))
+    names = ("id", "created", "last_used", "expires", "address", "session")
+    table = _table(ctx, names, ("created", "address", "last_used", "expires"))
     return table.lines(
         {**_times(ctx, session), "address": session.address or "-", "session": _what(ctx, session)}
         for session in (ctx.read(raw, ShownSession) for raw in raws)
@@ -105,8 +105,8 @@ def session_lines(ctx: Context, raws: Sequence[Raw]) -> list[str]:
 
 
 def _token_lines(ctx: Context, tokens: Sequence[ShownSession]) -> list[str]:
-    names = ("id", "created", "used", "expires", "ending", "scopes", "name")
-    table = _table(ctx, names, ("created", "ending", "used", "scopes", "expires"))
+    names = ("id", "created", "last_used", "expires", "ending", "scopes", "name")
+    table = _table(ctx, names, ("created", "ending", "last_used", "scopes", "expires"))
     return table.lines(
         {
             **_times(ctx, each),
@@ -126,7 +126,7 @@ def _times(ctx: Context, session: ShownSession) -> dict[str, str]:
     return {
         "id": str(session.id),
         "created": day(session.created_at),
-        "used": age(session.used_at, ctx.now()),
+        "last_used": age(session.used_at, ctx.now()),
         "expires": day(session.expires_at),
     }
 

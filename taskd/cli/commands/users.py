@@ -84,9 +84,13 @@ async def users(ctx: Context, options: Namespace) -> int:
     if options.verb is not None:
         checked(normalize_username, options.username, ClientError("bad_username"))
         return await _change(ctx, options)
-    names = ("role", "account", "weight", "created", "used", "username")
+    names = ("role", "account", "weight", "created", "last_used", "username")
     table = Listing(
-        ctx.texts, ctx.renderer.columns, names, right=("weight",), expendable=("created", "weight", "used", "account")
+        ctx.texts,
+        ctx.renderer.columns,
+        names,
+        right=("weight",),
+        expendable=("created", "weight", "last_used", "account"),
     )
 
     def lines(raws: Sequence[Raw]) -> list[str]:
@@ -123,7 +127,7 @@ def _user(ctx: Context, user: ShownUser) -> dict[str, str]:
         "account": ctx.texts(f"account.{account}"),
         "weight": f"{user.weight:g}",
         "created": day(user.created_at),
-        "used": "-" if user.used_at is None else age(user.used_at, ctx.now()),
+        "last_used": "-" if user.used_at is None else age(user.used_at, ctx.now()),
         "username": user.username,
     }
 

@@ -165,7 +165,7 @@ ACCOUNTS: dict[str, tuple[str, str]] = {
     "no_audit": ("Nothing in the audit.", "No hay nada en la auditoría."),
     # headings
     "col.created": ("CREATED", "CREADA"),
-    "col.used": ("LAST USED", "ÚLTIMO USO"),
+    "col.last_used": ("LAST USED", "ÚLTIMO USO"),
     "col.expires": ("EXPIRES", "CADUCA"),
     "col.address": ("ADDRESS", "DIRECCIÓN"),
     "col.session": ("SESSION", "SESIÓN"),
