@@ -188,7 +188,7 @@ def _play_cases(options: argparse.Namespace, stack: contextlib.ExitStack) -> Non
 
 def _play(case: str, options: argparse.Namespace, services: Services | None) -> None:
     slots = options.slots or {"weights": 70, "newcomer": 4}.get(case, 100)
-    env = {"TASKD_HANDLERS": "bench.fairness_handlers", "TASKD_BCRYPT_ROUNDS": "4"}
+    env = {"TASKD_HANDLERS": "bench.fairness_handlers", "TASKD_BCRYPT_ROUNDS": "4", "TASKD_REGISTRATIONS_PER_HOUR": "0"}
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(folder())
         deployment = Deployment(place, services, servers=options.servers, slots=slots, env=env)

@@ -216,7 +216,10 @@ class Deployment:
         self._servers: list[Daemon] = []
         self._worker_daemons: list[Daemon] = []
         self.database = ""
-        self._env = {"TASKD_DATA": str(self.data)} | ({"TASKD_SLOTS": str(slots)} if slots else {})
+        # limits that the loads would meet; the quotas are counted all the same
+        self._env = {"TASKD_REGISTRATIONS_PER_HOUR": "0", "TASKD_QUOTA_OPEN": "1000000000"}
+        self._env |= {"TASKD_QUOTA_DAILY": "1000000000", "TASKD_USER_CONNECTIONS": "100000"}
+        self._env |= {"TASKD_DATA": str(self.data)} | ({"TASKD_SLOTS": str(slots)} if slots else {})
         self._env |= env or {}
 
     @property

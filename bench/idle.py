@@ -160,6 +160,7 @@ def _play(case: str, seconds: float, services: Services) -> None:
         "TASKD_HANDLERS": "bench.fairness_handlers",
         "TASKD_QUEUES": ",".join(QUEUES),
         "TASKD_BCRYPT_ROUNDS": "4",
+        "TASKD_REGISTRATIONS_PER_HOUR": "0",
     }
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(folder())

@@ -31,6 +31,7 @@ class Cluster:
             **postgres.env(database),
             **rabbitmq.env(self.queue),
             "TASKD_BCRYPT_ROUNDS": "4",
+            "TASKD_REGISTRATIONS_PER_HOUR": "0",
             "TASKD_LEASE": "3",
             **env,
         }

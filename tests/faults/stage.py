@@ -157,7 +157,7 @@ class Stage:
         data = self.folder / "embedded"
         data.mkdir(exist_ok=True)
         options = ["--listen", f"tcp:{port}:interface=127.0.0.1", "--data", str(data)]
-        env = {RUNS: str(self._runs), "TASKD_BCRYPT_ROUNDS": "4", **HANDLERS}
+        env = {RUNS: str(self._runs), "TASKD_BCRYPT_ROUNDS": "4", "TASKD_REGISTRATIONS_PER_HOUR": "0", **HANDLERS}
         server = Daemon.twistd("taskserver", options, env, cwd=data)
         self._embedded.append(server)
         server.wait_for(READY, 20)

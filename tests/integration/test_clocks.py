@@ -36,6 +36,7 @@ class Embedded:
         options = ["--listen", f"tcp:{self.port}:interface=127.0.0.1"]
         own = {
             "TASKD_BCRYPT_ROUNDS": "4",
+            "TASKD_REGISTRATIONS_PER_HOUR": "0",
             "TASKD_HANDLERS": "tests.integration.clock_handlers",
             "PYTHONPATH": str(ROOT),
         }

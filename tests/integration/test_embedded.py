@@ -28,7 +28,7 @@ class Embedded:
     def start(self, *options: str) -> Daemon:
         """Start the server and wait until it is ready."""
         listen = f"tcp:{self.port}:interface=127.0.0.1"
-        env = {"TASKD_BCRYPT_ROUNDS": "4"}
+        env = {"TASKD_BCRYPT_ROUNDS": "4", "TASKD_REGISTRATIONS_PER_HOUR": "0"}
         self.daemon = Daemon.twistd("taskserver", ["--listen", listen, *options], env, cwd=self.folder)
         self.daemon.wait_for(READY)
         return self.daemon

@@ -37,6 +37,7 @@ def server(pictures: Path, tmp_path: Path) -> Iterator[LineClient]:
         "TASKD_HANDLERS": "thumbnails",
         "TASKD_DATA": str(tmp_path / "data"),
         "TASKD_BCRYPT_ROUNDS": "4",
+        "TASKD_REGISTRATIONS_PER_HOUR": "0",
     }
     script = str(Path(sys.executable).with_name(TWISTD[0]))
     command = [script, *TWISTD[1:], "taskserver", "--listen", f"tcp:{port}:interface=127.0.0.1"]

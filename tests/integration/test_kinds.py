@@ -43,7 +43,12 @@ class Deployment:
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
-        self.env = {"PYTHONPATH": str(ROOT), "TASKD_LEASE": "3", "TASKD_BCRYPT_ROUNDS": "4"}
+        self.env = {
+            "PYTHONPATH": str(ROOT),
+            "TASKD_LEASE": "3",
+            "TASKD_BCRYPT_ROUNDS": "4",
+            "TASKD_REGISTRATIONS_PER_HOUR": "0",
+        }
         self.programs = folder / "programs.toml"
         self.programs.write_text(PROGRAMS)
         self.options = ["--handlers", HANDLERS, "--programs", str(self.programs), "--processes", "2"]
@@ -430,7 +435,7 @@ def test_handlers_in_plugins_of_twisted_are_found(tmp_path: Path) -> None:
     )
     port = free_port()
     listen = ["--listen", f"tcp:{port}:interface=127.0.0.1"]
-    env = {"PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}", "TASKD_BCRYPT_ROUNDS": "4"}
+    env = {"PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}", "TASKD_BCRYPT_ROUNDS": "4", "TASKD_REGISTRATIONS_PER_HOUR": "0"}
     for _ in range(2):
         # the second time, Twisted has a cache of its plugins
         with Daemon.twistd("taskserver", listen, env, cwd=tmp_path) as daemon:

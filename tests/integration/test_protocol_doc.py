@@ -195,7 +195,11 @@ class Server:
         self.bindings = Bindings()
         self.passwords: dict[str, str] = {}
         # With the default cost, hashing passwords would take most of the time of this test.
-        env = {"TASKD_BCRYPT_ROUNDS": "4", "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+        env = {
+            "TASKD_BCRYPT_ROUNDS": "4",
+            "TASKD_REGISTRATIONS_PER_HOUR": "0",
+            "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}",
+        }
         (folder / "counting.py").write_text(HANDLERS, "utf-8")
         listen = f"tcp:{self.port}:interface=127.0.0.1"
         slots = [word for way in ("slots", "threads", "processes") for word in (f"--{way}", "1")]

@@ -17,6 +17,7 @@ def test_threads_that_a_handler_left_behind_do_not_keep_the_process(tmp_path: Pa
     port = free_port()
     env = {
         "TASKD_BCRYPT_ROUNDS": "4",
+        "TASKD_REGISTRATIONS_PER_HOUR": "0",
         "TASKD_HANDLERS": "tests.integration.clock_handlers",
         "PYTHONPATH": str(ROOT),
     }
