@@ -15,6 +15,10 @@ READY = "is ready on port"
 TAKES_TASKS = "worker takes tasks"
 
 
+BALANCER = "127.0.0.9"
+"""From where the balancer connects to the servers."""
+
+
 class Cluster:
     """Servers and workers with one database, and so with one installation. All of them get the variables in ``env``."""
 
@@ -33,6 +37,7 @@ class Cluster:
             "TASKD_BCRYPT_ROUNDS": "4",
             "TASKD_REGISTRATIONS_PER_HOUR": "0",
             "TASKD_LEASE": "3",
+            "TASKD_TRUSTED_PROXIES": BALANCER,
             **env,
         }
         self.ports: list[int] = []
@@ -61,7 +66,7 @@ class Cluster:
 
     def balancer(self) -> int:
         """Start nginx in front of the current servers. Returns its port."""
-        nginx = services.Nginx(self.ports)
+        nginx = services.Nginx(self.ports, BALANCER)
         nginx.start()
         self._stack.callback(nginx.stop)
         return nginx.port

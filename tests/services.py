@@ -348,15 +348,19 @@ class RabbitMQ:
 
 
 class Nginx:
-    """nginx with deploy/nginx.conf, which balances TCP connections over servers on this machine."""
+    """nginx with deploy/nginx.conf, which balances TCP connections over servers on this machine. It connects to them
+    from ``address``, and tells them the addresses of its clients; without one, it sends no PROXY headers."""
 
     host = HOST
 
-    def __init__(self, ports: Sequence[int]) -> None:
+    def __init__(self, ports: Sequence[int], address: str | None = None) -> None:
         self.port = free_port()
         self._folder = _folder("nginx")
         self._process: Process | None = None
         text = render_nginx((ROOT / "deploy" / "nginx.conf").read_text(), self.port, ports)
+        headers = "proxy_protocol on;"
+        assert text.count(headers) == 1
+        text = text.replace(headers, "" if address is None else f"{headers} proxy_bind {address};")
         modules = [f"load_module {module};" for module in programs.nginx_modules()]
         lines = [*modules, f"pid {self._folder}/pid;", "daemon off;", text]
         (self._folder / "nginx.conf").write_text("\n".join(lines))

@@ -386,7 +386,7 @@ class TestTls:
         for address, says in (
             (f"tls:localhost:{port}", "is not trusted: its issuer is CN="),
             (f"tls:127.0.0.1:{port}:{trust}", "is for another host name; it is for: localhost"),
-            (f"127.0.0.1:{port}", "does it need TLS"),
+            (f"127.0.0.1:{port}", "this port speaks TLS only"),
             (f"tls:localhost:{server.port}:{trust}", "does not use TLS"),
             (f"tls:localhost:{port}:trustRoots={tmp_path}/none", "there is no such file or folder"),
         ):
@@ -596,7 +596,7 @@ class TestTerminal:
             screen.answer("Elija una opción: ", "2")
             screen.answer("Usuario: ", "nadie")
             screen.answer("Contraseña: ", PASSWORD)
-            screen.expect("no existe ese usuario; regístrese primero")
+            screen.expect("contraseña o usuario incorrectos")
             screen.answer("Elija una opción: ", "3")
             assert screen.wait() == 0
 

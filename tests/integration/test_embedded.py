@@ -69,7 +69,7 @@ def test_lines_piped_into_a_socket_are_answered_in_order(embedded: Embedded) -> 
             register,
             register,
             '{"action":"get_tasks"}',
-            '{"action":"login","username":"ana","password":"wrong one"}',
+            '{"action":"login","username":"ben","password":"wrong one"}',
             '{"action":"login","username":"eva","password":"wrong one"}',
             login,
             '{"action":"get_tasks"}',
@@ -79,10 +79,19 @@ def test_lines_piped_into_a_socket_are_answered_in_order(embedded: Embedded) -> 
             '{"action":"get_tasks"}',
         ],
     )
-    statuses = ["success", "in_use", "error", "wrong_credentials", "no_user", "logged_in", "no_tasks", "task_created"]
+    statuses = [
+        "success",
+        "in_use",
+        "error",
+        "wrong_credentials",
+        "wrong_credentials",
+        "logged_in",
+        "no_tasks",
+        "task_created",
+    ]
     assert [r["status"] for r in replies] == [*statuses, "success", "error", "success"]
     codes = [r["code"] for r in replies if not r["ok"]]
-    assert codes == ["conflict", "auth_required", "forbidden", "not_found", "bad_json"]
+    assert codes == ["conflict", "auth_required", "forbidden", "forbidden", "bad_json"]
     [task] = replies[-1]["tasks"]
     assert (task["task"], task["status"], task["state"], task["attempt"]) == ("hola", "Completada", "completed", 1)
 
