@@ -16,27 +16,29 @@ from tests.faults.worker import Run
 # with two, it could meet a daemon's transaction that locks them in the other order.
 TRIGGERS = (
     """
-CREATE TABLE audit (
+CREATE TABLE task_changes (
     n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, task_id bigint NOT NULL, old text, new text NOT NULL,
     attempt integer NOT NULL, worker text, at double precision NOT NULL DEFAULT extract(epoch FROM clock_timestamp()),
     dispatch integer NOT NULL, holder text, spent boolean NOT NULL DEFAULT false, lost boolean NOT NULL DEFAULT false,
     losses integer NOT NULL DEFAULT 0, max_attempts integer NOT NULL DEFAULT 0,
     xact text NOT NULL DEFAULT txid_current()
 );
-CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION note_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF TG_OP = 'INSERT' THEN
-        INSERT INTO audit (task_id, new, attempt, worker, dispatch)
+        INSERT INTO task_changes (task_id, new, attempt, worker, dispatch)
         VALUES (NEW.id, NEW.state, NEW.attempt, NEW.worker, NEW.dispatch);
     ELSIF OLD.state <> NEW.state OR OLD.version <> NEW.version THEN
-        INSERT INTO audit (task_id, old, new, attempt, worker, dispatch, holder, spent, lost, losses, max_attempts)
+        INSERT INTO task_changes (
+            task_id, old, new, attempt, worker, dispatch, holder, spent, lost, losses, max_attempts)
         VALUES (NEW.id, OLD.state, NEW.state, NEW.attempt, NEW.worker, OLD.dispatch,
             CASE WHEN OLD.state IN ('queued', 'running') THEN OLD.worker END,
             NEW.attempt = OLD.attempt, NEW.losses > OLD.losses, OLD.losses, OLD.max_attempts);
     END IF;
     RETURN NULL;
 END $$;
-CREATE TRIGGER audit AFTER INSERT OR UPDATE OF state, version ON tasks FOR EACH ROW EXECUTE FUNCTION audit();
+CREATE TRIGGER task_changed AFTER INSERT OR UPDATE OF state, version ON tasks
+    FOR EACH ROW EXECUTE FUNCTION note_change();
 """,
     """
 CREATE TABLE worker_audit (
@@ -60,7 +62,7 @@ CREATE TRIGGER worker_changed AFTER UPDATE ON workers FOR EACH ROW
 
 CHANGES = """
 SELECT task_id, old, new, attempt, worker, at, dispatch, holder, spent, lost, losses, max_attempts, xact
-FROM audit ORDER BY n
+FROM task_changes ORDER BY n
 """
 WORKERS = "SELECT name, state, stalled, culprit_task, culprit_dispatch, reason, at FROM worker_audit ORDER BY n"
 TASKS = """

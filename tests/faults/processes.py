@@ -42,7 +42,7 @@ def running(stage: Stage, worker: Daemon) -> int:
 
 def await_new_run(stage: Stage, worker: Daemon, since: float) -> None:
     """Wait until this worker has begun a task after this time."""
-    sql = f"SELECT FROM audit WHERE at > {since} AND new = 'running' AND worker LIKE '%:{worker.pid}:%' LIMIT 1"
+    sql = f"SELECT FROM task_changes WHERE at > {since} AND new = 'running' AND worker LIKE '%:{worker.pid}:%' LIMIT 1"
     eventually(lambda: stage.rows(sql), 30, "the worker takes tasks again")
 
 

@@ -266,7 +266,7 @@ class Stage:
 
     def await_back(self, load: Load, since: float) -> float:
         """Seconds from ``since`` until a task was confirmed and one has completed; at most WAIT_BACK."""
-        sql = f"SELECT min(at) FROM audit WHERE at > {since} AND new = 'completed'"
+        sql = f"SELECT min(at) FROM task_changes WHERE at > {since} AND new = 'completed'"
         found: list[float] = []
 
         def both() -> bool:

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 _AUDIT = """
-CREATE TEMP TABLE audit (task_id, task, old_state, state, old_attempt, attempt, max_attempts, old_version, version,
+CREATE TEMP TABLE audit_tasks (task_id, task, old_state, state, old_attempt, attempt, max_attempts, old_version, version,
     old_dispatch, dispatch, old_worker, worker, old_losses, losses, old_returns, returns, old_started_at, old_held,
     held);
 CREATE TEMP TABLE audit_workers (name, old_beat, beat, old_state, state, culprit);
 CREATE TEMP TABLE audit_lost (task_id, dispatch, attempt);
 CREATE TEMP TRIGGER new_task AFTER INSERT ON main.tasks BEGIN
-    INSERT INTO audit VALUES (NEW.id, NEW.task, NULL, NEW.state, 0, NEW.attempt, NEW.max_attempts, 0, NEW.version,
+    INSERT INTO audit_tasks VALUES (NEW.id, NEW.task, NULL, NEW.state, 0, NEW.attempt, NEW.max_attempts, 0, NEW.version,
         0, NEW.dispatch, NULL, NEW.worker, 0, NEW.losses, 0, NEW.returns, NULL, 0, NEW.held);
 END;
 CREATE TEMP TRIGGER changed_task AFTER UPDATE ON main.tasks
@@ -37,7 +37,7 @@ WHEN OLD.state <> NEW.state OR OLD.version <> NEW.version OR OLD.attempt <> NEW.
     OR OLD.result IS NOT NEW.result OR OLD.error IS NOT NEW.error OR OLD.losses <> NEW.losses
     OR OLD.returns <> NEW.returns OR OLD.held <> NEW.held
 BEGIN
-    INSERT INTO audit VALUES (NEW.id, NEW.task, OLD.state, NEW.state, OLD.attempt, NEW.attempt, NEW.max_attempts,
+    INSERT INTO audit_tasks VALUES (NEW.id, NEW.task, OLD.state, NEW.state, OLD.attempt, NEW.attempt, NEW.max_attempts,
         OLD.version, NEW.version, OLD.dispatch, NEW.dispatch, OLD.worker, NEW.worker, OLD.losses, NEW.losses,
         OLD.returns, NEW.returns, OLD.started_at, OLD.held, NEW.held);
 END;
@@ -158,7 +158,7 @@ class Database:
         connection = self._runner.connection
         if connection.total_changes == self._changes:
             return
-        changes = [Change(*row) for row in self.query("SELECT * FROM audit ORDER BY rowid")]
+        changes = [Change(*row) for row in self.query("SELECT * FROM audit_tasks ORDER BY rowid")]
         workers = [WorkerChange(*row) for row in self.query("SELECT * FROM audit_workers ORDER BY rowid")]
         recorded = {tuple(row) for row in self.query("SELECT * FROM audit_lost")}
         if how == "take_back":
@@ -193,7 +193,7 @@ class Database:
 
     def _forget_audit(self) -> None:
         connection = self._runner.connection
-        for table in ("audit", "audit_workers", "audit_lost"):
+        for table in ("audit_tasks", "audit_workers", "audit_lost"):
             connection.execute(f"DELETE FROM {table}")
         connection.commit()
         self._changes = connection.total_changes
