@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 _AUDIT = """
-CREATE TEMP TABLE audit_tasks (task_id, task, old_state, state, old_attempt, attempt, max_attempts, old_version, version,
-    old_dispatch, dispatch, old_worker, worker, old_losses, losses, old_returns, returns, old_started_at, old_held,
+CREATE TEMP TABLE audit_tasks (task_id, task, old_state, state, old_attempt, attempt, max_attempts, old_version,
+    version, old_dispatch, dispatch, old_worker, worker, old_losses, losses, old_returns, returns, old_started_at, old_held,
     held);
 CREATE TEMP TABLE audit_workers (name, old_beat, beat, old_state, state, culprit);
 CREATE TEMP TABLE audit_lost (task_id, dispatch, attempt);
