@@ -21,6 +21,7 @@ FILES = (
     "README.es.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "SECURITY.md",
     ".env.example",
     "Makefile",
     "Dockerfile",

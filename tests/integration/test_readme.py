@@ -42,6 +42,7 @@ PAGES = [
     README_ES,
     CONTRIBUTING,
     ROOT / "CHANGELOG.md",
+    ROOT / "SECURITY.md",
     ROOT / "deploy" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
