@@ -7,7 +7,8 @@
 --     psql --dbname taskd --set ON_ERROR_STOP=1 --file deploy/roles.sql
 --     psql --dbname taskd --command '\password taskd_owner' --command '\password taskd'
 --
--- Then migrate as taskd_owner (bin/taskadmin migrate), and start the daemons with POSTGRES_USER=taskd.
+-- Then migrate as taskd_owner (bin/taskadmin migrate), run this file again, which takes back what the daemons need not
+-- do with the new tables, and start the daemons with POSTGRES_USER=taskd.
 
 SELECT 'CREATE ROLE taskd_owner LOGIN' WHERE to_regrole('taskd_owner') IS NULL \gexec
 SELECT 'CREATE ROLE taskd LOGIN' WHERE to_regrole('taskd') IS NULL \gexec
@@ -53,5 +54,10 @@ ALTER DEFAULT PRIVILEGES FOR ROLE taskd_owner IN SCHEMA public
     GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO taskd;
 ALTER DEFAULT PRIVILEGES FOR ROLE taskd_owner IN SCHEMA public GRANT USAGE ON SEQUENCES TO taskd;
 ALTER DEFAULT PRIVILEGES FOR ROLE taskd_owner IN SCHEMA public GRANT EXECUTE ON FUNCTIONS TO taskd;
+
+-- The audit only grows: forget_audit(), which belongs to the owner, deletes old rows.
+SELECT 'REVOKE UPDATE, DELETE ON audit FROM taskd' WHERE to_regclass('audit') IS NOT NULL \gexec
+SELECT 'REVOKE INSERT, UPDATE, DELETE ON schema_migrations FROM taskd'
+WHERE to_regclass('schema_migrations') IS NOT NULL \gexec
 
 COMMIT;
