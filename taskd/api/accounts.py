@@ -126,7 +126,9 @@ class Accounts:
         client.admit(user.id)
         token = self._make_token()
         entry = Entry("login", user.id, user.username, user.id, key, client.address)
-        new = NewSession(token_hash(token), self.session_seconds, client.address or "", client.network)
+        new = NewSession(
+            token_hash(token), self.session_seconds, client.address or "", client.network, password=account.password
+        )
         await self._store.open_session(user.id, new, entry)
         found = await self._store.find_sessions([new.token_hash], self.idle)
         if new.token_hash not in found:
@@ -240,7 +242,13 @@ class Accounts:
         allowed = check_scopes(scopes)
         token = TOKEN_PREFIX + self._make_token()
         new = NewSession(
-            token_hash(token), days * 86_400, who.address or "", name=name, ending=token[-8:], scopes=allowed
+            token_hash(token),
+            days * 86_400,
+            who.address or "",
+            name=name,
+            ending=token[-8:],
+            scopes=allowed,
+            asked_by=who.session,
         )
         key = normalize_username(who.username)[1]
         details = f"{name}, for {days:g} days, {' '.join(allowed)}"

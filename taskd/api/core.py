@@ -48,13 +48,24 @@ class Api:
             if action.access in LOGGED_IN:
                 if not principal.user_id:
                     raise AuthRequired(f"log in first: {action.name} is for a logged-in user")
-                if not self._rights.is_fresh(principal):
+                # what makes something that stays needs an answer of now
+                if (
+                    action.access is Access.ADMIN
+                    or action.scope is Scope.ACCOUNT
+                    or not self._rights.is_fresh(principal)
+                ):
                     await self._rights.check(principal)
                 principal = self._rights.present(principal)
                 check_role(principal, action)
                 if principal.scopes is not None:
                     check_scope(principal.scopes, action, request)
-            return await self._methods[action.name](principal, subscriptions, request)
+            reply = await self._methods[action.name](principal, subscriptions, request)
+            if action.access in LOGGED_IN and action.scope is Scope.READ and not subscriptions.closed:
+                # it may have waited for long, and reads what is there at its end
+                present = self._rights.present(principal)
+                if principal.operator and not present.operator:
+                    raise Forbidden(f"{action.name}: your role has changed; try again")
+            return reply
         except TaskdError:
             raise
         except Exception:

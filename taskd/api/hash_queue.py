@@ -82,12 +82,14 @@ def _admit() -> None:
 @dataclass(frozen=True)
 class Place:
     """Where somebody waits. ``owner`` is the connection, so that its calls leave the line when it is closed. ``admit``
-    is called just before the hash begins; if it raises, the caller gets this error instead of a hash."""
+    is called just before the hash begins; if it raises, the caller gets this error instead of a hash. ``is_hash`` is
+    False for what takes no time."""
 
     network: str
     known: bool = False
     owner: Hashable = None
     admit: Callable[[], None] = _admit
+    is_hash: bool = True
 
 
 class _Job:
@@ -300,7 +302,7 @@ class HashQueue:
 
     def _ended(self, result: Any, job: _Job, began: float) -> None:
         self._free += 1
-        if not isinstance(result, Failure):
+        if not isinstance(result, Failure) and job.place.is_hash:
             self._measure(self._clock.seconds() - began)
         # before the next one begins, because what has become of this one may be the reason to refuse that
         if not job.done.called:  # as it is when the caller has cancelled it meanwhile

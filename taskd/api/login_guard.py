@@ -29,21 +29,22 @@ from taskd.api.login_throttle import Guess, LoginThrottle
 from taskd.api.networks import SharedAddressNotice, network_of
 from taskd.api.refusal_log import RefusalLog
 from taskd.api.tarpit import Tarpit
-from taskd.model.errors import RateLimited, WrongCredentials
+from taskd.model.errors import Draining, RateLimited, WrongCredentials
 from taskd.ports.accounts import Entry, IAccountStore
 
-LOGIN, REGISTER = "login", "register"
+LOGIN, REGISTER, SET_PASSWORD = "login", "register", "set_password"
 """Actions as the audit names them."""
 
 
 @dataclass(frozen=True)
 class Client:
     """Who asks. ``owner`` is the connection: when it is closed, :meth:`LoginGuard.leave` is called with it. ``admit``
-    is called with the user who is about to log in, and may raise RateLimited."""
+    is called with the user who is about to log in, and may raise RateLimited. ``closed``: the connection is closed."""
 
     address: str | None
     owner: Hashable
     admit: Callable[[int], None] = lambda user_id: None
+    closed: Callable[[], bool] = lambda: False
 
     @property
     def network(self) -> str:
@@ -96,9 +97,13 @@ class LoginGuard:
 
         try:
             await self._throttle.check(key, network, known)
-            good = await self._hashes.run(Place(network, known, client.owner, admit), matches, *args)
+            _check_open(client)
+            good = await self._hashes.run(
+                Place(network, known, client.owner, admit, action != SET_PASSWORD), matches, *args
+            )
         except RateLimited as e:
             self._count(action, key, network, e.code)
+            _check_open(client)
             await self._tarpit.refuse(e, network, client.owner)
             raise
         except BaseException:
@@ -119,6 +124,7 @@ class LoginGuard:
         """Hash a password that is to be set, in the same line. ``known``: by a client with a valid token. Raises as
         :meth:`check` does."""
         network = client.network
+        _check_open(client)
         try:
             return await self._hashes.run(Place(network, known, client.owner), function, *args)
         except RateLimited as e:
@@ -149,3 +155,9 @@ class LoginGuard:
 
     def _count(self, action: str, key: str, network: str, code: str) -> None:
         self._refusals.add(Entry(action, subject=key, address=network or None, outcome=code))
+
+
+def _check_open(client: Client) -> None:
+    """A connection that is closed takes no place in a line. Raises Draining."""
+    if client.closed():
+        raise Draining("this connection is closed; connect again")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from taskd.api.accounts import Accounts
 from taskd.api.principal import Principal
+from taskd.api.rights import Rights
 from taskd.api.states import StateReader
 from taskd.model.errors import Forbidden
 
@@ -11,16 +12,19 @@ from taskd.model.errors import Forbidden
 class Owners:
     """Finds the owner of what is asked for. Others than operators and admins own only what is theirs."""
 
-    def __init__(self, accounts: Accounts, states: StateReader) -> None:
+    def __init__(self, accounts: Accounts, states: StateReader, rights: Rights) -> None:
         self._accounts = accounts
+        self._rights = rights
         self._states = states
 
     async def of_task(self, principal: Principal, task_id: int) -> int:
         """The user as whose task the client may read this one: its owner for an operator, else the client itself,
-        whose it may be or not. Raises Unavailable."""
+        whose it may be or not. Raises AuthRequired if the session has ended meanwhile, Unavailable."""
         if not principal.operator:
             return principal.user_id
-        return await self._states.owner(task_id) or principal.user_id
+        owner = await self._states.owner(task_id)
+        # meanwhile the session may have ended, or the role
+        return (owner or principal.user_id) if self._rights.present(principal).operator else principal.user_id
 
     async def of_username(self, principal: Principal, username: str) -> int:
         """The user with this name. Raises Forbidden, BadRequest, NoUser, Unavailable."""

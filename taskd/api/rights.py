@@ -7,7 +7,7 @@ LATEST seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from twisted.internet.defer import Deferred
@@ -28,6 +28,9 @@ FRESH = 10.0
 
 LATEST = 60.0
 """The same while the store is away."""
+
+LATE = 5.0
+"""Seconds after the news of a change in which an answer of the store may be from before it."""
 
 SWEEP = 4.0
 """Seconds between looks at the sessions of those who get events: they send no request that would ask."""
@@ -64,6 +67,8 @@ class Rights:
         self._live: dict[bytes, _Live] = {}
         self._of_user: dict[int, set[bytes]] = {}
         self._session_of: dict[Subscriptions, bytes] = {}
+        self._changed_at: dict[int, float] = {}
+        """When the rights of users have changed lately."""
         self._checks: Batcher[Sequence[bytes], Mapping[bytes, Session]] = Batcher(
             clock, self._read, max_weight=CHECKED, weigh=len
         )
@@ -84,6 +89,8 @@ class Rights:
     def enter(self, subscriptions: Subscriptions, session: Session) -> None:
         """The store has just said that this connection's session is valid."""
         self.leave(subscriptions)
+        if subscriptions.closed:
+            return
         live = self._note(session)
         live.members.add(subscriptions)
         self._session_of[subscriptions] = session.token_hash
@@ -133,8 +140,11 @@ class Rights:
 
     # -- news
 
-    def changed(self, user_ids: Iterable[int]) -> None:
+    def changed(self, user_ids: Collection[int]) -> None:
         """The rights of these users have changed, or some of their sessions have ended."""
+        now = self._clock.seconds()
+        self._changed_at = {user: at for user, at in self._changed_at.items() if now - at <= LATE}
+        self._changed_at.update(dict.fromkeys(user_ids, now))
         hashes = [token_hash for user_id in user_ids for token_hash in self._of_user.get(user_id, ())]
         for token_hash in hashes:
             self._live[token_hash].checked = float("-inf")
@@ -170,14 +180,16 @@ class Rights:
 
     def _note(self, session: Session) -> _Live:
         now = self._clock.seconds()
+        # what was read before the news of a change says nothing
+        checked = now if now - self._changed_at.get(session.user.id, float("-inf")) > LATE else float("-inf")
         ends = now + (session.expires_at - self._store.now()).total_seconds()
         role = self._role_of(session.user)
         live = self._live.get(session.token_hash)
         if live is None:
-            live = self._live[session.token_hash] = _Live(session, role, now, ends)
+            live = self._live[session.token_hash] = _Live(session, role, checked, ends)
             self._of_user.setdefault(session.user.id, set()).add(session.token_hash)
         was_operator = live.role is not Role.USER
-        live.session, live.role, live.checked, live.ends = session, role, now, ends
+        live.session, live.role, live.checked, live.ends = session, role, checked, ends
         if was_operator and role is Role.USER:
             for subscriptions in tuple(live.members):
                 subscriptions.keep_only(session.user.id)

@@ -63,7 +63,8 @@ class Account(msgspec.Struct, frozen=True):
 class NewSession(msgspec.Struct, frozen=True):
     """A login or an API token that is to be stored for ``seconds``. ``network`` becomes a known one of the user, unless
     it is empty. An API token has a ``name`` and its last characters as ``ending``; ``scopes`` are what it allows, None
-    for everything."""
+    for everything. ``password`` is the bcrypt hash that was checked for it, ``asked_by`` the hash of the session that
+    asks for it: it is not stored if they are not the user's any more."""
 
     token_hash: bytes
     seconds: float
@@ -72,6 +73,8 @@ class NewSession(msgspec.Struct, frozen=True):
     name: str | None = None
     ending: str | None = None
     scopes: Sequence[str] | None = None
+    password: str | None = None
+    asked_by: bytes | None = None
 
 
 class Session(msgspec.Struct, frozen=True):
@@ -184,7 +187,7 @@ class IAccountStore(Interface):
     def open_session(user_id: int, session: NewSession, entry: Entry | None = None) -> Awaitable[None]:
         """Store a session or an API token. Deletes the user's expired ones, and the oldest of its kind beyond
         MAX_SESSIONS. Repeating the call changes nothing. Raises AuthRequired if the user was disabled or deleted
-        meanwhile."""
+        meanwhile, or has another password, or if the session that asks has ended."""
 
     def find_sessions(token_hashes: Sequence[bytes], idle: float) -> Awaitable[Mapping[bytes, Session]]:
         """Those of the sessions and API tokens that are valid now and whose users are neither disabled nor deleted.

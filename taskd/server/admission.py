@@ -139,6 +139,10 @@ class Admission:
             self._too_late(visitor)
 
     def _too_late(self, visitor: Visitor) -> None:
+        if visitor.busy:
+            # the line of logins may be longer than that; it is bounded itself
+            self._last_logins.add(visitor)
+            return
         self._forget(visitor)
         self._refusals.note("nobody has logged in in time", visitor.address)
         text = f"no login within {self._limits.login_seconds:g} seconds; connect again, and log in first"

@@ -91,7 +91,7 @@ class TaskServer:
             rights.changed,
         )
         states = StateReader(clock, store)
-        owners = Owners(accounts, states)
+        owners = Owners(accounts, states, rights)
         self.api = Api(
             {
                 Theme.SERVER: ServerActions(

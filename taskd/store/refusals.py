@@ -65,8 +65,8 @@ def last_admin(username: str) -> LastAdmin:
 
 
 def account_ended() -> AuthRequired:
-    """The account was disabled or deleted while somebody logged in."""
-    return AuthRequired("the account was disabled or deleted; ask an admin")
+    """The account has changed while somebody logged in, or the session has ended."""
+    return AuthRequired("the password or the session is not valid any more; log in again")
 
 
 def key_taken() -> KeyTaken:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _AUDIT = """
 CREATE TEMP TABLE audit_tasks (task_id, task, old_state, state, old_attempt, attempt, max_attempts, old_version,
-    version, old_dispatch, dispatch, old_worker, worker, old_losses, losses, old_returns, returns, old_started_at, old_held,
-    held);
+    version, old_dispatch, dispatch, old_worker, worker, old_losses, losses, old_returns, returns, old_started_at,
+    old_held, held);
 CREATE TEMP TABLE audit_workers (name, old_beat, beat, old_state, state, culprit);
 CREATE TEMP TABLE audit_lost (task_id, dispatch, attempt);
 CREATE TEMP TRIGGER new_task AFTER INSERT ON main.tasks BEGIN

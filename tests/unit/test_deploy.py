@@ -202,7 +202,7 @@ def test_containers_have_few_rights(name: str) -> None:
     assert not service.get("privileged")
     if name in OURS:
         # a worker begins as root and becomes its user
-        capabilities = ["SETGID", "SETUID"] if name.startswith("taskworker") else []
+        capabilities = ["KILL", "SETGID", "SETUID"] if name.startswith("taskworker") else []
         assert service["cap_drop"] == ["ALL"] and service.get("cap_add", []) == capabilities
         assert service["read_only"] is True
         assert service["tmpfs"] == ["/tmp:mode=1777,size=1g", "/var/lib/taskd:uid=999,gid=999,mode=0700"]

@@ -208,6 +208,24 @@ class Live(RightsCase):
         self.assertEqual((rights._live, rights._of_user, rights._session_of), ({}, {}, {}))
 
 
+class LostDuringLogin(RightsCase):
+    def test_a_connection_that_is_lost_during_its_login_leaves_nothing_behind(self) -> None:
+        login = {"action": "login", "username": "ana", "password": PASSWORD}
+        token = self.client.ask("login", username="ana", password=PASSWORD)["token"]
+        for request in (login, {"action": "login", "token": token}):
+            other = self.stage.connect("198.51.100.7")
+            self.stage.runner.slow = True
+            other.send(request)
+            other.lose_connection()
+            self.stage.runner.slow = False
+            for _ in range(5):
+                self.stage.runner.run_waiting()
+                self.stage.run_pending()
+        rights = self.stage.server.rights
+        self.assertEqual(rights.connections(self.ana), 1)
+        self.assertEqual(self.stage.sql("SELECT count(*) FROM sessions"), [(1,)])
+
+
 class Audit(RightsCase):
     def test_what_happened_to_an_account_is_in_the_audit(self) -> None:
         admin = self.stage.admin()

@@ -13,7 +13,7 @@ from taskd.api.reply import SUCCESS, Reply
 from taskd.api.rights import Rights
 from taskd.api.subscriptions import Subscriptions
 from taskd.events.publisher import Publisher
-from taskd.model.errors import BadRequest
+from taskd.model.errors import BadRequest, Draining
 from taskd.ports.accounts import Session
 from taskd.protocol import messages as m
 
@@ -45,6 +45,10 @@ class AccountActions:
         else:
             missing = "username" if request.username is None else "password"
             raise BadRequest(f"{missing} is missing: log in with username and password, or with a token", field=missing)
+        if subscriptions.closed:
+            if request.token is None:
+                await self._accounts.forget(session.token_hash)
+            raise Draining("this connection is closed; connect again")
         subscriptions.begin_session()
         self._rights.enter(subscriptions, session)
         user = session.user
@@ -132,7 +136,7 @@ class AccountActions:
     def _client(self, principal: Principal, subscriptions: Subscriptions) -> Client:
         """Who waits for a hash. Whoever closes the connection waits no longer."""
         subscriptions.on_close.add(self._accounts.guard.leave)
-        return Client(principal.address, subscriptions, subscriptions.admit)
+        return Client(principal.address, subscriptions, subscriptions.admit, lambda: subscriptions.closed)
 
     def _announce(self, user_id: int) -> None:
         self._rights.changed([user_id])

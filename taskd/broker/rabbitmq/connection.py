@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from pika import ConnectionParameters, PlainCredentials
 from pika.exceptions import AMQPError, ChannelClosed, ConnectionClosed
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from twisted.internet.protocol import Protocol
@@ -268,10 +269,9 @@ class Connection(Protocol):
     def flush(self) -> None:
         """Send now what is written. Else the transport sends it in the reactor's next turn, after what the rest of this
         one does. A transport that encrypts does so in any case."""
-        send = getattr(self.transport, "doWrite", None)
-        if send is not None and self.is_open:
+        if isinstance(self.transport, FileDescriptor) and self.is_open:
             # an error comes again in the next turn, to the reactor, which closes the connection
-            send()
+            self.transport.doWrite()
 
     def close(self) -> None:
         """Close it in order, or abort it after CLOSE_SECONDS. ``closed`` fires at the end."""

@@ -42,7 +42,9 @@ PREPARED = {
     # second run meets the hash and changes nothing.
     "open_session": f"""
 WITH owner AS MATERIALIZED (
-    SELECT id, username_key FROM users WHERE id = $2 AND disabled_at IS NULL
+    SELECT id, username_key FROM users
+    WHERE id = $2 AND disabled_at IS NULL AND ($10::text IS NULL OR password = $10)
+        AND ($11::bytea IS NULL OR EXISTS (SELECT FROM sessions WHERE token_hash = $11 AND user_id = $2))
 ), expired AS (
     DELETE FROM sessions WHERE user_id = $2 AND expires_at <= now()
 ), made AS (
@@ -139,6 +141,8 @@ class PostgresSessions(PostgresDatabase):
             session.ending,
             None if session.scopes is None else json.dumps(list(session.scopes)),
             check_text(session.network),
+            session.password,
+            session.asked_by,
         )
         if not rows:
             raise account_ended()

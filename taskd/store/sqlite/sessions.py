@@ -16,7 +16,11 @@ from taskd.store.sqlite.database import SqliteDatabase, transaction
 from taskd.store.sqlite.rows import from_micros, micros_of
 
 END_SESSIONS = "DELETE FROM sessions WHERE user_id = ? AND token_hash IS NOT ?"
-FIND_OWNER = "SELECT username_key FROM users WHERE id = ? AND disabled_at IS NULL"
+# What was checked before may not hold any more.
+FIND_OWNER = """
+SELECT username_key FROM users WHERE id = ?1 AND disabled_at IS NULL AND (?2 IS NULL OR password = ?2)
+    AND (?3 IS NULL OR EXISTS (SELECT 1 FROM sessions WHERE token_hash = ?3 AND user_id = ?1))
+"""
 DROP_EXPIRED = "DELETE FROM sessions WHERE user_id = ? AND expires_at <= ?"
 OPEN_SESSION = """
 INSERT INTO sessions (token_hash, user_id, created_at, used_at, expires_at, address, name, ending, scopes)
@@ -63,7 +67,7 @@ class SqliteSessions(SqliteDatabase):
 
     @transaction
     def open_session(self, db: Cursor, now: int, user_id: int, session: NewSession, entry: Entry | None = None) -> None:
-        owner = db.execute(FIND_OWNER, (user_id,)).fetchone()
+        owner = db.execute(FIND_OWNER, (user_id, session.password, session.asked_by)).fetchone()
         if owner is None:
             raise account_ended()
         db.execute(DROP_EXPIRED, (user_id, now))

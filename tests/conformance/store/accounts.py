@@ -126,7 +126,7 @@ class AccountTests(AccountCase):
             user = await self.store.set_disabled("ana", True, Entry("disable"))
             self.assertEqual(user, User(self.ana.id, "Ana", disabled=True))
         self.assertEqual(await self.valid(*HASHES), [HASHES[2]])
-        with self.assertRaisesRegex(AuthRequired, "disabled or deleted"):
+        with self.assertRaisesRegex(AuthRequired, "not valid any more"):
             await self.opened(HASHES[0])
         for _ in range(2):
             self.assertEqual(await self.store.set_disabled("ana", False, Entry("enable")), self.ana)

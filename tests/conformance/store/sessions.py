@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from taskd.model.errors import AuthRequired
 from taskd.ports.accounts import MAX_SESSIONS, Entry, NewSession, Session
 from tests.conformance.store.accounts import HASHES, IDLE, AccountCase
 
@@ -36,6 +37,25 @@ class SessionTests(AccountCase):
             ("logout", self.ana.id, "ana"),
         ])  # fmt: skip
         self.assertEqual(entries[0].address, "192.0.2.1")
+
+    async def test_a_session_needs_what_was_checked_for_it(self) -> None:
+        """The password may have changed since, and the session that asks may have ended."""
+        account = await self.store.find_user("ana")
+        checked = NewSession(HASHES[0], 100, password=account.password)
+        await self.store.open_session(self.ana.id, checked)
+        asked = NewSession(HASHES[1], 100, name="ci", asked_by=HASHES[0])
+        await self.store.open_session(self.ana.id, asked)
+        self.assertEqual(sorted(await self.valid(*HASHES)), sorted(HASHES[:2]))
+        self.assertTrue(await self.store.set_password(self.ana.id, account.password, "$2b$new", None))
+        self.assertEqual(await self.valid(*HASHES), [])
+        for late in (checked, asked):
+            with self.assertRaises(AuthRequired):
+                await self.store.open_session(self.ana.id, late, Entry("login"))
+        await self.opened(HASHES[2], self.ben)
+        with self.assertRaises(AuthRequired):
+            await self.store.open_session(self.ana.id, NewSession(HASHES[1], 100, asked_by=HASHES[2]))
+        self.assertEqual(await self.valid(*HASHES), [HASHES[2]])
+        self.assertEqual(await self.audited(), [])
 
     async def test_an_api_token_has_a_name_and_scopes(self) -> None:
         for n, scopes in enumerate((None, (), ("read", 'it\'s "x"'))):
