@@ -105,7 +105,7 @@ class Failing(Hooks):
         look, standing, *others = await together(unanswered(call) for call in calls)
         self.assertEqual([found.task.id for found in look], [task.id])
         self.assertEqual([found.task_id for found in standing], [task.id])
-        self.assertEqual(others, ["the database connection was lost"] * 3)
+        self.assertEqual(others, ["the connection to the database was lost; try again"] * 3)
 
     async def test_a_look_behind_a_lock_is_given_up_early_and_its_connection_lives_on(self) -> None:
         store = self.build(size=1, statement_timeout=600)
@@ -205,7 +205,7 @@ class Failing(Hooks):
         await self.create(5)
         await self.serve()
         pool = Pool([Place("w", 3)], [Served(*Q, 3)])
-        with self.assertRaisesRegex(Unavailable, "connection was lost"):
+        with self.assertRaisesRegex(Unavailable, "connection to the database was lost"):
             await self.ambiguous(lambda store: store.assign(pool, 10, 0))
         # the worker finds what it has assigned, and the next turn counts it
         self.assertEqual(len(await self.look()), 3)
@@ -286,7 +286,7 @@ class Failing(Hooks):
             (lambda store: store.take_back({}), running, 3),
         ]
         for call, task, version in calls:
-            with self.assertRaisesRegex(Unavailable, "connection was lost"):
+            with self.assertRaisesRegex(Unavailable, "connection to the database was lost"):
                 await self.ambiguous(call)
             self.assertEqual((await self.get(task)).version, version)
         self.assertEqual(list(await self.store.promote(10)), [])
@@ -301,7 +301,7 @@ class Failing(Hooks):
             lambda store: store.poll_workers(),
         ]
         for call in calls:
-            with self.assertRaisesRegex(Unavailable, "connection was lost"):
+            with self.assertRaisesRegex(Unavailable, "connection to the database was lost"):
                 await self.ambiguous(call)
         self.assertEqual((await self.status()).beat, before.beat + 1)
 
