@@ -40,6 +40,7 @@ from taskd.server.flood_log import FloodLog
 from taskd.server.idle import IdleSweep
 from taskd.server.pipeline import Call, RequestPipeline
 from taskd.server.privacy import is_private
+from taskd.server.proxy_header import ToldAddress
 from taskd.server.unread import UnreadBytes
 
 MAX_EVENT_BYTES = 1024 * 1024
@@ -72,11 +73,12 @@ class LineConnection(LineReceiver):
     transport: Any
     _pipeline: RequestPipeline
 
-    def __init__(self, api: Api, clock: IReactorTime, factory: LineFactory, address: str | None = None) -> None:
+    def __init__(self, api: Api, clock: IReactorTime, factory: LineFactory, address: Any = None) -> None:
         self._api = api
         self._clock = clock
         self._factory = factory
-        self._principal = Principal(address=address)
+        self._told = address if isinstance(address, ToldAddress) else None
+        self._principal = Principal(address=getattr(address, "host", None))
         self._limiter = ReplyLimiter(clock, factory.reply_slots)
         self._subscriptions = Subscriptions(self._send_events, self._limiter, self._admit)
         self._framer = Framer()
@@ -106,7 +108,7 @@ class LineConnection(LineReceiver):
             self.transport.setTcpNoDelay(True)
         address = self._principal.address or getattr(self.transport.getPeer(), "host", None)
         limits = self._factory.limits
-        private = limits.allow_plaintext or is_private(self.transport, limits.trusted_proxies)
+        private = limits.allow_plaintext or is_private(self.transport, limits.trusted_proxies, self._told)
         self._principal = Principal(address=address, private=private)
         self._pipeline = RequestPipeline(self._start, self._write, self._congested)
         self.transport.registerProducer(_WriteFlow(self), True)
@@ -423,12 +425,11 @@ class LineFactory(Factory):
     def buildProtocol(self, addr: Any) -> LineConnection | None:
         if self._draining:
             return None
-        address = getattr(addr, "host", None)
         if self._max is not None and not self._has_room(self._max):
             # the files that are left are for the database, the broker and the tasks of an embedded worker
-            self.refusals.note(FULL, address)
+            self.refusals.note(FULL, getattr(addr, "host", None))
             return None
-        connection = LineConnection(self._api, self._clock, self, address)
+        connection = LineConnection(self._api, self._clock, self, addr)
         connection.factory = self
         self._idle.start()
         return connection

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, NamedTuple, TypeAlias
 
-from twisted.internet import address
 from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory, IReactorTime
 from twisted.internet.protocol import Factory, Protocol
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from taskd.server.deadlines import Deadlines
 from taskd.server.flood_log import FloodLog
@@ -41,6 +41,15 @@ class Header(NamedTuple):
     source: IPv4Address | IPv6Address | None
     port: int
     size: int
+
+
+@implementer(IAddress)
+class ToldAddress(NamedTuple):
+    """Where the client of a balancer is, as its header says. ``client`` is None if the header names no client; then
+    ``host`` is the balancer's own address, if it has one."""
+
+    host: str | None
+    client: IPv4Address | IPv6Address | None
 
 
 class BadHeader(Exception):
@@ -172,8 +181,6 @@ class ProxyConnection(Protocol):
         self.transport.abortConnection()
 
 
-def _address(header: Header, peer: IAddress) -> IAddress:
-    if header.source is None:
-        return peer
-    kind = address.IPv4Address if header.source.version == 4 else address.IPv6Address
-    return kind("TCP", str(header.source), header.port)
+def _address(header: Header, peer: IAddress) -> ToldAddress:
+    host = getattr(peer, "host", None) if header.source is None else str(header.source)
+    return ToldAddress(host, header.source)
