@@ -81,6 +81,7 @@ class LineConnection(LineReceiver):
         self._principal = Principal(address=getattr(address, "host", None))
         self._limiter = ReplyLimiter(clock, factory.reply_slots)
         self._subscriptions = Subscriptions(self._send_events, self._limiter, self._admit)
+        self._subscriptions.on_end = self._session_ended
         self._framer = Framer()
         self._lines: deque[bytes | None] = deque()
         self._blanks: int | None = 0
@@ -234,13 +235,17 @@ class LineConnection(LineReceiver):
         self._pipeline.close(self._close)
 
     def leave_idle(self) -> None:
-        """The client has been idle for too long: close."""
+        """The client has been idle for too long: close, if it is not being closed already."""
+        if self._closer is not None:
+            return
         self._factory.refusals.note("it was idle for too long", self.address)
         self._stop_reading()
         self._pipeline.close(self._close)
 
     def cut(self) -> None:
         """The client does not read: close now and free what is kept for it."""
+        if self._lost:
+            return
         self._stop_reading()
         self._pipeline.abandon()
         self._subscriptions.close()
@@ -259,8 +264,9 @@ class LineConnection(LineReceiver):
         self._pipeline.close(self._close)
 
     def abort(self) -> None:
-        """Cut the connection."""
-        self.transport.abortConnection()
+        """Cut the connection, if it is not lost already."""
+        if not self._lost:
+            self.transport.abortConnection()
 
     def _close(self) -> None:
         if self._lost:
@@ -342,6 +348,12 @@ class LineConnection(LineReceiver):
         self._principal = principal
         if held:
             self._factory.unread.add(self, principal.user_id, held)
+
+    def _session_ended(self) -> None:
+        """The session has ended elsewhere: the connection counts no more for its user, and has the time of a stranger
+        to log in again."""
+        if not self._lost:
+            self._become(Principal(address=self._principal.address, private=self._principal.private))
 
     def _admit(self, user_id: int) -> None:
         """This user is about to log in here. Raises RateLimited."""
