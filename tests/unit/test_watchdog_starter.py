@@ -1,0 +1,59 @@
+"""How a watchdog is started. Each test is a process of its own, because a watchdog takes over its crash reports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pidfd and /proc are Linux's")
+
+BEGIN = """
+import errno, os, socket
+from pathlib import Path
+from twisted.internet.task import Clock
+from taskd.watchdog.board import Board
+from taskd.watchdog.starter import Watchdog
+clock = Clock()
+board = Board(2)
+watchdog = Watchdog(clock, board, None, stall=5, lease=30)
+files = lambda: len(os.listdir("/proc/self/fd"))
+"""
+END = """
+board.stopping()
+watchdog.stop()
+"""
+
+
+def run(code: str) -> list[str]:
+    """The lines that this code prints."""
+    command = [sys.executable, "-c", BEGIN + code + END]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def test_without_site_packages_of_the_user() -> None:
+    """A task could put a module there, and the watchdog has the password of the database."""
+    [words] = run("""
+watchdog.start()
+print(Path(f"/proc/{watchdog.pid}/cmdline").read_text().split(chr(0))[1:3])
+""")
+    assert words == "['-s', '-c']"
+
+
+def test_without_a_free_file_it_is_tried_again() -> None:
+    printed = run("""
+socketpair = socket.socketpair
+def full():
+    raise OSError(errno.EMFILE, "Too many open files")
+socket.socketpair = full
+watchdog.start()
+print(watchdog.pid)
+clock.advance(0.5)
+socket.socketpair = socketpair
+print(watchdog.pid)
+before = files()
+clock.advance(1)
+print(watchdog.pid is not None, files() - before)
+""")
+    assert printed == ["None", "None", "True 0"]
