@@ -23,6 +23,9 @@ from taskd.server.flood_log import FloodLog
 HEADER_SECONDS = 5.0
 """A balancer sends the header at once."""
 
+MAX_WAITING = 1000
+"""Connections that wait for a header. With more, the oldest is closed."""
+
 V2 = b"\r\n\r\n\0\r\nQUIT\n"
 V2_START = 16
 V1_BYTES = 107
@@ -146,7 +149,10 @@ class ProxyConnection(Protocol):
         self._protocol: IProtocol | None = None
 
     def connectionMade(self) -> None:
-        self._factory.waiting.add(self)
+        waiting = self._factory.waiting
+        if len(waiting) >= MAX_WAITING:
+            next(iter(waiting)).crowded_out()
+        waiting.add(self)
 
     def dataReceived(self, data: bytes) -> None:
         self._data += data
@@ -174,6 +180,10 @@ class ProxyConnection(Protocol):
     def too_late(self) -> None:
         """The time for the header is over."""
         self._refuse("a balancer sent no PROXY header in time")
+
+    def crowded_out(self) -> None:
+        """Too many wait, and this one is the oldest."""
+        self._refuse("too many connections wait for a PROXY header")
 
     def _refuse(self, why: str) -> None:
         self._factory.waiting.discard(self)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from twisted.internet.address import IPv4Address
 from twisted.internet.interfaces import ISSLTransport
-from twisted.logger import LogLevel, capturedLogs
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 from zope.interface import directlyProvides
 
 from taskd.config import ConnectionLimits
@@ -16,6 +16,7 @@ from taskd.events.records import EventBatch
 from taskd.protocol.limits import MAX_LINE_BYTES
 from taskd.protocol.messages import encode
 from taskd.server.admission import SETTLE_SECONDS, place_of
+from taskd.server.flood_log import FloodLog
 from taskd.server.line_connection import CLOSE_SECONDS, MAX_CLOSING, LineFactory
 from tests.unit.stage import PASSWORD, Client, StageCase, Transport, now
 
@@ -249,6 +250,24 @@ class Strangers(LimitedCase):
         self.assertEqual(lines, [LogLevel.warn] * 2)
         self.assertGreaterEqual(logs[1]["count"], 195)
         self.assertIn("not logged in: ", logs[1]["reasons"])
+
+
+class Refusals(StageCase):
+    def test_after_the_end_each_is_said_at_once_without_a_timer(self) -> None:
+        log = FloodLog(self.stage.clock, "closed a connection")
+        timers = len(self.stage.clock.getDelayedCalls())
+        with capturedLogs() as logs:
+            for _ in range(3):
+                log.note("too many", "192.0.2.1")
+            log.close()
+            for _ in range(2):
+                log.note("too late", detail="after all")
+            log.close()
+        first = "closed a connection from 192.0.2.1: too many; more within a minute are only counted"
+        late = "closed a connection from this machine: too late (after all)"
+        count = "closed a connection 2 more times within a minute: too many: 2"
+        self.assertEqual([formatEvent(event) for event in logs], [first, count, late, late])
+        self.assertEqual(len(self.stage.clock.getDelayedCalls()), timers)
 
 
 @pytest.mark.parametrize(
