@@ -323,7 +323,7 @@ class Failures(StageCase):
         async def perform(*request: Any) -> Any:
             await refusal
 
-        self.stage.api.perform = perform  # type: ignore[method-assign]
+        self.stage.api.perform = perform  # type: ignore[method-assign, assignment]
         client.start("ping")
         client.lose_connection()
         refusal.errback(CutOff("too many"))
