@@ -29,14 +29,16 @@ watchdog.stop()
 def run(code: str) -> list[str]:
     """The lines that this code prints."""
     command = [sys.executable, "-c", BEGIN + code + END]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
 
 
 def test_without_site_packages_of_the_user() -> None:
     """A task could put a module there, and the watchdog has the password of the database."""
     [words] = run("""
 watchdog.start()
-print(Path(f"/proc/{watchdog.pid}/cmdline").read_text().split(chr(0))[1:3])
+while not (words := Path(f"/proc/{watchdog.pid}/cmdline").read_text()):
+    pass  # Popen returns shortly before the kernel has the command
+print(words.split(chr(0))[1:3])
 """)
     assert words == "['-s', '-c']"
 
