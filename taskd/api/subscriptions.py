@@ -34,6 +34,8 @@ class Subscriptions:
         self.closed = False
         self.ended = False
         """The session has ended while requests were under way: they are answered with an error."""
+        self.on_end: Callable[[], None] | None = None
+        """Called when the session has ended elsewhere."""
         self.on_close: set[Callable[[Subscriptions], None]] = set()
         """Called at the end of the connection."""
 
@@ -81,6 +83,8 @@ class Subscriptions:
         self.cancel_subscriptions()
         for wait in tuple(self.waits):
             wait.wake()
+        if self.on_end is not None:
+            self.on_end()
 
     def suspend(self) -> None:
         """Nobody knows for too long whether the session is still valid: end the watch. Followed logs are read from the

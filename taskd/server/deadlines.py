@@ -39,6 +39,9 @@ class Deadlines(Generic[T]):
             self._timer = None
         return True
 
+    def __len__(self) -> int:
+        return len(self._due)
+
     def __iter__(self) -> Iterator[T]:
         """All items, the oldest first."""
         return iter(self._due)

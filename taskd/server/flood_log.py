@@ -22,27 +22,34 @@ class FloodLog:
         self._quiet_until = float("-inf")
         self._counts: Counter[str] = Counter()
         self._timer: IDelayedCall | None = None
+        self._closed = False
 
     def note(self, why: str, address: str | None = None, detail: str = "") -> None:
         """It has happened to a client at ``address``. ``why`` is one of a few texts; ``detail`` may be different each
         time."""
         now = self._clock.seconds()
-        if now < self._quiet_until or self._timer is not None:
+        if self._closed:
+            more = ""
+        elif now < self._quiet_until or self._timer is not None:
             self._counts[why] += 1
             if self._timer is None:
                 self._timer = self._clock.callLater(self._quiet_until - now, self._minute_over)
             return
-        self._quiet_until = now + MINUTE
+        else:
+            self._quiet_until = now + MINUTE
+            more = "; more within a minute are only counted"
         self._log.warn(
-            "{what} from {address}: {why}{detail}; more within a minute are only counted",
+            "{what} from {address}: {why}{detail}{more}",
             what=self._what,
             address=address or "this machine",
             why=why,
             detail=detail and f" ({detail})",
+            more=more,
         )
 
     def close(self) -> None:
-        """The server stops: say what was not said yet."""
+        """The server stops: say what was not said yet. What happens later is said at once, without a timer."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
             self._minute_over()

@@ -40,6 +40,7 @@ from taskd.server.flood_log import FloodLog
 from taskd.server.idle import IdleSweep
 from taskd.server.pipeline import Call, RequestPipeline
 from taskd.server.privacy import is_private
+from taskd.server.proxy_header import ToldAddress
 from taskd.server.unread import UnreadBytes
 
 MAX_EVENT_BYTES = 1024 * 1024
@@ -72,13 +73,15 @@ class LineConnection(LineReceiver):
     transport: Any
     _pipeline: RequestPipeline
 
-    def __init__(self, api: Api, clock: IReactorTime, factory: LineFactory, address: str | None = None) -> None:
+    def __init__(self, api: Api, clock: IReactorTime, factory: LineFactory, address: Any = None) -> None:
         self._api = api
         self._clock = clock
         self._factory = factory
-        self._principal = Principal(address=address)
+        self._told = address if isinstance(address, ToldAddress) else None
+        self._principal = Principal(address=getattr(address, "host", None))
         self._limiter = ReplyLimiter(clock, factory.reply_slots)
         self._subscriptions = Subscriptions(self._send_events, self._limiter, self._admit)
+        self._subscriptions.on_end = self._session_ended
         self._framer = Framer()
         self._lines: deque[bytes | None] = deque()
         self._blanks: int | None = 0
@@ -106,7 +109,7 @@ class LineConnection(LineReceiver):
             self.transport.setTcpNoDelay(True)
         address = self._principal.address or getattr(self.transport.getPeer(), "host", None)
         limits = self._factory.limits
-        private = limits.allow_plaintext or is_private(self.transport, limits.trusted_proxies)
+        private = limits.allow_plaintext or is_private(self.transport, limits.trusted_proxies, self._told)
         self._principal = Principal(address=address, private=private)
         self._pipeline = RequestPipeline(self._start, self._write, self._congested)
         self.transport.registerProducer(_WriteFlow(self), True)
@@ -232,13 +235,17 @@ class LineConnection(LineReceiver):
         self._pipeline.close(self._close)
 
     def leave_idle(self) -> None:
-        """The client has been idle for too long: close."""
+        """The client has been idle for too long: close, if it is not being closed already."""
+        if self._closer is not None:
+            return
         self._factory.refusals.note("it was idle for too long", self.address)
         self._stop_reading()
         self._pipeline.close(self._close)
 
     def cut(self) -> None:
         """The client does not read: close now and free what is kept for it."""
+        if self._lost:
+            return
         self._stop_reading()
         self._pipeline.abandon()
         self._subscriptions.close()
@@ -257,8 +264,9 @@ class LineConnection(LineReceiver):
         self._pipeline.close(self._close)
 
     def abort(self) -> None:
-        """Cut the connection."""
-        self.transport.abortConnection()
+        """Cut the connection, if it is not lost already."""
+        if not self._lost:
+            self.transport.abortConnection()
 
     def _close(self) -> None:
         if self._lost:
@@ -340,6 +348,12 @@ class LineConnection(LineReceiver):
         self._principal = principal
         if held:
             self._factory.unread.add(self, principal.user_id, held)
+
+    def _session_ended(self) -> None:
+        """The session has ended elsewhere: the connection counts no more for its user, and has the time of a stranger
+        to log in again."""
+        if not self._lost:
+            self._become(Principal(address=self._principal.address, private=self._principal.private))
 
     def _admit(self, user_id: int) -> None:
         """This user is about to log in here. Raises RateLimited."""
@@ -423,12 +437,11 @@ class LineFactory(Factory):
     def buildProtocol(self, addr: Any) -> LineConnection | None:
         if self._draining:
             return None
-        address = getattr(addr, "host", None)
         if self._max is not None and not self._has_room(self._max):
             # the files that are left are for the database, the broker and the tasks of an embedded worker
-            self.refusals.note(FULL, address)
+            self.refusals.note(FULL, getattr(addr, "host", None))
             return None
-        connection = LineConnection(self._api, self._clock, self, address)
+        connection = LineConnection(self._api, self._clock, self, addr)
         connection.factory = self
         self._idle.start()
         return connection

@@ -119,6 +119,10 @@ class TLSConnection(BufferingTLSTransport):
                 self.transport.loseConnection()
                 return
         super().dataReceived(data)
+        if self._lostTLSConnection and self.transport is not None:
+            # TLS has ended, and Twisted has called loseConnection. With a full buffer the transport would only resume
+            # the producer when the buffer is empty, and never close.
+            self.transport.unregisterProducer()
 
     def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008 (the base's signature)
         super().connectionLost(reason)

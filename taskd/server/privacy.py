@@ -10,39 +10,35 @@ from twisted.internet.address import UNIXAddress
 from twisted.internet.interfaces import INegotiated, ISSLTransport
 from twisted.protocols.policies import ProtocolWrapper
 
+from taskd.server.proxy_header import ToldAddress
+
 Network: TypeAlias = IPv4Network | IPv6Network
 
 
-def is_private(transport: Any, trusted: Sequence[Network] = ()) -> bool:
+def is_private(transport: Any, trusted: Sequence[Network] = (), told: ToldAddress | None = None) -> bool:
     """Whether nobody on a network can read this connection, so that it may carry passwords and tokens.
 
-    It is private if it uses TLS, is a UNIX socket, comes from this machine, or from a proxy in one of the ``trusted``
-    networks, which uses TLS with its clients. An endpoint ``haproxy:`` tells the address of the proxy's client, and
-    then that one counts, unless the proxy is trusted. To be called when a request has arrived: in ``connectionMade``
-    the proxy has not told it yet.
+    It is private if it uses TLS, or comes from a proxy in one of the ``trusted`` networks, which uses TLS with its
+    clients. Else it must come from this machine. If a PROXY header was read, ``told`` is what it says: then the client
+    that it names must be on this machine, because the peer is only the proxy.
     """
     if ISSLTransport.providedBy(transport) or INegotiated.providedBy(transport):
         return True
     sender = transport
     while isinstance(sender, ProtocolWrapper):
         sender = sender.transport
-    return _is_in(sender.getPeer(), trusted) or _is_local(transport.getPeer())
-
-
-def _is_local(peer: Any) -> bool:
-    if isinstance(peer, UNIXAddress):
+    peer = sender.getPeer()
+    address = _ip(getattr(peer, "host", None))
+    if address is not None and any(address in network for network in trusted):
         return True
-    address = _ip(peer)
-    return address is not None and address.is_loopback
+    if told is not None:
+        # a header that names no client says nothing about where the bytes come from
+        client = None if told.client is None else _ip(str(told.client))
+        return client is not None and client.is_loopback
+    return isinstance(peer, UNIXAddress) or (address is not None and address.is_loopback)
 
 
-def _is_in(peer: Any, networks: Sequence[Network]) -> bool:
-    address = _ip(peer)
-    return address is not None and any(address in network for network in networks)
-
-
-def _ip(peer: Any) -> IPv4Address | IPv6Address | None:
-    host = getattr(peer, "host", None)
+def _ip(host: Any) -> IPv4Address | IPv6Address | None:
     if not isinstance(host, str):
         return None
     try:

@@ -12,16 +12,19 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, NamedTuple, TypeAlias
 
-from twisted.internet import address
 from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory, IReactorTime
 from twisted.internet.protocol import Factory, Protocol
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from taskd.server.deadlines import Deadlines
 from taskd.server.flood_log import FloodLog
 
 HEADER_SECONDS = 5.0
 """A balancer sends the header at once."""
+
+MAX_WAITING = 1000
+"""Connections that wait for a header. With more, the oldest is closed."""
 
 V2 = b"\r\n\r\n\0\r\nQUIT\n"
 V2_START = 16
@@ -41,6 +44,15 @@ class Header(NamedTuple):
     source: IPv4Address | IPv6Address | None
     port: int
     size: int
+
+
+@implementer(IAddress)
+class ToldAddress(NamedTuple):
+    """Where the client of a balancer is, as its header says. ``client`` is None if the header names no client; then
+    ``host`` is the balancer's own address, if it has one."""
+
+    host: str | None
+    client: IPv4Address | IPv6Address | None
 
 
 class BadHeader(Exception):
@@ -137,7 +149,10 @@ class ProxyConnection(Protocol):
         self._protocol: IProtocol | None = None
 
     def connectionMade(self) -> None:
-        self._factory.waiting.add(self)
+        waiting = self._factory.waiting
+        if len(waiting) >= MAX_WAITING:
+            next(iter(waiting)).crowded_out()
+        waiting.add(self)
 
     def dataReceived(self, data: bytes) -> None:
         self._data += data
@@ -166,14 +181,16 @@ class ProxyConnection(Protocol):
         """The time for the header is over."""
         self._refuse("a balancer sent no PROXY header in time")
 
+    def crowded_out(self) -> None:
+        """Too many wait, and this one is the oldest."""
+        self._refuse("too many connections wait for a PROXY header")
+
     def _refuse(self, why: str) -> None:
         self._factory.waiting.discard(self)
         self._factory.refusals.note(why, getattr(self._peer, "host", None))
         self.transport.abortConnection()
 
 
-def _address(header: Header, peer: IAddress) -> IAddress:
-    if header.source is None:
-        return peer
-    kind = address.IPv4Address if header.source.version == 4 else address.IPv6Address
-    return kind("TCP", str(header.source), header.port)
+def _address(header: Header, peer: IAddress) -> ToldAddress:
+    host = getattr(peer, "host", None) if header.source is None else str(header.source)
+    return ToldAddress(host, header.source)

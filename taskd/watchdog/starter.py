@@ -144,29 +144,27 @@ class Watchdog:
     def _launch(self) -> None:
         config = self.config
         # not a pipe: that could be opened and read through /proc before the watchdog hides itself
-        ours, theirs = socket.socketpair()
-        try:
-            process = subprocess.Popen(
-                # the last argument is for those who list processes
-                [sys.executable, "-c", RUN, "taskd.watchdog"],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                pass_fds=(config.board, config.pidfd, config.dump),
-                # a signal for the worker's terminal or process group must not end it
-                start_new_session=True,
-            )
-        except OSError as e:
-            self._failures += 1
-            self._due = self._reactor.seconds() + RESTART.delay(self._failures, 0)
-            self._log.error("the watchdog cannot be started: {e}", e=str(e))
-            ours.close()
-            return
-        finally:
-            theirs.close()
-        self._process = process
-        # a few hundred bytes always fit into the socket's buffer
-        with ours, contextlib.suppress(OSError):
-            ours.sendall(config.encode())
+        with contextlib.ExitStack() as sockets:
+            try:
+                ours, theirs = map(sockets.enter_context, socket.socketpair())
+                self._process = subprocess.Popen(
+                    # -s: a task can write into the user's site-packages. The last argument is for those who list
+                    # processes
+                    [sys.executable, "-s", "-c", RUN, "taskd.watchdog"],
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=(config.board, config.pidfd, config.dump),
+                    # a signal for the worker's terminal or process group must not end it
+                    start_new_session=True,
+                )
+            except OSError as e:
+                self._failures += 1
+                self._due = self._reactor.seconds() + RESTART.delay(self._failures, 0)
+                self._log.error("the watchdog cannot be started: {e}", e=str(e))
+                return
+            # a few hundred bytes always fit into the socket's buffer
+            with contextlib.suppress(OSError):
+                ours.sendall(config.encode())
 
     def _forget(self) -> None:
         """Close what the watchdog shares, and dump no more."""

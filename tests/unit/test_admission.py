@@ -8,14 +8,17 @@ from typing import Any
 import pytest
 from twisted.internet.address import IPv4Address
 from twisted.internet.interfaces import ISSLTransport
-from twisted.logger import LogLevel, capturedLogs
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 from zope.interface import directlyProvides
 
 from taskd.config import ConnectionLimits
+from taskd.events.records import EventBatch
 from taskd.protocol.limits import MAX_LINE_BYTES
+from taskd.protocol.messages import encode
 from taskd.server.admission import SETTLE_SECONDS, place_of
+from taskd.server.flood_log import FloodLog
 from taskd.server.line_connection import CLOSE_SECONDS, MAX_CLOSING, LineFactory
-from tests.unit.stage import PASSWORD, Client, StageCase, Transport
+from tests.unit.stage import PASSWORD, Client, StageCase, Transport, now
 
 MIB = 1024 * 1024
 HOUR = 3600.0
@@ -253,6 +256,24 @@ class Strangers(LimitedCase):
         self.assertIn("not logged in: ", logs[1]["reasons"])
 
 
+class Refusals(StageCase):
+    def test_after_the_end_each_is_said_at_once_without_a_timer(self) -> None:
+        log = FloodLog(self.stage.clock, "closed a connection")
+        timers = len(self.stage.clock.getDelayedCalls())
+        with capturedLogs() as logs:
+            for _ in range(3):
+                log.note("too many", "192.0.2.1")
+            log.close()
+            for _ in range(2):
+                log.note("too late", detail="after all")
+            log.close()
+        first = "closed a connection from 192.0.2.1: too many; more within a minute are only counted"
+        late = "closed a connection from this machine: too late (after all)"
+        count = "closed a connection 2 more times within a minute: too many: 2"
+        self.assertEqual([formatEvent(event) for event in logs], [first, count, late, late])
+        self.assertEqual(len(self.stage.clock.getDelayedCalls()), timers)
+
+
 @pytest.mark.parametrize(
     ("left", "right", "same"),
     [
@@ -296,6 +317,49 @@ class Users(LimitedCase):
         refused = clients[0].ask("login", username="ana", password=PASSWORD)
         self.assertRefused(refused, "rate_limited")
         self.assertEqual(clients[0].ask("whoami")["username"], "ben")
+
+    def end_elsewhere(self) -> None:
+        """Another process ends all sessions of ana, as a new password does."""
+        ana = self.stage.user_id()
+        now(self.stage.other_store.end_sessions(ana, None))
+        self.stage.broker.announce(encode(EventBatch(self.stage.store.installation, "other", rights=[ana])))
+        self.stage.run_pending()
+
+    def test_connections_of_an_ended_session_do_not_count(self) -> None:
+        """Else whoever has a stolen token could keep the user out."""
+        thieves = [self.stage.client() for _ in range(3)]
+        self.end_elsewhere()
+        self.assertTrue(self.stage.client().ask("whoami")["ok"])
+        for thief in thieves:
+            self.assertRefused(thief.ask("whoami"), "auth_required")
+        self.stage.clock.advance(29)
+        self.assertFalse(any(thief.closed for thief in thieves))
+        self.stage.clock.advance(1)
+        self.assertTrue(all(thief.closed for thief in thieves))
+
+    def test_after_the_end_of_a_session_the_client_may_log_in_again(self) -> None:
+        clients = [self.stage.client() for _ in range(3)]
+        clients[0].ask("watch")
+        self.end_elsewhere()
+        self.assertEqual(clients[0].events(), [{"event": "session_ended"}])
+        for client in clients:
+            self.assertTrue(client.ask("login", username="ana", password=PASSWORD)["ok"])
+        self.assertRefused(self.stage.connect().ask("login", username="ana", password=PASSWORD), "rate_limited")
+        self.stage.clock.advance(HOUR)
+        self.assertFalse(any(client.closed for client in clients))
+        for client in clients:
+            client.lose_connection()
+        self.assertTrue(self.stage.client().ask("whoami")["ok"])
+
+    def test_a_session_that_ends_while_its_client_does_not_read(self) -> None:
+        client = self.stage.client()
+        client.ask("watch")
+        client.stop_reading()
+        self.end_elsewhere()
+        self.assertGreater(self.stage.lines.unread.total, 0)
+        client.lose_connection()
+        self.assertEqual(self.stage.lines.unread.total, 0)
+        self.assertEqual(self.stage.timers(), [])
 
 
 class Capacity(LimitedCase):
@@ -356,6 +420,21 @@ class Idle(LimitedCase):
         client = self.stage.client()
         client.lose_connection()
         self.assertEqual(self.stage.clock.getDelayedCalls(), [])
+
+
+class ShortIdle(LimitedCase):
+    """The looks follow each other faster than a client may read its last replies."""
+
+    limits = ConnectionLimits(allow_plaintext=True, idle_seconds=4)
+
+    def test_an_idle_client_that_does_not_read_is_cut(self) -> None:
+        client = self.stage.client()
+        with capturedLogs() as logs:
+            for _ in range(6 + int(CLOSE_SECONDS)):
+                self.assertFalse(client.transport.disconnected)
+                self.stage.clock.advance(1)
+        self.assertTrue(client.transport.disconnected)
+        self.assertEqual([event["why"] for event in logs if "why" in event], ["it was idle for too long"])
 
 
 class Unread(LimitedCase):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs
 
+from taskd.api.tarpit import CutOff
 from taskd.events.watch_hub import DRAINING
 from taskd.protocol.limits import MAX_LINE_BYTES, MAX_PAGE_CHARS, MAX_PIPELINE
 from taskd.server.line_connection import CLOSE_SECONDS, LINGER_SECONDS, MAX_EVENT_BYTES
@@ -313,6 +315,22 @@ class Backpressure(StageCase):
 
 
 class Failures(StageCase):
+    def test_a_connection_that_is_lost_already_is_cut(self) -> None:
+        """A refusal that is held back may be cut off when its client has gone."""
+        client = self.stage.connect()
+        refusal: Deferred[None] = Deferred()
+
+        async def perform(*request: Any) -> Any:
+            await refusal
+
+        self.stage.api.perform = perform  # type: ignore[method-assign, assignment]
+        client.start("ping")
+        client.lose_connection()
+        refusal.errback(CutOff("too many"))
+        client.connection.abort()
+        self.assertEqual(self.flushLoggedErrors(), [])
+        self.assertFalse(client.transport.disconnected)
+
     def test_a_defect_is_one_internal_error_and_the_connection_stays_open(self) -> None:
         client = self.stage.client()
         self.stage.runner.broken = True

@@ -18,7 +18,7 @@ from twisted.logger import capturedLogs
 
 from taskd.config import ConnectionLimits
 from taskd.server.listening import open_endpoint
-from taskd.server.proxy_header import HEADER_SECONDS, BadHeader, Header, parse
+from taskd.server.proxy_header import HEADER_SECONDS, MAX_WAITING, BadHeader, Header, parse
 from taskd.server.tap import max_connections
 from tests.unit.stage import StageCase, Transport
 
@@ -181,6 +181,18 @@ class Listening(StageCase):
         self.send(quick, V1)
         self.reactor.advance(HEADER_SECONDS)
         self.assertEqual((slow.disconnected, quick.disconnected), (True, False))
+
+    def test_connections_that_wait_for_a_header_are_bounded(self) -> None:
+        factory = self.listen()
+        with capturedLogs() as logs:
+            first, second, *rest = [self.connect(BALANCER, factory) for _ in range(MAX_WAITING)]
+            self.assertFalse(first.disconnected)
+            newcomer = self.connect(BALANCER, factory)
+        self.assertEqual([each.disconnected for each in (first, second, rest[-1], newcomer)], [True] + [False] * 3)
+        self.assertEqual([event["why"] for event in logs], ["too many connections wait for a PROXY header"])
+        self.assertIn(b"true", self.send(second, V1 + b'{"action":"ping"}\n'))
+        self.connect(BALANCER, factory)
+        self.assertFalse(rest[0].disconnected)
 
     def test_nobody_else_may_send_a_header(self) -> None:
         factory = self.listen()
