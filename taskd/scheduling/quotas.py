@@ -3,7 +3,8 @@
 Nothing is read from the store on the path of each task. The server keeps what the store said about a user, and adds
 what it has let in since then. It asks again in the background: after FRESH seconds, or after RECENT seconds if it has
 let in more than its SHARE of what was left, so that servers that know nothing of each other do not exceed a quota
-together. It refuses nobody by an answer that is older than RECENT. So a quota may be exceeded by what servers let in
+together. It refuses nobody by an answer that is older than RECENT, nor because of open tasks that were stored since
+the answer: they may have ended by now, so it asks again. So a quota may be exceeded by what servers let in
 within about a second.
 """
 
@@ -102,6 +103,10 @@ class _Known:
             and (not created or created <= self.daily)
             and (not size or size <= self.bytes)
         )
+
+    def may_have_ended(self, opened: int) -> bool:
+        """Whether so many tasks more are beyond the limit, but not if all that were stored since the answer have ended."""
+        return self.open < opened <= self.open + self.stored_open
 
     def let_in(self, opened: int, created: int, size: int) -> None:
         """So much is let in; with negative numbers, it was not stored, or is in the answer."""
@@ -253,7 +258,8 @@ class Quotas:
                     known.let_in(opened, created, size)
                     return
                 is_recent = self._clock.seconds() - known.answered < RECENT
-                if is_recent and (questions > 1 or not known.doubtful):
+                is_settled = not known.doubtful and not known.may_have_ended(opened)
+                if is_recent and (questions > 1 or is_settled):
                     raise self._refusal(known, opened, created, size)
             questions += 1
             await self._answer(known)

@@ -123,6 +123,25 @@ class OpenTasks(QuotaCase):
         self.stage.clock.advance(RECENT)
         self.assertTrue(self.add()["ok"])
 
+    def test_tasks_that_have_ended_do_not_count_within_the_same_second(self) -> None:
+        for _ in range(20):
+            self.assertTrue(self.add()["ok"])
+            self.end_all()
+        self.assertEqual(self.count(), 20)
+
+    def test_tasks_that_are_being_stored_count(self) -> None:
+        self.add()
+        self.stage.runner.slow = True
+        self.client.send(*({"action": "new_task", "id": n, "task": "x"} for n in range(10)))
+        self.stage.runner.slow = False
+        self.stage.runner.run_waiting()
+        self.stage.run_pending()
+        self.assertEqual([line["ok"] for line in self.client.lines()].count(True), 4)
+        calls = self.stage.runner.calls
+        self.assertRefused(self.add(), "quota_exceeded")
+        self.assertRefused(self.add(), "quota_exceeded")
+        self.assertEqual(self.stage.runner.calls, calls, "the answer that refused the others holds for a second")
+
     def test_while_the_store_is_away_it_says_so(self) -> None:
         self.stage.runner.away = True
         self.assertRefused(self.add(), "unavailable")
@@ -228,6 +247,9 @@ class Bytes(QuotaCase):
         reply = self.add(payload=payload)
         self.assertRefused(reply, "quota_exceeded")
         self.assertIn("2.0 of 2.0 MiB of payloads, results and logs: ", reply["message"])
+        calls = self.stage.runner.calls
+        self.assertRefused(self.add(payload=payload), "quota_exceeded")
+        self.assertEqual(self.stage.runner.calls, calls, "bytes do not go away: it does not ask again")
         self.assertTrue(self.add()["ok"], "a small one fits")
         self.assertEqual(self.client.ask("quota")["bytes"]["limit"], 2 * MIB)
 
