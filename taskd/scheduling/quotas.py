@@ -47,6 +47,9 @@ MOST_USERS = 10_000
 MOST_READ = 200
 """Users in one statement."""
 
+MOST_COUNTED = 200_000
+"""Open tasks that one statement counts, as far as is known before."""
+
 COUNTED = 100_001
 """Open tasks that are counted of a user without a limit, for whoever wants to see how many there are."""
 
@@ -61,10 +64,14 @@ class _Known:
     had answered; the difference is what was let in and is not in the answer. ``stored`` is how much of it is in the
     store by now. ``doubtful``: some of it was stored while the question was under way, so the answer may have it.
 
-    ``asked`` and ``answered`` are by the clock; ``ask_again`` is the earliest time for the next question.
+    ``asked`` and ``answered`` are by the clock; ``ask_again`` is the earliest time for the next question. ``reading``:
+    a question is under way; ``stale``: what it answers may be older than a change of the limits. ``among_others``: the
+    last question was about other users too; ``alone``: the next one is not.
     """
 
     __slots__ = (
+        "alone",
+        "among_others",
         "answered",
         "ask_again",
         "asked",
@@ -74,6 +81,7 @@ class _Known:
         "limits",
         "open",
         "reading",
+        "stale",
         "start",
         "stored_bytes",
         "stored_daily",
@@ -93,7 +101,8 @@ class _Known:
         self.open, self.daily, self.bytes = self.start
         self.stored_open = self.stored_daily = self.stored_bytes = 0
         self.doubtful = False
-        self.reading = False
+        self.reading = self.stale = False
+        self.among_others = self.alone = False
         self.waiting: list[Deferred[None]] = []
 
     def has_room(self, opened: int, created: int, size: int) -> bool:
@@ -126,7 +135,8 @@ class _Known:
         )
 
     def forget(self) -> None:
-        """What the store has said counts no more."""
+        """What the store has said counts no more, nor does what it is about to say."""
+        self.stale = self.reading
         let_in = [start - room for start, room in zip(self.start, (self.open, self.daily, self.bytes), strict=True)]
         self.usage = None
         self.start = Limits(-1, -1, -1)
@@ -156,7 +166,9 @@ class Quotas:
         self._default = default
         # those that were asked about last are at the end
         self._known: dict[int, _Known] = {}
-        self._reads: Batcher[_Known, Usage | None] = Batcher(clock, self._read, max_weight=MOST_READ)
+        self._reads: Batcher[_Known, Usage | None] = Batcher(
+            clock, self._read, max_weight=MOST_COUNTED, weigh=self._weigh
+        )
 
     # -- requests
 
@@ -320,9 +332,19 @@ class Quotas:
         # those who have not been asked about for longest come first
         if self._known.get(known.user_id) is known:
             self._known[known.user_id] = self._known.pop(known.user_id)
+        self._submit(known)
+
+    def _submit(self, known: _Known) -> None:
         self._reads.submit(known).addCallbacks(
             self._answered, self._not_answered, callbackArgs=(known,), errbackArgs=(known,)
         )
+
+    def _weigh(self, known: _Known) -> int:
+        """How many open tasks the store is expected to count, at least one part of MOST_READ."""
+        if known.alone:
+            return MOST_COUNTED
+        counted = self._default.open if known.usage is None else known.usage.open
+        return min(max(counted, MOST_COUNTED // MOST_READ), MOST_COUNTED)
 
     def _answer(self, known: _Known) -> Deferred[None]:
         """Fires with the next answer about this user. Fails with what the question failed with."""
@@ -337,6 +359,7 @@ class Quotas:
         before = []
         for known in asked:
             known.asked, known.ask_again = now, now + RECENT
+            known.among_others = len(asked) > 1
             # the store has the open tasks already, and the other counts when the log has added them
             before.append((known.stored(), self._usage_log.gathered(known.user_id)))
         found = await self._store.read_usage([known.user_id for known in asked], self._default.open)
@@ -349,6 +372,11 @@ class Quotas:
         return [found.get(known.user_id) for known in asked]
 
     def _answered(self, usage: Usage | None, known: _Known) -> None:
+        known.alone = False
+        if known.stale:
+            known.stale = False
+            self._submit(known)
+            return
         # a user who was deleted meanwhile has nothing, and no session
         usage = usage or Usage(Quota())
         known.answer(usage, usage.quota.limits(self._default), self._clock.seconds())
@@ -358,7 +386,12 @@ class Quotas:
             done.callback(None)
 
     def _not_answered(self, failure: Failure, known: _Known) -> None:
-        known.reading = False
+        if known.among_others and self._store.ready and failure.check(Unavailable):
+            # perhaps the tasks of one user took too long to count: the others need not fail with it
+            known.among_others, known.alone = False, True
+            self._submit(known)
+            return
+        known.reading = known.stale = False
         if known.usage is None and self._known.get(known.user_id) is known:
             del self._known[known.user_id]
         waiting, known.waiting = known.waiting, []

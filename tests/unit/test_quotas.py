@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.internet.defer import Deferred, fail
+
 from taskd.model.errors import Unavailable
 from taskd.model.quotas import MIB, Limits
 from taskd.ports.quotas import UsageDelta
@@ -313,6 +315,45 @@ class Cost(QuotaCase):
         self.stage.run_pending()
         self.assertEqual(asked, [20])
 
+    def test_one_question_counts_no_more_than_so_many_tasks(self) -> None:
+        self.patch(quotas, "MOST_COUNTED", 40_000)
+        self.stage = Stage(quotas=self.limits)
+        self.addCleanup(self.stage.close)
+        clients = [self.stage.client(f"u{n}") for n in range(20)]
+        asked: list[int] = []
+        read = self.stage.store.read_usage
+        self.stage.store.read_usage = lambda ids, *args: asked.append(len(ids)) or read(ids, *args)  # type: ignore
+        for client in clients:
+            client.connection.dataReceived(b'{"action":"new_task","task":"x"}\n')
+        self.stage.run_pending()
+        self.stage.pass_time(0.1)
+        self.assertEqual(asked, [4] * 5, "each may have 10,000 open tasks")
+        self.assertEqual(self.count(), 20)
+        asked.clear()
+        self.stage.clock.advance(FRESH)
+        for client in clients:
+            client.connection.dataReceived(b'{"action":"new_task","task":"x"}\n')
+        self.stage.run_pending()
+        self.assertEqual(asked, [20], "each has one")
+
+    def test_a_user_that_cannot_be_counted_fails_alone(self) -> None:
+        clients = [self.stage.client(f"u{n}") for n in range(3)]
+        heavy = self.stage.user_id("u1")
+        asked: list[list[int]] = []
+        read = self.stage.store.read_usage
+
+        def read_usage(ids: list[int], *args: Any) -> Any:
+            asked.append(ids)
+            return fail(Unavailable("the statement took too long")) if heavy in ids else read(ids, *args)
+
+        self.stage.store.read_usage = read_usage  # type: ignore[method-assign, assignment]
+        for client in clients:
+            client.connection.dataReceived(b'{"action":"new_tasks","tasks":[{"task":"x"},{"task":"x"}]}\n')
+        self.stage.run_pending()
+        self.stage.pass_time(0.1)
+        self.assertEqual([client.lines()[-1]["ok"] for client in clients], [True, False, True])
+        self.assertEqual([len(ids) for ids in asked], [3, 1, 1, 1])
+
     def test_nothing_is_written_while_nothing_happens(self) -> None:
         self.add(3)
         self.stage.clock.advance(1)
@@ -411,6 +452,25 @@ class Actions(QuotaCase):
         self.stage.clock.advance(FRESH)
         self.assertTrue(self.add()["ok"])
         self.assertRefused(self.add(), "quota_exceeded")
+
+    def test_an_answer_from_before_the_change_does_not_count(self) -> None:
+        self.add()
+        self.stage.clock.advance(FRESH)
+        read = self.stage.store.read_usage
+        late: Deferred[Any] = Deferred()
+        old = now(read([self.stage.user_id()], 5))
+        self.stage.store.read_usage = lambda *args: late  # type: ignore[method-assign]
+        self.assertTrue(self.add()["ok"])
+        self.stage.run_pending()
+        self.stage.store.read_usage = read  # type: ignore[method-assign]
+        self.admin.ask("set_quota", username="ana", open=2)
+        self.client.send({"action": "new_task", "id": 1, "task": "x"})
+        self.assertEqual(self.client.lines(), [], "it waits")
+        late.callback(old)
+        self.stage.pass_time(0.1)
+        [reply] = self.client.lines()
+        self.assertRefused(reply, "quota_exceeded")
+        self.assertIn("2 of 2 open tasks", reply["message"])
 
     def test_changes_are_in_the_audit(self) -> None:
         self.admin.ask("set_quota", username="ana", open=None, daily=9)
