@@ -127,6 +127,10 @@ class _Known:
         """How much of what was let in is in the store."""
         return Limits(self.stored_open, self.stored_daily, self.stored_bytes)
 
+    def is_outdated(self, now: float) -> bool:
+        """Whether this user is to be forgotten."""
+        return now - self.asked >= FORGOTTEN and not self.reading
+
     def has_taken_its_share(self) -> bool:
         """Whether more was let in than one answer is good for."""
         return any(
@@ -179,10 +183,13 @@ class Quotas:
         known = self._known.get(tasks[0].user_id)
         if known is None or count > known.open or count > known.daily or size > known.bytes:
             return self._admits(tasks[0].user_id, count, count, size)
+        now = self._clock.seconds()
+        if now >= known.ask_again and known.is_outdated(now):
+            return self._admits(tasks[0].user_id, count, count, size)
         known.open -= count
         known.daily -= count
         known.bytes -= size
-        if self._clock.seconds() >= known.ask_again:
+        if now >= known.ask_again:
             self._ask_again(known)
         return True
 
@@ -238,20 +245,22 @@ class Quotas:
     # -- what is known
 
     def _admits(self, user_id: int, opened: int, created: int, size: int) -> bool:
+        now = self._clock.seconds()
         known = self._known.get(user_id)
-        if known is None:
+        if known is None or known.is_outdated(now):
             # The first task need not wait. More than one does: else a user could exceed a quota by a whole request each
-            # time that it is forgotten.
+            # time that it is forgotten. So does one who had no room.
+            is_full = known is not None and not known.has_room(opened, created, size)
             known = self._add(user_id)
             self._ask(known)
-            if opened > 1:
+            if opened > 1 or is_full:
                 return False
             known.let_in(opened, created, size)
             return True
         if known.usage is None or not known.has_room(opened, created, size):
             return False
         known.let_in(opened, created, size)
-        if self._clock.seconds() >= known.ask_again:
+        if now >= known.ask_again:
             self._ask_again(known)
         return True
 
@@ -312,6 +321,7 @@ class Quotas:
 
     def _add(self, user_id: int) -> _Known:
         now = self._clock.seconds()
+        self._known.pop(user_id, None)
         self._forget(now)
         if len(self._known) >= MOST_USERS:
             del self._known[next(iter(self._known))]
@@ -321,7 +331,7 @@ class Quotas:
     def _forget(self, now: float) -> None:
         while self._known:
             oldest = next(iter(self._known.values()))
-            if oldest.reading or now - oldest.asked < FORGOTTEN:
+            if not oldest.is_outdated(now):
                 return
             del self._known[oldest.user_id]
 

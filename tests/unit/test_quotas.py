@@ -157,6 +157,14 @@ class OpenTasks(QuotaCase):
         self.assertRefused(self.add(3), "quota_exceeded", "tasks")
         self.assertTrue(self.add(2)["ok"])
 
+    def test_a_user_who_comes_back_is_asked_about_first(self) -> None:
+        self.add()
+        self.stage.clock.advance(FORGOTTEN)
+        now(self.stage.other_store.set_quota("ana", {"open": 3}))
+        self.assertRefused(self.add(4), "quota_exceeded", "tasks")
+        self.assertTrue(self.add(2)["ok"])
+        self.assertRefused(self.add(), "quota_exceeded")
+
     def test_what_could_not_be_stored_takes_no_room(self) -> None:
         self.add()
         for _ in range(3):
