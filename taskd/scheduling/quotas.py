@@ -106,11 +106,12 @@ class _Known:
         self.waiting: list[Deferred[None]] = []
 
     def has_room(self, opened: int, created: int, size: int) -> bool:
-        """Whether so much more is within all limits. What is 0 needs no room."""
+        """Whether so much more is within all limits. No creation of tasks needs no room for them; whatever it is, it is
+        refused while bytes are at their limit: an open task may get a result and a log."""
         return (
             (not opened or opened <= self.open)
             and (not created or created <= self.daily)
-            and (not size or size <= self.bytes)
+            and max(size, 1) <= self.bytes
         )
 
     def may_have_ended(self, opened: int) -> bool:
@@ -294,7 +295,7 @@ class Quotas:
             used = f"{limits.open - room:,} of" if room >= 0 else "more than"
             what = f"{used} {limits.open:,} open tasks"
             advice = "wait until some have ended, or cancel some"
-        elif created > known.daily:
+        elif created and created > known.daily:
             room = known.daily
             retry_after = self._frees_in(known)
             what = f"{limits.daily - room:,} of {limits.daily:,} tasks created within {HOURS} hours"
@@ -302,7 +303,7 @@ class Quotas:
         else:
             room = 0
             used_mib = (limits.bytes - known.bytes) / MIB
-            what = f"{used_mib:,.1f} of {limits.bytes / MIB:,.1f} MiB of payloads, results and logs"
+            what = f"{used_mib:,.1f} of {limits.bytes / MIB:,.1f} MiB of texts, payloads, results and logs"
             advice = "wait until old tasks are deleted, or ask an admin for more"
         field = None
         if opened > 1:
@@ -414,8 +415,8 @@ class Quotas:
 def _size(tasks: Sequence[NewTask]) -> int:
     """What new tasks take up, in bytes."""
     if len(tasks) == 1:
-        return text_bytes(tasks[0].payload)
-    return sum([text_bytes(task.payload) for task in tasks])
+        return text_bytes(tasks[0].task) + text_bytes(tasks[0].payload)
+    return sum([text_bytes(task.task) + text_bytes(task.payload) for task in tasks])
 
 
 def _words(seconds: float) -> str:

@@ -256,12 +256,32 @@ class Bytes(QuotaCase):
             self.assertTrue(self.add(payload=payload)["ok"])
         reply = self.add(payload=payload)
         self.assertRefused(reply, "quota_exceeded")
-        self.assertIn("2.0 of 2.0 MiB of payloads, results and logs: ", reply["message"])
+        self.assertIn("2.0 of 2.0 MiB of texts, payloads, results and logs: ", reply["message"])
         calls = self.stage.runner.calls
         self.assertRefused(self.add(payload=payload), "quota_exceeded")
         self.assertEqual(self.stage.runner.calls, calls, "bytes do not go away: it does not ask again")
         self.assertTrue(self.add()["ok"], "a small one fits")
         self.assertEqual(self.client.ask("quota")["bytes"]["limit"], 2 * MIB)
+
+    def test_texts_count(self) -> None:
+        text = "x" * 4_000
+        for _ in range(52):
+            self.assertTrue(self.add(10, task=text)["ok"])
+        self.assertRefused(self.add(10, task=text), "quota_exceeded", "tasks")
+
+    def test_no_task_is_retried_at_the_limit(self) -> None:
+        self.add(2)
+        for task_id in (1, 2):
+            self.client.ask("cancel_task", task_id=task_id)
+        self.assertTrue(self.client.ask("retry_task", task_id=1)["ok"])
+        now(self.stage.other_store.add_usage([UsageDelta(self.stage.user_id(), 0, 2 * MIB)]))
+        self.stage.clock.advance(FORGOTTEN)
+        self.add()
+        self.stage.clock.advance(RECENT)
+        reply = self.client.ask("retry_task", task_id=2)
+        self.assertRefused(reply, "quota_exceeded")
+        self.assertIn("2.0 of 2.0 MiB", reply["message"])
+        self.assertEqual(self.stage.states(2), ["cancelled"])
 
     def test_what_workers_store_counts(self) -> None:
         self.add()
@@ -365,7 +385,7 @@ class Cost(QuotaCase):
     def test_nothing_is_written_while_nothing_happens(self) -> None:
         self.add(3)
         self.stage.clock.advance(1)
-        self.assertEqual(self.stage.sql("SELECT tasks, bytes FROM user_usage"), [(3, 6)])
+        self.assertEqual(self.stage.sql("SELECT tasks, bytes FROM user_usage"), [(3, 9)])
         calls = self.stage.runner.calls
         self.stage.pass_time(200, step=1)
         self.assertEqual((self.stage.runner.calls, self.stage.clock.getDelayedCalls()), (calls, []))
@@ -389,12 +409,12 @@ class Cost(QuotaCase):
         self.assertEqual(self.stage.sql("SELECT * FROM user_usage"), [])
         self.add()
         self.stage.clock.advance(1)
-        self.assertEqual(self.stage.sql("SELECT tasks, bytes FROM user_usage"), [(4, 8)])
+        self.assertEqual(self.stage.sql("SELECT tasks, bytes FROM user_usage"), [(4, 12)])
 
     def test_a_stopping_server_stores_what_it_knows(self) -> None:
         self.add(3)
         now(self.stage.server.scheduler.drain())
-        self.assertEqual(self.stage.sql("SELECT tasks, bytes FROM user_usage"), [(3, 6)])
+        self.assertEqual(self.stage.sql("SELECT tasks, bytes FROM user_usage"), [(3, 9)])
         self.assertEqual(self.stage.clock.getDelayedCalls(), [])
 
     def test_old_hours_are_folded(self) -> None:
@@ -405,7 +425,7 @@ class Cost(QuotaCase):
         self.stage.run_maintenance()
         self.stage.clock.advance(fold_usage.REST)
         self.stage.run_maintenance()
-        self.assertEqual(self.stage.sql("SELECT hour, tasks, bytes FROM user_usage"), [(0, 0, 6)])
+        self.assertEqual(self.stage.sql("SELECT hour, tasks, bytes FROM user_usage"), [(0, 0, 9)])
 
 
 class Actions(QuotaCase):
@@ -426,7 +446,7 @@ class Actions(QuotaCase):
                 "username": "ana",
                 "open": {"used": 3, "limit": 5, "default": True},
                 "daily": {"used": 3, "limit": 0, "default": True},
-                "bytes": {"used": 21, "limit": MIB, "default": True},
+                "bytes": {"used": 24, "limit": MIB, "default": True},
             },
         )
 

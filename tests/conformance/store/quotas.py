@@ -119,8 +119,10 @@ class QuotaTests(StoreCase):
         [kept] = await self.create(payload="{}")
         for each in (task, theirs, kept):
             await self.backdate(each.id, 1000, None if each is kept else 900)
-        size = len(payload.encode()) + len(result.encode()) + len("ñandú\ntwo".encode()) + 1
-        await self.store.add_usage([UsageDelta(self.ana.id, 2, size + 2), UsageDelta(self.ben.id, 1, 2)])
+        size = len(task.task) + len(payload.encode()) + len(result.encode()) + len("ñandú\ntwo".encode()) + 1
+        await self.store.add_usage(
+            [UsageDelta(self.ana.id, 2, size + 2), UsageDelta(self.ben.id, 1, 2 + len(theirs.task))]
+        )
         self.assertEqual(await self.store.delete_finished(100, 0, 10), (2, None))
         usage = await self.usage()
         self.assertEqual((usage.daily, usage.bytes), (2, 2))
