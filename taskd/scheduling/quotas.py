@@ -115,7 +115,7 @@ class _Known:
         )
 
     def may_have_ended(self, opened: int) -> bool:
-        """Whether so many tasks more are beyond the limit, but not if all that were stored since the answer have ended."""
+        """Whether so many tasks more exceed the limit, but would not if all stored since the answer have ended."""
         return self.open < opened <= self.open + self.stored_open
 
     def let_in(self, opened: int, created: int, size: int) -> None:

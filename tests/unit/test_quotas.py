@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, ensureDeferred, fail
+from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 
 from taskd.model.errors import Unavailable
 from taskd.model.quotas import MIB, Limits
@@ -12,6 +13,7 @@ from taskd.ports.quotas import UsageDelta
 from taskd.scheduling import quotas
 from taskd.scheduling.maintenance import fold_usage
 from taskd.scheduling.quotas import FORGOTTEN, FRESH, RECENT
+from taskd.usage_log import STOP_SECONDS
 from tests.unit.stage import Client, Stage, StageCase, now
 
 DAY = 86_400
@@ -267,7 +269,7 @@ class Bytes(QuotaCase):
         text = "x" * 4_000
         for _ in range(52):
             self.assertTrue(self.add(10, task=text)["ok"])
-        self.assertRefused(self.add(10, task=text), "quota_exceeded", "tasks")
+        self.assertRefused(self.add(10, task=text), "quota_exceeded")
 
     def test_no_task_is_retried_at_the_limit(self) -> None:
         self.add(2)
@@ -416,6 +418,66 @@ class Cost(QuotaCase):
         now(self.stage.server.scheduler.drain())
         self.assertEqual(self.stage.sql("SELECT tasks, bytes FROM user_usage"), [(3, 9)])
         self.assertEqual(self.stage.clock.getDelayedCalls(), [])
+
+    def stop(self) -> tuple[list[bool], list[str]]:
+        """Stop what stores the use. Gives lists: whether it has ended, and what was logged."""
+        ended: list[bool] = []
+        lines: list[str] = []
+
+        def observe(event: LogEvent) -> None:
+            if event.get("log_namespace") == "taskd.usage_log.UsageLog" and event["log_level"] is LogLevel.warn:
+                lines.append(formatEvent(event))
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        ensureDeferred(self.stage.server.scheduler.drain()).addCallback(lambda _: ended.append(True))
+        self.stage.run_pending()
+        return ended, lines
+
+    def test_a_stop_does_not_wait_long_for_a_slow_store(self) -> None:
+        self.add(3)
+        self.stage.runner.slow = True
+        self.stage.clock.advance(1)
+        ended, lines = self.stop()
+        self.stage.clock.advance(STOP_SECONDS - 0.1)
+        self.assertEqual(ended, [])
+        self.stage.clock.advance(0.1)
+        self.assertEqual((ended, len(lines)), ([True], 1))
+        self.stage.runner.slow = False
+        self.stage.runner.run_waiting()
+        self.assertEqual(self.stage.sql("SELECT tasks, bytes FROM user_usage"), [(3, 9)], "once")
+        self.assertEqual(self.stage.clock.getDelayedCalls(), [])
+
+    def test_a_stop_stores_what_was_gathered_during_a_statement(self) -> None:
+        self.add(3)
+        self.stage.runner.slow = True
+        self.stage.clock.advance(1)
+        self.stage.server.scheduler._usage.add(self.stage.user_id(), 1, 3)
+        ended, lines = self.stop()
+        self.stage.runner.slow = False
+        self.stage.runner.run_waiting()
+        self.stage.run_pending()
+        self.assertEqual((ended, lines), ([True], []))
+        self.assertEqual(self.stage.sql("SELECT tasks, bytes FROM user_usage"), [(4, 12)])
+
+    def test_a_stop_does_not_try_again_what_has_just_failed(self) -> None:
+        self.add(3)
+        self.stage.runner.slow = True
+        self.stage.clock.advance(1)
+        ended, lines = self.stop()
+        self.stage.runner.slow, self.stage.runner.away = False, True
+        calls = self.stage.runner.calls
+        self.stage.runner.run_waiting()
+        self.stage.run_pending()
+        self.assertEqual((ended, self.stage.runner.calls), ([True], calls + 1))
+        self.assertEqual(lines, ["the use of 1 users could not be stored before the stop"])
+
+    def test_a_stop_does_not_wait_for_a_store_that_is_away(self) -> None:
+        self.add(3)
+        self.stage.store.ready = False
+        calls = self.stage.runner.calls
+        ended, lines = self.stop()
+        self.assertEqual((ended, len(lines), self.stage.runner.calls), ([True], 1, calls))
 
     def test_old_hours_are_folded(self) -> None:
         for _ in range(3):
