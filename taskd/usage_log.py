@@ -1,7 +1,7 @@
 """What users create and store, gathered in a process and added to the store about once a second.
 
 So no row of a user changes with each task. What a crash of the process loses, or an unknown outcome of a commit counts
-twice, is what the users have done in a second.
+twice, is what the users have done in a second. A stop while the store is away loses what was gathered since it left.
 """
 
 from __future__ import annotations
