@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from twisted.internet.defer import Deferred, ensureDeferred, fail
-from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
+from twisted.logger import LogEvent, LogLevel, capturedLogs, formatEvent
 
 from taskd.model.errors import Unavailable
 from taskd.model.quotas import MIB, Limits
@@ -419,30 +421,28 @@ class Cost(QuotaCase):
         self.assertEqual(self.stage.sql("SELECT tasks, bytes FROM user_usage"), [(3, 9)])
         self.assertEqual(self.stage.clock.getDelayedCalls(), [])
 
-    def stop(self) -> tuple[list[bool], list[str]]:
-        """Stop what stores the use. Gives lists: whether it has ended, and what was logged."""
+    def stop(self) -> tuple[list[bool], Sequence[LogEvent]]:
+        """Stop the server. Gives lists that grow: whether it has ended, and what it has logged."""
         ended: list[bool] = []
-        lines: list[str] = []
-
-        def observe(event: LogEvent) -> None:
-            if event.get("log_namespace") == "taskd.usage_log.UsageLog" and event["log_level"] is LogLevel.warn:
-                lines.append(formatEvent(event))
-
-        globalLogPublisher.addObserver(observe)
-        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        stack = ExitStack()
+        events = stack.enter_context(capturedLogs())
+        self.addCleanup(stack.close)
         ensureDeferred(self.stage.server.scheduler.drain()).addCallback(lambda _: ended.append(True))
         self.stage.run_pending()
-        return ended, lines
+        return ended, events
+
+    def warnings(self, events: Sequence[LogEvent]) -> list[str]:
+        return [formatEvent(event) for event in events if event["log_level"] is LogLevel.warn]
 
     def test_a_stop_does_not_wait_long_for_a_slow_store(self) -> None:
         self.add(3)
         self.stage.runner.slow = True
         self.stage.clock.advance(1)
-        ended, lines = self.stop()
+        ended, logs = self.stop()
         self.stage.clock.advance(STOP_SECONDS - 0.1)
         self.assertEqual(ended, [])
         self.stage.clock.advance(0.1)
-        self.assertEqual((ended, len(lines)), ([True], 1))
+        self.assertEqual((ended, len(self.warnings(logs))), ([True], 1))
         self.stage.runner.slow = False
         self.stage.runner.run_waiting()
         self.assertEqual(self.stage.sql("SELECT tasks, bytes FROM user_usage"), [(3, 9)], "once")
@@ -453,31 +453,31 @@ class Cost(QuotaCase):
         self.stage.runner.slow = True
         self.stage.clock.advance(1)
         self.stage.server.scheduler._usage.add(self.stage.user_id(), 1, 3)
-        ended, lines = self.stop()
+        ended, logs = self.stop()
         self.stage.runner.slow = False
         self.stage.runner.run_waiting()
         self.stage.run_pending()
-        self.assertEqual((ended, lines), ([True], []))
+        self.assertEqual((ended, self.warnings(logs)), ([True], []))
         self.assertEqual(self.stage.sql("SELECT tasks, bytes FROM user_usage"), [(4, 12)])
 
     def test_a_stop_does_not_try_again_what_has_just_failed(self) -> None:
         self.add(3)
         self.stage.runner.slow = True
         self.stage.clock.advance(1)
-        ended, lines = self.stop()
+        ended, logs = self.stop()
         self.stage.runner.slow, self.stage.runner.away = False, True
         calls = self.stage.runner.calls
         self.stage.runner.run_waiting()
         self.stage.run_pending()
         self.assertEqual((ended, self.stage.runner.calls), ([True], calls + 1))
-        self.assertEqual(lines, ["the use of 1 users could not be stored before the stop"])
+        self.assertEqual(self.warnings(logs), ["the use of 1 users could not be stored before the stop"])
 
     def test_a_stop_does_not_wait_for_a_store_that_is_away(self) -> None:
         self.add(3)
         self.stage.store.ready = False
         calls = self.stage.runner.calls
-        ended, lines = self.stop()
-        self.assertEqual((ended, len(lines), self.stage.runner.calls), ([True], 1, calls))
+        ended, logs = self.stop()
+        self.assertEqual((ended, len(self.warnings(logs)), self.stage.runner.calls), ([True], 1, calls))
 
     def test_old_hours_are_folded(self) -> None:
         for _ in range(3):
@@ -549,7 +549,7 @@ class Actions(QuotaCase):
         read = self.stage.store.read_usage
         late: Deferred[Any] = Deferred()
         old = now(read([self.stage.user_id()], 5))
-        self.stage.store.read_usage = lambda *args: late  # type: ignore[method-assign]
+        self.stage.store.read_usage = lambda *args: late  # type: ignore[method-assign, assignment]
         self.assertTrue(self.add()["ok"])
         self.stage.run_pending()
         self.stage.store.read_usage = read  # type: ignore[method-assign]
