@@ -44,7 +44,7 @@ COMMENT ON COLUMN users.code_until IS 'When that code expires.';
 COMMENT ON INDEX users_admins IS 'The admins who can act: at least one stays.';
 COMMENT ON COLUMN users.quota_open IS 'How many tasks the user may have that have not ended; 0: no limit; NULL: the default of the settings.';
 COMMENT ON COLUMN users.quota_daily IS 'How many tasks the user may create in 24 hours; 0 and NULL as above.';
-COMMENT ON COLUMN users.quota_bytes IS 'How many bytes the payloads, results and logs of the user may have; 0 and NULL as above.';
+COMMENT ON COLUMN users.quota_bytes IS 'How many bytes the texts, payloads, results and logs of the user may have; 0 and NULL as above.';
 COMMENT ON INDEX users_deleted IS 'Deleted accounts, whose tasks are deleted in batches.';
 
 CREATE TABLE sessions (
@@ -160,7 +160,7 @@ COMMENT ON TABLE user_usage IS 'How many tasks users have created, and how many 
 COMMENT ON COLUMN user_usage.user_id IS 'The user, users.id.';
 COMMENT ON COLUMN user_usage.hour IS 'The beginning of an hour in UTC; 1970 for all hours that are more than a day old.';
 COMMENT ON COLUMN user_usage.tasks IS 'Tasks created in that hour; not counted any more in the row of 1970.';
-COMMENT ON COLUMN user_usage.bytes IS 'Bytes of payloads, results and logs that were stored in that hour. What is deleted is subtracted from the row of 1970, which may be below 0; the sum of a user counts.';
+COMMENT ON COLUMN user_usage.bytes IS 'Bytes of texts, payloads, results and logs that were stored in that hour. What is deleted is subtracted from the row of 1970, which may be below 0; the sum of a user counts.';
 COMMENT ON INDEX user_usage_hour IS 'Hours that are more than a day old and move into the row of 1970.';
 
 CREATE TABLE tasks (

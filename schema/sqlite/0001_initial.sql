@@ -26,7 +26,7 @@ CREATE TABLE users (
     code_until   INTEGER,                           -- when that code expires
     quota_open   INTEGER CHECK (quota_open >= 0),   -- how many tasks the user may have that have not ended; 0: no limit; NULL: the default of the settings
     quota_daily  INTEGER CHECK (quota_daily >= 0),  -- how many tasks the user may create in 24 hours; 0 and NULL as above
-    quota_bytes  INTEGER CHECK (quota_bytes >= 0)   -- how many bytes the payloads, results and logs of the user may have; 0 and NULL as above
+    quota_bytes  INTEGER CHECK (quota_bytes >= 0)   -- how many bytes the texts, payloads, results and logs of the user may have; 0 and NULL as above
 );
 CREATE INDEX users_deleted ON users (id) WHERE deleted_at IS NOT NULL AND purged_at IS NULL;
 -- The admins who can act: at least one stays.
@@ -94,7 +94,7 @@ CREATE TABLE user_usage (
     user_id INTEGER NOT NULL, -- the user, users.id
     hour    INTEGER NOT NULL, -- the beginning of an hour; 0 for all hours that are more than a day old
     tasks   INTEGER NOT NULL, -- tasks created in that hour; not counted any more in the row of hour 0
-    bytes   INTEGER NOT NULL, -- bytes of payloads, results and logs that were stored in that hour; what is deleted is subtracted from the row of hour 0, which may be below 0
+    bytes   INTEGER NOT NULL, -- bytes of texts, payloads, results and logs that were stored in that hour; what is deleted is subtracted from the row of hour 0, which may be below 0
     PRIMARY KEY (user_id, hour)
 ) WITHOUT ROWID;
 

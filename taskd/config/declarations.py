@@ -383,7 +383,7 @@ TASKD_QUOTA_MIB = Setting(
     "TASKD_QUOTA_MIB",
     whole_number(0, MAX_QUOTA_MIB),
     "10240",
-    "How many MiB the payloads, results and logs of a user may take up. 0: no limit.",
+    "How many MiB the texts, payloads, results and logs of a user may take up. 0: no limit.",
 )
 TASKD_REGISTRATION = Setting(
     "TASKD_REGISTRATION",

@@ -14,7 +14,7 @@ MAX_QUOTA_MIB = 10**9
 
 class Limits(NamedTuple):
     """Limits in force; 0: no limit. ``open`` counts tasks that have not ended, ``daily`` tasks created in the last 24
-    hours, ``bytes`` payloads, results and logs."""
+    hours, ``bytes`` texts, payloads, results and logs."""
 
     open: int = 0
     daily: int = 0

@@ -39,6 +39,7 @@ class IQuotaStore(Interface):
     """Counters of tasks and bytes: one row a user and hour. What is older than HOURS is in one row a user.
 
     :meth:`ITaskStore.delete_finished` takes the bytes that it deletes away from the counters, in its transaction.
+    When the purge of a deleted user is final, :meth:`IAccountStore.purge_deleted` deletes the user's counters.
     """
 
     def add_usage(deltas: Sequence[UsageDelta]) -> Awaitable[None]:

@@ -170,7 +170,7 @@ class SetQuota(Struct):
     ] = UNSET
     mib: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_QUOTA_MIB)] | UnsetType | None,
-        Meta(description="MiB of payloads, results and logs; 0, null and absent as above."),
+        Meta(description="MiB of texts, payloads, results and logs; 0, null and absent as above."),
     ] = UNSET
 
 

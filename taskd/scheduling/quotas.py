@@ -3,7 +3,8 @@
 Nothing is read from the store on the path of each task. The server keeps what the store said about a user, and adds
 what it has let in since then. It asks again in the background: after FRESH seconds, or after RECENT seconds if it has
 let in more than its SHARE of what was left, so that servers that know nothing of each other do not exceed a quota
-together. It refuses nobody by an answer that is older than RECENT. So a quota may be exceeded by what servers let in
+together. It refuses nobody by an answer that is older than RECENT, nor because of open tasks that were stored since
+the answer: they may have ended by now, so it asks again. So a quota may be exceeded by what servers let in
 within about a second.
 """
 
@@ -46,6 +47,9 @@ MOST_USERS = 10_000
 MOST_READ = 200
 """Users in one statement."""
 
+MOST_COUNTED = 200_000
+"""Open tasks that one statement counts, as far as is known before."""
+
 COUNTED = 100_001
 """Open tasks that are counted of a user without a limit, for whoever wants to see how many there are."""
 
@@ -60,10 +64,14 @@ class _Known:
     had answered; the difference is what was let in and is not in the answer. ``stored`` is how much of it is in the
     store by now. ``doubtful``: some of it was stored while the question was under way, so the answer may have it.
 
-    ``asked`` and ``answered`` are by the clock; ``ask_again`` is the earliest time for the next question.
+    ``asked`` and ``answered`` are by the clock; ``ask_again`` is the earliest time for the next question. ``reading``:
+    a question is under way; ``stale``: what it answers may be older than a change of the limits. ``among_others``: the
+    last question was about other users too; ``alone``: the next one is not.
     """
 
     __slots__ = (
+        "alone",
+        "among_others",
         "answered",
         "ask_again",
         "asked",
@@ -73,6 +81,7 @@ class _Known:
         "limits",
         "open",
         "reading",
+        "stale",
         "start",
         "stored_bytes",
         "stored_daily",
@@ -92,16 +101,22 @@ class _Known:
         self.open, self.daily, self.bytes = self.start
         self.stored_open = self.stored_daily = self.stored_bytes = 0
         self.doubtful = False
-        self.reading = False
+        self.reading = self.stale = False
+        self.among_others = self.alone = False
         self.waiting: list[Deferred[None]] = []
 
     def has_room(self, opened: int, created: int, size: int) -> bool:
-        """Whether so much more is within all limits. What is 0 needs no room."""
+        """Whether so much more is within all limits. No creation of tasks needs no room for them; whatever it is, it is
+        refused while bytes are at their limit: an open task may get a result and a log."""
         return (
             (not opened or opened <= self.open)
             and (not created or created <= self.daily)
-            and (not size or size <= self.bytes)
+            and max(size, 1) <= self.bytes
         )
+
+    def may_have_ended(self, opened: int) -> bool:
+        """Whether so many tasks more exceed the limit, but would not if all stored since the answer have ended."""
+        return self.open < opened <= self.open + self.stored_open
 
     def let_in(self, opened: int, created: int, size: int) -> None:
         """So much is let in; with negative numbers, it was not stored, or is in the answer."""
@@ -113,6 +128,10 @@ class _Known:
         """How much of what was let in is in the store."""
         return Limits(self.stored_open, self.stored_daily, self.stored_bytes)
 
+    def is_outdated(self, now: float) -> bool:
+        """Whether this user is to be forgotten."""
+        return now - self.asked >= FORGOTTEN and not self.reading
+
     def has_taken_its_share(self) -> bool:
         """Whether more was let in than one answer is good for."""
         return any(
@@ -121,7 +140,8 @@ class _Known:
         )
 
     def forget(self) -> None:
-        """What the store has said counts no more."""
+        """What the store has said counts no more, nor does what it is about to say."""
+        self.stale = self.reading
         let_in = [start - room for start, room in zip(self.start, (self.open, self.daily, self.bytes), strict=True)]
         self.usage = None
         self.start = Limits(-1, -1, -1)
@@ -151,7 +171,9 @@ class Quotas:
         self._default = default
         # those that were asked about last are at the end
         self._known: dict[int, _Known] = {}
-        self._reads: Batcher[_Known, Usage | None] = Batcher(clock, self._read, max_weight=MOST_READ)
+        self._reads: Batcher[_Known, Usage | None] = Batcher(
+            clock, self._read, max_weight=MOST_COUNTED, weigh=self._weigh
+        )
 
     # -- requests
 
@@ -162,10 +184,13 @@ class Quotas:
         known = self._known.get(tasks[0].user_id)
         if known is None or count > known.open or count > known.daily or size > known.bytes:
             return self._admits(tasks[0].user_id, count, count, size)
+        now = self._clock.seconds()
+        if now >= known.ask_again and known.is_outdated(now):
+            return self._admits(tasks[0].user_id, count, count, size)
         known.open -= count
         known.daily -= count
         known.bytes -= size
-        if self._clock.seconds() >= known.ask_again:
+        if now >= known.ask_again:
             self._ask_again(known)
         return True
 
@@ -221,20 +246,22 @@ class Quotas:
     # -- what is known
 
     def _admits(self, user_id: int, opened: int, created: int, size: int) -> bool:
+        now = self._clock.seconds()
         known = self._known.get(user_id)
-        if known is None:
+        if known is None or known.is_outdated(now):
             # The first task need not wait. More than one does: else a user could exceed a quota by a whole request each
-            # time that it is forgotten.
+            # time that it is forgotten. So does one who had no room.
+            is_full = known is not None and not known.has_room(opened, created, size)
             known = self._add(user_id)
             self._ask(known)
-            if opened > 1:
+            if opened > 1 or is_full:
                 return False
             known.let_in(opened, created, size)
             return True
         if known.usage is None or not known.has_room(opened, created, size):
             return False
         known.let_in(opened, created, size)
-        if self._clock.seconds() >= known.ask_again:
+        if now >= known.ask_again:
             self._ask_again(known)
         return True
 
@@ -253,7 +280,8 @@ class Quotas:
                     known.let_in(opened, created, size)
                     return
                 is_recent = self._clock.seconds() - known.answered < RECENT
-                if is_recent and (questions > 1 or not known.doubtful):
+                is_settled = not known.doubtful and not known.may_have_ended(opened)
+                if is_recent and (questions > 1 or is_settled):
                     raise self._refusal(known, opened, created, size)
             questions += 1
             await self._answer(known)
@@ -267,7 +295,7 @@ class Quotas:
             used = f"{limits.open - room:,} of" if room >= 0 else "more than"
             what = f"{used} {limits.open:,} open tasks"
             advice = "wait until some have ended, or cancel some"
-        elif created > known.daily:
+        elif created and created > known.daily:
             room = known.daily
             retry_after = self._frees_in(known)
             what = f"{limits.daily - room:,} of {limits.daily:,} tasks created within {HOURS} hours"
@@ -275,7 +303,7 @@ class Quotas:
         else:
             room = 0
             used_mib = (limits.bytes - known.bytes) / MIB
-            what = f"{used_mib:,.1f} of {limits.bytes / MIB:,.1f} MiB of payloads, results and logs"
+            what = f"{used_mib:,.1f} of {limits.bytes / MIB:,.1f} MiB of texts, payloads, results and logs"
             advice = "wait until old tasks are deleted, or ask an admin for more"
         field = None
         if opened > 1:
@@ -294,6 +322,7 @@ class Quotas:
 
     def _add(self, user_id: int) -> _Known:
         now = self._clock.seconds()
+        self._known.pop(user_id, None)
         self._forget(now)
         if len(self._known) >= MOST_USERS:
             del self._known[next(iter(self._known))]
@@ -303,7 +332,7 @@ class Quotas:
     def _forget(self, now: float) -> None:
         while self._known:
             oldest = next(iter(self._known.values()))
-            if oldest.reading or now - oldest.asked < FORGOTTEN:
+            if not oldest.is_outdated(now):
                 return
             del self._known[oldest.user_id]
 
@@ -314,9 +343,19 @@ class Quotas:
         # those who have not been asked about for longest come first
         if self._known.get(known.user_id) is known:
             self._known[known.user_id] = self._known.pop(known.user_id)
+        self._submit(known)
+
+    def _submit(self, known: _Known) -> None:
         self._reads.submit(known).addCallbacks(
             self._answered, self._not_answered, callbackArgs=(known,), errbackArgs=(known,)
         )
+
+    def _weigh(self, known: _Known) -> int:
+        """How many open tasks the store is expected to count, at least one part of MOST_READ."""
+        if known.alone:
+            return MOST_COUNTED
+        counted = self._default.open if known.usage is None else known.usage.open
+        return min(max(counted, MOST_COUNTED // MOST_READ), MOST_COUNTED)
 
     def _answer(self, known: _Known) -> Deferred[None]:
         """Fires with the next answer about this user. Fails with what the question failed with."""
@@ -331,6 +370,7 @@ class Quotas:
         before = []
         for known in asked:
             known.asked, known.ask_again = now, now + RECENT
+            known.among_others = len(asked) > 1
             # the store has the open tasks already, and the other counts when the log has added them
             before.append((known.stored(), self._usage_log.gathered(known.user_id)))
         found = await self._store.read_usage([known.user_id for known in asked], self._default.open)
@@ -343,6 +383,11 @@ class Quotas:
         return [found.get(known.user_id) for known in asked]
 
     def _answered(self, usage: Usage | None, known: _Known) -> None:
+        known.alone = False
+        if known.stale:
+            known.stale = False
+            self._submit(known)
+            return
         # a user who was deleted meanwhile has nothing, and no session
         usage = usage or Usage(Quota())
         known.answer(usage, usage.quota.limits(self._default), self._clock.seconds())
@@ -352,7 +397,12 @@ class Quotas:
             done.callback(None)
 
     def _not_answered(self, failure: Failure, known: _Known) -> None:
-        known.reading = False
+        if known.among_others and self._store.ready and failure.check(Unavailable):
+            # perhaps the tasks of one user took too long to count: the others need not fail with it
+            known.among_others, known.alone = False, True
+            self._submit(known)
+            return
+        known.reading = known.stale = False
         if known.usage is None and self._known.get(known.user_id) is known:
             del self._known[known.user_id]
         waiting, known.waiting = known.waiting, []
@@ -365,8 +415,8 @@ class Quotas:
 def _size(tasks: Sequence[NewTask]) -> int:
     """What new tasks take up, in bytes."""
     if len(tasks) == 1:
-        return text_bytes(tasks[0].payload)
-    return sum([text_bytes(task.payload) for task in tasks])
+        return text_bytes(tasks[0].task) + text_bytes(tasks[0].payload)
+    return sum([text_bytes(task.task) + text_bytes(task.payload) for task in tasks])
 
 
 def _words(seconds: float) -> str:

@@ -24,7 +24,7 @@ def test_own_quotas(stage: Stage) -> None:
         "USED   LIMIT  QUOTA",
         "   3  100000  open tasks",
         "  40       -  tasks in 24 hours",
-        "   2   10240  MiB of payloads, results and logs",
+        "   2   10240  MiB of texts, payloads, results and logs",
     ]
     assert stage.taskd.asked()[-1] == {"action": "quota", "id": stage.taskd.asked()[-1]["id"]}
     stage.lang = "es"
@@ -43,7 +43,7 @@ def test_limits_are_set(stage: Stage) -> None:
     assert run.out.splitlines()[1:] == [
         "   3      -  open tasks (set for this user)",
         "  40      5  tasks in 24 hours (set for this user)",
-        "   2     12  MiB of payloads, results and logs (set for this user)",
+        "   2     12  MiB of texts, payloads, results and logs (set for this user)",
     ]
     request = stage.taskd.asked()[-1]
     assert (request["action"], request["username"]) == ("set_quota", "ana")

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
+
+from twisted.internet.defer import Deferred, ensureDeferred, fail
+from twisted.logger import LogEvent, LogLevel, capturedLogs, formatEvent
 
 from taskd.model.errors import Unavailable
 from taskd.model.quotas import MIB, Limits
@@ -10,6 +15,7 @@ from taskd.ports.quotas import UsageDelta
 from taskd.scheduling import quotas
 from taskd.scheduling.maintenance import fold_usage
 from taskd.scheduling.quotas import FORGOTTEN, FRESH, RECENT
+from taskd.usage_log import STOP_SECONDS
 from tests.unit.stage import Client, Stage, StageCase, now
 
 DAY = 86_400
@@ -123,6 +129,25 @@ class OpenTasks(QuotaCase):
         self.stage.clock.advance(RECENT)
         self.assertTrue(self.add()["ok"])
 
+    def test_tasks_that_have_ended_do_not_count_within_the_same_second(self) -> None:
+        for _ in range(20):
+            self.assertTrue(self.add()["ok"])
+            self.end_all()
+        self.assertEqual(self.count(), 20)
+
+    def test_tasks_that_are_being_stored_count(self) -> None:
+        self.add()
+        self.stage.runner.slow = True
+        self.client.send(*({"action": "new_task", "id": n, "task": "x"} for n in range(10)))
+        self.stage.runner.slow = False
+        self.stage.runner.run_waiting()
+        self.stage.run_pending()
+        self.assertEqual([line["ok"] for line in self.client.lines()].count(True), 4)
+        calls = self.stage.runner.calls
+        self.assertRefused(self.add(), "quota_exceeded")
+        self.assertRefused(self.add(), "quota_exceeded")
+        self.assertEqual(self.stage.runner.calls, calls, "the answer that refused the others holds for a second")
+
     def test_while_the_store_is_away_it_says_so(self) -> None:
         self.stage.runner.away = True
         self.assertRefused(self.add(), "unavailable")
@@ -135,6 +160,14 @@ class OpenTasks(QuotaCase):
         self.stage.runner.away = False
         self.assertRefused(self.add(3), "quota_exceeded", "tasks")
         self.assertTrue(self.add(2)["ok"])
+
+    def test_a_user_who_comes_back_is_asked_about_first(self) -> None:
+        self.add()
+        self.stage.clock.advance(FORGOTTEN)
+        now(self.stage.other_store.set_quota("ana", {"open": 3}))
+        self.assertRefused(self.add(4), "quota_exceeded", "tasks")
+        self.assertTrue(self.add(2)["ok"])
+        self.assertRefused(self.add(), "quota_exceeded")
 
     def test_what_could_not_be_stored_takes_no_room(self) -> None:
         self.add()
@@ -227,9 +260,32 @@ class Bytes(QuotaCase):
             self.assertTrue(self.add(payload=payload)["ok"])
         reply = self.add(payload=payload)
         self.assertRefused(reply, "quota_exceeded")
-        self.assertIn("2.0 of 2.0 MiB of payloads, results and logs: ", reply["message"])
+        self.assertIn("2.0 of 2.0 MiB of texts, payloads, results and logs: ", reply["message"])
+        calls = self.stage.runner.calls
+        self.assertRefused(self.add(payload=payload), "quota_exceeded")
+        self.assertEqual(self.stage.runner.calls, calls, "bytes do not go away: it does not ask again")
         self.assertTrue(self.add()["ok"], "a small one fits")
         self.assertEqual(self.client.ask("quota")["bytes"]["limit"], 2 * MIB)
+
+    def test_texts_count(self) -> None:
+        text = "x" * 4_000
+        for _ in range(52):
+            self.assertTrue(self.add(10, task=text)["ok"])
+        self.assertRefused(self.add(10, task=text), "quota_exceeded")
+
+    def test_no_task_is_retried_at_the_limit(self) -> None:
+        self.add(2)
+        for task_id in (1, 2):
+            self.client.ask("cancel_task", task_id=task_id)
+        self.assertTrue(self.client.ask("retry_task", task_id=1)["ok"])
+        now(self.stage.other_store.add_usage([UsageDelta(self.stage.user_id(), 0, 2 * MIB)]))
+        self.stage.clock.advance(FORGOTTEN)
+        self.add()
+        self.stage.clock.advance(RECENT)
+        reply = self.client.ask("retry_task", task_id=2)
+        self.assertRefused(reply, "quota_exceeded")
+        self.assertIn("2.0 of 2.0 MiB", reply["message"])
+        self.assertEqual(self.stage.states(2), ["cancelled"])
 
     def test_what_workers_store_counts(self) -> None:
         self.add()
@@ -291,10 +347,49 @@ class Cost(QuotaCase):
         self.stage.run_pending()
         self.assertEqual(asked, [20])
 
+    def test_one_question_counts_no_more_than_so_many_tasks(self) -> None:
+        self.patch(quotas, "MOST_COUNTED", 40_000)
+        self.stage = Stage(quotas=self.limits)
+        self.addCleanup(self.stage.close)
+        clients = [self.stage.client(f"u{n}") for n in range(20)]
+        asked: list[int] = []
+        read = self.stage.store.read_usage
+        self.stage.store.read_usage = lambda ids, *args: asked.append(len(ids)) or read(ids, *args)  # type: ignore
+        for client in clients:
+            client.connection.dataReceived(b'{"action":"new_task","task":"x"}\n')
+        self.stage.run_pending()
+        self.stage.pass_time(0.1)
+        self.assertEqual(asked, [4] * 5, "each may have 10,000 open tasks")
+        self.assertEqual(self.count(), 20)
+        asked.clear()
+        self.stage.clock.advance(FRESH)
+        for client in clients:
+            client.connection.dataReceived(b'{"action":"new_task","task":"x"}\n')
+        self.stage.run_pending()
+        self.assertEqual(asked, [20], "each has one")
+
+    def test_a_user_that_cannot_be_counted_fails_alone(self) -> None:
+        clients = [self.stage.client(f"u{n}") for n in range(3)]
+        heavy = self.stage.user_id("u1")
+        asked: list[list[int]] = []
+        read = self.stage.store.read_usage
+
+        def read_usage(ids: list[int], *args: Any) -> Any:
+            asked.append(ids)
+            return fail(Unavailable("the statement took too long")) if heavy in ids else read(ids, *args)
+
+        self.stage.store.read_usage = read_usage  # type: ignore[method-assign, assignment]
+        for client in clients:
+            client.connection.dataReceived(b'{"action":"new_tasks","tasks":[{"task":"x"},{"task":"x"}]}\n')
+        self.stage.run_pending()
+        self.stage.pass_time(0.1)
+        self.assertEqual([client.lines()[-1]["ok"] for client in clients], [True, False, True])
+        self.assertEqual([len(ids) for ids in asked], [3, 1, 1, 1])
+
     def test_nothing_is_written_while_nothing_happens(self) -> None:
         self.add(3)
         self.stage.clock.advance(1)
-        self.assertEqual(self.stage.sql("SELECT tasks, bytes FROM user_usage"), [(3, 6)])
+        self.assertEqual(self.stage.sql("SELECT tasks, bytes FROM user_usage"), [(3, 9)])
         calls = self.stage.runner.calls
         self.stage.pass_time(200, step=1)
         self.assertEqual((self.stage.runner.calls, self.stage.clock.getDelayedCalls()), (calls, []))
@@ -318,13 +413,71 @@ class Cost(QuotaCase):
         self.assertEqual(self.stage.sql("SELECT * FROM user_usage"), [])
         self.add()
         self.stage.clock.advance(1)
-        self.assertEqual(self.stage.sql("SELECT tasks, bytes FROM user_usage"), [(4, 8)])
+        self.assertEqual(self.stage.sql("SELECT tasks, bytes FROM user_usage"), [(4, 12)])
 
     def test_a_stopping_server_stores_what_it_knows(self) -> None:
         self.add(3)
         now(self.stage.server.scheduler.drain())
-        self.assertEqual(self.stage.sql("SELECT tasks, bytes FROM user_usage"), [(3, 6)])
+        self.assertEqual(self.stage.sql("SELECT tasks, bytes FROM user_usage"), [(3, 9)])
         self.assertEqual(self.stage.clock.getDelayedCalls(), [])
+
+    def stop(self) -> tuple[list[bool], Sequence[LogEvent]]:
+        """Stop the server. Gives lists that grow: whether it has ended, and what it has logged."""
+        ended: list[bool] = []
+        stack = ExitStack()
+        events = stack.enter_context(capturedLogs())
+        self.addCleanup(stack.close)
+        ensureDeferred(self.stage.server.scheduler.drain()).addCallback(lambda _: ended.append(True))
+        self.stage.run_pending()
+        return ended, events
+
+    def warnings(self, events: Sequence[LogEvent]) -> list[str]:
+        return [formatEvent(event) for event in events if event["log_level"] is LogLevel.warn]
+
+    def test_a_stop_does_not_wait_long_for_a_slow_store(self) -> None:
+        self.add(3)
+        self.stage.runner.slow = True
+        self.stage.clock.advance(1)
+        ended, logs = self.stop()
+        self.stage.clock.advance(STOP_SECONDS - 0.1)
+        self.assertEqual(ended, [])
+        self.stage.clock.advance(0.1)
+        self.assertEqual((ended, len(self.warnings(logs))), ([True], 1))
+        self.stage.runner.slow = False
+        self.stage.runner.run_waiting()
+        self.assertEqual(self.stage.sql("SELECT tasks, bytes FROM user_usage"), [(3, 9)], "once")
+        self.assertEqual(self.stage.clock.getDelayedCalls(), [])
+
+    def test_a_stop_stores_what_was_gathered_during_a_statement(self) -> None:
+        self.add(3)
+        self.stage.runner.slow = True
+        self.stage.clock.advance(1)
+        self.stage.server.scheduler._usage.add(self.stage.user_id(), 1, 3)
+        ended, logs = self.stop()
+        self.stage.runner.slow = False
+        self.stage.runner.run_waiting()
+        self.stage.run_pending()
+        self.assertEqual((ended, self.warnings(logs)), ([True], []))
+        self.assertEqual(self.stage.sql("SELECT tasks, bytes FROM user_usage"), [(4, 12)])
+
+    def test_a_stop_does_not_try_again_what_has_just_failed(self) -> None:
+        self.add(3)
+        self.stage.runner.slow = True
+        self.stage.clock.advance(1)
+        ended, logs = self.stop()
+        self.stage.runner.slow, self.stage.runner.away = False, True
+        calls = self.stage.runner.calls
+        self.stage.runner.run_waiting()
+        self.stage.run_pending()
+        self.assertEqual((ended, self.stage.runner.calls), ([True], calls + 1))
+        self.assertEqual(self.warnings(logs), ["the use of 1 users could not be stored before the stop"])
+
+    def test_a_stop_does_not_wait_for_a_store_that_is_away(self) -> None:
+        self.add(3)
+        self.stage.store.ready = False
+        calls = self.stage.runner.calls
+        ended, logs = self.stop()
+        self.assertEqual((ended, len(self.warnings(logs)), self.stage.runner.calls), ([True], 1, calls))
 
     def test_old_hours_are_folded(self) -> None:
         for _ in range(3):
@@ -334,7 +487,7 @@ class Cost(QuotaCase):
         self.stage.run_maintenance()
         self.stage.clock.advance(fold_usage.REST)
         self.stage.run_maintenance()
-        self.assertEqual(self.stage.sql("SELECT hour, tasks, bytes FROM user_usage"), [(0, 0, 6)])
+        self.assertEqual(self.stage.sql("SELECT hour, tasks, bytes FROM user_usage"), [(0, 0, 9)])
 
 
 class Actions(QuotaCase):
@@ -355,7 +508,7 @@ class Actions(QuotaCase):
                 "username": "ana",
                 "open": {"used": 3, "limit": 5, "default": True},
                 "daily": {"used": 3, "limit": 0, "default": True},
-                "bytes": {"used": 21, "limit": MIB, "default": True},
+                "bytes": {"used": 24, "limit": MIB, "default": True},
             },
         )
 
@@ -389,6 +542,25 @@ class Actions(QuotaCase):
         self.stage.clock.advance(FRESH)
         self.assertTrue(self.add()["ok"])
         self.assertRefused(self.add(), "quota_exceeded")
+
+    def test_an_answer_from_before_the_change_does_not_count(self) -> None:
+        self.add()
+        self.stage.clock.advance(FRESH)
+        read = self.stage.store.read_usage
+        late: Deferred[Any] = Deferred()
+        old = now(read([self.stage.user_id()], 5))
+        self.stage.store.read_usage = lambda *args: late  # type: ignore[method-assign, assignment]
+        self.assertTrue(self.add()["ok"])
+        self.stage.run_pending()
+        self.stage.store.read_usage = read  # type: ignore[method-assign]
+        self.admin.ask("set_quota", username="ana", open=2)
+        self.client.send({"action": "new_task", "id": 1, "task": "x"})
+        self.assertEqual(self.client.lines(), [], "it waits")
+        late.callback(old)
+        self.stage.pass_time(0.1)
+        [reply] = self.client.lines()
+        self.assertRefused(reply, "quota_exceeded")
+        self.assertIn("2 of 2 open tasks", reply["message"])
 
     def test_changes_are_in_the_audit(self) -> None:
         self.admin.ask("set_quota", username="ana", open=None, daily=9)

@@ -233,8 +233,8 @@ _OPTIONS = {
         "Fijar cuántas tareas puede crear en 24 horas. 0 y default: como arriba.",
     ),
     "mib": (
-        "Set how many MiB of payloads, results and logs the user may have. 0 and default: as above.",
-        "Fijar cuántos MiB de datos, resultados y registros puede tener. 0 y default: como arriba.",
+        "Set how many MiB of texts, payloads, results and logs the user may have. 0 and default: as above.",
+        "Fijar cuántos MiB de textos, datos, resultados y registros puede tener. 0 y default: como arriba.",
     ),
     "weight.username": ("The user.", "El usuario."),
     "weight": (

@@ -29,7 +29,7 @@ LABELS: dict[str, tuple[str, str]] = {
     "col.quota": ("QUOTA", "CUOTA"),
     "quota.open": ("open tasks", "tareas sin terminar"),
     "quota.daily": ("tasks in 24 hours", "tareas en 24 horas"),
-    "quota.mib": ("MiB of payloads, results and logs", "MiB de datos, resultados y registros"),
+    "quota.mib": ("MiB of texts, payloads, results and logs", "MiB de textos, datos, resultados y registros"),
     "quota.own": ("{quota} (set for this user)", "{quota} (fijada para este usuario)"),
     "col.summary": ("WHAT IT DOES", "QUÉ HACE"),
     "show.id": ("Task", "Tarea"),

@@ -168,6 +168,9 @@ WITH left_over AS MATERIALIZED (
 ), noted AS (
     UPDATE users SET purged_at = now() FROM left_over
     WHERE id = $1 AND deleted_at <= now() - make_interval(secs => $2) AND purged_at IS NULL AND NOT any_left
+    RETURNING id
+), forgotten AS (
+    DELETE FROM user_usage WHERE user_id = $1 AND EXISTS (SELECT FROM noted)
 )
 SELECT NOT any_left FROM left_over
 """,

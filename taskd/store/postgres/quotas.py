@@ -68,7 +68,8 @@ WITH before AS MATERIALIZED (
 SELECT open, daily, bytes FROM before
 """,
     # Rows that another process is folding are skipped. No user gets below 0, however much was lost before what was
-    # deleted: the row is at least what the hours make up for.
+    # deleted: the row is at least what the hours make up for. The row may have changed since it was read, so this is
+    # said twice.
     "fold_usage": f"""
 WITH old AS MATERIALIZED (
     SELECT user_id, hour FROM user_usage WHERE hour > {LONG_PAST} AND hour <= {_PASSED}
@@ -80,11 +81,13 @@ WITH old AS MATERIALIZED (
     SELECT g.user_id, sum(g.bytes)::bigint AS bytes, EXISTS (
         SELECT FROM users WHERE id = g.user_id AND deleted_at IS NULL) AS is_known, (
         SELECT coalesce(sum(l.bytes), 0)::bigint FROM user_usage l
-        WHERE l.user_id = g.user_id AND l.hour > {_PASSED}) AS later
+        WHERE l.user_id = g.user_id AND l.hour > {_PASSED}) AS later, (
+        SELECT o.bytes FROM user_usage o WHERE o.user_id = g.user_id AND o.hour = {LONG_PAST}) AS before
     FROM gone g GROUP BY g.user_id
 ), folded AS (
     INSERT INTO user_usage (user_id, hour, tasks, bytes)
-    SELECT user_id, {LONG_PAST}, 0, greatest(bytes, -later) FROM past WHERE is_known AND bytes <> 0 ORDER BY user_id
+    SELECT user_id, {LONG_PAST}, 0, greatest(bytes, -later - coalesce(before, 0)) FROM past
+    WHERE is_known AND (bytes <> 0 OR before IS NOT NULL) ORDER BY user_id
     ON CONFLICT (user_id, hour) DO UPDATE SET bytes = greatest(user_usage.bytes + excluded.bytes, (
         SELECT -coalesce(sum(l.bytes), 0) FROM user_usage l
         WHERE l.user_id = excluded.user_id AND l.hour > {_PASSED}))

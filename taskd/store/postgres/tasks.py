@@ -81,7 +81,8 @@ WITH seen AS MATERIALIZED (
 ), deleted AS (
     DELETE FROM tasks t USING seen
     WHERE t.id = seen.id AND seen.is_old AND t.finished_at < now() - make_interval(secs => $1)
-    RETURNING t.id, t.user_id, octet_length(t.payload::text) + coalesce(octet_length(t.result::text), 0) AS bytes
+    RETURNING t.id, t.user_id,
+        octet_length(t.task) + octet_length(t.payload::text) + coalesce(octet_length(t.result::text), 0) AS bytes
 ), logs AS (
     DELETE FROM task_log l USING deleted WHERE l.task_id = deleted.id RETURNING deleted.user_id, l.bytes
 ), subtracted AS (

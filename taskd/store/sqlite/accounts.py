@@ -71,6 +71,7 @@ SELECT id {_OF_DELETED} AND status IN ('Completada', 'Fallida', 'Cancelada') AND
 """
 HAS_TASKS = "SELECT EXISTS (SELECT 1 FROM tasks WHERE user_id = ?)"
 NOTE_PURGED = "UPDATE users SET purged_at = ? WHERE id = ? AND deleted_at <= ? AND purged_at IS NULL"
+DELETE_USAGE = "DELETE FROM user_usage WHERE user_id = ?"
 
 
 class SqliteAccounts(SqliteSessions, SqliteAudit):
@@ -202,7 +203,8 @@ class SqliteAccounts(SqliteSessions, SqliteAudit):
             db.execute(statement, (ids,))
         if db.execute(HAS_TASKS, (user_id,)).fetchone()[0]:
             return False
-        db.execute(NOTE_PURGED, (now, user_id, now - micros_of(SETTLE_SECONDS)))
+        if db.execute(NOTE_PURGED, (now, user_id, now - micros_of(SETTLE_SECONDS))).rowcount:
+            db.execute(DELETE_USAGE, (user_id,))
         return True
 
 

@@ -48,7 +48,8 @@ OLDEST_TASKS = "SELECT id, created_at, finished_at FROM tasks WHERE id > ? ORDER
 # What they take up is subtracted in the same transaction, from the row of all hours long past.
 SUBTRACT = """
 INSERT INTO user_usage (user_id, hour, tasks, bytes)
-SELECT user_id, 0, 0, -sum(length(CAST(payload AS BLOB)) + coalesce(length(CAST(result AS BLOB)), 0)
+SELECT user_id, 0, 0, -sum(length(CAST(task AS BLOB)) + length(CAST(payload AS BLOB))
+    + coalesce(length(CAST(result AS BLOB)), 0)
     + (SELECT coalesce(sum(bytes), 0) FROM task_log WHERE task_id = tasks.id))
 FROM tasks WHERE id IN (SELECT value FROM json_each(?)) GROUP BY user_id
 ON CONFLICT (user_id, hour) DO UPDATE SET bytes = bytes + excluded.bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from taskd.model.quotas import Quota
 from taskd.model.states import State
-from taskd.ports.accounts import Entry
+from taskd.ports.accounts import SETTLE_SECONDS, Entry
 from taskd.ports.quotas import Usage, UsageDelta
 from tests.conformance.store.case import StoreCase
 
@@ -119,8 +119,10 @@ class QuotaTests(StoreCase):
         [kept] = await self.create(payload="{}")
         for each in (task, theirs, kept):
             await self.backdate(each.id, 1000, None if each is kept else 900)
-        size = len(payload.encode()) + len(result.encode()) + len("ñandú\ntwo".encode()) + 1
-        await self.store.add_usage([UsageDelta(self.ana.id, 2, size + 2), UsageDelta(self.ben.id, 1, 2)])
+        size = len(task.task) + len(payload.encode()) + len(result.encode()) + len("ñandú\ntwo".encode()) + 1
+        await self.store.add_usage(
+            [UsageDelta(self.ana.id, 2, size + 2), UsageDelta(self.ben.id, 1, 2 + len(theirs.task))]
+        )
         self.assertEqual(await self.store.delete_finished(100, 0, 10), (2, None))
         usage = await self.usage()
         self.assertEqual((usage.daily, usage.bytes), (2, 2))
@@ -136,6 +138,40 @@ class QuotaTests(StoreCase):
         self.assertEqual((await self.usage(self.ben.id)).bytes, 0)
         # the missing 40 are not a gift
         self.assertEqual(await self.store.fold_usage(10), 1)
+        await self.store.add_usage([UsageDelta(self.ana.id, 0, 5)])
+        self.assertEqual((await self.usage()).bytes, 5)
+
+    async def test_an_hour_that_took_bytes_away_is_folded_into_what_there_was(self) -> None:
+        ana = self.ana.id
+        for size, left in ((1000, 1000), (-500, 500), (-700, 0), (5, 5)):
+            await self.store.add_usage([UsageDelta(ana, 1, size)])
+            await self.age_usage(24)
+            self.assertEqual(await self.store.fold_usage(10), 1)
+            self.assertEqual((await self.usage()).bytes, left)
+
+    async def test_later_hours_make_up_for_what_was_taken_away(self) -> None:
+        ana = self.ana.id
+        await self.store.add_usage([UsageDelta(ana, 1, 1000)])
+        await self.age_usage(24)
+        await self.store.fold_usage(10)
+        await self.store.add_usage([UsageDelta(ana, 1, -1200)])
+        await self.age_usage(24)
+        await self.store.add_usage([UsageDelta(ana, 1, 300)])
+        self.assertEqual(await self.store.fold_usage(10), 1)
+        self.assertEqual((await self.usage()).bytes, 100)
+        await self.age_usage(24)
+        self.assertEqual(await self.store.fold_usage(10), 1)
+        self.assertEqual((await self.usage()).bytes, 100)
+
+    async def test_an_hour_without_bytes_gives_nothing_either(self) -> None:
+        [task] = await self.running()
+        await self.finish(task)
+        await self.backdate(task.id, 1000, 900)
+        await self.store.add_usage([UsageDelta(self.ana.id, 1, 0)])
+        self.assertEqual(await self.store.delete_finished(100, 0, 10), (1, None))
+        await self.age_usage(24)
+        self.assertEqual(await self.store.fold_usage(10), 1)
+        # what was deleted without having been counted is not a debt
         await self.store.add_usage([UsageDelta(self.ana.id, 0, 5)])
         self.assertEqual((await self.usage()).bytes, 5)
 
@@ -157,6 +193,19 @@ class QuotaTests(StoreCase):
         await self.age_usage(23)
         self.assertEqual(await self.store.fold_usage(10), 0)
         self.assertEqual((await self.usage()).daily, 1)
+
+    async def test_users_who_are_purged_are_forgotten(self) -> None:
+        await self.store.add_usage([UsageDelta(self.ana.id, 1, 5)])
+        await self.age_usage(24)
+        await self.store.fold_usage(10)
+        await self.store.add_usage([UsageDelta(self.ana.id, 1, 5), UsageDelta(self.ben.id, 1, 5)])
+        await self.store.delete_user(self.ana.id)
+        await self.store.purge_deleted(self.ana.id, 10)
+        await self.age_accounts(SETTLE_SECONDS + 1)
+        self.assertTrue(await self.store.purge_deleted(self.ana.id, 10))
+        self.assertEqual(await self.store.deleted_users(), [])
+        self.assertEqual(await self.count_usage(), 1)
+        self.assertEqual((await self.usage(self.ben.id)).bytes, 5)
 
     async def test_deleted_users_are_forgotten(self) -> None:
         await self.store.add_usage([UsageDelta(self.ana.id, 1, 5)])
