@@ -362,8 +362,8 @@ TASKD_ADMINS = Setting(
     "TASKD_ADMINS",
     USERNAMES,
     "",
-    "Users who are admins: they set weights, and see how many tasks all users have. Register them before their names"
-    " stand here: servers refuse to register these names.",
+    "Users who are admins, whatever their role in the database. Servers refuse to register these names:"
+    " `taskadmin create-admin` makes the accounts.",
 )
 
 TASKD_QUOTA_OPEN = Setting(
