@@ -333,7 +333,6 @@ DEFECTS: Mapping[str, Defect] = {
         "check",
         _looks_at_once,
         WATCHDOG_KEEPS,
-        first=1100,
         within=150,
         kinds=("stall_worker",),
         changes={"rates": {"slow_store": 0.4}},
@@ -396,6 +395,6 @@ DEFECTS: Mapping[str, Defect] = {
     "explain takes what is due for scheduled": Defect(
         explain, "_why", _takes_the_creation_for_now, EXPLAINED, within=100
     ),
-    "explain sees no worker": Defect(Pools, "serving", _does_nothing, EXPLAINED, within=30),
+    "explain sees no worker": Defect(Pools, "serving", _does_nothing, EXPLAINED, first=50, within=30),
     "all suspects run at a time": Defect(Suspects, "_has_place", _always, FEW_SUSPECTS, within=100),
 }
