@@ -293,7 +293,8 @@ class Deployment:
             try:
                 with LineClient(port, HOST, START_SECONDS) as client:
                     # This request reads the store, so its reply proves that the store can be reached.
-                    return bool(client.request("login", username="nobody", password="at all")["status"] == "no_user")
+                    login = client.request("login", username="nobody", password="at all")
+                    return bool(login["status"] == "wrong_credentials")
             except OSError:
                 return False
 
