@@ -20,8 +20,8 @@ from taskd.admin.commands import Admin
 from taskd.admin.failure import Failed, explained
 from taskd.admin.options import SETTINGS, parser
 from taskd.admin.texts import WORDS
-from taskd.cli.errors import BROKEN_PIPE, ERROR, INTERRUPTED, OK
-from taskd.cli.std_streams import escape_unencodable, flush, note
+from taskd.cli.errors import BROKEN_PIPE, ERROR, OK
+from taskd.cli.std_streams import note, run_program
 from taskd.cli.texts.catalogue import Texts, language
 from taskd.config import Settings
 from taskd.config.reading import read_settings
@@ -38,17 +38,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit status, whatever happens."""
-    texts = Texts(language(os.environ), WORDS)
-    escape_unencodable()
-    try:
-        return _main(sys.argv[1:] if argv is None else argv, texts)
-    except KeyboardInterrupt:
-        note("\n" + texts("interrupted"))
-        return INTERRUPTED
-    except BrokenPipeError:
-        return BROKEN_PIPE
-    finally:
-        flush()
+    return run_program(_main, argv, Texts(language(os.environ), WORDS))
 
 
 def _main(argv: Sequence[str], texts: Texts) -> int:

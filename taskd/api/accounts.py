@@ -10,7 +10,6 @@ import hmac
 from collections.abc import Callable, Collection, Sequence
 
 import bcrypt
-from msgspec.structs import replace
 from twisted.logger import Logger
 
 from taskd.api.login_guard import Client, LoginGuard
@@ -223,16 +222,14 @@ class Accounts:
 
     async def end_session(self, who: Principal, session_id: int) -> None:
         """End one of the client's own. Raises NotFound, Unavailable."""
-        key = normalize_username(who.username)[1]
-        entry = replace(_entry("end_session", who, key), details=f"session {session_id}")
+        entry = _own_entry("end_session", who, f"session {session_id}")
         if not await self._store.end_session(who.user_id, session_id, entry):
             raise NotFound(f"you have no session {session_id}", field="session_id")
 
     async def end_sessions(self, who: Principal, keep_this: bool) -> int:
         """End all of the client's own. Returns how many. Raises Unavailable."""
-        key = normalize_username(who.username)[1]
         keep = who.session if keep_this else None
-        return await self._store.end_sessions(who.user_id, keep, _entry("end_sessions", who, key))
+        return await self._store.end_sessions(who.user_id, keep, _own_entry("end_sessions", who))
 
     async def new_token(
         self, who: Principal, name: str, days: float, scopes: Sequence[str] | None
@@ -250,9 +247,8 @@ class Accounts:
             scopes=allowed,
             asked_by=who.session,
         )
-        key = normalize_username(who.username)[1]
         details = f"{name}, for {days:g} days, {' '.join(allowed)}"
-        await self._store.open_session(who.user_id, new, replace(_entry("new_token", who, key), details=details))
+        await self._store.open_session(who.user_id, new, _own_entry("new_token", who, details))
         found = await self._store.find_sessions([new.token_hash], self.idle)
         if new.token_hash not in found:
             raise Conflict("the token has just been ended; make another one")
@@ -263,7 +259,7 @@ class Accounts:
     async def set_weight(self, admin: Principal, username: str, weight: float) -> str:
         """Set a user's share of the slots. Returns the name. Raises BadRequest, NoUser, Unavailable."""
         name, key = normalize_username(username)
-        entry = replace(_entry("set_weight", admin, key), details=f"weight {weight:g}")
+        entry = _entry("set_weight", admin, key, f"weight {weight:g}")
         if not await self._store.set_weight(key, weight, entry):
             raise no_user(name)
         return name
@@ -271,13 +267,13 @@ class Accounts:
     async def set_role(self, admin: Principal, username: str, role: Role) -> User:
         """Raises BadRequest, NoUser, LastAdmin, Unavailable."""
         name, key = normalize_username(username)
-        entry = replace(_entry("set_role", admin, key), details=f"role {role.value}")
+        entry = _entry("set_role", admin, key, f"role {role.value}")
         return _found(await self._store.set_role(key, role, entry), name)
 
     async def set_disabled(self, admin: Principal, username: str, disabled: bool) -> User:
         """Raises BadRequest, NoUser, LastAdmin, Unavailable."""
         name, key = normalize_username(username)
-        entry = replace(_entry("set_disabled", admin, key), details="disabled" if disabled else "enabled")
+        entry = _entry("set_disabled", admin, key, "disabled" if disabled else "enabled")
         return _found(await self._store.set_disabled(key, disabled, entry), name)
 
     async def end_user_sessions(self, admin: Principal, username: str) -> tuple[User, int]:
@@ -299,7 +295,7 @@ class Accounts:
     async def invite(self, admin: Principal, uses: int, days: float) -> tuple[int, str]:
         """The id of a new invitation and its text. Raises Unavailable."""
         invitation = self._make_token()
-        entry = replace(_entry("invite", admin, ""), details=f"{uses} uses, {days:g} days")
+        entry = _entry("invite", admin, "", f"{uses} uses, {days:g} days")
         number = await self._store.create_invitation(token_hash(invitation), uses, days * 86_400, entry)
         return number, invitation
 
@@ -309,7 +305,7 @@ class Accounts:
 
     async def end_invitation(self, admin: Principal, invitation_id: int) -> None:
         """Raises NotFound, Unavailable."""
-        entry = replace(_entry("end_invitation", admin, ""), details=f"invitation {invitation_id}")
+        entry = _entry("end_invitation", admin, "", f"invitation {invitation_id}")
         if not await self._store.end_invitation(invitation_id, entry):
             raise NotFound(f"there is no invitation {invitation_id}", field="invitation_id")
 
@@ -332,8 +328,13 @@ def _found(user: User | None, name: str) -> User:
     return user
 
 
-def _entry(action: str, who: Principal, key: str) -> Entry:
-    return Entry(action, who.user_id, who.username, subject=key, address=who.address)
+def _entry(action: str, who: Principal, key: str, details: str | None = None) -> Entry:
+    return Entry(action, who.user_id, who.username, subject=key, address=who.address, details=details)
+
+
+def _own_entry(action: str, who: Principal, details: str | None = None) -> Entry:
+    """An entry whose subject is the client's own account."""
+    return _entry(action, who, normalize_username(who.username)[1], details)
 
 
 def _new_password(password: str, username: str) -> bytes:

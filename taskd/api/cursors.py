@@ -23,10 +23,7 @@ def tasks_cursor(before: int) -> str:
 
 def before_of(cursor: str) -> int:
     """The task id below which a page begins. Raises BadRequest for a cursor that no server made."""
-    found = _TASKS.fullmatch(_decode(cursor))
-    if found is not None and int(found[1]) <= _MAX_ID:
-        return int(found[1])
-    raise BadRequest("cursor is not one of ours; leave it out to begin at the newest", field="cursor")
+    return _id_of(_TASKS, cursor, "ours")
 
 
 def log_cursor(place: LogPlace) -> str:
@@ -49,10 +46,7 @@ def audit_cursor(before: int) -> str:
 
 def audit_place(cursor: str) -> int:
     """The id below which a page of the audit begins. Raises BadRequest for a cursor that no server made."""
-    found = _AUDIT.fullmatch(_decode(cursor))
-    if found is not None and int(found[1]) <= _MAX_ID:
-        return int(found[1])
-    raise BadRequest("cursor is not one of the audit; leave it out to begin at the newest", field="cursor")
+    return _id_of(_AUDIT, cursor, "the audit")
 
 
 def users_cursor(after_key: str) -> str:
@@ -70,6 +64,13 @@ def users_place(cursor: str) -> str:
     if raw[:1] == b"u" and key and "\0" not in key:
         return key
     raise BadRequest("cursor is not one of the users; leave it out to begin at the first", field="cursor")
+
+
+def _id_of(pattern: re.Pattern[bytes], cursor: str, whose: str) -> int:
+    found = pattern.fullmatch(_decode(cursor))
+    if found is not None and int(found[1]) <= _MAX_ID:
+        return int(found[1])
+    raise BadRequest(f"cursor is not one of {whose}; leave it out to begin at the newest", field="cursor")
 
 
 def _encode(raw: bytes) -> str:

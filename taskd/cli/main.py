@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from taskd.cli.errors import BROKEN_PIPE, INTERRUPTED, USAGE, exit_status
-from taskd.cli.std_streams import escape_unencodable, flush, note
+from taskd.cli.errors import USAGE, exit_status
+from taskd.cli.std_streams import run_program
 from taskd.cli.texts.catalogue import Texts, language
 from taskd.client.errors import ClientError
 
@@ -17,17 +17,7 @@ from taskd.client.errors import ClientError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit status, whatever happens."""
-    texts = Texts(language(os.environ))
-    escape_unencodable()
-    try:
-        return _main(sys.argv[1:] if argv is None else argv, texts)
-    except KeyboardInterrupt:
-        note("\n" + texts("interrupted"))
-        return INTERRUPTED
-    except BrokenPipeError:
-        return BROKEN_PIPE
-    finally:
-        flush()
+    return run_program(_main, argv, Texts(language(os.environ)))
 
 
 def _main(argv: Sequence[str], texts: Texts) -> int:

@@ -5,11 +5,30 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from taskd.cli.errors import BROKEN_PIPE, INTERRUPTED
+from taskd.cli.texts.catalogue import Texts
 
 
 def _streams() -> list[Any]:
     return [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
+
+
+def run_program(run: Callable[[Sequence[str], Texts], int], argv: Sequence[str] | None, texts: Texts) -> int:
+    """Run one command line, by default the process's own. Returns the exit status, also after Ctrl-C and when nobody
+    reads the output any more."""
+    escape_unencodable()
+    try:
+        return run(sys.argv[1:] if argv is None else argv, texts)
+    except KeyboardInterrupt:
+        note("\n" + texts("interrupted"))
+        return INTERRUPTED
+    except BrokenPipeError:
+        return BROKEN_PIPE
+    finally:
+        flush()
 
 
 def escape_unencodable() -> None:

@@ -16,9 +16,9 @@ from taskd.model.tasks import Task
 from taskd.model.users import Role, User
 from taskd.ports.accounts import DEVICE_SECONDS, SETTLE_SECONDS, Account, Entry, UserRow
 from taskd.store.postgres.audit import PostgresAudit, note, noted
-from taskd.store.postgres.connection import PostgresConnection, Rows
+from taskd.store.postgres.connection import PostgresConnection
 from taskd.store.postgres.rows import LISTED, to_tasks
-from taskd.store.postgres.sessions import PostgresSessions
+from taskd.store.postgres.sessions import PostgresSessions, locked
 from taskd.store.refusals import check_text, invitation_refused, last_admin, username_in_use
 from taskd.store.rows import LIVE_KEYS
 
@@ -191,7 +191,7 @@ class PostgresAccounts(PostgresSessions, PostgresAudit):
     ) -> User:
         args = note(entry), check_text(username), check_text(key), password, role.value, invitation
         locks = [] if invitation is None else [("lock_invitation", invitation)]
-        if rows := await self._call(_locked, locks, "create_user", *args):
+        if rows := await self._call(locked, locks, "create_user", *args):
             return _to_user(*rows[0])
         account = await self.find_user(key)
         if account is None and invitation is not None:
@@ -221,7 +221,7 @@ class PostgresAccounts(PostgresSessions, PostgresAudit):
 
     async def _set_rights(self, statement: str, key: str, value: object, entry: Entry | None) -> User | None:
         locks = [("lock_admins", ADMINS_LOCK), ("lock_key", check_text(key))]
-        rows = await self._call(_locked, locks, statement, note(entry), key, value)
+        rows = await self._call(locked, locks, statement, note(entry), key, value)
         if not rows:
             return None
         is_last, *user = rows[0]
@@ -236,16 +236,16 @@ class PostgresAccounts(PostgresSessions, PostgresAudit):
         self, user_id: int, old: str, new: str, keep: bytes | None, entry: Entry | None = None
     ) -> bool:
         args = note(entry), user_id, old, new, keep
-        return await self._call(_locked, [("lock_user", user_id)], "set_password", *args) == [(True,)]
+        return await self._call(locked, [("lock_user", user_id)], "set_password", *args) == [(True,)]
 
     async def set_code(self, key: str, code: bytes, seconds: float, entry: Entry | None = None) -> User | None:
         args = note(entry), check_text(key), code, seconds
-        rows = await self._call(_locked, [("lock_key", key)], "set_code", *args)
+        rows = await self._call(locked, [("lock_key", key)], "set_code", *args)
         return _to_user(*rows[0]) if rows else None
 
     async def use_code(self, user_id: int, code: bytes, new: str, entry: Entry | None = None) -> bool:
         args = note(entry), user_id, code, new
-        return await self._call(_locked, [("lock_user", user_id)], "use_code", *args) == [(True,)]
+        return await self._call(locked, [("lock_user", user_id)], "use_code", *args) == [(True,)]
 
     async def delete_user(self, user_id: int, entry: Entry | None = None) -> bool:
         return bool(await self._call(_delete_user, user_id, entry))
@@ -262,12 +262,6 @@ class PostgresAccounts(PostgresSessions, PostgresAudit):
             return False
         [(is_purged,)] = await self._call("note_purged", user_id, SETTLE_SECONDS)
         return bool(is_purged)
-
-
-async def _locked(
-    connection: PostgresConnection, again: bool, locks: Sequence[tuple[str, Any]], statement: str, *args: Any
-) -> Rows:
-    return await connection.call_locked(locks, statement, *args)
 
 
 async def _delete_user(connection: PostgresConnection, again: bool, user_id: int, entry: Entry | None) -> bool:

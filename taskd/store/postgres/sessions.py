@@ -129,8 +129,8 @@ class PostgresSessions(PostgresDatabase):
 
     async def open_session(self, user_id: int, session: NewSession, entry: Entry | None = None) -> None:
         rows = await self._call(
-            _of_user,
-            user_id,
+            locked,
+            [("lock_user", user_id)],
             "open_session",
             note(entry),
             user_id,
@@ -167,7 +167,8 @@ class PostgresSessions(PostgresDatabase):
         return session_id <= MAX_ID and await self._call(_deleted, "end_session", note(entry), user_id, session_id)
 
     async def end_sessions(self, user_id: int, keep: bytes | None, entry: Entry | None = None) -> int:
-        return int((await self._call(_of_user, user_id, "end_sessions", note(entry), user_id, keep))[0][0])
+        args = note(entry), user_id, keep
+        return int((await self._call(locked, [("lock_user", user_id)], "end_sessions", *args))[0][0])
 
     async def create_invitation(self, token_hash: bytes, uses: int, seconds: float, entry: Entry) -> int:
         args = note(entry), token_hash, uses, seconds, sanitize(entry.actor)
@@ -183,8 +184,11 @@ class PostgresSessions(PostgresDatabase):
         return invitation_id <= MAX_ID and await self._call(_deleted, "end_invitation", note(entry), invitation_id)
 
 
-async def _of_user(connection: PostgresConnection, again: bool, user_id: int, statement: str, *args: Any) -> Rows:
-    return await connection.call_locked([("lock_user", user_id)], statement, *args)
+async def locked(
+    connection: PostgresConnection, again: bool, locks: Sequence[tuple[str, Any]], statement: str, *args: Any
+) -> Rows:
+    """Run the statement after those that take its locks."""
+    return await connection.call_locked(locks, statement, *args)
 
 
 async def _deleted(connection: PostgresConnection, again: bool, statement: str, *args: Any) -> bool:
