@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.logger import Logger
 
@@ -20,6 +20,23 @@ LOGGED_IN = (Access.USER, Access.OPERATOR, Access.ADMIN)
 ActionMethod = Callable[[Principal, Subscriptions, Any], Awaitable[Reply]]
 
 
+class _Duty(NamedTuple):
+    """What each request for one action needs. It is worked out once: on Python 3.11 each look at a member of an Enum
+    takes as long as a look into a dict, and a request would take a dozen.
+
+    ``role``: it is not for every user. ``asks``: it makes something that stays, so the store is asked about the session
+    each time. ``reads``: it may wait for long, and reads what is there at its end.
+    """
+
+    method: ActionMethod
+    local: bool
+    secret: bool
+    logged_in: bool
+    role: bool
+    asks: bool
+    reads: bool
+
+
 class Api:
     """``themes`` has the object of each theme. The method that performs an action has the action's name. ``rights``
     knows which sessions are still valid."""
@@ -29,39 +46,46 @@ class Api:
     def __init__(self, themes: Mapping[Theme, object], rights: Rights) -> None:
         self._draining = False
         self._rights = rights
-        self._methods: dict[str, ActionMethod] = {
-            action.name: getattr(themes[action.theme], action.name) for action in ACTIONS.values()
+        self._duties = {
+            action.name: _Duty(
+                method=getattr(themes[action.theme], action.name),
+                local=action.access is Access.LOCAL,
+                secret=action.secret,
+                logged_in=action.access in LOGGED_IN,
+                role=action.access in (Access.OPERATOR, Access.ADMIN),
+                asks=action.access is Access.ADMIN or action.scope is Scope.ACCOUNT,
+                reads=action.access in LOGGED_IN and action.scope is Scope.READ,
+            )
+            for action in ACTIONS.values()
         }
 
     async def perform(self, principal: Principal, subscriptions: Subscriptions, action: Action, request: Any) -> Reply:
         """The reply to a typed request. Raises TaskdError, whatever happens."""
         if self._draining:
             raise Draining("this server is stopping; connect again", retry_after=1)
-        if action.access is Access.LOCAL and not principal.local:
+        duty = self._duties[action.name]
+        if duty.local and not principal.local:
             raise Forbidden(f"{action.name} is only for clients on the server's own machine")
-        if action.secret and not principal.private:
+        if duty.secret and not principal.private:
             raise Forbidden(
                 f"{action.name} carries a secret, and this connection is not encrypted: connect with TLS, for example"
                 " taskclient --server tls:HOST:PORT; or the administrator sets TASKD_ALLOW_PLAINTEXT=1"
             )
         try:
-            if action.access in LOGGED_IN:
+            if duty.logged_in:
                 if not principal.user_id:
                     raise AuthRequired(f"log in first: {action.name} is for a logged-in user")
-                # what makes something that stays needs an answer of now
-                if (
-                    action.access is Access.ADMIN
-                    or action.scope is Scope.ACCOUNT
-                    or not self._rights.is_fresh(principal)
-                ):
+                present = None if duty.asks else self._rights.fresh(principal)
+                if present is None:
                     await self._rights.check(principal)
-                principal = self._rights.present(principal)
-                check_role(principal, action)
+                    present = self._rights.present(principal)
+                principal = present
+                if duty.role:
+                    check_role(principal, action)
                 if principal.scopes is not None:
                     check_scope(principal.scopes, action, request)
-            reply = await self._methods[action.name](principal, subscriptions, request)
-            if action.access in LOGGED_IN and action.scope is Scope.READ and not subscriptions.closed:
-                # it may have waited for long, and reads what is there at its end
+            reply = await duty.method(principal, subscriptions, request)
+            if duty.reads and not subscriptions.closed:
                 present = self._rights.present(principal)
                 if principal.operator and not present.operator:
                     raise Forbidden(f"{action.name}: your role has changed; try again")

@@ -40,17 +40,26 @@ CHECKED = 1000
 
 
 class _Live:
-    """A session of open connections. ``checked`` is when the store has said so last, ``ends`` when it expires; both by
-    the clock."""
+    """A session of open connections. ``checked`` is when the store has said so last, ``ends`` when it expires, and
+    until ``fresh`` it may be used without another question; all by the clock."""
 
-    __slots__ = ("checked", "ends", "members", "role", "session")
+    __slots__ = ("checked", "ends", "fresh", "members", "role", "session")
 
     def __init__(self, session: Session, role: Role, checked: float, ends: float) -> None:
+        self.members: set[Subscriptions] = set()
+        self.update(session, role, checked, ends)
+
+    def update(self, session: Session, role: Role, checked: float, ends: float) -> None:
+        """The store has said this."""
         self.session = session
         self.role = role
         self.checked = checked
         self.ends = ends
-        self.members: set[Subscriptions] = set()
+        self.fresh = min(checked + FRESH, ends)
+
+    def doubt(self) -> None:
+        """What the store has said counts no more."""
+        self.checked = self.fresh = float("-inf")
 
 
 class Rights:
@@ -110,10 +119,12 @@ class Rights:
 
     # -- requests
 
-    def is_fresh(self, principal: Principal) -> bool:
-        """Whether :meth:`present` may be asked without :meth:`check` before."""
+    def fresh(self, principal: Principal) -> Principal | None:
+        """The same as :meth:`present`, if that needs no :meth:`check` before. Each request asks this."""
         live = self._live.get(principal.session or b"")
-        return live is not None and self._clock.seconds() < min(live.checked + FRESH, live.ends)
+        if live is None or self._clock.seconds() >= live.fresh:
+            return None
+        return principal if live.role is principal.role else replace(principal, role=live.role)
 
     async def check(self, principal: Principal) -> None:
         """Ask the store about the session. Raises Unavailable if it is away for LATEST seconds."""
@@ -147,7 +158,7 @@ class Rights:
         self._changed_at.update(dict.fromkeys(user_ids, now))
         hashes = [token_hash for user_id in user_ids for token_hash in self._of_user.get(user_id, ())]
         for token_hash in hashes:
-            self._live[token_hash].checked = float("-inf")
+            self._live[token_hash].doubt()
         if hashes:
             Deferred.fromCoroutine(self._check_soon(hashes))
 
@@ -189,7 +200,7 @@ class Rights:
             live = self._live[session.token_hash] = _Live(session, role, checked, ends)
             self._of_user.setdefault(session.user.id, set()).add(session.token_hash)
         was_operator = live.role is not Role.USER
-        live.session, live.role, live.checked, live.ends = session, role, checked, ends
+        live.update(session, role, checked, ends)
         if was_operator and role is Role.USER:
             for subscriptions in tuple(live.members):
                 subscriptions.keep_only(session.user.id)

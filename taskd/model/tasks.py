@@ -8,6 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from taskd.model.limits import DEFAULT_ATTEMPTS
+from taskd.model.quotas import text_bytes
 from taskd.model.states import State
 
 DEFAULT_KIND = "simulate"
@@ -51,11 +52,19 @@ class NewTask(msgspec.Struct):
     fingerprint: str | None = None
     id: int = 0
     worker: str | None = None
+    _size: int = 0
 
     @property
     def route(self) -> Route:
         """Its kind and queue."""
         return Route(self.queue, self.kind)
+
+    @property
+    def size(self) -> int:
+        """What its texts take up of a quota, in bytes."""
+        if not self._size:
+            self._size = text_bytes(self.task) + text_bytes(self.payload)
+        return self._size
 
 
 class Task(msgspec.Struct):

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 
 from taskd.batching import Batcher
 from taskd.model.errors import QuotaExceeded, Unavailable
-from taskd.model.quotas import MIB, Limits, Quota, text_bytes
+from taskd.model.quotas import MIB, Limits, Quota
 from taskd.model.tasks import NewTask
 from taskd.ports.quotas import HOURS, Usage
 from taskd.ports.store import IStore
@@ -61,8 +61,9 @@ NO_LIMIT = 1 << 62
 class _Known:
     """A user: what the store has said (``usage``, None until its first answer), and how many tasks may still be
     ``open`` and ``daily``, and how many ``bytes`` may still be stored. ``start`` is how much that was when the store
-    had answered; the difference is what was let in and is not in the answer. ``stored`` is how much of it is in the
-    store by now. ``doubtful``: some of it was stored while the question was under way, so the answer may have it.
+    had answered; the difference is what was let in and is not in the answer. With less than ``low`` left, so much was
+    let in that the store is to be asked again. ``stored`` is how much of it is in the store by now. ``doubtful``: some
+    of it was stored while the question was under way, so the answer may have it.
 
     ``asked`` and ``answered`` are by the clock; ``ask_again`` is the earliest time for the next question. ``reading``:
     a question is under way; ``stale``: what it answers may be older than a change of the limits. ``among_others``: the
@@ -79,6 +80,7 @@ class _Known:
         "daily",
         "doubtful",
         "limits",
+        "low",
         "open",
         "reading",
         "stale",
@@ -97,7 +99,7 @@ class _Known:
         self.limits = Limits()
         self.asked = self.answered = self.ask_again = now
         # there is no room for anything until the first answer
-        self.start = Limits(-1, -1, -1)
+        self.start = self.low = Limits(-1, -1, -1)
         self.open, self.daily, self.bytes = self.start
         self.stored_open = self.stored_daily = self.stored_bytes = 0
         self.doubtful = False
@@ -134,17 +136,15 @@ class _Known:
 
     def has_taken_its_share(self) -> bool:
         """Whether more was let in than one answer is good for."""
-        return any(
-            limit and (start - room) * SHARE > start
-            for limit, start, room in zip(self.limits, self.start, (self.open, self.daily, self.bytes), strict=True)
-        )
+        low = self.low
+        return self.open < low.open or self.daily < low.daily or self.bytes < low.bytes
 
     def forget(self) -> None:
         """What the store has said counts no more, nor does what it is about to say."""
         self.stale = self.reading
         let_in = [start - room for start, room in zip(self.start, (self.open, self.daily, self.bytes), strict=True)]
         self.usage = None
-        self.start = Limits(-1, -1, -1)
+        self.start = self.low = Limits(-1, -1, -1)
         self.open, self.daily, self.bytes = (-1 - of for of in let_in)
 
     def answer(self, usage: Usage, limits: Limits, now: float) -> None:
@@ -155,6 +155,7 @@ class _Known:
         self.limits = limits
         self.answered = now
         self.start = Limits(*(limit - of if limit else NO_LIMIT for limit, of in zip(limits, used, strict=True)))
+        self.low = Limits(*(start - start // SHARE for start in self.start))
         self.open, self.daily, self.bytes = (start - of for start, of in zip(self.start, let_in, strict=True))
 
 
@@ -415,8 +416,8 @@ class Quotas:
 def _size(tasks: Sequence[NewTask]) -> int:
     """What new tasks take up, in bytes."""
     if len(tasks) == 1:
-        return text_bytes(tasks[0].task) + text_bytes(tasks[0].payload)
-    return sum([text_bytes(task.task) + text_bytes(task.payload) for task in tasks])
+        return tasks[0].size
+    return sum([task.size for task in tasks])
 
 
 def _words(seconds: float) -> str:

@@ -145,9 +145,12 @@ class RequestPipeline:
         if self._closed:
             return
         self._write(line)
-        self._begin_next()
-        self._check_congestion()
-        self._check_done()
+        if self._queue:
+            self._begin_next()
+        if self._full:
+            self._check_congestion()
+        if self._done is not None:
+            self._check_done()
 
     def _begin_next(self) -> None:
         """Begin what may begin now. A call may be answered at once; that must not recurse, as the queue may be long."""
