@@ -7,6 +7,7 @@ from datetime import datetime, timedelta, timezone
 from taskd.model.errors import BadRequest, quote
 from taskd.model.json_text import check_depth
 from taskd.model.limits import DEFAULT_ATTEMPTS, MAX_DELAY_SECONDS, MAX_JSON_DEPTH
+from taskd.model.quotas import text_bytes
 from taskd.model.task_checks import check_key, check_kind, check_task_text
 from taskd.model.tasks import DEFAULT_KIND, NewTask, Route
 from taskd.ports.store import IStore
@@ -36,11 +37,12 @@ class TaskBuilder:
             key, asked_for = check_key(spec.key), fingerprint(spec, queue)
         task = check_task_text(spec.task)
         kind = spec.kind if spec.kind == DEFAULT_KIND else check_kind(spec.kind)
+        payload = bytes(spec.payload)
         return NewTask(
             user_id,
             task=task,
             kind=kind,
-            payload=payload_text(bytes(spec.payload)),
+            payload=payload_text(payload),
             queue=queue,
             max_attempts=spec.max_attempts or self._attempts(queue, kind),
             timeout=spec.timeout,
@@ -48,6 +50,7 @@ class TaskBuilder:
             delay=spec.delay or None,
             key=key,
             fingerprint=asked_for,
+            size=text_bytes(task) + len(payload),
         )
 
     def _attempts(self, queue: str, kind: str) -> int:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import msgspec
 
 from taskd.model.limits import DEFAULT_ATTEMPTS
-from taskd.model.quotas import text_bytes
 from taskd.model.states import State
 
 DEFAULT_KIND = "simulate"
@@ -36,7 +35,8 @@ class NewTask(msgspec.Struct):
     seconds. A ``run_at`` in the future keeps the task waiting until then, a ``delay`` for so many seconds after it was
     stored; the database's clock decides both. A user has at most one task with the same ``key``; ``fingerprint`` tells
     whether a second request with this key asks for the same task. ``id`` was drawn before, so that a repetition of its
-    creation changes nothing. ``worker`` is the worker that it is assigned to by its creation; None: it waits.
+    creation changes nothing. ``worker`` is the worker that it is assigned to by its creation; None: it waits. ``size`` is
+    what its texts take up of a quota, in bytes.
     """
 
     user_id: int
@@ -52,19 +52,12 @@ class NewTask(msgspec.Struct):
     fingerprint: str | None = None
     id: int = 0
     worker: str | None = None
-    _size: int = 0
+    size: int = 0
 
     @property
     def route(self) -> Route:
         """Its kind and queue."""
         return Route(self.queue, self.kind)
-
-    @property
-    def size(self) -> int:
-        """What its texts take up of a quota, in bytes."""
-        if not self._size:
-            self._size = text_bytes(self.task) + text_bytes(self.payload)
-        return self._size
 
 
 class Task(msgspec.Struct):

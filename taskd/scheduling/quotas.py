@@ -11,7 +11,7 @@ within about a second.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
 from twisted.internet.defer import Deferred
@@ -37,6 +37,9 @@ RECENT = 1.0
 
 SHARE = 16
 """A server lets in one part in so many of what was left before it asks again: as many servers may do so at once."""
+
+PAUSE = 0.1
+"""Seconds between two looks whether it is time to ask."""
 
 FORGOTTEN = 60.0
 """Seconds without a question after which a user is forgotten."""
@@ -181,33 +184,46 @@ class Quotas:
     def admits(self, tasks: Sequence[NewTask]) -> bool:
         """Whether these tasks of one request may be stored now, as far as is known; then they count from now on, until
         they are :meth:`stored` or :meth:`not_stored`. If not, :meth:`check` decides."""
-        count, size = len(tasks), _size(tasks)
-        known = self._known.get(tasks[0].user_id)
-        if known is None or count > known.open or count > known.daily or size > known.bytes:
-            return self._admits(tasks[0].user_id, count, count, size)
-        now = self._clock.seconds()
-        if now >= known.ask_again and known.is_outdated(now):
-            return self._admits(tasks[0].user_id, count, count, size)
+        first = tasks[0]
+        count, size = len(tasks), first.size if len(tasks) == 1 else _size(tasks)
+        known = self._known.get(first.user_id)
+        if (
+            known is None
+            or self._clock.seconds() >= known.ask_again
+            or count > known.open
+            or count > known.daily
+            or size > known.bytes
+        ):
+            return self._admits(first.user_id, count, count, size)
+        # the same as let_in: each request comes here
         known.open -= count
         known.daily -= count
         known.bytes -= size
-        if now >= known.ask_again:
-            self._ask_again(known)
         return True
 
     async def check(self, tasks: Sequence[NewTask]) -> None:
         """Ask the store if need be. Raises QuotaExceeded, Unavailable; else the tasks count from now on as above."""
         await self._check(tasks[0].user_id, len(tasks), len(tasks), _size(tasks))
 
-    def stored(self, tasks: Sequence[NewTask]) -> None:
-        """The tasks of a request are in the store. Its counters get them within a second."""
-        user_id, count, size = tasks[0].user_id, len(tasks), _size(tasks)
-        self._usage_log.add(user_id, count, size)
-        known = self._known.get(user_id)
-        if known is not None:
-            known.stored_open += count
-            known.stored_daily += count
-            known.stored_bytes += size
+    def stored(self, requests: Iterable[Sequence[NewTask]]) -> None:
+        """The tasks of these requests are in the store. Its counters get them within a second."""
+        sums: dict[int, list[int]] = {}
+        for tasks in requests:
+            first = tasks[0]
+            count, size = len(tasks), first.size if len(tasks) == 1 else _size(tasks)
+            of_user = sums.get(first.user_id)
+            if of_user is None:
+                sums[first.user_id] = [count, size]
+            else:
+                of_user[0] += count
+                of_user[1] += size
+        for user_id, (count, size) in sums.items():
+            self._usage_log.add(user_id, count, size)
+            known = self._known.get(user_id)
+            if known is not None:
+                known.stored_open += count
+                known.stored_daily += count
+                known.stored_bytes += size
 
     def not_stored(self, tasks: Sequence[NewTask]) -> None:
         """Tasks that were admitted could not be stored, or nobody knows."""
@@ -268,9 +284,11 @@ class Quotas:
 
     def _ask_again(self, known: _Known) -> None:
         """Ask in the background, if it is time."""
-        old = self._clock.seconds() - known.asked >= FRESH
-        if not known.reading and (old or known.has_taken_its_share()):
+        now = self._clock.seconds()
+        if not known.reading and (now - known.asked >= FRESH or known.has_taken_its_share()):
             self._ask(known)
+        else:
+            known.ask_again = now + PAUSE
 
     async def _check(self, user_id: int, opened: int, created: int, size: int) -> None:
         known = self._known.get(user_id) or self._add(user_id)
@@ -415,8 +433,6 @@ class Quotas:
 
 def _size(tasks: Sequence[NewTask]) -> int:
     """What new tasks take up, in bytes."""
-    if len(tasks) == 1:
-        return tasks[0].size
     return sum([task.size for task in tasks])
 
 

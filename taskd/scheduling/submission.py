@@ -138,8 +138,7 @@ class Submitter:
             self._waiting({task.route for task in tasks if task.worker is None})
             raise
         self.ids.add(created.ids)
-        for request in requests:
-            self._quotas.stored(request)
+        self._quotas.stored(requests)
         workers = self._fast_path.created(placed, created.tasks)
         self._publisher.publish(created.tasks)
         if workers:
