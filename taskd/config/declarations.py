@@ -399,6 +399,14 @@ TASKD_REVEAL_UNKNOWN_USERS = Setting(
     "1: a login says that nobody has the name, as the first version did. Anybody can then find out which names there"
     " are.",
 )
+TASKD_LOCAL_USERS = Setting(
+    "TASKD_LOCAL_USERS",
+    FLAG,
+    "0",
+    "1: a user of the server's machine who connects to a UNIX socket of the server (TASKD_LISTEN) logs in without a"
+    " password, and gets an account at the first time. Users with a uid below 1000 do not. Names that others have taken"
+    " over the network are refused, so set TASKD_REGISTRATION=closed, too.",
+)
 TASKD_HASH_THREADS = Setting(
     "TASKD_HASH_THREADS",
     optional(whole_number(0, 64)),
@@ -586,6 +594,7 @@ GROUPS: dict[str, tuple[Setting[Any], ...]] = {
         TASKD_ADMINS,
         TASKD_REGISTRATION,
         TASKD_REVEAL_UNKNOWN_USERS,
+        TASKD_LOCAL_USERS,
         TASKD_HASH_THREADS,
         TASKD_LOGINS_PER_MINUTE,
         TASKD_GUESSES_PER_HOUR,

@@ -120,9 +120,7 @@ class SqliteAccounts(SqliteSessions, SqliteAudit):
         return _to_user(*row) if row else None
 
     @transaction
-    def create_local(
-        self, db: Cursor, now: int, username: str, key: str, uid: int, entry: Entry | None = None
-    ) -> User:
+    def create_local(self, db: Cursor, now: int, username: str, key: str, uid: int, entry: Entry | None = None) -> User:
         row = db.execute(CREATE_LOCAL, (check_text(username), check_text(key), uid, now)).fetchone()
         if row is not None:
             note(db, now, entry, row[0], key)
