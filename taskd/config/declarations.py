@@ -298,7 +298,8 @@ TASKD_ALLOW_PLAINTEXT = Setting(
     "TASKD_ALLOW_PLAINTEXT",
     FLAG,
     "0",
-    "1: accept passwords and tokens from other machines without TLS. Anybody on the network can then read them.",
+    "1: accept passwords and tokens from other machines without TLS. Anybody on the network can then read them. In the"
+    " environment of taskclient: send them.",
 )
 TASKD_TRUSTED_PROXIES = Setting(
     "TASKD_TRUSTED_PROXIES",
