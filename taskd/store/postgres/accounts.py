@@ -74,8 +74,8 @@ WITH found AS MATERIALIZED (
 ), changed AS (
     UPDATE users u SET local_uid = $3 FROM found
     WHERE u.id = found.id AND u.local_uid IS DISTINCT FROM $3::bigint AND NOT EXISTS (SELECT FROM other)
-    RETURNING u.id, u.username_key, found.local_uid AS before
-), ended AS ({_END_SESSIONS} AND changed.before IS NOT NULL), noted AS ({noted(_CHANGED)})
+    RETURNING u.id, u.username_key, found.local_uid AS old_uid
+), ended AS ({_END_SESSIONS} AND changed.old_uid IS NOT NULL), noted AS ({noted(_CHANGED)})
 SELECT (SELECT username FROM other), {_USER} FROM users WHERE username_key = $2 AND deleted_at IS NULL
 """,
     "find_user": f"""
