@@ -345,7 +345,11 @@ TASKD_KEEP_DAYS = Setting(
     "Age at which finished tasks are deleted with their results, logs and attempts. 0: never.",
 )
 TASKD_BCRYPT_ROUNDS = Setting(
-    "TASKD_BCRYPT_ROUNDS", whole_number(4, 18), "12", "Cost of a password hash: each step doubles the time."
+    "TASKD_BCRYPT_ROUNDS",
+    whole_number(4, 18),
+    "12",
+    "Cost of a password hash: each step doubles the time. After a change, each login renews the hash of its password."
+    " Give all servers the same value.",
 )
 TASKD_SESSION_DAYS = Setting(
     "TASKD_SESSION_DAYS", whole_number(1, 3650), "30", "Days after a login until the user must log in again."
