@@ -22,6 +22,7 @@ CREATE TABLE users (
     purged_at    timestamptz,
     code_hash    bytea,
     code_until   timestamptz,
+    local_uid    bigint UNIQUE CHECK (local_uid >= 0),
     quota_open   bigint CHECK (quota_open >= 0),
     quota_daily  bigint CHECK (quota_daily >= 0),
     quota_bytes  bigint CHECK (quota_bytes >= 0)
@@ -41,6 +42,7 @@ COMMENT ON COLUMN users.deleted_at IS 'When the account was deleted. The row sta
 COMMENT ON COLUMN users.purged_at IS 'When it was certain that the deleted account has no tasks and gets none any more.';
 COMMENT ON COLUMN users.code_hash IS 'A hash of the one-time code with which the user may set a password.';
 COMMENT ON COLUMN users.code_until IS 'When that code expires.';
+COMMENT ON COLUMN users.local_uid IS 'The uid of the machine whose user may log in here over a UNIX socket; NULL: none.';
 COMMENT ON INDEX users_admins IS 'The admins who can act: at least one stays.';
 COMMENT ON COLUMN users.quota_open IS 'How many tasks the user may have that have not ended; 0: no limit; NULL: the default of the settings.';
 COMMENT ON COLUMN users.quota_daily IS 'How many tasks the user may create in 24 hours; 0 and NULL as above.';

@@ -24,6 +24,7 @@ CREATE TABLE users (
     purged_at    INTEGER,                           -- when it was certain that the deleted account has no tasks and gets none any more
     code_hash    BLOB,                              -- a hash of the one-time code with which the user may set a password
     code_until   INTEGER,                           -- when that code expires
+    local_uid    INTEGER UNIQUE CHECK (local_uid >= 0), -- the uid of the machine whose user may log in here over a UNIX socket; NULL: none
     quota_open   INTEGER CHECK (quota_open >= 0),   -- how many tasks the user may have that have not ended; 0: no limit; NULL: the default of the settings
     quota_daily  INTEGER CHECK (quota_daily >= 0),  -- how many tasks the user may create in 24 hours; 0 and NULL as above
     quota_bytes  INTEGER CHECK (quota_bytes >= 0)   -- how many bytes the texts, payloads, results and logs of the user may have; 0 and NULL as above

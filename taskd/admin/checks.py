@@ -18,6 +18,9 @@ from taskd.ports.store import IStore
 PAGE = 1000
 """Users that are read at once."""
 
+_UNIX = ("unix:", "systemd:domain=UNIX:")
+"""How endpoints begin that are UNIX sockets."""
+
 _KEY = re.compile(r"privateKey=((?:[^:\\]|\\.)+)")
 
 
@@ -26,6 +29,8 @@ async def check(reactor: Any, settings: Settings, texts: Texts, env_file: Path) 
     wrong = [texts("readable", file=file) for file in secret_files(settings, env_file) if readable_by_others(file)]
     if not wrong:
         print(texts("ok.files"))
+    if settings.local_users:
+        print(texts("ok.local" if has_unix_socket(settings) else "no_unix"))
     try:
         wrong += await _check_database(reactor, settings, texts)
     except Exception as e:
@@ -42,6 +47,11 @@ def secret_files(settings: Settings, env_file: Path) -> Iterator[Path]:
     for endpoint in settings.listen:
         # in the description of an endpoint, a backslash takes the meaning from the next character
         yield from (Path(re.sub(r"\\(.)", r"\1", key)) for key in _KEY.findall(endpoint))
+
+
+def has_unix_socket(settings: Settings) -> bool:
+    """Whether clients may connect to a UNIX socket. ``haproxy:unix:`` is one for a balancer."""
+    return any(endpoint.startswith(_UNIX) for endpoint in settings.listen)
 
 
 def readable_by_others(path: Path) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
+import pwd
+import re
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +15,9 @@ from typing import IO
 from taskd.admin.failure import Failed
 from taskd.admin.user_file import NewUser, read_users
 from taskd.cli.texts.catalogue import Texts
-from taskd.model.errors import TaskdError, UsernameInUse
+from taskd.model.errors import Conflict, TaskdError, UsernameInUse
 from taskd.model.tokens import CODE_SECONDS, code_hash, new_code, new_token
+from taskd.model.uids import FIRST_UID, NOBODY, is_person
 from taskd.model.users import Role, User, normalize_username
 from taskd.ports.accounts import Entry
 from taskd.ports.store import IStore
@@ -103,6 +106,23 @@ async def _import(admin: Admin, users: list[NewUser], out: IO[str]) -> None:
     admin.note(admin.texts("imported", count=count, skipped=skipped))
 
 
+async def bind_local(admin: Admin, options: Namespace) -> None:
+    """Raises BadRequest, Failed, Unavailable."""
+    name, key = normalize_username(options.name)
+    uid = None if options.none else _uid(options.uid, admin.texts)
+    entry = Entry("bind_local", actor=ACTOR, details="no local uid" if uid is None else f"local uid {uid}")
+    try:
+        user = await admin.store.bind_local(key, uid, entry)
+    except Conflict as e:
+        raise Failed(admin.texts("bound_already", uid=uid, why=e.message)) from None
+    if user is None:
+        raise Failed(admin.texts("no_user", name=name))
+    if uid is None:
+        admin.note(admin.texts("unbound", name=user.username))
+    else:
+        admin.note(admin.texts("bound", name=user.username, uid=uid, local=_name_of(uid)))
+
+
 async def migrate(admin: Admin, options: Namespace) -> None:
     """The start of the store has done it. Raises Unavailable."""
     version = await admin.store.check_writable()
@@ -119,6 +139,22 @@ async def _create(store: IStore, new: NewUser, entry: Entry) -> tuple[User, str]
     code = new_code()
     await store.set_code(new.key, code_hash(code), CODE_SECONDS)
     return user, code
+
+
+def _uid(given: str, texts: Texts) -> int:
+    """The uid of a person. Raises Failed."""
+    uid = int(given) if re.fullmatch("[0-9]{1,10}", given) else -1
+    if not is_person(uid):
+        raise Failed(texts("bad_uid", uid=given, first=FIRST_UID, nobody=NOBODY))
+    return uid
+
+
+def _name_of(uid: int) -> str:
+    """The name of a user of this machine, ``?`` if there is none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return "?"
 
 
 def _show(admin: Admin, name: str, code: str) -> None:

@@ -32,6 +32,7 @@ COMMANDS = {
     "create-admin": commands.create_admin,
     "reset-password": commands.reset_password,
     "import-users": commands.import_users,
+    "bind-local": commands.bind_local,
     "migrate": commands.migrate,
 }
 

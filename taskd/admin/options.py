@@ -37,6 +37,11 @@ def parser(texts: Texts) -> argparse.ArgumentParser:
     users = command("import-users")
     users.add_argument("file", metavar="FILE.csv", type=Path, help=texts("option.file"))
     users.add_argument("--output", metavar="FILE", type=Path, help=texts("option.output"))
+    bind = command("bind-local")
+    bind.add_argument("name", metavar="NAME", help=texts("option.name"))
+    uid = bind.add_mutually_exclusive_group(required=True)
+    uid.add_argument("uid", metavar="UID", nargs="?", help=texts("option.uid"))
+    uid.add_argument("--none", action="store_true", help=texts("option.none"))
     command("migrate")
     command("check")
     return main

@@ -32,6 +32,12 @@ WORDS: dict[str, tuple[str, str]] = {
         "Crear las cuentas de un archivo CSV y mostrar un CSV con un código de un solo uso para cada una. Si hay una"
         " línea incorrecta no se importa nada. Los usuarios que ya existen se omiten.",
     ),
+    "bind-local": (
+        "Bind an account to a user of the server's machine, who then logs in over a UNIX socket without a password."
+        " If the account had another uid, its sessions and API tokens end now.",
+        "Vincular una cuenta con un usuario de la máquina del servidor, que entonces entra por un socket UNIX sin"
+        " contraseña. Si la cuenta tenía otro uid, sus sesiones y tokens de API terminan ahora.",
+    ),
     "migrate": (
         "Bring the schema of the database up to date. Daemons do this at their start; use it when their role may not.",
         "Poner al día el esquema de la base de datos. Los demonios lo hacen al iniciar; use esta orden cuando su rol no"
@@ -44,6 +50,8 @@ WORDS: dict[str, tuple[str, str]] = {
         " salida es 1 si algo está mal.",
     ),
     "option.name": ("The username.", "El nombre de usuario."),
+    "option.uid": ("The uid of the machine's user.", "El uid del usuario de la máquina."),
+    "option.none": ("Bind the account to no user.", "No vincular la cuenta con ningún usuario."),
     "option.existing": ("Make a user who exists already an admin.", "Dar el rol admin a alguien que ya existe."),
     "option.file": (
         "A CSV file in UTF-8 with the columns username and, if you like, role (user, operator or admin).",
@@ -75,6 +83,14 @@ WORDS: dict[str, tuple[str, str]] = {
         "{name} is disabled, and can act only when enabled: taskclient users enable {name}",
         "{name} está deshabilitado y no puede actuar hasta que se habilite: taskclient users enable {name}",
     ),
+    "bound": (
+        "{name} is bound to the uid {uid} ({local}) of the machine",
+        "{name} queda vinculado con el uid {uid} ({local}) de la máquina",
+    ),
+    "unbound": (
+        "{name} is bound to no user of the machine",
+        "{name} no está vinculado con ningún usuario de la máquina",
+    ),
     "skipped": ("{name} exists already: skipped", "{name} ya existe: se omite"),
     "imported": ("{count} users were imported, {skipped} skipped", "{count} usuarios importados, {skipped} omitidos"),
     "migrated": (
@@ -87,6 +103,10 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "ok.installation": ("installation: {id}", "instalación: {id}"),
     "ok.admins": ("admins who can act: {count}", "admins que pueden actuar: {count}"),
+    "ok.local": (
+        "local logins: allowed, over a UNIX socket",
+        "inicio de sesión local: permitido, por un socket UNIX",
+    ),
     "ok.files": ("files with secrets: nobody else can read them", "archivos con secretos: nadie más puede leerlos"),
     "sqlite": ("SQLite in {folder}", "SQLite en {folder}"),
     "postgres": ("PostgreSQL at {host}", "PostgreSQL en {host}"),
@@ -94,6 +114,20 @@ WORDS: dict[str, tuple[str, str]] = {
     "no_database": (
         "there is no database in {folder} yet: start the server once, or run taskadmin migrate",
         "aún no hay una base de datos en {folder}: inicie una vez el servidor o ejecute taskadmin migrate",
+    ),
+    "no_unix": (
+        "local logins: TASKD_LOCAL_USERS=1 has no effect, because TASKD_LISTEN has no UNIX socket (unless --listen"
+        " names one): add one, such as unix:/run/taskd/taskd.sock",
+        "inicio de sesión local: TASKD_LOCAL_USERS=1 no tiene efecto, porque TASKD_LISTEN no incluye ningún socket UNIX"
+        " (salvo que lo haga --listen): añada uno, como unix:/run/taskd/taskd.sock",
+    ),
+    "bad_uid": (
+        "{uid} is not the uid of a person: a number from {first} on, and not {nobody}",
+        "{uid} no es el uid de una persona: un número desde {first}, y no {nobody}",
+    ),
+    "bound_already": (
+        "the uid {uid} belongs to another account ({why})",
+        "el uid {uid} es de otra cuenta ({why})",
     ),
     "no_admin": (
         "no admin can act: run taskadmin create-admin NAME",

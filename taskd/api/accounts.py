@@ -7,12 +7,16 @@ nor name resolution.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Any
 
-import bcrypt
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
+from taskd.api.local_users import LocalUsers, uid_text
 from taskd.api.login_guard import Client, LoginGuard
+from taskd.api.password_hashes import HighestCost, make_hash, matches, rounds_of
 from taskd.api.principal import Principal
 from taskd.model.errors import (
     AuthRequired,
@@ -21,10 +25,10 @@ from taskd.model.errors import (
     Forbidden,
     NotFound,
     NoUser,
+    TaskdError,
     WrongCredentials,
     quote,
 )
-from taskd.model.limits import MAX_PASSWORD_BYTES
 from taskd.model.tokens import (
     CODE_SECONDS,
     TOKEN_PREFIX,
@@ -52,7 +56,7 @@ class Accounts:
     """``guard`` limits what strangers may try. ``rounds`` is bcrypt's cost. A login is valid for ``session_seconds``,
     and ends after ``idle`` seconds without use. ``admins`` are the keys of users who are admins whatever their role in
     the store, whether they exist or not. ``reveal_unknown``: a login says that nobody has the name, as the first
-    version of the protocol did."""
+    version of the protocol did. ``local`` knows the users of this machine; without it they need a password."""
 
     _log = Logger()
 
@@ -68,6 +72,7 @@ class Accounts:
         idle: float = 7 * 86_400.0,
         registration: Registration = Registration.OPEN,
         reveal_unknown: bool = False,
+        local: LocalUsers | None = None,
     ) -> None:
         self.session_seconds = session_seconds
         self.idle = idle
@@ -78,8 +83,8 @@ class Accounts:
         self._make_token = make_token
         self._admins = frozenset(admins)
         self._reveal_unknown = reveal_unknown
-        # nothing has this hash; to find that out takes as long as for any other of the same cost
-        self._nobodys = f"$2b${rounds:02}${'.' * 53}"
+        self._local = local
+        self._highest_cost = HighestCost(store, rounds)
 
     def role_of(self, user: User) -> Role:
         """The role of a user: the settings may name admins, too."""
@@ -99,7 +104,7 @@ class Accounts:
             # whoever came first would be an admin
             text = "is the name of an admin in TASKD_ADMINS: the machine's administrator makes it, with taskadmin"
             raise Forbidden(f"{quote(name)} {text}", field="username")
-        hashed = await self.guard.hash_new(client, False, _hash, secret, self._rounds)
+        hashed = await self.guard.hash_new(client, False, make_hash, secret, self._rounds)
         entry = Entry("register", actor=name, subject=key, address=client.address)
         return await self._store.create_user(name, key, hashed, entry, invitation=invited)
 
@@ -119,15 +124,42 @@ class Accounts:
         RateLimited, Unavailable."""
         name, key = normalize_username(username)
         account = await self._check_password(client, name, key, password)
-        user = account.user
-        if user.disabled:
+        try:
+            opened = await self._log_in_with(client, account)
+        except AuthRequired:
+            if not self._is_outdated(account):
+                raise
+            # another login of the same user may have replaced the hash by one of the present cost
+            account = await self._check_password(client, name, key, password)
+            opened = await self._log_in_with(client, account)
+        self._renew_hash(account, password)
+        return opened
+
+    async def login_local(self, client: Client, uid: int | None) -> tuple[Session, str]:
+        """The same for a user of this machine, whose uid the kernel has said. Raises Forbidden, RateLimited,
+        Unavailable."""
+        if self._local is None:
+            raise Forbidden("local logins are off here; the administrator sets TASKD_LOCAL_USERS=1", field="local")
+        if uid is None:
+            text = "a local login needs a connection to a UNIX socket of this server, without a balancer in between"
+            raise Forbidden(text, field="local")
+        user = await self._local.find(client, uid)
+        return await self._open_session(client, user, uid_text(uid), local_uid=uid)
+
+    async def _log_in_with(self, client: Client, account: Account) -> tuple[Session, str]:
+        if account.user.disabled:
             raise Forbidden("this account is disabled; ask an admin", field="username")
+        return await self._open_session(client, account.user, password=account.password)
+
+    async def _open_session(
+        self, client: Client, user: User, details: str | None = None, **checked: Any
+    ) -> tuple[Session, str]:
+        """A new session and its token. ``checked`` are fields of NewSession that must still hold."""
         client.admit(user.id)
         token = self._make_token()
-        entry = Entry("login", user.id, user.username, user.id, key, client.address)
-        new = NewSession(
-            token_hash(token), self.session_seconds, client.address or "", client.network, password=account.password
-        )
+        key = normalize_username(user.username)[1]
+        entry = Entry("login", user.id, user.username, user.id, key, client.address, details=details)
+        new = NewSession(token_hash(token), self.session_seconds, client.address or "", client.network, **checked)
         await self._store.open_session(user.id, new, entry)
         found = await self._store.find_sessions([new.token_hash], self.idle)
         if new.token_hash not in found:
@@ -141,23 +173,33 @@ class Accounts:
         answer as a wrong password. Every action but the login is for a client that is logged in with this account."""
         secret = password_bytes(password)
         account = await self._store.find_user(key, client.network)
+        rounds = await self._highest_cost.get()
         stored = account.password if account is not None else ""
         known = action != "login" or (account is not None and account.known)
-        good = await self.guard.check(key, client, known, self._matches, secret, stored or self._nobodys, action=action)
+        good = await self.guard.check(key, client, known, matches, secret, stored, rounds, action=action)
         if account is None and self._reveal_unknown:
             raise NoUser(f"nobody is registered as {quote(name)}; register first", field="username")
         if account is None or not good:
             raise WrongCredentials("username or password is not right", field="password")
         return account
 
-    def _matches(self, secret: bytes, stored: str) -> bool:
-        """Whether this is the password. Runs in a thread, and takes the same time for every password."""
-        try:
-            # an overlong password cannot be right
-            return bcrypt.checkpw(secret[:MAX_PASSWORD_BYTES], stored.encode()) and len(secret) <= MAX_PASSWORD_BYTES
-        except BaseException as e:  # a corrupt hash raises pyo3's PanicException, which is no Exception
-            self._log.error("a stored password hash cannot be read: {error}", error=repr(e))
-            return False
+    def _is_outdated(self, account: Account) -> bool:
+        """Whether the stored hash has another cost than the settings want."""
+        return rounds_of(account.password) not in (None, self._rounds)
+
+    def _renew_hash(self, account: Account, password: str) -> None:
+        """After the reply to a login, give its password a hash of the present cost, if no login waits then."""
+        if self._is_outdated(account):
+            done = self.guard.hash_later(make_hash, password_bytes(password), self._rounds)
+            Deferred.fromCoroutine(self._replace_hash(account, done)).addErrback(self._not_renewed)
+
+    async def _replace_hash(self, account: Account, new: Awaitable[str]) -> None:
+        await self._store.replace_hash(account.user.id, account.password, await new)
+
+    def _not_renewed(self, failure: Failure) -> None:
+        if failure.check(TaskdError) is None:
+            self._log.failure("a password hash was not renewed", failure)
+        # else the next login tries again
 
     async def resume(self, token: str) -> Session:
         """The session of an earlier login, or an API token. Raises AuthRequired, Unavailable."""
@@ -179,9 +221,14 @@ class Accounts:
         secret = _new_password(new_password, who.username)
         key = normalize_username(who.username)[1]
         account = await self._check_password(client, who.username, key, password, "change_password")
-        hashed = await self.guard.hash_new(client, True, _hash, secret, self._rounds)
+        hashed = await self.guard.hash_new(client, True, make_hash, secret, self._rounds)
         entry = Entry("change_password", who.user_id, who.username, who.user_id, key, who.address)
-        if not await self._store.set_password(who.user_id, account.password, hashed, who.session, entry):
+        done = await self._store.set_password(who.user_id, account.password, hashed, who.session, entry)
+        if not done and self._is_outdated(account):
+            # a login may have replaced the hash by one of the present cost
+            account = await self._check_password(client, who.username, key, password, "change_password")
+            done = await self._store.set_password(who.user_id, account.password, hashed, who.session, entry)
+        if not done:
             raise Conflict("the password was changed by somebody else meanwhile; log in again", field="password")
 
     async def set_password(self, client: Client, username: str, code: str, new_password: str) -> User:
@@ -193,7 +240,7 @@ class Accounts:
         stored = (account.code if account is not None else None) or b""
         good = await self.guard.check(key, client, False, hmac.compare_digest, stored, given, action="set_password")
         if account is not None and good:
-            hashed = await self.guard.hash_new(client, False, _hash, secret, self._rounds)
+            hashed = await self.guard.hash_new(client, False, make_hash, secret, self._rounds)
             user = account.user
             entry = Entry("set_password", user.id, user.username, user.id, key, client.address)
             if await self._store.use_code(user.id, given, hashed, entry):
@@ -343,7 +390,3 @@ def _new_password(password: str, username: str) -> bytes:
         return check_new_password(password, username)
     except BadRequest as e:
         raise BadRequest(e.message, field="new_password") from None
-
-
-def _hash(secret: bytes, rounds: int) -> str:
-    return bcrypt.hashpw(secret, bcrypt.gensalt(rounds)).decode()

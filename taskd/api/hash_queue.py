@@ -3,7 +3,8 @@
 A hash takes about a quarter of a second of computing, so a line forms as soon as many log in at once. It is fair by the
 source of a login (:func:`taskd.api.networks.network_of`): sources take turns, and each has a line of its own. However
 many logins one source sends, it delays another one by a single hash a round. Logins from known devices have a lane of
-their own, which gets every second hash while both lanes wait, and all of them while the other is empty.
+their own, which gets every second hash while both lanes wait, and all of them while the other is empty. What nobody
+waits for has a third lane, which is served one at a time while the others are empty.
 Source of the turns: Nagle, "On packet switches with infinite storage", RFC 970, 1985, and for who leaves a full line
 McKenney, "Stochastic fairness queueing", 1990: the last one of the longest line.
 """
@@ -34,6 +35,9 @@ MAX_WAITING = 10_000
 
 MAX_WAITING_EACH = 1_000
 """Those of one source."""
+
+MAX_LEISURE = 16
+"""Calls that nobody waits for and that wait for a free thread. Each holds a password."""
 
 MAX_THREADS = 4
 """The most threads that are taken without being asked for: the reactor and the workers need the other cores."""
@@ -90,6 +94,10 @@ class Place:
     owner: Hashable = None
     admit: Callable[[], None] = _admit
     is_hash: bool = True
+
+
+LEISURE = Place("", known=True)
+"""The place of calls that nobody waits for."""
 
 
 class _Job:
@@ -185,6 +193,9 @@ class HashQueue:
         self._free = threads
         self._strangers = _Lane(most, most_each)
         self._known = _Lane(most, most_each)
+        self._leisure = _Lane(MAX_LEISURE, MAX_LEISURE)
+        self._at_leisure = False
+        """Whether a call of this lane is under way."""
         self._last = self._strangers
         """The lane that had the latest turn."""
         self._owned: dict[Hashable, set[_Job]] = {}
@@ -196,7 +207,7 @@ class HashQueue:
 
     @property
     def waiting(self) -> int:
-        """Calls that wait."""
+        """Calls that somebody waits for and that have not begun."""
         return len(self._strangers) + len(self._known)
 
     @property
@@ -207,10 +218,19 @@ class HashQueue:
     def run(self, place: Place, function: Callable[..., Any], *args: Any) -> Deferred[Any]:
         """Call the function in a thread when it is its turn. The Deferred fires with what it returns or raises. It
         fails with what ``place.admit`` raises; with RateLimited if there is no place in the line, or no longer; and
-        with Draining when the owner is gone or the queue stops. To cancel it is to leave the line."""
+        with Draining when the owner is gone or the queue stops. To cancel it is to leave the line.
+
+        A call whose place is LEISURE begins in a later turn of the reactor, when no other waits. If others wait now, it
+        fails with RateLimited."""
         job = _Job(place, function, args, self._leave)
         if self._stopped:
             job.done.errback(_stopping())
+            return job.done
+        if place is LEISURE:
+            if self.waiting or self._leisure.put(job) is job:
+                job.done.errback(self._no_place(place))
+            else:
+                self._start_later()
             return job.done
         lane = self._lane(place)
         gone = lane.put(job)
@@ -235,7 +255,7 @@ class HashQueue:
             self._next_start.cancel()
             self._next_start = None
         self._owned.clear()
-        for job in self._known.clear() + self._strangers.clear():
+        for job in self._known.clear() + self._strangers.clear() + self._leisure.clear():
             job.done.errback(_stopping())
 
     def wait_seconds(self, network: str, known: bool = False) -> float:
@@ -251,6 +271,8 @@ class HashQueue:
         return RateLimited(f"too many logins wait; try again in {seconds} seconds", retry_after=seconds)
 
     def _lane(self, place: Place) -> _Lane:
+        if place is LEISURE:
+            return self._leisure
         return self._known if place.known else self._strangers
 
     def _leave(self, job: _Job) -> None:
@@ -285,17 +307,27 @@ class HashQueue:
                     job.done.errback(Failure())
                     continue
                 self._last = lane
-                self._free -= 1
-                began = self._clock.seconds()
-                Deferred.fromCoroutine(self._call(job)).addBoth(self._ended, job, began)
+                self._begin(job)
         finally:
             self._starting = False
-        if self._free and self.waiting and self._next_start is None:
+        if self._free and self.waiting:
+            self._start_later()
+
+    def _start_later(self) -> None:
+        if self._next_start is None:
             self._next_start = self._clock.callLater(0, self._start_again)
 
     def _start_again(self) -> None:
         self._next_start = None
         self._start()
+        if self._free and self._leisure and not (self.waiting or self._at_leisure):
+            self._at_leisure = True
+            self._begin(self._leisure.next())
+
+    def _begin(self, job: _Job) -> None:
+        self._free -= 1
+        began = self._clock.seconds()
+        Deferred.fromCoroutine(self._call(job)).addBoth(self._ended, job, began)
 
     async def _call(self, job: _Job) -> Any:
         return await self._run_hash(job.function, *job.args)
@@ -307,7 +339,11 @@ class HashQueue:
         # before the next one begins, because what has become of this one may be the reason to refuse that
         if not job.done.called:  # as it is when the caller has cancelled it meanwhile
             job.done.callback(result)
+        if job.place is LEISURE:
+            self._at_leisure = False
         self._start()
+        if self._leisure and not self._stopped:
+            self._start_later()
 
     def _measure(self, seconds: float) -> None:
         self._hash_seconds += (seconds - self._hash_seconds) * (0.1 if self._measured else 1.0)

@@ -22,9 +22,10 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-from taskd.api.hash_queue import HashQueue, Place, RunHash
+from taskd.api.hash_queue import LEISURE, HashQueue, Place, RunHash
 from taskd.api.login_throttle import Guess, LoginThrottle
 from taskd.api.networks import SharedAddressNotice, network_of
 from taskd.api.refusal_log import RefusalLog
@@ -131,6 +132,11 @@ class LoginGuard:
             await self._tarpit.refuse(e, network, client.owner)
             raise
 
+    def hash_later(self, function: Callable[..., Any], *args: Any) -> Deferred[Any]:
+        """Hash in a later turn of the reactor, when no login waits. Fails with RateLimited if some wait now, or if too
+        many such hashes do, and with Draining when the queue stops."""
+        return self._hashes.run(LEISURE, function, *args)
+
     async def registration(self, client: Client, key: str = "") -> None:
         """Count a registration or a try of an invitation, before anything else is done for it. Raises as :meth:`check`
         does."""
@@ -141,6 +147,19 @@ class LoginGuard:
             self._count(REGISTER, key, network, e.code)
             await self._tarpit.refuse(e, network, client.owner)
             raise
+
+    async def local_login(self, client: Client, uid: int) -> None:
+        """Count a login of a user of the machine, before anything else is done for it. Raises as :meth:`check` does."""
+        try:
+            self._throttle.local_login(uid)
+        except RateLimited as e:
+            await self._tarpit.refuse(e, client.network, client.owner)
+            raise
+
+    def local_refused(self, who: str, code: str) -> None:
+        """Note a refused login of a user of the machine in the audit. The entry names no account: it is no guess at a
+        password, so it counts for none."""
+        self._refusals.add(Entry(LOGIN, outcome=code, details=who))
 
     def leave(self, owner: Hashable) -> None:
         """This connection is closed: it waits for nothing any more."""

@@ -42,6 +42,9 @@ FORGET_SECONDS = 24 * 3600.0
 
 HOUR = 3600.0
 
+LOCAL_LOGINS = 60
+"""Logins of a user of the machine a minute. Each looks up a name and writes to the database."""
+
 READ_SECONDS = 60.0
 """How long the number of guesses at an account that the store has counted is used."""
 
@@ -120,6 +123,7 @@ class LoginThrottle:
         self._most_guesses = guesses
         self._logins = RateLimit(clock, logins, 60.0, most)
         self._registrations = RateLimit(clock, registrations, HOUR, most)
+        self._local = RateLimit(clock, LOCAL_LOGINS, 60.0, most)
         self._pairs: Recent[tuple[str, str], _Failures] = Recent(self._holds, _worst, most)
         self._most = most
         self._accounts: OrderedDict[str, _Account] = OrderedDict()
@@ -151,6 +155,12 @@ class LoginThrottle:
         if seconds := self._registrations.wait(network):
             raise _refusal("too many registrations from your address; try again in {} seconds", seconds)
         self._registrations.take(network)
+
+    def local_login(self, uid: int) -> None:
+        """Count a login of a user of the machine. Raises RateLimited."""
+        if seconds := self._local.wait(str(uid)):
+            raise _refusal("too many logins of your user of this machine; try again in {} seconds", seconds)
+        self._local.take(str(uid))
 
     def _refuse(self, account: str, network: str, known: bool) -> None:
         failures = self._pairs.get((account, network))

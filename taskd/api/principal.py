@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
 
+from taskd.model.addresses import is_loopback
 from taskd.model.users import Role
 
 
@@ -15,7 +15,8 @@ class Principal:
     ``user_id`` is 0 and ``username`` empty for a client that is not logged in. ``session`` is the hash of its session's
     token, or of its API token, which allows only its ``scopes`` (None: everything). ``address`` is where the client is,
     None for a connection that has no address, such as a UNIX socket. ``private``: nobody on a network can read what it
-    sends.
+    sends. ``uid`` is the user of this machine whose process has connected, as the kernel says; None if that is not
+    known, as on every connection but a UNIX socket.
     """
 
     user_id: int = 0
@@ -25,6 +26,7 @@ class Principal:
     session: bytes | None = None
     scopes: tuple[str, ...] | None = None
     private: bool = True
+    uid: int | None = None
 
     @property
     def admin(self) -> bool:
@@ -39,12 +41,8 @@ class Principal:
     @property
     def local(self) -> bool:
         """Whether the client is on this machine: its address is a loopback address, or it has none."""
-        if self.address is None:
-            return True
-        try:
-            address = ip_address(self.address.partition("%")[0])
-        except ValueError:
-            return False
-        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-            address = address.ipv4_mapped
-        return address.is_loopback
+        return self.address is None or is_loopback(self.address)
+
+    def logged_out(self) -> Principal:
+        """The same client without a login."""
+        return Principal(address=self.address, private=self.private, uid=self.uid)

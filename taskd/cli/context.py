@@ -61,7 +61,8 @@ class Context:
     reporter: Reporter = field(init=False)
 
     def __post_init__(self) -> None:
-        self.connector = Connector(self.clock, self.endpoint, self.server, self.given or self.sessions)
+        plaintext = self.env.get("TASKD_ALLOW_PLAINTEXT", "").lower() in ("1", "yes", "true")
+        self.connector = Connector(self.clock, self.endpoint, self.server, self.given or self.sessions, plaintext)
         self.reporter = Reporter(self.out, self.texts, self.json, self.command("login"))
 
     def admission(self, connect: Callable[[], Awaitable[Connection]], wait: bool = True) -> Admission:

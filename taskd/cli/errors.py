@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from taskd.client.errors import BadAddress, ClientError
+from taskd.client.errors import BadAddress, ClientError, NeedsTls
 
 OK = 0
 ERROR = 1
@@ -30,7 +30,7 @@ class OutputClosed(Exception):
 
 def exit_status(e: ClientError) -> int:
     """The exit status for an error that ends a command."""
-    if isinstance(e, (UsageError, BadAddress)):
+    if isinstance(e, (UsageError, BadAddress, NeedsTls)):
         return USAGE
     # NotLoggedIn, the server's refusal, or an Unconfirmed that one of them caused
     return NOT_LOGGED_IN if e.code == "auth_required" else ERROR

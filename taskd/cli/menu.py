@@ -22,10 +22,12 @@ from taskd.cli.durations import number_in
 from taskd.cli.errors import OK, EndOfInput, UsageError
 from taskd.cli.fields import checked, possible_kind, read_fields, task_text
 from taskd.cli.texts.words import WORDS
+from taskd.client.address import is_unix
 from taskd.client.admission import Admission
 from taskd.client.connection import Connection
 from taskd.client.connector import ignore_session_end
 from taskd.client.errors import ClientError, NotLoggedIn, Unconfirmed
+from taskd.client.messages import Received
 from taskd.client.retry import Resender
 from taskd.model.task_checks import check_kind
 from taskd.model.tasks import DEFAULT_KIND, PROGRAM_PREFIX
@@ -65,6 +67,7 @@ class Menu:
         self._token: str | None = None
         self._username = ""
         self._in_account = False
+        self._is_local = False
         self._asking = ""
 
     async def run(self) -> int:
@@ -136,21 +139,40 @@ class Menu:
         self._ctx.say("menu.registered")
 
     async def _login(self) -> None:
-        username = await self._ask_needed("username")
+        if is_unix(self._ctx.server):
+            await self._open_connection()
+            username = await self._ask("menu.local_username")
+            if not username.strip():
+                self._in_account = False
+                await self._log_in_locally()
+                return
+        else:
+            username = await self._ask_needed("username")
         password = await self._ctx.prompt("password", hidden=True)
         self._in_account = False
         await self._log_in(username, password)
 
     async def _log_in_again(self) -> None:
         """Ask for the password after the session has ended, and go on where the user was."""
+        if self._is_local:
+            await self._log_in_locally()
+            return
         password = await self._ctx.prompt("menu.password_of", hidden=True, username=self._username)
         if password:
             await self._log_in(self._username, password)
 
     async def _log_in(self, username: str, password: str) -> None:
         reply = await self._admission().request("login", username=username, password=password)
+        self._logged_in(reply, username)
+
+    async def _log_in_locally(self) -> None:
+        """Log in as the user of the machine."""
+        self._logged_in(await self._admission().request("login", local=True), "", is_local=True)
+
+    def _logged_in(self, reply: Received, username: str, is_local: bool = False) -> None:
         self._token = reply.body.token
         self._username = reply.body.username or username
+        self._is_local = is_local
         self._ctx.say("logged_in", username=self._username)
 
     async def _enter_account(self) -> None:

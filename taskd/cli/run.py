@@ -21,6 +21,7 @@ from taskd.cli.commands.watch import watch
 from taskd.cli.context import Context
 from taskd.cli.credentials import given_token
 from taskd.cli.errors import ERROR, EndOfInput, UsageError, exit_status
+from taskd.cli.local_login import begin_session
 from taskd.cli.menu import Menu
 from taskd.cli.process import CommandProcess
 from taskd.cli.texts.catalogue import Texts
@@ -58,6 +59,9 @@ COMMANDS: dict[str, Callable[[Context, Namespace], Awaitable[int]]] = {
     "audit": users.audit,
 }
 """Each returns the exit status, or raises ClientError, EndOfInput or OutputClosed."""
+
+WITHOUT_SESSION = ("register", "login", "logout", "passwd")
+"""Commands that need no session, or end it."""
 
 
 def run(options: Namespace, texts: Texts, address: str) -> int:
@@ -104,6 +108,8 @@ async def perform(ctx: Context, options: Namespace) -> int:
     try:
         if options.command is None:
             return await Menu(ctx).run()
+        if options.command not in WITHOUT_SESSION:
+            await begin_session(ctx)
         return await COMMANDS[options.command](ctx, options)
     except EndOfInput:
         ctx.reporter.report(ClientError("no_input"))

@@ -38,6 +38,11 @@ def is_plain(server: str) -> bool:
     return bool(_V6.fullmatch(server) or _HOST.fullmatch(server)) or server.startswith(("tcp:", "unix:"))
 
 
+def is_unix(server: str) -> bool:
+    """Whether this normalized address is a UNIX socket."""
+    return server.startswith("unix:")
+
+
 def endpoint(reactor: Any, server: str, cafile: str | None = None) -> IStreamClientEndpoint:
     """The endpoint for a normalized address. ``cafile`` is a file or folder with the authorities that a TLS connection
     trusts; None: those of the machine. Raises BadAddress."""

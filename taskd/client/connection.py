@@ -23,8 +23,10 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from taskd.client.connection_errors import is_tls_alert, lost_error, os_reason
-from taskd.client.errors import ClientError, ConnectionFailed, NotLoggedIn, Refused
+from taskd.client.errors import ClientError, ConnectionFailed, NeedsTls, NotLoggedIn, Refused
 from taskd.client.messages import Message, Received
+from taskd.client.privacy import is_private
+from taskd.protocol.actions import ACTIONS
 from taskd.protocol.limits import MAX_LINE_BYTES, MAX_REPLY_BYTES
 from taskd.tls.problems import ICertificateListener, Problem
 
@@ -51,6 +53,9 @@ def ignore(failure: Failure) -> None:
     """Errback for a request whose failure changes nothing, or is reported by another request."""
 
 
+SECRET = frozenset(action.name for action in ACTIONS.values() if action.secret)
+"""Actions whose request or reply has a secret."""
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -61,17 +66,20 @@ class Connection(LineReceiver):
     ``on_event`` is called with each event. An exception that it raises ends the connection and is the reason that
     :meth:`wait_until_lost` gives. ``on_session_ended`` is called instead when the session has ended elsewhere; unless
     somebody replaces it, it ends the connection.
+
+    It sends no password, token or other secret where others on the network could read it, unless ``allow_plaintext``.
     """
 
     transport: Any
     delimiter = b"\n"
     MAX_LENGTH = MAX_REPLY_BYTES
 
-    def __init__(self, clock: IReactorTime, server: str) -> None:
+    def __init__(self, clock: IReactorTime, server: str, allow_plaintext: bool = False) -> None:
         self._clock = clock
         self._server = server
         self._pending: dict[int, Deferred[Received]] = {}
         self._last_id = 0
+        self._may_be_secret = allow_plaintext
         self._is_taskd = False
         self._closing = False
         self._timer: IDelayedCall | None = None
@@ -83,6 +91,7 @@ class Connection(LineReceiver):
         self.on_session_ended: Callable[[], None] = self._session_ended
 
     def connectionMade(self) -> None:
+        self._may_be_secret = self._may_be_secret or is_private(self.transport)
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
             self.transport.setTcpKeepAlive(True)
@@ -99,9 +108,11 @@ class Connection(LineReceiver):
     def request(self, action: str, /, reply_timeout: float = REPLY_SECONDS, **fields: Any) -> Deferred[Received]:
         """Send one request without waiting for earlier replies. ``reply_timeout`` is in seconds.
 
-        The Deferred fails with Refused, or with another ClientError if there is no reply. Raises ClientError if the
-        request cannot be encoded or is too long.
+        The Deferred fails with Refused, or with another ClientError if there is no reply. Raises NeedsTls if it has
+        a secret that others could read, and another ClientError if it cannot be encoded or is too long.
         """
+        if action in SECRET and not self._may_be_secret:
+            raise NeedsTls(self._server)
         request_id = self._last_id + 1
         try:
             line = _encode({"action": action, "id": request_id, **fields})
@@ -251,9 +262,11 @@ EventListener: TypeAlias = Callable[[Connection, Received], None]
 """Called with each event and the connection that it came on."""
 
 
-async def connect(endpoint: IStreamClientEndpoint, clock: IReactorTime, server: str) -> Connection:
+async def connect(
+    endpoint: IStreamClientEndpoint, clock: IReactorTime, server: str, allow_plaintext: bool = False
+) -> Connection:
     """Open a connection. Raises ConnectionFailed."""
-    factory = Factory.forProtocol(partial(Connection, clock, server))
+    factory = Factory.forProtocol(partial(Connection, clock, server, allow_plaintext))
     factory.noisy = False
     attempt = endpoint.connect(factory)
     attempt.addTimeout(CONNECT_SECONDS, clock, _timed_out)

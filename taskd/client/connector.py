@@ -31,10 +31,12 @@ class Connector:
     endpoint: IStreamClientEndpoint
     server: str
     sessions: SessionSource
+    allow_plaintext: bool = False
+    """Secrets may be sent without TLS to other machines."""
 
     async def connect(self) -> Connection:
         """A new connection, not logged in. Raises ConnectionFailed."""
-        return await connect(self.endpoint, self.clock, self.server)
+        return await connect(self.endpoint, self.clock, self.server, self.allow_plaintext)
 
     def session(self) -> Session:
         """The stored session. Raises NotLoggedIn, also for a broken file: the next login replaces it."""
@@ -56,7 +58,11 @@ class Connector:
         connection = await self.connect()
         connection.on_event = on_event
         connection.on_session_ended = partial(self._session_ended, session, connection)
-        login = connection.request("login", token=session.token)
+        try:
+            login = connection.request("login", token=session.token)
+        except ClientError:
+            connection.close()
+            raise
         login.addErrback(self._login_failed, session, connection)
         return connection, login
 

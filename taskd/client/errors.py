@@ -38,6 +38,13 @@ class BadAddress(ClientError):
     """The text is not the address of a server."""
 
 
+class NeedsTls(ClientError):
+    """A secret would go over the network without TLS. It was not sent."""
+
+    def __init__(self, server: str) -> None:
+        super().__init__("plaintext", code="forbidden", server=server)
+
+
 class NotLoggedIn(ClientError):
     """There is no session for this server, or the server no longer accepts it."""
 

@@ -103,6 +103,7 @@ class Settings(msgspec.Struct, frozen=True):
     audit_days: int
     registration: Registration = Registration.OPEN
     reveal_unknown_users: bool = False
+    local_users: bool = False
     admins: tuple[str, ...] = ()
     """The keys of usernames."""
     hash_threads: int | None = None

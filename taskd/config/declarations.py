@@ -298,7 +298,8 @@ TASKD_ALLOW_PLAINTEXT = Setting(
     "TASKD_ALLOW_PLAINTEXT",
     FLAG,
     "0",
-    "1: accept passwords and tokens from other machines without TLS. Anybody on the network can then read them.",
+    "1: accept passwords and tokens from other machines without TLS. Anybody on the network can then read them. In the"
+    " environment of taskclient: send them.",
 )
 TASKD_TRUSTED_PROXIES = Setting(
     "TASKD_TRUSTED_PROXIES",
@@ -344,7 +345,11 @@ TASKD_KEEP_DAYS = Setting(
     "Age at which finished tasks are deleted with their results, logs and attempts. 0: never.",
 )
 TASKD_BCRYPT_ROUNDS = Setting(
-    "TASKD_BCRYPT_ROUNDS", whole_number(4, 18), "12", "Cost of a password hash: each step doubles the time."
+    "TASKD_BCRYPT_ROUNDS",
+    whole_number(4, 18),
+    "12",
+    "Cost of a password hash: each step doubles the time. After a change, each login renews the hash of its password."
+    " Give all servers the same value.",
 )
 TASKD_SESSION_DAYS = Setting(
     "TASKD_SESSION_DAYS", whole_number(1, 3650), "30", "Days after a login until the user must log in again."
@@ -398,6 +403,14 @@ TASKD_REVEAL_UNKNOWN_USERS = Setting(
     "0",
     "1: a login says that nobody has the name, as the first version did. Anybody can then find out which names there"
     " are.",
+)
+TASKD_LOCAL_USERS = Setting(
+    "TASKD_LOCAL_USERS",
+    FLAG,
+    "0",
+    "1: a user of the server's machine who connects to a UNIX socket of the server (TASKD_LISTEN) logs in without a"
+    " password, and gets an account at the first time. Users with a uid below 1000 do not. Names that others have taken"
+    " over the network are refused, so set TASKD_REGISTRATION=closed, too.",
 )
 TASKD_HASH_THREADS = Setting(
     "TASKD_HASH_THREADS",
@@ -586,6 +599,7 @@ GROUPS: dict[str, tuple[Setting[Any], ...]] = {
         TASKD_ADMINS,
         TASKD_REGISTRATION,
         TASKD_REVEAL_UNKNOWN_USERS,
+        TASKD_LOCAL_USERS,
         TASKD_HASH_THREADS,
         TASKD_LOGINS_PER_MINUTE,
         TASKD_GUESSES_PER_HOUR,

@@ -138,6 +138,7 @@ def read_settings(
         audit_days=value(d.TASKD_AUDIT_DAYS),
         registration=value(d.TASKD_REGISTRATION),
         reveal_unknown_users=value(d.TASKD_REVEAL_UNKNOWN_USERS),
+        local_users=value(d.TASKD_LOCAL_USERS),
         admins=value(d.TASKD_ADMINS),
         hash_threads=value(d.TASKD_HASH_THREADS) or None,
         logins_per_minute=value(d.TASKD_LOGINS_PER_MINUTE),

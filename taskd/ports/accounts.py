@@ -63,8 +63,8 @@ class Account(msgspec.Struct, frozen=True):
 class NewSession(msgspec.Struct, frozen=True):
     """A login or an API token that is to be stored for ``seconds``. ``network`` becomes a known one of the user, unless
     it is empty. An API token has a ``name`` and its last characters as ``ending``; ``scopes`` are what it allows, None
-    for everything. ``password`` is the bcrypt hash that was checked for it, ``asked_by`` the hash of the session that
-    asks for it: it is not stored if they are not the user's any more."""
+    for everything. ``password`` is the bcrypt hash that was checked for it, ``local_uid`` the uid of a local login,
+    ``asked_by`` the hash of the session that asks for it: it is not stored if they are not the user's any more."""
 
     token_hash: bytes
     seconds: float
@@ -75,6 +75,7 @@ class NewSession(msgspec.Struct, frozen=True):
     scopes: Sequence[str] | None = None
     password: str | None = None
     asked_by: bytes | None = None
+    local_uid: int | None = None
 
 
 class Session(msgspec.Struct, frozen=True):
@@ -133,6 +134,17 @@ class IAccountStore(Interface):
         one, of which a use is spent. Repeating the call with the same hash that is not empty returns the same user and
         spends nothing. Raises UsernameInUse, and Forbidden if the invitation is not valid."""
 
+    def find_local(uid: int) -> Awaitable[User | None]:
+        """The user who is bound to this uid of the machine, None if there is none."""
+
+    def create_local(username: str, key: str, uid: int, entry: Entry | None = None) -> Awaitable[User]:
+        """Store a user without a password who is bound to this uid, unless somebody is bound to it already; returns
+        that user then. Raises UsernameInUse."""
+
+    def bind_local(key: str, uid: int | None, entry: Entry | None = None) -> Awaitable[User | None]:
+        """Bind a user to this uid, or with None to none. If the user had another one, the sessions and API tokens end.
+        None if there is no such user. Raises Conflict if another user is bound to the uid."""
+
     def find_user(key: str, network: str = "") -> Awaitable[Account | None]:
         """The account with this key, None if there is none. ``network`` is the one that ``known`` is about."""
 
@@ -157,6 +169,13 @@ class IAccountStore(Interface):
         """Replace the bcrypt hash ``old``. Ends all sessions and API tokens of the user except the session with the
         hash ``keep``, and forgets a one-time code. False if the stored hash is neither ``old`` nor ``new``: repeating
         the call changes nothing and returns True."""
+
+    def replace_hash(user_id: int, old: str, new: str) -> Awaitable[bool]:
+        """Replace the bcrypt hash ``old`` by another one of the same password: nothing ends. Returns like
+        :meth:`set_password`."""
+
+    def highest_rounds() -> Awaitable[int]:
+        """The highest cost of a stored bcrypt hash, 0 if there is none. Reads all users."""
 
     def set_code(key: str, code: bytes, seconds: float, entry: Entry | None = None) -> Awaitable[User | None]:
         """Store the hash of a one-time code for so long. The password is empty from now on, and the user's sessions and
@@ -187,7 +206,7 @@ class IAccountStore(Interface):
     def open_session(user_id: int, session: NewSession, entry: Entry | None = None) -> Awaitable[None]:
         """Store a session or an API token. Deletes the user's expired ones, and the oldest of its kind beyond
         MAX_SESSIONS. Repeating the call changes nothing. Raises AuthRequired if the user was disabled or deleted
-        meanwhile, or has another password, or if the session that asks has ended."""
+        meanwhile, has another password or uid, or if the session that asks has ended."""
 
     def find_sessions(token_hashes: Sequence[bytes], idle: float) -> Awaitable[Mapping[bytes, Session]]:
         """Those of the sessions and API tokens that are valid now and whose users are neither disabled nor deleted.

@@ -140,6 +140,9 @@ class Login(Struct):
         str | None,
         Meta(description="From an earlier login, or an API token, instead of username and password."),
     ] = None
+    local: Annotated[
+        bool, Meta(description="Log in as the user of the machine, over a UNIX socket, without the other fields.")
+    ] = False
 
 
 class SetWeight(Struct):

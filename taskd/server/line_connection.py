@@ -38,6 +38,7 @@ from taskd.server.deadlines import Deadlines
 from taskd.server.first_line import CLOSED, refusal
 from taskd.server.flood_log import FloodLog
 from taskd.server.idle import IdleSweep
+from taskd.server.peer import peer_uid
 from taskd.server.pipeline import Call, RequestPipeline
 from taskd.server.privacy import is_private
 from taskd.server.proxy_header import ToldAddress
@@ -110,7 +111,9 @@ class LineConnection(LineReceiver):
         address = self._principal.address or getattr(self.transport.getPeer(), "host", None)
         limits = self._factory.limits
         private = limits.allow_plaintext or is_private(self.transport, limits.trusted_proxies, self._told)
-        self._principal = Principal(address=address, private=private)
+        # a balancer has connected itself, and its own uid says nothing about its clients
+        uid = peer_uid(self.transport) if self._told is None else None
+        self._principal = Principal(address=address, private=private, uid=uid)
         self._pipeline = RequestPipeline(self._start, self._write, self._congested)
         self.transport.registerProducer(_WriteFlow(self), True)
         if ISSLTransport.providedBy(self.transport):
@@ -353,7 +356,7 @@ class LineConnection(LineReceiver):
         """The session has ended elsewhere: the connection counts no more for its user, and has the time of a stranger
         to log in again."""
         if not self._lost:
-            self._become(Principal(address=self._principal.address, private=self._principal.private))
+            self._become(self._principal.logged_out())
 
     def _admit(self, user_id: int) -> None:
         """This user is about to log in here. Raises RateLimited."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any, TypeAlias
 
 from twisted.internet.address import UNIXAddress
 from twisted.internet.interfaces import INegotiated, ISSLTransport
 from twisted.protocols.policies import ProtocolWrapper
 
+from taskd.model.addresses import is_loopback, parsed
 from taskd.server.proxy_header import ToldAddress
 
 Network: TypeAlias = IPv4Network | IPv6Network
@@ -28,23 +29,11 @@ def is_private(transport: Any, trusted: Sequence[Network] = (), told: ToldAddres
     while isinstance(sender, ProtocolWrapper):
         sender = sender.transport
     peer = sender.getPeer()
-    address = _ip(getattr(peer, "host", None))
+    host = getattr(peer, "host", None)
+    address = parsed(host)
     if address is not None and any(address in network for network in trusted):
         return True
     if told is not None:
         # a header that names no client says nothing about where the bytes come from
-        client = None if told.client is None else _ip(str(told.client))
-        return client is not None and client.is_loopback
-    return isinstance(peer, UNIXAddress) or (address is not None and address.is_loopback)
-
-
-def _ip(host: Any) -> IPv4Address | IPv6Address | None:
-    if not isinstance(host, str):
-        return None
-    try:
-        address = ip_address(host.partition("%")[0])
-    except ValueError:
-        return None
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address
+        return told.client is not None and is_loopback(str(told.client))
+    return isinstance(peer, UNIXAddress) or is_loopback(host)

@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 from taskd import __version__
 from taskd.api.accounts import Accounts
 from taskd.api.hash_queue import HashPool, default_threads
+from taskd.api.local_users import LocalUsers
 from taskd.api.login_guard import open_guard
 from taskd.config import Settings
 from taskd.config.declarations import SERVER
@@ -20,6 +21,7 @@ from taskd.daemon import DATABASE, LOCK_FILE, Daemon, file_limit, process_name
 from taskd.server.listening import open_endpoint
 from taskd.server.task_server import TaskServer
 from taskd.server.tls import Listeners
+from taskd.server.user_names import UserNames
 from taskd.worker.executors.ending import leave_threads_behind
 from taskd.worker.executors.forks import own_files
 from taskd.worker.wiring import open_worker
@@ -56,6 +58,8 @@ class ServerService(Daemon):
             registrations=settings.registrations_per_hour,
             guesses=settings.guesses_per_hour,
         )
+        self._names = UserNames(reactor) if settings.local_users else None
+        local = LocalUsers(store, self._guard, self._names, settings.admins) if self._names is not None else None
         self._server = TaskServer(
             reactor,
             store,
@@ -69,6 +73,7 @@ class ServerService(Daemon):
                 idle=settings.session_idle_days * 86_400,
                 registration=settings.registration,
                 reveal_unknown=settings.reveal_unknown_users,
+                local=local,
             ),
             queues=settings.queues,
             lease=None if settings.embedded else settings.lease,
@@ -115,6 +120,8 @@ class ServerService(Daemon):
 
     def startService(self) -> None:
         self._hashes.start()
+        if self._names is not None:
+            self._names.start()
         self.reactor.callWhenRunning(self._listeners.reload_on_hangup)
         super().startService()
 

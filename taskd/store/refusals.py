@@ -54,6 +54,11 @@ def username_in_use(username: str) -> UsernameInUse:
     return UsernameInUse(f"the username {username} is taken; choose another", field="username")
 
 
+def uid_in_use(uid: int, username: str) -> Conflict:
+    """Another user is bound to this uid."""
+    return Conflict(f"the uid {uid} is bound to {username} already; unbind it there first", field="uid")
+
+
 def invitation_refused() -> Forbidden:
     """An invitation that is unknown, expired or used up."""
     return Forbidden("this invitation is not valid, or no longer; ask for a new one", field="invitation")

@@ -369,6 +369,15 @@ class StoreLink:
     ) -> Awaitable[User]:
         return self._call("create_user", username, key, password, entry, role, invitation)
 
+    def find_local(self, uid: int) -> Awaitable[User | None]:
+        return self._call("find_local", uid)
+
+    def create_local(self, username: str, key: str, uid: int, entry: Entry | None = None) -> Awaitable[User]:
+        return self._call("create_local", username, key, uid, entry)
+
+    def bind_local(self, key: str, uid: int | None, entry: Entry | None = None) -> Awaitable[User | None]:
+        return self._call("bind_local", key, uid, entry)
+
     def find_user(self, key: str, network: str = "") -> Awaitable[Account | None]:
         return self._call("find_user", key, network)
 
@@ -388,6 +397,12 @@ class StoreLink:
         self, user_id: int, old: str, new: str, keep: bytes | None, entry: Entry | None = None
     ) -> Awaitable[bool]:
         return self._call("set_password", user_id, old, new, keep, entry)
+
+    def replace_hash(self, user_id: int, old: str, new: str) -> Awaitable[bool]:
+        return self._call("replace_hash", user_id, old, new)
+
+    def highest_rounds(self) -> Awaitable[int]:
+        return self._call("highest_rounds")
 
     def set_code(self, key: str, code: bytes, seconds: float, entry: Entry | None = None) -> Awaitable[User | None]:
         return self._call("set_code", key, code, seconds, entry)

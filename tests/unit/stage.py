@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from taskd.api.accounts import Accounts
+from taskd.api.local_users import FindName, LocalUsers
 from taskd.api.login_guard import open_guard
 from taskd.broker.memory import MemoryBroker
 from taskd.config import ConnectionLimits
@@ -160,11 +161,11 @@ class Transport(StringTransport):
 class Client:
     """The client's end of a connection."""
 
-    def __init__(self, stage: Stage, host: str = "192.0.2.1") -> None:
+    def __init__(self, stage: Stage, host: str = "192.0.2.1", transport: Transport | None = None) -> None:
         self._stage = stage
         self._ids = itertools.count(1)
         self._kept: list[dict[str, Any]] = []
-        self.transport = Transport(peerAddress=IPv4Address("TCP", host, 54321))
+        self.transport = transport or Transport(peerAddress=IPv4Address("TCP", host, 54321))
         connection = stage.lines.buildProtocol(None)
         assert connection is not None
         self.connection = connection
@@ -271,7 +272,8 @@ class _WallClock:
 
 class Stage:
     """A server in memory, without its periodic work: only clients and tests make something happen. ``guesses`` are the
-    limits of :func:`open_guard`: none, unless a test sets them."""
+    limits of :func:`open_guard`: none, unless a test sets them. With ``find_name``, users of the machine log in without
+    a password."""
 
     def __init__(
         self,
@@ -281,6 +283,8 @@ class Stage:
         limits: ConnectionLimits = OPEN,
         threads: int = 100,
         quotas: Limits | None = None,
+        rounds: int = 4,
+        find_name: FindName | None = None,
         **guesses: int,
     ) -> None:
         # timers run by another clock than the store: whoever takes the one for the other is an age off
@@ -294,7 +298,8 @@ class Stage:
         for start in (self.other_store.start(), store.start(), broker.start()):
             now(start)
         guard = open_guard(clock, store, run_hash, threads, **guesses)
-        self.accounts = Accounts(store, guard, 4, SESSION, admins=[ADMIN])
+        local = LocalUsers(store, guard, find_name, [ADMIN]) if find_name is not None else None
+        self.accounts = Accounts(store, guard, rounds, SESSION, admins=[ADMIN], local=local)
         self.server = TaskServer(
             clock,
             store,

@@ -16,9 +16,10 @@ from msgspec import structs
 from twisted.internet.task import Clock
 
 from taskd.admin import commands
-from taskd.admin.checks import count_admins, readable_by_others, secret_files
+from taskd.admin.checks import count_admins, has_unix_socket, readable_by_others, secret_files
 from taskd.admin.commands import ACTOR, Admin
 from taskd.admin.failure import Failed, explained
+from taskd.admin.options import parser
 from taskd.admin.texts import WORDS
 from taskd.admin.user_file import SHOWN, NewUser, read_users
 from taskd.cli.texts.catalogue import Texts
@@ -121,6 +122,64 @@ def test_a_reset_ends_what_the_old_password_gave(stage: Stage) -> None:
     assert stage.run(commands.reset_password, name="ana").strip() != code
     with pytest.raises(Failed, match="nobody is registered as ben"):
         stage.run(commands.reset_password, name="ben")
+
+
+# -- bind-local
+
+
+def bind(stage: Stage, name: str, uid: str | None) -> None:
+    assert stage.run(commands.bind_local, name=name, uid=uid, none=uid is None) == ""
+
+
+def test_an_account_is_bound_to_a_user_of_the_machine(stage: Stage) -> None:
+    ana = now(stage.store.create_user("Ana", "ana", "$2b$hash"))
+    now(stage.store.create_user("Ben", "ben", "$2b$hash"))
+    bind(stage, "ANA", "2147483000")
+    assert stage.notes == ["Ana is bound to the uid 2147483000 (?) of the machine"]
+    assert now(stage.store.find_local(2147483000)) == ana
+    with pytest.raises(Failed, match=r"the uid 2147483000 belongs to another account .* bound to Ana"):
+        bind(stage, "ben", "2147483000")
+    bind(stage, "ana", None)
+    assert stage.notes[-1] == "Ana is bound to no user of the machine"
+    assert now(stage.store.find_local(2147483000)) is None
+    assert stage.audited() == [
+        Entry("bind_local", 0, ACTOR, ana.id, "ana", details="local uid 2147483000"),
+        Entry("bind_local", 0, ACTOR, ana.id, "ana", details="no local uid"),
+    ]
+    with pytest.raises(Failed, match="nobody is registered as nobody"):
+        bind(stage, "nobody", "1001")
+
+
+@pytest.mark.parametrize("uid", ["0", "999", "65534", "-5", "ana", "", "1e4", "4294967295", "99999999999", "１００１"])  # noqa: RUF001
+def test_a_uid_that_is_no_persons(stage: Stage, uid: str) -> None:
+    now(stage.store.create_user("Ana", "ana", "$2b$hash"))
+    with pytest.raises(Failed, match="is not the uid of a person"):
+        bind(stage, "ana", uid)
+    assert stage.audited() == []
+
+
+def test_the_command_line_of_bind_local(capsys: pytest.CaptureFixture[str]) -> None:
+    read = parser(ENGLISH).parse_args
+    assert (read(["bind-local", "ana", "1001"]).uid, read(["bind-local", "ana", "1001"]).none) == ("1001", False)
+    assert (read(["bind-local", "ana", "--none"]).uid, read(["bind-local", "ana", "--none"]).none) == (None, True)
+    for wrong in (["ana"], ["ana", "1001", "--none"], []):
+        with pytest.raises(SystemExit):
+            read(["bind-local", *wrong])
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("listen", "found"),
+    [
+        ("tcp:5000", False),
+        ("tcp:5000 unix:/run/taskd/taskd.sock:mode=666", True),
+        ("systemd:domain=UNIX:index=0", True),
+        ("haproxy:unix:/run/taskd/taskd.sock", False),
+        ("ssl:5001:privateKey=unix.pem", False),
+    ],
+)
+def test_the_check_knows_unix_sockets(listen: str, found: bool) -> None:
+    assert has_unix_socket(read_settings(environ={"TASKD_LISTEN": listen})) is found
 
 
 # -- import-users

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
 from twisted.internet.task import Clock
@@ -45,6 +46,8 @@ class FakeNetwork:
         self._pumps: list[IOPump] = []
         self.failing: Exception | None = None
         self.attempts = 0
+        self.peer: Any = IPv4Address("TCP", "127.0.0.1", 5000)
+        """Where the clients have connected to."""
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
         self.attempts += 1
@@ -52,7 +55,7 @@ class FakeNetwork:
             return fail(self.failing)
         client = factory.buildProtocol(None)  # type: ignore[arg-type]
         server = self._serve()
-        transports = FakeTransport(server, True), FakeTransport(client, False)
+        transports = FakeTransport(server, True), FakeTransport(client, False, peerAddress=self.peer)
         connected: Deferred[IProtocol] = Deferred()
         self._pumps.append(connect(server, transports[0], client, transports[1]))
         connected.callback(client)  # type: ignore[arg-type]
@@ -166,14 +169,15 @@ class Run:
 class Stage:
     """Runs commands against a fake taskd, with the state folder of the test."""
 
-    def __init__(self, folder: Path, lang: str = "en") -> None:
+    def __init__(self, folder: Path, lang: str = "en", server: str = SERVER) -> None:
         self.lang = lang
+        self.server = server
         self.clock = Clock()
         self.clock.advance(NOON.timestamp())
         self.taskd = FakeTaskd()
         self.network = FakeNetwork(lambda: FakeConnection(self.taskd))
         self.env = {"XDG_STATE_HOME": str(folder)}
-        self.sessions = SessionFile(state_folder(self.env), SERVER)
+        self.sessions = SessionFile(state_folder(self.env), server)
         self.screen: os.terminal_size | None = None
         """The new size of the terminals, if it has changed since they were opened."""
         self.new_key = (f"key{n}" for n in itertools.count(1)).__next__
@@ -204,7 +208,7 @@ class Stage:
         ctx = Context(
             clock=self.clock,
             endpoint=self.network,
-            server=SERVER,
+            server=self.server,
             server_given=options.server is not None,
             env=self.env,
             texts=texts,
@@ -212,7 +216,7 @@ class Stage:
             source=source,
             renderer=Renderer(texts, columns, colour),
             sessions=self.sessions,
-            given=given_token(SERVER, options.token_file, self.env),
+            given=given_token(self.server, options.token_file, self.env),
             json=options.json,
             measure=None if screen is None else lambda: self.screen or screen,
             new_key=self.new_key,

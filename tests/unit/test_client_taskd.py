@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 from taskd.events.records import TaskOutput, log_event, progress_event
 from taskd.model.errors import (
     AuthRequired,
+    BadRequest,
     Conflict,
     Forbidden,
     NotFound,
@@ -83,6 +84,8 @@ class FakeTaskd:
             "routes": [route("simulate")],
             "more": False,
         }
+        self.local: str | None = None
+        """The user of the machine, who may log in without a password."""
         self.roles: dict[str, str] = {}
         self.disabled: set[str] = set()
         self.codes: dict[str, str] = {}
@@ -295,6 +298,12 @@ class FakeConnection(LineReceiver):
             if request.token not in self._taskd.tokens:
                 raise AuthRequired("this session has ended; log in again")
             token = request.token
+        elif request.local and not self._taskd.old:
+            if self._taskd.local is None:
+                raise Forbidden("local logins are off here", field="local")
+            token = self._taskd.user(self._taskd.local, "")
+        elif request.username is None:
+            raise BadRequest("username is missing", field="username")
         else:
             if self._taskd.passwords.get(request.username) != request.password:
                 raise WrongCredentials("the username or the password is wrong")

@@ -134,6 +134,18 @@ def test_units_let_the_daemon_end_its_children(daemon: str) -> None:
     assert {"KillMode=mixed", "OOMPolicy=continue"} <= set(lines)
 
 
+def test_a_server_with_local_logins_sees_the_users_and_has_a_folder_for_its_socket() -> None:
+    """What operations.md sets in its environment is where the unit makes a folder."""
+    unit = (DEPLOY / "taskserver.service").read_text().splitlines()
+    drop_in = (DEPLOY / "taskserver.service.d" / "local.conf").read_text().splitlines()
+    assert "PrivateUsers=yes" in unit
+    assert {"PrivateUsers=no", "RuntimeDirectory=taskd", "RuntimeDirectoryMode=0755"} <= set(drop_in)
+    operations = (ROOT / "docs" / "operations.md").read_text()
+    [listen] = re.findall(r"^TASKD_LISTEN=(.* unix:.*)$", operations, re.MULTILINE)
+    settings = read_settings(environ={"TASKD_LISTEN": listen, "TASKD_LOCAL_USERS": "1"})
+    assert settings.local_users and settings.listen[-1] == "unix:/run/taskd/taskd.sock"
+
+
 def exposure(unit: str, folder: Path, drop_in: str = "") -> float:
     """What `systemd-analyze security` gives a unit of ours, from 0 (best) to 10, in a folder without other files."""
     program = shutil.which("systemd-analyze")

@@ -9,7 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from taskd.api.hash_queue import HashQueue, Place
+from taskd.api.hash_queue import LEISURE, MAX_LEISURE, HashQueue, Place
 from taskd.model.errors import Draining, Forbidden, RateLimited
 from tests.unit.logins import HASH, SlowHashes
 
@@ -247,3 +247,58 @@ class Leaving(QueueCase):
         self.done.clear()
         self.assertEqual(self.work(1), "x0")
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class Leisure(QueueCase):
+    """What nobody waits for."""
+
+    THREADS = 2
+
+    def put_off(self, *names: str) -> list[Deferred[Any]]:
+        """Let these wait for a time when nobody else does."""
+        return [self.queue.run(LEISURE, self.done.append, name).addErrback(self._lost, name) for name in names]
+
+    def test_it_begins_in_a_later_turn_and_one_at_a_time(self) -> None:
+        self.put_off("x1", "x2", "x3")
+        self.assertEqual(self.hashes.begun, 0)
+        self.clock.advance(0)
+        self.assertEqual(self.hashes.busy, 1)
+        self.assertEqual(self.work(1), "x1")
+        self.clock.advance(0)
+        self.assertEqual(self.hashes.busy, 1)
+        self.clock.advance(HASH)
+        self.clock.advance(0)
+        self.assertEqual(self.work(2), "x2 x3")
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_logins_go_first(self) -> None:
+        self.put_off("x1")
+        self.put("a1", "a2", "a3")
+        self.clock.advance(0)
+        self.assertEqual(self.work(1), "a1 a2")
+        self.assertEqual(self.work(1), "a3 x1", "a thread was free, and nobody waited")
+
+    def test_it_is_left_out_while_logins_wait(self) -> None:
+        self.put("a1", "a2", "a3")
+        [late] = self.put_off("x1")
+        self.failureResultOf(late, RateLimited)
+        self.assertEqual(self.work(3), "x1: RateLimited a1 a2 a3")
+
+    def test_few_wait(self) -> None:
+        waiting = self.put_off(*(f"x{n}" for n in range(MAX_LEISURE)))
+        [late] = self.put_off("y")
+        self.failureResultOf(late, RateLimited)
+        self.assertEqual(self.queue.waiting, 0, "a login need not wait for them")
+        self.queue.stop()
+        for each in waiting:
+            self.failureResultOf(each, Draining)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.failureResultOf(self.put_off("z")[0], Draining)
+
+    def test_one_that_is_cancelled_leaves(self) -> None:
+        first, second = self.put_off("x1", "x2")
+        first.cancel()
+        self.failureResultOf(first, CancelledError)
+        self.clock.advance(0)
+        self.assertEqual(self.work(1), "x1: CancelledError x2")
+        self.successResultOf(second)

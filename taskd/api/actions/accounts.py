@@ -34,7 +34,14 @@ class AccountActions:
 
     async def login(self, principal: Principal, subscriptions: Subscriptions, request: m.Login) -> Reply:
         expires: dict[str, float] = {}
-        if request.token is not None:
+        if request.local:
+            if (request.username, request.password, request.token) != (None, None, None):
+                raise BadRequest("a local login has no username, password or token", field="local")
+            client = self._client(principal, subscriptions)
+            session, token = await self._accounts.login_local(client, principal.uid)
+            expires = {"expires_in": self._accounts.session_seconds}
+            await self._end_presented(principal)
+        elif request.token is not None:
             session, token = await self._accounts.resume(request.token), request.token
             subscriptions.admit(session.user.id)
         elif request.username is not None and request.password is not None:
@@ -86,7 +93,7 @@ class AccountActions:
         subscriptions.cancel_subscriptions()
         self._rights.leave(subscriptions)
         self._announce(principal.user_id)
-        return Reply(SUCCESS.fields, _stranger(principal))
+        return Reply(SUCCESS.fields, principal.logged_out())
 
     async def whoami(self, principal: Principal, subscriptions: Subscriptions, request: m.Nothing) -> Reply:
         fields = {"user_id": principal.user_id, "username": principal.username, "role": principal.role.value}
@@ -113,7 +120,7 @@ class AccountActions:
         subscriptions.cancel_subscriptions()
         self._rights.leave(subscriptions)
         self._announce(principal.user_id)
-        return Reply(SUCCESS.fields, _stranger(principal))
+        return Reply(SUCCESS.fields, principal.logged_out())
 
     async def sessions(self, principal: Principal, subscriptions: Subscriptions, request: m.Nothing) -> Reply:
         found = await self._accounts.sessions(principal)
@@ -141,11 +148,6 @@ class AccountActions:
     def _announce(self, user_id: int) -> None:
         self._rights.changed([user_id])
         self._publisher.publish_rights([user_id])
-
-
-def _stranger(principal: Principal) -> Principal:
-    """The same client without a login."""
-    return Principal(address=principal.address, private=principal.private)
 
 
 def _views(sessions: Iterable[Session], current: bytes | None) -> Iterable[dict[str, Any]]:

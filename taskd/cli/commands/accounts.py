@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from contextlib import closing, suppress
+from contextlib import closing
 
 from taskd.cli.context import Context
 from taskd.cli.credentials import (
@@ -16,10 +16,11 @@ from taskd.cli.credentials import (
 )
 from taskd.cli.errors import OK
 from taskd.cli.fields import checked
+from taskd.cli.local_login import keep_session, local_login
+from taskd.client.address import is_unix
 from taskd.client.admission import Admission
-from taskd.client.errors import ClientError, ConnectionFailed, NotLoggedIn, Refused
+from taskd.client.errors import ClientError, NotLoggedIn, Refused
 from taskd.client.messages import Message, Received
-from taskd.client.sessions import Session
 from taskd.model.users import normalize_username
 from taskd.model.visible import visible
 
@@ -56,19 +57,15 @@ async def send_registration(
 async def login(ctx: Context, options: Namespace) -> int:
     """Log in and store the session."""
     refuse_token(ctx)
-    username = await get_username(ctx, options.username)
-    password = await get_password(ctx)
+    reply, username = None, options.username
     with closing(ctx.admission(ctx.connector.connect, options.wait_turn)) as admission:
-        reply = await admission.request("login", username=username, password=password)
-        name = reply.body.username or username
-        if not reply.body.token:
-            raise ConnectionFailed("not_taskd", transient=False, server=ctx.server)
-        try:
-            ctx.sessions.save(Session(ctx.server, name, reply.body.token))
-        except ClientError:
-            with suppress(ClientError):
-                await admission.request("logout")  # nobody else has the token of this session
-            raise
+        if username is None and is_unix(ctx.server):
+            reply = await local_login(ctx, admission)
+        if reply is None:
+            username = await get_username(ctx, username)
+            password = await get_password(ctx)
+            reply = await admission.request("login", username=username, password=password)
+        name = await keep_session(ctx, admission, reply, username or "")
     ctx.report(reply, "logged_in", username=name)
     return OK
 

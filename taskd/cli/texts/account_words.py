@@ -16,6 +16,15 @@ ACCOUNTS: dict[str, tuple[str, str]] = {
         "{message}",
         "para registrarse hace falta una invitación válida; pídala a un administrador y use --invitation",
     ),
+    "code.forbidden.local": (
+        "{message}",
+        "no se permite a su usuario de esta máquina: {message}",
+    ),
+    "local_refused": ("No login without a password: {why}.", "No se pudo entrar sin contraseña: {why}."),
+    "local_unknown": (
+        "No login without a password: the server is older than taskclient.",
+        "No se pudo entrar sin contraseña: el servidor es más antiguo que taskclient.",
+    ),
     "put_off": (
         "Too many requests at the server; trying again in {seconds} s. Ctrl-C ends this.",
         "El servidor tiene demasiadas peticiones; se intentará de nuevo en {seconds} s. Ctrl-C lo interrumpe.",

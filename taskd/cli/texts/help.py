@@ -123,8 +123,10 @@ _SUMMARIES = {
         "Enviar tareas a un servidor taskd y verlas ejecutarse. Sin argumentos: un menú.",
     ),
     "login": (
-        "Log in and store the session for the next commands.",
-        "Iniciar sesión y guardarla para las próximas órdenes.",
+        "Log in and store the session for the next commands. Over a UNIX socket, without a name: as your user of this"
+        " machine, if the server allows it.",
+        "Iniciar sesión y guardarla para las próximas órdenes. Por un socket UNIX y sin nombre: con su usuario de esta"
+        " máquina, si el servidor lo permite.",
     ),
     "logout": ("Log out and delete the stored session.", "Cerrar la sesión y borrarla de este equipo."),
     "add": (

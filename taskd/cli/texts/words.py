@@ -82,6 +82,12 @@ WORDS: dict[str, tuple[str, str]] = {
         "--cafile needs a connection with TLS, and {server} is a plain address; use --server tls:HOST:PORT",
         "--cafile requiere una conexión con TLS, y {server} es una dirección sin TLS; use --server tls:HOST:PUERTO",
     ),
+    "plaintext": (
+        "nothing secret is sent to {server} without TLS, because others on the network could read it; use the address"
+        " tls:HOST:PORT, or set TASKD_ALLOW_PLAINTEXT=1 if you trust the network",
+        "no se envía nada secreto a {server} sin TLS, porque otros en la red podrían leerlo; use la dirección"
+        " tls:HOST:PUERTO, o fije TASKD_ALLOW_PLAINTEXT=1 si la red es de confianza",
+    ),
     "tls_plain": (
         "{server} does not use TLS; use HOST:PORT without tls:, or the server's TLS port",
         "{server} no usa TLS; use HOST:PUERTO sin tls:, o el puerto TLS del servidor",
@@ -183,6 +189,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "menu.password_of": (
         "Password of {username} (Enter to leave): ",
         "Contraseña de {username} (Intro para salir): ",
+    ),
+    "menu.local_username": (
+        "Username (Enter for your user of this machine): ",
+        "Usuario (Intro para su usuario de esta máquina): ",
     ),
     "menu.choose": ("Choose an option: ", "Elija una opción: "),
     "menu.wrong": ("Please choose a number from 1 to {n}.", "Elija un número del 1 al {n}."),

@@ -19,10 +19,11 @@ from taskd.store.postgres.audit import PostgresAudit, note, noted
 from taskd.store.postgres.connection import PostgresConnection
 from taskd.store.postgres.rows import LISTED, to_tasks
 from taskd.store.postgres.sessions import PostgresSessions, locked
-from taskd.store.refusals import check_text, invitation_refused, last_admin, username_in_use
+from taskd.store.refusals import check_text, invitation_refused, last_admin, uid_in_use, username_in_use
 from taskd.store.rows import LIVE_KEYS
 
 ADMINS_LOCK = 7_461_735_643
+UIDS_LOCK = 7_461_735_644
 
 _USER = "id, username, role, disabled_at IS NOT NULL"
 
@@ -37,6 +38,8 @@ _CHANGED = "(SELECT id, username_key FROM changed)"
 
 PREPARED = {
     "lock_admins": "SELECT pg_advisory_xact_lock($1)",
+    # Those who bind follow each other.
+    "lock_uids": "SELECT pg_advisory_xact_lock($1)",
     "lock_key": "SELECT FROM users WHERE username_key = $1 FOR NO KEY UPDATE",
     "lock_invitation": "SELECT FROM invitations WHERE token_hash = $1 FOR NO KEY UPDATE",
     # Returns no row when the key is taken, also by an earlier run of the same registration, or when the invitation is
@@ -52,6 +55,28 @@ WITH made AS (
     UPDATE invitations SET uses_left = uses_left - 1 WHERE token_hash = $6 AND EXISTS (SELECT FROM made)
 ), noted AS ({noted("(SELECT id, username_key FROM made)")})
 SELECT id, username, role, false FROM made
+""",
+    "find_local": f"SELECT {_USER} FROM users WHERE local_uid = $1",
+    # Returns no row when the key or the uid is taken, also by an earlier run.
+    "create_local": f"""
+WITH made AS (
+    INSERT INTO users (username, username_key, password, local_uid) VALUES ($2, $3, '', $4)
+    ON CONFLICT DO NOTHING RETURNING id, username, username_key, role
+), noted AS ({noted("(SELECT id, username_key FROM made)")})
+SELECT id, username, role, false FROM made
+""",
+    # Follows lock_uids and lock_key. A second run finds the uid.
+    "bind_local": f"""
+WITH found AS MATERIALIZED (
+    SELECT id, username_key, local_uid FROM users WHERE username_key = $2 AND deleted_at IS NULL
+), other AS MATERIALIZED (
+    SELECT o.username FROM users o JOIN found ON o.id <> found.id WHERE o.local_uid = $3::bigint
+), changed AS (
+    UPDATE users u SET local_uid = $3 FROM found
+    WHERE u.id = found.id AND u.local_uid IS DISTINCT FROM $3::bigint AND NOT EXISTS (SELECT FROM other)
+    RETURNING u.id, u.username_key, found.local_uid AS old_uid
+), ended AS ({_END_SESSIONS} AND changed.old_uid IS NOT NULL), noted AS ({noted(_CHANGED)})
+SELECT (SELECT username FROM other), {_USER} FROM users WHERE username_key = $2 AND deleted_at IS NULL
 """,
     "find_user": f"""
 SELECT password, CASE WHEN code_until > now() THEN code_hash END,
@@ -101,6 +126,16 @@ WITH changed AS (
 ), ended AS ({_END_SESSIONS} AND s.token_hash IS DISTINCT FROM $5::bytea), noted AS ({noted(_CHANGED)})
 SELECT password = $4 OR EXISTS (SELECT FROM changed) FROM users WHERE id = $2 AND deleted_at IS NULL
 """,
+    # A second run finds the new hash.
+    "replace_hash": """
+WITH changed AS (
+    UPDATE users SET password = $3 WHERE id = $1 AND password = $2 AND deleted_at IS NULL RETURNING id
+)
+SELECT password = $3 OR EXISTS (SELECT FROM changed) FROM users WHERE id = $1 AND deleted_at IS NULL
+""",
+    "highest_rounds": """
+SELECT coalesce(max(substr(password, 5, 2)::integer), 0) FROM users WHERE password ~ '^[$]2[abxy][$][0-9]{2}[$]'
+""",
     # A second run finds the code.
     "set_code": f"""
 WITH changed AS (
@@ -123,7 +158,7 @@ WITH found AS MATERIALIZED (
     SELECT u.id, username, username_key, {_IS_LAST} AS is_last FROM users u WHERE id = $2 AND deleted_at IS NULL
 ), changed AS (
     UPDATE users u SET username = '', username_key = ' ' || u.id, password = '', role = 'user', code_hash = NULL,
-        code_until = NULL, disabled_at = now(), deleted_at = now()
+        code_until = NULL, local_uid = NULL, disabled_at = now(), deleted_at = now()
     FROM found WHERE u.id = found.id AND NOT is_last
     RETURNING u.id, found.username_key
 ), ended AS ({_END_SESSIONS}), unknown AS (
@@ -200,6 +235,27 @@ class PostgresAccounts(PostgresSessions, PostgresAudit):
             raise username_in_use(username)
         return account.user
 
+    async def find_local(self, uid: int) -> User | None:
+        rows = await self._call("find_local", uid)
+        return _to_user(*rows[0]) if rows else None
+
+    async def create_local(self, username: str, key: str, uid: int, entry: Entry | None = None) -> User:
+        rows = await self._call("create_local", note(entry), check_text(username), check_text(key), uid)
+        user = _to_user(*rows[0]) if rows else await self.find_local(uid)
+        if user is None:
+            raise username_in_use(username)
+        return user
+
+    async def bind_local(self, key: str, uid: int | None, entry: Entry | None = None) -> User | None:
+        locks = [("lock_uids", UIDS_LOCK), ("lock_key", check_text(key))]
+        rows = await self._call(locked, locks, "bind_local", note(entry), key, uid)
+        if not rows:
+            return None
+        other, *user = rows[0]
+        if other is not None and uid is not None:
+            raise uid_in_use(uid, other)
+        return _to_user(*user)
+
     async def find_user(self, key: str, network: str = "") -> Account | None:
         rows = await self._call("find_user", check_text(key), check_text(network), DEVICE_SECONDS)
         if not rows:
@@ -237,6 +293,12 @@ class PostgresAccounts(PostgresSessions, PostgresAudit):
     ) -> bool:
         args = note(entry), user_id, old, new, keep
         return await self._call(locked, [("lock_user", user_id)], "set_password", *args) == [(True,)]
+
+    async def replace_hash(self, user_id: int, old: str, new: str) -> bool:
+        return await self._call("replace_hash", user_id, old, new) == [(True,)]
+
+    async def highest_rounds(self) -> int:
+        return int((await self._call("highest_rounds"))[0][0])
 
     async def set_code(self, key: str, code: bytes, seconds: float, entry: Entry | None = None) -> User | None:
         args = note(entry), check_text(key), code, seconds

@@ -44,6 +44,7 @@ PREPARED = {
 WITH owner AS MATERIALIZED (
     SELECT id, username_key FROM users
     WHERE id = $2 AND disabled_at IS NULL AND ($10::text IS NULL OR password = $10)
+        AND ($12::bigint IS NULL OR local_uid = $12)
         AND ($11::bytea IS NULL OR EXISTS (SELECT FROM sessions WHERE token_hash = $11 AND user_id = $2))
 ), expired AS (
     DELETE FROM sessions WHERE user_id = $2 AND expires_at <= now()
@@ -143,6 +144,7 @@ class PostgresSessions(PostgresDatabase):
             check_text(session.network),
             session.password,
             session.asked_by,
+            session.local_uid,
         )
         if not rows:
             raise account_ended()

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from taskd.model.tasks import Task
 from taskd.model.users import Role, User
 from taskd.ports.accounts import DEVICE_SECONDS, SETTLE_SECONDS, Account, Entry, UserRow
-from taskd.store.refusals import check_text, invitation_refused, last_admin, username_in_use
+from taskd.store.refusals import check_text, invitation_refused, last_admin, uid_in_use, username_in_use
 from taskd.store.rows import LIVE_KEYS
 from taskd.store.sqlite.audit import SqliteAudit, note
 from taskd.store.sqlite.database import transaction
@@ -28,6 +28,13 @@ ON CONFLICT (username_key) DO NOTHING RETURNING {_USER}
 SPEND_INVITATION = """
 UPDATE invitations SET uses_left = uses_left - 1 WHERE token_hash = ? AND uses_left > 0 AND expires_at > ?
 """
+CREATE_LOCAL = f"""
+INSERT INTO users (username, username_key, password, local_uid, created_at) VALUES (?, ?, '', ?, ?)
+ON CONFLICT DO NOTHING RETURNING {_USER}
+"""
+FIND_LOCAL = f"SELECT {_USER} FROM users WHERE local_uid = ?"
+BIND_LOCAL = "UPDATE users SET local_uid = ? WHERE id = ?"
+FIND_UID = "SELECT local_uid FROM users WHERE id = ?"
 FIND_USER = f"SELECT {_USER} FROM users WHERE username_key = ? AND deleted_at IS NULL"
 FIND_ACCOUNT = f"""
 SELECT password, CASE WHEN code_until > ? THEN code_hash END,
@@ -50,12 +57,17 @@ SELECT username_key, password, CASE WHEN code_until > ? THEN code_hash END FROM 
 WHERE id = ? AND deleted_at IS NULL
 """
 SET_PASSWORD = "UPDATE users SET password = ?, code_hash = NULL, code_until = NULL WHERE id = ?"
+REPLACE_HASH = "UPDATE users SET password = ? WHERE id = ?"
+HIGHEST_ROUNDS = """
+SELECT coalesce(max(CAST(substr(password, 5, 2) AS INTEGER)), 0) FROM users
+WHERE password GLOB '$2[abxy]$[0-9][0-9]$*'
+"""
 SET_CODE = "UPDATE users SET password = '', code_hash = ?, code_until = ? WHERE id = ? AND code_hash IS NOT ?"
 FIND_BY_ID = f"SELECT username_key, {_USER} FROM users WHERE id = ? AND deleted_at IS NULL"
 DELETE_DEVICES = "DELETE FROM devices WHERE user_id = ?"
 DELETE_USER = """
 UPDATE users SET username = '', username_key = ' ' || id, password = '', role = 'user', code_hash = NULL,
-    code_until = NULL, disabled_at = :now, deleted_at = :now
+    code_until = NULL, local_uid = NULL, disabled_at = :now, deleted_at = :now
 WHERE id = :id
 """
 DELETED_USERS = """
@@ -99,6 +111,39 @@ class SqliteAccounts(SqliteSessions, SqliteAudit):
             # which undoes the creation
             raise invitation_refused()
         user = _to_user(*row)
+        note(db, now, entry, user.id, key)
+        return user
+
+    @transaction
+    def find_local(self, db: Cursor, now: int, uid: int) -> User | None:
+        row = db.execute(FIND_LOCAL, (uid,)).fetchone()
+        return _to_user(*row) if row else None
+
+    @transaction
+    def create_local(self, db: Cursor, now: int, username: str, key: str, uid: int, entry: Entry | None = None) -> User:
+        row = db.execute(CREATE_LOCAL, (check_text(username), check_text(key), uid, now)).fetchone()
+        if row is not None:
+            note(db, now, entry, row[0], key)
+            return _to_user(*row)
+        row = db.execute(FIND_LOCAL, (uid,)).fetchone()
+        if row is None:
+            raise username_in_use(username)
+        return _to_user(*row)
+
+    @transaction
+    def bind_local(self, db: Cursor, now: int, key: str, uid: int | None, entry: Entry | None = None) -> User | None:
+        user = find_by_key(db, key)
+        if user is None:
+            return None
+        [(before,)] = db.execute(FIND_UID, (user.id,))
+        if before == uid:
+            return user
+        other = db.execute(FIND_LOCAL, (uid,)).fetchone()
+        if other is not None and uid is not None:
+            raise uid_in_use(uid, other[1])
+        db.execute(BIND_LOCAL, (uid, user.id))
+        if before is not None:
+            db.execute(END_SESSIONS, (user.id, None))
         note(db, now, entry, user.id, key)
         return user
 
@@ -157,6 +202,17 @@ class SqliteAccounts(SqliteSessions, SqliteAudit):
         if password == old != new:
             _replace_password(db, now, user_id, key, new, keep, entry)
         return password in (old, new)
+
+    @transaction
+    def replace_hash(self, db: Cursor, now: int, user_id: int, old: str, new: str) -> bool:
+        _, password, _ = db.execute(FIND_SECRETS, (now, user_id)).fetchone() or ("", None, None)
+        if password == old:
+            db.execute(REPLACE_HASH, (new, user_id))
+        return password in (old, new)
+
+    @transaction
+    def highest_rounds(self, db: Cursor, now: int) -> int:
+        return int(db.execute(HIGHEST_ROUNDS).fetchone()[0])
 
     @transaction
     def set_code(

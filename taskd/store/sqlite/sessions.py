@@ -20,6 +20,7 @@ END_SESSIONS = "DELETE FROM sessions WHERE user_id = ? AND token_hash IS NOT ?"
 FIND_OWNER = """
 SELECT username_key FROM users WHERE id = ?1 AND disabled_at IS NULL AND (?2 IS NULL OR password = ?2)
     AND (?3 IS NULL OR EXISTS (SELECT 1 FROM sessions WHERE token_hash = ?3 AND user_id = ?1))
+    AND (?4 IS NULL OR local_uid = ?4)
 """
 DROP_EXPIRED = "DELETE FROM sessions WHERE user_id = ? AND expires_at <= ?"
 OPEN_SESSION = """
@@ -67,7 +68,7 @@ class SqliteSessions(SqliteDatabase):
 
     @transaction
     def open_session(self, db: Cursor, now: int, user_id: int, session: NewSession, entry: Entry | None = None) -> None:
-        owner = db.execute(FIND_OWNER, (user_id, session.password, session.asked_by)).fetchone()
+        owner = db.execute(FIND_OWNER, (user_id, session.password, session.asked_by, session.local_uid)).fetchone()
         if owner is None:
             raise account_ended()
         db.execute(DROP_EXPIRED, (user_id, now))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from taskd.model.errors import AuthRequired, Forbidden, LastAdmin, UsernameInUse
+from taskd.model.errors import AuthRequired, Conflict, Forbidden, LastAdmin, UsernameInUse
 from taskd.model.states import State
 from taskd.model.users import Role, User
 from taskd.ports.accounts import DEVICE_SECONDS, SETTLE_SECONDS, Entry, NewSession
@@ -193,6 +193,107 @@ class AccountTests(AccountCase):
         self.assertIsNone((await self.store.find_user("ana")).code)
         self.assertFalse(await self.store.use_code(self.ana.id, b"code", "$2b$new", Entry("use")))
         self.assertEqual(await self.audited(), [])
+
+    async def test_a_hash_of_the_same_password_ends_nothing(self) -> None:
+        await self.opened(HASHES[0])
+        await self.opened(HASHES[1], name="ci")
+        for _ in range(2):
+            self.assertTrue(await self.store.replace_hash(self.ana.id, "$2b$hash", "$2b$new"))
+        self.assertEqual((await self.store.find_user("ana")).password, "$2b$new")
+        self.assertEqual(await self.valid(*HASHES), HASHES[:2])
+        self.assertFalse(await self.store.replace_hash(self.ana.id, "$2b$hash", "$2b$late"))
+        self.assertFalse(await self.store.replace_hash(99, "", "$2b$late"))
+        self.assertEqual((await self.store.find_user("ana")).password, "$2b$new")
+        self.assertEqual(await self.audited(), [])
+
+    async def test_a_hash_does_not_come_back_after_a_reset(self) -> None:
+        await self.store.set_code("ana", b"code", 60)
+        self.assertFalse(await self.store.replace_hash(self.ana.id, "$2b$hash", "$2b$new"))
+        account = await self.store.find_user("ana")
+        self.assertEqual((account.password, account.code), ("", b"code"))
+
+    async def test_the_highest_cost_of_a_hash(self) -> None:
+        self.assertEqual(await self.store.highest_rounds(), 0)
+        for name, rounds in (("u1", "05"), ("u2", "13"), ("u3", "04")):
+            await self.store.create_user(name, name, f"$2b${rounds}${'x' * 53}")
+        await self.store.create_user("u4", "u4", "!$2b$99$")
+        self.assertEqual(await self.store.highest_rounds(), 13)
+        await self.store.set_code("u2", b"code", 60)
+        self.assertEqual(await self.store.highest_rounds(), 5)
+
+    # -- users of the machine
+
+    async def test_a_user_of_the_machine_is_created_once(self) -> None:
+        for _ in range(2):
+            zoe = await self.store.create_local("Zoe", "zoe", 1001, Entry("register", details="local uid 1001"))
+        self.assertEqual(await self.store.find_local(1001), zoe)
+        self.assertEqual((await self.store.find_user("zoe")).password, "")
+        expected = Entry("register", subject_id=zoe.id, subject="zoe", details="local uid 1001")
+        self.assertEqual(await self.audited(), [expected])
+        self.assertIsNone(await self.store.find_local(1002))
+        # the uid is the user, whatever its name has become
+        self.assertEqual(await self.store.create_local("Eva", "eva", 1001), zoe)
+        self.assertIsNone(await self.store.find_user("eva"))
+
+    async def test_a_user_of_the_machine_does_not_take_over_a_name(self) -> None:
+        with self.assertRaisesRegex(UsernameInUse, "ANA is taken"):
+            await self.store.create_local("ANA", "ana", 1001, Entry("register"))
+        with self.assertRaises(UsernameInUse):
+            await self.store.create_user("zoe", "zoe", "$2b$x")
+            await self.store.create_local("zoe", "zoe", 1001)
+        self.assertIsNone(await self.store.find_local(1001))
+        self.assertEqual(await self.audited(), [])
+
+    async def test_a_name_of_the_machine_is_not_registered_again(self) -> None:
+        zoe = await self.store.create_local("zoe", "zoe", 1001)
+        for password in ("$2b$x", ""):
+            with self.assertRaises(UsernameInUse):
+                await self.store.create_user("zoe", "zoe", password)
+        self.assertEqual(await self.store.find_local(1001), zoe)
+
+    async def test_an_account_is_bound_to_a_uid(self) -> None:
+        entry = Entry("bind_local", actor="taskadmin", details="local uid 1001")
+        await self.opened(HASHES[0])
+        for _ in range(2):
+            self.assertEqual(await self.store.bind_local("ana", 1001, entry), self.ana)
+        self.assertEqual(await self.store.find_local(1001), self.ana)
+        self.assertEqual(await self.valid(*HASHES), [HASHES[0]], "it had no uid before")
+        self.assertEqual(
+            await self.audited(),
+            [Entry("bind_local", 0, "taskadmin", self.ana.id, "ana", details="local uid 1001")],
+        )
+        with self.assertRaisesRegex(Conflict, "1001 is bound to Ana"):
+            await self.store.bind_local("ben", 1001, entry)
+        self.assertIsNone(await self.store.bind_local("nobody", 1002, entry))
+        self.assertEqual(len(await self.audited()), 1)
+
+    async def test_another_uid_ends_what_the_old_one_had(self) -> None:
+        await self.store.bind_local("ana", 1001)
+        for uid in (1002, None):
+            await self.opened(HASHES[0])
+            await self.opened(HASHES[1], name="ci")
+            await self.opened(HASHES[2], self.ben)
+            self.assertEqual(await self.store.bind_local("ana", uid), self.ana)
+            self.assertEqual(await self.valid(*HASHES), [HASHES[2]])
+        self.assertIsNone(await self.store.find_local(1002))
+        self.assertEqual(await self.store.bind_local("ben", 1001), self.ben)
+
+    async def test_a_local_session_needs_the_uid_still(self) -> None:
+        await self.store.bind_local("ana", 1001)
+        await self.opened(HASHES[0], local_uid=1001)
+        self.assertEqual(await self.valid(*HASHES), [HASHES[0]])
+        for uid in (1002, None):
+            await self.store.bind_local("ana", uid)
+            with self.assertRaises(AuthRequired):
+                await self.opened(HASHES[1], local_uid=1001)
+        self.assertEqual(await self.valid(*HASHES), [])
+
+    async def test_a_deleted_account_frees_its_uid(self) -> None:
+        zoe = await self.store.create_local("zoe", "zoe", 1001)
+        self.assertTrue(await self.store.delete_user(zoe.id))
+        self.assertIsNone(await self.store.find_local(1001))
+        again = await self.store.create_local("zoe", "zoe", 1001)
+        self.assertNotEqual(again.id, zoe.id)
 
     # -- invitations
 
