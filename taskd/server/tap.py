@@ -69,6 +69,7 @@ class ServerService(Daemon):
                 idle=settings.session_idle_days * 86_400,
                 registration=settings.registration,
                 reveal_unknown=settings.reveal_unknown_users,
+                admin_totp=settings.admin_totp,
             ),
             queues=settings.queues,
             lease=None if settings.embedded else settings.lease,

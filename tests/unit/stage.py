@@ -281,11 +281,14 @@ class Stage:
         limits: ConnectionLimits = OPEN,
         threads: int = 100,
         quotas: Limits | None = None,
+        admin_totp: bool = False,
         **guesses: int,
     ) -> None:
         # timers run by another clock than the store: whoever takes the one for the other is an age off
         self.clock = clock = Clock()
         clock.advance(1000.0)
+        self.clock_ahead = 0.0
+        """Seconds by which the clock of the server's machine is ahead of the store's."""
         wall = _WallClock(clock)
         self.runner = StageRunner()
         self.store = store = SqliteStore(self.runner, clock, wall)
@@ -294,7 +297,9 @@ class Stage:
         for start in (self.other_store.start(), store.start(), broker.start()):
             now(start)
         guard = open_guard(clock, store, run_hash, threads, **guesses)
-        self.accounts = Accounts(store, guard, 4, SESSION, admins=[ADMIN])
+        self.accounts = Accounts(
+            store, guard, 4, SESSION, admins=[ADMIN], admin_totp=admin_totp, wall=lambda: wall() + self.clock_ahead
+        )
         self.server = TaskServer(
             clock,
             store,

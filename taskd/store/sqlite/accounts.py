@@ -18,25 +18,25 @@ from taskd.store.sqlite.database import transaction
 from taskd.store.sqlite.rows import from_micros, micros_of, to_tasks
 from taskd.store.sqlite.sessions import END_SESSIONS, SqliteSessions
 from taskd.store.sqlite.tasks import CANCEL, DELETE_TASKS
+from taskd.store.sqlite.totp import DELETE_RECOVERY_CODES, SqliteTotp
+from taskd.store.sqlite.users import USER, find_by_key, to_user
 
-_USER = "id, username, role, disabled_at"
 # Returns no row when the key is taken, also by an earlier run of the same registration.
 CREATE_USER = f"""
 INSERT INTO users (username, username_key, password, role, created_at) VALUES (?, ?, ?, ?, ?)
-ON CONFLICT (username_key) DO NOTHING RETURNING {_USER}
+ON CONFLICT (username_key) DO NOTHING RETURNING {USER}
 """
 SPEND_INVITATION = """
 UPDATE invitations SET uses_left = uses_left - 1 WHERE token_hash = ? AND uses_left > 0 AND expires_at > ?
 """
-FIND_USER = f"SELECT {_USER} FROM users WHERE username_key = ? AND deleted_at IS NULL"
 FIND_ACCOUNT = f"""
 SELECT password, CASE WHEN code_until > ? THEN code_hash END,
-    EXISTS (SELECT 1 FROM devices WHERE user_id = users.id AND network = ? AND seen_at > ?), {_USER}
+    EXISTS (SELECT 1 FROM devices WHERE user_id = users.id AND network = ? AND seen_at > ?), totp_secret, {USER}
 FROM users WHERE username_key = ? AND deleted_at IS NULL
 """
 LIST_USERS = f"""
 SELECT weight, created_at, (SELECT max(used_at) FROM sessions WHERE user_id = users.id), coalesce(code_until > ?, 0),
-    {_USER}
+    {USER}
 FROM users WHERE username_key > ? ORDER BY username_key LIMIT ?
 """
 HAS_OTHER_ADMINS = """
@@ -51,11 +51,11 @@ WHERE id = ? AND deleted_at IS NULL
 """
 SET_PASSWORD = "UPDATE users SET password = ?, code_hash = NULL, code_until = NULL WHERE id = ?"
 SET_CODE = "UPDATE users SET password = '', code_hash = ?, code_until = ? WHERE id = ? AND code_hash IS NOT ?"
-FIND_BY_ID = f"SELECT username_key, {_USER} FROM users WHERE id = ? AND deleted_at IS NULL"
+FIND_BY_ID = f"SELECT username_key, {USER} FROM users WHERE id = ? AND deleted_at IS NULL"
 DELETE_DEVICES = "DELETE FROM devices WHERE user_id = ?"
 DELETE_USER = """
 UPDATE users SET username = '', username_key = ' ' || id, password = '', role = 'user', code_hash = NULL,
-    code_until = NULL, disabled_at = :now, deleted_at = :now
+    code_until = NULL, totp_secret = NULL, totp_at = NULL, totp_step = NULL, disabled_at = :now, deleted_at = :now
 WHERE id = :id
 """
 DELETED_USERS = """
@@ -74,7 +74,7 @@ NOTE_PURGED = "UPDATE users SET purged_at = ? WHERE id = ? AND deleted_at <= ? A
 DELETE_USAGE = "DELETE FROM user_usage WHERE user_id = ?"
 
 
-class SqliteAccounts(SqliteSessions, SqliteAudit):
+class SqliteAccounts(SqliteSessions, SqliteTotp, SqliteAudit):
     """IAccountStore on SQLite."""
 
     @transaction
@@ -91,14 +91,14 @@ class SqliteAccounts(SqliteSessions, SqliteAudit):
     ) -> User:
         row = db.execute(CREATE_USER, (check_text(username), check_text(key), password, role.value, now)).fetchone()
         if row is None:
-            stored, _, _, *user = db.execute(FIND_ACCOUNT, (now, "", 0, key)).fetchone()
+            stored, _, _, _, *user = db.execute(FIND_ACCOUNT, (now, "", 0, key)).fetchone()
             if not password or stored != password:
                 raise username_in_use(username)
-            return _to_user(*user)
+            return to_user(*user)
         if invitation is not None and not db.execute(SPEND_INVITATION, (invitation, now)).rowcount:
             # which undoes the creation
             raise invitation_refused()
-        user = _to_user(*row)
+        user = to_user(*row)
         note(db, now, entry, user.id, key)
         return user
 
@@ -108,14 +108,14 @@ class SqliteAccounts(SqliteSessions, SqliteAudit):
         row = db.execute(FIND_ACCOUNT, (now, check_text(network), since, check_text(key))).fetchone()
         if row is None:
             return None
-        password, code, known, *user = row
-        return Account(_to_user(*user), password, code, bool(known))
+        password, code, known, secret, *user = row
+        return Account(to_user(*user), password, code, bool(known), secret)
 
     @transaction
     def list_users(self, db: Cursor, now: int, after_key: str, limit: int) -> Sequence[UserRow]:
         rows = db.execute(LIST_USERS, (now, max(check_text(after_key), LIVE_KEYS), limit))
         return [
-            UserRow(_to_user(*user), weight, from_micros(created), used and from_micros(used), bool(has_code))
+            UserRow(to_user(*user), weight, from_micros(created), used and from_micros(used), bool(has_code))
             for weight, created, used, has_code, *user in rows
         ]
 
@@ -180,9 +180,10 @@ class SqliteAccounts(SqliteSessions, SqliteAudit):
         row = db.execute(FIND_BY_ID, (user_id,)).fetchone()
         if row is None:
             return False
-        _check_last_admin(db, _to_user(*row[1:]))
+        _check_last_admin(db, to_user(*row[1:]))
         db.execute(END_SESSIONS, (user_id, None))
         db.execute(DELETE_DEVICES, (user_id,))
+        db.execute(DELETE_RECOVERY_CODES, (user_id,))
         db.execute(DELETE_USER, {"now": now, "id": user_id})
         note(db, now, entry, user_id, row[0])
         return True
@@ -206,15 +207,6 @@ class SqliteAccounts(SqliteSessions, SqliteAudit):
         if db.execute(NOTE_PURGED, (now, user_id, now - micros_of(SETTLE_SECONDS))).rowcount:
             db.execute(DELETE_USAGE, (user_id,))
         return True
-
-
-def _to_user(user_id: int, username: str, role: str, disabled_at: int | None) -> User:
-    return User(user_id, username, Role(role), disabled_at is not None)
-
-
-def find_by_key(db: Cursor, key: str) -> User | None:
-    row = db.execute(FIND_USER, (check_text(key),)).fetchone()
-    return _to_user(*row) if row else None
 
 
 def _check_last_admin(db: Cursor, user: User) -> None:
