@@ -10,7 +10,7 @@ from typing import Any
 
 from twisted.python.failure import Failure
 
-from taskd.cli.commands.accounts import send_registration
+from taskd.cli.commands.accounts import send_login, send_registration
 from taskd.cli.commands.kinds import served_kinds
 from taskd.cli.commands.log import print_page
 from taskd.cli.commands.passwords import change_password
@@ -148,7 +148,7 @@ class Menu:
             await self._log_in(self._username, password)
 
     async def _log_in(self, username: str, password: str) -> None:
-        reply = await self._admission().request("login", username=username, password=password)
+        reply = await send_login(self._ctx, self._admission(), username, password)
         self._token = reply.body.token
         self._username = reply.body.username or username
         self._ctx.say("logged_in", username=self._username)

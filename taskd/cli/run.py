@@ -16,6 +16,7 @@ from taskd.cli.commands.kinds import kinds
 from taskd.cli.commands.log import log
 from taskd.cli.commands.overview import overview
 from taskd.cli.commands.quota import quota
+from taskd.cli.commands.totp import totp
 from taskd.cli.commands.wait import wait
 from taskd.cli.commands.watch import watch
 from taskd.cli.context import Context
@@ -37,6 +38,7 @@ COMMANDS: dict[str, Callable[[Context, Namespace], Awaitable[int]]] = {
     "whoami": accounts.whoami,
     "passwd": passwords.passwd,
     "delete-account": passwords.delete_account,
+    "totp": totp,
     "sessions": sessions.sessions,
     "token": sessions.token,
     "add": add,

@@ -11,6 +11,7 @@ from taskd.cli.credentials import (
     check_password,
     get_invitation,
     get_password,
+    get_totp_code,
     get_username,
     refuse_token,
 )
@@ -59,7 +60,7 @@ async def login(ctx: Context, options: Namespace) -> int:
     username = await get_username(ctx, options.username)
     password = await get_password(ctx)
     with closing(ctx.admission(ctx.connector.connect, options.wait_turn)) as admission:
-        reply = await admission.request("login", username=username, password=password)
+        reply = await send_login(ctx, admission, username, password)
         name = reply.body.username or username
         if not reply.body.token:
             raise ConnectionFailed("not_taskd", transient=False, server=ctx.server)
@@ -71,6 +72,17 @@ async def login(ctx: Context, options: Namespace) -> int:
             raise
     ctx.report(reply, "logged_in", username=name)
     return OK
+
+
+async def send_login(ctx: Context, admission: Admission, username: str, password: str) -> Received:
+    """The reply to a login. Ask for the code of the second factor if the server wants one. Raises ClientError."""
+    fields = {"username": username, "password": password}
+    try:
+        return await admission.request("login", **fields)
+    except Refused as e:
+        if e.code != "totp_required":
+            raise
+    return await admission.request("login", **fields, code=await get_totp_code(ctx))
 
 
 async def logout(ctx: Context, options: Namespace) -> int:
