@@ -115,7 +115,7 @@ class TotpTests(AccountCase):
             for n in range(6):
                 new = NewSession(name * 31 + bytes([n]), 100, password="$2b$hash", factor=factor)
                 logins.append(Deferred.fromCoroutine(_awaited(self.store.open_session(self.ana.id, new))))
-            outcomes = await DeferredList(logins, consumeErrors=True)
+            outcomes: Any = await DeferredList(logins, consumeErrors=True)
             self.assertEqual(sum(success for success, _ in outcomes), 1)
             for success, failure in outcomes:
                 if not success:
