@@ -14,7 +14,7 @@ from functools import partial
 import bcrypt
 from twisted.logger import Logger
 
-from taskd.api.login_guard import Client, LoginGuard
+from taskd.api.login_guard import TOTP_CONFIRM, Client, LoginGuard
 from taskd.api.principal import Principal
 from taskd.model.errors import (
     AuthRequired,
@@ -286,7 +286,7 @@ class Accounts:
         account = await self._store.find_user(key, client.network)
         if account is None or account.totp is None or account.user.totp:
             raise Conflict("no second factor waits to be confirmed; begin with totp_begin")
-        codes, begun, entry = new_recovery_codes(), account.totp, _own_entry("totp_confirm", who)
+        codes, begun, entry = new_recovery_codes(), account.totp, _own_entry(TOTP_CONFIRM, who)
 
         async def second() -> bool:
             factor = self._code_factor(begun, code)
@@ -296,7 +296,7 @@ class Accounts:
             return False
 
         # nothing but the code is checked, with the limits of passwords
-        await self.guard.check(key, client, account.known, _right, action="totp_confirm", second=second)
+        await self.guard.check(key, client, account.known, _right, action=TOTP_CONFIRM, second=second)
         return codes
 
     async def end_totp(self, client: Client, who: Principal, password: str, code: str) -> None:

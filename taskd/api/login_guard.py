@@ -32,8 +32,11 @@ from taskd.api.tarpit import Tarpit
 from taskd.model.errors import Draining, RateLimited, TotpRequired, WrongCode, WrongCredentials
 from taskd.ports.accounts import Entry, IAccountStore
 
-LOGIN, REGISTER, SET_PASSWORD = "login", "register", "set_password"
+LOGIN, REGISTER, SET_PASSWORD, TOTP_CONFIRM = "login", "register", "set_password", "totp_confirm"
 """Actions as the audit names them."""
+
+WITHOUT_HASH = (SET_PASSWORD, TOTP_CONFIRM)
+"""Those that check a code and no password."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class LoginGuard:
             await self._throttle.check(key, network, known)
             _check_open(client)
             good = await self._hashes.run(
-                Place(network, known, client.owner, admit, action != SET_PASSWORD), matches, *args
+                Place(network, known, client.owner, admit, action not in WITHOUT_HASH), matches, *args
             )
         except RateLimited as e:
             self._count(action, key, network, e.code)

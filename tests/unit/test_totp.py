@@ -5,14 +5,31 @@ from __future__ import annotations
 from typing import Any
 
 import pyotp
+from twisted.trial.unittest import SynchronousTestCase
 
 from taskd.api.rights import FRESH
+from taskd.model.totp import digits_of, step_of
 from taskd.model.users import Role
 from taskd.ports.accounts import Factor
 from tests.unit.stage import ADMIN, NOON, PASSWORD, Client, Stage, StageCase, now
 
 STEP = 30
 NEW = "another horse battery"
+
+
+class Codes(SynchronousTestCase):
+    def test_those_of_the_rfc(self) -> None:
+        """RFC 6238, appendix B, the last six of the eight digits there."""
+        secret = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ"
+        for seconds, digits in ((59, "287082"), (1111111109, "081804"), (1234567890, "005924"), (2000000000, "279037")):
+            self.assertEqual(step_of(secret, digits, seconds), seconds // STEP)
+            self.assertIsNone(step_of(secret, digits, seconds + 2 * STEP))
+
+    def test_what_six_digits_are(self) -> None:
+        for code in ("012345", " 012 345 ", "012-345"):
+            self.assertEqual(digits_of(code), "012345")
+        for code in ("", "12345", "1234567", "12345a", "\u0661\u0662\u0663\u0664\u0665\u0666", "\u00b9" * 6):
+            self.assertIsNone(digits_of(code))
 
 
 class TotpCase(StageCase):
