@@ -23,9 +23,13 @@ CREATE TABLE users (
     code_hash    bytea,
     code_until   timestamptz,
     local_uid    bigint UNIQUE CHECK (local_uid >= 0),
+    totp_secret  text,
+    totp_at      timestamptz,
+    totp_step    bigint,
     quota_open   bigint CHECK (quota_open >= 0),
     quota_daily  bigint CHECK (quota_daily >= 0),
-    quota_bytes  bigint CHECK (quota_bytes >= 0)
+    quota_bytes  bigint CHECK (quota_bytes >= 0),
+    CHECK (totp_at IS NULL OR totp_secret IS NOT NULL AND totp_step IS NOT NULL)
 );
 CREATE INDEX users_deleted ON users (id) WHERE deleted_at IS NOT NULL AND purged_at IS NULL;
 CREATE INDEX users_admins ON users (id) WHERE role = 'admin' AND disabled_at IS NULL;
@@ -43,6 +47,9 @@ COMMENT ON COLUMN users.purged_at IS 'When it was certain that the deleted accou
 COMMENT ON COLUMN users.code_hash IS 'A hash of the one-time code with which the user may set a password.';
 COMMENT ON COLUMN users.code_until IS 'When that code expires.';
 COMMENT ON COLUMN users.local_uid IS 'The uid of the machine whose user may log in here over a UNIX socket; NULL: none.';
+COMMENT ON COLUMN users.totp_secret IS 'The secret of the second factor (TOTP) in base32.';
+COMMENT ON COLUMN users.totp_at IS 'Since when a login with the password needs the second factor; NULL also while the secret waits to be confirmed.';
+COMMENT ON COLUMN users.totp_step IS 'The latest time step whose code was accepted: no code of it or of an earlier one is accepted again.';
 COMMENT ON INDEX users_admins IS 'The admins who can act: at least one stays.';
 COMMENT ON COLUMN users.quota_open IS 'How many tasks the user may have that have not ended; 0: no limit; NULL: the default of the settings.';
 COMMENT ON COLUMN users.quota_daily IS 'How many tasks the user may create in 24 hours; 0 and NULL as above.';
@@ -59,7 +66,8 @@ CREATE TABLE sessions (
     address    text NOT NULL DEFAULT '',
     name       text,
     ending     text,
-    scopes     json
+    scopes     json,
+    totp       boolean NOT NULL DEFAULT false
 );
 CREATE INDEX sessions_user ON sessions (user_id);
 CREATE INDEX sessions_expiry ON sessions (expires_at);
@@ -70,10 +78,20 @@ COMMENT ON COLUMN sessions.address IS 'From where the user logged in.';
 COMMENT ON COLUMN sessions.name IS 'What the owner calls an API token; NULL for a login.';
 COMMENT ON COLUMN sessions.ending IS 'The last characters of an API token.';
 COMMENT ON COLUMN sessions.scopes IS 'What an API token allows, a list of texts; NULL: everything.';
+COMMENT ON COLUMN sessions.totp IS 'Whether it has shown the second factor that its user has now; of an API token, whether the session has that made it.';
 COMMENT ON COLUMN sessions.token_hash IS 'A hash of the token, so that nobody can log in with a copy of this table.';
 COMMENT ON COLUMN sessions.user_id IS 'The user who logged in.';
 COMMENT ON COLUMN sessions.created_at IS 'When the user logged in.';
 COMMENT ON COLUMN sessions.expires_at IS 'When the token expires.';
+
+CREATE TABLE recovery_codes (
+    user_id   bigint NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    code_hash bytea NOT NULL,
+    PRIMARY KEY (user_id, code_hash)
+);
+COMMENT ON TABLE recovery_codes IS 'Codes that users show in place of the second factor when they have lost it. Each is deleted with its use.';
+COMMENT ON COLUMN recovery_codes.user_id IS 'The user.';
+COMMENT ON COLUMN recovery_codes.code_hash IS 'A hash of the code.';
 
 CREATE TABLE invitations (
     token_hash bytea PRIMARY KEY,
@@ -120,8 +138,8 @@ CREATE INDEX audit_at ON audit (at);
 CREATE INDEX audit_subject ON audit (subject, id);
 CREATE INDEX audit_actor ON audit (actor_id, id);
 CREATE INDEX audit_action ON audit (action, id);
-CREATE INDEX audit_refusals ON audit (subject, at) WHERE action = 'login' AND outcome <> 'ok';
-COMMENT ON INDEX audit_refusals IS 'Refused logins to an account, which are counted before each login.';
+CREATE INDEX audit_refusals ON audit (subject, at) WHERE outcome <> 'ok';
+COMMENT ON INDEX audit_refusals IS 'What was refused at an account: wrong guesses are counted before each login.';
 COMMENT ON TABLE audit IS 'Who did what to which account, from where, with which outcome. Rows are never changed.';
 COMMENT ON COLUMN audit.id IS 'Grows with time, but for transactions that overlap.';
 COMMENT ON COLUMN audit.at IS 'When it happened, or when the minute of a counted row ended.';

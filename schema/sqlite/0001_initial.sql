@@ -25,9 +25,13 @@ CREATE TABLE users (
     code_hash    BLOB,                              -- a hash of the one-time code with which the user may set a password
     code_until   INTEGER,                           -- when that code expires
     local_uid    INTEGER UNIQUE CHECK (local_uid >= 0), -- the uid of the machine whose user may log in here over a UNIX socket; NULL: none
+    totp_secret  TEXT,                              -- the secret of the second factor (TOTP) in base32
+    totp_at      INTEGER,                           -- since when a login with the password needs it; NULL also while the secret waits to be confirmed
+    totp_step    INTEGER,                           -- the latest time step whose code was accepted: no code of it or of an earlier one is accepted again
     quota_open   INTEGER CHECK (quota_open >= 0),   -- how many tasks the user may have that have not ended; 0: no limit; NULL: the default of the settings
     quota_daily  INTEGER CHECK (quota_daily >= 0),  -- how many tasks the user may create in 24 hours; 0 and NULL as above
-    quota_bytes  INTEGER CHECK (quota_bytes >= 0)   -- how many bytes the texts, payloads, results and logs of the user may have; 0 and NULL as above
+    quota_bytes  INTEGER CHECK (quota_bytes >= 0),  -- how many bytes the texts, payloads, results and logs of the user may have; 0 and NULL as above
+    CHECK (totp_at IS NULL OR totp_secret IS NOT NULL AND totp_step IS NOT NULL)
 );
 CREATE INDEX users_deleted ON users (id) WHERE deleted_at IS NOT NULL AND purged_at IS NULL;
 -- The admins who can act: at least one stays.
@@ -44,10 +48,18 @@ CREATE TABLE sessions (
     address    TEXT NOT NULL DEFAULT '',            -- from where the user logged in
     name       TEXT,                                -- what the owner calls an API token; NULL for a login
     ending     TEXT,                                -- the last characters of an API token
-    scopes     TEXT                                 -- what an API token allows, a JSON list of texts; NULL: everything
+    scopes     TEXT,                                -- what an API token allows, a JSON list of texts; NULL: everything
+    totp       INTEGER NOT NULL DEFAULT 0           -- whether it has shown the second factor that its user has now; of an API token, whether the session has that made it
 );
 CREATE INDEX sessions_user ON sessions (user_id);
 CREATE INDEX sessions_expiry ON sessions (expires_at);
+
+-- Codes that users show in place of the second factor when they have lost it. Each is deleted with its use.
+CREATE TABLE recovery_codes (
+    user_id   INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE, -- the user
+    code_hash BLOB NOT NULL,                        -- a hash of the code
+    PRIMARY KEY (user_id, code_hash)
+) WITHOUT ROWID;
 
 -- Who has one may register while registration is by invitation.
 CREATE TABLE invitations (
@@ -87,7 +99,7 @@ CREATE INDEX audit_subject ON audit (subject, id);
 CREATE INDEX audit_actor ON audit (actor_id, id);
 CREATE INDEX audit_action ON audit (action, id);
 -- Refused logins to an account, which are counted before each login.
-CREATE INDEX audit_refusals ON audit (subject, at) WHERE action = 'login' AND outcome <> 'ok';
+CREATE INDEX audit_refusals ON audit (subject, at) WHERE outcome <> 'ok';
 
 -- How many tasks users have created, and how many bytes they have stored. Every process adds what it has done once a
 -- second.

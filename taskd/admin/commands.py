@@ -73,6 +73,15 @@ async def reset_password(admin: Admin, options: Namespace) -> None:
         admin.note(admin.texts("is_disabled", name=user.username))
 
 
+async def reset_totp(admin: Admin, options: Namespace) -> None:
+    """Raises BadRequest, Failed, Unavailable."""
+    name, key = normalize_username(options.name)
+    user = await admin.store.reset_totp(key, Entry("reset_totp", actor=ACTOR))
+    if user is None:
+        raise Failed(admin.texts("no_user", name=name))
+    admin.note(admin.texts("totp_reset", name=user.username))
+
+
 async def import_users(admin: Admin, options: Namespace) -> None:
     """Raises Failed, Unavailable."""
     users = read_users(options.file, admin.texts)

@@ -31,6 +31,7 @@ from taskd.model.errors import SettingsError
 COMMANDS = {
     "create-admin": commands.create_admin,
     "reset-password": commands.reset_password,
+    "reset-totp": commands.reset_totp,
     "import-users": commands.import_users,
     "bind-local": commands.bind_local,
     "migrate": commands.migrate,

@@ -33,7 +33,8 @@ def parser(texts: Texts) -> argparse.ArgumentParser:
     create = command("create-admin")
     create.add_argument("name", metavar="NAME", help=texts("option.name"))
     create.add_argument("--existing", action="store_true", help=texts("option.existing"))
-    command("reset-password").add_argument("name", metavar="NAME", help=texts("option.name"))
+    for name in ("reset-password", "reset-totp"):
+        command(name).add_argument("name", metavar="NAME", help=texts("option.name"))
     users = command("import-users")
     users.add_argument("file", metavar="FILE.csv", type=Path, help=texts("option.file"))
     users.add_argument("--output", metavar="FILE", type=Path, help=texts("option.output"))

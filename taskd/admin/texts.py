@@ -26,6 +26,11 @@ WORDS: dict[str, tuple[str, str]] = {
         "Mostrar un código de un solo uso, válido 24 horas, con el que una persona fija su contraseña. La contraseña"
         " anterior y todas sus sesiones y tokens de API terminan ahora.",
     ),
+    "reset-totp": (
+        "Turn the second factor of a user off who has lost it. The password, the sessions and the API tokens stay.",
+        "Desactivar el segundo factor de una persona que lo ha perdido. Su contraseña, sus sesiones y sus tokens de API"
+        " siguen valiendo.",
+    ),
     "import-users": (
         "Create the accounts that a CSV file lists, and print a CSV with a one-time code for each. If a line is wrong,"
         " nothing is imported. Users that exist are skipped.",
@@ -78,6 +83,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "{name} has 24 hours to set a password with this code: taskclient passwd --code",
         "{name} tiene 24 horas para fijar su contraseña con este código: taskclient passwd --code",
     ),
+    "totp_reset": ("{name} has no second factor now", "{name} ya no tiene un segundo factor"),
     "created": ("{name} is an admin", "{name} es admin"),
     "is_disabled": (
         "{name} is disabled, and can act only when enabled: taskclient users enable {name}",

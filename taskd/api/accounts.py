@@ -1,4 +1,4 @@
-"""Accounts: who may register and log in, passwords, session tokens, API tokens, one-time codes.
+"""Accounts: who may register and log in, passwords, session tokens, API tokens, one-time codes, second factors.
 
 The guard limits guesses, and has bcrypt run in threads of its own, so that a burst of logins delays neither the reactor
 nor name resolution.
@@ -7,7 +7,9 @@ nor name resolution.
 from __future__ import annotations
 
 import hmac
+import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -15,7 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from taskd.api.local_users import LocalUsers, uid_text
-from taskd.api.login_guard import Client, LoginGuard
+from taskd.api.login_guard import LOCAL_LOGIN, TOTP_CONFIRM, Client, LoginGuard
 from taskd.api.password_hashes import HighestCost, make_hash, matches, rounds_of
 from taskd.api.principal import Principal
 from taskd.model.errors import (
@@ -27,6 +29,8 @@ from taskd.model.errors import (
     NoUser,
     TaskdError,
     WrongCredentials,
+    code_missing,
+    code_refused,
     quote,
 )
 from taskd.model.tokens import (
@@ -39,6 +43,7 @@ from taskd.model.tokens import (
     new_token,
     token_hash,
 )
+from taskd.model.totp import digits_of, new_recovery_codes, new_secret, secret_uri, step_of
 from taskd.model.users import (
     Registration,
     Role,
@@ -48,15 +53,25 @@ from taskd.model.users import (
     normalize_username,
     password_bytes,
 )
-from taskd.ports.accounts import Account, Audited, Entry, Invitation, NewSession, Session, UserRow
+from taskd.ports.accounts import Account, Audited, Entry, Factor, Invitation, NewSession, Session, UserRow
 from taskd.ports.store import IStore
+
+TOKEN_IS_KNOWN = ("change_password", "delete_account", "totp_begin")
+"""Actions in which a valid token counts like a known address. Not those in which a code could be guessed: who has
+stolen the token and the password must not try codes from many addresses."""
+
+
+class _HashRenewed(AuthRequired):
+    """The session was not opened because the stored hash is another one, which may be of the same password."""
 
 
 class Accounts:
     """``guard`` limits what strangers may try. ``rounds`` is bcrypt's cost. A login is valid for ``session_seconds``,
     and ends after ``idle`` seconds without use. ``admins`` are the keys of users who are admins whatever their role in
     the store, whether they exist or not. ``reveal_unknown``: a login says that nobody has the name, as the first
-    version of the protocol did. ``local`` knows the users of this machine; without it they need a password."""
+    version of the protocol did. ``local`` knows the users of this machine; without it they need a password.
+    ``admin_totp``: admins need a second factor. ``wall`` is the time that authenticators have, too, in seconds since
+    1970: not that of the store, which may keep a wrong time so that no task moves."""
 
     _log = Logger()
 
@@ -73,11 +88,15 @@ class Accounts:
         registration: Registration = Registration.OPEN,
         reveal_unknown: bool = False,
         local: LocalUsers | None = None,
+        admin_totp: bool = False,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self.session_seconds = session_seconds
         self.idle = idle
         self.registration = registration
         self.guard = guard
+        self.admin_totp = admin_totp
+        self._wall = wall
         self._store = store
         self._rounds = rounds
         self._make_token = make_token
@@ -119,64 +138,105 @@ class Accounts:
             raise Forbidden("this invitation is not valid, or no longer; ask for a new one", field="invitation")
         return hashed
 
-    async def login(self, client: Client, username: str, password: str) -> tuple[Session, str]:
-        """A new session and its token. Raises BadRequest, WrongCredentials, NoUser, Forbidden for a disabled user,
-        RateLimited, Unavailable."""
+    async def login(self, client: Client, username: str, password: str, code: str | None = None) -> tuple[Session, str]:
+        """A new session and its token. ``code`` is that of the second factor. Raises BadRequest, WrongCredentials,
+        NoUser, TotpRequired, WrongCode, Forbidden for a disabled user, RateLimited, Unavailable."""
         name, key = normalize_username(username)
-        account = await self._check_password(client, name, key, password)
         try:
-            opened = await self._log_in_with(client, account)
-        except AuthRequired:
-            if not self._is_outdated(account):
-                raise
-            # another login of the same user may have replaced the hash by one of the present cost
-            account = await self._check_password(client, name, key, password)
-            opened = await self._log_in_with(client, account)
-        self._renew_hash(account, password)
-        return opened
+            return await self._log_in(client, name, key, password, code)
+        except _HashRenewed:
+            # once more, with the hash of the present cost
+            return await self._log_in(client, name, key, password, code)
 
-    async def login_local(self, client: Client, uid: int | None) -> tuple[Session, str]:
-        """The same for a user of this machine, whose uid the kernel has said. Raises Forbidden, RateLimited,
-        Unavailable."""
+    async def _log_in(
+        self, client: Client, name: str, key: str, password: str, code: str | None
+    ) -> tuple[Session, str]:
+        token = self._make_token()
+
+        async def enter(account: Account) -> bool:
+            if account.user.disabled:
+                raise Forbidden("this account is disabled; ask an admin", field="username")
+            factor = self._factor(account, code) if account.user.totp else None
+            try:
+                await self._open_session(client, account.user, token, password=account.password, factor=factor)
+            except AuthRequired as e:
+                if self._is_outdated(account):
+                    # another login of the same user may have replaced the hash by one of the present cost
+                    raise _HashRenewed(e.message) from None
+                raise
+            return True
+
+        account = await self._check_password(client, name, key, password, second=enter)
+        if not account.user.totp:
+            await enter(account)
+        self._renew_hash(account, password)
+        return await self._opened(token)
+
+    async def login_local(self, client: Client, uid: int | None, code: str | None = None) -> tuple[Session, str]:
+        """The same for a user of this machine, whose uid the kernel has said. Raises Forbidden, TotpRequired,
+        WrongCode, RateLimited, Unavailable."""
         if self._local is None:
             raise Forbidden("local logins are off here; the administrator sets TASKD_LOCAL_USERS=1", field="local")
         if uid is None:
             text = "a local login needs a connection to a UNIX socket of this server, without a balancer in between"
             raise Forbidden(text, field="local")
         user = await self._local.find(client, uid)
-        return await self._open_session(client, user, uid_text(uid), local_uid=uid)
+        token = self._make_token()
+        enter = partial(self._open_session, client, user, token, uid_text(uid), local_uid=uid)
+        if user.totp:
+            key = normalize_username(user.username)[1]
+            account = await self._store.find_user(key)
 
-    async def _log_in_with(self, client: Client, account: Account) -> tuple[Session, str]:
-        if account.user.disabled:
-            raise Forbidden("this account is disabled; ask an admin", field="username")
-        return await self._open_session(client, account.user, password=account.password)
+            async def second() -> bool:
+                if account is None or account.user.id != user.id:
+                    raise AuthRequired("the account was changed by somebody else meanwhile; log in again")
+                await enter(factor=self._factor(account, code))
+                return True
+
+            # the kernel's word stands for a password that is right, so only the code can be guessed
+            await self.guard.check(key, client, True, _right, action=LOCAL_LOGIN, second=second)
+        else:
+            await enter()
+        return await self._opened(token)
 
     async def _open_session(
-        self, client: Client, user: User, details: str | None = None, **checked: Any
-    ) -> tuple[Session, str]:
-        """A new session and its token. ``checked`` are fields of NewSession that must still hold."""
+        self, client: Client, user: User, token: str, details: str | None = None, **checked: Any
+    ) -> None:
+        """Store a login. ``checked`` are fields of NewSession that must still hold."""
         client.admit(user.id)
-        token = self._make_token()
         key = normalize_username(user.username)[1]
         entry = Entry("login", user.id, user.username, user.id, key, client.address, details=details)
         new = NewSession(token_hash(token), self.session_seconds, client.address or "", client.network, **checked)
         await self._store.open_session(user.id, new, entry)
-        found = await self._store.find_sessions([new.token_hash], self.idle)
-        if new.token_hash not in found:
+
+    async def _opened(self, token: str) -> tuple[Session, str]:
+        hashed = token_hash(token)
+        found = await self._store.find_sessions([hashed], self.idle)
+        if hashed not in found:
             raise AuthRequired("the session has just been ended; log in again")
-        return found[new.token_hash], token
+        return found[hashed], token
 
     async def _check_password(
-        self, client: Client, name: str, key: str, password: str, action: str = "login"
+        self,
+        client: Client,
+        name: str,
+        key: str,
+        password: str,
+        action: str = "login",
+        second: Callable[[Account], Awaitable[bool]] | None = None,
     ) -> Account:
         """The account with this key, if this is its password. An unknown name costs the same work and gets the same
-        answer as a wrong password. Every action but the login is for a client that is logged in with this account."""
+        answer as a wrong password. Every action but the login is for a client that is logged in with this account.
+        ``second`` is that of :meth:`LoginGuard.check`, and is called only for an account with a second factor. Without
+        it the password alone is enough, and no wrong guesses are forgotten: or else a thief of the password and a
+        session could guess codes in between without end."""
         secret = password_bytes(password)
         account = await self._store.find_user(key, client.network)
         rounds = await self._highest_cost.get()
         stored = account.password if account is not None else ""
-        known = action != "login" or (account is not None and account.known)
-        good = await self.guard.check(key, client, known, matches, secret, stored, rounds, action=action)
+        known = action in TOKEN_IS_KNOWN or (account is not None and account.known)
+        then = None if account is None or not account.user.totp else partial(second or _no_more, account)
+        good = await self.guard.check(key, client, known, matches, secret, stored, rounds, action=action, second=then)
         if account is None and self._reveal_unknown:
             raise NoUser(f"nobody is registered as {quote(name)}; register first", field="username")
         if account is None or not good:
@@ -238,7 +298,10 @@ class Accounts:
         account = await self._store.find_user(key, client.network)
         given = code_hash(code)
         stored = (account.code if account is not None else None) or b""
-        good = await self.guard.check(key, client, False, hmac.compare_digest, stored, given, action="set_password")
+        second = partial(_no_more, account) if account is not None and account.user.totp else None
+        good = await self.guard.check(
+            key, client, False, hmac.compare_digest, stored, given, action="set_password", second=second
+        )
         if account is not None and good:
             hashed = await self.guard.hash_new(client, False, make_hash, secret, self._rounds)
             user = account.user
@@ -260,6 +323,75 @@ class Accounts:
         key = normalize_username(who.username)[1]
         await self._check_password(client, who.username, key, password, "delete_account")
         await self._store.delete_user(who.user_id, _entry("delete_account", who, key))
+
+    # -- second factors
+
+    async def begin_totp(self, client: Client, who: Principal, password: str) -> tuple[str, str]:
+        """The secret of a second factor and its URI. It counts once it is confirmed. Raises BadRequest,
+        WrongCredentials, Conflict, RateLimited, Unavailable."""
+        key = normalize_username(who.username)[1]
+        await self._check_password(client, who.username, key, password, "totp_begin")
+        secret = new_secret()
+        if not await self._store.begin_totp(who.user_id, secret):
+            raise Conflict("your account has a second factor already; turn it off first, with totp_off")
+        return secret, secret_uri(secret, who.username)
+
+    async def confirm_totp(self, client: Client, who: Principal, code: str) -> list[str]:
+        """Have the second factor count from now on. Returns the recovery codes. Raises WrongCode, Conflict,
+        RateLimited, Unavailable."""
+        key = normalize_username(who.username)[1]
+        account = await self._store.find_user(key, client.network)
+        if account is None or account.totp is None or account.user.totp:
+            raise Conflict("no second factor waits to be confirmed; begin with totp_begin")
+        codes, begun, entry = new_recovery_codes(), account.totp, _own_entry(TOTP_CONFIRM, who)
+
+        async def second() -> bool:
+            factor = self._code_factor(begun, code)
+            hashes = [code_hash(each) for each in codes]
+            if not await self._store.confirm_totp(who.user_id, factor, hashes, who.session or b"", entry):
+                raise Conflict("the second factor was changed by somebody else meanwhile; begin again with totp_begin")
+            return False
+
+        # nothing but the code is checked, with the limits of passwords
+        await self.guard.check(key, client, account.known, _right, action=TOTP_CONFIRM, second=second)
+        return codes
+
+    async def end_totp(self, client: Client, who: Principal, password: str, code: str) -> None:
+        """Turn the second factor off. Raises BadRequest, WrongCredentials, WrongCode, Conflict, RateLimited,
+        Unavailable."""
+        key = normalize_username(who.username)[1]
+        entry = _own_entry("totp_off", who)
+
+        async def second(account: Account) -> bool:
+            if not await self._store.end_totp(who.user_id, self._factor(account, code), entry):
+                raise code_refused()
+            return True
+
+        account = await self._check_password(client, who.username, key, password, "totp_off", second)
+        if not account.user.totp:
+            raise Conflict("your account has no second factor")
+
+    async def reset_totp(self, admin: Principal, username: str) -> User:
+        """Turn the second factor of a user off. Raises BadRequest, NoUser, Unavailable."""
+        name, key = normalize_username(username)
+        return _found(await self._store.reset_totp(key, _entry("reset_totp", admin, key)), name)
+
+    def _factor(self, account: Account, code: str | None) -> Factor:
+        """What a code shows of this account's second factor. Raises TotpRequired without one, WrongCode."""
+        secret = account.totp or ""
+        if not code:
+            raise code_missing()
+        if digits_of(code) is None:
+            return Factor(secret, recovery=code_hash(code))
+        return self._code_factor(secret, code)
+
+    def _code_factor(self, secret: str, code: str) -> Factor:
+        """The same for a code of an authenticator. Raises WrongCode."""
+        digits = digits_of(code)
+        step = None if digits is None else step_of(secret, digits, self._wall())
+        if step is None:
+            raise code_refused()
+        return Factor(secret, step)
 
     # -- sessions and API tokens
 
@@ -362,6 +494,15 @@ class Accounts:
         """Rows of the audit, the newest first. Raises BadRequest, Unavailable."""
         key = None if username is None else normalize_username(username)[1]
         return await self._store.list_audit(before_id, limit, key, action)
+
+
+async def _no_more(account: Account) -> bool:
+    """The password, or the one-time code, is all that is asked for, and less than a login needs."""
+    return False
+
+
+def _right() -> bool:
+    return True
 
 
 def no_user(name: str) -> NoUser:

@@ -102,11 +102,11 @@ class Api:
 
 
 def check_role(principal: Principal, action: Action) -> None:
-    """Raises Forbidden if the action is for operators or admins, and the client is none."""
+    """Raises Forbidden or TotpRequired if the action is for operators or admins, and the client is none."""
     if action.access is Access.ADMIN and not principal.admin:
-        raise Forbidden(f"{action.name} is only for admins")
+        raise principal.role_refused(f"{action.name} is only for admins")
     if action.access is Access.OPERATOR and not principal.operator:
-        raise Forbidden(f"{action.name} is only for operators and admins")
+        raise principal.role_refused(f"{action.name} is only for operators and admins")
 
 
 def check_scope(scopes: Sequence[str], action: Action, request: Any) -> None:

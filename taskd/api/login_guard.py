@@ -18,7 +18,7 @@ these guesses would not count.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,11 +30,15 @@ from taskd.api.login_throttle import Guess, LoginThrottle
 from taskd.api.networks import SharedAddressNotice, network_of
 from taskd.api.refusal_log import RefusalLog
 from taskd.api.tarpit import Tarpit
-from taskd.model.errors import Draining, RateLimited, WrongCredentials
+from taskd.model.errors import Draining, RateLimited, TotpRequired, WrongCode, WrongCredentials
 from taskd.ports.accounts import Entry, IAccountStore
 
-LOGIN, REGISTER, SET_PASSWORD = "login", "register", "set_password"
+LOGIN, REGISTER, SET_PASSWORD, TOTP_CONFIRM = "login", "register", "set_password", "totp_confirm"
+LOCAL_LOGIN = "local_login"
 """Actions as the audit names them."""
+
+WITHOUT_HASH = (SET_PASSWORD, TOTP_CONFIRM, LOCAL_LOGIN)
+"""Those that check a code and no password."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +85,26 @@ class LoginGuard:
         self._notice = SharedAddressNotice()
 
     async def check(
-        self, key: str, client: Client, known: bool, matches: Callable[..., bool], *args: Any, action: str = LOGIN
+        self,
+        key: str,
+        client: Client,
+        known: bool,
+        matches: Callable[..., bool],
+        *args: Any,
+        action: str = LOGIN,
+        second: Callable[[], Awaitable[bool]] | None = None,
     ) -> bool:
         """Whether ``matches(*args)``, which runs in a thread, says that the password of the account with this key is
         right. ``known``: the account has logged in from this network lately, or the client has a valid token of this
         account. A wrong password goes to the audit.
 
-        Raises RateLimited, late; CutOff if the connection is to be closed; Draining when it is closed; Unavailable.
+        ``second`` runs once the password is right, where the account has a second factor. It says whether all that the
+        account needs was right; only then are earlier wrong guesses forgotten. If it raises WrongCode, that is a wrong
+        guess like a wrong password. Any other error, such as TotpRequired, is neither. It raises WrongCode before it
+        waits for anything if it can, so that guesses at the same time gain nothing.
+
+        Raises what ``second`` raises; RateLimited, late; CutOff if the connection is to be closed; Draining when it is
+        closed; Unavailable.
         """
         network = client.network
         guess: Guess | None = None
@@ -100,7 +117,7 @@ class LoginGuard:
             await self._throttle.check(key, network, known)
             _check_open(client)
             good = await self._hashes.run(
-                Place(network, known, client.owner, admit, action != SET_PASSWORD), matches, *args
+                Place(network, known, client.owner, admit, action not in WITHOUT_HASH), matches, *args
             )
         except RateLimited as e:
             self._count(action, key, network, e.code)
@@ -112,14 +129,29 @@ class LoginGuard:
                 guess.dropped()
             raise
         assert guess is not None
-        if good:
-            guess.succeeded()
-            self._notice.logged_in(key, client.address)
-        else:
+        if not good:
             guess.failed()
             # one code for all wrong guesses: the audit's reader sees by the subject whether there is such a user
             self._count(action, key, network, WrongCredentials.code)
-        return bool(good)
+            return False
+        try:
+            whole = second is None or await second()
+        except WrongCode as e:
+            guess.failed()
+            self._count(action, key, network, e.code)
+            raise
+        except BaseException as e:
+            guess.dropped()
+            if isinstance(e, TotpRequired):
+                # somebody has the password
+                self._count(action, key, network, e.code)
+            raise
+        if whole:
+            guess.succeeded()
+            self._notice.logged_in(key, client.address)
+        else:
+            guess.dropped()
+        return True
 
     async def hash_new(self, client: Client, known: bool, function: Callable[..., Any], *args: Any) -> Any:
         """Hash a password that is to be set, in the same line. ``known``: by a client with a valid token. Raises as

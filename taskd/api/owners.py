@@ -6,7 +6,6 @@ from taskd.api.accounts import Accounts
 from taskd.api.principal import Principal
 from taskd.api.rights import Rights
 from taskd.api.states import StateReader
-from taskd.model.errors import Forbidden
 
 
 class Owners:
@@ -19,15 +18,19 @@ class Owners:
 
     async def of_task(self, principal: Principal, task_id: int) -> int:
         """The user as whose task the client may read this one: its owner for an operator, else the client itself,
-        whose it may be or not. Raises AuthRequired if the session has ended meanwhile, Unavailable."""
-        if not principal.operator:
+        whose it may be or not. Raises AuthRequired if the session has ended meanwhile, TotpRequired, Unavailable."""
+        if not principal.operator and not principal.lacks_totp:
             return principal.user_id
         owner = await self._states.owner(task_id)
+        if principal.lacks_totp and owner != principal.user_id:
+            # the same whether there is such a task or not
+            raise principal.role_refused("")
         # meanwhile the session may have ended, or the role
         return (owner or principal.user_id) if self._rights.present(principal).operator else principal.user_id
 
     async def of_username(self, principal: Principal, username: str) -> int:
-        """The user with this name. Raises Forbidden, BadRequest, NoUser, Unavailable."""
+        """The user with this name. Raises Forbidden, TotpRequired, BadRequest, NoUser, Unavailable."""
         if not principal.operator:
-            raise Forbidden("username is only for operators and admins: you see your own tasks", field="username")
+            text = "username is only for operators and admins: you see your own tasks"
+            raise principal.role_refused(text, "username")
         return (await self._accounts.find(username)).id

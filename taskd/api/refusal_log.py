@@ -9,8 +9,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from taskd.model.errors import RateLimited, TaskdError
-from taskd.ports.accounts import Entry, IAccountStore
+from taskd.model.errors import TaskdError
+from taskd.ports.accounts import NO_GUESS, Entry, IAccountStore
 
 FLUSH_SECONDS = 60.0
 """How long a refusal waits at the most until it is in the audit, while the store can be reached."""
@@ -45,7 +45,7 @@ class RefusalLog:
     def add(self, entry: Entry) -> None:
         """Count a refusal, whose outcome is the code of the error. ``entry.number`` is without effect."""
         row = msgspec.structs.replace(entry, number=1)
-        guess = entry.outcome != RateLimited.code
+        guess = entry.outcome not in NO_GUESS
         if not guess and row not in self._rows and len(self._rows) >= self._most:
             row = Entry(entry.action, outcome=entry.outcome)
         self._rows[row] += 1
@@ -98,7 +98,7 @@ class RefusalLog:
                 await self._store.audit(batch)
                 for entry in batch:
                     number = rows.pop(msgspec.structs.replace(entry, number=1))
-                    if entry.outcome != RateLimited.code:
+                    if entry.outcome not in NO_GUESS:
                         self._guesses[entry.subject] -= number
                         if self._guesses[entry.subject] <= 0:
                             del self._guesses[entry.subject]

@@ -43,16 +43,18 @@ class _Live:
     """A session of open connections. ``checked`` is when the store has said so last, ``ends`` when it expires, and
     until ``fresh`` it may be used without another question; all by the clock."""
 
-    __slots__ = ("checked", "ends", "fresh", "members", "role", "session")
+    __slots__ = ("checked", "ends", "fresh", "lacks_totp", "members", "role", "session", "totp")
 
-    def __init__(self, session: Session, role: Role, checked: float, ends: float) -> None:
+    def __init__(self, session: Session, role: Role, lacks_totp: bool, checked: float, ends: float) -> None:
         self.members: set[Subscriptions] = set()
-        self.update(session, role, checked, ends)
+        self.update(session, role, lacks_totp, checked, ends)
 
-    def update(self, session: Session, role: Role, checked: float, ends: float) -> None:
+    def update(self, session: Session, role: Role, lacks_totp: bool, checked: float, ends: float) -> None:
         """The store has said this."""
         self.session = session
         self.role = role
+        self.totp = session.user.totp
+        self.lacks_totp = lacks_totp
         self.checked = checked
         self.ends = ends
         self.fresh = min(checked + FRESH, ends)
@@ -61,18 +63,37 @@ class _Live:
         """What the store has said counts no more."""
         self.checked = self.fresh = float("-inf")
 
+    def of(self, principal: Principal) -> Principal:
+        """The principal with its present role and second factor."""
+        if self.role is principal.role and self.totp is principal.totp and self.lacks_totp is principal.lacks_totp:
+            return principal
+        return replace(principal, role=self.role, totp=self.totp, lacks_totp=self.lacks_totp)
+
+    @property
+    def operator(self) -> bool:
+        """Whether it sees the tasks of all users."""
+        return self.role is not Role.USER and not self.lacks_totp
+
 
 class Rights:
     """``idle`` is after how many seconds without use a login ends. ``role_of`` is the role of a user, as the store and
-    the settings have it."""
+    the settings have it. ``admin_totp``: an admin needs a session that has shown the second factor."""
 
     _log = Logger()
 
-    def __init__(self, clock: IReactorTime, store: IStore, idle: float, role_of: Callable[[User], Role]) -> None:
+    def __init__(
+        self,
+        clock: IReactorTime,
+        store: IStore,
+        idle: float,
+        role_of: Callable[[User], Role],
+        admin_totp: bool = False,
+    ) -> None:
         self._clock = clock
         self._store = store
         self._idle = idle
         self._role_of = role_of
+        self._admin_totp = admin_totp
         self._live: dict[bytes, _Live] = {}
         self._of_user: dict[int, set[bytes]] = {}
         self._session_of: dict[Subscriptions, bytes] = {}
@@ -124,7 +145,7 @@ class Rights:
         live = self._live.get(principal.session or b"")
         if live is None or self._clock.seconds() >= live.fresh:
             return None
-        return principal if live.role is principal.role else replace(principal, role=live.role)
+        return live.of(principal)
 
     async def check(self, principal: Principal) -> None:
         """Ask the store about the session. Raises Unavailable if it is away for LATEST seconds."""
@@ -143,11 +164,11 @@ class Rights:
                 raise
 
     def present(self, principal: Principal) -> Principal:
-        """The principal with its present role. Raises AuthRequired if the session has ended."""
+        """The principal with its present role and second factor. Raises AuthRequired if the session has ended."""
         live = self._live.get(principal.session or b"")
         if live is None:
             raise AuthRequired("the session has ended; log in again")
-        return principal if live.role is principal.role else replace(principal, role=live.role)
+        return live.of(principal)
 
     # -- news
 
@@ -195,13 +216,14 @@ class Rights:
         checked = now if now - self._changed_at.get(session.user.id, float("-inf")) > LATE else float("-inf")
         ends = now + (session.expires_at - self._store.now()).total_seconds()
         role = self._role_of(session.user)
+        lacks_totp = self._admin_totp and role is Role.ADMIN and not session.totp
         live = self._live.get(session.token_hash)
         if live is None:
-            live = self._live[session.token_hash] = _Live(session, role, checked, ends)
+            live = self._live[session.token_hash] = _Live(session, role, lacks_totp, checked, ends)
             self._of_user.setdefault(session.user.id, set()).add(session.token_hash)
-        was_operator = live.role is not Role.USER
-        live.update(session, role, checked, ends)
-        if was_operator and role is Role.USER:
+        was_operator = live.operator
+        live.update(session, role, lacks_totp, checked, ends)
+        if was_operator and not live.operator:
             for subscriptions in tuple(live.members):
                 subscriptions.keep_only(session.user.id)
         return live

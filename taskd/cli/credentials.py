@@ -76,6 +76,12 @@ async def get_code(ctx: Context) -> str:
     return await get_line(ctx, "code", UsageError("code_missing"))
 
 
+async def get_totp_code(ctx: Context) -> str:
+    """The code of the second factor: the next line of the input, else ask for it. Raises UsageError."""
+    # It is shown while the user types it: it works once, and only now
+    return (await get_line(ctx, "totp_code", UsageError("totp_code_missing"))).strip()
+
+
 async def get_invitation(ctx: Context, options: Namespace) -> str | None:
     """The invitation of ``--invitation-file`` or TASKD_INVITATION; with ``--invitation``, ask for it or take the next
     line of the input. None if none is given. Raises ClientError."""

@@ -21,6 +21,7 @@ from taskd.cli.credentials import ask_new_password
 from taskd.cli.durations import number_in
 from taskd.cli.errors import OK, EndOfInput, UsageError
 from taskd.cli.fields import checked, possible_kind, read_fields, task_text
+from taskd.cli.logins import send_login
 from taskd.cli.texts.words import WORDS
 from taskd.client.address import is_unix
 from taskd.client.admission import Admission
@@ -162,12 +163,12 @@ class Menu:
             await self._log_in(self._username, password)
 
     async def _log_in(self, username: str, password: str) -> None:
-        reply = await self._admission().request("login", username=username, password=password)
+        reply = await send_login(self._ctx, self._admission(), username=username, password=password)
         self._logged_in(reply, username)
 
     async def _log_in_locally(self) -> None:
         """Log in as the user of the machine."""
-        self._logged_in(await self._admission().request("login", local=True), "", is_local=True)
+        self._logged_in(await send_login(self._ctx, self._admission(), local=True), "", is_local=True)
 
     def _logged_in(self, reply: Received, username: str, is_local: bool = False) -> None:
         self._token = reply.body.token

@@ -132,6 +132,11 @@ class _Builder:
         self._add_no_wait(passwd)
         self._add_no_wait(self._command("delete-account", self._help("password")))
 
+        totp = self._verbs(self._command("totp"), required=True)
+        for verb in ("on", "off"):
+            self._add_no_wait(self._command(f"totp {verb}", self._help("totp_input"), under=totp))
+        self._command("totp status", under=totp)
+
         end = self._command("sessions").add_mutually_exclusive_group()
         end.add_argument("--end", **one)
         end.add_argument("--end-all", action="store_true")
@@ -147,7 +152,7 @@ class _Builder:
         users = self._command("users")
         self._add_amount(users)
         change = self._verbs(users, required=False)
-        for verb in ("set-role", "disable", "enable", "reset-password", "end-sessions"):
+        for verb in ("set-role", "disable", "enable", "reset-password", "reset-totp", "end-sessions"):
             self._command(f"users {verb}", under=change).add_argument("username", metavar="USER")
         self._named["users set-role"].add_argument("role", metavar="ROLE", choices=[role.value for role in Role])
 

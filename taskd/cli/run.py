@@ -16,12 +16,13 @@ from taskd.cli.commands.kinds import kinds
 from taskd.cli.commands.log import log
 from taskd.cli.commands.overview import overview
 from taskd.cli.commands.quota import quota
+from taskd.cli.commands.totp import totp
 from taskd.cli.commands.wait import wait
 from taskd.cli.commands.watch import watch
 from taskd.cli.context import Context
 from taskd.cli.credentials import given_token
 from taskd.cli.errors import ERROR, EndOfInput, UsageError, exit_status
-from taskd.cli.local_login import begin_session
+from taskd.cli.logins import begin_session
 from taskd.cli.menu import Menu
 from taskd.cli.process import CommandProcess
 from taskd.cli.texts.catalogue import Texts
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Callable[[Context, Namespace], Awaitable[int]]] = {
     "whoami": accounts.whoami,
     "passwd": passwords.passwd,
     "delete-account": passwords.delete_account,
+    "totp": totp,
     "sessions": sessions.sessions,
     "token": sessions.token,
     "add": add,

@@ -40,6 +40,7 @@ class Message(Struct):
     invitations: list[Raw] = []
     audit: list[Raw] = []
     ended: int = 0
+    totp: bool = False
 
 
 class Received(NamedTuple):

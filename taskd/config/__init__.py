@@ -106,6 +106,7 @@ class Settings(msgspec.Struct, frozen=True):
     local_users: bool = False
     admins: tuple[str, ...] = ()
     """The keys of usernames."""
+    admin_totp: bool = False
     hash_threads: int | None = None
     """None: as many as the machine has cores, at most 4."""
     logins_per_minute: int = 60

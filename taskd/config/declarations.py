@@ -397,6 +397,13 @@ TASKD_REGISTRATION = Setting(
     "Who may create an account: open: everybody who can connect; invitation: who has an invitation from an admin;"
     " closed: nobody.",
 )
+TASKD_ADMIN_TOTP = Setting(
+    "TASKD_ADMIN_TOTP",
+    FLAG,
+    "0",
+    "1: an admin needs a second factor (TOTP). Without one, an admin may set one up and do what a user may, but nothing"
+    " that needs the role.",
+)
 TASKD_REVEAL_UNKNOWN_USERS = Setting(
     "TASKD_REVEAL_UNKNOWN_USERS",
     FLAG,
@@ -597,6 +604,7 @@ GROUPS: dict[str, tuple[Setting[Any], ...]] = {
         TASKD_SESSION_IDLE_DAYS,
         TASKD_AUDIT_DAYS,
         TASKD_ADMINS,
+        TASKD_ADMIN_TOTP,
         TASKD_REGISTRATION,
         TASKD_REVEAL_UNKNOWN_USERS,
         TASKD_LOCAL_USERS,

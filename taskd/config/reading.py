@@ -136,6 +136,7 @@ def read_settings(
         session_days=value(d.TASKD_SESSION_DAYS),
         session_idle_days=value(d.TASKD_SESSION_IDLE_DAYS),
         audit_days=value(d.TASKD_AUDIT_DAYS),
+        admin_totp=value(d.TASKD_ADMIN_TOTP),
         registration=value(d.TASKD_REGISTRATION),
         reveal_unknown_users=value(d.TASKD_REVEAL_UNKNOWN_USERS),
         local_users=value(d.TASKD_LOCAL_USERS),

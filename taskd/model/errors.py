@@ -133,6 +133,29 @@ class WrongCredentials(Forbidden):
     status = "wrong_credentials"
 
 
+class TotpRequired(Forbidden):
+    """The password is right, and the code of the second factor is missing. Or the settings want a second factor of
+    admins, and this session has not shown one."""
+
+    code = "totp_required"
+
+
+class WrongCode(Forbidden):
+    """The code of the second factor is not right, or no longer, or was used already."""
+
+    code = "wrong_code"
+
+
+def code_missing() -> TotpRequired:
+    """The password is right, and not enough for this account."""
+    return TotpRequired("this account needs the code of its authenticator, or a recovery code, too", field="code")
+
+
+def code_refused() -> WrongCode:
+    """The code of a second factor that is not accepted. Why, is not said."""
+    return WrongCode("the code is not right, or no longer, or was used already; wait for the next one", field="code")
+
+
 def quote(text: str) -> str:
     """A user's text for a message: in quotes, escaped, and cut to 64 characters so that replies stay short."""
     return repr(text if len(text) <= 64 else text[:64] + "...")

@@ -35,8 +35,8 @@ class NewTask(msgspec.Struct):
     seconds. A ``run_at`` in the future keeps the task waiting until then, a ``delay`` for so many seconds after it was
     stored; the database's clock decides both. A user has at most one task with the same ``key``; ``fingerprint`` tells
     whether a second request with this key asks for the same task. ``id`` was drawn before, so that a repetition of its
-    creation changes nothing. ``worker`` is the worker that it is assigned to by its creation; None: it waits. ``size`` is
-    what its texts take up of a quota, in bytes.
+    creation changes nothing. ``worker`` is the worker that it is assigned to by its creation; None: it waits. Its texts
+    take up ``size`` bytes of a quota.
     """
 
     user_id: int

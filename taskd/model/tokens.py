@@ -30,12 +30,18 @@ def new_token() -> str:
 
 def new_code() -> str:
     """A one-time code of 128 random bits and more, in groups that can be read aloud."""
-    letters = "".join(secrets.choice(_CODE_LETTERS) for _ in range(28))
-    return "-".join(letters[n : n + 4] for n in range(0, 28, 4))
+    return random_groups(28)
+
+
+def random_groups(count: int) -> str:
+    """So many random letters and digits, in groups of four. Each has almost 5 bits."""
+    letters = "".join(secrets.choice(_CODE_LETTERS) for _ in range(count))
+    return "-".join(letters[n : n + 4] for n in range(0, count, 4))
 
 
 def code_hash(code: str) -> bytes:
-    """What the store keeps of a one-time code: upper and lower case, spaces and dashes make no difference."""
+    """What the store keeps of a one-time code or a recovery code: upper and lower case, spaces and dashes make no
+    difference."""
     return token_hash("".join(code.split()).replace("-", "").upper())
 
 

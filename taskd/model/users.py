@@ -38,12 +38,14 @@ class Registration(enum.Enum):
 
 
 class User(msgspec.Struct, frozen=True):
-    """An account without its password hash, which only the store and taskd.api.accounts see."""
+    """An account without its password hash, which only the store and taskd.api.accounts see. ``totp``: a login with the
+    password needs a second factor."""
 
     id: int
     username: str
     role: Role = Role.USER
     disabled: bool = False
+    totp: bool = False
 
 
 def normalize_username(raw: str) -> tuple[str, str]:

@@ -17,6 +17,12 @@ MAX_SESSIONS = 100
 DEVICE_SECONDS = 30 * 86_400
 """How long a network from which a user has logged in is known."""
 
+GUESSED = ("login", "local_login", "totp_confirm", "totp_off")
+"""Actions, as the audit names them, in which strangers could guess a password or a code."""
+
+NO_GUESS = ("rate_limited", "totp_required")
+"""Outcomes of these actions that are no wrong guess: nothing was checked, or the password was right."""
+
 SETTLE_SECONDS = 600
 """How long after the deletion of an account requests of its owner may still be under way. They take some ten seconds at
 most, so this is plenty. Only after that is the account known to have no more tasks."""
@@ -52,19 +58,32 @@ class Audited(msgspec.Struct, frozen=True):
 class Account(msgspec.Struct, frozen=True):
     """A user with the bcrypt hash of its password, which is empty until the user has set one. Only the code that checks
     passwords may see it. ``code`` is the hash of a one-time code that is valid now. ``known``: the user has logged in
-    from the network in question within DEVICE_SECONDS."""
+    from the network in question within DEVICE_SECONDS. ``totp`` is the secret of the second factor; it counts only if
+    ``user.totp`` says so, and else waits to be confirmed."""
 
     user: User
     password: str
     code: bytes | None = None
     known: bool = False
+    totp: str | None = None
+
+
+class Factor(msgspec.Struct, frozen=True):
+    """What shows the second factor of an account with this ``secret``: the time step of a code, or the hash of a
+    recovery code. A store accepts each recovery code once, and a step only if it is later than the last one that it
+    has accepted for the account."""
+
+    secret: str
+    step: int | None = None
+    recovery: bytes | None = None
 
 
 class NewSession(msgspec.Struct, frozen=True):
     """A login or an API token that is to be stored for ``seconds``. ``network`` becomes a known one of the user, unless
     it is empty. An API token has a ``name`` and its last characters as ``ending``; ``scopes`` are what it allows, None
     for everything. ``password`` is the bcrypt hash that was checked for it, ``local_uid`` the uid of a local login,
-    ``asked_by`` the hash of the session that asks for it: it is not stored if they are not the user's any more."""
+    ``asked_by`` the hash of the session that asks for it: it is not stored if they are not the user's any more.
+    ``factor`` is the second factor that was shown for it, which is then used up."""
 
     token_hash: bytes
     seconds: float
@@ -76,11 +95,13 @@ class NewSession(msgspec.Struct, frozen=True):
     password: str | None = None
     asked_by: bytes | None = None
     local_uid: int | None = None
+    factor: Factor | None = None
 
 
 class Session(msgspec.Struct, frozen=True):
     """A session or an API token that is valid now. ``used_at`` is exact to an hour. It ends at ``expires_at`` whatever
-    happens."""
+    happens. ``totp``: it was opened with the second factor that its user has now, or has confirmed it, or was asked for
+    by such a session."""
 
     id: int
     user: User
@@ -92,6 +113,7 @@ class Session(msgspec.Struct, frozen=True):
     name: str | None = None
     ending: str | None = None
     scopes: tuple[str, ...] | None = None
+    totp: bool = False
 
 
 class UserRow(msgspec.Struct, frozen=True):
@@ -185,10 +207,28 @@ class IAccountStore(Interface):
         """Set the bcrypt hash ``new`` if the hash of the user's valid one-time code is ``code``, which is then used up.
         False if it is not; True also when the call is repeated."""
 
+    def begin_totp(user_id: int, secret: str) -> Awaitable[bool]:
+        """Store the secret of a second factor, which does not count before it is confirmed, in place of an earlier one
+        that does not count. False if the user has one that counts, or does not exist."""
+
+    def confirm_totp(
+        user_id: int, factor: Factor, recovery_codes: Sequence[bytes], session: bytes, entry: Entry | None = None
+    ) -> Awaitable[bool]:
+        """Have the second factor count from now on: ``factor`` has the secret that waits, and the first step that is
+        used up. Store the hashes of recovery codes, and that this session has shown the second factor. False if that
+        secret does not wait, or the session has ended; True also when the call is repeated."""
+
+    def end_totp(user_id: int, factor: Factor, entry: Entry | None = None) -> Awaitable[bool]:
+        """Forget the user's second factor, its recovery codes, and which sessions and API tokens have shown it. False
+        if it is not accepted; True also when the call is repeated."""
+
+    def reset_totp(key: str, entry: Entry | None = None) -> Awaitable[User | None]:
+        """The same without showing it, also for a secret that waits. None if there is no such user."""
+
     def delete_user(user_id: int, entry: Entry | None = None) -> Awaitable[bool]:
-        """Delete an account: its name is free, its sessions, tokens, devices and password are gone; its id is
-        never used again, and its tasks stay until :meth:`purge_deleted` has deleted them. False if there is no such
-        user. Raises LastAdmin as :meth:`set_role` does."""
+        """Delete an account: its name is free, its sessions, tokens, devices, password and second factor are gone; its
+        id is never used again, and its tasks stay until :meth:`purge_deleted` has deleted them. False if there is no
+        such user. Raises LastAdmin as :meth:`set_role` does."""
 
     def deleted_users() -> Awaitable[Sequence[int]]:
         """Ids of deleted users who have tasks, or who were deleted SETTLE_SECONDS ago and whose purge is not noted as
@@ -206,7 +246,8 @@ class IAccountStore(Interface):
     def open_session(user_id: int, session: NewSession, entry: Entry | None = None) -> Awaitable[None]:
         """Store a session or an API token. Deletes the user's expired ones, and the oldest of its kind beyond
         MAX_SESSIONS. Repeating the call changes nothing. Raises AuthRequired if the user was disabled or deleted
-        meanwhile, has another password or uid, or if the session that asks has ended."""
+        meanwhile, has another password or uid, or if the session that asks has ended; WrongCode if the second factor is
+        not accepted, and TotpRequired if there is none with a password or a uid although the user needs one."""
 
     def find_sessions(token_hashes: Sequence[bytes], idle: float) -> Awaitable[Mapping[bytes, Session]]:
         """Those of the sessions and API tokens that are valid now and whose users are neither disabled nor deleted.
@@ -240,8 +281,8 @@ class IAccountStore(Interface):
         """Add rows to the audit."""
 
     def count_refusals(subject: str, seconds: float) -> Awaitable[int]:
-        """The sum of ``number`` over the rows of wrong guesses (action ``login``, any outcome but ``ok``, and
-        ``rate_limited``, where no password was checked) at the account with this key in the last so many seconds."""
+        """The sum of ``number`` over the rows of wrong guesses at the account with this key in the last so many
+        seconds: those of GUESSED with any outcome but ``ok`` and NO_GUESS."""
 
     def list_audit(
         before_id: int | None, limit: int, subject: str | None = None, action: str | None = None

@@ -72,6 +72,19 @@ class DeleteAccount(Struct):
     password: Annotated[str, Meta(description="The present password.")]
 
 
+class TotpBegin(Struct):
+    password: Annotated[str, Meta(description="The present password.")]
+
+
+class TotpConfirm(Struct):
+    code: Annotated[str, Meta(description="The six digits that the authenticator shows.")]
+
+
+class TotpOff(Struct):
+    password: Annotated[str, Meta(description="The present password.")]
+    code: Annotated[str, Meta(description="The six digits that the authenticator shows, or a recovery code.")]
+
+
 class OneSession(Struct):
     session_id: Annotated[int, Meta(description="The `id` of a session or an API token in `sessions`.")]
 
@@ -136,12 +149,16 @@ class GetAudit(Struct):
 class Login(Struct):
     username: Annotated[str | None, Meta(description="Together with `password`.")] = None
     password: Annotated[str | None, Meta(description="Together with `username`.")] = None
+    code: Annotated[
+        str | None,
+        Meta(description="With a second factor: the six digits that the authenticator shows, or a recovery code."),
+    ] = None
     token: Annotated[
         str | None,
         Meta(description="From an earlier login, or an API token, instead of username and password."),
     ] = None
     local: Annotated[
-        bool, Meta(description="Log in as the user of the machine, over a UNIX socket, without the other fields.")
+        bool, Meta(description="Log in as the user of the machine, over a UNIX socket, with no other field but `code`.")
     ] = False
 
 

@@ -74,6 +74,7 @@ class ServerService(Daemon):
                 registration=settings.registration,
                 reveal_unknown=settings.reveal_unknown_users,
                 local=local,
+                admin_totp=settings.admin_totp,
             ),
             queues=settings.queues,
             lease=None if settings.embedded else settings.lease,

@@ -79,7 +79,7 @@ class TaskServer:
             session_idle=accounts.idle,
             limits=quotas or Limits(),
         )
-        self.rights = rights = Rights(clock, store, accounts.idle, accounts.role_of)
+        self.rights = rights = Rights(clock, store, accounts.idle, accounts.role_of, accounts.admin_totp)
         self.subscriber = Subscriber(
             broker,
             hub,

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from taskd.ports.accounts import Entry
+from taskd.ports.accounts import GUESSED, NO_GUESS, Entry
 from taskd.store.refusals import sanitize
 
 ENTRY = ", ".join(Entry.__struct_fields__)
 """The columns of an entry."""
+
+
+def _texts(texts: tuple[str, ...]) -> str:
+    return ", ".join(f"'{text}'" for text in texts)
+
+
+WRONG_GUESS = f"outcome <> 'ok' AND action IN ({_texts(GUESSED)}) AND outcome NOT IN ({_texts(NO_GUESS)})"
+"""The condition for a row of the audit. Its first part is that of the index."""
 
 SWEPT = 5000
 """Rows of each table that one sweep deletes."""

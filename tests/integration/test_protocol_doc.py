@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyotp
 import pytest
 
 from taskd.api.subscriptions import SESSION_ENDED
@@ -44,6 +47,9 @@ KINDS = {
     "invitation": "invitation text",
     "one_time_code": "one-time code",
     "audit_id": "audit",
+    "secret": "secret",
+    "uri": "secret as URI",
+    "recovery_codes": "recovery code",
 }
 """Fields whose values differ from run to run, but mean the same wherever they occur, and what they mean. See
 :func:`_key` for those whose name has several meanings."""
@@ -61,6 +67,8 @@ TIME_KEYS = {
 }
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
 MEASURED_KEYS = {"rate", "rate_seconds", "oldest", "used"}
+
+WRONG_CODE = "000000"
 
 MESSAGE_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC")
 """The form of a time in a message for people."""
@@ -109,6 +117,8 @@ def _key(name: str, fields: Mapping[str, Any]) -> str:
                 return key
     if name == "code" and ("expires_in" in fields or fields.get("action") == "set_password"):
         return "one_time_code"
+    if name == "code" and fields.get("action") in ("login", "totp_confirm", "totp_off"):
+        return "totp_code"
     return name
 
 
@@ -118,12 +128,16 @@ class Bindings:
     def __init__(self) -> None:
         self._real: dict[tuple[str, object], object] = {}
         self._shown: dict[tuple[str, object], object] = {}
+        self._secret = ""
+        self._steps = itertools.count(-1)
 
     def bind(self, kind: str, shown: object, real: object) -> None:
         """Note that ``real`` stands for ``shown``. Raises AssertionError if one of them is bound to another value."""
         assert type(shown) is type(real), f"{kind}: {real!r} and {shown!r} have different types"
         known = self._real.setdefault((kind, shown), real), self._shown.setdefault((kind, real), shown)
         assert known == (real, shown), f"{kind} {shown!r} is {known[0]!r}, and {real!r} is {known[1]!r}"
+        if kind == "secret":
+            self._secret = str(real)
 
     def request(self, value: Any, key: str = "") -> Any:
         """A message of the page with the server's values in place of those that the page shows."""
@@ -131,7 +145,16 @@ class Bindings:
             return {k: self.request(v, _key(k, value)) for k, v in value.items()}
         if isinstance(value, list):
             return [self.request(v, key) for v in value]
+        if key == "totp_code":
+            return self._totp_code(value)
         return self._real.get((KINDS[key], value), value) if key in KINDS else value
+
+    def _totp_code(self, shown: str) -> object:
+        """The recovery code that this one stands for, or the next code of the authenticator that is still accepted:
+        there are three. No code stands for 000000."""
+        if shown == WRONG_CODE or not shown.isdecimal():
+            return self._real.get(("recovery code", shown), shown)
+        return pyotp.TOTP(self._secret).at(time.time(), counter_offset=next(self._steps))
 
     def text(self, text: str) -> str:
         """The same for a message for people, which may contain times and the numbers of tasks, sessions and

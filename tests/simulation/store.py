@@ -16,7 +16,7 @@ from taskd.model.errors import Unavailable
 from taskd.model.quotas import Quota
 from taskd.model.tasks import FailedAttempt, NewTask, Route, Task
 from taskd.model.users import Role, User
-from taskd.ports.accounts import Account, Audited, Entry, Invitation, NewSession, Session, UserRow
+from taskd.ports.accounts import Account, Audited, Entry, Factor, Invitation, NewSession, Session, UserRow
 from taskd.ports.attempts import Assigned, Begun, Claim, Finished, Held, Outcome, Standing, Started
 from taskd.ports.logs import LogChunk, LogPlace, Report
 from taskd.ports.overview import Line, Overview
@@ -409,6 +409,20 @@ class StoreLink:
 
     def use_code(self, user_id: int, code: bytes, new: str, entry: Entry | None = None) -> Awaitable[bool]:
         return self._call("use_code", user_id, code, new, entry)
+
+    def begin_totp(self, user_id: int, secret: str) -> Awaitable[bool]:
+        return self._call("begin_totp", user_id, secret)
+
+    def confirm_totp(
+        self, user_id: int, factor: Factor, recovery_codes: Sequence[bytes], session: bytes, entry: Entry | None = None
+    ) -> Awaitable[bool]:
+        return self._call("confirm_totp", user_id, factor, recovery_codes, session, entry)
+
+    def end_totp(self, user_id: int, factor: Factor, entry: Entry | None = None) -> Awaitable[bool]:
+        return self._call("end_totp", user_id, factor, entry)
+
+    def reset_totp(self, key: str, entry: Entry | None = None) -> Awaitable[User | None]:
+        return self._call("reset_totp", key, entry)
 
     def delete_user(self, user_id: int, entry: Entry | None = None) -> Awaitable[bool]:
         return self._call("delete_user", user_id, entry)

@@ -285,11 +285,14 @@ class Stage:
         quotas: Limits | None = None,
         rounds: int = 4,
         find_name: FindName | None = None,
+        admin_totp: bool = False,
         **guesses: int,
     ) -> None:
         # timers run by another clock than the store: whoever takes the one for the other is an age off
         self.clock = clock = Clock()
         clock.advance(1000.0)
+        self.clock_ahead = 0.0
+        """Seconds by which the clock of the server's machine is ahead of the store's."""
         wall = _WallClock(clock)
         self.runner = StageRunner()
         self.store = store = SqliteStore(self.runner, clock, wall)
@@ -299,7 +302,16 @@ class Stage:
             now(start)
         guard = open_guard(clock, store, run_hash, threads, **guesses)
         local = LocalUsers(store, guard, find_name, [ADMIN]) if find_name is not None else None
-        self.accounts = Accounts(store, guard, rounds, SESSION, admins=[ADMIN], local=local)
+        self.accounts = Accounts(
+            store,
+            guard,
+            rounds,
+            SESSION,
+            admins=[ADMIN],
+            local=local,
+            admin_totp=admin_totp,
+            wall=lambda: wall() + self.clock_ahead,
+        )
         self.server = TaskServer(
             clock,
             store,

@@ -27,7 +27,7 @@ from taskd.config.reading import read_settings
 from taskd.model.errors import BadRequest, DataInUse, SchemaTooOld, SettingsError, Unavailable
 from taskd.model.tokens import code_hash
 from taskd.model.users import Role
-from taskd.ports.accounts import Entry, NewSession
+from taskd.ports.accounts import Entry, Factor, NewSession
 from taskd.store.sqlite.database import InlineRunner
 from taskd.store.sqlite.store import SqliteStore
 from tests.unit.stage import now
@@ -180,6 +180,25 @@ def test_the_command_line_of_bind_local(capsys: pytest.CaptureFixture[str]) -> N
 )
 def test_the_check_knows_unix_sockets(listen: str, found: bool) -> None:
     assert has_unix_socket(read_settings(environ={"TASKD_LISTEN": listen})) is found
+
+
+# -- reset-totp
+
+
+def test_a_lost_second_factor_is_turned_off(stage: Stage) -> None:
+    ana = now(stage.store.create_user("Ana", "ana", "$2b$hash"))
+    now(stage.store.open_session(ana.id, NewSession(b"login", 1000)))
+    now(stage.store.begin_totp(ana.id, "SECRET"))
+    assert now(stage.store.confirm_totp(ana.id, Factor("SECRET", 1), [b"code"], b"login"))
+    assert stage.account("ana").user.totp
+    assert stage.run(commands.reset_totp, name="ANA") == ""
+    assert stage.notes == ["Ana has no second factor now"]
+    assert (stage.account("ana").user.totp, stage.account("ana").totp) == (False, None)
+    assert list(now(stage.store.find_sessions([b"login"], 1000.0))) == [b"login"]
+    stage.run(commands.reset_totp, name="ana")
+    assert stage.audited() == [Entry("reset_totp", 0, ACTOR, ana.id, "ana")]
+    with pytest.raises(Failed, match="nobody is registered as ben"):
+        stage.run(commands.reset_totp, name="ben")
 
 
 # -- import-users

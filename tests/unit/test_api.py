@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pyotp
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
@@ -51,6 +52,9 @@ COMMANDS = {
     "set_weight": "weight",
     "change_password": "passwd",
     "set_password": "passwd",
+    "totp_begin": "totp",
+    "totp_confirm": "totp",
+    "totp_off": "totp",
     "delete_account": "delete-account",
     "sessions": "sessions",
     "end_session": "sessions",
@@ -60,6 +64,7 @@ COMMANDS = {
     "set_role": "users",
     "set_disabled": "users",
     "reset_password": "users",
+    "reset_totp": "users",
     "end_user_sessions": "users",
     "invite": "invite",
     "invitations": "invitations",
@@ -185,7 +190,12 @@ class EveryAction(StageCase):
         self.assertEqual(ask("end_session", session_id=token["session_id"]), {"status": "success"})
         self.assertEqual(ask("end_sessions"), {"status": "success", "ended": 0})
         self.assertEqual(ask("change_password", password=PASSWORD, new_password=new), {"status": "success"})
+        totp = pyotp.TOTP(ask("totp_begin", password=new)["secret"])
+        self.assertEqual(len(ask("totp_confirm", code=totp.at(self.stage.now()))["recovery_codes"]), 10)
+        later = totp.at(self.stage.now(), counter_offset=1)
+        self.assertEqual(ask("totp_off", password=new, code=later), {"status": "success"})
         ask("login", username=ADMIN, password=PASSWORD)
+        self.assertEqual(ask("reset_totp", username="ana")["username"], "ana")
         self.assertEqual([user["username"] for user in ask("users")["users"]], ["ana", ADMIN])
         self.assertEqual(ask("set_role", username="ana", role="operator")["role"], "operator")
         self.assertTrue(ask("set_disabled", username="ana", disabled=True)["disabled"])

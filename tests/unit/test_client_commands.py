@@ -114,7 +114,7 @@ class TestAccounts:
 
     def test_json_prints_only_the_unchanged_reply(self, stage: Stage) -> None:
         run = stage.logged_in().run("whoami", "--json")
-        assert run.out == '{"id":2,"ok":true,"status":"success","user_id":1,"username":"ana"}\n'
+        assert run.out == '{"id":2,"ok":true,"status":"success","user_id":1,"username":"ana","totp":false}\n'
 
     def test_logout_deletes_the_session_on_both_sides(self, stage: Stage) -> None:
         run = stage.logged_in().run("logout")

@@ -25,6 +25,8 @@ from taskd.model.errors import (
     UnknownAction,
     UsernameInUse,
     WrongCredentials,
+    code_missing,
+    code_refused,
 )
 from taskd.model.states import State
 from taskd.model.tasks import FailedAttempt, Task
@@ -37,6 +39,10 @@ NEW = ("get_log", "retry_task", "explain", "kinds", "overview", "quota", "set_qu
 """Actions that an older server does not know."""
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=timezone.utc)
+
+
+TOTP_CODE = "123456"
+"""The code of every authenticator."""
 
 
 def kind(name: str, **fields: Any) -> dict[str, Any]:
@@ -89,6 +95,10 @@ class FakeTaskd:
         self.roles: dict[str, str] = {}
         self.disabled: set[str] = set()
         self.codes: dict[str, str] = {}
+        self.totp: dict[str, str] = {}
+        """The code that users with a second factor must show."""
+        self.begun: set[str] = set()
+        """Users who have begun to set one up."""
         self.sessions: list[dict[str, Any]] = []
         """What ``sessions`` lists: API tokens and logins alike."""
         self.invitations: list[dict[str, Any]] = []
@@ -307,6 +317,7 @@ class FakeConnection(LineReceiver):
         else:
             if self._taskd.passwords.get(request.username) != request.password:
                 raise WrongCredentials("the username or the password is wrong")
+            self._show_totp(request.username, request.code)
             token = f"token-{len(self._taskd.tokens)}"
             self._taskd.tokens[token] = request.username
         self._token = token
@@ -319,7 +330,8 @@ class FakeConnection(LineReceiver):
         return {"status": "success"}
 
     def whoami(self, call: Call, request: Any) -> dict[str, Any]:
-        return {"status": "success", "user_id": 1, "username": self._taskd.tokens[self._token or ""]}
+        name = self._taskd.tokens[self._token or ""]
+        return {"status": "success", "user_id": 1, "username": name, "totp": name in self._taskd.totp}
 
     def new_task(self, call: Call, request: Any) -> dict[str, Any]:
         task_id, duplicate = self._create(request)
@@ -423,6 +435,35 @@ class FakeConnection(LineReceiver):
             raise WrongCredentials("the code is wrong", field="code")
         self._taskd.passwords[request.username] = request.new_password
         return {"status": "success"}
+
+    def _show_totp(self, name: str, code: str | None) -> None:
+        if name in self._taskd.totp and not code:
+            raise code_missing()
+        if self._taskd.totp.get(name) not in (None, code):
+            raise code_refused()
+
+    def totp_begin(self, call: Call, request: Any) -> dict[str, Any]:
+        self._taskd.begun.add(self._own(request.password))
+        return {"status": "success", "secret": "JBSWY3DP", "uri": "otpauth://totp/taskd:ana?secret=JBSWY3DP"}
+
+    def totp_confirm(self, call: Call, request: Any) -> dict[str, Any]:
+        name = self._taskd.tokens[self._token or ""]
+        assert name in self._taskd.begun
+        if request.code != TOTP_CODE:
+            raise code_refused()
+        self._taskd.totp[name] = request.code
+        return {"status": "success", "recovery_codes": ["ABCD-EFGH", "JKLM-NPQR"]}
+
+    def totp_off(self, call: Call, request: Any) -> dict[str, Any]:
+        name = self._own(request.password)
+        self._show_totp(name, request.code)
+        del self._taskd.totp[name]
+        return {"status": "success"}
+
+    def reset_totp(self, call: Call, request: Any) -> dict[str, Any]:
+        name = self._known(request)
+        self._taskd.totp.pop(name, None)
+        return {"status": "success", "username": name, "role": "user", "disabled": False}
 
     def delete_account(self, call: Call, request: Any) -> dict[str, Any]:
         name = self._own(request.password)

@@ -46,7 +46,7 @@ def test_with_nothing_set_it_is_embedded() -> None:
     assert (settings.session_idle_days, settings.audit_days) == (7, 365)
     assert (settings.threads, settings.processes, settings.handlers, settings.programs) == (10, None, (), None)
     assert (settings.log_bytes, settings.keep_days) == (1024 * 1024, 0.0)
-    assert settings.admins == ()
+    assert (settings.admins, settings.admin_totp) == ((), False)
     assert (settings.hash_threads, settings.logins_per_minute) == (None, 60)
     assert (settings.guesses_per_hour, settings.registrations_per_hour) == (100, 20)
     assert settings.connections == DEFAULT_LIMITS
@@ -74,7 +74,7 @@ def test_everything_can_be_set() -> None:
         **{"TASKD_HANDLERS": "lab.one, lab.two lab.one", "TASKD_PROGRAMS": "/p.toml", "TASKD_KEEP_DAYS": "0.5"},
         **{"TASKD_HASH_THREADS": "5", "TASKD_LOGINS_PER_MINUTE": "0", "TASKD_GUESSES_PER_HOUR": "6"},
         **{"TASKD_REGISTRATIONS_PER_HOUR": "7"},
-        **{"TASKD_ADMINS": " Ana, \uff22EN ,, ana "},
+        **{"TASKD_ADMINS": " Ana, \uff22EN ,, ana ", "TASKD_ADMIN_TOTP": "1"},
     }
     settings = read_settings(None, environ)
     assert settings.postgres == Postgres("db", 1, "u", " p ", "d")
@@ -88,7 +88,7 @@ def test_everything_can_be_set() -> None:
     assert (settings.session_idle_days, settings.audit_days) == (3, 90)
     assert (settings.threads, settings.processes, settings.handlers) == (2, 3, ("lab.one", "lab.two"))
     assert (settings.programs, settings.log_bytes, settings.keep_days) == (Path("/p.toml"), 4096, 0.5)
-    assert settings.admins == ("ana", "ben")
+    assert (settings.admins, settings.admin_totp) == (("ana", "ben"), True)
     assert (settings.hash_threads, settings.logins_per_minute) == (5, 0)
     assert (settings.guesses_per_hour, settings.registrations_per_hour) == (6, 7)
 

@@ -17,8 +17,8 @@ from taskd.api.login_guard import Client
 from taskd.api.login_throttle import ACCOUNT_RETRY
 from taskd.api.networks import MANY_USERS
 from taskd.api.tarpit import CutOff
-from taskd.model.errors import Draining, RateLimited, Unavailable
-from tests.unit.logins import HASH, THREADS, LoginCase
+from taskd.model.errors import Draining, RateLimited, Unavailable, code_missing, code_refused
+from tests.unit.logins import HASH, RIGHT, THREADS, LoginCase
 from tests.unit.stage import now
 
 OWNER = "192.0.2.1"
@@ -70,6 +70,50 @@ class Checking(LoginCase):
         self.runner.away = True
         self.failureResultOf(self.server.login("ana"), Unavailable)
         self.assertEqual(self.server.hashes.begun, 0)
+
+    def second(self, outcome: Any, password: str = RIGHT) -> list[str]:
+        """A login of an account whose second factor says this, or raises it."""
+
+        async def say() -> bool:
+            if isinstance(outcome, Exception):
+                raise outcome
+            return bool(outcome)
+
+        client = Client(OWNER, object())
+        check = self.server.guard.check("ana", client, False, RIGHT.__eq__, password, second=say)
+        found = self.outcome(Deferred.fromCoroutine(check))
+        self.advance(6)
+        return found
+
+    def test_a_wrong_code_is_a_wrong_guess(self) -> None:
+        for delay in (1, 2, 4, 8, 16):
+            self.assertEqual(self.second(code_refused()), ["WrongCode"])
+            self.advance(delay)
+        self.assertEqual(self.second(code_refused()), ["WrongCode"])
+        self.assertEqual(self.second(True), ["RateLimited"])
+        self.advance(120, step=10)
+        rows = [row.entry for row in now(self.store.list_audit(None, 100))]
+        self.assertEqual(sum(entry.number for entry in rows if entry.outcome == "wrong_code"), 6)
+
+    def test_only_the_whole_login_forgives(self) -> None:
+        for outcome, found in (
+            (code_missing(), "TotpRequired"),
+            (False, "right"),
+            (Unavailable("away"), "Unavailable"),
+        ):
+            for delay in (1, 2, 4):
+                self.assertEqual(self.second(True, "no"), ["wrong"])
+                self.advance(delay)
+            self.assertEqual(self.second(outcome), [found])
+            self.assertEqual(self.second(True, "no"), ["wrong"])
+            self.assertEqual(self.second(True), ["RateLimited"], found)
+            self.advance(8)
+            self.assertEqual(self.second(True), ["right"])
+            self.assertEqual(self.second(True, "no"), ["wrong"])
+            self.assertEqual(self.second(True), ["right"], "earlier ones are forgotten")
+
+    def test_a_wrong_password_asks_for_no_second_factor(self) -> None:
+        self.assertEqual(self.second(ZeroDivisionError(), "no"), ["wrong"])
 
     def test_a_failing_hash_is_no_guess(self) -> None:
         async def broken(function: Any, *args: Any) -> Any:

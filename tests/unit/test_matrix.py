@@ -61,6 +61,19 @@ MATRIX: dict[str, Row] = {
     "logout": _own(),
     "whoami": _own(),
     "change_password": _own("forbidden", password=PASSWORD, new_password=NEW_PASSWORD),
+    "totp_begin": _own("forbidden", password=PASSWORD),
+    "totp_confirm": Row(
+        "auth_required", "conflict", "conflict", "forbidden", "conflict", "conflict", {"code": "000000"}
+    ),  # nobody has begun
+    "totp_off": Row(
+        "auth_required",
+        "conflict",
+        "conflict",
+        "forbidden",
+        "conflict",
+        "conflict",
+        {"password": PASSWORD, "code": "000000"},
+    ),  # nobody has a second factor
     "delete_account": Row(
         "auth_required", "ok", "ok", "forbidden", "ok", "conflict", {"password": PASSWORD}
     ),  # there is no other admin
@@ -94,6 +107,7 @@ MATRIX: dict[str, Row] = {
     "set_role": _admin(username="owner", role="operator"),
     "set_disabled": _admin(username="owner", disabled=True),
     "reset_password": _admin(username="owner"),
+    "reset_totp": _admin(username="owner"),
     "end_user_sessions": _admin(username="owner"),
     "invite": _admin(),
     "invitations": _admin(),

@@ -1,4 +1,4 @@
-"""Actions about one's own account: register, login, logout, passwords, sessions, API tokens."""
+"""Actions about one's own account: register, login, logout, passwords, second factor, sessions, API tokens."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class AccountActions:
             if (request.username, request.password, request.token) != (None, None, None):
                 raise BadRequest("a local login has no username, password or token", field="local")
             client = self._client(principal, subscriptions)
-            session, token = await self._accounts.login_local(client, principal.uid)
+            session, token = await self._accounts.login_local(client, principal.uid, request.code)
             expires = {"expires_in": self._accounts.session_seconds}
             await self._end_presented(principal)
         elif request.token is not None:
@@ -46,7 +46,7 @@ class AccountActions:
             subscriptions.admit(session.user.id)
         elif request.username is not None and request.password is not None:
             client = self._client(principal, subscriptions)
-            session, token = await self._accounts.login(client, request.username, request.password)
+            session, token = await self._accounts.login(client, request.username, request.password, request.code)
             expires = {"expires_in": self._accounts.session_seconds}
             await self._end_presented(principal)
         else:
@@ -68,17 +68,15 @@ class AccountActions:
             "role": role.value,
             **expires,
         }
-        return Reply(
-            fields,
-            replace(
-                principal,
-                user_id=user.id,
-                username=user.username,
-                role=role,
-                session=session.token_hash,
-                scopes=session.scopes,
-            ),
+        logged_in = replace(
+            principal,
+            user_id=user.id,
+            username=user.username,
+            role=role,
+            session=session.token_hash,
+            scopes=session.scopes,
         )
+        return Reply(fields, self._rights.present(logged_in))
 
     async def _end_presented(self, principal: Principal) -> None:
         """A login ends the session that the connection had: whoever has planted it must not share the new one. It does
@@ -97,7 +95,7 @@ class AccountActions:
 
     async def whoami(self, principal: Principal, subscriptions: Subscriptions, request: m.Nothing) -> Reply:
         fields = {"user_id": principal.user_id, "username": principal.username, "role": principal.role.value}
-        return Reply({"status": "success", **fields})
+        return Reply({"status": "success", **fields, "totp": principal.totp})
 
     async def change_password(
         self, principal: Principal, subscriptions: Subscriptions, request: m.ChangePassword
@@ -111,6 +109,23 @@ class AccountActions:
         client = self._client(principal, subscriptions)
         user = await self._accounts.set_password(client, request.username, request.code, request.new_password)
         self._announce(user.id)
+        return SUCCESS
+
+    async def totp_begin(self, principal: Principal, subscriptions: Subscriptions, request: m.TotpBegin) -> Reply:
+        client = self._client(principal, subscriptions)
+        secret, uri = await self._accounts.begin_totp(client, principal, request.password)
+        return Reply({"status": "success", "secret": secret, "uri": uri})
+
+    async def totp_confirm(self, principal: Principal, subscriptions: Subscriptions, request: m.TotpConfirm) -> Reply:
+        client = self._client(principal, subscriptions)
+        codes = await self._accounts.confirm_totp(client, principal, request.code)
+        self._announce(principal.user_id)
+        return Reply({"status": "success", "recovery_codes": codes})
+
+    async def totp_off(self, principal: Principal, subscriptions: Subscriptions, request: m.TotpOff) -> Reply:
+        client = self._client(principal, subscriptions)
+        await self._accounts.end_totp(client, principal, request.password, request.code)
+        self._announce(principal.user_id)
         return SUCCESS
 
     async def delete_account(

@@ -43,6 +43,7 @@ class AdminActions:
             "user_id": row.user.id,
             "role": self._accounts.role_of(row.user).value,
             "disabled": row.user.disabled,
+            "totp": row.user.totp,
             "weight": row.weight,
             "created_at": row.created_at,
             "used_at": row.used_at,
@@ -60,6 +61,9 @@ class AdminActions:
         user, code = await self._accounts.reset_password(principal, request.username)
         self._announce(user)
         return Reply({"status": "success", "username": user.username, "code": code, "expires_in": CODE_SECONDS})
+
+    async def reset_totp(self, principal: Principal, subscriptions: Subscriptions, request: m.OneUser) -> Reply:
+        return self._changed(await self._accounts.reset_totp(principal, request.username))
 
     async def end_user_sessions(self, principal: Principal, subscriptions: Subscriptions, request: m.OneUser) -> Reply:
         user, ended = await self._accounts.end_user_sessions(principal, request.username)

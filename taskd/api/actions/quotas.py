@@ -10,7 +10,7 @@ from taskd.api.accounts import Accounts, no_user
 from taskd.api.principal import Principal
 from taskd.api.reply import Reply
 from taskd.api.subscriptions import Subscriptions
-from taskd.model.errors import BadRequest, Forbidden
+from taskd.model.errors import BadRequest
 from taskd.model.quotas import MIB
 from taskd.model.users import User, normalize_username
 from taskd.ports.accounts import Entry
@@ -31,7 +31,8 @@ class QuotaActions:
         user_id, name = principal.user_id, principal.username
         if request.username is not None:
             if not principal.operator:
-                raise Forbidden("username is only for operators and admins: you see your own use", field="username")
+                text = "username is only for operators and admins: you see your own use"
+                raise principal.role_refused(text, "username")
             user = await self._accounts.find(request.username)
             user_id, name = user.id, user.username
         # it counts up to 100,000 tasks: not for all requests of a connection at the same time

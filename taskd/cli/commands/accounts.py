@@ -16,7 +16,7 @@ from taskd.cli.credentials import (
 )
 from taskd.cli.errors import OK
 from taskd.cli.fields import checked
-from taskd.cli.local_login import keep_session, local_login
+from taskd.cli.logins import keep_session, local_login, send_login
 from taskd.client.address import is_unix
 from taskd.client.admission import Admission
 from taskd.client.errors import ClientError, NotLoggedIn, Refused
@@ -64,7 +64,7 @@ async def login(ctx: Context, options: Namespace) -> int:
         if reply is None:
             username = await get_username(ctx, username)
             password = await get_password(ctx)
-            reply = await admission.request("login", username=username, password=password)
+            reply = await send_login(ctx, admission, username=username, password=password)
         name = await keep_session(ctx, admission, reply, username or "")
     ctx.report(reply, "logged_in", username=name)
     return OK

@@ -33,7 +33,7 @@ async def passwd(ctx: Context, options: Namespace) -> int:
 
 async def change_password(admission: Admission, old: str, new: str) -> Received:
     """The reply to the change of the password. Raises ClientError."""
-    return await _request(admission, "change_password", "wrong_password", password=old, new_password=new)
+    return await send_password(admission, "change_password", "wrong_password", password=old, new_password=new)
 
 
 async def _set_with_code(ctx: Context, options: Namespace) -> int:
@@ -42,7 +42,7 @@ async def _set_with_code(ctx: Context, options: Namespace) -> int:
     code, new = await get_code(ctx), await get_new_password(ctx)
     with closing(ctx.admission(ctx.connector.connect, options.wait_turn)) as admission:
         fields = {"username": username, "code": code.strip(), "new_password": new}
-        reply = await _request(admission, "set_password", "wrong_code", **fields)
+        reply = await send_password(admission, "set_password", "wrong_code", **fields)
     ctx.report(reply, "password_set", command=ctx.command("login", username))
     return OK
 
@@ -57,13 +57,13 @@ async def delete_account(ctx: Context, options: Namespace) -> int:
     if _key(typed) != _key(username):
         raise ClientError("not_confirmed")
     with closing(ctx.admission(ctx.connector.logged_in, options.wait_turn)) as admission:
-        reply = await _request(admission, "delete_account", "wrong_password", password=password)
+        reply = await send_password(admission, "delete_account", "wrong_password", password=password)
     ctx.sessions.remove()
     ctx.report(reply, "account_deleted", username=username)
     return OK
 
 
-async def _request(admission: Admission, action: str, wrong: str, /, **fields: str) -> Received:
+async def send_password(admission: Admission, action: str, wrong: str, /, **fields: str) -> Received:
     """The reply. If the credentials are refused, ``wrong`` is the code of the text that says which one it is."""
     try:
         return await admission.request(action, **fields)

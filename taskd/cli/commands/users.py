@@ -50,7 +50,7 @@ class MadeInvitation(Struct):
 
 
 class ChangedUser(Struct):
-    """The reply to ``set_role`` and ``set_disabled``: the user as it is now."""
+    """The reply to ``set_role``, ``set_disabled`` and ``reset_totp``: the user as it is now."""
 
     username: str
     role: str
@@ -107,6 +107,9 @@ async def _change(ctx: Context, options: Namespace) -> int:
         command = ctx.command("passwd", "--code", made.username)
         fields = {"username": made.username, "time": duration(round(made.expires_in)), "command": command}
         show_secret(ctx, reply, made.code, "code_made", **fields)
+    elif verb == "reset-totp":
+        reply = await ask("reset_totp", username=username)
+        ctx.report(reply, "totp_reset", username=ctx.read(reply.line, ChangedUser).username)
     elif verb == "end-sessions":
         reply = await ask("end_user_sessions", username=username)
         ctx.report(reply, "sessions_ended", n=reply.body.ended)

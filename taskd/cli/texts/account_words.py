@@ -12,6 +12,13 @@ ACCOUNTS: dict[str, tuple[str, str]] = {
         "the code is not valid for this user: it was used, replaced or is too old; ask an admin for a new one",
         "el código no es válido para ese usuario: ya se usó, se reemplazó o caducó; pida otro a un administrador",
     ),
+    "code.totp_required": (
+        "{message}",
+        "este servidor pide a los administradores un segundo factor: actívelo con taskclient totp on; si ya está"
+        " activo, inicie sesión de nuevo con su código",
+    ),
+    "code.totp_required.code": ("{message}", "esta cuenta pide también el código de su autenticador"),
+    "code.wrong_code": ("{message}", "el código no es correcto, caducó o ya se usó; espere al siguiente"),
     "code.forbidden.invitation": (
         "{message}",
         "para registrarse hace falta una invitación válida; pídala a un administrador y use --invitation",
@@ -40,6 +47,7 @@ ACCOUNTS: dict[str, tuple[str, str]] = {
     "password_again": ("Password again: ", "Repita la contraseña: "),
     "new_password": ("New password: ", "Contraseña nueva: "),
     "code": ("One-time code: ", "Código de un solo uso: "),
+    "totp_code": ("Code of the authenticator, or a recovery code: ", "Código del autenticador o de recuperación: "),
     "invitation": ("Invitation: ", "Invitación: "),
     "type_username": ("Type the username to confirm: ", "Escriba el nombre de usuario para confirmar: "),
     # wrong answers
@@ -62,6 +70,10 @@ ACCOUNTS: dict[str, tuple[str, str]] = {
     "code_missing": (
         "no one-time code: give it as the first line of the input",
         "falta el código de un solo uso: indíquelo en la primera línea de la entrada",
+    ),
+    "totp_code_missing": (
+        "no code of the second factor: give it as the next line of the input",
+        "falta el código del segundo factor: indíquelo en la línea siguiente de la entrada",
     ),
     "invitation_missing": (
         "no invitation: set TASKD_INVITATION, use --invitation-file, or give it as the next line of the input",
@@ -125,6 +137,22 @@ ACCOUNTS: dict[str, tuple[str, str]] = {
         "Contraseña cambiada. Se cerraron las demás sesiones y todos los tokens.",
     ),
     "password_set": ("Password set. Next: {command}", "Contraseña fijada. Ahora: {command}"),
+    "totp_is_on": ("The second factor is on.", "El segundo factor está activo."),
+    "totp_is_off": (
+        "The second factor is off. To turn it on: taskclient totp on",
+        "El segundo factor no está activo. Para activarlo: taskclient totp on",
+    ),
+    "totp_begun": (
+        "Add this secret to your authenticator, or make a QR code of the URI. Then enter the code that it shows.",
+        "Añada este secreto a su autenticador, o haga un código QR de la URI. Después escriba el código que muestre.",
+    ),
+    "totp_on": (
+        "The second factor is on. These are your recovery codes, for when you lose the authenticator. Each works once."
+        " They are shown only now. Your other sessions and your API tokens stay.",
+        "El segundo factor está activo. Estos son sus códigos de recuperación, por si pierde el autenticador. Cada uno"
+        " sirve una vez. Solo se muestran ahora. Sus demás sesiones y sus tokens siguen valiendo.",
+    ),
+    "totp_off": ("The second factor is off.", "El segundo factor ya no está activo."),
     "deleting": (
         "This deletes the account {username} at {server} with all its tasks. It cannot be undone.",
         "Esto borra la cuenta {username} en {server} con todas sus tareas. No se puede deshacer.",
@@ -159,6 +187,10 @@ ACCOUNTS: dict[str, tuple[str, str]] = {
         "{username} queda con la cuenta bloqueada; se cerraron sus sesiones y tokens.",
     ),
     "user_enabled": ("{username} is enabled again.", "{username} vuelve a tener la cuenta activa."),
+    "totp_reset": (
+        "{username} has no second factor from now on.",
+        "{username} ya no tiene un segundo factor.",
+    ),
     "code_made": (
         "The code is shown only now and is valid for {time}. The old password, the sessions and the API tokens of"
         " {username} have ended. {username} sets a new password: {command}",

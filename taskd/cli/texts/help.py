@@ -19,6 +19,7 @@ EXAMPLES = {
     "register": "  taskclient register ana\n  taskclient register ana --invitation < two-lines",
     "login": "  taskclient login ana\n  taskclient login ana < password-file",
     "passwd": "  taskclient passwd\n  taskclient passwd --code ana",
+    "totp": "  taskclient totp on\n  taskclient totp status",
     "sessions": "  taskclient sessions\n  taskclient sessions --end 7",
     "token": """\
   taskclient token new nightly --days 30 --scope tasks:read --scope submit:backup
@@ -49,7 +50,8 @@ EXAMPLES = {
   taskclient users --all
   taskclient users set-role ana operator
   taskclient users disable ana
-  taskclient users reset-password ana""",
+  taskclient users reset-password ana
+  taskclient users reset-totp ana""",
     "invite": "  taskclient invite --uses 20 --days 3",
     "invitations": "  taskclient invitations --end 3",
     "audit": "  taskclient audit --user ana --limit 20\n  taskclient audit --action login --all --json",
@@ -91,10 +93,22 @@ _ACTION_OF = {
     "token new": "new_token",
     "users set-role": "set_role",
     "users reset-password": "reset_password",
+    "users reset-totp": "reset_totp",
     "users end-sessions": "end_user_sessions",
+    "totp off": "totp_off",
 }
 
 _SUMMARIES = {
+    "totp": (
+        "The second factor of your account: codes of an authenticator (TOTP).",
+        "El segundo factor de su cuenta: códigos de un autenticador (TOTP).",
+    ),
+    "totp on": (
+        "Turn the second factor on: show its secret, ask for its first code, show ten recovery codes.",
+        "Activar el segundo factor: mostrar su secreto, preguntar el primer código y mostrar diez códigos de"
+        " recuperación.",
+    ),
+    "totp status": ("Say whether the second factor is on.", "Decir si el segundo factor está activo."),
     "sessions": (
         "List your sessions and API tokens, or end them.",
         "Ver las sesiones y los tokens propios, o cerrarlos.",
@@ -339,6 +353,12 @@ _OPTIONS = {
         " the new one is asked for twice, or is the next line of the input.",
         "taskclient pregunta la contraseña actual, o la toma de TASKD_PASSWORD o de la primera línea de la entrada; la"
         " nueva se pregunta dos veces, o es la línea siguiente de la entrada.",
+    ),
+    "totp_input": (
+        "taskclient asks for the password, or takes it from TASKD_PASSWORD or from the first line of the input; the"
+        " code is asked for, or is the next line of the input.",
+        "taskclient pregunta la contraseña, o la toma de TASKD_PASSWORD o de la primera línea de la entrada; el código"
+        " se pregunta, o es la línea siguiente de la entrada.",
     ),
     "password": (
         "taskclient asks for the password, or takes it from TASKD_PASSWORD or from the first line of the input.",

@@ -19,13 +19,13 @@ from taskd.store.postgres.audit import PostgresAudit, note, noted
 from taskd.store.postgres.connection import PostgresConnection
 from taskd.store.postgres.rows import LISTED, to_tasks
 from taskd.store.postgres.sessions import PostgresSessions, locked
+from taskd.store.postgres.totp import PostgresTotp
+from taskd.store.postgres.users import USER, to_user
 from taskd.store.refusals import check_text, invitation_refused, last_admin, uid_in_use, username_in_use
 from taskd.store.rows import LIVE_KEYS
 
 ADMINS_LOCK = 7_461_735_643
 UIDS_LOCK = 7_461_735_644
-
-_USER = "id, username, role, disabled_at IS NOT NULL"
 
 _IS_LAST = """
 u.role = 'admin' AND u.disabled_at IS NULL
@@ -54,16 +54,16 @@ WITH made AS (
 ), spent AS (
     UPDATE invitations SET uses_left = uses_left - 1 WHERE token_hash = $6 AND EXISTS (SELECT FROM made)
 ), noted AS ({noted("(SELECT id, username_key FROM made)")})
-SELECT id, username, role, false FROM made
+SELECT id, username, role, false, false FROM made
 """,
-    "find_local": f"SELECT {_USER} FROM users WHERE local_uid = $1",
+    "find_local": f"SELECT {USER} FROM users WHERE local_uid = $1",
     # Returns no row when the key or the uid is taken, also by an earlier run.
     "create_local": f"""
 WITH made AS (
     INSERT INTO users (username, username_key, password, local_uid) VALUES ($2, $3, '', $4)
     ON CONFLICT DO NOTHING RETURNING id, username, username_key, role
 ), noted AS ({noted("(SELECT id, username_key FROM made)")})
-SELECT id, username, role, false FROM made
+SELECT id, username, role, false, false FROM made
 """,
     # Follows lock_uids and lock_key. A second run finds the uid.
     "bind_local": f"""
@@ -76,39 +76,41 @@ WITH found AS MATERIALIZED (
     WHERE u.id = found.id AND u.local_uid IS DISTINCT FROM $3::bigint AND NOT EXISTS (SELECT FROM other)
     RETURNING u.id, u.username_key, found.local_uid AS old_uid
 ), ended AS ({_END_SESSIONS} AND changed.old_uid IS NOT NULL), noted AS ({noted(_CHANGED)})
-SELECT (SELECT username FROM other), {_USER} FROM users WHERE username_key = $2 AND deleted_at IS NULL
+SELECT (SELECT username FROM other), {USER} FROM users WHERE username_key = $2 AND deleted_at IS NULL
 """,
     "find_user": f"""
 SELECT password, CASE WHEN code_until > now() THEN code_hash END,
     EXISTS (SELECT FROM devices d
-        WHERE d.user_id = users.id AND d.network = $2 AND d.seen_at > now() - make_interval(secs => $3)), {_USER}
+        WHERE d.user_id = users.id AND d.network = $2 AND d.seen_at > now() - make_interval(secs => $3)),
+    totp_secret, {USER}
 FROM users WHERE username_key = $1 AND deleted_at IS NULL
 """,
     "list_users": f"""
 SELECT weight, created_at, (SELECT max(used_at) FROM sessions WHERE user_id = users.id),
-    coalesce(code_until > now(), false), {_USER}
+    coalesce(code_until > now(), false), {USER}
 FROM users WHERE username_key > $1 ORDER BY username_key LIMIT $2
 """,
     "set_role": f"""
 WITH found AS MATERIALIZED (
-    SELECT u.id, username, disabled_at IS NOT NULL AS disabled, $3::text <> 'admin' AND {_IS_LAST} AS is_last
+    SELECT u.id, username, disabled_at IS NOT NULL AS disabled, totp_at IS NOT NULL AS totp,
+        $3::text <> 'admin' AND {_IS_LAST} AS is_last
     FROM users u WHERE username_key = $2 AND deleted_at IS NULL
 ), changed AS (
     UPDATE users u SET role = $3 FROM found WHERE u.id = found.id AND u.role <> $3 AND NOT is_last
     RETURNING u.id, u.username_key
 ), noted AS ({noted(_CHANGED)})
-SELECT is_last, id, username, $3::text, disabled FROM found
+SELECT is_last, id, username, $3::text, disabled, totp FROM found
 """,
     "set_disabled": f"""
 WITH found AS MATERIALIZED (
-    SELECT u.id, username, role, $3::boolean AND {_IS_LAST} AS is_last
+    SELECT u.id, username, role, totp_at IS NOT NULL AS totp, $3::boolean AND {_IS_LAST} AS is_last
     FROM users u WHERE username_key = $2 AND deleted_at IS NULL
 ), changed AS (
     UPDATE users u SET disabled_at = CASE WHEN $3 THEN now() END
     FROM found WHERE u.id = found.id AND (u.disabled_at IS NOT NULL) <> $3 AND NOT is_last
     RETURNING u.id, u.username_key
 ), ended AS ({_END_SESSIONS} AND $3), noted AS ({noted(_CHANGED)})
-SELECT is_last, id, username, role, $3::boolean FROM found
+SELECT is_last, id, username, role, $3::boolean, totp FROM found
 """,
     "set_weight": f"""
 WITH changed AS (
@@ -143,7 +145,7 @@ WITH changed AS (
     WHERE username_key = $2 AND deleted_at IS NULL AND code_hash IS DISTINCT FROM $3
     RETURNING id, username_key
 ), ended AS ({_END_SESSIONS}), noted AS ({noted(_CHANGED)})
-SELECT {_USER} FROM users WHERE username_key = $2 AND deleted_at IS NULL
+SELECT {USER} FROM users WHERE username_key = $2 AND deleted_at IS NULL
 """,
     "use_code": f"""
 WITH changed AS (
@@ -158,11 +160,14 @@ WITH found AS MATERIALIZED (
     SELECT u.id, username, username_key, {_IS_LAST} AS is_last FROM users u WHERE id = $2 AND deleted_at IS NULL
 ), changed AS (
     UPDATE users u SET username = '', username_key = ' ' || u.id, password = '', role = 'user', code_hash = NULL,
-        code_until = NULL, local_uid = NULL, disabled_at = now(), deleted_at = now()
+        code_until = NULL, local_uid = NULL, totp_secret = NULL, totp_at = NULL, totp_step = NULL,
+        disabled_at = now(), deleted_at = now()
     FROM found WHERE u.id = found.id AND NOT is_last
     RETURNING u.id, found.username_key
 ), ended AS ({_END_SESSIONS}), unknown AS (
     DELETE FROM devices d USING changed WHERE d.user_id = changed.id
+), codes AS (
+    DELETE FROM recovery_codes r USING changed WHERE r.user_id = changed.id
 ), noted AS ({noted(_CHANGED)})
 SELECT is_last, username FROM found
 """,
@@ -212,7 +217,7 @@ SELECT NOT any_left FROM left_over
 }
 
 
-class PostgresAccounts(PostgresSessions, PostgresAudit):
+class PostgresAccounts(PostgresSessions, PostgresTotp, PostgresAudit):
     """IAccountStore on PostgreSQL."""
 
     async def create_user(
@@ -227,7 +232,7 @@ class PostgresAccounts(PostgresSessions, PostgresAudit):
         args = note(entry), check_text(username), check_text(key), password, role.value, invitation
         locks = [] if invitation is None else [("lock_invitation", invitation)]
         if rows := await self._call(locked, locks, "create_user", *args):
-            return _to_user(*rows[0])
+            return to_user(*rows[0])
         account = await self.find_user(key)
         if account is None and invitation is not None:
             raise invitation_refused()
@@ -237,11 +242,11 @@ class PostgresAccounts(PostgresSessions, PostgresAudit):
 
     async def find_local(self, uid: int) -> User | None:
         rows = await self._call("find_local", uid)
-        return _to_user(*rows[0]) if rows else None
+        return to_user(*rows[0]) if rows else None
 
     async def create_local(self, username: str, key: str, uid: int, entry: Entry | None = None) -> User:
         rows = await self._call("create_local", note(entry), check_text(username), check_text(key), uid)
-        user = _to_user(*rows[0]) if rows else await self.find_local(uid)
+        user = to_user(*rows[0]) if rows else await self.find_local(uid)
         if user is None:
             raise username_in_use(username)
         return user
@@ -254,19 +259,19 @@ class PostgresAccounts(PostgresSessions, PostgresAudit):
         other, *user = rows[0]
         if other is not None and uid is not None:
             raise uid_in_use(uid, other)
-        return _to_user(*user)
+        return to_user(*user)
 
     async def find_user(self, key: str, network: str = "") -> Account | None:
         rows = await self._call("find_user", check_text(key), check_text(network), DEVICE_SECONDS)
         if not rows:
             return None
-        password, code, known, *user = rows[0]
-        return Account(_to_user(*user), password, _to_bytes(code), known)
+        password, code, known, secret, *user = rows[0]
+        return Account(to_user(*user), password, _to_bytes(code), known, secret)
 
     async def list_users(self, after_key: str, limit: int) -> Sequence[UserRow]:
         rows = await self._call("list_users", max(check_text(after_key), LIVE_KEYS), limit)
         return [
-            UserRow(_to_user(*user), weight, created, used, has_code) for weight, created, used, has_code, *user in rows
+            UserRow(to_user(*user), weight, created, used, has_code) for weight, created, used, has_code, *user in rows
         ]
 
     async def set_role(self, key: str, role: Role, entry: Entry | None = None) -> User | None:
@@ -283,7 +288,7 @@ class PostgresAccounts(PostgresSessions, PostgresAudit):
         is_last, *user = rows[0]
         if is_last:
             raise last_admin(user[1])
-        return _to_user(*user)
+        return to_user(*user)
 
     async def set_weight(self, key: str, weight: float, entry: Entry | None = None) -> bool:
         return bool(await self._call("set_weight", note(entry), check_text(key), weight))
@@ -303,7 +308,7 @@ class PostgresAccounts(PostgresSessions, PostgresAudit):
     async def set_code(self, key: str, code: bytes, seconds: float, entry: Entry | None = None) -> User | None:
         args = note(entry), check_text(key), code, seconds
         rows = await self._call(locked, [("lock_key", key)], "set_code", *args)
-        return _to_user(*rows[0]) if rows else None
+        return to_user(*rows[0]) if rows else None
 
     async def use_code(self, user_id: int, code: bytes, new: str, entry: Entry | None = None) -> bool:
         args = note(entry), user_id, code, new
@@ -336,10 +341,6 @@ async def _delete_user(connection: PostgresConnection, again: bool, user_id: int
     if is_last:
         raise last_admin(username)
     return True
-
-
-def _to_user(user_id: int, username: str, role: str, disabled: bool) -> User:
-    return User(user_id, username, Role(role), disabled)
 
 
 def _to_bytes(column: Any) -> bytes | None:

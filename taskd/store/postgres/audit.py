@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from taskd.ports.accounts import DEVICE_SECONDS, Audited, Entry
-from taskd.store.audit import ENTRY, SWEPT, storable
+from taskd.store.audit import ENTRY, SWEPT, WRONG_GUESS, storable
 from taskd.store.postgres.database import PostgresDatabase
 from taskd.store.refusals import MAX_ID, check_text
 
@@ -56,10 +56,9 @@ INSERT INTO audit (id, {ENTRY}) OVERRIDING SYSTEM VALUE
 SELECT id, {ENTRY} FROM json_to_recordset($1::json) AS e {_TYPES}
 ON CONFLICT (id) DO NOTHING
 """,
-    "count_refusals": """
+    "count_refusals": f"""
 SELECT coalesce(sum(number), 0) FROM audit
-WHERE subject = $1 AND at > now() - make_interval(secs => $2)
-    AND action = 'login' AND outcome NOT IN ('ok', 'rate_limited')
+WHERE subject = $1 AND at > now() - make_interval(secs => $2) AND {WRONG_GUESS}
 """,
     "list_audit": f"{_PAGE} {_NEWEST}",
     "list_audit_action": f"{_PAGE} AND action = $3 {_NEWEST}",

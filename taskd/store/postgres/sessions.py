@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from taskd.model.errors import Unavailable
+from taskd.model.errors import Unavailable, code_missing, code_refused
 from taskd.model.users import Role, User
 from taskd.ports.accounts import MAX_SESSIONS, Entry, Invitation, NewSession, Session
 from taskd.store.audit import touch_after
@@ -19,8 +19,8 @@ from taskd.store.postgres.rows import RELAXED_COMMIT
 from taskd.store.refusals import MAX_ID, account_ended, check_text, sanitize
 
 _SESSION = """
-s.id, s.token_hash, s.created_at, s.used_at, s.expires_at, s.address, s.name, s.ending, s.scopes, u.id, u.username,
-u.role
+s.id, s.token_hash, s.created_at, s.used_at, s.expires_at, s.address, s.name, s.ending, s.scopes, s.totp, u.id,
+u.username, u.role, u.totp_at IS NOT NULL
 """
 
 
@@ -32,6 +32,14 @@ AND (s.name IS NOT NULL OR s.used_at > now() - make_interval(secs => {idle}))
 """
 
 
+def accepted(secret: str, step: str, recovery: str) -> str:
+    """Whether these parameters show the second factor of the user ``u``. Follows lock_user; may be NULL."""
+    return f"""
+u.totp_at IS NOT NULL AND u.totp_secret = {secret}::text AND (u.totp_step < {step}::bigint
+    OR EXISTS (SELECT FROM recovery_codes r WHERE r.user_id = u.id AND r.code_hash = {recovery}::bytea))
+"""
+
+
 _OWNER_OF_GONE = "(SELECT u.id, u.username_key FROM gone JOIN users u ON u.id = gone.user_id LIMIT 1)"
 
 PREPARED = {
@@ -39,19 +47,28 @@ PREPARED = {
     # wait for nobody else's: a foreign key does not conflict with this lock.
     "lock_user": "SELECT FROM users WHERE id = $1 FOR NO KEY UPDATE",
     # Follows lock_user. The new session is not in this statement's snapshot: with it, as many are left as may be. A
-    # second run meets the hash and changes nothing.
+    # second run finds the hash and changes nothing; what shows the second factor is used up then.
     "open_session": f"""
 WITH owner AS MATERIALIZED (
-    SELECT id, username_key FROM users
+    SELECT id, username_key, EXISTS (SELECT FROM sessions WHERE token_hash = $3::bytea) AS is_open,
+        CASE WHEN $12::text IS NULL THEN ($10::text IS NULL AND $15::bigint IS NULL) OR totp_at IS NULL
+            ELSE coalesce({accepted("$12", "$13", "$14")}, false) END AS admitted
+    FROM users u
     WHERE id = $2 AND disabled_at IS NULL AND ($10::text IS NULL OR password = $10)
-        AND ($12::bigint IS NULL OR local_uid = $12)
+        AND ($15::bigint IS NULL OR local_uid = $15)
         AND ($11::bytea IS NULL OR EXISTS (SELECT FROM sessions WHERE token_hash = $11 AND user_id = $2))
 ), expired AS (
     DELETE FROM sessions WHERE user_id = $2 AND expires_at <= now()
 ), made AS (
-    INSERT INTO sessions (user_id, token_hash, expires_at, address, name, ending, scopes)
-    SELECT id, $3::bytea, now() + make_interval(secs => $4), $5::text, $6::text, $7::text, $8::json FROM owner
+    INSERT INTO sessions (user_id, token_hash, expires_at, address, name, ending, scopes, totp)
+    SELECT id, $3, now() + make_interval(secs => $4), $5::text, $6::text, $7::text, $8::json,
+        $12 IS NOT NULL OR EXISTS (SELECT FROM sessions WHERE token_hash = $11 AND totp)
+    FROM owner WHERE admitted AND NOT is_open
     ON CONFLICT (token_hash) DO NOTHING RETURNING user_id
+), step AS (
+    UPDATE users SET totp_step = $13 FROM made WHERE users.id = made.user_id AND $13 IS NOT NULL
+), recovery AS (
+    DELETE FROM recovery_codes r USING made WHERE r.user_id = made.user_id AND r.code_hash = $14
 ), dropped AS (
     DELETE FROM sessions s USING (
         SELECT o.token_hash FROM made JOIN sessions o ON o.user_id = made.user_id
@@ -61,8 +78,8 @@ WITH owner AS MATERIALIZED (
 ), device AS (
     INSERT INTO devices (user_id, network) SELECT user_id, $9::text FROM made WHERE $9::text <> ''
     ON CONFLICT (user_id, network) DO UPDATE SET seen_at = now()
-), noted AS ({noted("(SELECT * FROM owner WHERE EXISTS (SELECT FROM made))")})
-SELECT 1 FROM owner
+), noted AS ({noted("(SELECT id, username_key FROM owner WHERE EXISTS (SELECT FROM made))")})
+SELECT admitted OR is_open FROM owner
 """,
     # Reads only: this is asked every few seconds for every connection.
     "find_sessions": f"""
@@ -129,6 +146,7 @@ class PostgresSessions(PostgresDatabase):
     """The part of IAccountStore on PostgreSQL that is about sessions and invitations."""
 
     async def open_session(self, user_id: int, session: NewSession, entry: Entry | None = None) -> None:
+        factor = session.factor
         rows = await self._call(
             locked,
             [("lock_user", user_id)],
@@ -144,10 +162,15 @@ class PostgresSessions(PostgresDatabase):
             check_text(session.network),
             session.password,
             session.asked_by,
+            None if factor is None else factor.secret,
+            None if factor is None else factor.step,
+            None if factor is None else factor.recovery,
             session.local_uid,
         )
         if not rows:
             raise account_ended()
+        if rows != [(True,)]:
+            raise code_missing() if factor is None else code_refused()
 
     async def find_sessions(self, token_hashes: Sequence[bytes], idle: float) -> Mapping[bytes, Session]:
         stale_after = touch_after(idle)
@@ -200,7 +223,8 @@ async def _deleted(connection: PostgresConnection, again: bool, statement: str, 
 
 
 def _to_session(row: Sequence[Any]) -> Session:
-    number, token_hash, created, used, expires, address, name, ending, scopes, user_id, username, role = row[:12]
-    user = User(user_id, username, Role(role))
+    number, token_hash, created, used, expires, address, name, ending, scopes, shown, *owner = row[:14]
+    user_id, username, role, totp = owner
+    user = User(user_id, username, Role(role), totp=totp)
     allowed = None if scopes is None else tuple(json.loads(scopes))
-    return Session(number, user, bytes(token_hash), created, used, expires, address, name, ending, allowed)
+    return Session(number, user, bytes(token_hash), created, used, expires, address, name, ending, allowed, shown)

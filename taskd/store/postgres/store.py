@@ -18,6 +18,7 @@ from taskd.store.postgres import (
     scheduling,
     sessions,
     tasks,
+    totp,
     workers,
 )
 
@@ -25,6 +26,7 @@ PREPARED = {
     **database.PREPARED,
     **accounts.PREPARED,
     **sessions.PREPARED,
+    **totp.PREPARED,
     **audit.PREPARED,
     **quotas.PREPARED,
     **tasks.PREPARED,

@@ -18,32 +18,32 @@ from taskd.store.sqlite.database import transaction
 from taskd.store.sqlite.rows import from_micros, micros_of, to_tasks
 from taskd.store.sqlite.sessions import END_SESSIONS, SqliteSessions
 from taskd.store.sqlite.tasks import CANCEL, DELETE_TASKS
+from taskd.store.sqlite.totp import DELETE_RECOVERY_CODES, SqliteTotp
+from taskd.store.sqlite.users import USER, find_by_key, to_user
 
-_USER = "id, username, role, disabled_at"
 # Returns no row when the key is taken, also by an earlier run of the same registration.
 CREATE_USER = f"""
 INSERT INTO users (username, username_key, password, role, created_at) VALUES (?, ?, ?, ?, ?)
-ON CONFLICT (username_key) DO NOTHING RETURNING {_USER}
+ON CONFLICT (username_key) DO NOTHING RETURNING {USER}
 """
 SPEND_INVITATION = """
 UPDATE invitations SET uses_left = uses_left - 1 WHERE token_hash = ? AND uses_left > 0 AND expires_at > ?
 """
 CREATE_LOCAL = f"""
 INSERT INTO users (username, username_key, password, local_uid, created_at) VALUES (?, ?, '', ?, ?)
-ON CONFLICT DO NOTHING RETURNING {_USER}
+ON CONFLICT DO NOTHING RETURNING {USER}
 """
-FIND_LOCAL = f"SELECT {_USER} FROM users WHERE local_uid = ?"
+FIND_LOCAL = f"SELECT {USER} FROM users WHERE local_uid = ?"
 BIND_LOCAL = "UPDATE users SET local_uid = ? WHERE id = ?"
 FIND_UID = "SELECT local_uid FROM users WHERE id = ?"
-FIND_USER = f"SELECT {_USER} FROM users WHERE username_key = ? AND deleted_at IS NULL"
 FIND_ACCOUNT = f"""
 SELECT password, CASE WHEN code_until > ? THEN code_hash END,
-    EXISTS (SELECT 1 FROM devices WHERE user_id = users.id AND network = ? AND seen_at > ?), {_USER}
+    EXISTS (SELECT 1 FROM devices WHERE user_id = users.id AND network = ? AND seen_at > ?), totp_secret, {USER}
 FROM users WHERE username_key = ? AND deleted_at IS NULL
 """
 LIST_USERS = f"""
 SELECT weight, created_at, (SELECT max(used_at) FROM sessions WHERE user_id = users.id), coalesce(code_until > ?, 0),
-    {_USER}
+    {USER}
 FROM users WHERE username_key > ? ORDER BY username_key LIMIT ?
 """
 HAS_OTHER_ADMINS = """
@@ -63,11 +63,12 @@ SELECT coalesce(max(CAST(substr(password, 5, 2) AS INTEGER)), 0) FROM users
 WHERE password GLOB '$2[abxy]$[0-9][0-9]$*'
 """
 SET_CODE = "UPDATE users SET password = '', code_hash = ?, code_until = ? WHERE id = ? AND code_hash IS NOT ?"
-FIND_BY_ID = f"SELECT username_key, {_USER} FROM users WHERE id = ? AND deleted_at IS NULL"
+FIND_BY_ID = f"SELECT username_key, {USER} FROM users WHERE id = ? AND deleted_at IS NULL"
 DELETE_DEVICES = "DELETE FROM devices WHERE user_id = ?"
 DELETE_USER = """
 UPDATE users SET username = '', username_key = ' ' || id, password = '', role = 'user', code_hash = NULL,
-    code_until = NULL, local_uid = NULL, disabled_at = :now, deleted_at = :now
+    code_until = NULL, local_uid = NULL, totp_secret = NULL, totp_at = NULL, totp_step = NULL, disabled_at = :now,
+    deleted_at = :now
 WHERE id = :id
 """
 DELETED_USERS = """
@@ -86,7 +87,7 @@ NOTE_PURGED = "UPDATE users SET purged_at = ? WHERE id = ? AND deleted_at <= ? A
 DELETE_USAGE = "DELETE FROM user_usage WHERE user_id = ?"
 
 
-class SqliteAccounts(SqliteSessions, SqliteAudit):
+class SqliteAccounts(SqliteSessions, SqliteTotp, SqliteAudit):
     """IAccountStore on SQLite."""
 
     @transaction
@@ -103,32 +104,32 @@ class SqliteAccounts(SqliteSessions, SqliteAudit):
     ) -> User:
         row = db.execute(CREATE_USER, (check_text(username), check_text(key), password, role.value, now)).fetchone()
         if row is None:
-            stored, _, _, *user = db.execute(FIND_ACCOUNT, (now, "", 0, key)).fetchone()
+            stored, _, _, _, *user = db.execute(FIND_ACCOUNT, (now, "", 0, key)).fetchone()
             if not password or stored != password:
                 raise username_in_use(username)
-            return _to_user(*user)
+            return to_user(*user)
         if invitation is not None and not db.execute(SPEND_INVITATION, (invitation, now)).rowcount:
             # which undoes the creation
             raise invitation_refused()
-        user = _to_user(*row)
+        user = to_user(*row)
         note(db, now, entry, user.id, key)
         return user
 
     @transaction
     def find_local(self, db: Cursor, now: int, uid: int) -> User | None:
         row = db.execute(FIND_LOCAL, (uid,)).fetchone()
-        return _to_user(*row) if row else None
+        return to_user(*row) if row else None
 
     @transaction
     def create_local(self, db: Cursor, now: int, username: str, key: str, uid: int, entry: Entry | None = None) -> User:
         row = db.execute(CREATE_LOCAL, (check_text(username), check_text(key), uid, now)).fetchone()
         if row is not None:
             note(db, now, entry, row[0], key)
-            return _to_user(*row)
+            return to_user(*row)
         row = db.execute(FIND_LOCAL, (uid,)).fetchone()
         if row is None:
             raise username_in_use(username)
-        return _to_user(*row)
+        return to_user(*row)
 
     @transaction
     def bind_local(self, db: Cursor, now: int, key: str, uid: int | None, entry: Entry | None = None) -> User | None:
@@ -153,14 +154,14 @@ class SqliteAccounts(SqliteSessions, SqliteAudit):
         row = db.execute(FIND_ACCOUNT, (now, check_text(network), since, check_text(key))).fetchone()
         if row is None:
             return None
-        password, code, known, *user = row
-        return Account(_to_user(*user), password, code, bool(known))
+        password, code, known, secret, *user = row
+        return Account(to_user(*user), password, code, bool(known), secret)
 
     @transaction
     def list_users(self, db: Cursor, now: int, after_key: str, limit: int) -> Sequence[UserRow]:
         rows = db.execute(LIST_USERS, (now, max(check_text(after_key), LIVE_KEYS), limit))
         return [
-            UserRow(_to_user(*user), weight, from_micros(created), used and from_micros(used), bool(has_code))
+            UserRow(to_user(*user), weight, from_micros(created), used and from_micros(used), bool(has_code))
             for weight, created, used, has_code, *user in rows
         ]
 
@@ -236,9 +237,10 @@ class SqliteAccounts(SqliteSessions, SqliteAudit):
         row = db.execute(FIND_BY_ID, (user_id,)).fetchone()
         if row is None:
             return False
-        _check_last_admin(db, _to_user(*row[1:]))
+        _check_last_admin(db, to_user(*row[1:]))
         db.execute(END_SESSIONS, (user_id, None))
         db.execute(DELETE_DEVICES, (user_id,))
+        db.execute(DELETE_RECOVERY_CODES, (user_id,))
         db.execute(DELETE_USER, {"now": now, "id": user_id})
         note(db, now, entry, user_id, row[0])
         return True
@@ -262,15 +264,6 @@ class SqliteAccounts(SqliteSessions, SqliteAudit):
         if db.execute(NOTE_PURGED, (now, user_id, now - micros_of(SETTLE_SECONDS))).rowcount:
             db.execute(DELETE_USAGE, (user_id,))
         return True
-
-
-def _to_user(user_id: int, username: str, role: str, disabled_at: int | None) -> User:
-    return User(user_id, username, Role(role), disabled_at is not None)
-
-
-def find_by_key(db: Cursor, key: str) -> User | None:
-    row = db.execute(FIND_USER, (check_text(key),)).fetchone()
-    return _to_user(*row) if row else None
 
 
 def _check_last_admin(db: Cursor, user: User) -> None:

@@ -8,16 +8,13 @@ from sqlite3 import Cursor
 from msgspec.structs import astuple, replace
 
 from taskd.ports.accounts import DEVICE_SECONDS, Audited, Entry
-from taskd.store.audit import ENTRY, SWEPT, storable
+from taskd.store.audit import ENTRY, SWEPT, WRONG_GUESS, storable
 from taskd.store.refusals import MAX_ID, check_text
 from taskd.store.sqlite.database import SqliteDatabase, transaction
 from taskd.store.sqlite.rows import from_micros, micros_of
 
 NOTE = f"INSERT INTO audit (at, {ENTRY}) VALUES (?{', ?' * len(Entry.__struct_fields__)})"
-COUNT_REFUSALS = """
-SELECT coalesce(sum(number), 0) FROM audit
-WHERE subject = ? AND at > ? AND action = 'login' AND outcome NOT IN ('ok', 'rate_limited')
-"""
+COUNT_REFUSALS = f"SELECT coalesce(sum(number), 0) FROM audit WHERE subject = ? AND at > ? AND {WRONG_GUESS}"
 _PAGE = f"SELECT id, at, {ENTRY} FROM audit WHERE id < :before"
 _NEWEST = "ORDER BY id DESC LIMIT :limit"
 LIST_ALL = f"{_PAGE} {_NEWEST}"

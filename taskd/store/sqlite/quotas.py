@@ -9,9 +9,9 @@ from taskd.model.quotas import Quota
 from taskd.ports.accounts import Entry
 from taskd.ports.quotas import HOURS, Usage, UsageDelta
 from taskd.store.refusals import valid_ids
-from taskd.store.sqlite.accounts import find_by_key
 from taskd.store.sqlite.audit import note
 from taskd.store.sqlite.database import SqliteDatabase, transaction
+from taskd.store.sqlite.users import find_by_key
 
 HOUR = 3_600_000_000
 """Microseconds."""

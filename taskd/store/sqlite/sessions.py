@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from sqlite3 import Cursor
 from typing import Any
 
+from taskd.model.errors import code_missing, code_refused
 from taskd.model.users import Role, User
 from taskd.ports.accounts import MAX_SESSIONS, Entry, Invitation, NewSession, Session
 from taskd.store.audit import touch_after
@@ -14,19 +15,21 @@ from taskd.store.refusals import MAX_ID, account_ended, check_text, sanitize
 from taskd.store.sqlite.audit import note
 from taskd.store.sqlite.database import SqliteDatabase, transaction
 from taskd.store.sqlite.rows import from_micros, micros_of
+from taskd.store.sqlite.totp import use_factor
 
 END_SESSIONS = "DELETE FROM sessions WHERE user_id = ? AND token_hash IS NOT ?"
 # What was checked before may not hold any more.
 FIND_OWNER = """
-SELECT username_key FROM users WHERE id = ?1 AND disabled_at IS NULL AND (?2 IS NULL OR password = ?2)
+SELECT username_key, totp_at FROM users WHERE id = ?1 AND disabled_at IS NULL AND (?2 IS NULL OR password = ?2)
     AND (?3 IS NULL OR EXISTS (SELECT 1 FROM sessions WHERE token_hash = ?3 AND user_id = ?1))
     AND (?4 IS NULL OR local_uid = ?4)
 """
 DROP_EXPIRED = "DELETE FROM sessions WHERE user_id = ? AND expires_at <= ?"
 OPEN_SESSION = """
-INSERT INTO sessions (token_hash, user_id, created_at, used_at, expires_at, address, name, ending, scopes)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (token_hash) DO NOTHING
+INSERT INTO sessions (token_hash, user_id, created_at, used_at, expires_at, address, name, ending, scopes, totp)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ? OR coalesce((SELECT totp FROM sessions WHERE token_hash = ?), 0))
 """
+IS_OPEN = "SELECT 1 FROM sessions WHERE token_hash = ?"
 # The oldest of the same kind as a new session.
 DROP_OLDEST = f"""
 DELETE FROM sessions WHERE id IN (
@@ -38,8 +41,8 @@ ON CONFLICT (user_id, network) DO UPDATE SET seen_at = excluded.seen_at
 """
 # A login that nobody has used for so long has ended; an API token has not.
 _VALID = """
-SELECT s.id, s.token_hash, s.created_at, s.used_at, s.expires_at, s.address, s.name, s.ending, s.scopes,
-    u.id, u.username, u.role
+SELECT s.id, s.token_hash, s.created_at, s.used_at, s.expires_at, s.address, s.name, s.ending, s.scopes, s.totp,
+    u.id, u.username, u.role, u.totp_at
 FROM sessions s JOIN users u ON u.id = s.user_id
 WHERE u.disabled_at IS NULL AND s.expires_at > ? AND (s.name IS NOT NULL OR s.used_at > ?)
 """
@@ -71,7 +74,15 @@ class SqliteSessions(SqliteDatabase):
         owner = db.execute(FIND_OWNER, (user_id, session.password, session.asked_by, session.local_uid)).fetchone()
         if owner is None:
             raise account_ended()
+        key, totp_at = owner
         db.execute(DROP_EXPIRED, (user_id, now))
+        if db.execute(IS_OPEN, (session.token_hash,)).fetchone():
+            return
+        if session.factor is not None:
+            if not use_factor(db, user_id, session.factor):
+                raise code_refused()
+        elif totp_at is not None and (session.password, session.local_uid) != (None, None):
+            raise code_missing()
         row = (
             session.token_hash,
             user_id,
@@ -82,13 +93,14 @@ class SqliteSessions(SqliteDatabase):
             session.name if session.name is None else check_text(session.name),
             session.ending,
             None if session.scopes is None else json.dumps(list(session.scopes)),
+            session.factor is not None,
+            session.asked_by,
         )
-        if not db.execute(OPEN_SESSION, row).rowcount:
-            return
+        db.execute(OPEN_SESSION, row)
         db.execute(DROP_OLDEST, (user_id, session.name is None))
         if session.network:
             db.execute(NOTE_DEVICE, (user_id, check_text(session.network), now))
-        note(db, now, entry, user_id, owner[0])
+        note(db, now, entry, user_id, key)
 
     @transaction
     def find_sessions(
@@ -154,10 +166,12 @@ class SqliteSessions(SqliteDatabase):
 
 
 def _to_session(row: Sequence[Any]) -> Session:
-    number, token_hash, created, used, expires, address, name, ending, scopes, user_id, username, role = row
+    number, token_hash, created, used, expires, address, name, ending, scopes, shown, *owner = row
+    user_id, username, role, totp_at = owner
     times = from_micros(created), from_micros(used), from_micros(expires)
     allowed = None if scopes is None else tuple(json.loads(scopes))
-    return Session(number, User(user_id, username, Role(role)), token_hash, *times, address, name, ending, allowed)
+    user = User(user_id, username, Role(role), totp=totp_at is not None)
+    return Session(number, user, token_hash, *times, address, name, ending, allowed, bool(shown))
 
 
 def _note_of(db: Cursor, now: int, entry: Entry | None, user_id: int) -> None:

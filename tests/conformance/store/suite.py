@@ -30,12 +30,14 @@ from tests.conformance.store.retries import RetryTests
 from tests.conformance.store.sessions import SessionTests
 from tests.conformance.store.shares import ShareTests
 from tests.conformance.store.tasks import TaskTests
+from tests.conformance.store.totp import TotpTests
 from tests.conformance.store.workers import WorkerTests
 
 
 class StoreTests(
     AccountTests,
     SessionTests,
+    TotpTests,
     QuotaTests,
     CreationTests,
     TaskTests,

@@ -1,10 +1,12 @@
-"""Logins without a password, as the user of the machine, over a UNIX socket."""
+"""Logins, with a password or as the user of the machine, over a UNIX socket."""
 
 from __future__ import annotations
 
 from contextlib import closing, suppress
+from typing import Any
 
 from taskd.cli.context import Context
+from taskd.cli.credentials import get_totp_code
 from taskd.client.address import is_unix
 from taskd.client.admission import Admission
 from taskd.client.errors import ClientError, ConnectionFailed, Refused
@@ -26,10 +28,20 @@ async def begin_session(ctx: Context) -> None:
             await keep_session(ctx, admission, reply)
 
 
+async def send_login(ctx: Context, admission: Admission, **fields: Any) -> Received:
+    """The reply to a login. Ask for the code of the second factor if the server wants one. Raises ClientError."""
+    try:
+        return await admission.request("login", **fields)
+    except Refused as e:
+        if e.code != "totp_required":
+            raise
+    return await admission.request("login", **fields, code=await get_totp_code(ctx))
+
+
 async def local_login(ctx: Context, admission: Admission) -> Received | None:
     """The reply to the login; None if the server refuses it, which the user is told. Raises ClientError."""
     try:
-        return await admission.request("login", local=True)
+        return await send_login(ctx, admission, local=True)
     except Refused as e:
         if e.code not in _NOT_HERE:
             raise
