@@ -8,6 +8,7 @@ import struct
 from ipaddress import IPv4Address as Address
 from typing import Any
 
+import pyotp
 import pytest
 from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.defer import Deferred
@@ -24,7 +25,7 @@ from taskd.server import user_names
 from taskd.server.peer import peer_uid
 from taskd.server.proxy_header import ToldAddress
 from taskd.server.user_names import LOOKUP_SECONDS, MAX_LOOKUPS, UserNames
-from tests.unit.stage import ADMIN, PASSWORD, Client, Stage, StageCase, Transport, now
+from tests.unit.stage import ADMIN, NOON, PASSWORD, Client, Stage, StageCase, Transport, now
 
 ANA, BEN = 1001, 1002
 
@@ -347,3 +348,47 @@ class Looking(SynchronousTestCase):
         self.assertEqual(user_names.find_name(0), "root")
         self.assertIsNone(user_names.find_name(2**31 - 7))
         self.assertIsNone(user_names.find_name(2**40))
+
+
+class SecondFactor(LocalCase):
+    """A local login needs the code of an account that has a second factor."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        client = self.stage.client("ana")
+        self.secret = client.ask("totp_begin", password=PASSWORD)["secret"]
+        self.assertTrue(client.ask("totp_confirm", code=self.code())["ok"])
+        now(self.stage.store.bind_local("ana", ANA))
+        self.stage.clock.advance(60)
+
+    def code(self) -> str:
+        """What an authenticator shows now."""
+        seconds = NOON.timestamp() + self.stage.clock.seconds() - 1000.0
+        return pyotp.TOTP(self.secret).at(seconds)
+
+    def test_it_needs_the_code(self) -> None:
+        self.assertRefused(self.login(), "totp_required", "code")
+        client = self.connect()
+        self.assertEqual(client.ask("login", local=True, code=self.code())["username"], "ana")
+        self.assertIs(client.ask("whoami")["totp"], True)
+        self.assertEqual(self.audit("action", "outcome", "details")[-1], ("login", "ok", "local uid 1001"))
+
+    def test_each_code_lets_in_once(self) -> None:
+        code = self.code()
+        self.assertTrue(self.connect().ask("login", local=True, code=code)["ok"])
+        self.assertRefused(self.connect().ask("login", local=True, code=code), "wrong_code", "code")
+
+    def test_guesses_are_slowed_down(self) -> None:
+        accepted = {self.code()}
+        guesses = [f"{n:06}" for n in range(10) if f"{n:06}" not in accepted]
+        codes = []
+        for guess in guesses[:6]:
+            client = self.connect()
+            number = client.start("login", local=True, code=guess)
+            self.stage.pass_time(5)
+            codes.append(client.reply(number)["code"])
+        self.assertEqual(codes[0], "wrong_code")
+        self.assertIn("rate_limited", codes)
+
+    def test_a_uid_without_a_second_factor_needs_no_code(self) -> None:
+        self.assertEqual(self.login(BEN)["username"], "ben")

@@ -70,7 +70,7 @@ SELECT id, username, role, false, false FROM made
 WITH found AS MATERIALIZED (
     SELECT id, username_key, local_uid FROM users WHERE username_key = $2 AND deleted_at IS NULL
 ), other AS MATERIALIZED (
-    SELECT o.username FROM users o JOIN found ON o.id <> found.id WHERE o.local_uid = $3::bigint
+    SELECT username FROM users WHERE local_uid = $3::bigint AND id <> (SELECT id FROM found)
 ), changed AS (
     UPDATE users u SET local_uid = $3 FROM found
     WHERE u.id = found.id AND u.local_uid IS DISTINCT FROM $3::bigint AND NOT EXISTS (SELECT FROM other)

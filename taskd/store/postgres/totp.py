@@ -40,7 +40,7 @@ WITH changed AS (
 ), codes AS (
     INSERT INTO recovery_codes (user_id, code_hash) SELECT id, unnest($5::bytea[]) FROM changed
 ), shown AS (
-    UPDATE sessions s SET totp = true FROM changed WHERE s.token_hash = $6 AND s.user_id = changed.id
+    UPDATE sessions SET totp = true WHERE token_hash = $6 AND EXISTS (SELECT FROM changed)
 ), noted AS ({noted("(SELECT id, username_key FROM changed)")})
 SELECT EXISTS (SELECT FROM changed)
     OR EXISTS (SELECT FROM recovery_codes WHERE user_id = $2 AND code_hash = ANY ($5::bytea[]))
