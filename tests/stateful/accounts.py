@@ -43,7 +43,7 @@ class AccountRules(Base):
     @rule(pick=picks)
     def log_out(self, pick: int) -> None:
         """End the session, but no API token."""
-        conn = self.conn(pick)
+        conn = self.user(pick)
         if conn.waits or self.ask(conn, "logout") is None:
             return
         assert conn.login is not None
@@ -106,7 +106,7 @@ class AccountRules(Base):
     @rule(pick=picks, right=mostly, new=passwords)
     def change_password(self, pick: int, right: bool, new: str) -> None:
         """Change the own password: only the session that asks for it goes on."""
-        conn = self.conn(pick)
+        conn = self.user(pick)
         if conn.waits or not self._checked(conn, "change_password", right, new_password=new):
             return
         assert conn.login is not None
@@ -118,7 +118,7 @@ class AccountRules(Base):
     @rule(pick=picks, right=mostly)
     def delete_account(self, pick: int, right: bool) -> None:
         """Delete the own account."""
-        conn = self.conn(pick)
+        conn = self.user(pick)
         if conn.waits or not self._checked(conn, "delete_account", right):
             return
         assert conn.login is not None
@@ -164,7 +164,7 @@ class AccountRules(Base):
     @rule(pick=picks, which=picks)
     def end_session(self, pick: int, which: int) -> None:
         """End a session or API token, perhaps one of somebody else."""
-        conn, at = self.conn(pick), self.now
+        conn, at = self.user(pick), self.now
         found = [session for account in self.model.accounts.values() for session in account.sessions.values()]
         number = found[which % len(found)].number if found else 1
         reply = self.ask(conn, "end_session", session_id=number)
@@ -183,7 +183,7 @@ class AccountRules(Base):
     @rule(pick=picks, keep=st.booleans())
     def end_sessions(self, pick: int, keep: bool) -> None:
         """End all own sessions and API tokens, perhaps but for this one."""
-        conn, at = self.conn(pick), self.now
+        conn, at = self.user(pick), self.now
         reply = self.ask(conn, "end_sessions", keep_this=keep)
         if reply is None:
             return
@@ -199,7 +199,7 @@ class AccountRules(Base):
     @rule(pick=picks, scopes=st.sampled_from(SCOPES), days=st.sampled_from([1, 6, 19]), log_in=picks)
     def new_token(self, pick: int, scopes: list[str] | None, days: int, log_in: int) -> None:
         """Make an API token, and often use it at once."""
-        conn, at = self.conn(pick), self.now
+        conn, at = self.user(pick), self.now
         reply = self.ask(conn, "new_token", name="a program", days=days, scopes=scopes)
         if reply is None:
             return

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
-from tests.stateful.base import STEP, Base, Conn, names, picks
+from tests.stateful.base import Base, Conn, names, picks
 from tests.stateful.model import CODE_SECONDS, DAY, Account, Invitation, Row
 
 REFUSED_SECONDS = 62.0
@@ -20,7 +20,7 @@ class AdminRules(Base):
     def admin(self, pick: int) -> Conn:
         """A connection that may do everything, if there is one; every sixth time any other."""
         able = [each for each in self.conns if self.model.refusal(each.login, "users") is None]
-        return able[pick % len(able)] if able and pick % 6 else self.conn(pick)
+        return able[pick % len(able)] if able and pick % 6 else self.user(pick)
 
     def _of(self, reply: dict[str, Any] | None, name: str, *codes: str) -> Account | None:
         """The account that an admin has changed."""
@@ -149,8 +149,8 @@ class AdminRules(Base):
     @rule(pick=picks, name=names, own=st.booleans())
     def quota(self, pick: int, name: str, own: bool) -> None:
         """Read what a user has used."""
-        self.stage.pass_time(1.0, STEP)
-        conn = self.conn(pick)
+        self.pass_time(1.0)
+        conn = self.user(pick)
         fields = {} if own else {"username": name}
         reply = self.ask(conn, "quota", **fields)
         if reply is None or conn.login is None:

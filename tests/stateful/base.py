@@ -112,6 +112,17 @@ class Base(RuleBasedStateMachine):
         """The time, in seconds since 1970."""
         return self.stage.now().timestamp()
 
+    def pass_time(self, seconds: float) -> None:
+        """Let some seconds pass. The worker lives."""
+        while seconds > 0:
+            self.beat()
+            self.stage.pass_time(min(seconds, 10.0), STEP)
+            seconds -= 10.0
+
+    def beat(self) -> None:
+        """The worker says that it lives."""
+        self.stage.sql("UPDATE workers SET beat = beat + 1")
+
     # -- connections and requests
 
     def connects(self, address: str) -> Conn:
@@ -124,6 +135,21 @@ class Base(RuleBasedStateMachine):
         """One of the connections; a new one if there is none."""
         return self.conns[pick % len(self.conns)] if self.conns else self.connects(ADDRESSES[0])
 
+    def user(self, pick: int) -> Conn:
+        """A connection that is logged in, mostly."""
+        if pick == 11:
+            return self.conn(pick)
+        able = [conn for conn in self.conns if conn.login is not None]
+        if able:
+            return able[pick % len(able)]
+        accounts = list(self.model.accounts.values())
+        free = [account for account in accounts if account.password is not None and not account.disabled]
+        conn = self.conn(pick)
+        if free:
+            account = free[pick % len(free)]
+            self.logs_in(conn, account.name, account.password or "")
+        return conn
+
     def send(self, conn: Conn, action: str, **fields: Any) -> dict[str, Any]:
         """The reply to a request; a refused login may be answered up to five seconds later."""
         conn.had_line = True
@@ -133,7 +159,7 @@ class Base(RuleBasedStateMachine):
             if request_id in conn.replies:
                 return conn.replies.pop(request_id)
             conn.late = True
-            self.stage.pass_time(STEP, STEP)
+            self.pass_time(STEP)
         raise AssertionError(f"{action} was not answered in time")
 
     def ask(self, conn: Conn, action: str, kinds: tuple[str, ...] = (), **fields: Any) -> dict[str, Any] | None:
@@ -242,7 +268,7 @@ class Base(RuleBasedStateMachine):
         """What has changed takes effect within a second, and then everybody sees what the model says."""
         if not self.model.accounts:
             return  # before the beginning
-        self.stage.pass_time(1.0, STEP)
+        self.pass_time(1.0)
         self._drop_cancelled()
         self._forget_ghosts()
         for conn in tuple(self.conns):
@@ -255,7 +281,8 @@ class Base(RuleBasedStateMachine):
     def _drop_cancelled(self) -> None:
         """The worker drops what was cancelled."""
         found = self.stage.sql("SELECT id FROM tasks WHERE held AND state = 'cancelled'")
-        self.stage.release(*[task_id for (task_id,) in found])
+        for (task_id,) in found:
+            self.stage.release(task_id)
 
     def _forget_ghosts(self) -> None:
         for task_id, at in tuple(self.model.ghosts.items()):

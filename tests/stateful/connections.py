@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
-from tests.stateful.base import ADDRESSES, MOST_CONNECTIONS, STEP, Base, picks
+from tests.stateful.base import ADDRESSES, MOST_CONNECTIONS, Base, picks
 from tests.stateful.model import ACTIONS, ADMIN, DAY, LOCAL, NEVER, USER
 
 # What some actions need to be understood; ids that nobody has. No request of these changes anything.
@@ -87,7 +87,7 @@ class ConnectionRules(Base):
     @rule(pick=picks)
     def send_pipeline(self, pick: int) -> None:
         """Requests without an id are answered one after the other."""
-        conn = self.conn(pick)
+        conn = self.user(pick)
         if conn.waits:
             return
         conn.had_line = True
@@ -120,7 +120,7 @@ class ConnectionRules(Base):
     @rule(pick=picks, action=st.sampled_from(KNOCKED))
     def knock(self, pick: int, action: str) -> None:
         """Try what this client may not do."""
-        conn = self.conn(pick)
+        conn = self.user(pick)
         kinds = ("simulate", "sculpt") if action == "new_tasks" else ("sculpt",)
         if self.model.refusal(conn.login, action, kinds) is None or conn.waits:
             return
@@ -129,14 +129,15 @@ class ConnectionRules(Base):
     @rule(seconds=st.sampled_from([1.0, 5.0, 12.0, 31.0, 61.0]))
     def let_time_pass(self, seconds: float) -> None:
         """Some seconds pass."""
-        self.stage.pass_time(seconds, STEP)
+        self.pass_time(seconds)
 
-    @rule(times=st.sampled_from([1, 1, 3]))
+    @rule(times=st.sampled_from([1, 1, 1, 3]))
     def let_days_pass(self, times: int) -> None:
         """Days pass, and ten seconds more, in which a session that has ended by its age ends on its connections, too."""
         for _ in range(times):
+            self.beat()
             self.stage.clock.advance(2.5 * DAY)
-            self.stage.pass_time(11.0, STEP)
+            self.pass_time(11.0)
             for conn in self.conns:
                 if conn.login is not None and conn.active and self.is_valid(conn):
                     conn.login[1].used = self.now

@@ -6,10 +6,10 @@ import json
 from typing import Any
 
 from hypothesis import strategies as st
-from hypothesis.stateful import precondition, rule
+from hypothesis.stateful import initialize, precondition, rule
 
 from taskd.model.states import State
-from tests.stateful.base import Base, names, picks
+from tests.stateful.base import Base, Conn, names, picks
 from tests.stateful.model import Account, Task
 
 SPECS: tuple[dict[str, Any], ...] = (
@@ -24,14 +24,25 @@ specs = st.builds(
     st.sampled_from([None, None, "k1", "k2"]),
 )
 # A newer task is more interesting than an older one.
-tasks = st.integers(0, 8)
+tasks = st.integers(0, 11)
 
 
 class TaskRules(Base):
     """What users do with tasks, and a worker."""
 
-    def _any(self, which: int) -> int:
-        """The number of a task of anybody, also of a deleted account; one that nobody has if there is none."""
+    @initialize(count=st.integers(0, 2))
+    def begin_tasks(self, count: int) -> None:
+        """The users have some tasks."""
+        for pick in (1, 2):
+            for spec in SPECS[:count]:
+                self._create(pick, [spec], "new_task", **spec)
+
+    def _any(self, conn: Conn, which: int) -> int:
+        """The number of a task, mostly an own one; else one of anybody, also of a deleted account; one that nobody has
+        if there is none."""
+        own = [] if conn.login is None else sorted(conn.login[0].tasks, reverse=True)
+        if own and which % 3:
+            return own[which % len(own)]
         numbers = sorted([*(task.number for _, task in self.model.tasks()), *self.model.ghosts], reverse=True)
         return numbers[which % len(numbers)] if numbers else 999
 
@@ -48,7 +59,7 @@ class TaskRules(Base):
     @rule(pick=picks, which=tasks, change=st.sampled_from(["no", "order", "payload"]))
     def repeat(self, pick: int, which: int, change: str) -> None:
         """Send a request with a key again, the same or another one."""
-        conn = self.conn(pick)
+        conn = self.user(pick)
         keyed = [task for _, task in self.model.tasks() if "key" in task.spec]
         if conn.login is not None:
             keyed = [task for task in keyed if task.number in conn.login[0].tasks] or keyed
@@ -62,7 +73,7 @@ class TaskRules(Base):
             self._create(pick, [spec], "new_task", **spec)
 
     def _create(self, pick: int, some: list[dict[str, Any]], action: str, **fields: Any) -> None:
-        conn, at = self.conn(pick), self.now
+        conn, at = self.user(pick), self.now
         reply = self.ask(conn, action, tuple(spec.get("kind", "simulate") for spec in some), **fields)
         if reply is None:
             return
@@ -117,7 +128,8 @@ class TaskRules(Base):
     @rule(pick=picks, which=tasks)
     def cancel_task(self, pick: int, which: int) -> None:
         """Cancel any task."""
-        conn, number = self.conn(pick), self._any(which)
+        conn = self.user(pick)
+        number = self._any(conn, which)
         reply = self.ask(conn, "cancel_task", task_id=number)
         if reply is None:
             return
@@ -132,7 +144,8 @@ class TaskRules(Base):
     @rule(pick=picks, which=tasks)
     def retry_task(self, pick: int, which: int) -> None:
         """Retry any task."""
-        conn, number, at = self.conn(pick), self._any(which), self.now
+        conn, at = self.user(pick), self.now
+        number = self._any(conn, which)
         reply = self.ask(conn, "retry_task", task_id=number)
         if reply is None:
             return
@@ -158,7 +171,8 @@ class TaskRules(Base):
     @rule(pick=picks, which=tasks, action=st.sampled_from(["get_task", "explain", "get_log"]))
     def read_task(self, pick: int, which: int, action: str) -> None:
         """Read any task."""
-        conn, number = self.conn(pick), self._any(which)
+        conn = self.user(pick)
+        number = self._any(conn, which)
         reply = self.ask(conn, action, task_id=number)
         if reply is None:
             return
@@ -187,7 +201,7 @@ class TaskRules(Base):
     @rule(pick=picks, name=names)
     def get_tasks_of(self, pick: int, name: str) -> None:
         """List the tasks of a user."""
-        conn = self.conn(pick)
+        conn = self.user(pick)
         reply = self.ask(conn, "get_tasks", username=name)
         if reply is None:
             return
@@ -204,8 +218,8 @@ class TaskRules(Base):
     @rule(pick=picks)
     def overview(self, pick: int) -> None:
         """Count the tasks that have not ended."""
-        conn = self.conn(pick)
-        self.stage.pass_time(1.0)
+        conn = self.user(pick)
+        self.pass_time(1.0)
         reply = self.ask(conn, "overview")
         if reply is None:
             return
@@ -222,7 +236,7 @@ class TaskRules(Base):
     @rule(pick=picks)
     def watch(self, pick: int) -> None:
         """Begin to watch."""
-        conn = self.conn(pick)
+        conn = self.user(pick)
         reply = self.ask(conn, "watch", limit=500)
         if reply is None:
             return
@@ -235,17 +249,15 @@ class TaskRules(Base):
     @rule(pick=picks)
     def unwatch(self, pick: int) -> None:
         """Watch no more."""
-        conn = self.conn(pick)
+        conn = self.user(pick)
         if self.ask(conn, "unwatch") is not None:
             conn.watched = None
 
     @rule(pick=picks, which=st.lists(tasks, min_size=1, max_size=2), timeout=st.sampled_from([0, 3, 100]))
     def wait(self, pick: int, which: list[int], timeout: int) -> None:
         """Wait for tasks of anybody."""
-        conn, numbers = self.conn(pick), [self._any(each) for each in which]
-        if conn.login is not None and timeout:
-            own = sorted(conn.login[0].tasks, reverse=True)
-            numbers = [own[each % len(own)] for each in which] if own else numbers
+        conn = self.user(pick)
+        numbers = [self._any(conn, each) for each in which]
         refused = self.model.refusal(conn.login, "wait")
         until = self.now + timeout
         conn.had_line = True
