@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
-from tests.stateful.base import PASSWORDS, WRONG, Base, Conn, names, picks
+from tests.stateful.base import PASSWORDS, USERS, WRONG, Base, Conn, names, picks
 from tests.stateful.model import DAY, SETTINGS_ADMIN, Account, Session
 
 SCOPES = (
@@ -58,8 +58,10 @@ class AccountRules(Base):
         conn, model, at = self.conn(pick), self.model, self.now
         if conn.waits:
             return
+        free = [each for each in (*USERS, "Kim") if each.lower() not in model.accounts]
+        name = free[0] if free and which % 2 else name
         invitations = model.invitations
-        text = invitations[-1 - which % len(invitations)].text if with_invitation and invitations else None
+        text = invitations[-1 - which % min(2, len(invitations))].text if with_invitation and invitations else None
         invited = model.invitation(text, at)
         reply = self.send(conn, "register", username=name, password=password, invitation=text)
         if model.registration == "closed" or (model.registration == "invitation" and invited is None):

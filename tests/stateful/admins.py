@@ -107,7 +107,11 @@ class AdminRules(Base):
     @rule(pick=picks, uses=st.integers(1, 2), days=st.sampled_from([1, 6]))
     def invite(self, pick: int, uses: int, days: int) -> None:
         """Make an invitation."""
-        conn, at = self.admin(pick), self.now
+        self.make_invitation(self.admin(pick), uses, days)
+
+    def make_invitation(self, conn: Conn, uses: int, days: int) -> None:
+        """Make an invitation on this connection."""
+        at = self.now
         reply = self.ask(conn, "invite", uses=uses, days=days)
         if reply is None:
             return

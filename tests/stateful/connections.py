@@ -70,9 +70,9 @@ class ConnectionRules(Base):
         """A wrong line is answered. As the first one it ends the connection if it does not begin an object, or is too
         long."""
         conn = self.conn(pick)
-        if conn.waits and b'"id"' not in line:
-            return  # its answer waits for theirs
         request_id, code = LINES[line]
+        if conn.waits and request_id is None:
+            return  # its answer waits for theirs
         closes = not conn.had_line and (not line.startswith(b"{") or code == "too_large")
         conn.had_line = True
         conn.client.send(line)

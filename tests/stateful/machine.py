@@ -15,6 +15,11 @@ from tests.stateful.tasks import TaskRules
 class Machine(AccountRules, AdminRules, TaskRules, ConnectionRules):
     """Everybody can register."""
 
+    def begin_more(self, count: int) -> None:
+        self.begin_tasks(count)
+        if self.registration == "invitation":
+            self.make_invitation(self.conns[0], 1 + count % 2, 6)
+
 
 class InvitationMachine(Machine):
     """Whoever has an invitation can register."""

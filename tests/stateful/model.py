@@ -132,6 +132,8 @@ class Account:
     limits: dict[str, int | None] = field(default_factory=dict)
     lowered: float = float("-inf")
     """When a quota was made lower."""
+    checked: float = float("-inf")
+    """When its use was compared with its quotas."""
     created: list[float] = field(default_factory=list)
     """When it created its tasks."""
     size: int = 0
@@ -159,6 +161,13 @@ class Account:
     def daily(self, now: float) -> int:
         """How many tasks count for the day: those of an hour do until a day after it began."""
         return sum(now - now % HOUR < at - at % HOUR + DAY for at in self.created)
+
+    def may_exceed(self, count: int, now: float) -> bool:
+        """Whether a limit may be exceeded now: a lower one takes effect within ten seconds, and after a minute one task
+        is let in before its use is known."""
+        unknown = count == 1 and now - self.checked >= 50.0
+        self.checked = now
+        return unknown or now - self.lowered < 10.0
 
     def exceeds(self, count: int, now: float) -> bool:
         """Whether so many new tasks are more than the user may have."""

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from hypothesis import strategies as st
-from hypothesis.stateful import initialize, precondition, rule
+from hypothesis.stateful import precondition, rule
 
 from taskd.model.states import State
 from tests.stateful.base import Base, Conn, names, picks
@@ -30,9 +30,8 @@ tasks = st.integers(0, 11)
 class TaskRules(Base):
     """What users do with tasks, and a worker."""
 
-    @initialize(count=st.integers(0, 2))
     def begin_tasks(self, count: int) -> None:
-        """The users have some tasks."""
+        """The first users have so many tasks each."""
         for pick in (1, 2):
             for spec in SPECS[:count]:
                 self._create(pick, [spec], "new_task", **spec)
@@ -94,11 +93,12 @@ class TaskRules(Base):
             self.judge(reply, "conflict")
             return
         fresh = len({spec.get("key", n) for n, spec in enumerate(some) if expected[n] is None})
+        may_exceed = bool(fresh) and account.may_exceed(fresh, at)
         if fresh and account.exceeds(fresh, at):
-            self._over(reply, account, fresh, at)
-            if not reply["ok"]:
+            if not self.judge(reply, "quota_exceeded", *(["ok"] if may_exceed else [])):
                 return
-        self.judge(reply)
+        else:
+            self.judge(reply)
         assert reply["status"] == "task_created"
         numbers = reply["task_ids"] if action == "new_tasks" else [reply["task_id"]]
         assert len(numbers) == len(some)
@@ -118,10 +118,6 @@ class TaskRules(Base):
             account.size += len(task.spec["task"]) + len(json.dumps(spec.get("payload", {}), separators=(",", ":")))
         shown = reply.get("duplicates", []) if action == "new_tasks" else [reply["task_id"]] * reply.get("duplicate", 0)
         assert shown == repeated, (reply, repeated)
-
-    def _over(self, reply: dict[str, Any], account: Account, count: int, at: float) -> None:
-        """A quota would be exceeded. A lower one takes effect within ten seconds."""
-        self.judge(reply, "quota_exceeded", *(["ok"] if at - account.lowered < 10.0 else []))
 
     # -- own tasks
 
@@ -157,10 +153,11 @@ class TaskRules(Base):
             codes = ["not_found"]
         elif task.state not in ("failed", "cancelled"):
             codes = ["conflict"]
+        may_exceed = account.may_exceed(1, at)
         open_limit = account.limits.get("open")
         if open_limit and account.open_tasks() + 1 > open_limit:
-            # one of two errors; a lower quota takes effect within ten seconds
-            codes += ["quota_exceeded", *([] if codes or at - account.lowered >= 10.0 else ["ok"])]
+            # one of two errors
+            codes += ["quota_exceeded", *(["ok"] if may_exceed and not codes else [])]
         if self.judge(reply, *codes):
             assert task is not None
             task.state, task.run_at = "waiting", at
