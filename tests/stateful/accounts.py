@@ -32,6 +32,17 @@ class AccountRules(Base):
         known = account.password if right and account is not None else None
         self.logs_in(conn, name.upper() if other == PASSWORDS[1] else name, known or other)
 
+    @rule(pick=picks, name=names, times=st.integers(1, 3))
+    def guess(self, pick: int, name: str, times: int) -> None:
+        """Try wrong passwords, and then the right one without a pause."""
+        conn = self.conn(pick)
+        account = self.model.accounts.get(name.lower())
+        right = (account.password if account is not None else None) or WRONG
+        for password in (*[WRONG] * times, right):
+            # a late answer may come after the time to log in
+            if not conn.waits and not conn.client.closed:
+                self.logs_in(conn, name, password)
+
     @precondition(lambda self: self.model.tokens)
     @rule(pick=picks, which=picks)
     def log_in_with_token(self, pick: int, which: int) -> None:
@@ -64,9 +75,11 @@ class AccountRules(Base):
         text = invitations[-1 - which % min(2, len(invitations))].text if with_invitation and invitations else None
         invited = model.invitation(text, at)
         reply = self.send(conn, "register", username=name, password=password, invitation=text)
-        if model.registration == "closed" or (model.registration == "invitation" and invited is None):
-            self.judge(reply, "forbidden")
-        elif name.lower() == SETTINGS_ADMIN:
+        if (
+            model.registration == "closed"
+            or (model.registration == "invitation" and invited is None)
+            or name.lower() == SETTINGS_ADMIN
+        ):
             self.judge(reply, "forbidden")
         elif name.lower() in model.accounts:
             self.judge(reply, "conflict/in_use")
@@ -131,35 +144,44 @@ class AccountRules(Base):
 
     @rule(pick=picks, name=names, which=st.sampled_from(["right", "right", "right", "old", "made up"]), new=passwords)
     def set_password(self, pick: int, name: str, which: str, new: str) -> None:
-        """Set a password with the one-time code of an admin."""
+        """Set a password with the one-time code of an admin. No code works twice."""
+        if self._set_password(pick, name, which, new):
+            self._set_password(pick, name, "old", new)
+
+    def _set_password(self, pick: int, name: str, which: str, new: str) -> bool:
         conn, model, at = self.conn(pick), self.model, self.now
         if conn.waits:
-            return
+            return False
         with_code = [account for account in model.accounts.values() if account.code is not None]
-        account = with_code[pick % len(with_code)] if with_code and which == "right" else model.accounts.get(name)
+        account = (
+            with_code[pick % len(with_code)] if with_code and which == "right" else model.accounts.get(name.lower())
+        )
+        if which == "old" and model.old_codes:
+            account = model.accounts.get(model.old_codes[-1][0])
         key = name.lower() if account is None else account.key
         code = "MADE-UP"
         if which == "right" and account is not None and account.code is not None:
             code = account.code.lower().replace("-", " ")
         elif which == "old" and model.old_codes:
-            code = model.old_codes[-1]
+            code = model.old_codes[-1][1]
         must_wait = model.must_wait(key, conn.address, at)
         reply = self.send(conn, "set_password", username=key, code=code, new_password=new)
         if must_wait:
             self.judge(reply, "rate_limited")
-            return
+            return False
         valid = account is not None and account.code is not None and at < account.code_until
         right = valid and account is not None and code.upper().replace(" ", "-") == account.code
         model.guessed("set_password", key, conn.address, right, at)
         if not right:
             self.judge(reply, "forbidden/wrong_credentials")
-            return
+            return False
         self.judge(reply)
         assert account is not None and account.code is not None
-        model.old_codes.append(account.code)
+        model.old_codes.append((account.key, account.code))
         account.password, account.code = new, None
         account.sessions.clear()
         model.audit.append(self.row("set_password", account, account.key, conn.address))
+        return True
 
     # -- sessions and API tokens
 

@@ -22,6 +22,11 @@ class AdminRules(Base):
         able = [each for each in self.conns if self.model.refusal(each.login, "users") is None]
         return able[pick % len(able)] if able and pick % 6 else self.user(pick)
 
+    def whom(self, pick: int, name: str) -> str:
+        """This name, or that of somebody who is logged in."""
+        found = [conn.login[0].name for conn in self.conns if conn.login is not None]
+        return found[pick % len(found)] if found and pick % 2 else name
+
     def _of(self, reply: dict[str, Any] | None, name: str, *codes: str) -> Account | None:
         """The account that an admin has changed."""
         if reply is None:
@@ -39,6 +44,7 @@ class AdminRules(Base):
     @rule(pick=picks, name=names, role=st.sampled_from(["user", "operator", "admin"]))
     def set_role(self, pick: int, name: str, role: str) -> None:
         """Give a role."""
+        name = self.whom(pick, name)
         conn, account = self.admin(pick), self.model.accounts.get(name.lower())
         is_last = account is not None and role != "admin" and self.model.is_last_admin(account)
         reply = self.ask(conn, "set_role", username=name, role=role)
@@ -52,6 +58,7 @@ class AdminRules(Base):
     @rule(pick=picks, name=names, disabled=st.booleans())
     def set_disabled(self, pick: int, name: str, disabled: bool) -> None:
         """Disable or enable."""
+        name = self.whom(pick, name)
         conn, account = self.admin(pick), self.model.accounts.get(name.lower())
         is_last = account is not None and disabled and self.model.is_last_admin(account)
         reply = self.ask(conn, "set_disabled", username=name, disabled=disabled)
@@ -67,6 +74,7 @@ class AdminRules(Base):
     @rule(pick=picks, name=names)
     def reset_password(self, pick: int, name: str) -> None:
         """Make a one-time code."""
+        name = self.whom(pick, name)
         conn = self.admin(pick)
         reply = self.ask(conn, "reset_password", username=name)
         account = self._of(reply, name)
@@ -74,7 +82,7 @@ class AdminRules(Base):
             return
         assert reply["expires_in"] == CODE_SECONDS
         if account.code is not None:
-            self.model.old_codes.append(account.code)
+            self.model.old_codes.append((account.key, account.code))
         account.password, account.code, account.code_until = None, reply["code"], self.now + CODE_SECONDS
         account.sessions.clear()
         self._note(conn, "reset_password", account.key)
@@ -82,6 +90,7 @@ class AdminRules(Base):
     @rule(pick=picks, name=names)
     def end_user_sessions(self, pick: int, name: str) -> None:
         """End all sessions of somebody."""
+        name = self.whom(pick, name)
         conn, at = self.admin(pick), self.now
         reply = self.ask(conn, "end_user_sessions", username=name)
         account = self._of(reply, name)
@@ -96,6 +105,7 @@ class AdminRules(Base):
     @rule(pick=picks, name=names, weight=st.sampled_from([0.5, 1.0, 3.0]))
     def set_weight(self, pick: int, name: str, weight: float) -> None:
         """Set a weight."""
+        name = self.whom(pick, name)
         conn = self.admin(pick)
         account = self._of(self.ask(conn, "set_weight", username=name, weight=weight), name)
         if account is not None and account.weight != weight:
@@ -123,14 +133,16 @@ class AdminRules(Base):
 
     @rule(pick=picks, which=picks)
     def end_invitation(self, pick: int, which: int) -> None:
-        """Withdraw an invitation."""
+        """Withdraw an invitation. One that cannot be used any more may still be there for an hour."""
         conn, invitations = self.admin(pick), self.model.invitations
         found = invitations[which % len(invitations)] if invitations else None
-        valid = found is not None and found.is_valid(self.now)
-        reply = self.ask(conn, "end_invitation", invitation_id=found.number if found else 1)
-        if reply is not None and self.judge(reply, *([] if valid else ["not_found"])):
+        codes = []
+        if found is None or not found.is_valid(self.now):
+            codes = ["not_found", *([] if found is None or found.withdrawn else ["ok"])]
+        reply = self.ask(conn, "end_invitation", invitation_id=999 if found is None else found.number)
+        if reply is not None and self.judge(reply, *codes):
             assert found is not None
-            found.uses_left = 0
+            found.withdrawn = True
             self._note(conn, "end_invitation", "")
 
     # -- quotas
@@ -138,7 +150,10 @@ class AdminRules(Base):
     @rule(pick=picks, name=names, what=st.sampled_from(["open", "daily"]), limit=st.sampled_from([1, 2, 3, 0, None]))
     def set_quota(self, pick: int, name: str, what: str, limit: int | None) -> None:
         """Set a limit."""
-        conn = self.admin(pick)
+        self.limit(self.admin(pick), self.whom(pick, name), what, limit)
+
+    def limit(self, conn: Conn, name: str, what: str, limit: int | None) -> None:
+        """Set a limit on this connection."""
         reply = self.ask(conn, "set_quota", username=name, **{what: limit})
         account = self._of(reply, name)
         if account is None or reply is None:
@@ -153,7 +168,6 @@ class AdminRules(Base):
     @rule(pick=picks, name=names, own=st.booleans())
     def quota(self, pick: int, name: str, own: bool) -> None:
         """Read what a user has used."""
-        self.pass_time(1.0)
         conn = self.user(pick)
         fields = {} if own else {"username": name}
         reply = self.ask(conn, "quota", **fields)
@@ -202,10 +216,8 @@ class AdminRules(Base):
             if not reply["audit"]:
                 break
         assert [row["id"] for row in rows] == sorted((row["id"] for row in rows), reverse=True)
-        done = [row for row in reversed(rows) if row["outcome"] == "ok"]
         expected = [row for row in self.model.audit if _is_about(row, name, self.model.accounts, action)]
-        shown = [(row["action"], row["actor"], row["subject"], row["address"]) for row in done]
-        assert shown == [(row.action, row.actor, row.subject, row.address) for row in expected]
+        self.are_rows(rows, expected)
         self._compare_refused(rows, name, action)
 
     def _compare_refused(self, rows: list[dict[str, Any]], name: str | None, action: str | None) -> None:
@@ -216,7 +228,7 @@ class AdminRules(Base):
         expected = {
             (what, key): number
             for (what, key), number in self.model.refused.items()
-            if name in (None, key) and action in (None, what)
+            if (name is None or name.lower() == key) and action in (None, what)
         }
         assert found.items() <= expected.items() or all(n <= expected.get(k, 0) for k, n in found.items()), found
         if self.now - self.model.refused_at > REFUSED_SECONDS:
@@ -224,7 +236,7 @@ class AdminRules(Base):
 
 
 def _is_about(row: Row, name: str | None, accounts: dict[str, Account], action: str | None) -> bool:
-    """Whether a row passes the filters: those of a name are what was done to the name, and what its present owner did."""
+    """Whether a row passes the filters. Rows of a name are what was done to the name, and what its present owner did."""
     if action is not None and row.action != action:
         return False
     if name is None or row.subject == name.lower():

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant
 from twisted.logger import LogLevel, globalLogPublisher
 
 from taskd.model.users import Registration, Role
-from tests.stateful.model import ACTIONS, FREE, LOGIN_SECONDS, PURGE_SECONDS, SESSION_SECONDS, Account, Model, Session
+from tests.stateful.model import ACTIONS, LOGIN_SECONDS, PURGE_SECONDS, SESSION_SECONDS, Account, Model, Row, Session
 from tests.unit.stage import Client, Stage, now
 
 USERS = ("ana", "ben", "eva")
@@ -121,12 +121,14 @@ class Base(RuleBasedStateMachine):
         """Let some seconds pass. The worker lives."""
         while seconds > 0:
             self.beat()
-            self.stage.pass_time(min(seconds, 10.0), STEP)
-            seconds -= 10.0
+            self.stage.pass_time(min(seconds, 5.0), STEP)
+            seconds -= 5.0
 
     def beat(self) -> None:
-        """The worker says that it lives."""
+        """The worker says that it lives, and drops what was cancelled."""
         self.stage.sql("UPDATE workers SET beat = beat + 1")
+        for (task_id,) in self.stage.sql("SELECT id FROM tasks WHERE held AND state = 'cancelled'"):
+            self.stage.release(task_id)
 
     # -- connections and requests
 
@@ -245,10 +247,8 @@ class Base(RuleBasedStateMachine):
         session.used = at
         self._logged_in(conn, account, session, reply)
 
-    def row(self, action: str, by: Account | None, subject: str, address: str) -> Any:
+    def row(self, action: str, by: Account | None, subject: str, address: str) -> Row:
         """A row of the audit."""
-        from tests.stateful.model import Row
-
         return Row(action, "" if by is None else by.name, subject, address, 0 if by is None else by.number)
 
     def strangers(self, conn: Conn) -> None:
@@ -274,7 +274,7 @@ class Base(RuleBasedStateMachine):
         if not self.model.accounts:
             return  # before the beginning
         self.pass_time(1.0)
-        self._drop_cancelled()
+        self.beat()
         self._forget_ghosts()
         for conn in tuple(self.conns):
             self._look(conn)
@@ -282,12 +282,6 @@ class Base(RuleBasedStateMachine):
             self._compare(conn)
         assert not self.errors, self.errors
         self.before = self.now
-
-    def _drop_cancelled(self) -> None:
-        """The worker drops what was cancelled."""
-        found = self.stage.sql("SELECT id FROM tasks WHERE held AND state = 'cancelled'")
-        for (task_id,) in found:
-            self.stage.release(task_id)
 
     def _forget_ghosts(self) -> None:
         for task_id, at in tuple(self.model.ghosts.items()):
@@ -307,7 +301,9 @@ class Base(RuleBasedStateMachine):
             assert len(ends) == is_active or (may_be_over and len(ends) == 1), (events, is_active)
             assert not ends or events[-1] in ends, events
             for request_id in conn.waits:
-                self.judge(conn.replies.pop(request_id), "auth_required", *(["ok"] if request_id in may_be_over else []))
+                self.judge(
+                    conn.replies.pop(request_id), "auth_required", *(["ok"] if request_id in may_be_over else [])
+                )
             conn.waits.clear()
             conn.stranger_from = self.before
             if not conn.client.closed:
@@ -407,6 +403,14 @@ class Base(RuleBasedStateMachine):
                 if each.is_valid(self.now)
             ]
             assert [(v["id"], v["uses_left"], v["created_by"]) for v in reply["invitations"]] == valid_ones
+        if (reply := self.ask(conn, "audit", limit=5)) is not None:
+            done = sum(row["outcome"] == "ok" for row in reply["audit"])
+            self.are_rows(reply["audit"], self.model.audit[len(self.model.audit) - done :])
+
+    def are_rows(self, views: list[dict[str, Any]], expected: list[Row]) -> None:
+        """Assert that these are the rows of the audit about what was done, the newest first, and perhaps others."""
+        shown = [(v["action"], v["actor"], v["subject"], v["address"]) for v in views if v["outcome"] == "ok"]
+        assert shown == [(row.action, row.actor, row.subject, row.address) for row in reversed(expected)], views
 
     def _compare_users(self, users: list[dict[str, Any]]) -> None:
         accounts = sorted(self.model.accounts.values(), key=lambda account: account.key)
@@ -431,6 +435,3 @@ class Base(RuleBasedStateMachine):
 def _stored(state: str) -> str:
     """A state without the words that depend on the time."""
     return "waiting" if state in ("scheduled", "retrying", "queued") else state
-
-
-__all__ = ["ADMIN", "FREE", "USERS", "Base", "Conn", "names", "picks"]

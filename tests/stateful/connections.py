@@ -133,7 +133,7 @@ class ConnectionRules(Base):
 
     @rule(times=st.sampled_from([1, 1, 1, 3]))
     def let_days_pass(self, times: int) -> None:
-        """Days pass, and ten seconds more, in which a session that has ended by its age ends on its connections, too."""
+        """Days pass, and ten seconds more, in which sessions that are too old end on their connections, too."""
         for _ in range(times):
             self.beat()
             self.stage.clock.advance(2.5 * DAY)

@@ -187,10 +187,11 @@ class Invitation:
     uses_left: int
     created_by: str
     expires: float
+    withdrawn: bool = False
 
     def is_valid(self, now: float) -> bool:
         """Whether it can still be used."""
-        return self.uses_left > 0 and now < self.expires
+        return self.uses_left > 0 and now < self.expires and not self.withdrawn
 
 
 @dataclass
@@ -217,7 +218,8 @@ class Model:
         self.invitations: list[Invitation] = []
         self.tokens: list[str] = []
         """Every token that there ever was."""
-        self.old_codes: list[str] = []
+        self.old_codes: list[tuple[str, str]] = []
+        """Codes that are not valid any more, and whose they were."""
         self.audit: list[Row] = []
         self.refused: Counter[tuple[str, str]] = Counter()
         """Wrong passwords and codes, by action and account."""

@@ -19,7 +19,7 @@ from taskd.events.watch_hub import Hub
 from taskd.model.states import State
 from taskd.scheduling.maintenance.purge_deleted import PurgeDeleted
 from taskd.scheduling.quotas import Quotas
-from taskd.store.sqlite import accounts, sessions, tasks
+from taskd.store.sqlite import accounts, audit, sessions, tasks
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,21 @@ class Defect:
     name: str
     broken: Any
     registration: str = "open"
+    also: tuple[Any, str, Any] | None = None
+    """Another owner, name and replacement: taskd has two defences here, and each is enough."""
 
     @contextmanager
     def planted(self) -> Iterator[None]:
         """Run with this defect."""
-        original = getattr(self.owner, self.name)
-        setattr(self.owner, self.name, self.broken)
+        replaced = [(self.owner, self.name, self.broken), *([self.also] if self.also else [])]
+        originals = [getattr(owner, name) for owner, name, _ in replaced]
+        for owner, name, broken in replaced:
+            setattr(owner, name, broken)
         try:
             yield
         finally:
-            setattr(self.owner, self.name, original)
+            for (owner, name, _), original in zip(replaced, originals, strict=True):
+                setattr(owner, name, original)
 
 
 def _without(statement: str, check: str, instead: str) -> str:
@@ -58,6 +63,10 @@ def _does_nothing(*_: Any, **__: Any) -> None:
 
 async def _does_nothing_soon(*_: Any) -> None:
     pass
+
+
+def _nobody(*_: Any) -> Sequence[Any]:
+    return ()
 
 
 def _always(*_: Any) -> bool:
@@ -109,11 +118,14 @@ DEFECTS: Mapping[str, Defect] = {
         sessions, "END_SESSION", _without(sessions.END_SESSION, "user_id = ?", "user_id > ? - 1000")
     ),
     "a session may be idle for ever": Defect(
-        sessions, "FIND_SESSION", _without(sessions.FIND_SESSION, "s.used_at > ?", "s.used_at <> ?")
+        sessions,
+        "FIND_SESSION",
+        _without(sessions.FIND_SESSION, "s.used_at > ?", "s.used_at <> ?"),
+        also=(audit, "SWEEPS", {name: sweep for name, sweep in audit.SWEEPS.items() if name != "idle"}),
     ),
     "wrong passwords cost no time": Defect(LoginThrottle, "_refuse", _does_nothing),
     "quotas are not checked": Defect(Quotas, "admits", _always),
     "a new role is not in the audit": Defect(accounts, "note", _notes_no_roles),
     "the tasks of deleted users stay": Defect(PurgeDeleted, "run", _does_nothing_soon),
-    "a watch gets no events": Defect(Hub, "publish", _does_nothing),
+    "a watch gets no events": Defect(Hub, "_by_watched_user", _nobody),
 }

@@ -10,11 +10,11 @@ from hypothesis.stateful import precondition, rule
 
 from taskd.model.states import State
 from tests.stateful.base import Base, Conn, names, picks
-from tests.stateful.model import Account, Task
+from tests.stateful.model import Task
 
 SPECS: tuple[dict[str, Any], ...] = (
     {"task": "one"},
-    {"task": "one", "payload": {"a": 1, "b": 2}},
+    {"task": "three", "payload": {"a": 1, "b": 2}},
     {"task": "two", "kind": "count", "payload": {"to": 3}},
     {"task": "later", "delay": 20},
 )
@@ -34,7 +34,8 @@ class TaskRules(Base):
         """The first users have so many tasks each."""
         for pick in (1, 2):
             for spec in SPECS[:count]:
-                self._create(pick, [spec], "new_task", **spec)
+                keyed = {**spec, "key": spec["task"] + "s"}
+                self.create(self.user(pick), [keyed], "new_task", **keyed)
 
     def _any(self, conn: Conn, which: int) -> int:
         """The number of a task, mostly an own one; else one of anybody, also of a deleted account; one that nobody has
@@ -48,18 +49,19 @@ class TaskRules(Base):
     @rule(pick=picks, spec=specs)
     def new_task(self, pick: int, spec: dict[str, Any]) -> None:
         """Submit one task."""
-        self._create(pick, [spec], "new_task", **spec)
+        self.create(self.user(pick), [spec], "new_task", **spec)
 
     @rule(pick=picks, some=st.lists(specs, min_size=1, max_size=3))
     def new_tasks(self, pick: int, some: list[dict[str, Any]]) -> None:
         """Submit some tasks, all or none."""
-        self._create(pick, some, "new_tasks", tasks=some)
+        self.create(self.user(pick), some, "new_tasks", tasks=some)
 
-    @rule(pick=picks, which=tasks, change=st.sampled_from(["no", "order", "payload"]))
+    @rule(pick=picks, which=st.integers(0, 2), change=st.sampled_from(["no", "order", "payload"]))
     def repeat(self, pick: int, which: int, change: str) -> None:
         """Send a request with a key again, the same or another one."""
         conn = self.user(pick)
         keyed = [task for _, task in self.model.tasks() if "key" in task.spec]
+        keyed.sort(key=lambda task: task.state != "cancelled")
         if conn.login is not None:
             keyed = [task for task in keyed if task.number in conn.login[0].tasks] or keyed
         if keyed:
@@ -69,10 +71,10 @@ class TaskRules(Base):
                 spec["payload"] = dict(reversed(payload.items()))
             elif change == "payload":
                 spec["payload"] = {**payload, "more": True}
-            self._create(pick, [spec], "new_task", **spec)
+            self.create(conn, [spec], "new_task", **spec)
 
-    def _create(self, pick: int, some: list[dict[str, Any]], action: str, **fields: Any) -> None:
-        conn, at = self.user(pick), self.now
+    def create(self, conn: Conn, some: list[dict[str, Any]], action: str, **fields: Any) -> None:
+        at = self.now
         reply = self.ask(conn, action, tuple(spec.get("kind", "simulate") for spec in some), **fields)
         if reply is None:
             return
@@ -121,9 +123,9 @@ class TaskRules(Base):
 
     # -- own tasks
 
-    @rule(pick=picks, which=tasks)
-    def cancel_task(self, pick: int, which: int) -> None:
-        """Cancel any task."""
+    @rule(pick=picks, which=tasks, again=st.booleans())
+    def cancel_task(self, pick: int, which: int, again: bool) -> None:
+        """Cancel any task, and perhaps send the request that made it again."""
         conn = self.user(pick)
         number = self._any(conn, which)
         reply = self.ask(conn, "cancel_task", task_id=number)
@@ -136,6 +138,8 @@ class TaskRules(Base):
         elif self.judge(reply, *([] if task.is_open or task.state == "cancelled" else ["conflict"])):
             task.state = "cancelled"
             assert reply["task"]["state"] == "cancelled"
+            if again and "key" in task.spec:
+                self.create(conn, [task.spec], "new_task", **task.spec)
 
     @rule(pick=picks, which=tasks)
     def retry_task(self, pick: int, which: int) -> None:
@@ -216,7 +220,6 @@ class TaskRules(Base):
     def overview(self, pick: int) -> None:
         """Count the tasks that have not ended."""
         conn = self.user(pick)
-        self.pass_time(1.0)
         reply = self.ask(conn, "overview")
         if reply is None:
             return
@@ -224,7 +227,9 @@ class TaskRules(Base):
         account = conn.login[0]
         assert reply["scope"] == ("all" if account.is_operator else "own")
         counted = [task for owner, task in self.model.tasks() if account.is_operator or owner is account]
-        found = sum(route["waiting"] + route["delayed"] + route["queued"] + route["running"] for route in reply["routes"])
+        found = sum(
+            route["waiting"] + route["delayed"] + route["queued"] + route["running"] for route in reply["routes"]
+        )
         expected = sum(task.is_open for task in counted)
         assert found == expected or (account.is_operator and self.model.ghosts), (reply, expected)
 
@@ -277,7 +282,9 @@ class TaskRules(Base):
     def work(self, which: int, what: str) -> None:
         """A worker begins, ends or reports about a task."""
         at = self.now
-        able = [t for _, t in self.model.tasks() if t.state == "running" or (t.state == "waiting" and t.run_at < at - 2)]
+        able = [
+            t for _, t in self.model.tasks() if t.state == "running" or (t.state == "waiting" and t.run_at < at - 2)
+        ]
         if not able:
             return
         task = able[which % len(able)]
