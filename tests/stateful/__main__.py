@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 
-from tests.stateful.machine import MACHINES, play
+from tests.stateful.machine import GAMES, MACHINES, STEPS, play
 
 
 def main() -> int:
@@ -16,23 +16,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.stateful", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="for how long (default: %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (default: %(default)s)")
-    parser.add_argument("--games", type=int, default=50, help="games a seed (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=80, help="steps a game (default: %(default)s)")
+    parser.add_argument("--plays", type=int, help="how many plays at most")
+    parser.add_argument("--only", choices=sorted(MACHINES), help="only the machine with this registration")
+    parser.add_argument("--games", type=int, default=GAMES, help="games a play (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=STEPS, help="steps a game (default: %(default)s)")
     parser.add_argument("--fast", action="store_true", help="do not shorten what fails")
     options = parser.parse_args()
     until = time.monotonic() + options.minutes * 60
-    failed = seeds = 0
-    for seed, registration in zip(itertools.count(options.first), itertools.cycle(MACHINES)):
-        if time.monotonic() >= until:
+    failed = plays = 0
+    machines = [options.only] if options.only else list(MACHINES)
+    for seed, registration in ((seed, each) for seed in itertools.count(options.first) for each in machines):
+        if time.monotonic() >= until or plays == options.plays:
             break
-        seeds += 1
+        plays += 1
         try:
             play(registration, seed, options.games, options.steps, shorten=not options.fast)
         except Exception:
             failed += 1
             traceback.print_exc()
             print(f"failed: seed {seed}, registration {registration}", flush=True)
-    print(f"{seeds} seeds with {options.games} games of {options.steps} steps each, {failed} of them failed")
+    print(f"{plays} plays with {options.games} games of {options.steps} steps each, {failed} of them failed")
     return failed > 0
 
 

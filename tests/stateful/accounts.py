@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
@@ -95,7 +97,7 @@ class AccountRules(Base):
             row.actor = account.name
             model.audit.append(row)
 
-    def _checked(self, conn: Conn, action: str, right: bool, **fields: str) -> bool:
+    def _checked(self, conn: Conn, action: str, right: bool, **fields: Any) -> bool:
         """Do what needs the present password. Whether nothing is against it as far as the password is concerned."""
         model, at = self.model, self.now
         login = conn.login

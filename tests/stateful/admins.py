@@ -154,7 +154,8 @@ class AdminRules(Base):
 
     def limit(self, conn: Conn, name: str, what: str, limit: int | None) -> None:
         """Set a limit on this connection."""
-        reply = self.ask(conn, "set_quota", username=name, **{what: limit})
+        fields: dict[str, Any] = {what: limit}
+        reply = self.ask(conn, "set_quota", username=name, **fields)
         account = self._of(reply, name)
         if account is None or reply is None:
             return
@@ -169,7 +170,7 @@ class AdminRules(Base):
     def quota(self, pick: int, name: str, own: bool) -> None:
         """Read what a user has used."""
         conn = self.user(pick)
-        fields = {} if own else {"username": name}
+        fields: dict[str, Any] = {} if own else {"username": name}
         reply = self.ask(conn, "quota", **fields)
         if reply is None or conn.login is None:
             return
@@ -236,7 +237,7 @@ class AdminRules(Base):
 
 
 def _is_about(row: Row, name: str | None, accounts: dict[str, Account], action: str | None) -> bool:
-    """Whether a row passes the filters. Rows of a name are what was done to the name, and what its present owner did."""
+    """Whether a row passes the filters. A name stands for what was done to it, and what its present owner did."""
     if action is not None and row.action != action:
         return False
     if name is None or row.subject == name.lower():

@@ -7,7 +7,8 @@ from typing import Any
 import bcrypt
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant
-from twisted.logger import LogLevel, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
+from zope.interface import implementer
 
 from taskd.model.users import Registration, Role
 from tests.stateful.model import ACTIONS, LOGIN_SECONDS, PURGE_SECONDS, SESSION_SECONDS, Account, Model, Row, Session
@@ -70,6 +71,18 @@ class Conn:
                 self.rest.append(line)
 
 
+@implementer(ILogObserver)
+class Errors:
+    """Keeps what is logged as an error."""
+
+    def __init__(self) -> None:
+        self.found: list[LogEvent] = []
+
+    def __call__(self, event: LogEvent) -> None:
+        if event.get("log_level") in (LogLevel.error, LogLevel.critical):
+            self.found.append(event)
+
+
 class Base(RuleBasedStateMachine):
     """What all rules need."""
 
@@ -77,8 +90,8 @@ class Base(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.errors: list[Any] = []
-        globalLogPublisher.addObserver(self._logged)
+        self.errors = Errors()
+        globalLogPublisher.addObserver(self.errors)
         self.stage = Stage()
         self.stage.accounts.registration = Registration(self.registration)
         self.stage.accounts.session_seconds = round(SESSION_SECONDS)
@@ -88,12 +101,8 @@ class Base(RuleBasedStateMachine):
         self.conns: list[Conn] = []
         self.before = self.now
 
-    def _logged(self, event: Any) -> None:
-        if event.get("log_level") in (LogLevel.error, LogLevel.critical):
-            self.errors.append(event)
-
     def teardown(self) -> None:
-        globalLogPublisher.removeObserver(self._logged)
+        globalLogPublisher.removeObserver(self.errors)
         self.stage.close()
 
     def begin_more(self, count: int) -> None:
@@ -280,7 +289,7 @@ class Base(RuleBasedStateMachine):
             self._look(conn)
         for conn in self.conns:
             self._compare(conn)
-        assert not self.errors, self.errors
+        assert not self.errors.found, self.errors.found
         self.before = self.now
 
     def _forget_ghosts(self) -> None:

@@ -17,6 +17,11 @@ from tests.stateful.base import picks
 from tests.stateful.connections import ConnectionRules
 from tests.stateful.tasks import TaskRules
 
+SEEDS = (0, 1)
+GAMES = 25
+STEPS = 40
+"""What the tests play: so many games a seed, of so many steps."""
+
 
 class Machine(AccountRules, AdminRules, TaskRules, ConnectionRules):
     """Everybody can register."""
@@ -69,8 +74,8 @@ def play(registration: str, seed: int, games: int, steps: int, shorten: bool = T
         verbosity=Verbosity.verbose if verbose else Verbosity.normal,
         print_blob=False,
     )
-    # Hypothesis also tries numbers that it finds in the code of all loaded modules: then a seed would play other games in
-    # each run of other tests
+    # Hypothesis also draws numbers that it finds in the code of all loaded modules: so a seed would play other games
+    # when other tests are loaded
     plain = mock.patch.object(HypothesisProvider, "_maybe_draw_constant", _no_constant, create=True)
     seeded = type(MACHINES[registration].__name__, (MACHINES[registration],), {})
     with plain:

@@ -265,15 +265,13 @@ class TaskRules(Base):
         conn.had_line = True
         request_id = conn.client.start("wait", task_ids=numbers, timeout=timeout)
         conn.read()
-        if refused is not None:
-            self.judge(conn.replies.pop(request_id), refused)
-            return
-        assert conn.login is not None
-        conn.login[1].used = self.now
-        if any(number not in conn.login[0].tasks for number in numbers):
-            self.judge(conn.replies.pop(request_id), "not_found")
-            return
-        conn.waits[request_id] = numbers, until
+        if conn.login is not None and refused is None:
+            conn.login[1].used = self.now
+            if all(number in conn.login[0].tasks for number in numbers):
+                conn.waits[request_id] = numbers, until
+                return
+        assert request_id in conn.replies, "it has nothing to wait for"
+        self.judge(conn.replies.pop(request_id), refused or "not_found")
 
     # -- the worker
 
@@ -305,5 +303,5 @@ class TaskRules(Base):
 
 def _is_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two requests with a key ask for the same task: a field that is left out equals its default."""
-    defaults = {"kind": "simulate", "payload": {}, "delay": None}
+    defaults: dict[str, Any] = {"kind": "simulate", "payload": {}, "delay": None}
     return all(one.get(name, value) == other.get(name, value) for name, value in {"task": None, **defaults}.items())
