@@ -6,6 +6,8 @@ PYTEST_ARGS ?=
 # How many games `make simulate` plays, from which seed on.
 SEEDS ?= 1000
 FIRST ?= 0
+# For how many minutes `make stateful` plays, from the seed FIRST on.
+MINUTES ?= 10
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
@@ -13,7 +15,7 @@ PACKAGE := setup.cfg pyproject.toml
 FORMATTED := . bin/taskclient bin/taskadmin
 TYPED := $(wildcard taskd twisted/plugins tests bench deploy examples/thumbnails)
 
-.PHONY: run test simulate lint format bench clean
+.PHONY: run test simulate stateful lint format bench clean
 
 run: $(VENV)/.run
 	$(BIN)/twistd -n --pidfile= taskserver
@@ -23,6 +25,9 @@ test: $(VENV)/.test
 
 simulate: $(VENV)/.test
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first $(FIRST)
+
+stateful: $(VENV)/.test
+	$(BIN)/python -m tests.stateful --minutes $(MINUTES) --first $(FIRST)
 
 # The tests of tests/faults with their full counts: a line of JSON each, about half an hour in all.
 faults: $(VENV)/.test
@@ -41,7 +46,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m bench.throughput --tasks 20000 --clients 2
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -f twisted/plugins/dropin.cache
 

@@ -25,7 +25,8 @@ class _Duty(NamedTuple):
     takes as long as a look into a dict, and a request would take a dozen.
 
     ``role``: it is not for every user. ``asks``: it makes something that stays, so the store is asked about the session
-    each time. ``reads``: it may wait for long, and reads what is there at its end.
+    each time. ``reads``: it may wait for long, and reads what is there at its end; ``of_others``: an operator also what
+    others have, which a wait or a watch never shows.
     """
 
     method: ActionMethod
@@ -35,6 +36,7 @@ class _Duty(NamedTuple):
     role: bool
     asks: bool
     reads: bool
+    of_others: bool
 
 
 class Api:
@@ -55,6 +57,7 @@ class Api:
                 role=action.access in (Access.OPERATOR, Access.ADMIN),
                 asks=action.access is Access.ADMIN or action.scope is Scope.ACCOUNT,
                 reads=action.access in LOGGED_IN and action.scope is Scope.READ,
+                of_others=action.theme is not Theme.LIVE,
             )
             for action in ACTIONS.values()
         }
@@ -87,7 +90,7 @@ class Api:
             reply = await duty.method(principal, subscriptions, request)
             if duty.reads and not subscriptions.closed:
                 present = self._rights.present(principal)
-                if principal.operator and not present.operator:
+                if duty.of_others and principal.operator and not present.operator:
                     raise Forbidden(f"{action.name}: your role has changed; try again")
             return reply
         except TaskdError:

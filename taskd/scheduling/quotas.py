@@ -266,15 +266,9 @@ class Quotas:
         now = self._clock.seconds()
         known = self._known.get(user_id)
         if known is None or known.is_outdated(now):
-            # The first task need not wait. More than one does: else a user could exceed a quota by a whole request each
-            # time that it is forgotten. So does one who had no room.
-            is_full = known is not None and not known.has_room(opened, created, size)
-            known = self._add(user_id)
-            self._ask(known)
-            if opened > 1 or is_full:
-                return False
-            known.let_in(opened, created, size)
-            return True
+            # the request waits for the answer: a user could exceed a quota each time that it is forgotten
+            self._ask(self._add(user_id))
+            return False
         if known.usage is None or not known.has_room(opened, created, size):
             return False
         known.let_in(opened, created, size)

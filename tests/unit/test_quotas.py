@@ -70,6 +70,13 @@ class OpenTasks(QuotaCase):
         self.assertRefused(self.add(3), "quota_exceeded")
         self.assertEqual(self.count(), 5)
 
+    def test_nobody_exceeds_a_quota_by_being_forgotten(self) -> None:
+        self.assertTrue(self.add(5)["ok"])
+        for _ in range(3):
+            self.stage.clock.advance(FORGOTTEN + RECENT)
+            self.assertRefused(self.add(), "quota_exceeded")
+        self.assertEqual(self.count(), 5)
+
     def test_the_first_list_of_a_user_waits_for_the_answer(self) -> None:
         self.assertRefused(self.add(6), "quota_exceeded", "tasks")
         self.assertEqual(self.count(), 0)
@@ -194,10 +201,10 @@ class OpenTasks(QuotaCase):
     def test_a_defect_while_asking_is_logged_and_refuses_nothing_else(self) -> None:
         read = self.stage.store.read_usage
         self.stage.store.read_usage = lambda *args: 1 / 0  # type: ignore[assignment]
-        self.assertTrue(self.add()["ok"])
+        self.assertRefused(self.add(), "internal")
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.stage.store.read_usage = read  # type: ignore[method-assign]
-        self.assertTrue(self.add(4)["ok"])
+        self.assertTrue(self.add(5)["ok"])
 
 
 class Daily(QuotaCase):

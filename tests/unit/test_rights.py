@@ -154,6 +154,17 @@ class Live(RightsCase):
         self.elsewhere(announced=True)
         self.assertRefused(self.client.reply(wait), "auth_required")
 
+    def test_a_wait_goes_on_when_the_role_changes(self) -> None:
+        """It is for own tasks only, so it does not depend on the role."""
+        admin = self.stage.admin()
+        admin.ask("set_role", username="ana", role="operator")
+        task = self.client.ask("new_task", task="x")["task_id"]
+        waiting = self.client.start("wait", task_ids=[task])
+        admin.ask("set_role", username="ana", role="user")
+        self.stage.run(task)
+        self.stage.pass_time(1.0)
+        self.assertTrue(self.client.reply(waiting)["done"])
+
     def test_a_followed_log_ends_with_its_session(self) -> None:
         self.client.ask("get_log", task_id=self.task, follow=True)
         self.elsewhere(announced=True)
