@@ -1,0 +1,486 @@
+"""What many connections cost, and what strangers who flood a server do to its users: ``python -m bench.connections``.
+
+Prints one line of JSON for each case. The exit status is 1 if a bound is missed.
+
+- ``idle``: connections that are logged in and silent, each with a session of its own. ``kib_each``: the growth of the
+  server's memory for each; ``cpu_percent``: percent of a core that they cost more than none; ``connect_s``: seconds
+  until all were logged in.
+- ``logins``: honest users log in at once, as taskclient does it. None may be refused for good, and ``last_s`` may be
+  1.3 times ``ideal_s`` at most, which is what the hashes take if they use all threads all the time.
+- ``flood``: many addresses guess passwords and register as fast as they can, over as many connections as a server lets
+  each have. A device that is known logs in again and again: ``known_s``, each under 2 seconds. Users come from new
+  addresses with the right passwords: ``new_s`` may be 1.5 times ``ideal_s`` at most, a hash for each address.
+- ``readers``: clients watch but never read, while tasks of theirs with large texts and results are created and end.
+  First each is a user of its own, then twice as many are of one user. ``growth_mib`` is bounded by the settings.
+  ``alone`` and ``meanwhile``: how long another user's ``new_task`` takes.
+
+``hash_s`` is the time of one hash, measured just before on a machine that does nothing else for the run. Memory is the
+resident size of the server's process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import resource
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import bcrypt
+import psutil
+
+from bench.accounts import token
+from bench.connection_clients import IDLERS, NEWCOMERS, READERS
+from bench.harness import (
+    HOST,
+    PASSWORD,
+    START_SECONDS,
+    Deployment,
+    Failed,
+    Figures,
+    Meter,
+    Process,
+    Services,
+    emit,
+    folder,
+    milliseconds,
+    quantile,
+    run_benchmark,
+    run_python,
+    wait_ready,
+    wait_report,
+    wait_until,
+)
+from taskd import __version__
+from taskd.api.hash_queue import default_threads
+from taskd.config import DEFAULT_LIMITS
+from taskd.model.limits import LISTED_RESULT_BYTES, MAX_TASK_CHARS
+from taskd.model.quotas import MIB
+from tests.daemons import LineClient
+
+KIB_EACH = 9.0
+CPU_PERCENT = 1.0
+LAST_RATIO = 1.3
+NEW_RATIO = 1.5
+KNOWN_SECONDS = 2.0
+"""The bounds."""
+
+EACH = 100
+"""Idle connections of a user, and sessions: a user has no more."""
+
+PER_PROCESS = 5000
+"""Connections of one client process."""
+
+LOGINS_OF_USER = 5
+LOGINS_OF_ADDRESS = 40
+HASHES = 7
+REGISTER_EVERY = 8
+"""One of so many connections of an attacker registers."""
+
+KNOWN_PAUSE = 1.0
+"""Seconds between the logins of the known device."""
+
+UNREAD_OVERHEAD = 1.5
+"""What a byte that waits costs at most, with the buffers that the settings do not count."""
+
+LARGE = {
+    "task": "€" * MAX_TASK_CHARS,
+    "kind": "bench.large",
+    "payload": {"bytes": LISTED_RESULT_BYTES - 2},
+}
+
+
+class Server:
+    """The deployment of one case, with accounts, and what its server costs."""
+
+    def __init__(self, options: argparse.Namespace, services: Services | None, stack: contextlib.ExitStack) -> None:
+        self.place: Path = stack.enter_context(folder())
+        self.limit: float = options.limit
+        self._rounds: int = options.rounds
+        self._stack = stack
+        self.threads = default_threads()
+        env = {
+            "TASKD_BCRYPT_ROUNDS": str(options.rounds),
+            "TASKD_HANDLERS": "bench.connection_handlers",
+            # the limits are what is measured
+            "TASKD_REGISTRATIONS_PER_HOUR": "",
+            "TASKD_USER_CONNECTIONS": "",
+        }
+        self._deployment = Deployment(self.place, services, env=env)
+        stack.callback(self._deployment.stop)
+
+    def start(self, users: int, sessions: int) -> None:
+        """Make accounts, and start the server."""
+        arguments = users, sessions, self._rounds
+        maker = run_python(self.place, "accounts", "-m", "bench.accounts", *arguments, env=self._deployment.settings())
+        if maker.wait(self.limit):
+            raise Failed(f"no accounts: {maker.output()[-2000:]}")
+        self._deployment.start()
+        self.process = psutil.Process(self._deployment.daemons[0].pid)
+
+    @property
+    def port(self) -> int:
+        return self._deployment.ports[0]
+
+    @property
+    def pids(self) -> dict[str, list[int]]:
+        """The process ids by role."""
+        return self._deployment.pids
+
+    def clients(self, role: str, **job: Any) -> Process:
+        """A process with clients of this role. It is ended with the case."""
+        name = f"{role}-{len(list(self.place.glob(f'{role}-*')))}"
+        line = "-m", "bench.connection_clients", role, json.dumps({"port": self.port, **job})
+        process = run_python(self.place, name, *line)
+        self._stack.callback(process.dispose)
+        return process
+
+    def memory(self) -> int:
+        """Bytes."""
+        return int(self.process.memory_info().rss)
+
+    def check(self) -> None:
+        """Raise Failed if a daemon has ended."""
+        self._deployment.check_alive()
+
+
+class Load:
+    """What a load costs the server, from the creation of this object on. ``look`` must be called now and then."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._before = self._peak = server.memory()
+        self._meter = Meter(server.pids)
+        self._began = time.monotonic()
+        self.clients = 0.0
+
+    def look(self) -> None:
+        """Notice a new peak of the memory."""
+        self._peak = max(self._peak, self._server.memory())
+
+    def figures(self) -> Figures:
+        """The figures so far. Clients count as others."""
+        used, took = self._meter.used(), time.monotonic() - self._began
+        return {
+            "growth_mib": round((self._peak - self._before) / MIB, 1),
+            "server_cpu_percent": round(100 * used["server"] / took, 1),
+            "others_cpu": self._meter.others(sum(used.values())),
+        }
+
+
+def idle(server: Server, options: argparse.Namespace) -> Figures:
+    """Silent connections."""
+    count = options.connections
+    users = -(-count // EACH)
+    server.start(users, min(count, EACH))
+    before, cost = server.memory(), _cost(server, options.seconds)
+    began = time.monotonic()
+    jobs = _shares(users, -(-users * EACH // PER_PROCESS))
+    left = count
+    processes = []
+    for first, share in jobs:
+        some = min(left, share * EACH)
+        left -= some
+        processes.append(
+            server.clients("resume", group=IDLERS, connections=some, users=share, sessions=EACH, first_user=first)
+        )
+    for process in processes:
+        wait_report(process, server.limit)
+    connect_s = time.monotonic() - began
+    time.sleep(options.seconds)
+    grown = server.memory() - before
+    later = _cost(server, options.seconds)
+    _all_run(processes)
+    return {
+        "connections": count,
+        "kib_each": round(grown / count / 1024, 2),
+        "cpu_percent": round(later["cpu_percent"] - cost["cpu_percent"], 2),
+        "without": cost,
+        "with": later,
+        "connect_s": round(connect_s, 1),
+    }
+
+
+def _cost(server: Server, seconds: float) -> Figures:
+    meter, began = Meter(server.pids), time.monotonic()
+    time.sleep(seconds)
+    used, took = meter.used(), time.monotonic() - began
+    return {"cpu_percent": round(100 * used["server"] / took, 2), "others_cpu": meter.others(sum(used.values()))}
+
+
+def logins(server: Server, options: argparse.Namespace) -> Figures:
+    """Honest logins at once."""
+    count = options.logins
+    users, addresses = -(-count // LOGINS_OF_USER), -(-count // LOGINS_OF_ADDRESS)
+    server.start(users, 0)
+    hash_s = _hash_seconds(options.rounds)
+    load = Load(server)
+    process = server.clients("login", group=NEWCOMERS, logins=count, users=users, addresses=addresses)
+    found = wait_report(process, server.limit)
+    seconds, ideal = found["seconds"], count * hash_s / server.threads
+    return {
+        "logins": count,
+        "refused": found["refused"],
+        "pauses": found["pauses"],
+        "hash_s": round(hash_s, 3),
+        "threads": server.threads,
+        "ideal_s": round(ideal, 1),
+        "last_s": round(max(seconds), 1) if seconds else None,
+        "ratio": round(max(seconds) / ideal, 2) if seconds else None,
+    } | load.figures()
+
+
+def flood(server: Server, options: argparse.Namespace) -> Figures:
+    """Attackers, a known device and newcomers."""
+    addresses, newcomers = options.attackers, options.newcomers
+    server.start(newcomers + 1, 0)
+    hash_s = _hash_seconds(options.rounds)
+    device = server.clients("known", user=newcomers, pause=KNOWN_PAUSE)
+    wait_ready([device])
+    load = Load(server)
+    each = DEFAULT_LIMITS.strangers
+    attackers = [
+        server.clients("attack", addresses=share, connections=each, register_every=REGISTER_EVERY, first=first)
+        for first, share in _shares(addresses, -(-addresses * each // PER_PROCESS))
+    ]
+    wait_ready(attackers)
+    time.sleep(options.seconds)
+    came = server.clients("login", group=NEWCOMERS, logins=newcomers, users=newcomers, addresses=newcomers)
+    found = _await(came, load, server)
+    device.send(signal.SIGTERM)
+    again = _await(device, load, server)
+    figures = load.figures()
+    tries: Counter[str] = Counter()
+    for process in attackers:
+        process.send(signal.SIGTERM)
+    for process in attackers:
+        tries.update(wait_report(process, server.limit)["tries"])
+    ideal = (addresses + newcomers + 1) * hash_s / server.threads
+    new = found["seconds"]
+    return {
+        "attackers": addresses,
+        "connections": addresses * each,
+        "newcomers": newcomers,
+        "hash_s": round(hash_s, 3),
+        "threads": server.threads,
+        "known_s": _spread(again["seconds"]),
+        "known_refused": again["refused"],
+        "new_s": _spread(new),
+        "new_refused": found["refused"],
+        "ideal_s": round(ideal, 1),
+        "ratio": round(max(new) / ideal, 2) if new else None,
+        "tries": dict(sorted(tries.items())),
+    } | figures
+
+
+def readers(server: Server, options: argparse.Namespace) -> list[Figures]:
+    """Clients that do not read."""
+    many = options.readers
+    server.start(many + 1, 1)
+    rows = []
+    with LineClient(server.port, HOST, START_SECONDS) as other:
+        if not (login := other.request("login", token=token(many, 0)))["ok"]:
+            raise Failed(f"no login: {login}")
+        for connections, users, limit in (
+            (many, many, DEFAULT_LIMITS.unread),
+            (2 * many, 1, DEFAULT_LIMITS.user_unread),
+        ):
+            rows.append(_watch(server, other, options.tasks, connections, users) | {"limit_mib": limit // MIB})
+    return rows
+
+
+def _watch(server: Server, other: LineClient, tasks: int, connections: int, users: int) -> Figures:
+    alone = [_submit(other) for _ in range(100)]
+    load = Load(server)
+    job = {"group": READERS, "connections": connections, "users": users, "sessions": 1, "watch": True}
+    watchers = server.clients("resume", **job)
+    wait_report(watchers, server.limit)
+    feeders = server.clients("feed", users=users, feeders=min(connections, 100), tasks=tasks, request=LARGE)
+    meanwhile: list[float] = []
+
+    def fed() -> bool:
+        meanwhile.append(_submit(other))
+        load.look()
+        server.check()
+        if feeders.returncode not in (None, 0):
+            raise Failed(f"a process of the benchmark failed: {feeders.output()[-2000:]}")
+        return feeders.returncode == 0
+
+    wait_until(fed, server.limit, "all tasks are created", pause=0.02)
+    # until they have ended
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        fed()
+        time.sleep(0.02)
+    watchers.send(signal.SIGTERM)
+    return {
+        "readers": connections,
+        "users": users,
+        "tasks": tasks * min(connections, 100),
+        "alone": _latency(alone),
+        "meanwhile": _latency(meanwhile),
+    } | load.figures()
+
+
+def _submit(client: LineClient) -> float:
+    began = time.monotonic()
+    if not (reply := client.request("new_task", task="t", payload={"seconds": 0}))["ok"]:
+        raise Failed(f"not created: {reply}")
+    return time.monotonic() - began
+
+
+def _latency(seconds: Sequence[float]) -> Figures:
+    return milliseconds(seconds) | {"max_ms": round(max(seconds) * 1e3, 1)}
+
+
+def _spread(seconds: Sequence[float]) -> Figures:
+    if not seconds:
+        return {"number": 0}
+    return {
+        "number": len(seconds),
+        "p50": round(quantile(seconds, 0.5), 2),
+        "max": round(max(seconds), 2),
+    }
+
+
+def _shares(count: int, processes: int) -> list[tuple[int, int]]:
+    """The first and the number of those of each process."""
+    bounds = [count * n // processes for n in range(processes + 1)]
+    return [(first, end - first) for first, end in itertools.pairwise(bounds)]
+
+
+def _await(process: Process, load: Load, server: Server) -> Any:
+    """What a process reports. Meanwhile, the memory of the server is looked at."""
+
+    def ended() -> bool:
+        load.look()
+        server.check()
+        return process.returncode is not None
+
+    wait_until(ended, server.limit, "clients have logged in", pause=0.1)
+    return wait_report(process, 1)
+
+
+def _hash_seconds(rounds: int) -> float:
+    """The median time of one check of a password, one after the other."""
+    secret = PASSWORD.encode()
+    hashed = bcrypt.hashpw(secret, bcrypt.gensalt(rounds))
+    took = []
+    for _ in range(HASHES):
+        began = time.monotonic()
+        bcrypt.checkpw(secret, hashed)
+        took.append(time.monotonic() - began)
+    return quantile(took, 0.5)
+
+
+def _all_run(processes: Sequence[Process]) -> None:
+    for process in processes:
+        if process.returncode is not None:
+            raise Failed(f"a process of the benchmark failed: {process.output()[-2000:]}")
+
+
+# -- bounds
+
+
+def missed(row: Mapping[str, Any]) -> list[str]:
+    """What a line of figures says about missed bounds, a short text for each."""
+    case = row["case"]
+    if case == "idle":
+        return [*_above(row, "kib_each", KIB_EACH), *_above(row, "cpu_percent", CPU_PERCENT)]
+    if case == "logins":
+        return [*_refused(row, "refused"), *_above(row, "ratio", LAST_RATIO)]
+    if case == "flood":
+        return [
+            *_refused(row, "known_refused"),
+            *_refused(row, "new_refused"),
+            *_above(row["known_s"], "max", KNOWN_SECONDS, "known_s"),
+            *_above(row, "ratio", NEW_RATIO),
+        ]
+    return _above(row, "growth_mib", row["limit_mib"] * UNREAD_OVERHEAD)
+
+
+def _refused(row: Mapping[str, Any], name: str) -> list[str]:
+    return [f"{name}: {row[name]}"] if row[name] else []
+
+
+def _above(row: Mapping[str, Any], name: str, bound: float, shown: str = "") -> list[str]:
+    value = row.get(name)
+    if value is None:
+        return [f"no {shown or name}"]
+    return [f"{shown or name} is {value:g}, above {bound:g}"] if value > bound else []
+
+
+# -- the command line
+
+CASES: dict[str, Callable[[Server, argparse.Namespace], Figures | list[Figures]]] = {
+    "idle": idle,
+    "logins": logins,
+    "flood": flood,
+    "readers": readers,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure as the options say. Returns the exit status."""
+    options = _options(arguments)
+    return run_benchmark(lambda stack: _play_cases(options, stack))
+
+
+def _play_cases(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
+    _check_files(options)
+    services = None if options.embedded else Services.start(stack)
+    found: list[str] = []
+    for case in options.cases:
+        with contextlib.ExitStack() as inner:
+            server = Server(options, services, inner)
+            figures = CASES[case](server, options)
+            server.check()
+        mode = "embedded" if services is None else "distributed"
+        for each in figures if isinstance(figures, list) else [figures]:
+            row = {"system": "taskd", "version": __version__, "mode": mode, "case": case, **each}
+            emit(row)
+            found += [f"{case}: {text}" for text in missed(row)]
+    if found:
+        raise Failed("; ".join(found))
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    """Raises Failed if a server cannot have so many connections here."""
+    needed = {"idle": options.connections, "flood": options.attackers * DEFAULT_LIMITS.strangers}
+    most = max((needed.get(case, 0) for case in options.cases), default=0) + 1000
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and most > hard:
+        raise Failed(
+            f"the limit of open files is {hard}, and {most} are needed: raise it (ulimit -Hn), or measure less"
+        )
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.connections", description=(__doc__ or "").partition(":")[0])
+    add = parser.add_argument
+    add("cases", nargs="*", default=list(CASES), metavar="CASE", help=f"{', '.join(CASES)}; all of them")
+    add("--connections", type=int, default=10_000, metavar="N", help="idle connections (10000)")
+    add("--logins", type=int, default=1000, metavar="N", help="honest logins at once (1000)")
+    add("--attackers", type=int, default=200, metavar="N", help="addresses that attack (200)")
+    add("--newcomers", type=int, default=20, metavar="N", help="users from new addresses (20)")
+    add("--readers", type=int, default=100, metavar="N", help="clients that do not read (100)")
+    add("--tasks", type=int, default=150, metavar="N", help="large tasks of each of them (150)")
+    add("--rounds", type=int, default=12, metavar="N", help="cost of a hash (12)")
+    add("--seconds", type=float, default=20.0, metavar="S", help="for an idle server, and until a flood has begun (20)")
+    add("--embedded", action="store_true", help="one server on SQLite with its own worker")
+    add("--limit", type=float, default=300.0, metavar="SECONDS", help="for each wait (300)")
+    options = parser.parse_args(arguments)
+    if unknown := [case for case in options.cases if case not in CASES]:
+        parser.error(f"there is no case {unknown[0]}: choose from {', '.join(CASES)}")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
