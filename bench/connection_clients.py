@@ -118,7 +118,7 @@ class Honest(Peer):
             return
         pause = max(message.get("retry_after") or 0.0, LEAST_PAUSE)
         if message.get("code") != "rate_limited" or not message.get("retry_after") or pause > self._left:
-            self._settle(str(message.get("code")))
+            self._settle(f"{message['code']}: {message['message']}")
             return
         self._left -= pause
         self._waiting = True
@@ -187,10 +187,6 @@ def known(port: int, user: int, pause: float) -> None:
     _report(seconds=seconds[1:], refused=refused)
 
 
-OUTCOMES = {"ok": "registered", "wrong_credentials": "answered", "rate_limited": "refused"}
-"""How the tries of attackers are counted by the code of their answer."""
-
-
 class Attacker(Peer):
     """Guesses passwords of names that it makes up, or registers such names, as fast as it is answered."""
 
@@ -208,8 +204,13 @@ class Attacker(Peer):
         if message.get("id") != 1:
             self._tries["turned_away"] += 1  # before it could try; the connection is about to be closed
             return
-        code = "ok" if message["ok"] else message["code"]
-        self._tries[OUTCOMES.get(code, code)] += 1
+        if message["ok"]:
+            outcome = "registered"
+        elif message["status"] == "wrong_credentials":
+            outcome = "wrong"
+        else:
+            outcome = "refused" if message["code"] == "rate_limited" else message["code"]
+        self._tries[outcome] += 1
         self.opened()
 
     def lost(self) -> None:

@@ -8,14 +8,16 @@ Prints one line of JSON for each case. The exit status is 1 if a bound is missed
 - ``logins``: honest users log in at once, as taskclient does it. None may be refused for good, and ``last_s`` may be
   1.3 times ``ideal_s`` at most, which is what the hashes take if they use all threads all the time.
 - ``flood``: many addresses guess passwords and register as fast as they can, over as many connections as a server lets
-  each have. A device that is known logs in again and again: ``known_s``, each under 2 seconds. Users come from new
-  addresses with the right passwords: ``new_s`` may be 1.5 times ``ideal_s`` at most, a hash for each address.
+  each have. ``tries``: whose password was ``wrong``, that ``registered``, that a limit has ``refused``, and whose
+  connection was ``cut`` without an answer. A device that is known logs in again and again: ``known_s``, each under 2
+  seconds. Users come from new addresses with the right passwords: ``new_s`` may be 1.5 times ``ideal_s`` at most, a
+  hash for each address.
 - ``readers``: clients watch but never read, while tasks of theirs with large texts and results are created and end.
   First each is a user of its own, then twice as many are of one user. ``growth_mib`` is bounded by the settings.
   ``alone`` and ``meanwhile``: how long another user's ``new_task`` takes.
 
-``hash_s`` is the time of one hash, measured just before on a machine that does nothing else for the run. Memory is the
-resident size of the server's process.
+``hash_s`` is the time of one hash alone, measured before and after the load; ``hash_busy_s`` that of one of as many at
+once as the server has threads. Memory is the resident size of the server's process.
 """
 
 from __future__ import annotations
@@ -26,10 +28,12 @@ import itertools
 import json
 import resource
 import signal
+import statistics
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +179,38 @@ class Load:
         }
 
 
+class Hashes:
+    """The time of one hash on this machine as it is now, by several measurements: one at the beginning."""
+
+    def __init__(self, rounds: int, threads: int) -> None:
+        self._hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(rounds))
+        self._threads = threads
+        self._alone: list[float] = []
+        self._busy: list[float] = []
+        self.measure()
+
+    def measure(self) -> float:
+        """Measure once more. Returns the mean of all measurements, in seconds."""
+        self._alone.append(quantile([self._check() for _ in range(HASHES)], 0.5))
+        with ThreadPoolExecutor(self._threads) as pool:
+            several = [pool.submit(self._check) for _ in range(HASHES * self._threads)]
+            self._busy.append(quantile([each.result() for each in several], 0.5))
+        return statistics.mean(self._alone)
+
+    def figures(self) -> Figures:
+        """The means."""
+        return {
+            "threads": self._threads,
+            "hash_s": round(statistics.mean(self._alone), 3),
+            "hash_busy_s": round(statistics.mean(self._busy), 3),
+        }
+
+    def _check(self) -> float:
+        began = time.monotonic()
+        bcrypt.checkpw(PASSWORD.encode(), self._hashed)
+        return time.monotonic() - began
+
+
 def idle(server: Server, options: argparse.Namespace) -> Figures:
     """Silent connections."""
     count = options.connections
@@ -220,28 +256,28 @@ def logins(server: Server, options: argparse.Namespace) -> Figures:
     count = options.logins
     users, addresses = -(-count // LOGINS_OF_USER), -(-count // LOGINS_OF_ADDRESS)
     server.start(users, 0)
-    hash_s = _hash_seconds(options.rounds)
+    hashes = Hashes(options.rounds, server.threads)
     load = Load(server)
     process = server.clients("login", group=NEWCOMERS, logins=count, users=users, addresses=addresses)
     found = wait_report(process, server.limit)
-    seconds, ideal = found["seconds"], count * hash_s / server.threads
+    figures, seconds = load.figures(), found["seconds"]
+    ideal = count * hashes.measure() / server.threads
     return {
         "logins": count,
         "refused": found["refused"],
         "pauses": found["pauses"],
-        "hash_s": round(hash_s, 3),
-        "threads": server.threads,
+        **hashes.figures(),
         "ideal_s": round(ideal, 1),
         "last_s": round(max(seconds), 1) if seconds else None,
         "ratio": round(max(seconds) / ideal, 2) if seconds else None,
-    } | load.figures()
+    } | figures
 
 
 def flood(server: Server, options: argparse.Namespace) -> Figures:
     """Attackers, a known device and newcomers."""
     addresses, newcomers = options.attackers, options.newcomers
     server.start(newcomers + 1, 0)
-    hash_s = _hash_seconds(options.rounds)
+    hashes = Hashes(options.rounds, server.threads)
     device = server.clients("known", user=newcomers, pause=KNOWN_PAUSE)
     wait_ready([device])
     load = Load(server)
@@ -262,14 +298,15 @@ def flood(server: Server, options: argparse.Namespace) -> Figures:
         process.send(signal.SIGTERM)
     for process in attackers:
         tries.update(wait_report(process, server.limit)["tries"])
-    ideal = (addresses + newcomers + 1) * hash_s / server.threads
+    for process in attackers:
+        process.wait(10)
+    ideal = (addresses + newcomers + 1) * hashes.measure() / server.threads
     new = found["seconds"]
     return {
         "attackers": addresses,
         "connections": addresses * each,
         "newcomers": newcomers,
-        "hash_s": round(hash_s, 3),
-        "threads": server.threads,
+        **hashes.figures(),
         "known_s": _spread(again["seconds"]),
         "known_refused": again["refused"],
         "new_s": _spread(new),
@@ -366,18 +403,6 @@ def _await(process: Process, load: Load, server: Server) -> Any:
 
     wait_until(ended, server.limit, "clients have logged in", pause=0.1)
     return wait_report(process, 1)
-
-
-def _hash_seconds(rounds: int) -> float:
-    """The median time of one check of a password, one after the other."""
-    secret = PASSWORD.encode()
-    hashed = bcrypt.hashpw(secret, bcrypt.gensalt(rounds))
-    took = []
-    for _ in range(HASHES):
-        began = time.monotonic()
-        bcrypt.checkpw(secret, hashed)
-        took.append(time.monotonic() - began)
-    return quantile(took, 0.5)
 
 
 def _all_run(processes: Sequence[Process]) -> None:
