@@ -14,6 +14,7 @@ Prints one line of JSON for each case. The exit status is 1 if a bound is missed
   hash for each address.
 - ``readers``: clients watch but never read, while tasks of theirs with large texts and results are created and end.
   First each is a user of its own, then twice as many are of one user. ``growth_mib`` is bounded by the settings.
+  ``still_connected``: how many of the connections the server has not closed.
   ``alone`` and ``meanwhile``: how long another user's ``new_task`` takes.
 
 ``hash_s`` is the time of one hash alone, measured before and after the load; ``hash_busy_s`` that of one of as many at
@@ -52,6 +53,7 @@ from bench.harness import (
     Meter,
     Process,
     Services,
+    connections,
     emit,
     folder,
     milliseconds,
@@ -90,6 +92,9 @@ REGISTER_EVERY = 8
 
 KNOWN_PAUSE = 1.0
 """Seconds between the logins of the known device."""
+
+FEEDERS = 100
+"""Connections that create tasks for those that do not read."""
 
 UNREAD_OVERHEAD = 1.5
 """What a byte that waits costs at most, with the buffers that the settings do not count."""
@@ -146,6 +151,11 @@ class Server:
         self._stack.callback(process.dispose)
         return process
 
+    def connected(self, group: int) -> int:
+        """How many connections there are from addresses of this group."""
+        found = [c for c in connections(self.process) if c.raddr and c.status == psutil.CONN_ESTABLISHED]
+        return sum(c.raddr.ip.startswith(f"127.{group}.") for c in found)
+
     def memory(self) -> int:
         """Bytes."""
         return int(self.process.memory_info().rss)
@@ -156,14 +166,15 @@ class Server:
 
 
 class Load:
-    """What a load costs the server, from the creation of this object on. ``look`` must be called now and then."""
+    """What a load costs the server, from the creation of this object on. ``look`` must be called now and then. The
+    memory grows from ``before`` bytes on, because a process keeps much of what it has freed."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, before: int | None = None) -> None:
         self._server = server
-        self._before = self._peak = server.memory()
+        self._peak = server.memory()
+        self._before = self._peak if before is None else before
         self._meter = Meter(server.pids)
         self._began = time.monotonic()
-        self.clients = 0.0
 
     def look(self) -> None:
         """Notice a new peak of the memory."""
@@ -286,7 +297,7 @@ def flood(server: Server, options: argparse.Namespace) -> Figures:
         server.clients("attack", addresses=share, connections=each, register_every=REGISTER_EVERY, first=first)
         for first, share in _shares(addresses, -(-addresses * each // PER_PROCESS))
     ]
-    wait_ready(attackers)
+    wait_ready(attackers, server.limit)
     time.sleep(options.seconds)
     came = server.clients("login", group=NEWCOMERS, logins=newcomers, users=newcomers, addresses=newcomers)
     found = _await(came, load, server)
@@ -321,25 +332,25 @@ def readers(server: Server, options: argparse.Namespace) -> list[Figures]:
     """Clients that do not read."""
     many = options.readers
     server.start(many + 1, 1)
-    rows = []
+    before, rows = server.memory(), []
     with LineClient(server.port, HOST, START_SECONDS) as other:
         if not (login := other.request("login", token=token(many, 0)))["ok"]:
             raise Failed(f"no login: {login}")
-        for connections, users, limit in (
+        for count, users, limit in (
             (many, many, DEFAULT_LIMITS.unread),
             (2 * many, 1, DEFAULT_LIMITS.user_unread),
         ):
-            rows.append(_watch(server, other, options.tasks, connections, users) | {"limit_mib": limit // MIB})
+            rows.append(_watch(server, other, before, options.tasks, count, users) | {"limit_mib": limit // MIB})
     return rows
 
 
-def _watch(server: Server, other: LineClient, tasks: int, connections: int, users: int) -> Figures:
+def _watch(server: Server, other: LineClient, before: int, tasks: int, readers: int, users: int) -> Figures:
     alone = [_submit(other) for _ in range(100)]
-    load = Load(server)
-    job = {"group": READERS, "connections": connections, "users": users, "sessions": 1, "watch": True}
+    load = Load(server, before)
+    job = {"group": READERS, "connections": readers, "users": users, "sessions": 1, "watch": True}
     watchers = server.clients("resume", **job)
     wait_report(watchers, server.limit)
-    feeders = server.clients("feed", users=users, feeders=min(connections, 100), tasks=tasks, request=LARGE)
+    feeders = server.clients("feed", users=users, feeders=min(readers, FEEDERS), tasks=tasks, request=LARGE)
     meanwhile: list[float] = []
 
     def fed() -> bool:
@@ -356,11 +367,13 @@ def _watch(server: Server, other: LineClient, tasks: int, connections: int, user
     while time.monotonic() < end:
         fed()
         time.sleep(0.02)
+    left = server.connected(READERS)
     watchers.send(signal.SIGTERM)
     return {
-        "readers": connections,
+        "readers": readers,
         "users": users,
-        "tasks": tasks * min(connections, 100),
+        "tasks": tasks * min(readers, FEEDERS),
+        "still_connected": left,
         "alone": _latency(alone),
         "meanwhile": _latency(meanwhile),
     } | load.figures()

@@ -100,11 +100,16 @@ def micros_a_task(used: Mapping[str, float], tasks: int) -> dict[str, float]:
 def listener(port: int) -> int:
     """The process id of the child of this process that listens on a port."""
     for child in psutil.Process().children():
-        # Before psutil 6 the method had another name.
-        connections = getattr(child, "net_connections", None) or child.connections
-        if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections(kind="tcp")):
+        if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections(child)):
             return child.pid
     raise Failed(f"no process of this run listens on port {port}")
+
+
+def connections(process: psutil.Process) -> Sequence[Any]:
+    """The TCP connections of a process as psutil sees them."""
+    # Before psutil 6 the method had another name.
+    method = getattr(process, "net_connections", None) or process.connections
+    return list(method(kind="tcp"))
 
 
 # -- figures
