@@ -17,8 +17,9 @@ Prints one line of JSON for each case. The exit status is 1 if a bound is missed
   ``still_connected``: how many of the connections the server has not closed.
   ``alone`` and ``meanwhile``: how long another user's ``new_task`` takes.
 
-``hash_s`` is the time of one hash alone, measured before and after the load; ``hash_busy_s`` that of one of as many at
-once as the server has threads. Memory is the resident size of the server's process.
+``hash_s`` is the time of a hash while as many are computed at once as the server has threads, and ``hash_alone_s`` that
+of one alone: means of before and after the load, by the benchmark itself. On a machine without other work they differ
+little. Memory is the resident size of the server's process.
 """
 
 from __future__ import annotations
@@ -191,30 +192,33 @@ class Load:
 
 
 class Hashes:
-    """The time of one hash on this machine as it is now, by several measurements: one at the beginning."""
+    """The time of a hash on this machine as it is now, by several measurements; one at the beginning."""
 
     def __init__(self, rounds: int, threads: int) -> None:
         self._hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(rounds))
         self._threads = threads
         self._alone: list[float] = []
-        self._busy: list[float] = []
+        self._seconds: list[float] = []
         self.measure()
 
     def measure(self) -> float:
-        """Measure once more. Returns the mean of all measurements, in seconds."""
-        self._alone.append(quantile([self._check() for _ in range(HASHES)], 0.5))
-        with ThreadPoolExecutor(self._threads) as pool:
-            several = [pool.submit(self._check) for _ in range(HASHES * self._threads)]
-            self._busy.append(quantile([each.result() for each in several], 0.5))
-        return statistics.mean(self._alone)
+        """Measure once more. Returns the mean of all measurements of a hash among others, in seconds."""
+        self._alone.append(self._median(1))
+        self._seconds.append(self._median(self._threads))
+        return statistics.mean(self._seconds)
 
     def figures(self) -> Figures:
         """The means."""
         return {
             "threads": self._threads,
-            "hash_s": round(statistics.mean(self._alone), 3),
-            "hash_busy_s": round(statistics.mean(self._busy), 3),
+            "hash_s": round(statistics.mean(self._seconds), 3),
+            "hash_alone_s": round(statistics.mean(self._alone), 3),
         }
+
+    def _median(self, at_once: int) -> float:
+        with ThreadPoolExecutor(at_once) as pool:
+            checks = [pool.submit(self._check) for _ in range(HASHES * at_once)]
+            return quantile([each.result() for each in checks], 0.5)
 
     def _check(self) -> float:
         began = time.monotonic()
