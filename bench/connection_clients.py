@@ -229,7 +229,7 @@ def attack(port: int, addresses: int, connections: int, register_every: int, fir
         nonlocal opened
         for _ in range(min(OPENING, addresses * connections - opened)):
             source = address(ATTACKERS, first + opened % addresses)
-            Attacker(swarm, source, opened // addresses % register_every == 0, tries).open()
+            Attacker(swarm, source, opened // addresses % register_every == register_every - 1, tries).open()
             opened += 1
         if opened < addresses * connections:
             swarm.later(0.05, open_some)
