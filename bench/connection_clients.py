@@ -142,27 +142,25 @@ class Honest(Peer):
         self.close()
 
 
-def login(port: int, group: int, logins: int, users: int, addresses: int, first_user: int = 0) -> None:
-    """Log in all at once. Reports the seconds of those that were let in, and the outcomes of the others."""
+def login(port: int, group: int, logins: int, users: int, addresses: int, limit: float) -> None:
+    """Log in all at once. Reports, after ``limit`` seconds at most, the seconds of those that were let in, and the
+    outcomes of the others."""
     swarm = Swarm(port)
-    peers = [Honest(swarm, address(group, n % addresses), username(first_user + n % users)) for n in range(logins)]
+    peers = [Honest(swarm, address(group, n % addresses), username(n % users)) for n in range(logins)]
     for peer in peers:
         peer.begin()
-    waiting = iter(peers)
-    current = next(waiting)
+    end = time.monotonic() + limit
+    waiting = list(peers)
 
     def done() -> bool:
-        nonlocal current
-        while current.outcome is not None:
-            if (following := next(waiting, None)) is None:
-                return True
-            current = following
-        return False
+        while waiting and waiting[-1].settled():
+            waiting.pop()
+        return not waiting or time.monotonic() > end
 
     swarm.run(done)
     _report(
         seconds=[peer.seconds for peer in peers if peer.outcome == "ok"],
-        refused=Counter(str(peer.outcome) for peer in peers if peer.outcome != "ok"),
+        refused=Counter(peer.outcome or f"not within {limit:g} s" for peer in peers if peer.outcome != "ok"),
         pauses=sum(peer.pauses for peer in peers),
     )
 

@@ -201,17 +201,21 @@ class Hashes:
         self._seconds: list[float] = []
         self.measure()
 
-    def measure(self) -> float:
-        """Measure once more. Returns the mean of all measurements of a hash among others, in seconds."""
+    def measure(self) -> None:
+        """Measure once more."""
         self._alone.append(self._median(1))
         self._seconds.append(self._median(self._threads))
+
+    @property
+    def seconds(self) -> float:
+        """The mean time of a hash among as many as there are threads."""
         return statistics.mean(self._seconds)
 
     def figures(self) -> Figures:
         """The means."""
         return {
             "threads": self._threads,
-            "hash_s": round(statistics.mean(self._seconds), 3),
+            "hash_s": round(self.seconds, 3),
             "hash_alone_s": round(statistics.mean(self._alone), 3),
         }
 
@@ -273,10 +277,12 @@ def logins(server: Server, options: argparse.Namespace) -> Figures:
     server.start(users, 0)
     hashes = Hashes(options.rounds, server.threads)
     load = Load(server)
-    process = server.clients("login", group=NEWCOMERS, logins=count, users=users, addresses=addresses)
-    found = wait_report(process, server.limit)
+    limit = _patience(server, count * hashes.seconds / server.threads)
+    job = {"group": NEWCOMERS, "logins": count, "users": users, "addresses": addresses, "limit": limit}
+    found = wait_report(server.clients("login", **job), limit + START_SECONDS)
     figures, seconds = load.figures(), found["seconds"]
-    ideal = count * hashes.measure() / server.threads
+    hashes.measure()
+    ideal = count * hashes.seconds / server.threads
     return {
         "logins": count,
         "refused": found["refused"],
@@ -303,10 +309,12 @@ def flood(server: Server, options: argparse.Namespace) -> Figures:
     ]
     wait_ready(attackers, server.limit)
     time.sleep(options.seconds)
-    came = server.clients("login", group=NEWCOMERS, logins=newcomers, users=newcomers, addresses=newcomers)
-    found = _await(came, load, server)
+    hashed = addresses + newcomers + 1
+    limit = _patience(server, hashed * hashes.seconds / server.threads)
+    job = {"group": NEWCOMERS, "logins": newcomers, "users": newcomers, "addresses": newcomers, "limit": limit}
+    found = _await(server.clients("login", **job), load, limit + START_SECONDS)
     device.send(signal.SIGTERM)
-    again = _await(device, load, server)
+    again = _await(device, load, server.limit)
     figures = load.figures()
     tries: Counter[str] = Counter()
     for process in attackers:
@@ -315,7 +323,8 @@ def flood(server: Server, options: argparse.Namespace) -> Figures:
         tries.update(wait_report(process, server.limit)["tries"])
     for process in attackers:
         process.wait(10)
-    ideal = (addresses + newcomers + 1) * hashes.measure() / server.threads
+    hashes.measure()
+    ideal = hashed * hashes.seconds / server.threads
     new = found["seconds"]
     return {
         "attackers": addresses,
@@ -410,16 +419,20 @@ def _shares(count: int, processes: int) -> list[tuple[int, int]]:
     return [(first, end - first) for first, end in itertools.pairwise(bounds)]
 
 
-def _await(process: Process, load: Load, server: Server) -> Any:
+def _await(process: Process, load: Load, limit: float) -> Any:
     """What a process reports. Meanwhile, the memory of the server is looked at."""
 
     def ended() -> bool:
         load.look()
-        server.check()
         return process.returncode is not None
 
-    wait_until(ended, server.limit, "clients have logged in", pause=0.1)
+    wait_until(ended, limit, "clients have logged in", pause=0.1)
     return wait_report(process, 1)
+
+
+def _patience(server: Server, ideal: float) -> float:
+    """Seconds after which logins are given up that take ``ideal`` seconds at best."""
+    return max(server.limit, 2 * ideal)
 
 
 def _all_run(processes: Sequence[Process]) -> None:
