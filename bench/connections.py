@@ -34,7 +34,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -94,8 +94,8 @@ REGISTER_EVERY = 8
 KNOWN_PAUSE = 1.0
 """Seconds between the logins of the known device."""
 
-FEEDERS = 100
-"""Connections that create tasks for those that do not read."""
+FEEDERS = 50
+"""Connections that create tasks for those that do not read. Of one user, there may be no more than 256 in all."""
 
 UNREAD_OVERHEAD = 1.5
 """What a byte that waits costs at most, with the buffers that the settings do not count."""
@@ -341,11 +341,11 @@ def flood(server: Server, options: argparse.Namespace) -> Figures:
     } | figures
 
 
-def readers(server: Server, options: argparse.Namespace) -> list[Figures]:
+def readers(server: Server, options: argparse.Namespace) -> Iterator[Figures]:
     """Clients that do not read."""
     many = options.readers
     server.start(many + 1, 1)
-    before, rows = server.memory(), []
+    before = server.memory()
     with LineClient(server.port, HOST, START_SECONDS) as other:
         if not (login := other.request("login", token=token(many, 0)))["ok"]:
             raise Failed(f"no login: {login}")
@@ -353,8 +353,7 @@ def readers(server: Server, options: argparse.Namespace) -> list[Figures]:
             (many, many, DEFAULT_LIMITS.unread),
             (2 * many, 1, DEFAULT_LIMITS.user_unread),
         ):
-            rows.append(_watch(server, other, before, options.tasks, count, users) | {"limit_mib": limit // MIB})
-    return rows
+            yield _watch(server, other, before, options.tasks * many, count, users) | {"limit_mib": limit // MIB}
 
 
 def _watch(server: Server, other: LineClient, before: int, tasks: int, readers: int, users: int) -> Figures:
@@ -363,7 +362,9 @@ def _watch(server: Server, other: LineClient, before: int, tasks: int, readers: 
     job = {"group": READERS, "connections": readers, "users": users, "sessions": 1, "watch": True}
     watchers = server.clients("resume", **job)
     wait_report(watchers, server.limit)
-    feeders = server.clients("feed", users=users, feeders=min(readers, FEEDERS), tasks=tasks, request=LARGE)
+    feeding = users if users > 1 else min(readers, FEEDERS)
+    each = -(-tasks // feeding)
+    feeders = server.clients("feed", users=users, feeders=feeding, tasks=each, request=LARGE)
     meanwhile: list[float] = []
 
     def fed() -> bool:
@@ -385,7 +386,7 @@ def _watch(server: Server, other: LineClient, before: int, tasks: int, readers: 
     return {
         "readers": readers,
         "users": users,
-        "tasks": tasks * min(readers, FEEDERS),
+        "tasks": each * feeding,
         "still_connected": left,
         "alone": _latency(alone),
         "meanwhile": _latency(meanwhile),
@@ -474,7 +475,7 @@ def _above(row: Mapping[str, Any], name: str, bound: float, shown: str = "") -> 
 
 # -- the command line
 
-CASES: dict[str, Callable[[Server, argparse.Namespace], Figures | list[Figures]]] = {
+CASES: dict[str, Callable[[Server, argparse.Namespace], Figures | Iterator[Figures]]] = {
     "idle": idle,
     "logins": logins,
     "flood": flood,
@@ -491,17 +492,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _play_cases(options: argparse.Namespace, stack: contextlib.ExitStack) -> None:
     _check_files(options)
     services = None if options.embedded else Services.start(stack)
+    mode = "embedded" if services is None else "distributed"
     found: list[str] = []
     for case in options.cases:
         with contextlib.ExitStack() as inner:
             server = Server(options, services, inner)
             figures = CASES[case](server, options)
+            for each in [figures] if isinstance(figures, dict) else figures:
+                row = {"system": "taskd", "version": __version__, "mode": mode, "case": case, **each}
+                emit(row)
+                found += [f"{case}: {text}" for text in missed(row)]
             server.check()
-        mode = "embedded" if services is None else "distributed"
-        for each in figures if isinstance(figures, list) else [figures]:
-            row = {"system": "taskd", "version": __version__, "mode": mode, "case": case, **each}
-            emit(row)
-            found += [f"{case}: {text}" for text in missed(row)]
     if found:
         raise Failed("; ".join(found))
 
