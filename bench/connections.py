@@ -34,7 +34,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -152,6 +152,13 @@ class Server:
         self._stack.callback(process.dispose)
         return process
 
+    def connect(self, token: str) -> LineClient:
+        """A connection logged in with the token of a session. It is closed with the case."""
+        client = self._stack.enter_context(LineClient(self.port, HOST, START_SECONDS))
+        if not (login := client.request("login", token=token))["ok"]:
+            raise Failed(f"no login: {login}")
+        return client
+
     def connected(self, group: int) -> int:
         """How many connections there are from addresses of this group."""
         found = [c for c in connections(self.process) if c.raddr and c.status == psutil.CONN_ESTABLISHED]
@@ -167,13 +174,11 @@ class Server:
 
 
 class Load:
-    """What a load costs the server, from the creation of this object on. ``look`` must be called now and then. The
-    memory grows from ``before`` bytes on, because a process keeps much of what it has freed."""
+    """What a load costs the server, from the creation of this object on. ``look`` must be called now and then."""
 
-    def __init__(self, server: Server, before: int | None = None) -> None:
+    def __init__(self, server: Server) -> None:
         self._server = server
-        self._peak = server.memory()
-        self._before = self._peak if before is None else before
+        self._before = self._peak = server.memory()
         self._meter = Meter(server.pids)
         self._began = time.monotonic()
 
@@ -341,24 +346,23 @@ def flood(server: Server, options: argparse.Namespace) -> Figures:
     } | figures
 
 
-def readers(server: Server, options: argparse.Namespace) -> Iterator[Figures]:
-    """Clients that do not read."""
-    many = options.readers
-    server.start(many + 1, 1)
-    before = server.memory()
-    with LineClient(server.port, HOST, START_SECONDS) as other:
-        if not (login := other.request("login", token=token(many, 0)))["ok"]:
-            raise Failed(f"no login: {login}")
-        for count, users, limit in (
-            (many, many, DEFAULT_LIMITS.unread),
-            (2 * many, 1, DEFAULT_LIMITS.user_unread),
-        ):
-            yield _watch(server, other, before, options.tasks * many, count, users) | {"limit_mib": limit // MIB}
+def readers(server: Server, options: argparse.Namespace) -> Figures:
+    """Clients of as many users that do not read."""
+    users = options.readers
+    return _watch(server, options, users, users) | {"limit_mib": DEFAULT_LIMITS.unread // MIB}
 
 
-def _watch(server: Server, other: LineClient, before: int, tasks: int, readers: int, users: int) -> Figures:
+def readers_of_one(server: Server, options: argparse.Namespace) -> Figures:
+    """Twice as many clients of one user."""
+    return _watch(server, options, 2 * options.readers, 1) | {"limit_mib": DEFAULT_LIMITS.user_unread // MIB}
+
+
+def _watch(server: Server, options: argparse.Namespace, readers: int, users: int) -> Figures:
+    server.start(users + 1, 1)
+    other = server.connect(token(users, 0))
+    tasks = options.tasks * options.readers
     alone = [_submit(other) for _ in range(100)]
-    load = Load(server, before)
+    load = Load(server)
     job = {"group": READERS, "connections": readers, "users": users, "sessions": 1, "watch": True}
     watchers = server.clients("resume", **job)
     wait_report(watchers, server.limit)
@@ -475,12 +479,13 @@ def _above(row: Mapping[str, Any], name: str, bound: float, shown: str = "") -> 
 
 # -- the command line
 
-CASES: dict[str, Callable[[Server, argparse.Namespace], Figures | Iterator[Figures]]] = {
-    "idle": idle,
-    "logins": logins,
-    "flood": flood,
-    "readers": readers,
+CASES: dict[str, Sequence[Callable[[Server, argparse.Namespace], Figures]]] = {
+    "idle": (idle,),
+    "logins": (logins,),
+    "flood": (flood,),
+    "readers": (readers, readers_of_one),
 }
+"""What is measured, each on a server of its own: a process keeps memory that it has freed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -495,14 +500,14 @@ def _play_cases(options: argparse.Namespace, stack: contextlib.ExitStack) -> Non
     mode = "embedded" if services is None else "distributed"
     found: list[str] = []
     for case in options.cases:
-        with contextlib.ExitStack() as inner:
-            server = Server(options, services, inner)
-            figures = CASES[case](server, options)
-            for each in [figures] if isinstance(figures, dict) else figures:
-                row = {"system": "taskd", "version": __version__, "mode": mode, "case": case, **each}
-                emit(row)
-                found += [f"{case}: {text}" for text in missed(row)]
-            server.check()
+        for measure in CASES[case]:
+            with contextlib.ExitStack() as inner:
+                server = Server(options, services, inner)
+                row = {"system": "taskd", "version": __version__, "mode": mode, "case": case}
+                row |= measure(server, options)
+                server.check()
+            emit(row)
+            found += [f"{case}: {text}" for text in missed(row)]
     if found:
         raise Failed("; ".join(found))
 
