@@ -13,9 +13,9 @@ Prints one line of JSON for each case. The exit status is 1 if a bound is missed
   seconds. Users come from new addresses with the right passwords: ``new_s`` may be 1.5 times ``ideal_s`` at most, a
   hash for each address.
 - ``readers``: clients watch but never read, while tasks of theirs with large texts and results are created and end.
-  First each is a user of its own, then twice as many are of one user. ``growth_mib`` is bounded by the settings.
-  ``still_connected``: how many of the connections the server has not closed.
-  ``alone`` and ``meanwhile``: how long another user's ``new_task`` takes.
+  First each is a user of its own, then twice as many are of one user. ``readers_mib``: how much more the server's
+  memory grows than by the same tasks ``without`` readers; the settings bound it. ``latency``: how long another user's
+  ``new_task`` takes meanwhile. ``still_connected``: how many of the connections the server has not closed.
 
 ``hash_s`` is the time of a hash while as many are computed at once as the server has threads, and ``hash_alone_s`` that
 of one alone: means of before and after the load, by the benchmark itself. On a machine without other work they differ
@@ -96,6 +96,8 @@ KNOWN_PAUSE = 1.0
 
 FEEDERS = 50
 """Connections that create tasks for those that do not read. Of one user, there may be no more than 256 in all."""
+
+END_SECONDS = 5.0
 
 UNREAD_OVERHEAD = 1.5
 """What a byte that waits costs at most, with the buffers that the settings do not count."""
@@ -361,40 +363,38 @@ def _watch(server: Server, options: argparse.Namespace, readers: int, users: int
     server.start(users + 1, 1)
     other = server.connect(token(users, 0))
     tasks = options.tasks * options.readers
-    alone = [_submit(other) for _ in range(100)]
     load = Load(server)
+    latency = _feed(server, other, load, tasks, users)
+    without = {"latency": _latency(latency), "growth_mib": load.figures()["growth_mib"]}
     job = {"group": READERS, "connections": readers, "users": users, "sessions": 1, "watch": True}
     watchers = server.clients("resume", **job)
     wait_report(watchers, server.limit)
-    feeding = users if users > 1 else min(readers, FEEDERS)
-    each = -(-tasks // feeding)
-    feeders = server.clients("feed", users=users, feeders=feeding, tasks=each, request=LARGE)
-    meanwhile: list[float] = []
-
-    def fed() -> bool:
-        meanwhile.append(_submit(other))
-        load.look()
-        server.check()
-        if feeders.returncode not in (None, 0):
-            raise Failed(f"a process of the benchmark failed: {feeders.output()[-2000:]}")
-        return feeders.returncode == 0
-
-    wait_until(fed, server.limit, "all tasks are created", pause=0.02)
-    # until they have ended
-    end = time.monotonic() + 5
-    while time.monotonic() < end:
-        fed()
-        time.sleep(0.02)
+    latency = _feed(server, other, load, tasks, users)
     left = server.connected(READERS)
     watchers.send(signal.SIGTERM)
-    return {
-        "readers": readers,
-        "users": users,
-        "tasks": each * feeding,
-        "still_connected": left,
-        "alone": _latency(alone),
-        "meanwhile": _latency(meanwhile),
-    } | load.figures()
+    row: Figures = {"readers": readers, "users": users, "tasks": tasks, "still_connected": left, "without": without}
+    row |= {"latency": _latency(latency)} | load.figures()
+    return row | {"readers_mib": round(row["growth_mib"] - without["growth_mib"], 1)}
+
+
+def _feed(server: Server, other: LineClient, load: Load, tasks: int, users: int) -> list[float]:
+    """Let users create large tasks. Returns how long another user's submissions take until these tasks have ended."""
+    feeding = users if users > 1 else FEEDERS
+    feeders = server.clients("feed", users=users, feeders=feeding, tasks=-(-tasks // feeding), request=LARGE)
+    took: list[float] = []
+    deadline, end = time.monotonic() + server.limit, float("inf")
+    while time.monotonic() < end:
+        took.append(_submit(other))
+        load.look()
+        server.check()
+        if feeders.returncode is not None:
+            # all are created, and end soon
+            wait_report(feeders, 1)
+            end = min(end, time.monotonic() + END_SECONDS)
+        elif time.monotonic() > deadline:
+            raise Failed(f"not within {server.limit:g} s: all tasks are created")
+        time.sleep(0.02)
+    return took
 
 
 def _submit(client: LineClient) -> float:
@@ -463,7 +463,7 @@ def missed(row: Mapping[str, Any]) -> list[str]:
             *_above(row["known_s"], "max", KNOWN_SECONDS, "known_s"),
             *_above(row, "ratio", NEW_RATIO),
         ]
-    return _above(row, "growth_mib", row["limit_mib"] * UNREAD_OVERHEAD)
+    return _above(row, "readers_mib", row["limit_mib"] * UNREAD_OVERHEAD)
 
 
 def _refused(row: Mapping[str, Any], name: str) -> list[str]:

@@ -14,7 +14,7 @@ from bench.swarm import Swarm, address
 IDLE = {"case": "idle", "kib_each": 7.5, "cpu_percent": 0.2}
 LOGINS = {"case": "logins", "refused": {}, "ratio": 1.1}
 FLOOD = {"case": "flood", "known_refused": {}, "new_refused": {}, "known_s": {"number": 9, "max": 1.2}, "ratio": 1.2}
-READERS = {"case": "readers", "growth_mib": 70.0, "limit_mib": 64}
+READERS = {"case": "readers", "readers_mib": 70.0, "limit_mib": 64}
 
 
 @pytest.mark.parametrize("row", [IDLE, LOGINS, FLOOD, READERS], ids=lambda row: row["case"])
@@ -35,7 +35,7 @@ def test_good_figures_miss_no_bound(row: dict[str, Any]) -> None:
         (FLOOD, {"known_refused": {"cut": 1}}, "known_refused: {'cut': 1}"),
         (FLOOD, {"new_refused": {"cut": 1}}, "new_refused: {'cut': 1}"),
         (FLOOD, {"ratio": 1.6}, "ratio is 1.6, above 1.5"),
-        (READERS, {"growth_mib": 97.0}, "growth_mib is 97, above 96"),
+        (READERS, {"readers_mib": 97.0}, "readers_mib is 97, above 96"),
     ],
 )
 def test_each_missed_bound_is_named(row: dict[str, Any], change: dict[str, Any], text: str) -> None:
