@@ -100,11 +100,16 @@ def micros_a_task(used: Mapping[str, float], tasks: int) -> dict[str, float]:
 def listener(port: int) -> int:
     """The process id of the child of this process that listens on a port."""
     for child in psutil.Process().children():
-        # Before psutil 6 the method had another name.
-        connections = getattr(child, "net_connections", None) or child.connections
-        if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections(kind="tcp")):
+        if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections(child)):
             return child.pid
     raise Failed(f"no process of this run listens on port {port}")
+
+
+def connections(process: psutil.Process) -> Sequence[Any]:
+    """The TCP connections of a process as psutil sees them."""
+    # Before psutil 6 the method had another name.
+    method = getattr(process, "net_connections", None) or process.connections
+    return list(method(kind="tcp"))
 
 
 # -- figures
@@ -235,12 +240,17 @@ class Deployment:
             return daemons
         return daemons | {"worker": [d.pid for d in self._worker_daemons]} | self.services.pids
 
-    def start(self) -> None:
-        """Start everything and wait until the servers answer."""
-        if self.services is not None:
+    def settings(self) -> Mapping[str, str]:
+        """The variables of the daemons. The database is there; its tables may not be."""
+        if self.services is not None and not self.database:
             self.database = self.services.postgres.create_database()
             self._env |= self.services.postgres.env(self.database)
             self._env |= self.services.rabbitmq.env(unique("bench"))
+        return self._env
+
+    def start(self) -> None:
+        """Start everything and wait until the servers answer."""
+        self.settings()
         for port in self.ports:
             self._servers.append(self._daemon("taskserver", "--listen", f"tcp:{port}:interface={HOST}"))
             # One after the other, as the first one creates the tables.
@@ -316,10 +326,11 @@ def time_tasks(client: LineClient, count: int) -> list[float]:
     return took
 
 
-def run_python(place: Path, name: str, *command: str | int) -> Process:
-    """Run ``python COMMAND`` in the root of the project, with its output in ``place/name``."""
+def run_python(place: Path, name: str, *command: str | int, env: Mapping[str, str] | None = None) -> Process:
+    """Run ``python COMMAND`` in the root of the project, with its output in ``place/name``. ``env`` has variables that
+    configure taskd."""
     line = [sys.executable, *map(str, command)]
-    return Process(line, place / name, env=clean_environment(PYTHONUNBUFFERED="1"), cwd=ROOT)
+    return Process(line, place / name, env=clean_environment(PYTHONUNBUFFERED="1", **(env or {})), cwd=ROOT)
 
 
 def wait_ready(processes: Sequence[Process], limit: float = START_SECONDS) -> None:
@@ -338,7 +349,7 @@ def report(process: Process) -> Any:
     """The JSON in the last line that a process printed, or None if it has not printed it yet."""
     output = process.output()
     last = output[:-1].rpartition("\n")[2]
-    return json.loads(last) if output.endswith("}\n") else None
+    return json.loads(last) if last.startswith("{") and output.endswith("}\n") else None
 
 
 def wait_report(process: Process, limit: float) -> Any:

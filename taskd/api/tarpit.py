@@ -17,7 +17,9 @@ from taskd.model.errors import Draining, RateLimited
 
 HOLD_SECONDS = 5.0
 
-MAX_HELD = 1_000
+MAX_HELD = 10_000
+"""More than a full line of logins refuses to 200 addresses with 64 connections each. To hold a connection costs less
+than to cut it: whoever is cut connects and tries again at once."""
 
 
 class CutOff(RateLimited):

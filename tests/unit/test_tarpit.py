@@ -6,6 +6,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from taskd.api.hash_queue import MAX_WAITING
 from taskd.api.tarpit import CutOff, Tarpit
 from taskd.model.errors import Draining, RateLimited
 
@@ -50,6 +51,17 @@ class TarpitTests(SynchronousTestCase):
         self.failureResultOf(self.refuse("b"), CutOff)
         self.clock.advance(5)
         for each in (honest, second, *attacker[2:]):
+            self.assertIs(type(self.failureResultOf(each).value), RateLimited)
+
+    def test_all_that_a_full_line_refuses_to_64_connections_of_200_addresses_are_held(self) -> None:
+        # whose connection was cut instead would come again at once
+        self.tarpit = Tarpit(self.clock)
+        refused = [self.refuse(f"10.0.0.{n % 200}") for n in range(200 * 64 - MAX_WAITING)]
+        self.clock.advance(4.9)
+        for each in refused:
+            self.assertNoResult(each)
+        self.clock.advance(0.1)
+        for each in refused:
             self.assertIs(type(self.failureResultOf(each).value), RateLimited)
 
     def test_a_connection_that_is_closed_frees_its_place(self) -> None:
