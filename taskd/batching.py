@@ -33,7 +33,8 @@ class ItemBatcher(Generic[T]):
     ``flush`` gets a list of items. It commits all items, or raises and commits none; what it does after the commit must
     not raise. If it raises anything but Unavailable, the batch is split in half, again and again, until the faulty item
     fails alone. ``failed`` is called with the failure and each item that failed; what it raises is logged. ``weigh``
-    gives the weight of an item; a batch weighs at most ``max_weight``, or has one item. ``delay`` is in seconds.
+    gives the weight of an item; a batch weighs at most ``max_weight``, or has one item. ``delay`` is in seconds. With
+    ``at_once``, an item that finds no batch running does not wait for others of the same turn of the reactor.
     """
 
     _log = Logger()
@@ -48,7 +49,9 @@ class ItemBatcher(Generic[T]):
         delay: float = DELAY,
         concurrency: int = CONCURRENCY,
         weigh: Callable[[T], int] | None = None,
+        at_once: bool = False,
     ) -> None:
+        self._at_once = at_once
         self._clock = clock
         self._flush = flush
         self._failed = failed
@@ -65,7 +68,11 @@ class ItemBatcher(Generic[T]):
     def add(self, item: T) -> None:
         """Add an item to the next batch."""
         self._pending.append(item)
-        if self._timer is None:
+        if self._timer is not None:
+            return
+        if self._at_once and not self._running:
+            self._start_batch()
+        else:
             # wait one turn even when idle, so that all requests of one socket read go into the same batch
             self._start_timer(short=not self._running)
 
@@ -148,6 +155,7 @@ class Batcher(ItemBatcher[tuple[T, Deferred[R]]]):
         concurrency: int = CONCURRENCY,
         weigh: Callable[[T], int] | None = None,
         failed: Callable[[T], object] | None = None,
+        at_once: bool = False,
     ) -> None:
         super().__init__(
             clock,
@@ -157,6 +165,7 @@ class Batcher(ItemBatcher[tuple[T, Deferred[R]]]):
             delay=delay,
             concurrency=concurrency,
             weigh=None if weigh is None else lambda pair: weigh(pair[0]),
+            at_once=at_once,
         )
         self._flush_results = flush
         self._item_failed = failed

@@ -231,7 +231,7 @@ class Accounts:
         it the password alone is enough, and no wrong guesses are forgotten: or else a thief of the password and a
         session could guess codes in between without end."""
         secret = password_bytes(password)
-        account = await self._store.find_user(key, client.network)
+        account = await self.guard.account(key, client)
         rounds = await self._highest_cost.get()
         stored = account.password if account is not None else ""
         known = action in TOKEN_IS_KNOWN or (account is not None and account.known)
@@ -295,7 +295,7 @@ class Accounts:
         """Set a password with a one-time code. Raises BadRequest, WrongCredentials, RateLimited, Unavailable."""
         name, key = normalize_username(username)
         secret = _new_password(new_password, name)
-        account = await self._store.find_user(key, client.network)
+        account = await self.guard.account(key, client)
         given = code_hash(code)
         stored = (account.code if account is not None else None) or b""
         second = partial(_no_more, account) if account is not None and account.user.totp else None
@@ -340,7 +340,7 @@ class Accounts:
         """Have the second factor count from now on. Returns the recovery codes. Raises WrongCode, Conflict,
         RateLimited, Unavailable."""
         key = normalize_username(who.username)[1]
-        account = await self._store.find_user(key, client.network)
+        account = await self.guard.account(key, client)
         if account is None or account.totp is None or account.user.totp:
             raise Conflict("no second factor waits to be confirmed; begin with totp_begin")
         codes, begun, entry = new_recovery_codes(), account.totp, _own_entry(TOTP_CONFIRM, who)

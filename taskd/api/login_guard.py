@@ -5,7 +5,7 @@ How :class:`taskd.api.accounts.Accounts` uses it, with ``client`` made by the tr
     async def login(self, username, password, client):
         name, key = normalize_username(username)
         secret = password_bytes(password)
-        account = await self._store.find_user(key, client.network)
+        account = await self._guard.account(key, client)
         # an unknown user and one without a password cost a hash as well, in the same line
         stored = account.password if account is not None and account.password else self._dummy
         known = account is not None and account.known
@@ -25,13 +25,14 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
+from taskd.api.account_reader import AccountReader
 from taskd.api.hash_queue import LEISURE, HashQueue, Place, RunHash
-from taskd.api.login_throttle import Guess, LoginThrottle
+from taskd.api.login_throttle import HOUR, Guess, LoginThrottle
 from taskd.api.networks import SharedAddressNotice, network_of
 from taskd.api.refusal_log import RefusalLog
 from taskd.api.tarpit import Tarpit
 from taskd.model.errors import Draining, RateLimited, TotpRequired, WrongCode, WrongCredentials
-from taskd.ports.accounts import Entry, IAccountStore
+from taskd.ports.accounts import Account, Entry, IAccountStore
 
 LOGIN, REGISTER, SET_PASSWORD, TOTP_CONFIRM = "login", "register", "set_password", "totp_confirm"
 LOCAL_LOGIN = "local_login"
@@ -70,19 +71,32 @@ def open_guard(
     """A guard with all its parts. The limits are those of :class:`LoginThrottle`; 0 is no limit. ``run_hash`` runs
     ``threads`` calls at a time."""
     refusals = RefusalLog(clock, store)
-    throttle = LoginThrottle(clock, store, refusals, logins, registrations, guesses)
-    return LoginGuard(throttle, HashQueue(clock, run_hash, threads), Tarpit(clock), refusals)
+    reader = AccountReader(clock, store, HOUR)
+    throttle = LoginThrottle(clock, reader, refusals, logins, registrations, guesses)
+    return LoginGuard(reader, throttle, HashQueue(clock, run_hash, threads), Tarpit(clock), refusals)
 
 
 class LoginGuard:
     """Its parts are started and stopped by whoever has made them, but for those that :meth:`stop` stops."""
 
-    def __init__(self, throttle: LoginThrottle, hashes: HashQueue, tarpit: Tarpit, refusals: RefusalLog) -> None:
+    def __init__(
+        self,
+        reader: AccountReader,
+        throttle: LoginThrottle,
+        hashes: HashQueue,
+        tarpit: Tarpit,
+        refusals: RefusalLog,
+    ) -> None:
+        self._reader = reader
         self._throttle = throttle
         self._hashes = hashes
         self._tarpit = tarpit
         self._refusals = refusals
         self._notice = SharedAddressNotice()
+
+    def account(self, key: str, client: Client) -> Deferred[Account | None]:
+        """The account that this client asks for. Fails with Unavailable."""
+        return self._reader.account(key, client.network)
 
     async def check(
         self,

@@ -24,11 +24,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
+from taskd.api.account_reader import AccountReader
 from taskd.api.rate_limit import RateLimit
 from taskd.api.recent import MAX_SOURCES, Recent
 from taskd.api.refusal_log import RefusalLog
 from taskd.model.errors import RateLimited
-from taskd.ports.accounts import IAccountStore
 
 K = TypeVar("K")
 
@@ -110,7 +110,7 @@ class LoginThrottle:
     def __init__(
         self,
         clock: IReactorTime,
-        store: IAccountStore,
+        reader: AccountReader,
         refusals: RefusalLog,
         logins: int = 60,
         registrations: int = 20,
@@ -118,7 +118,7 @@ class LoginThrottle:
         most: int = MAX_SOURCES,
     ) -> None:
         self._clock = clock
-        self._store = store
+        self._reader = reader
         self._refusals = refusals
         self._most_guesses = guesses
         self._logins = RateLimit(clock, logins, 60.0, most)
@@ -197,7 +197,7 @@ class LoginThrottle:
         # Guesses that are stored meanwhile count twice until the next time, and none is missed.
         pending, before = self._refusals.pending(account), found.since
         try:
-            stored = await self._store.count_refusals(account, HOUR)
+            stored = await self._reader.guesses(account)
             found.stored = stored + pending
             found.since -= before
             found.read_at = self._clock.seconds()

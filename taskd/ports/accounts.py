@@ -170,6 +170,9 @@ class IAccountStore(Interface):
     def find_user(key: str, network: str = "") -> Awaitable[Account | None]:
         """The account with this key, None if there is none. ``network`` is the one that ``known`` is about."""
 
+    def find_users(asked: Sequence[tuple[str, str]]) -> Awaitable[Sequence[Account | None]]:
+        """The same for several pairs of key and network, in their order."""
+
     def list_users(after_key: str, limit: int) -> Awaitable[Sequence[UserRow]]:
         """Users in the order of their keys, beginning after this one."""
 
@@ -280,9 +283,9 @@ class IAccountStore(Interface):
     def audit(entries: Sequence[Entry]) -> Awaitable[None]:
         """Add rows to the audit."""
 
-    def count_refusals(subject: str, seconds: float) -> Awaitable[int]:
-        """The sum of ``number`` over the rows of wrong guesses at the account with this key in the last so many
-        seconds: those of GUESSED with any outcome but ``ok`` and NO_GUESS."""
+    def count_refusals(subjects: Sequence[str], seconds: float) -> Awaitable[Sequence[int]]:
+        """For each account with one of these keys, the sum of ``number`` over the rows of wrong guesses at it in the
+        last so many seconds: those of GUESSED with any outcome but ``ok`` and NO_GUESS."""
 
     def list_audit(
         before_id: int | None, limit: int, subject: str | None = None, action: str | None = None

@@ -46,6 +46,7 @@ _PICTURES = frozenset({"poll_workers", "look", "standing"})
 READS = frozenset(
     {
         "find_user",
+        "find_users",
         "find_sessions",
         "find_keys",
         "find_tasks",
@@ -381,6 +382,9 @@ class StoreLink:
     def find_user(self, key: str, network: str = "") -> Awaitable[Account | None]:
         return self._call("find_user", key, network)
 
+    def find_users(self, asked: Sequence[tuple[str, str]]) -> Awaitable[Sequence[Account | None]]:
+        return self._call("find_users", asked)
+
     def list_users(self, after_key: str, limit: int) -> Awaitable[Sequence[UserRow]]:
         return self._call("list_users", after_key, limit)
 
@@ -469,8 +473,8 @@ class StoreLink:
     def audit(self, entries: Sequence[Entry]) -> Awaitable[None]:
         return self._call("audit", entries, repeat=False)
 
-    def count_refusals(self, subject: str, seconds: float) -> Awaitable[int]:
-        return self._call("count_refusals", subject, seconds)
+    def count_refusals(self, subjects: Sequence[str], seconds: float) -> Awaitable[Sequence[int]]:
+        return self._call("count_refusals", subjects, seconds)
 
     def list_audit(
         self, before_id: int | None, limit: int, subject: str | None = None, action: str | None = None

@@ -9,9 +9,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
+from taskd.api.account_reader import AccountReader
 from taskd.api.hash_queue import HashQueue
 from taskd.api.login_guard import Client, LoginGuard
-from taskd.api.login_throttle import LoginThrottle
+from taskd.api.login_throttle import HOUR, LoginThrottle
 from taskd.api.refusal_log import RefusalLog
 from taskd.api.tarpit import Tarpit
 from taskd.store.sqlite.store import SqliteStore
@@ -49,10 +50,11 @@ class Server:
     def __init__(self, clock: Clock, store: SqliteStore, most: int = 65_536, held: int = 1000, **limits: int) -> None:
         self.hashes = SlowHashes(clock)
         self.refusals = RefusalLog(clock, store)
-        self.throttle = LoginThrottle(clock, store, self.refusals, most=most, **limits)
+        reader = AccountReader(clock, store, HOUR)
+        self.throttle = LoginThrottle(clock, reader, self.refusals, most=most, **limits)
         self.queue = HashQueue(clock, self.hashes, THREADS)
         self.tarpit = Tarpit(clock, most=held)
-        self.guard = LoginGuard(self.throttle, self.queue, self.tarpit, self.refusals)
+        self.guard = LoginGuard(reader, self.throttle, self.queue, self.tarpit, self.refusals)
 
     def login(
         self, key: str, address: str | None = "192.0.2.1", password: str = RIGHT, known: bool = False, owner: Any = None

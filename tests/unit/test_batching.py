@@ -67,6 +67,19 @@ class BatcherTests(SynchronousTestCase):
         for item in items:
             batcher.submit(item).addBoth(note(item))
 
+    def test_an_item_may_go_at_once_and_others_gather_meanwhile(self) -> None:
+        batcher = self.batcher(at_once=True, concurrency=1)
+        self.submit(batcher, 1)
+        self.assertEqual(self.flushes.batches, [[1]])
+        self.submit(batcher, 2, 3)
+        self.clock.advance(1)
+        self.assertEqual(self.flushes.batches, [[1]])
+        self.flushes.end()
+        self.clock.advance(0)
+        self.assertEqual(self.flushes.batches, [[1], [2, 3]])
+        self.flushes.end()
+        self.assertEqual(self.results, {1: 2, 2: 4, 3: 6})
+
     def test_items_of_one_reactor_turn_form_one_batch(self) -> None:
         batcher = self.batcher()
         self.submit(batcher, 1, 2, 3)

@@ -261,7 +261,7 @@ class Refusals(LocalCase):
             self.audit("action", "subject", "outcome", "number", "details")[1:],
             [("login", "", "forbidden", 3, "local uid 1001")],
         )
-        self.assertEqual(now(self.stage.store.count_refusals("ana", 3600)), 0)
+        self.assertEqual(now(self.stage.store.count_refusals(["ana"], 3600)), [0])
 
     def test_a_machine_that_does_not_answer(self) -> None:
         async def hangs(uid: int) -> str | None:

@@ -56,7 +56,7 @@ class RefusalLogTests(LoginCase):
         self.add(outcome="rate_limited", times=50)
         self.assertEqual(self.log.pending("ana"), 3)
         self.clock.advance(FLUSH_SECONDS)
-        self.assertEqual((self.log.pending("ana"), now(self.store.count_refusals("ana", 3600))), (0, 3))
+        self.assertEqual((self.log.pending("ana"), now(self.store.count_refusals(["ana"], 3600))), (0, [3]))
 
     def test_it_can_hurry(self) -> None:
         self.log.hurry()

@@ -344,7 +344,7 @@ class Guessing(TotpCase):
             self.assertEqual(self.login(code=self.wrong())["code"], "wrong_code")
         self.assertRefused(self.login(self.stage.connect()), "totp_required", "code")
         self.stage.pass_time(61, step=1)
-        self.assertEqual(now(self.stage.other_store.count_refusals("ana", 3600)), 20)
+        self.assertEqual(now(self.stage.other_store.count_refusals(["ana"], 3600)), [20])
 
     def test_the_limit_holds_for_turning_it_off_from_many_addresses(self) -> None:
         token = self.login(self.stage.connect(), code=self.code())["token"]

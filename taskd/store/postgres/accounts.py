@@ -15,6 +15,7 @@ from typing import Any
 from taskd.model.tasks import Task
 from taskd.model.users import Role, User
 from taskd.ports.accounts import DEVICE_SECONDS, SETTLE_SECONDS, Account, Entry, UserRow
+from taskd.store.postgres.arrays import texts
 from taskd.store.postgres.audit import PostgresAudit, note, noted
 from taskd.store.postgres.connection import PostgresConnection
 from taskd.store.postgres.rows import LISTED, to_tasks
@@ -78,12 +79,13 @@ WITH found AS MATERIALIZED (
 ), ended AS ({_END_SESSIONS} AND changed.old_uid IS NOT NULL), noted AS ({noted(_CHANGED)})
 SELECT (SELECT username FROM other), {USER} FROM users WHERE username_key = $2 AND deleted_at IS NULL
 """,
-    "find_user": f"""
-SELECT password, CASE WHEN code_until > now() THEN code_hash END,
+    "find_users": f"""
+SELECT k.n, password, CASE WHEN code_until > now() THEN code_hash END,
     EXISTS (SELECT FROM devices d
-        WHERE d.user_id = users.id AND d.network = $2 AND d.seen_at > now() - make_interval(secs => $3)),
+        WHERE d.user_id = users.id AND d.network = k.network AND d.seen_at > now() - make_interval(secs => $3)),
     totp_secret, {USER}
-FROM users WHERE username_key = $1 AND deleted_at IS NULL
+FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k (key, network, n) JOIN users ON username_key = k.key
+WHERE deleted_at IS NULL
 """,
     "list_users": f"""
 SELECT weight, created_at, (SELECT max(used_at) FROM sessions WHERE user_id = users.id),
@@ -262,11 +264,14 @@ class PostgresAccounts(PostgresSessions, PostgresTotp, PostgresAudit):
         return to_user(*user)
 
     async def find_user(self, key: str, network: str = "") -> Account | None:
-        rows = await self._call("find_user", check_text(key), check_text(network), DEVICE_SECONDS)
-        if not rows:
-            return None
-        password, code, known, secret, *user = rows[0]
-        return Account(to_user(*user), password, _to_bytes(code), known, secret)
+        return (await self.find_users([(key, network)]))[0]
+
+    async def find_users(self, asked: Sequence[tuple[str, str]]) -> Sequence[Account | None]:
+        keys, networks = (texts([check_text(text) for text in each]) for each in zip(*asked, strict=True))
+        found: list[Account | None] = [None] * len(asked)
+        for n, password, code, known, secret, *user in await self._call("find_users", keys, networks, DEVICE_SECONDS):
+            found[n - 1] = Account(to_user(*user), password, _to_bytes(code), known, secret)
+        return found
 
     async def list_users(self, after_key: str, limit: int) -> Sequence[UserRow]:
         rows = await self._call("list_users", max(check_text(after_key), LIVE_KEYS), limit)

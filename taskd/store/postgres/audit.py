@@ -8,6 +8,7 @@ import msgspec
 
 from taskd.ports.accounts import DEVICE_SECONDS, Audited, Entry
 from taskd.store.audit import ENTRY, SWEPT, WRONG_GUESS, storable
+from taskd.store.postgres.arrays import texts
 from taskd.store.postgres.database import PostgresDatabase
 from taskd.store.refusals import MAX_ID, check_text
 
@@ -57,8 +58,10 @@ SELECT id, {ENTRY} FROM json_to_recordset($1::json) AS e {_TYPES}
 ON CONFLICT (id) DO NOTHING
 """,
     "count_refusals": f"""
-SELECT coalesce(sum(number), 0) FROM audit
-WHERE subject = $1 AND at > now() - make_interval(secs => $2) AND {WRONG_GUESS}
+SELECT (
+    SELECT coalesce(sum(number), 0) FROM audit
+    WHERE audit.subject = k.subject AND at > now() - make_interval(secs => $2) AND {WRONG_GUESS})
+FROM unnest($1::text[]) WITH ORDINALITY AS k (subject, n) ORDER BY n
 """,
     "list_audit": f"{_PAGE} {_NEWEST}",
     "list_audit_action": f"{_PAGE} AND action = $3 {_NEWEST}",
@@ -88,8 +91,9 @@ class PostgresAudit(PostgresDatabase):
             stored = [{"id": audit_id, **msgspec.structs.asdict(storable(entry))} for (audit_id,), entry in rows]
             await self._call("audit", msgspec.json.encode(stored).decode())
 
-    async def count_refusals(self, subject: str, seconds: float) -> int:
-        return int((await self._call("count_refusals", check_text(subject), seconds))[0][0])
+    async def count_refusals(self, subjects: Sequence[str], seconds: float) -> Sequence[int]:
+        rows = await self._call("count_refusals", texts([check_text(subject) for subject in subjects]), seconds)
+        return [int(count) for (count,) in rows]
 
     async def list_audit(
         self, before_id: int | None, limit: int, subject: str | None = None, action: str | None = None

@@ -105,7 +105,7 @@ class PostgresDatabase(Startable):
             if not self._pool.running:
                 await self._migrate()
                 self._pool.start()
-            await self._call("find_user", "", "", 0)
+            await self._call("find_users", "{}", "{}", 0)
             [(now,)] = await self._call("clock")
             self._told(now)
         except InsufficientPrivilege as e:

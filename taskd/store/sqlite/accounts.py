@@ -148,14 +148,21 @@ class SqliteAccounts(SqliteSessions, SqliteTotp, SqliteAudit):
         note(db, now, entry, user.id, key)
         return user
 
+    async def find_user(self, key: str, network: str = "") -> Account | None:
+        return (await self.find_users([(key, network)]))[0]
+
     @transaction
-    def find_user(self, db: Cursor, now: int, key: str, network: str = "") -> Account | None:
+    def find_users(self, db: Cursor, now: int, asked: Sequence[tuple[str, str]]) -> Sequence[Account | None]:
         since = now - micros_of(DEVICE_SECONDS)
-        row = db.execute(FIND_ACCOUNT, (now, check_text(network), since, check_text(key))).fetchone()
-        if row is None:
-            return None
-        password, code, known, secret, *user = row
-        return Account(to_user(*user), password, code, bool(known), secret)
+        found: list[Account | None] = []
+        for key, network in asked:
+            row = db.execute(FIND_ACCOUNT, (now, check_text(network), since, check_text(key))).fetchone()
+            if row is None:
+                found.append(None)
+            else:
+                password, code, known, secret, *user = row
+                found.append(Account(to_user(*user), password, code, bool(known), secret))
+        return found
 
     @transaction
     def list_users(self, db: Cursor, now: int, after_key: str, limit: int) -> Sequence[UserRow]:

@@ -55,9 +55,9 @@ class SqliteAudit(SqliteDatabase):
             note(db, now, entry)
 
     @transaction
-    def count_refusals(self, db: Cursor, now: int, subject: str, seconds: float) -> int:
-        [(count,)] = db.execute(COUNT_REFUSALS, (check_text(subject), now - micros_of(seconds))).fetchall()
-        return int(count)
+    def count_refusals(self, db: Cursor, now: int, subjects: Sequence[str], seconds: float) -> Sequence[int]:
+        since = now - micros_of(seconds)
+        return [db.execute(COUNT_REFUSALS, (check_text(subject), since)).fetchone()[0] for subject in subjects]
 
     @transaction
     def list_audit(

@@ -45,6 +45,12 @@ class AccountTests(AccountCase):
         self.assertEqual((account.code, account.known), (None, False))
         self.assertIsNone(await self.store.find_user("nobody"))
 
+    async def test_many_are_found_at_once_in_their_order(self) -> None:
+        await self.store.open_session(self.ana.id, NewSession(b"a", 100, network="192.0.2.1"))
+        asked = [("nobody", ""), ("ana", "192.0.2.1"), ("ben", "192.0.2.1"), ("ana", "192.0.2.2"), ("", "")]
+        found = [account and (account.user.id, account.known) for account in await self.store.find_users(asked)]
+        self.assertEqual(found, [None, (self.ana.id, True), (self.ben.id, False), (self.ana.id, False), None])
+
     async def test_key_is_unique(self) -> None:
         with self.assertRaises(UsernameInUse):
             await self.store.create_user("ANA", "ana", "$2b$other", Entry("register"))
@@ -472,9 +478,8 @@ class AccountTests(AccountCase):
             [refused(3), refused(4, outcome="rate_limited"), refused(20, subject="ben"), refused(30, outcome="ok")]
         )
         await self.store.audit([Entry("register", subject="ana", outcome="in_use", number=50)])
-        self.assertEqual(await self.store.count_refusals("ana", 60), 3)
-        self.assertEqual(await self.store.count_refusals("ana", 120), 103)
-        self.assertEqual(await self.store.count_refusals("nobody", 60), 0)
+        self.assertEqual(await self.store.count_refusals(["ana", "nobody", "ana"], 60), [3, 0, 3])
+        self.assertEqual(await self.store.count_refusals(["ana"], 120), [103])
 
     async def test_what_is_past_is_swept(self) -> None:
         await self.opened(HASHES[0])
