@@ -167,16 +167,18 @@ def login(port: int, group: int, logins: int, users: int, addresses: int, limit:
 
 def known(port: int, user: int, pause: float) -> None:
     """Log in again and again from one address, each time over a new connection ``pause`` seconds after the login
-    before, until SIGTERM. The first login makes the address a known one, and does not count."""
+    before, until SIGTERM. The first login makes the address a known one, and does not count. Reports when each began, by
+    the clock that the processes share, and its seconds."""
     swarm = Swarm(port)
-    seconds: list[float] = []
+    seconds: list[tuple[float, float]] = []
     refused: Counter[str] = Counter()
     while not swarm.stopped:
         peer = Honest(swarm, address(DEVICE, 0), username(user))
+        began = time.monotonic()
         peer.begin()
         swarm.run(peer.settled)
         if peer.outcome == "ok":
-            seconds.append(peer.seconds)
+            seconds.append((began, peer.seconds))
             if len(seconds) == 1:
                 print("ready", flush=True)
         elif peer.outcome is not None:

@@ -10,7 +10,9 @@ Prints one line of JSON for each case. The exit status is 1 if a bound is missed
 - ``flood``: many addresses guess passwords and register as fast as they can, over as many connections as a server lets
   each have. ``tries``: whose password was ``wrong``, that ``registered``, that a limit has ``refused``, and whose
   connection was ``cut`` without an answer. A device that is known logs in again and again: ``known_s``, each under 2
-  seconds. Users come from new addresses with the right passwords: ``new_s`` may be 1.5 times ``ideal_s`` at most, a
+  seconds. ``connecting_s`` is the longest of its logins that began before all attackers had connected, and has no
+  bound: more connect in that second than the kernel holds for the server, and who finds no place tries again after a
+  second. Users come from new addresses with the right passwords: ``new_s`` may be 1.5 times ``ideal_s`` at most, a
   hash for each address.
 - ``readers``: clients watch but never read, while tasks of theirs with large texts and results are created and end.
   First each is a user of its own, then twice as many are of one user. ``readers_mib``: how much more the server's
@@ -315,6 +317,7 @@ def flood(server: Server, options: argparse.Namespace) -> Figures:
         for first, share in _shares(addresses, -(-addresses * each // PER_PROCESS))
     ]
     wait_ready(attackers, server.limit)
+    connected = time.monotonic()
     time.sleep(options.seconds)
     hashed = addresses + newcomers + 1
     limit = _patience(server, hashed * hashes.seconds / server.threads)
@@ -338,7 +341,8 @@ def flood(server: Server, options: argparse.Namespace) -> Figures:
         "connections": addresses * each,
         "newcomers": newcomers,
         **hashes.figures(),
-        "known_s": _spread(again["seconds"]),
+        "known_s": _spread([seconds for began, seconds in again["seconds"] if began >= connected]),
+        "connecting_s": max((seconds for began, seconds in again["seconds"] if began < connected), default=None),
         "known_refused": again["refused"],
         "new_s": _spread(new),
         "new_refused": found["refused"],

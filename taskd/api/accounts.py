@@ -151,9 +151,11 @@ class Accounts:
     async def _log_in(
         self, client: Client, name: str, key: str, password: str, code: str | None
     ) -> tuple[Session, str]:
-        token = self._make_token()
+        token = ""
 
         async def enter(account: Account) -> bool:
+            nonlocal token
+            token = self._make_token()
             if account.user.disabled:
                 raise Forbidden("this account is disabled; ask an admin", field="username")
             factor = self._factor(account, code) if account.user.totp else None

@@ -1,10 +1,10 @@
 """Whose password is hashed next.
 
 A hash takes about a quarter of a second of computing, so a line forms as soon as many log in at once. It is fair by the
-source of a login (:func:`taskd.api.networks.network_of`): sources take turns, and each has a line of its own. However
-many logins one source sends, it delays another one by a single hash a round. Logins from known devices have a lane of
-their own, which gets every second hash while both lanes wait, and all of them while the other is empty. What nobody
-waits for has a third lane, which is served one at a time while the others are empty.
+source of a login (:func:`taskd.model.addresses.network_of`): sources take turns, and each has a line of its own. So
+however many logins one source sends, it delays another one by a single hash a round. Logins from known devices have a
+lane of their own, which gets every second hash while both lanes wait, and all of them while the other is empty. What
+nobody waits for has a third lane, which is served one at a time while the others are empty.
 Source of the turns: Nagle, "On packet switches with infinite storage", RFC 970, 1985, and for who leaves a full line
 McKenney, "Stochastic fairness queueing", 1990: the last one of the longest line.
 """

@@ -28,9 +28,10 @@ from twisted.internet.interfaces import IReactorTime
 from taskd.api.account_reader import AccountReader
 from taskd.api.hash_queue import LEISURE, HashQueue, Place, RunHash
 from taskd.api.login_throttle import HOUR, Guess, LoginThrottle
-from taskd.api.networks import SharedAddressNotice, network_of
+from taskd.api.networks import SharedAddressNotice
 from taskd.api.refusal_log import RefusalLog
 from taskd.api.tarpit import Tarpit
+from taskd.model.addresses import network_of
 from taskd.model.errors import Draining, RateLimited, TotpRequired, WrongCode, WrongCredentials
 from taskd.ports.accounts import Account, Entry, IAccountStore
 

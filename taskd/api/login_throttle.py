@@ -1,6 +1,6 @@
 """Who may guess a password, and when.
 
-Three limits, all in memory and by the source of a login (:func:`taskd.api.networks.network_of`):
+Three limits, all in memory and by the source of a login (:func:`taskd.model.addresses.network_of`):
 
 - After a wrong password, the pair of account and source waits: a second at first, twice as long after each further one,
   at most 15 minutes. The right password ends this, and so do 24 hours without a wrong one.

@@ -1,12 +1,13 @@
-"""Which addresses count as one source of logins."""
+"""Addresses from which many users log in."""
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import ip_network
 
 from twisted.logger import Logger
 
-_NAT64 = IPv6Network("64:ff9b::/96")
+from taskd.model.addresses import parsed
+
 _PRIVATE = tuple(map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "127.0.0.0/8", "fc00::/7", "::1")))
 
 MANY_USERS = 20
@@ -14,31 +15,6 @@ MANY_USERS = 20
 
 _MAX_WATCHED = 256
 """Private addresses whose users are counted."""
-
-
-def network_of(address: str | None) -> str:
-    """The source that an address belongs to: an IPv4 address itself, the /64 of an IPv6 address, because a single host
-    has all of it. IPv4 inside of IPv6 (mapped, or NAT64's well-known prefix) is IPv4. Empty for a client without an
-    address, such as one on a UNIX socket; a text that is no address is its own source."""
-    if not address:
-        return ""
-    found = _parsed(address)
-    if isinstance(found, IPv6Address):
-        return str(IPv6Network((int(found) >> 64 << 64, 64)))
-    return address if found is None else str(found)
-
-
-def _parsed(address: str) -> IPv4Address | IPv6Address | None:
-    try:
-        found = ip_address(address.partition("%")[0])
-    except ValueError:
-        return None
-    if isinstance(found, IPv6Address):
-        if found.ipv4_mapped is not None:
-            return found.ipv4_mapped
-        if found in _NAT64:
-            return IPv4Address(int(found) & 0xFFFFFFFF)
-    return found
 
 
 class SharedAddressNotice:
@@ -56,7 +32,7 @@ class SharedAddressNotice:
             return
         users = self._users.get(address)
         if users is None:
-            found = _parsed(address)
+            found = parsed(address)
             if found is None or len(self._users) >= _MAX_WATCHED or not any(found in network for network in _PRIVATE):
                 return
             users = self._users[address] = set()

@@ -6,7 +6,7 @@ login at a time.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Hashable
 
 from twisted.internet.defer import Deferred
@@ -19,7 +19,12 @@ HOLD_SECONDS = 5.0
 
 MAX_HELD = 10_000
 """More than a full line of logins refuses to 200 addresses with 64 connections each. To hold a connection costs less
-than to cut it: whoever is cut connects and tries again at once."""
+than to cut it: whoever is cut connects and tries again at once. ``bench.connections flood`` shows it."""
+
+ANSWERED = 100
+ANSWERED_SECONDS = 0.05
+"""At most so many refusals are answered in so many seconds. Those of a flood end in waves, as it began, and another try
+follows each at once: without a pause, the other clients would wait for the whole wave."""
 
 
 class CutOff(RateLimited):
@@ -48,13 +53,18 @@ class Tarpit:
         self._held: dict[str, OrderedDict[_Held, None]] = {}
         self._owned: dict[Hashable, _Held] = {}
         self._crowds: Crowds[str] = Crowds()
+        self._due: deque[_Held] = deque()
+        self._answered = 0
+        self._since = float("-inf")
+        self._next: IDelayedCall | None = None
 
     def __len__(self) -> int:
         return self._crowds.total
 
     async def refuse(self, error: RateLimited, network: str, owner: Hashable) -> None:
-        """Raise this error after ``retry_after``, at most ``seconds``. Raises CutOff if there is no place, or no
-        longer, and Draining if the owner is gone. An owner, a connection, waits here at most once."""
+        """Raise this error after ``retry_after``, at most ``seconds``, and later if many end at once. Raises CutOff if
+        there is no place, or no longer, and Draining if the owner is gone. An owner, a connection, waits here at most
+        once."""
         seconds = min(error.retry_after or 0.0, self._seconds)
         if seconds <= 0:
             raise error
@@ -68,7 +78,7 @@ class Tarpit:
         self._held.setdefault(network, OrderedDict())[held] = None
         self._owned[owner] = held
         self._crowds.add(network)
-        held.timer = self._clock.callLater(seconds, self._end, held, error)
+        held.timer = self._clock.callLater(seconds, self._is_due, held)
         await held.done
 
     def leave(self, owner: Hashable) -> None:
@@ -78,8 +88,36 @@ class Tarpit:
 
     def stop(self) -> None:
         """Raise all errors now."""
+        self._due.clear()
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
         for held in [each for some in self._held.values() for each in some]:
             self._end(held, held.error)
+
+    def _is_due(self, held: _Held) -> None:
+        now = self._clock.seconds()
+        if now - self._since >= ANSWERED_SECONDS:
+            self._since, self._answered = now, 0
+        if self._due or self._answered >= ANSWERED:
+            self._due.append(held)
+            if self._next is None:
+                self._next = self._clock.callLater(ANSWERED_SECONDS, self._answer_more)
+        else:
+            self._answered += 1
+            self._end(held, held.error)
+
+    def _answer_more(self) -> None:
+        self._next = None
+        self._since, self._answered = self._clock.seconds(), 0
+        while self._due and self._answered < ANSWERED:
+            held = self._due.popleft()
+            # its owner may be gone, or it was cut off
+            if not held.done.called:
+                self._answered += 1
+                self._end(held, held.error)
+        if self._due:
+            self._next = self._clock.callLater(ANSWERED_SECONDS, self._answer_more)
 
     def _end(self, held: _Held, error: Exception) -> None:
         some = self._held[held.network]

@@ -5,13 +5,13 @@ A *stranger* is a connection that is not logged in.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from itertools import islice
 from typing import Protocol
 
 from twisted.internet.interfaces import IReactorTime
 
 from taskd.config import ConnectionLimits
+from taskd.model.addresses import network_of
 from taskd.model.errors import AuthRequired, RateLimited, TaskdError
 from taskd.server.deadlines import Deadlines
 from taskd.server.flood_log import FloodLog
@@ -59,7 +59,7 @@ class Admission:
     def enter(self, visitor: Visitor) -> None:
         """A stranger has connected. If the address has too many, the oldest that asks for nothing is closed; if there
         is none, the new one is."""
-        place = place_of(visitor.address)
+        place = network_of(visitor.address)
         others = self._strangers.get(place, {})
         if len(others) >= self._limits.strangers:
             settled = self._clock.seconds() - SETTLE_SECONDS
@@ -76,7 +76,7 @@ class Admission:
         and asks for nothing. False if there is none."""
         settled = self._clock.seconds() - SETTLE_SECONDS
         for visitor in islice(self._logins, MAX_LOOKS):
-            if self._strangers[place_of(visitor.address)][visitor] > settled:
+            if self._strangers[network_of(visitor.address)][visitor] > settled:
                 break
             if not visitor.busy:
                 text = "the server has no room for more connections; log in soon after you connect"
@@ -91,7 +91,7 @@ class Admission:
 
     def add_stranger(self, visitor: Visitor) -> None:
         """This connection is not logged in, or not any more. It is accepted in any case."""
-        self._strangers.setdefault(place_of(visitor.address), {})[visitor] = self._clock.seconds()
+        self._strangers.setdefault(network_of(visitor.address), {})[visitor] = self._clock.seconds()
         self._logins.add(visitor)
 
     def check(self, visitor: Visitor, before: int, user_id: int) -> None:
@@ -124,7 +124,7 @@ class Admission:
     def _forget(self, visitor: Visitor) -> None:
         self._logins.discard(visitor)
         self._last_logins.discard(visitor)
-        place = place_of(visitor.address)
+        place = network_of(visitor.address)
         others = self._strangers.get(place)
         if others is not None:
             others.pop(visitor, None)
@@ -147,19 +147,3 @@ class Admission:
         self._refusals.note("nobody has logged in in time", visitor.address)
         text = f"no login within {self._limits.login_seconds:g} seconds; connect again, and log in first"
         visitor.refuse(AuthRequired(text))
-
-
-def place_of(address: str | None) -> str:
-    """What counts as one address: an IPv4 address, also one that is mapped into IPv6, or an IPv6 network of 64 bits,
-    which one customer has. All connections without an address count together."""
-    if address is None:
-        return ""
-    try:
-        found: IPv4Address | IPv6Address = ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(found, IPv6Address):
-        if found.ipv4_mapped is None:
-            return str(IPv6Network((int(found) >> 64 << 64, 64)))
-        found = found.ipv4_mapped
-    return str(found)

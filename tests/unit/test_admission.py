@@ -13,9 +13,10 @@ from zope.interface import directlyProvides
 
 from taskd.config import ConnectionLimits
 from taskd.events.records import EventBatch
+from taskd.model.addresses import network_of
 from taskd.protocol.limits import MAX_LINE_BYTES
 from taskd.protocol.messages import encode
-from taskd.server.admission import SETTLE_SECONDS, place_of
+from taskd.server.admission import SETTLE_SECONDS
 from taskd.server.flood_log import FloodLog
 from taskd.server.line_connection import CLOSE_SECONDS, MAX_CLOSING, LineFactory
 from tests.unit.stage import PASSWORD, Client, StageCase, Transport, now
@@ -288,7 +289,7 @@ class Refusals(StageCase):
     ],
 )
 def test_one_address(left: str | None, right: str | None, same: bool) -> None:
-    assert (place_of(left) == place_of(right)) is same
+    assert (network_of(left) == network_of(right)) is same
 
 
 class Users(LimitedCase):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from twisted.logger import capturedLogs
 
-from taskd.api.networks import MANY_USERS, SharedAddressNotice, network_of
+from taskd.api.networks import MANY_USERS, SharedAddressNotice
+from taskd.model.addresses import network_of
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from taskd.api.hash_queue import MAX_WAITING
-from taskd.api.tarpit import CutOff, Tarpit
+from taskd.api.tarpit import ANSWERED, ANSWERED_SECONDS, CutOff, Tarpit
 from taskd.model.errors import Draining, RateLimited
 
 
@@ -60,9 +60,25 @@ class TarpitTests(SynchronousTestCase):
         self.clock.advance(4.9)
         for each in refused:
             self.assertNoResult(each)
-        self.clock.advance(0.1)
+        self.clock.pump([0.1, *[ANSWERED_SECONDS] * (len(refused) // ANSWERED + 1)])
         for each in refused:
             self.assertIs(type(self.failureResultOf(each).value), RateLimited)
+
+    def test_a_wave_is_answered_bit_by_bit(self) -> None:
+        self.tarpit = Tarpit(self.clock)
+        refused = [self.refuse("a") for _ in range(3 * ANSWERED)]
+        gone = object()
+        leaving = self.refuse("a", owner=gone)
+        self.clock.advance(5)
+        self.assertEqual(sum(each.called for each in refused), ANSWERED)
+        self.tarpit.leave(gone)
+        self.failureResultOf(leaving, Draining)
+        self.clock.advance(ANSWERED_SECONDS)
+        self.assertEqual(sum(each.called for each in refused), 2 * ANSWERED)
+        self.tarpit.stop()
+        for each in refused:
+            self.failureResultOf(each, RateLimited)
+        self.assertEqual((len(self.tarpit), self.clock.getDelayedCalls()), (0, []))
 
     def test_a_connection_that_is_closed_frees_its_place(self) -> None:
         owner = object()
