@@ -167,8 +167,8 @@ def login(port: int, group: int, logins: int, users: int, addresses: int, limit:
 
 def known(port: int, user: int, pause: float) -> None:
     """Log in again and again from one address, each time over a new connection ``pause`` seconds after the login
-    before, until SIGTERM. The first login makes the address a known one, and does not count. Reports when each began, by
-    the clock that the processes share, and its seconds."""
+    before, until SIGTERM. The first login makes the address a known one, and does not count. Reports when each began,
+    by the clock that the processes share, and its seconds."""
     swarm = Swarm(port)
     seconds: list[tuple[float, float]] = []
     refused: Counter[str] = Counter()

@@ -342,7 +342,7 @@ def flood(server: Server, options: argparse.Namespace) -> Figures:
         "newcomers": newcomers,
         **hashes.figures(),
         "known_s": _spread([seconds for began, seconds in again["seconds"] if began >= connected]),
-        "connecting_s": max((seconds for began, seconds in again["seconds"] if began < connected), default=None),
+        "connecting_s": _spread([seconds for began, seconds in again["seconds"] if began < connected]),
         "known_refused": again["refused"],
         "new_s": _spread(new),
         "new_refused": found["refused"],
