@@ -76,6 +76,13 @@ class ItemBatcher(Generic[T]):
             # wait one turn even when idle, so that all requests of one socket read go into the same batch
             self._start_timer(short=not self._running)
 
+    def flush(self) -> None:
+        """Let no item wait for others, if no batch is running: what belongs together has been added."""
+        if self._pending and not self._running:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._start_batch()
+
     def drained(self) -> Deferred[None]:
         """Fires when no item is pending and no batch is running."""
         done: Deferred[None] = Deferred()

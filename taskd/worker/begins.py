@@ -118,6 +118,7 @@ class Begins:
                 pools.add(pool)
         for pool in pools:
             pool.fill()
+        self._outcomes.flush()
         return new
 
     def fill(self) -> None:

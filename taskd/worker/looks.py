@@ -100,7 +100,7 @@ class Looks:
         """A server says that something was assigned, or is to be stopped."""
         self._look_wanted = True
         self._compare_wanted = self._compare_wanted or orders
-        self._rounds.soon()
+        self._rounds.at_once()
 
     def lost(self) -> None:
         """Hints may have been lost, or the store was away: look and compare at once."""

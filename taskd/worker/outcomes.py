@@ -87,6 +87,10 @@ class Outcomes:
                 self._marks.add(held)
             attempt.freed.addBoth(self._freed, held)
 
+    def flush(self) -> None:
+        """Store at once what has ended: all that a look has brought has begun."""
+        self._ends.flush()
+
     # -- the end of an attempt
 
     def _free_ended(self) -> None:

@@ -42,6 +42,13 @@ class Periodic:
         self.running = False
         self._set_timer(None)
 
+    def at_once(self) -> None:
+        """Run now; if it is running, once more after that."""
+        if self._busy:
+            self._again = True
+        elif self.running:
+            self._run()
+
     def soon(self) -> None:
         """Run in the next turn of the reactor; if it is running now, once more after that."""
         if self._busy:

@@ -91,6 +91,19 @@ class BatcherTests(SynchronousTestCase):
         self.assertEqual(self.results, {1: 2, 2: 4, 3: 6})
         self.assertEqual(self.order, [1, 2, 3])
 
+    def test_a_flush_waits_for_no_others_but_for_a_running_batch(self) -> None:
+        batcher = self.batcher()
+        batcher.flush()
+        self.submit(batcher, 1, 2)
+        batcher.flush()
+        self.assertEqual(self.flushes.batches, [[1, 2]])
+        self.submit(batcher, 3)
+        batcher.flush()
+        self.assertEqual(self.flushes.batches, [[1, 2]])
+        self.flushes.end()
+        self.clock.advance(0)
+        self.assertEqual(self.flushes.batches, [[1, 2], [3]])
+
     def test_items_gather_while_a_batch_is_running(self) -> None:
         batcher = self.batcher()
         self.submit(batcher, 1)
