@@ -174,7 +174,7 @@ class SetWeight(Struct):
 
 class GetQuota(Struct):
     username: Annotated[
-        str | None, Meta(description="The use of this user instead of one's own; for operators and admins.")
+        str | None, Meta(description="The use of this user instead of yours; for operators and admins.")
     ] = None
 
 
@@ -262,7 +262,7 @@ class GetTasks(Struct):
     ] = None
     kind: Annotated[str | None, Meta(description="Only tasks of this kind.")] = None
     username: Annotated[
-        str | None, Meta(description="Tasks of this user instead of one's own; for operators and admins.")
+        str | None, Meta(description="Tasks of this user instead of yours; for operators and admins.")
     ] = None
     limit: Annotated[int, Meta(ge=1, le=limits.MAX_PAGE, description="Tasks per page, at most 500.")] = (
         limits.DEFAULT_PAGE

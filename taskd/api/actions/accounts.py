@@ -1,4 +1,4 @@
-"""Actions about one's own account: register, login, logout, passwords, second factor, sessions, API tokens."""
+"""Actions about the client's own account: register, login, logout, passwords, second factor, sessions, API tokens."""
 
 from __future__ import annotations
 
