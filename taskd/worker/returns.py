@@ -11,6 +11,7 @@ from twisted.python.failure import Failure
 from taskd.batching import Batcher
 from taskd.events.publisher import RETURNS_TOLD, Publisher
 from taskd.model.errors import Unavailable
+from taskd.model.tasks import Task
 from taskd.ports.attempts import Held
 from taskd.ports.store import IStore
 from taskd.worker.attempt import CANCEL_SECONDS
@@ -143,11 +144,18 @@ class Returns:
         if not stopping:
             self._publisher.publish(released)
             return
-        for task in released:
+        # what had not begun here is no return: a server may have assigned it before it knew that this worker stops
+        returned = [task for task in released if self._is_return(task)]
+        for task in returned:
             if task.returns >= RETURNS_TOLD:
                 text = "task {id} ({kind}) has been given back {returns} times by workers that were stopping"
                 self._log.warn(text, id=task.id, kind=task.kind, returns=task.returns)
-        self._publisher.publish_returned(released)
+        self._publisher.publish([task for task in released if not self._is_return(task)])
+        self._publisher.publish_returned(returned)
+
+    def _is_return(self, task: Task) -> bool:
+        held = self._held.tasks.get(task.id)
+        return held is None or held.task.returns < task.returns
 
     def _released(self, _: None, held: HeldTask) -> None:
         self._held.forget(held)

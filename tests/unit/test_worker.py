@@ -371,6 +371,24 @@ def test_what_a_look_brings_while_the_worker_drains_goes_back_at_once(stage: Sta
     assert ended
 
 
+def test_only_what_has_begun_is_told_as_returned(stage: Stage) -> None:
+    """A server may assign a task again before it knows that the worker stops."""
+    worker = stage.worker()
+    running = stage.simulate(100)
+    stage.advance(1)
+    late = stage.simulate(1, hint=False)
+    stage.sql("UPDATE tasks SET returns = 3")
+    answer = stage.store.delay("look")
+    stage.broker.hint(["w"])
+    ended = stage.drain(worker, 1)
+    answer.callback(None)
+    stage.advance(10)
+    assert ended
+    assert [task.returns for task in stage.tasks([*running, *late])] == [4, 3]
+    told = [output for output in stage.outputs if output["event"] == "returned"]
+    assert told == [{"event": "returned", "task_id": running[0], "returns": 4}]
+
+
 def test_drain_releases_running_tasks_without_counting_the_attempt(stage: Stage) -> None:
     worker = stage.worker(2)
     running = stage.simulate(100, 2)
