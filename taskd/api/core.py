@@ -80,7 +80,7 @@ class Api:
                     raise AuthRequired(f"log in first: {action.name} is for a logged-in user")
                 present = None if duty.asks else self._rights.fresh(principal)
                 if present is None:
-                    await self._rights.check(principal)
+                    await self._rights.check(principal, anew=duty.asks)
                     present = self._rights.present(principal)
                 principal = present
                 if duty.role:

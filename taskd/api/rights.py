@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from taskd.api.principal import Principal
 from taskd.api.subscriptions import Subscriptions
@@ -41,12 +42,14 @@ CHECKED = 1000
 
 class _Live:
     """A session of open connections. ``checked`` is when the store has said so last, ``ends`` when it expires, and
-    until ``fresh`` it may be used without another question; all by the clock."""
+    until ``fresh`` it may be used without another question; all by the clock. ``waiting`` are the requests that share a
+    question that is under way."""
 
-    __slots__ = ("checked", "ends", "fresh", "lacks_totp", "members", "role", "session", "totp")
+    __slots__ = ("checked", "ends", "fresh", "lacks_totp", "members", "role", "session", "totp", "waiting")
 
     def __init__(self, session: Session, role: Role, lacks_totp: bool, checked: float, ends: float) -> None:
         self.members: set[Subscriptions] = set()
+        self.waiting: list[Deferred[None]] | None = None
         self.update(session, role, lacks_totp, checked, ends)
 
     def update(self, session: Session, role: Role, lacks_totp: bool, checked: float, ends: float) -> None:
@@ -60,8 +63,10 @@ class _Live:
         self.fresh = min(checked + FRESH, ends)
 
     def doubt(self) -> None:
-        """What the store has said counts no more."""
+        """What the store has said counts no more, nor does what it is about to say, for requests that come from now
+        on."""
         self.checked = self.fresh = float("-inf")
+        self.waiting = None
 
     def of(self, principal: Principal) -> Principal:
         """The principal with its present role and second factor."""
@@ -147,8 +152,10 @@ class Rights:
             return None
         return live.of(principal)
 
-    async def check(self, principal: Principal) -> None:
-        """Ask the store about the session. Raises Unavailable if it is away for LATEST seconds."""
+    async def check(self, principal: Principal, anew: bool = True) -> None:
+        """Ask the store about the session. Raises Unavailable if it is away for LATEST seconds. If not ``anew``, the
+        answer to a question that is under way is good enough: so the requests of a session go on in the order in which
+        they came."""
         token_hash = principal.session or b""
         live = self._live.get(token_hash)
         if live is None:
@@ -158,10 +165,28 @@ class Rights:
             self._end(live)
             return
         try:
-            await self._check([token_hash])
+            await (self._check([token_hash]) if anew else self._share(live))
         except Unavailable:
             if self._clock.seconds() - live.checked >= LATEST:
                 raise
+
+    def _share(self, live: _Live) -> Deferred[None]:
+        done: Deferred[None] = Deferred()
+        if live.waiting is not None:
+            live.waiting.append(done)
+        else:
+            waiting = live.waiting = [done]
+            Deferred.fromCoroutine(self._check([live.session.token_hash])).addBoth(self._shared, live, waiting)
+        return done
+
+    def _shared(self, result: object, live: _Live, waiting: list[Deferred[None]]) -> None:
+        if live.waiting is waiting:
+            live.waiting = None
+        for done in waiting:
+            if isinstance(result, Failure):
+                done.errback(result)
+            else:
+                done.callback(None)
 
     def present(self, principal: Principal) -> Principal:
         """The principal with its present role and second factor. Raises AuthRequired if the session has ended."""

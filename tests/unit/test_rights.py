@@ -54,6 +54,21 @@ class Requests(RightsCase):
             self.client.ask("whoami")
         self.assertEqual(self.stage.runner.calls, calls + 1)
 
+    def test_requests_that_wait_for_the_answer_keep_their_order(self) -> None:
+        self.stage.pass_time(FRESH, step=0.5)
+        self.stage.runner.slow = True
+        self.client.start("watch")
+        self.client.start("watch")
+        self.stage.runner.run_waiting()
+        self.client.start("unwatch")
+        self.stage.runner.slow = False
+        while self.stage.runner.waiting:
+            self.stage.runner.run_waiting()
+            self.stage.run_pending()
+        self.client.lines()
+        self.stage.announce(self.stage.create())
+        self.assertEqual(self.client.events(), [])
+
     def test_many_connections_are_asked_about_together(self) -> None:
         clients = [self.stage.client(f"u{n}") for n in range(20)]
         self.stage.pass_time(FRESH, step=0.5)
