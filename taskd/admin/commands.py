@@ -17,7 +17,7 @@ from taskd.admin.user_file import NewUser, read_users
 from taskd.cli.texts.catalogue import Texts
 from taskd.model.errors import Conflict, TaskdError, UsernameInUse
 from taskd.model.tokens import CODE_SECONDS, code_hash, new_code, new_token
-from taskd.model.uids import FIRST_UID, NOBODY, is_person
+from taskd.model.uids import DYNAMIC, FIRST_UID, NOBODY, is_person
 from taskd.model.users import Role, User, normalize_username
 from taskd.ports.accounts import Entry
 from taskd.ports.store import IStore
@@ -154,7 +154,8 @@ def _uid(given: str, texts: Texts) -> int:
     """The uid of a person. Raises Failed."""
     uid = int(given) if re.fullmatch("[0-9]{1,10}", given) else -1
     if not is_person(uid):
-        raise Failed(texts("bad_uid", uid=given, first=FIRST_UID, nobody=NOBODY))
+        dynamic = f"{DYNAMIC[0]}-{DYNAMIC[-1]}"
+        raise Failed(texts("bad_uid", uid=given, first=FIRST_UID, nobody=NOBODY, dynamic=dynamic))
     return uid
 
 

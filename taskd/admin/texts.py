@@ -128,8 +128,8 @@ WORDS: dict[str, tuple[str, str]] = {
         " (salvo que lo haga --listen): añada uno, como unix:/run/taskd/taskd.sock",
     ),
     "bad_uid": (
-        "{uid} is not the uid of a person: a number from {first} on, and not {nobody}",
-        "{uid} no es el uid de una persona: un número desde {first}, y no {nobody}",
+        "{uid} is not the uid of a person: a number from {first} on, but not {nobody} or {dynamic}",
+        "{uid} no es el uid de una persona: un número desde {first}, salvo {nobody} y {dynamic}",
     ),
     "bound_already": (
         "the uid {uid} belongs to another account ({why})",

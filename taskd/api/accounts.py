@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -190,13 +191,15 @@ class Accounts:
             account = await self._store.find_user(key)
 
             async def second() -> bool:
-                if account is None or account.user.id != user.id:
+                if account is None or account.user.id != user.id or not account.user.totp:
                     raise AuthRequired("the account was changed by somebody else meanwhile; log in again")
                 await enter(factor=self._factor(account, code))
                 return True
 
-            # the kernel's word stands for a password that is right, so only the code can be guessed
-            await self.guard.check(key, client, True, _right, action=LOCAL_LOGIN, second=second)
+            # The kernel's word stands for a password that is right, so only the code can be guessed. The user is a
+            # source of its own: others share the socket, and their wrong passwords must not lock this one out.
+            own = replace(client, address=uid_text(uid))
+            await self.guard.check(key, own, True, _right, action=LOCAL_LOGIN, second=second)
         else:
             await enter()
         return await self._opened(token)

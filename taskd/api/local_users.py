@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection
 
 from taskd.api.login_guard import Client, LoginGuard
 from taskd.model.errors import BadRequest, Forbidden, RateLimited, UsernameInUse, quote
-from taskd.model.uids import FIRST_UID, NOBODY, is_person
+from taskd.model.uids import FIRST_UID, is_person
 from taskd.model.users import User, check_new_username
 from taskd.ports.accounts import Entry, IAccountStore
 
@@ -34,7 +34,7 @@ class LocalUsers:
         """The account that is bound to this uid. Raises Forbidden, RateLimited, Unavailable."""
         try:
             if not is_person(uid):
-                raise _refused(f"a local login needs the uid of a person: from {FIRST_UID} on, and not {NOBODY}")
+                raise _refused(f"a local login needs the uid of a person: from {FIRST_UID} on, and none of services")
             await self._guard.local_login(client, uid)
             user = await self._find(client, uid)
             if user.disabled:

@@ -45,7 +45,8 @@ class RefusalLog:
     def add(self, entry: Entry) -> None:
         """Count a refusal, whose outcome is the code of the error. ``entry.number`` is without effect."""
         row = msgspec.structs.replace(entry, number=1)
-        guess = entry.outcome not in NO_GUESS
+        # without an account it is no guess, and has cost no hash
+        guess = bool(entry.subject) and entry.outcome not in NO_GUESS
         if not guess and row not in self._rows and len(self._rows) >= self._most:
             row = Entry(entry.action, outcome=entry.outcome)
         self._rows[row] += 1

@@ -150,7 +150,23 @@ def test_an_account_is_bound_to_a_user_of_the_machine(stage: Stage) -> None:
         bind(stage, "nobody", "1001")
 
 
-@pytest.mark.parametrize("uid", ["0", "999", "65534", "-5", "ana", "", "1e4", "4294967295", "99999999999", "１００１"])  # noqa: RUF001
+@pytest.mark.parametrize(
+    "uid",
+    [
+        "0",
+        "999",
+        "61184",
+        "65519",
+        "65534",
+        "-5",
+        "ana",
+        "",
+        "1e4",
+        "4294967295",
+        "99999999999",
+        "\uff11\uff10\uff10\uff11",
+    ],
+)
 def test_a_uid_that_is_no_persons(stage: Stage, uid: str) -> None:
     now(stage.store.create_user("Ana", "ana", "$2b$hash"))
     with pytest.raises(Failed, match="is not the uid of a person"):

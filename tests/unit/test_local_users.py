@@ -214,7 +214,7 @@ class Refusals(LocalCase):
         self.assertEqual(self.looked_up, [])
 
     def test_users_who_are_no_persons(self) -> None:
-        for uid in (0, 1, 33, 999, 65_534, 2**32 - 1):
+        for uid in (0, 1, 33, 999, 61_200, 65_534, 2**32 - 1):
             self.names[uid] = f"u{uid}"
             self.assertRefusedLogin(self.login(uid), "uid of a person")
         self.assertEqual(self.looked_up, [])
@@ -275,7 +275,17 @@ class Refusals(LocalCase):
 
 @pytest.mark.parametrize(
     ("uid", "person"),
-    [(0, False), (999, False), (1000, True), (65_533, True), (65_534, False), (2**32 - 2, True), (2**32 - 1, False)],
+    [
+        (0, False),
+        (999, False),
+        (1000, True),
+        (61_184, False),
+        (65_519, False),
+        (65_533, True),
+        (65_534, False),
+        (2**32 - 2, True),
+        (2**32 - 1, False),
+    ],
 )
 def test_persons(uid: int, person: bool) -> None:
     assert is_person(uid) is person
@@ -389,6 +399,25 @@ class SecondFactor(LocalCase):
             codes.append(client.reply(number)["code"])
         self.assertEqual(codes[0], "wrong_code")
         self.assertIn("rate_limited", codes)
+
+    def test_wrong_passwords_of_others_lock_nobody_out(self) -> None:
+        for _ in range(12):
+            other = self.connect(BEN)
+            number = other.start("login", username="ana", password="wrong horse")
+            self.stage.pass_time(6)
+            other.reply(number)
+        self.stage.clock.advance(60)
+        self.assertTrue(self.connect().ask("login", local=True, code=self.code())["ok"])
+
+    def test_a_second_factor_that_goes_away_meanwhile(self) -> None:
+        find = self.stage.store.find_user
+
+        def find_later(key: str, network: str = "") -> Any:
+            now(self.stage.other_store.reset_totp("ana"))
+            return find(key, network)
+
+        self.stage.store.find_user = find_later  # type: ignore[method-assign]
+        self.assertRefused(self.connect().ask("login", local=True, code="123456"), "auth_required")
 
     def test_a_uid_without_a_second_factor_needs_no_code(self) -> None:
         self.assertEqual(self.login(BEN)["username"], "ben")

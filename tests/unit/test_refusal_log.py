@@ -44,6 +44,14 @@ class RefusalLogTests(LoginCase):
         self.clock.advance(FLUSH_SECONDS)
         self.assertEqual(self.audit(), sorted([*expected, ("ana", "192.0.2.1", "forbidden", 1)]))
 
+    def test_refusals_without_an_account_are_bounded(self) -> None:
+        for uid in range(3 * MAX_ROWS):
+            self.log.add(Entry("login", outcome="forbidden", details=f"local uid {uid}"))
+        self.assertEqual(self.log.pending(""), 0)
+        self.clock.advance(FLUSH_SECONDS)
+        rows = self.audit()
+        self.assertEqual((len(rows), sum(row[-1] for row in rows)), (MAX_ROWS + 1, 3 * MAX_ROWS))
+
     def test_without_refusals_there_is_no_timer(self) -> None:
         before = len(self.clock.getDelayedCalls())
         self.add()
