@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ from taskd.worker.looks import Looks
 from taskd.worker.slots import SlotPool
 from taskd.worker.suspects import Suspects
 from taskd.worker.worker import Worker
+from tests.planting import Replacement, replaced, without
 from tests.simulation import database
 from tests.simulation.database import at_once
 from tests.simulation.holders import (
@@ -82,26 +83,12 @@ class Defect:
     """The kinds of faults that these games have, if the seeds do not draw them."""
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Of the plans of these games."""
-    also: tuple[Any, str, Any] | None = None
+    also: Replacement | None = None
     """Another owner, name and replacement: taskd has two defences here, and each is enough."""
 
-    @contextmanager
-    def planted(self) -> Iterator[None]:
+    def planted(self) -> AbstractContextManager[None]:
         """Run with this defect."""
-        replaced = [(self.owner, self.name, self.broken), *([self.also] if self.also else [])]
-        originals = [getattr(owner, name) for owner, name, _ in replaced]
-        for owner, name, broken in replaced:
-            setattr(owner, name, broken)
-        try:
-            yield
-        finally:
-            for (owner, name, _), original in zip(replaced, originals, strict=True):
-                setattr(owner, name, original)
-
-
-def _without(statement: str, check: str, instead: str) -> str:
-    assert statement.count(check) == 1
-    return statement.replace(check, instead)
+        return replaced([(self.owner, self.name, self.broken), *([self.also] if self.also else [])])
 
 
 _publish_tasks = Publisher.publish
@@ -207,7 +194,7 @@ DEFECTS: Mapping[str, Defect] = {
         StoreLink, "create_tasks", _replies_before_the_commit, CONFIRMED_EXIST, within=30
     ),
     "a task that is given back loses an attempt": Defect(
-        attempts, "RELEASE", _without(attempts.RELEASE, "attempt = attempt - 1, ", ""), BOUNDED_ATTEMPTS, within=100
+        attempts, "RELEASE", without(attempts.RELEASE, "attempt = attempt - 1, ", ""), BOUNDED_ATTEMPTS, within=100
     ),
     "an ended task stays held": Defect(
         attempts, "FINISH", attempts.FINISH.replace("held = false", "held = held"), HELD, within=30
@@ -248,7 +235,7 @@ DEFECTS: Mapping[str, Defect] = {
     "a last attempt that was lost does not end the task": Defect(
         losses,
         "FAIL_LOST",
-        _without(losses.FAIL_LOST, "state = 'failed', finished_at = ?", "state = 'waiting', started_at = ?"),
+        without(losses.FAIL_LOST, "state = 'failed', finished_at = ?", "state = 'waiting', started_at = ?"),
         BOUNDED_ATTEMPTS,
         within=100,
     ),
@@ -266,7 +253,7 @@ DEFECTS: Mapping[str, Defect] = {
     "a server ignores the beat when it fences": Defect(
         losses,
         "FENCE",
-        _without(losses.FENCE, "beat = ?", "? > 0"),
+        without(losses.FENCE, "beat = ?", "? > 0"),
         HEALTHY_KEEPS,
         within=60,
         kinds=("freeze_worker",),
@@ -292,7 +279,7 @@ DEFECTS: Mapping[str, Defect] = {
         Looks, "beaten", _does_nothing, CANCEL_STOPS, within=30, kinds=("stop_broker", "eat_messages")
     ),
     "what was dropped stays held": Defect(
-        attempts, "DROP", _without(attempts.DROP, "held = false", "held = held"), UNKNOWN_RETURNS, within=30
+        attempts, "DROP", without(attempts.DROP, "held = false", "held = held"), UNKNOWN_RETURNS, within=30
     ),
     "a worker begins what it gives back": Defect(
         SlotPool, "remove", _does_nothing, BEGIN_HELD, within=60, kinds=("drain_worker",)
@@ -304,7 +291,7 @@ DEFECTS: Mapping[str, Defect] = {
         BEGIN_ONCE,
         within=30,
         changes={"rates": {"stale": 0.3}},
-        also=(attempts, "LOOK", _without(attempts.LOOK, "id NOT IN (SELECT value FROM json_each(?))", "json_valid(?)")),
+        also=(attempts, "LOOK", without(attempts.LOOK, "id NOT IN (SELECT value FROM json_each(?))", "json_valid(?)")),
     ),
     "a worker begins without believing that it lives": Defect(
         Identity, "is_alive", True, BEGIN_HELD, within=30, kinds=("freeze_worker", "cut_from_database")
@@ -340,7 +327,7 @@ DEFECTS: Mapping[str, Defect] = {
     "what a watchdog gives back late counts": Defect(
         database,
         "BLOCKED",
-        _without(database.BLOCKED, "beat = ?", "? > 0"),
+        without(database.BLOCKED, "beat = ?", "? > 0"),
         WATCHDOG_KEEPS,
         within=200,
         kinds=("stall_worker",),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from taskd.scheduling.maintenance.purge_deleted import PurgeDeleted
 from taskd.scheduling.quotas import Quotas
 from taskd.store.sqlite import accounts, audit, sessions, tasks
 from taskd.store.sqlite.audit import note
+from tests.planting import Replacement, replaced, without
 
 
 @dataclass(frozen=True)
@@ -33,26 +34,12 @@ class Defect:
     broken: Any
     registration: str = "open"
     first: int = 0
-    also: tuple[Any, str, Any] | None = None
+    also: Replacement | None = None
     """Another owner, name and replacement: taskd has two defences here, and each is enough."""
 
-    @contextmanager
-    def planted(self) -> Iterator[None]:
+    def planted(self) -> AbstractContextManager[None]:
         """Run with this defect."""
-        replaced = [(self.owner, self.name, self.broken), *([self.also] if self.also else [])]
-        originals = [getattr(owner, name) for owner, name, _ in replaced]
-        for owner, name, broken in replaced:
-            setattr(owner, name, broken)
-        try:
-            yield
-        finally:
-            for (owner, name, _), original in zip(replaced, originals, strict=True):
-                setattr(owner, name, original)
-
-
-def _without(statement: str, check: str, instead: str) -> str:
-    assert statement.count(check) == 1
-    return statement.replace(check, instead)
+        return replaced([(self.owner, self.name, self.broken), *([self.also] if self.also else [])])
 
 
 _present: Callable[..., Principal] = Rights.present
@@ -103,25 +90,25 @@ DEFECTS: Mapping[str, Defect] = {
     "a user waits for the tasks of others": Defect(StateReader, "own_states", _states_of_any),
     "a changed password ends no session": Defect(accounts, "_replace_password", _keeps_the_sessions),
     "a code works twice": Defect(
-        accounts, "SET_PASSWORD", _without(accounts.SET_PASSWORD, ", code_hash = NULL, code_until = NULL", ""), first=1
+        accounts, "SET_PASSWORD", without(accounts.SET_PASSWORD, ", code_hash = NULL, code_until = NULL", ""), first=1
     ),
-    "a cancelled task loses its key": Defect(tasks, "CANCEL", _without(tasks.CANCEL, "SET ", "SET key = NULL, ")),
+    "a cancelled task loses its key": Defect(tasks, "CANCEL", without(tasks.CANCEL, "SET ", "SET key = NULL, ")),
     "a disabled user works on": Defect(AdminActions, "_announce", _does_nothing),
     "an ended session works on": Defect(Rights, "_end", _does_nothing),
     "a role counts from the next login on": Defect(Rights, "present", _with_the_role_of_the_login),
     "an invitation is never used up": Defect(
-        accounts, "SPEND_INVITATION", _without(accounts.SPEND_INVITATION, "uses_left - 1", "uses_left"), "invitation"
+        accounts, "SPEND_INVITATION", without(accounts.SPEND_INVITATION, "uses_left - 1", "uses_left"), "invitation"
     ),
     "scopes are not checked": Defect(core, "check_scope", _does_nothing),
     "the last admin can go": Defect(accounts, "_check_last_admin", _does_nothing),
     "a login ends no session": Defect(AccountActions, "_end_presented", _does_nothing_soon),
     "anybody ends any session": Defect(
-        sessions, "END_SESSION", _without(sessions.END_SESSION, "user_id = ?", "user_id > ? - 1000"), first=1
+        sessions, "END_SESSION", without(sessions.END_SESSION, "user_id = ?", "user_id > ? - 1000"), first=1
     ),
     "a session may be idle for ever": Defect(
         sessions,
         "FIND_SESSION",
-        _without(sessions.FIND_SESSION, "s.used_at > ?", "s.used_at <> ?"),
+        without(sessions.FIND_SESSION, "s.used_at > ?", "s.used_at <> ?"),
         first=1,
         also=(audit, "SWEEPS", {name: sweep for name, sweep in audit.SWEEPS.items() if name != "idle"}),
     ),
