@@ -6,7 +6,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 from functools import partial
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 from msgspec import UNSET
@@ -18,6 +18,7 @@ from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
 from taskd.config import ConnectionLimits
+from taskd.model.addresses import parsed
 from taskd.model.errors import BadJson
 from taskd.protocol.codec import encode_error
 from taskd.server.line_connection import LineFactory
@@ -146,12 +147,8 @@ def _everybody(host: str | None) -> bool:
 
 
 def _is_trusted(networks: Sequence[IPv4Network | IPv6Network], host: str | None) -> bool:
-    if host is None:
-        return False
-    found = ip_address(host.partition("%")[0])
-    if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
-        found = found.ipv4_mapped
-    return any(found in network for network in networks)
+    found = parsed(host)
+    return found is not None and any(found in network for network in networks)
 
 
 def _keep_alive(port: IListeningPort, seconds: int) -> IListeningPort:
