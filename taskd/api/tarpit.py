@@ -55,7 +55,7 @@ class Tarpit:
         self._crowds: Crowds[str] = Crowds()
         self._due: deque[_Held] = deque()
         self._answered = 0
-        self._since = float("-inf")
+        self._until = float("-inf")
         self._next: IDelayedCall | None = None
 
     def __len__(self) -> int:
@@ -96,20 +96,15 @@ class Tarpit:
             self._end(held, held.error)
 
     def _is_due(self, held: _Held) -> None:
-        now = self._clock.seconds()
-        if now - self._since >= ANSWERED_SECONDS:
-            self._since, self._answered = now, 0
-        if self._due or self._answered >= ANSWERED:
-            self._due.append(held)
-            if self._next is None:
-                self._next = self._clock.callLater(ANSWERED_SECONDS, self._answer_more)
-        else:
-            self._answered += 1
-            self._end(held, held.error)
+        self._due.append(held)
+        if self._next is None:
+            self._answer_due()
 
-    def _answer_more(self) -> None:
+    def _answer_due(self) -> None:
         self._next = None
-        self._since, self._answered = self._clock.seconds(), 0
+        now = self._clock.seconds()
+        if now >= self._until:
+            self._until, self._answered = now + ANSWERED_SECONDS, 0
         while self._due and self._answered < ANSWERED:
             held = self._due.popleft()
             # its owner may be gone, or it was cut off
@@ -117,7 +112,7 @@ class Tarpit:
                 self._answered += 1
                 self._end(held, held.error)
         if self._due:
-            self._next = self._clock.callLater(ANSWERED_SECONDS, self._answer_more)
+            self._next = self._clock.callLater(ANSWERED_SECONDS, self._answer_due)
 
     def _end(self, held: _Held, error: Exception) -> None:
         some = self._held[held.network]
