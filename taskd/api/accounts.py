@@ -215,11 +215,15 @@ class Accounts:
         await self._store.open_session(user.id, new, entry)
 
     async def _opened(self, token: str) -> tuple[Session, str]:
+        return await self._session(token, AuthRequired("the session has just been ended; log in again")), token
+
+    async def _session(self, token: str, missing: TaskdError) -> Session:
+        """The session or API token with this text. Raises ``missing`` if there is none, Unavailable."""
         hashed = token_hash(token)
         found = await self._store.find_sessions([hashed], self.idle)
         if hashed not in found:
-            raise AuthRequired("the session has just been ended; log in again")
-        return found[hashed], token
+            raise missing
+        return found[hashed]
 
     async def _check_password(
         self,
@@ -268,11 +272,8 @@ class Accounts:
 
     async def resume(self, token: str) -> Session:
         """The session of an earlier login, or an API token. Raises AuthRequired, Unavailable."""
-        hashed = token_hash(token)
-        found = await self._store.find_sessions([hashed], self.idle)
-        if hashed not in found:
-            raise AuthRequired("the session is unknown or has ended; log in with username and password", field="token")
-        return found[hashed]
+        text = "the session is unknown or has ended; log in with username and password"
+        return await self._session(token, AuthRequired(text, field="token"))
 
     async def forget(self, session: bytes, entry: Entry | None = None) -> None:
         """End a session. Raises Unavailable."""
@@ -433,10 +434,7 @@ class Accounts:
         )
         details = f"{name}, for {days:g} days, {' '.join(allowed)}"
         await self._store.open_session(who.user_id, new, _own_entry("new_token", who, details))
-        found = await self._store.find_sessions([new.token_hash], self.idle)
-        if new.token_hash not in found:
-            raise Conflict("the token has just been ended; make another one")
-        return found[new.token_hash], token
+        return await self._session(token, Conflict("the token has just been ended; make another one")), token
 
     # -- for admins
 
