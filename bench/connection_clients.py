@@ -30,19 +30,26 @@ OPENING = 200
 SMALL_BUFFER = 4096
 
 
-class Resumed(Peer):
-    """Logs in with the token of a session, and then is silent; with ``watch``, it watches but reads nothing."""
+class Member(Peer):
+    """Logs in with the token of a session."""
 
-    def __init__(self, swarm: Swarm, source: str, token: str, logged_in: Callable[[], None], watch: bool) -> None:
+    def __init__(self, swarm: Swarm, source: str, token: str) -> None:
         super().__init__(swarm, source)
         self._token = token
+
+    def opened(self) -> None:
+        self.send(action="login", token=self._token)
+
+
+class Resumed(Member):
+    """Logs in, and then is silent; with ``watch``, it watches but reads nothing."""
+
+    def __init__(self, swarm: Swarm, source: str, token: str, logged_in: Callable[[], None], watch: bool) -> None:
+        super().__init__(swarm, source, token)
         self._logged_in = logged_in
         self._watch = watch
         if watch:
             self.buffer = SMALL_BUFFER
-
-    def opened(self) -> None:
-        self.send(action="login", token=self._token)
 
     def received(self, message: dict[str, Any]) -> None:
         if not message.get("ok"):
@@ -241,17 +248,13 @@ def attack(port: int, addresses: int, connections: int, register_every: int, fir
     _report(tries=tries)
 
 
-class Feeder(Peer):
+class Feeder(Member):
     """Creates tasks, each when the one before is confirmed."""
 
     def __init__(self, swarm: Swarm, source: str, token: str, request: dict[str, Any], tasks: int) -> None:
-        super().__init__(swarm, source)
-        self._token = token
+        super().__init__(swarm, source, token)
         self._request = request
         self.left = tasks
-
-    def opened(self) -> None:
-        self.send(action="login", token=self._token)
 
     def received(self, message: dict[str, Any]) -> None:
         if not message.get("ok"):
