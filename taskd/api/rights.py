@@ -41,9 +41,9 @@ CHECKED = 1000
 
 
 class _Live:
-    """A session of open connections. ``checked`` is when the store has said so last, ``ends`` when it expires, and
-    until ``fresh`` it may be used without another question; all by the clock. ``waiting`` are the requests that share a
-    question that is under way."""
+    """A session of open connections. ``checked`` is the time of the last answer of the store that it is valid, ``ends``
+    the time when it expires; before ``fresh``, requests need no new answer. All times are by the clock. ``waiting`` are
+    the requests that wait for one answer together."""
 
     __slots__ = ("checked", "ends", "fresh", "lacks_totp", "members", "role", "session", "totp", "waiting")
 

@@ -39,7 +39,8 @@ async def send_login(ctx: Context, admission: Admission, **fields: Any) -> Recei
 
 
 async def local_login(ctx: Context, admission: Admission) -> Received | None:
-    """The reply to the login; None if the server refuses it, which the user is told. Raises ClientError."""
+    """The reply to the login. If the server refuses it, print a line that says why, and return None. Raises
+    ClientError."""
     try:
         return await send_login(ctx, admission, local=True)
     except Refused as e:

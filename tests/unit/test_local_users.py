@@ -336,7 +336,7 @@ class Looking(SynchronousTestCase):
         looking = self.look()
         self.clock.advance(LOOKUP_SECONDS)
         self.failureResultOf(looking, Unavailable)
-        self.waiting[0].callback("ana")  # too late, and nobody is told
+        self.waiting[0].callback("ana")  # after the timeout: the answer has no effect
 
     def test_lookups_that_hang_are_bounded(self) -> None:
         for _ in range(MAX_LOOKUPS):
