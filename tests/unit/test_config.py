@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from taskd.config import DEFAULT_LIMITS, ConnectionLimits, Postgres, RabbitMQ, Settings
-from taskd.config.declarations import GRACE, QUEUE
+from taskd.config.declarations import GRACE
+from taskd.config.formats import QUEUE
 from taskd.config.reading import DaemonOptions, exposed_secrets, read_option, read_settings
 from taskd.model.errors import SettingsError
 from taskd.model.quotas import MIB
