@@ -25,6 +25,7 @@ from taskd.model.quotas import MIB, Limits, Quota
 from taskd.model.tasks import NewTask
 from taskd.ports.quotas import HOURS, Usage
 from taskd.ports.store import IStore
+from taskd.scheduling.known_usage import KnownUsage
 from taskd.usage_log import UsageLog
 
 T = TypeVar("T")
@@ -35,14 +36,8 @@ FRESH = 10.0
 RECENT = 1.0
 """Seconds for which a refusal holds, and the least between two questions about a user who is let in."""
 
-SHARE = 16
-"""A server lets in one part in so many of what was left before it asks again: as many servers may do so at once."""
-
 PAUSE = 0.1
 """Seconds between two looks whether it is time to ask."""
-
-FORGOTTEN = 60.0
-"""Seconds without a question after which a user is forgotten."""
 
 MOST_USERS = 10_000
 """Users that are known at a time."""
@@ -57,111 +52,6 @@ COUNTED = 100_001
 """Open tasks that are counted of a user without a limit, for whoever wants to see how many there are."""
 
 
-NO_LIMIT = 1 << 62
-"""The room where there is no limit."""
-
-
-class _Known:
-    """A user: what the store has said (``usage``, None until its first answer), and how many tasks may still be
-    ``open`` and ``daily``, and how many ``bytes`` may still be stored. ``start`` is how much that was when the store
-    had answered; the difference is what was let in and is not in the answer. With less than ``low`` left, so much was
-    let in that the store is to be asked again. ``stored`` is how much of it is in the store by now. ``doubtful``: some
-    of it was stored while the question was under way, so the answer may have it.
-
-    ``asked`` and ``answered`` are by the clock; ``ask_again`` is the earliest time for the next question. ``reading``:
-    a question is under way; ``stale``: what it answers may be older than a change of the limits. ``among_others``: the
-    last question was about other users too; ``alone``: the next one is not.
-    """
-
-    __slots__ = (
-        "alone",
-        "among_others",
-        "answered",
-        "ask_again",
-        "asked",
-        "bytes",
-        "daily",
-        "doubtful",
-        "limits",
-        "low",
-        "open",
-        "reading",
-        "stale",
-        "start",
-        "stored_bytes",
-        "stored_daily",
-        "stored_open",
-        "usage",
-        "user_id",
-        "waiting",
-    )
-
-    def __init__(self, user_id: int, now: float) -> None:
-        self.user_id = user_id
-        self.usage: Usage | None = None
-        self.limits = Limits()
-        self.asked = self.answered = self.ask_again = now
-        # there is no room for anything until the first answer
-        self.start = self.low = Limits(-1, -1, -1)
-        self.open, self.daily, self.bytes = self.start
-        self.stored_open = self.stored_daily = self.stored_bytes = 0
-        self.doubtful = False
-        self.reading = self.stale = False
-        self.among_others = self.alone = False
-        self.waiting: list[Deferred[None]] = []
-
-    def has_room(self, opened: int, created: int, size: int) -> bool:
-        """Whether so much more is within all limits. No creation of tasks needs no room for them; whatever it is, it is
-        refused while bytes are at their limit: an open task may get a result and a log."""
-        return (
-            (not opened or opened <= self.open)
-            and (not created or created <= self.daily)
-            and max(size, 1) <= self.bytes
-        )
-
-    def may_have_ended(self, opened: int) -> bool:
-        """Whether so many tasks more exceed the limit, but would not if all stored since the answer have ended."""
-        return self.open < opened <= self.open + self.stored_open
-
-    def let_in(self, opened: int, created: int, size: int) -> None:
-        """So much is let in; with negative numbers, it was not stored, or is in the answer."""
-        self.open = min(self.open - opened, self.start.open)
-        self.daily = min(self.daily - created, self.start.daily)
-        self.bytes = min(self.bytes - size, self.start.bytes)
-
-    def stored(self) -> Limits:
-        """How much of what was let in is in the store."""
-        return Limits(self.stored_open, self.stored_daily, self.stored_bytes)
-
-    def is_outdated(self, now: float) -> bool:
-        """Whether this user is to be forgotten."""
-        return now - self.asked >= FORGOTTEN and not self.reading
-
-    def has_taken_its_share(self) -> bool:
-        """Whether more was let in than one answer is good for."""
-        low = self.low
-        return self.open < low.open or self.daily < low.daily or self.bytes < low.bytes
-
-    def forget(self) -> None:
-        """What the store has said counts no more, nor does what it is about to say."""
-        self.stale = self.reading
-        let_in = [start - room for start, room in zip(self.start, (self.open, self.daily, self.bytes), strict=True)]
-        self.usage = None
-        self.start = self.low = Limits(-1, -1, -1)
-        self.open, self.daily, self.bytes = (-1 - of for of in let_in)
-
-    def answer(self, usage: Usage, limits: Limits, now: float) -> None:
-        """The store has said this."""
-        let_in = [start - room for start, room in zip(self.start, (self.open, self.daily, self.bytes), strict=True)]
-        used = usage.open, usage.daily, usage.bytes
-        self.usage = usage
-        self.limits = limits
-        self.answered = now
-        self.start = Limits(*(limit - of if limit else NO_LIMIT for limit, of in zip(limits, used, strict=True)))
-        self.low = Limits(*(start - start // SHARE for start in self.start))
-        self.open, self.daily, self.bytes = (start - of for start, of in zip(self.start, let_in, strict=True))
-
-
 class Quotas:
     """``default`` are the limits of users who have none of their own. ``log`` knows what this server has not stored
     yet."""
@@ -174,8 +64,8 @@ class Quotas:
         self._usage_log = log
         self._default = default
         # those that were asked about last are at the end
-        self._known: dict[int, _Known] = {}
-        self._reads: Batcher[_Known, Usage | None] = Batcher(
+        self._known: dict[int, KnownUsage] = {}
+        self._reads: Batcher[KnownUsage, Usage | None] = Batcher(
             clock, self._read, max_weight=MOST_COUNTED, weigh=self._weigh
         )
 
@@ -276,7 +166,7 @@ class Quotas:
             self._ask_again(known)
         return True
 
-    def _ask_again(self, known: _Known) -> None:
+    def _ask_again(self, known: KnownUsage) -> None:
         """Ask in the background, if it is time."""
         now = self._clock.seconds()
         if not known.reading and (now - known.asked >= FRESH or known.has_taken_its_share()):
@@ -299,7 +189,7 @@ class Quotas:
             questions += 1
             await self._answer(known)
 
-    def _refusal(self, known: _Known, opened: int, created: int, size: int) -> QuotaExceeded:
+    def _refusal(self, known: KnownUsage, opened: int, created: int, size: int) -> QuotaExceeded:
         limits = known.limits
         retry_after = None
         if opened > known.open:
@@ -326,20 +216,20 @@ class Quotas:
                 advice += ", or send fewer tasks"
         return QuotaExceeded(f"{what}: {advice}", field=field, retry_after=retry_after)
 
-    def _frees_in(self, known: _Known) -> float:
+    def _frees_in(self, known: KnownUsage) -> float:
         """Seconds until the oldest hour leaves."""
         assert known.usage is not None
         # what has just been created is not in the store yet: it leaves with the present hour
         found = known.usage.frees_in if known.usage.frees_in is not None else 86_400.0
         return float(max(1, math.ceil(found - (self._clock.seconds() - known.answered))))
 
-    def _add(self, user_id: int) -> _Known:
+    def _add(self, user_id: int) -> KnownUsage:
         now = self._clock.seconds()
         self._known.pop(user_id, None)
         self._forget(now)
         if len(self._known) >= MOST_USERS:
             del self._known[next(iter(self._known))]
-        known = self._known[user_id] = _Known(user_id, now)
+        known = self._known[user_id] = KnownUsage(user_id, now)
         return known
 
     def _forget(self, now: float) -> None:
@@ -351,26 +241,26 @@ class Quotas:
 
     # -- the store
 
-    def _ask(self, known: _Known) -> None:
+    def _ask(self, known: KnownUsage) -> None:
         known.reading = True
         # those who have not been asked about for longest come first
         if self._known.get(known.user_id) is known:
             self._known[known.user_id] = self._known.pop(known.user_id)
         self._submit(known)
 
-    def _submit(self, known: _Known) -> None:
+    def _submit(self, known: KnownUsage) -> None:
         self._reads.submit(known).addCallbacks(
             self._answered, self._not_answered, callbackArgs=(known,), errbackArgs=(known,)
         )
 
-    def _weigh(self, known: _Known) -> int:
+    def _weigh(self, known: KnownUsage) -> int:
         """How many open tasks the store is expected to count, at least one part of MOST_READ."""
         if known.alone:
             return MOST_COUNTED
         counted = self._default.open if known.usage is None else known.usage.open
         return min(max(counted, MOST_COUNTED // MOST_READ), MOST_COUNTED)
 
-    def _answer(self, known: _Known) -> Deferred[None]:
+    def _answer(self, known: KnownUsage) -> Deferred[None]:
         """Fires with the next answer about this user. Fails with what the question failed with."""
         done: Deferred[None] = Deferred()
         known.waiting.append(done)
@@ -378,7 +268,7 @@ class Quotas:
             self._ask(known)
         return done
 
-    async def _read(self, asked: list[_Known]) -> Sequence[Usage | None]:
+    async def _read(self, asked: list[KnownUsage]) -> Sequence[Usage | None]:
         now = self._clock.seconds()
         before = []
         for known in asked:
@@ -395,7 +285,7 @@ class Quotas:
             known.stored_bytes -= stored.bytes - size
         return [found.get(known.user_id) for known in asked]
 
-    def _answered(self, usage: Usage | None, known: _Known) -> None:
+    def _answered(self, usage: Usage | None, known: KnownUsage) -> None:
         known.alone = False
         if known.stale:
             known.stale = False
@@ -409,7 +299,7 @@ class Quotas:
         for done in waiting:
             done.callback(None)
 
-    def _not_answered(self, failure: Failure, known: _Known) -> None:
+    def _not_answered(self, failure: Failure, known: KnownUsage) -> None:
         if known.among_others and self._store.ready and failure.check(Unavailable):
             # perhaps the tasks of one user took too long to count: the others need not fail with it
             known.among_others, known.alone = False, True

@@ -13,8 +13,9 @@ from taskd.model.errors import Unavailable
 from taskd.model.quotas import MIB, Limits
 from taskd.ports.quotas import UsageDelta
 from taskd.scheduling import quotas
+from taskd.scheduling.known_usage import FORGOTTEN
 from taskd.scheduling.maintenance import fold_usage
-from taskd.scheduling.quotas import FORGOTTEN, FRESH, RECENT
+from taskd.scheduling.quotas import FRESH, RECENT
 from taskd.usage_log import STOP_SECONDS
 from tests.unit.stage import Client, Stage, StageCase, now
 
